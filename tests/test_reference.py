@@ -1,0 +1,170 @@
+"""Our encoders against msclap and moshi, with the same random weights in files of the real formats."""
+
+import numpy as np
+import pytest
+import torch
+
+from audiolm.encoders_audiolm import HTSATEncoder, MimiEncoder, load_encoder, randomise_codebooks
+
+SECONDS = [0.1, 1.0, 5.0, 7.4, 10.0]
+
+
+def sound(seconds: float, rate: int, seed: int = 0) -> torch.Tensor:
+    """Gliding tones, bursts and noise."""
+    random = np.random.default_rng(seed)
+    t = np.arange(int(seconds * rate) + 7) / rate  # + 7: no multiple of any frame
+    tone = np.sin(2 * np.pi * (200 * t + 300 * t**2)) * (np.sin(9 * t) > 0)
+    return torch.tensor(0.4 * tone + 0.1 * random.standard_normal(len(t)) * np.abs(np.sin(4 * t)), dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def msclap(tmp_path_factory):
+    pytest.importorskip("msclap", reason="the extra `reference` is not installed")
+    from msclap.models.audio import HTSATWrapper
+
+    torch.manual_seed(0)
+    reference = HTSATWrapper(44100, 1024, 320, 64, 50, 14000, 527, 768).eval()
+    for name, value in reference.named_parameters():  # nothing left at zero or one: a wrong mapping must show
+        if not name.startswith(("htsat.spectrogram", "htsat.logmel")):
+            value.data.add_(0.05 * torch.randn_like(value))
+    reference.htsat.bn0.running_mean.normal_(-30, 5)
+    reference.htsat.bn0.running_var.uniform_(100, 300)
+    path = tmp_path_factory.mktemp("msclap") / "CLAP_weights_2023.pth"
+    state = {f"audio_encoder.base.{k}": v for k, v in reference.state_dict().items()}
+    state["audio_encoder.projection.linear1.weight"] = torch.zeros(1024, 768)
+    state["caption_encoder.base.wte.weight"] = torch.zeros(8, 768)
+    torch.save({"model": state}, path)
+    return reference.htsat, load_encoder("htsat", str(path)), state, path
+
+
+@pytest.mark.parametrize("seconds", SECONDS)
+def test_htsat_equals_msclap(msclap, seconds):
+    reference, ours, _, _ = msclap
+    clip = sound(seconds, 44100)
+    grids = {}
+    reference.tscam_conv.register_forward_pre_hook(lambda _, args: grids.update(grid=args[0]))
+    size, kept = 308700, []
+    for start, first, end in ours.windows(len(clip)):
+        window = clip.repeat(-(-size // len(clip)))[start : start + size][None]
+        with torch.no_grad():
+            mel = reference.logmel_extractor(reference.spectrogram_extractor(window))[:, 0]
+            latent = reference(window)["latent_output"]
+            our_grid, our_latent = ours.encode_windows(window)
+        assert (ours.log_mel(window) - mel).abs().max() <= 1e-4
+        assert (our_latent - latent).abs().max() <= 1e-5
+        assert (our_grid - grids["grid"]).abs().max() <= 1e-5
+        assert our_grid.shape == (1, 768, 2, 32)
+        kept += [grids["grid"][0, :, :, t].T for t in range(first, end)]
+    features = ours.encode(clip[None])[0]
+    assert torch.allclose(features, torch.cat(kept), atol=2e-5)
+    assert len(features) == ours.num_frames(len(clip))
+
+
+def test_htsat_audioset_checkpoint(msclap, tmp_path):
+    """HTS-AT's own file: the same keys under `sed_model.`, a Lightning wrapper, 32 kHz and windows of 10 s."""
+    reference, ours, state, _ = msclap
+    prefix = "audio_encoder.base.htsat."
+    state = {"sed_model." + k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    torch.save({"epoch": 1, "state_dict": state, "callbacks": {}}, tmp_path / "HTSAT_AudioSet_Saved_1.ckpt")
+    loaded = load_encoder("htsat", str(tmp_path))
+    assert (loaded.sample_rate, loaded.window_samples) == (32000, 320000)
+    window = sound(10, 32000)[None, :320000]
+    with torch.no_grad():
+        assert (loaded.encode_windows(window)[1] - reference(window)["latent_output"]).abs().max() <= 1e-5
+
+
+def test_misfit_names_keys(msclap, tmp_path):
+    _, _, state, _ = msclap
+    broken = {k: v for k, v in state.items() if not k.endswith("bn0.weight")}
+    broken["audio_encoder.base.htsat.surplus"] = torch.zeros(1)
+    torch.save({"model": broken}, tmp_path / "CLAP_weights_2023.pth")
+    with pytest.raises(ValueError, match=r"1 keys missing \(batch_norm.weight\), 1 unexpected \(surplus\)"):
+        load_encoder("htsat", str(tmp_path / "CLAP_weights_2023.pth"))
+
+
+@pytest.fixture(scope="module")
+def moshi(tmp_path_factory):
+    pytest.importorskip("moshi", reason="the extra `reference` is not installed")
+    from moshi.models import loaders
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    reference = loaders.get_mimi(None)
+    state = {k: v.clone() for k, v in reference.state_dict().items()}
+    for key, value in state.items():
+        if key.startswith(("encoder", "downsample")) and value.is_floating_point():
+            scale = 0.3 if "layer_scale" in key else 0.3 / max(1, value[0].numel()) ** 0.5
+            state[key] = value + scale * torch.randn_like(value)
+    path = tmp_path_factory.mktemp("moshi") / loaders.MIMI_NAME
+    save_file(state, str(path))
+    # codebooks from encoder outputs, so that codes vary; written back into moshi's layout
+    ours = load_encoder("mimi_full", str(path))
+    randomise_codebooks(ours)
+    quantizer = ours.model.quantizer
+    parts = {"first": quantizer.semantic_residual_vector_quantizer, "rest": quantizer.acoustic_residual_vector_quantizer}
+    for name, part in parts.items():
+        for i, layer in enumerate(part.layers):
+            usage = torch.rand(len(layer.codebook.cluster_usage)) + 0.5
+            at = f"quantizer.rvq_{name}.vq.layers.{i}._codebook."
+            state[at + "cluster_usage"] = usage
+            state[at + "embedding_sum"] = layer.codebook.embed_sum * usage[:, None]
+            state[at + "_initialized"] = torch.ones(1)
+    save_file(state, str(path))
+    return path
+
+
+@pytest.mark.parametrize(("arm", "levels"), [("mimi_semantic", 1), ("mimi_full", 8)])
+def test_mimi_equals_moshi(moshi, arm, levels):
+    from moshi.models import loaders
+
+    reference = loaders.get_mimi(moshi, num_codebooks=levels)
+    ours = load_encoder(arm, str(moshi))
+    clips = [sound(seconds, 24000, seed) for seed, seconds in enumerate(SECONDS)]
+    codes = []
+    for clip in clips:
+        with torch.no_grad():
+            codes.append(reference.encode(clip[None, None]))
+            latent = reference.decode_latent(codes[-1]).transpose(1, 2)
+        assert torch.equal(ours.codes(clip[None]), codes[-1])
+        assert (ours.encode(clip[None]) - latent).abs().max() <= 1e-4
+        assert latent.shape[1] == ours.num_frames(len(clip))
+    lengths = [len(clip) for clip in clips]
+    batch = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
+    together, features = ours.codes(batch, lengths), ours.encode(batch, lengths)
+    for row, expected, vectors in zip(together, codes, features):
+        assert torch.equal(row[:, : expected.shape[2]], expected[0])
+        assert not vectors[expected.shape[2] :].any()
+    assert all(len(level.unique()) >= 100 for level in torch.cat(codes, 2)[0])
+
+
+def test_mimi_autocast_changes_no_code(moshi):
+    ours = load_encoder("mimi_full", str(moshi))
+    clip = sound(3, 24000)[None]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(ours.codes(clip), load_encoder("mimi_full", str(moshi)).codes(clip))
+
+
+def test_mimi_transformers_format(moshi, tmp_path):
+    """A folder as kyutai/mimi's gives the codes that moshi's file gives."""
+    from transformers import MimiConfig, MimiModel
+
+    ours = load_encoder("mimi_full", str(moshi))
+    whole = MimiModel(MimiConfig())
+    whole.load_state_dict(ours.model.state_dict(), strict=False)
+    whole.save_pretrained(tmp_path)
+    clip = sound(2, 24000)[None]
+    loaded = load_encoder("mimi_full", str(tmp_path))
+    assert isinstance(loaded, MimiEncoder) and loaded.model.decoder is None
+    assert torch.equal(loaded.codes(clip), ours.codes(clip))
+
+
+def test_htsat_batch_equals_single(msclap):
+    _, ours, _, _ = msclap
+    assert isinstance(ours, HTSATEncoder)
+    clips = [sound(seconds, 44100, seed) for seed, seconds in enumerate(SECONDS)]
+    lengths = [len(clip) for clip in clips]
+    features = ours.encode(torch.nn.utils.rnn.pad_sequence(clips, batch_first=True), lengths)
+    mask = ours.frame_mask(lengths)
+    for clip, row, kept in zip(clips, features, mask):
+        assert torch.allclose(row[kept], ours.encode(clip[None])[0], atol=1e-5)
+    assert ours.num_frames(441000) == 92 and ours.num_frames(1) == 2
