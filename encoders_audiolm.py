@@ -219,7 +219,7 @@ def randomise_codebooks(encoder: MimiEncoder) -> None:
         for layer in quantizer.layers:
             points, codebook = residual.transpose(1, 2).flatten(0, 1), layer.codebook
             drawn = points[torch.randint(len(points), (codebook.codebook_size,))]
-            codebook.embed_sum.copy_(drawn + 0.1 * points.std(0) * torch.randn_like(drawn))
+            codebook.embed_sum.copy_(drawn + 0.5 * points.std(0) * torch.randn_like(drawn))
             codebook.cluster_usage.fill_(1.0)
             codebook._embed = None
             residual = residual - layer.decode(layer.encode(residual))
@@ -259,7 +259,8 @@ def _fill(module: nn.Module, state: dict[str, torch.Tensor], source: str) -> Non
     if missing or unexpected or shapes:
         raise ValueError(
             f"{source} does not fit {type(module).__name__}: {len(missing)} keys missing ({', '.join(missing[:3])}), "
-            f"{len(unexpected)} unexpected ({', '.join(unexpected[:3])}), {len(shapes)} of another shape ({'; '.join(shapes[:3])})"
+            f"{len(unexpected)} unexpected ({', '.join(unexpected[:3])}), "
+            f"{len(shapes)} of another shape ({'; '.join(shapes[:3])})"
         )
     module.load_state_dict(state, strict=False)
 
@@ -291,8 +292,8 @@ def _load_htsat(encoder_type: str, name_or_path: str | None) -> HTSATEncoder:
         if front_end:  # LAION's: 48 kHz, hop 480, windows of 10 s
             given = json.loads(Path(front_end).read_text())
             fields = {"sampling_rate": given["sampling_rate"], "mel_sampling_rate": given["sampling_rate"],
-                      "n_fft": given["fft_window_size"], "hop_length": given["hop_length"], "window_seconds": given["max_length_s"],
-                      "frequency_min": given["frequency_min"], "frequency_max": given["frequency_max"]}  # fmt: skip
+                      "n_fft": given["fft_window_size"], "hop_length": given["hop_length"],
+                      "window_seconds": given["max_length_s"], "frequency_min": given["frequency_min"], "frequency_max": given["frequency_max"]}  # fmt: skip
         config = default_encoder_config(encoder_type, {**config, **fields})
     encoder = HTSATEncoder(config)
     _fill(encoder.model.audio_encoder, state, path)
