@@ -33,6 +33,14 @@ class AudioEncoder(nn.Module):
     def _encode(self, waveform: torch.Tensor, num_samples: list[int]) -> torch.Tensor:
         raise NotImplementedError
 
+    def _apply(self, fn, recurse=True):
+        # .to(dtype), .half() and .bfloat16() move an encoder and never round it: a third of Mimi's codes would flip
+        def keep_dtype(tensor):
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(keep_dtype, recurse)
+
     @torch.no_grad()
     def encode(self, waveform: torch.Tensor, num_samples: list[int] | None = None) -> torch.Tensor:
         """Features of a batch of clips, in float32 whatever autocast is on.
@@ -71,6 +79,21 @@ class AudioEncoder(nn.Module):
         return _load_random(encoder_type) if name_or_path == "random" else _LOADERS[cls](encoder_type, name_or_path)
 
 
+def htsat_windows(num_samples: int, window_samples: int, time_cells: int) -> list[tuple[int, int, int]]:
+    """(first sample, first kept time cell, end of the kept time cells) of each window of a clip."""
+    found, covered = [], 0
+    while covered < num_samples or not found:
+        start = max(0, min(covered, num_samples - window_samples))
+        centres = start + (np.arange(time_cells) + 0.5) * window_samples / time_cells
+        kept = np.flatnonzero((centres >= covered) & (centres < num_samples))
+        if not found and not len(kept):
+            kept = np.array([0])
+        covered = start + window_samples
+        if len(kept):
+            found.append((start, int(kept[0]), int(kept[-1]) + 1))
+    return found
+
+
 class HTSATEncoder(AudioEncoder):
     """HTS-AT (arXiv 2202.00874) as MS-CLAP 2023, LAION-CLAP and its authors trained it: windows of a mel image.
 
@@ -102,17 +125,7 @@ class HTSATEncoder(AudioEncoder):
 
     def windows(self, num_samples: int) -> list[tuple[int, int, int]]:
         """(first sample, first kept time cell, end of the kept time cells) of each window of a clip."""
-        size, found, covered = self.window_samples, [], 0
-        while covered < num_samples or not found:
-            start = max(0, min(covered, num_samples - size))
-            centres = start + (np.arange(self.time_cells) + 0.5) * size / self.time_cells
-            kept = np.flatnonzero((centres >= covered) & (centres < num_samples))
-            if not found and not len(kept):
-                kept = np.array([0])
-            covered = start + size
-            if len(kept):
-                found.append((start, int(kept[0]), int(kept[-1]) + 1))
-        return found
+        return htsat_windows(num_samples, self.window_samples, self.time_cells)
 
     def num_frames(self, num_samples: int) -> int:
         return self.frequency_cells * sum(end - first for _, first, end in self.windows(num_samples))

@@ -1,0 +1,207 @@
+"""AudioLM: frozen audio encoder, mapper, language model; an answer from one or two clips and a question."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .configuration_audiolm import AudioLMConfig
+from .encoders_audiolm import AudioEncoder, MimiEncoder, build_encoder, load_encoder
+
+
+class AudioMapper(nn.Module):
+    """Standardised encoder features to vectors of the language model: Linear, GELU, Linear."""
+
+    def __init__(self, dim: int, hidden_size: int, text_size: int):
+        super().__init__()
+        # persistent: `from_pretrained` builds on the meta device, where other buffers come back as garbage
+        self.register_buffer("feature_mean", torch.zeros(dim))
+        self.register_buffer("feature_std", torch.ones(dim))
+        self.linear_1 = nn.Linear(dim, hidden_size)
+        self.act = nn.GELU()
+        self.linear_2 = nn.Linear(hidden_size, text_size)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(..., dim) to (..., text_size)."""
+        features = (features.float() - self.feature_mean.float()) / self.feature_std.float().clamp(min=1e-5)
+        return self.linear_2(self.act(self.linear_1(features.to(self.linear_1.weight.dtype))))
+
+
+class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """Language model that reads audio frames where `config.audio_token_id` stands in `input_ids`."""
+
+    config_class = AudioLMConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("audio", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _keep_in_fp32_modules_strict = ["encoder(?!.*(relative_position_index|num_batches_tracked))"]
+    _tied_weights_keys = {"language_model.lm_head.weight": "language_model.model.embed_tokens.weight"}
+
+    def __init__(self, config: AudioLMConfig):
+        super().__init__(config)
+        self.encoder = build_encoder(config.encoder_config)
+        self.mapper = AudioMapper(self.encoder.dim, config.mapper_hidden_size, config.text_config.hidden_size)
+        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.post_init()
+        self.train(self.training)
+
+    @classmethod
+    def from_pretrained_parts(
+        cls,
+        encoder_type: str,
+        encoder: AudioEncoder | str | None = None,
+        text_model: PreTrainedModel | str = "HuggingFaceTB/SmolLM2-135M-Instruct",
+        **config_fields,
+    ) -> "AudioLMForConditionalGeneration":
+        """Assembles a model from a pretrained encoder and language model, with a new mapper between them.
+
+        Args:
+            encoder_type: the arm.
+            encoder: an encoder, or what [`load_encoder`] takes: None (the published weights), a path, a name, "random".
+            text_model: a language model, its name or folder, or a `.gguf` file.
+            config_fields: further fields of [`AudioLMConfig`].
+        """
+        if not isinstance(encoder, AudioEncoder):
+            encoder = load_encoder(encoder_type, encoder)
+        if not isinstance(text_model, PreTrainedModel):
+            text_model = AutoModelForCausalLM.from_pretrained(**text_model_source(text_model), dtype=torch.float32)
+        config = AudioLMConfig(encoder_type, encoder.config, text_model.config, **config_fields)
+        model = cls(config)
+        model.encoder, model.language_model = encoder, text_model
+        model.tie_weights()
+        model.generation_config.suppress_tokens = [config.audio_token_id]
+        return model.train(False)
+
+    def _init_weights(self, module):
+        # the mapper alone: encoder and language model initialise themselves or are loaded
+        if isinstance(module, nn.Linear) and any(module is m for m in self.mapper.modules()):
+            nn.init.normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+
+    def train(self, mode: bool = True):
+        """As `nn.Module.train`, but the encoder stays frozen and in eval mode, and the language model frozen if asked."""
+        super().train(mode)
+        self.encoder.eval().requires_grad_(False)
+        self.language_model.requires_grad_(not self.config.freeze_lm)
+        if isinstance(self.encoder, MimiEncoder):
+            self.encoder.forget_codebook_cache()
+        return self
+
+    def get_input_embeddings(self):
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self):
+        return self.language_model.get_output_embeddings()
+
+    def get_audio_features(self, input_values: torch.Tensor, input_values_mask: torch.Tensor | None = None):
+        """Mapped frames of all clips, one after the other.
+
+        Args:
+            input_values: audio at the encoder's rate, (clips, samples). input_values_mask: 1 on samples, 0 on padding.
+
+        Returns:
+            (frames of all clips, text hidden size).
+        """
+        full = [input_values.shape[1]] * len(input_values)
+        lengths = full if input_values_mask is None else input_values_mask.sum(1).tolist()
+        features = self.encoder.encode(input_values, lengths)
+        kept = self.encoder.frame_mask(lengths).flatten().nonzero()[:, 0].to(features.device, non_blocking=True)
+        return self.mapper(features.flatten(0, 1)[kept])
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        input_values: torch.Tensor | None = None,
+        input_values_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values=None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int = 0,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """One step.
+
+        Args:
+            input_ids: (batch, sequence), with one `audio_token_id` for each audio frame.
+            input_values: the clips of all rows in their order, (clips, samples), at the encoder's rate.
+            input_values_mask: 1 on samples, 0 on padding, (clips, samples).
+            labels: (batch, sequence), -100 where nothing is learnt. In training, `logits` holds only the positions
+                that a label follows, (labels, vocabulary).
+            logits_to_keep: compute this many last logits; 0 computes all.
+            num_items_in_batch: labels of the whole optimizer step, by which the summed loss is divided.
+
+        Raises:
+            ValueError: if frames and placeholders differ in number.
+        """
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        if input_values is not None:
+            audio = self.get_audio_features(input_values, input_values_mask).to(inputs_embeds.dtype)
+            mask = input_ids == self.config.audio_token_id
+            # masked_scatter drops surplus frames without a word; on a GPU in training the count would synchronise
+            if (not self.training or mask.device.type == "cpu") and int(mask.sum()) != len(audio):
+                raise ValueError(
+                    f"{int(mask.sum())} audio placeholders stand in input_ids, but the audio has {len(audio)} frames"
+                )
+            inputs_embeds = inputs_embeds.masked_scatter(mask[..., None].to(inputs_embeds.device), audio)
+        outputs = self.language_model.model(
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids,
+            past_key_values=past_key_values, **kwargs,
+        )  # fmt: skip
+        hidden, loss, head = outputs.last_hidden_state, None, self.get_output_embeddings()
+        if labels is not None and self.training:
+            target = labels[:, 1:]
+            logits = head(hidden[:, :-1][target != -100])
+            loss = _cross_entropy(logits, target[target != -100], num_items_in_batch)
+        else:
+            logits = head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
+            if labels is not None:
+                loss = _cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), num_items_in_batch)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
+
+    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
+        """Repeats rows for beams and samples together with their clips, of which a row may have two."""
+        clips = {k: model_kwargs.pop(k) for k in ("input_values", "input_values_mask") if model_kwargs.get(k) is not None}
+        if clips and expand_size > 1:
+            placeholder = input_ids == self.config.audio_token_id
+            begins = placeholder & ~placeholder.roll(1, 1)
+            begins[:, 0] = placeholder[:, 0]
+            order, first = [], 0
+            for count in begins.sum(1).tolist():
+                order += list(range(first, first + count)) * expand_size
+                first += count
+            clips = {k: v[torch.tensor(order, device=v.device)] for k, v in clips.items()}
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
+        )
+        return input_ids, {**model_kwargs, **clips}
+
+
+def _cross_entropy(logits, target, num_items_in_batch):
+    """Summed over labels and divided by `num_items_in_batch`, or by their own number."""
+    total = nn.functional.cross_entropy(logits.float(), target, ignore_index=-100, reduction="sum")
+    return total / ((target != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+
+
+def text_model_source(name_or_path: str) -> dict[str, str]:
+    """Arguments of `from_pretrained` for a name, a folder or a `.gguf` file (which needs the package gguf)."""
+    path = Path(name_or_path)
+    if path.suffix == ".gguf":
+        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    return {"pretrained_model_name_or_path": name_or_path}
+
+
+AudioLMConfig.register_for_auto_class()
+for _auto in ("AutoModel", "AutoModelForCausalLM", "AutoModelForMultimodalLM"):
+    AudioLMForConditionalGeneration.register_for_auto_class(_auto)

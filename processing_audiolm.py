@@ -1,0 +1,174 @@
+"""From clips and a question to what the model reads: resampled audio, and ids with a placeholder for each frame."""
+
+import math
+
+import numpy as np
+import torch
+from transformers import BatchFeature, ProcessorMixin
+from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
+
+from .configuration_audiolm import AudioLMConfig
+from .encoders_audiolm import build_encoder, htsat_windows
+
+try:
+    import soundfile
+except ImportError:  # arrays need no reader
+    soundfile = None
+
+
+class AudioLMFeatureExtractor(SequenceFeatureExtractor):
+    """Clips of any rate and channel count to mono float32 at the encoder's rate, at most `max_audio_seconds` long."""
+
+    model_input_names = ["input_values", "input_values_mask"]
+
+    def __init__(
+        self, sampling_rate=24000, max_audio_seconds=10.0, frame_size=1920, window_samples=None, time_cells=None,
+        frequency_cells=None, **kwargs,
+    ):  # fmt: skip
+        super().__init__(feature_size=1, sampling_rate=sampling_rate, padding_value=0.0, **kwargs)
+        self.max_audio_seconds, self.frame_size, self.window_samples = max_audio_seconds, frame_size, window_samples
+        self.time_cells, self.frequency_cells = time_cells, frequency_cells
+
+    def num_frames(self, num_samples: int) -> int:
+        """Frames that the encoder gives for a clip of so many samples at `sampling_rate`."""
+        if self.window_samples is None:
+            return -(-num_samples // self.frame_size)
+        windows = htsat_windows(num_samples, self.window_samples, self.time_cells)
+        return self.frequency_cells * sum(end - first for _, first, end in windows)
+
+    def load(self, clip) -> torch.Tensor:
+        """One clip (path, array at `sampling_rate`, or (array, rate)) as mono audio, of shape (samples,).
+
+        Raises:
+            ValueError: if the clip is empty, not finite, or not of one or two dimensions.
+        """
+        name, rate = "the clip", self.sampling_rate
+        if isinstance(clip, (str, bytes)) or hasattr(clip, "__fspath__"):
+            if soundfile is None:
+                raise ImportError("reading audio files needs the package soundfile; or give (array, rate)")
+            name = str(clip)
+            with soundfile.SoundFile(clip) as file:
+                rate = file.samplerate
+                clip = file.read(math.ceil(self.max_audio_seconds * rate), dtype="float32", always_2d=True)
+        elif isinstance(clip, tuple):
+            clip, rate = clip
+        audio = torch.as_tensor(np.asarray(clip), dtype=torch.float32)
+        if audio.ndim == 2:  # the shorter axis holds the channels
+            audio = audio.mean(1 if audio.shape[0] >= audio.shape[1] else 0)
+        if audio.ndim != 1 or not len(audio):
+            raise ValueError(f"{name} has shape {tuple(audio.shape)}, but (samples,) or two dimensions and a sample are wanted")
+        audio = resample(audio[: math.ceil(self.max_audio_seconds * rate)], rate, self.sampling_rate)
+        if not torch.isfinite(audio).all():
+            raise ValueError(f"{name} holds NaN or infinite samples")
+        return audio[: round(self.max_audio_seconds * self.sampling_rate)]
+
+    def __call__(self, audio: list, return_tensors="pt", **kwargs) -> BatchFeature:
+        """Clips padded to the longest: `input_values` and `input_values_mask`, of shape (clips, samples)."""
+        clips = [self.load(clip) for clip in audio]
+        values = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
+        mask = torch.arange(values.shape[1])[None] < torch.tensor([len(c) for c in clips])[:, None]
+        return BatchFeature({"input_values": values, "input_values_mask": mask}, tensor_type=return_tensors)
+
+
+def resample(audio: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
+    """Band-limited sinc interpolation with a Hann window, 6 zero crossings and roll-off 0.99: torchaudio's defaults.
+
+    Args:
+        audio: (samples,) at `rate` Hz.
+    """
+    if rate == new_rate:
+        return audio
+    common = math.gcd(int(rate), int(new_rate))
+    old, new = int(rate) // common, int(new_rate) // common
+    base, zeros = min(old, new) * 0.99, 6
+    width = math.ceil(zeros * old / base)
+    steps = torch.arange(-width, width + old, dtype=torch.float64)[None] / old
+    phase = torch.arange(0, -new, -1, dtype=torch.float64)[:, None] / new
+    t = ((phase + steps) * base).clamp(-zeros, zeros)
+    kernel = torch.sinc(t) * torch.cos(t * math.pi / zeros / 2) ** 2 * base / old
+    padded = torch.nn.functional.pad(audio, (width, width + old))[None, None]
+    result = torch.nn.functional.conv1d(padded, kernel[:, None].to(audio.dtype), stride=old)
+    return result[0].T.flatten()[: math.ceil(new * len(audio) / old)]
+
+
+class AudioLMProcessor(ProcessorMixin):
+    """One text with one or two clips, or a list of texts with a list of clips for each."""
+
+    attributes = ["feature_extractor", "tokenizer"]
+    feature_extractor_class = "AudioLMFeatureExtractor"
+    tokenizer_class = "AutoTokenizer"
+
+    def __init__(self, feature_extractor=None, tokenizer=None, audio_token_id=3, chat_template=None, **kwargs):
+        self.audio_token_id = audio_token_id
+        chat_template = chat_template or (
+            "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}"
+            "{% if c.type == 'text' %}{{ c.text }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
+        )
+        super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
+
+    @classmethod
+    def from_config(cls, config: AudioLMConfig, tokenizer) -> "AudioLMProcessor":
+        """The processor of a model's configuration."""
+        with torch.device("meta"):
+            encoder = build_encoder(config.encoder_config)
+        extractor = AudioLMFeatureExtractor(
+            encoder.sample_rate, config.max_audio_seconds,
+            *(getattr(encoder, k, None) for k in ("frame_size", "window_samples", "time_cells", "frequency_cells")),
+        )  # fmt: skip
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return cls(extractor, tokenizer, config.audio_token_id)
+
+    def prompt_ids(self, question: str, frames: list[int]) -> list[int]:
+        """Ids of a prompt: each clip named and standing for its frames, then the question."""
+
+        def ids(text):  # a question that contains a special token's text must not inject one
+            return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+
+        prompt = []
+        for i, count in enumerate(frames):
+            prompt += [*ids(f"Audio {i + 1}: "), *[self.audio_token_id] * count, *ids("\n")]
+        return prompt + ids(f"{question.strip()}\nAnswer:")
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Ids of an answer and its EOS."""
+        ids = self.tokenizer(" " + answer.strip(), add_special_tokens=False, split_special_tokens=True).input_ids
+        return [*ids, self.tokenizer.eos_token_id]
+
+    def __call__(self, text=None, audio=None, answer=None, padding_side="left", return_tensors="pt", **kwargs) -> BatchFeature:
+        """Model inputs.
+
+        Args:
+            text: a question, or a list of them.
+            audio: for one question a clip or a list of clips; for several a list with a clip or a list of clips each.
+                A clip is a path, an array at the encoder's rate, or (array, rate).
+            answer: the answers, for training: `labels` stand on them and their EOS alone.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        rows = [audio] if isinstance(text, str) else list(audio or [None] * len(texts))
+        rows = [[] if r is None else list(r) if isinstance(r, list) else [r] for r in rows]
+        if isinstance(text, list) and len(rows) == 1 and len(texts) != len(rows) or len(rows) != len(texts):
+            raise ValueError(f"{len(texts)} texts were given, but audio for {len(rows)}")
+        answers = [answer] if isinstance(answer, str) else answer
+        clips = [clip for row in rows for clip in row]
+        data = dict(self.feature_extractor(clips)) if clips else {}
+        lengths = data["input_values_mask"].sum(1).tolist() if clips else []
+        counts = iter([self.feature_extractor.num_frames(n) for n in lengths])
+        prompts = [self.prompt_ids(t, [next(counts) for _ in row]) for t, row in zip(texts, rows)]
+        ends = [self.answer_ids(a) for a in answers] if answers else [[] for _ in prompts]
+        size = max(len(p) + len(e) for p, e in zip(prompts, ends))
+        pad = self.tokenizer.pad_token_id
+
+        def padded(ids, value):
+            gap = [value] * (size - len(ids))
+            return gap + ids if padding_side == "left" else ids + gap
+
+        data["input_ids"] = torch.tensor([padded(p + e, pad) for p, e in zip(prompts, ends)])
+        data["attention_mask"] = torch.tensor([padded([1] * len(p + e), 0) for p, e in zip(prompts, ends)])
+        if answers:
+            data["labels"] = torch.tensor([padded([-100] * len(p) + e, -100) for p, e in zip(prompts, ends)])
+        return BatchFeature(data)
+
+
+AudioLMFeatureExtractor.register_for_auto_class()
+AudioLMProcessor.register_for_auto_class()
