@@ -306,7 +306,8 @@ def _load_htsat(encoder_type: str, name_or_path: str | None) -> HTSATEncoder:
             given = json.loads(Path(front_end).read_text())
             fields = {"sampling_rate": given["sampling_rate"], "mel_sampling_rate": given["sampling_rate"],
                       "n_fft": given["fft_window_size"], "hop_length": given["hop_length"],
-                      "window_seconds": given["max_length_s"], "frequency_min": given["frequency_min"], "frequency_max": given["frequency_max"]}  # fmt: skip
+                      "window_seconds": given["max_length_s"],
+                      "frequency_min": given["frequency_min"], "frequency_max": given["frequency_max"]}  # fmt: skip
         config = default_encoder_config(encoder_type, {**config, **fields})
     encoder = HTSATEncoder(config)
     _fill(encoder.model.audio_encoder, state, path)

@@ -147,7 +147,7 @@ class AudioLMProcessor(ProcessorMixin):
         texts = [text] if isinstance(text, str) else list(text)
         rows = [audio] if isinstance(text, str) else list(audio or [None] * len(texts))
         rows = [[] if r is None else list(r) if isinstance(r, list) else [r] for r in rows]
-        if isinstance(text, list) and len(rows) == 1 and len(texts) != len(rows) or len(rows) != len(texts):
+        if len(rows) != len(texts):
             raise ValueError(f"{len(texts)} texts were given, but audio for {len(rows)}")
         answers = [answer] if isinstance(answer, str) else answer
         clips = [clip for row in rows for clip in row]

@@ -1,0 +1,136 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from audiolm import AudioLMConfig, AudioLMForConditionalGeneration
+from audiolm.encoders_audiolm import MimiEncoder
+
+from conftest import clip, small_model
+
+QUESTIONS = ["What is heard?", "Which is louder, the first or the second?"]
+
+
+def batch(processor, **kwargs):
+    """Two rows, the second with two clips, of three lengths."""
+    audio = [[(clip(1.3), 24000)], [(clip(0.4, seed=1), 24000), (clip(2.1, seed=2), 24000)]]
+    return processor(text=QUESTIONS, audio=audio, **kwargs)
+
+
+def test_batch_equals_rows(parts):
+    _, model, processor = parts
+    together = model(**batch(processor)).logits[:, -1]
+    one = model(**processor(text=QUESTIONS[0], audio=[(clip(1.3), 24000)])).logits[0, -1]
+    two = model(**processor(text=QUESTIONS[1], audio=[(clip(0.4, seed=1), 24000), (clip(2.1, seed=2), 24000)])).logits[0, -1]
+    assert torch.allclose(together, torch.stack([one, two]), atol=1e-4)
+
+
+def test_the_audio_reaches_the_answer(parts):
+    _, model, processor = parts
+    logits = [model(**processor(text="?", audio=[(clip(1, seed=s), 24000)])).logits[0, -1] for s in (0, 5)]
+    assert (logits[0] - logits[1]).abs().max() > 1e-5
+
+
+def test_frozen(parts):
+    arm, _, processor = parts
+    model = small_model(arm)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    model.train()
+    assert not any(m.training for m in model.encoder.modules())
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    model(**batch(processor, answer=["a dog", "the first"])).loss.backward()
+    optimizer.step()
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {f"mapper.linear_{i}.{p}" for i in (1, 2) for p in ("weight", "bias")}
+
+
+def test_answer_only_loss_equals_full(parts):
+    _, model, processor = parts
+    inputs = batch(processor, answer=["a dog", "the first one"])
+    full = model.eval()(**inputs)
+    answer_only = model.train()(**inputs)
+    model.eval()
+    assert answer_only.logits.shape[0] == int((inputs["labels"] != -100).sum())
+    assert torch.allclose(full.loss, answer_only.loss, atol=1e-5)
+    halves = model(**inputs, num_items_in_batch=2 * answer_only.logits.shape[0]).loss
+    assert torch.allclose(halves, full.loss / 2, atol=1e-5)
+    assert model(**inputs, logits_to_keep=1).logits.shape[1] == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_save_and_load(parts, tmp_path, dtype):
+    arm, _, processor = parts
+    model = small_model(arm).to(dtype)
+    assert {p.dtype for p in model.encoder.parameters()} == {torch.float32}
+    model.save_pretrained(tmp_path)
+    loaded = AudioLMForConditionalGeneration.from_pretrained(tmp_path, dtype=dtype)
+    state = loaded.state_dict()
+    for key, value in model.state_dict().items():
+        assert torch.equal(state[key], value) and state[key].dtype == value.dtype, key
+    assert torch.equal(model(**batch(processor)).logits, loaded(**batch(processor)).logits)
+    assert not any(p.requires_grad for p in loaded.encoder.parameters())
+
+
+def test_loads_in_a_fresh_process(parts, tmp_path):
+    _, model, processor = parts
+    model.save_pretrained(tmp_path / "m")
+    processor.save_pretrained(tmp_path / "m")
+    torch.save(model(**batch(processor)).logits, tmp_path / "logits.pt")
+    torch.save(dict(batch(processor)), tmp_path / "inputs.pt")
+    code = """
+import torch, transformers as t, numpy as np, sys
+for auto in (t.AutoModel, t.AutoModelForCausalLM, t.AutoModelForMultimodalLM):
+    m = auto.from_pretrained("m", trust_remote_code=True)
+    assert torch.equal(m(**torch.load("inputs.pt")).logits, torch.load("logits.pt")), auto
+p = t.AutoProcessor.from_pretrained("m", trust_remote_code=True)
+again = p(text="What is heard?", audio=[(np.ones(2400, "float32") / 9, 24000)])
+assert m.generate(**again, max_new_tokens=3).shape[1] > again["input_ids"].shape[1]
+pipe = t.pipeline("any-to-any", model="m", trust_remote_code=True)
+talk = [{"role": "user", "content": [{"type": "audio", "audio": np.ones(2400, "float32") / 9}, {"type": "text", "text": "What?"}]}]
+print("PIPE", pipe(talk, max_new_tokens=3, return_full_text=False))
+assert not any(k == "audiolm" or k.startswith(("msclap", "moshi", "torchaudio", "librosa")) for k in sys.modules)
+"""
+    env = {"HF_HOME": str(tmp_path / "home"), "PATH": "", "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert run.returncode == 0 and "PIPE" in run.stdout, run.stderr[-3000:]
+
+
+def test_generate(parts):
+    _, model, processor = parts
+    inputs = batch(processor)
+    options = {"max_new_tokens": 6, "do_sample": False, "suppress_tokens": [2, 3]}
+    greedy = model.generate(**inputs, **options)
+    assert torch.equal(greedy, model.generate(**inputs, **options, use_cache=False))
+    beams = model.generate(**inputs, **options, num_beams=3)
+    alone = model.generate(**processor(text=QUESTIONS[1], audio=[(clip(0.4, seed=1), 24000), (clip(2.1, seed=2), 24000)]),
+                           **options, num_beams=3)  # fmt: skip
+    assert torch.equal(beams[1, -6:], alone[0, -6:])
+    assert len(model.generate(**inputs, max_new_tokens=2, do_sample=True, num_return_sequences=2)) == 4
+
+
+def test_count_mismatch_names_both_numbers(parts):
+    _, model, processor = parts
+    inputs = batch(processor)
+    inputs["input_ids"][0, inputs["input_ids"][0].eq(3).nonzero()[0]] = 7
+    with pytest.raises(ValueError, match=r"\d+ audio placeholders stand in input_ids, but the audio has \d+ frames"):
+        model(**inputs)
+
+
+def test_autocast_changes_no_feature(parts):
+    _, model, processor = parts
+    inputs = batch(processor)
+    args = inputs["input_values"], inputs["input_values_mask"].sum(1).tolist()
+    plain = model.encoder.encode(*args)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(model.encoder.encode(*args), plain)
+    if isinstance(model.encoder, MimiEncoder):
+        assert len(model.encoder.codes(*args)[:, 0].unique()) > 4
+
+
+def test_config():
+    assert AudioLMConfig().encoder_type == "htsat"
+    with pytest.raises(ValueError, match="htsat, mimi_semantic, mimi_full"):
+        AudioLMConfig("whisper")
+    with pytest.raises(ValueError, match="needs a 'mimi' encoder_config"):
+        AudioLMConfig("mimi_full", {"model_type": "clap_audio_model"})
