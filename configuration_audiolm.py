@@ -72,6 +72,12 @@ class AudioLMConfig(PreTrainedConfig):
         self.audio_token_id = audio_token_id
         self.max_audio_seconds = max_audio_seconds
         self.freeze_lm = freeze_lm
+        # a pushed model answers to each of these
+        model = "modeling_audiolm.AudioLMForConditionalGeneration"
+        kwargs.setdefault("auto_map", {
+            "AutoConfig": "configuration_audiolm.AudioLMConfig",
+            "AutoModel": model, "AutoModelForCausalLM": model, "AutoModelForMultimodalLM": model,
+        })  # fmt: skip
         for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
             kwargs.setdefault(token, getattr(text_config, token, None))
         kwargs.setdefault("tie_word_embeddings", bool(getattr(text_config, "tie_word_embeddings", False)))

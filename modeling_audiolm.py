@@ -160,14 +160,13 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             past_key_values=past_key_values, **kwargs,
         )  # fmt: skip
         hidden, loss, head = outputs.last_hidden_state, None, self.get_output_embeddings()
-        if labels is not None and self.training:
-            target = labels[:, 1:]
-            logits = head(hidden[:, :-1][target != -100])
-            loss = _cross_entropy(logits, target[target != -100], num_items_in_batch)
-        else:
+        if labels is not None:
+            keep = labels[:, 1:] != -100
+            logits = head(hidden[:, :-1][keep])
+            total = nn.functional.cross_entropy(logits.float(), labels[:, 1:][keep], reduction="sum")
+            loss = total / (keep.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+        if labels is None or not self.training:
             logits = head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
-            if labels is not None:
-                loss = _cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), num_items_in_batch)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
 
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
@@ -188,12 +187,6 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return input_ids, {**model_kwargs, **clips}
 
 
-def _cross_entropy(logits, target, num_items_in_batch):
-    """Summed over labels and divided by `num_items_in_batch`, or by their own number."""
-    total = nn.functional.cross_entropy(logits.float(), target, ignore_index=-100, reduction="sum")
-    return total / ((target != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
-
-
 def text_model_source(name_or_path: str) -> dict[str, str]:
     """Arguments of `from_pretrained` for a name, a folder or a `.gguf` file (which needs the package gguf)."""
     path = Path(name_or_path)
@@ -203,5 +196,4 @@ def text_model_source(name_or_path: str) -> dict[str, str]:
 
 
 AudioLMConfig.register_for_auto_class()
-for _auto in ("AutoModel", "AutoModelForCausalLM", "AutoModelForMultimodalLM"):
-    AudioLMForConditionalGeneration.register_for_auto_class(_auto)
+AudioLMForConditionalGeneration.register_for_auto_class("AutoModelForMultimodalLM")

@@ -61,7 +61,9 @@ def test_answer_only_loss_equals_full(parts):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_save_and_load(parts, tmp_path, dtype):
     arm, _, processor = parts
-    model = small_model(arm).to(dtype)
+    small_model(arm).save_pretrained(tmp_path / "first")
+    model = AudioLMForConditionalGeneration.from_pretrained(tmp_path / "first", dtype=dtype)
+    assert {p.dtype for p in small_model(arm).to(dtype).encoder.parameters()} == {torch.float32}
     assert {p.dtype for p in model.encoder.parameters()} == {torch.float32}
     model.save_pretrained(tmp_path)
     loaded = AudioLMForConditionalGeneration.from_pretrained(tmp_path, dtype=dtype)
