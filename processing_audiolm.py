@@ -25,7 +25,8 @@ class AudioLMFeatureExtractor(SequenceFeatureExtractor):
         self, sampling_rate=24000, max_audio_seconds=10.0, frame_size=1920, window_samples=None, time_cells=None,
         frequency_cells=None, **kwargs,
     ):  # fmt: skip
-        super().__init__(feature_size=1, sampling_rate=sampling_rate, padding_value=0.0, **kwargs)
+        kwargs = {"feature_size": 1, "padding_value": 0.0, **kwargs}  # a saved one gives them too
+        super().__init__(sampling_rate=sampling_rate, **kwargs)
         self.max_audio_seconds, self.frame_size, self.window_samples = max_audio_seconds, frame_size, window_samples
         self.time_cells, self.frequency_cells = time_cells, frequency_cells
 
@@ -93,10 +94,6 @@ def resample(audio: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
 
 class AudioLMProcessor(ProcessorMixin):
     """One text with one or two clips, or a list of texts with a list of clips for each."""
-
-    attributes = ["feature_extractor", "tokenizer"]
-    feature_extractor_class = "AudioLMFeatureExtractor"
-    tokenizer_class = "AutoTokenizer"
 
     def __init__(self, feature_extractor=None, tokenizer=None, audio_token_id=3, chat_template=None, **kwargs):
         self.audio_token_id = audio_token_id
