@@ -80,7 +80,8 @@ def _checked(row: dict, where: str, audio_dir: AudioDir) -> dict:
         raise ValueError(f"{where}: an object is wanted, not {type(row).__name__}")
     for field in FIELDS:
         if not isinstance(row.get(field), str):
-            raise ValueError(f"{where}: field {field!r} is {type(row[field]).__name__ if field in row else 'missing'}, not a string")
+            found = type(row[field]).__name__ if field in row else "missing"
+            raise ValueError(f"{where}: field {field!r} is {found}, not a string")
         if field in REQUIRED and not row[field].strip():
             raise ValueError(f"{where}: field {field!r} is empty")
     try:

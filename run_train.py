@@ -1,0 +1,225 @@
+"""Trains one arm with the stock Trainer: `accelerate launch run_train.py --encoder_type mimi_full`.
+
+Flags override `--config FILE.yaml`; the defaults are the experiment's: 16 rows a step, lr 1e-4, 20,000 steps, 10 s.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+from transformers import AutoTokenizer, HfArgumentParser, Trainer, TrainingArguments, set_seed
+
+from audiolm.configuration_audiolm import ENCODER_TYPES
+from audiolm.data import QUESTION_TYPES, ReasonAQACollator, check_audio, load_reasonaqa
+from audiolm.modeling_audiolm import AudioLMForConditionalGeneration, text_model_source
+from audiolm.processing_audiolm import AudioLMProcessor
+
+logger = logging.getLogger("audiolm.train")
+ROWS_PER_STEP = 16  # of every arm, over all processes
+DEFAULTS = {
+    "output_dir": "outputs", "learning_rate": 1e-4, "max_steps": 20_000, "lr_scheduler_type": "cosine", "warmup_steps": 200,
+    "eval_strategy": "steps", "eval_steps": 1000, "save_steps": 1000, "save_total_limit": 2, "logging_steps": 10,
+    "dataloader_num_workers": 2, "per_device_eval_batch_size": 8, "report_to": "none", "remove_unused_columns": False,
+    "logging_nan_inf_filter": False, "label_names": ["labels"], "seed": 0,
+}  # fmt: skip
+
+
+@dataclass
+class ModelArguments:
+    encoder_type: str = field(default="htsat", metadata={"help": "the arm: " + ", ".join(ENCODER_TYPES)})
+    encoder_name_or_path: str | None = field(
+        default=None, metadata={"help": "checkpoint of the encoder (Hub name, folder or file; `random`); default: its published one"}
+    )
+    text_model_name_or_path: str = field(
+        default="HuggingFaceTB/SmolLM2-135M-Instruct", metadata={"help": "language model: Hub name, folder or .gguf file"}
+    )
+    freeze_lm: bool = field(default=True, metadata={"help": "train the mapper alone"})
+
+
+@dataclass
+class DataArguments:
+    train_file: str = field(default="data/train.json", metadata={"help": "ReasonAQA's train.json"})
+    validation_file: str | None = field(default=None, metadata={"help": "ReasonAQA's val.json; without it, no evaluation"})
+    audio_dir: list[str] = field(
+        default_factory=lambda: ["audio"],
+        metadata={"help": "folder of the audio, or SOURCE=FOLDER for each first part of the rows' paths"},
+    )
+    max_audio_seconds: float = field(default=10.0, metadata={"help": "seconds used of each clip"})
+    on_bad_audio: str = field(default="error", metadata={"help": "`error`, or `skip` the rows of missing or broken files"})
+    max_train_samples: int | None = field(default=None, metadata={"help": "use the first rows only"})
+    max_eval_samples: int = field(default=200, metadata={"help": "rows of each question type, always the same"})
+    num_stats_clips: int = field(default=2000, metadata={"help": "training clips whose features set the standardisation"})
+
+
+def parse(argv=None):
+    """Arguments from flags over `--config` over the experiment's defaults; unknown names are errors."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    pre = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    pre.add_argument("--config")
+    given, rest = pre.parse_known_args(argv)
+    parser = HfArgumentParser(
+        (ModelArguments, DataArguments, TrainingArguments), description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--config", help="YAML file of any of these options; flags override it")
+    known = {action.dest for action in parser._actions}
+    settings = {}
+    if given.config:
+        try:
+            settings = yaml.safe_load(Path(given.config).read_text()) or {}
+        except (OSError, yaml.YAMLError) as error:
+            parser.error(f"--config {given.config}: {error}")
+        if unknown := sorted(set(settings) - known):
+            parser.error(f"--config {given.config}: unknown options {', '.join(unknown)}")
+    processes = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else max(1, torch.cuda.device_count())
+    parser.set_defaults(**{**DEFAULTS, "per_device_train_batch_size": None, **settings})
+    for action in parser._actions:  # a list default would be appended to
+        if action.dest == "per_device_train_batch_size":
+            action.help = f"rows a process takes at once; {ROWS_PER_STEP} rows in all make a step"
+    space = parser.parse_args(rest)
+    if space.per_device_train_batch_size is None:
+        space.per_device_train_batch_size = max(1, ROWS_PER_STEP // processes)
+    at_once = space.per_device_train_batch_size * processes
+    if ROWS_PER_STEP % at_once:
+        parser.error(
+            f"a step takes {ROWS_PER_STEP} rows, which {processes} processes of {space.per_device_train_batch_size} do not divide"
+        )
+    space.gradient_accumulation_steps = ROWS_PER_STEP // at_once
+    if space.encoder_type not in ENCODER_TYPES:
+        parser.error(f"--encoder_type {space.encoder_type!r} is none of {', '.join(ENCODER_TYPES)}")
+    if space.on_bad_audio not in ("error", "skip"):
+        parser.error(f"--on_bad_audio {space.on_bad_audio!r} is neither error nor skip")
+    if space.validation_file is None:
+        space.eval_strategy = "no"
+    values = vars(space)
+    values.pop("config")
+    return parser.parse_dict(values)
+
+
+def audio_roots(audio_dir: list[str]) -> str | dict[str, str]:
+    """One folder, or a folder for each source."""
+    if len(audio_dir) == 1 and "=" not in audio_dir[0]:
+        return audio_dir[0]
+    if wrong := [d for d in audio_dir if "=" not in d]:
+        raise ValueError(f"--audio_dir {wrong[0]}: several folders are given as SOURCE=FOLDER")
+    return dict(d.split("=", 1) for d in audio_dir)
+
+
+def sound_rows(data, seconds: float, on_bad_audio: str, output_dir: str):
+    """The rows whose audio is there and whole; the faults are counted, named and written to a file."""
+    faults = check_audio([path for split in data.values() for row in split["audio"] for path in row], seconds)
+    if not faults:
+        return data
+    listing = Path(output_dir, "bad_audio.txt")
+    listing.parent.mkdir(parents=True, exist_ok=True)
+    listing.write_text("".join(f"{path}\t{fault}\n" for path, fault in faults.items()))
+    path, fault = next(iter(faults.items()))
+    message = f"{len(faults)} audio files cannot be used (first: {path}: {fault}); all are listed in {listing}"
+    if on_bad_audio == "error":
+        raise ValueError(f"{message}. Mend them, or give --on_bad_audio skip.")
+    kept = data.filter(lambda row: not any(p in faults for p in row["audio"]))
+    logger.warning("%s; rows left out: %s", message, {s: len(data[s]) - len(kept[s]) for s in data})
+    if empty := [split for split in kept if not len(kept[split])]:
+        raise ValueError(f"{message}; no row of {', '.join(empty)} is left")
+    return kept
+
+
+@torch.no_grad()
+def standardise(model, processor, paths: list[str], count: int, seed: int) -> None:
+    """Sets the mapper's mean and deviation per channel from `count` clips, the same ones for every arm."""
+    paths = sorted(set(paths))
+    order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(seed))[:count].tolist()
+    total = square = 0.0
+    frames = 0
+    for start in tqdm(range(0, len(order), 8), desc="feature statistics", unit="batch", disable=None):
+        audio = processor.feature_extractor([paths[i] for i in order[start : start + 8]])
+        lengths = audio["input_values_mask"].sum(1).tolist()
+        features = model.encoder.encode(audio["input_values"].to(model.device), lengths).double()
+        kept = features[model.encoder.frame_mask(lengths).to(features.device)]
+        total, square, frames = total + kept.sum(0), square + kept.square().sum(0), frames + len(kept)
+    mean = total / frames
+    model.mapper.feature_mean.copy_(mean)
+    model.mapper.feature_std.copy_((square / frames - mean.square()).clamp(min=0).sqrt())
+
+
+def token_losses(logits, labels):
+    """(summed loss, labels) of each row, so that the evaluation loss does not depend on the batch size."""
+    losses = cross_entropy(logits[:, :-1].transpose(1, 2).float(), labels[:, 1:], ignore_index=-100, reduction="none")
+    return torch.stack([losses.sum(1), (labels[:, 1:] != -100).sum(1)], 1)
+
+
+def token_loss(prediction) -> dict[str, float]:
+    """Loss per answer token of a question type."""
+    return {"token_loss": float(prediction.predictions[:, 0].sum() / max(1, prediction.predictions[:, 1].sum()))}
+
+
+def summary(model, trainer, arguments) -> str:
+    """The table at the end of a run."""
+    log = trainer.state.log_history
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    rows = {
+        "encoder": arguments.encoder_type,
+        "trained parameters": f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}",
+        "steps": trainer.state.global_step,
+    }
+    if losses:
+        rows["training loss"] = f"{losses[0]:.3f} → {losses[-1]:.3f}"
+    for kind in QUESTION_TYPES:
+        found = [e[f"eval_{kind}_token_loss"] for e in log if f"eval_{kind}_token_loss" in e]
+        if found:
+            rows[f"{kind} loss"] = f"{found[0]:.3f} → {found[-1]:.3f}" if len(found) > 1 else f"{found[0]:.3f}"
+    return "\n".join(f"{name:<20} {value}" for name, value in rows.items())
+
+
+def main(argv=None):
+    model_args, data_args, args = parse(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    set_seed(args.seed)
+    try:
+        files = {"train": data_args.train_file, "validation": data_args.validation_file}
+        data = load_reasonaqa({s: f for s, f in files.items() if f}, audio_roots(data_args.audio_dir))
+        if data_args.max_train_samples:
+            data["train"] = data["train"].select(range(min(data_args.max_train_samples, len(data["train"]))))
+        data = sound_rows(data, data_args.max_audio_seconds, data_args.on_bad_audio, args.output_dir)
+        model = AudioLMForConditionalGeneration.from_pretrained_parts(
+            model_args.encoder_type, model_args.encoder_name_or_path, model_args.text_model_name_or_path,
+            max_audio_seconds=data_args.max_audio_seconds, freeze_lm=model_args.freeze_lm,
+        )  # fmt: skip
+        tokenizer = AutoTokenizer.from_pretrained(**text_model_source(model_args.text_model_name_or_path))
+    except (ValueError, OSError) as error:
+        sys.exit(f"run_train.py: {error}")
+    processor = AudioLMProcessor.from_config(model.config, tokenizer)
+    extractor = processor.feature_extractor
+    samples = int(data_args.max_audio_seconds * extractor.sampling_rate)
+    logger.info("%s: %d tokens for %g s", model_args.encoder_type, extractor.num_frames(samples), data_args.max_audio_seconds)
+    model.to(args.device)
+    standardise(model, processor, [p for r in data["train"]["audio"] for p in r], data_args.num_stats_clips, args.seed)
+    evaluation = None
+    if "validation" in data:
+        rows = data["validation"]
+        chosen = {kind: [i for i, t in enumerate(rows["question_type"]) if t == kind] for kind in QUESTION_TYPES}
+        evaluation = {k: rows.select(i[: data_args.max_eval_samples]) for k, i in chosen.items() if i}
+    trainer = Trainer(
+        model=model, args=args, train_dataset=data["train"], eval_dataset=evaluation, data_collator=ReasonAQACollator(processor),
+        processing_class=processor, compute_metrics=token_loss, preprocess_logits_for_metrics=token_losses,
+    )  # fmt: skip
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    if evaluation and not any("eval_runtime" in k for k in trainer.state.log_history[-1]):
+        trainer.evaluate()
+    trainer.save_model()
+    trainer.save_state()
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    if trainer.is_world_process_zero():
+        print(summary(model, trainer, model_args))
+
+
+if __name__ == "__main__":
+    main()
