@@ -24,7 +24,7 @@ from audiolm.processing_audiolm import AudioLMProcessor
 logger = logging.getLogger("audiolm.train")
 ROWS_PER_STEP = 16  # of every arm, over all processes
 DEFAULTS = {
-    "output_dir": "outputs", "learning_rate": 1e-4, "max_steps": 20_000, "lr_scheduler_type": "cosine", "warmup_steps": 200,
+    "output_dir": "outputs", "learning_rate": 1e-4, "max_steps": 20_000, "lr_scheduler_type": "cosine", "warmup_steps": 0.01,
     "eval_strategy": "steps", "eval_steps": 1000, "save_steps": 1000, "save_total_limit": 2, "logging_steps": 10,
     "dataloader_num_workers": 2, "per_device_eval_batch_size": 8, "report_to": "none", "remove_unused_columns": False,
     "logging_nan_inf_filter": False, "label_names": ["labels"], "seed": 0,
@@ -35,7 +35,7 @@ DEFAULTS = {
 class ModelArguments:
     encoder_type: str = field(default="htsat", metadata={"help": "the arm: " + ", ".join(ENCODER_TYPES)})
     encoder_name_or_path: str | None = field(
-        default=None, metadata={"help": "checkpoint of the encoder (Hub name, folder or file; `random`); default: its published one"}
+        default=None, metadata={"help": "the encoder's checkpoint: Hub name, folder, file or `random`; default: the published one"}
     )
     text_model_name_or_path: str = field(
         default="HuggingFaceTB/SmolLM2-135M-Instruct", metadata={"help": "language model: Hub name, folder or .gguf file"}
@@ -89,7 +89,7 @@ def parse(argv=None):
     at_once = space.per_device_train_batch_size * processes
     if ROWS_PER_STEP % at_once:
         parser.error(
-            f"a step takes {ROWS_PER_STEP} rows, which {processes} processes of {space.per_device_train_batch_size} do not divide"
+            f"a step takes {ROWS_PER_STEP} rows; {processes} processes of {space.per_device_train_batch_size} do not divide it"
         )
     space.gradient_accumulation_steps = ROWS_PER_STEP // at_once
     if space.encoder_type not in ENCODER_TYPES:
@@ -207,8 +207,8 @@ def main(argv=None):
         chosen = {kind: [i for i, t in enumerate(rows["question_type"]) if t == kind] for kind in QUESTION_TYPES}
         evaluation = {k: rows.select(i[: data_args.max_eval_samples]) for k, i in chosen.items() if i}
     trainer = Trainer(
-        model=model, args=args, train_dataset=data["train"], eval_dataset=evaluation, data_collator=ReasonAQACollator(processor),
-        processing_class=processor, compute_metrics=token_loss, preprocess_logits_for_metrics=token_losses,
+        model=model, args=args, train_dataset=data["train"], eval_dataset=evaluation,
+        data_collator=ReasonAQACollator(processor), processing_class=processor, compute_metrics=token_loss, preprocess_logits_for_metrics=token_losses,
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if evaluation and not any("eval_runtime" in k for k in trainer.state.log_history[-1]):

@@ -1,0 +1,125 @@
+"""Accuracy by question type of a trained model, answering greedily.
+
+`python run_eval.py --model_name_or_path M --test_file test.json --audio_dir AUDIO --output_dir OUT` writes
+`predictions.jsonl` and `metrics.json`, and prints the table. The same command writes the same bytes.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import AutoTokenizer
+
+from audiolm.data import QUESTION_TYPES, ReasonAQACollator, load_reasonaqa
+from audiolm.evaluation import ReasonAQAMetric, parse_answer
+from audiolm.evaluation.metric import SCORED
+from audiolm.modeling_audiolm import AudioLMForConditionalGeneration
+from audiolm.processing_audiolm import AudioLMProcessor
+from audiolm.run_train import audio_roots, sound_rows, token_losses
+
+
+def parse(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--model_name_or_path", required=True, help="a trained AudioLM: folder or Hub name")
+    parser.add_argument("--test_file", required=True, help="ReasonAQA's test.json")
+    parser.add_argument("--audio_dir", required=True, nargs="+", help="folder of the audio, or SOURCE=FOLDER for each source")
+    parser.add_argument("--output_dir", required=True, help="where predictions.jsonl and metrics.json go")
+    parser.add_argument("--max_samples", type=int, help="answer the first rows of each question type only")
+    parser.add_argument("--batch_size", type=int, default=16, help="rows at once")
+    parser.add_argument("--max_new_tokens", type=int, default=64, help="longest answer")
+    parser.add_argument("--on_bad_audio", choices=("error", "skip"), default="error", help="what broken files do")
+    return parser.parse_args(argv)
+
+
+@torch.no_grad()
+def answer_rows(model, processor, rows, batch_size: int, max_new_tokens: int) -> list[dict]:
+    """Generated text, loss and labels of every row."""
+    ask, learn, results = ReasonAQACollator(processor, generate=True), ReasonAQACollator(processor), []
+    bar = tqdm(total=len(rows), desc="answering", unit="row", disable=None)
+    for start in range(0, len(rows), batch_size):
+        part = [rows[i] for i in range(start, min(start + batch_size, len(rows)))]
+        batch = {k: v.to(model.device) for k, v in ask(part).items()}
+        made = model.generate(**batch, do_sample=False, max_new_tokens=max_new_tokens)
+        texts = processor.tokenizer.batch_decode(made[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        batch = {k: v.to(model.device) for k, v in learn(part).items()}
+        losses = token_losses(model(**batch).logits, batch["labels"]).tolist()
+        for row, text, (loss, count) in zip(part, texts, losses):
+            results.append({**row, "generated": text.strip(), "loss": loss, "n_tokens": int(count)})
+        bar.update(len(part))
+    return results
+
+
+def score(results: list[dict]) -> dict:
+    """Metrics of answered rows; adds `parsed` and `correct` to them."""
+    for row in results:
+        kind = row["question_type"]
+        row["parsed"] = parse_answer(kind, row["input"], row["generated"])
+        right = parse_answer(kind, row["input"], row["answer"])
+        row["reference"] = right
+        row["correct"] = (row["parsed"] is not None and row["parsed"] == right) if kind in SCORED else None
+    scored = [row for row in results if row["question_type"] in SCORED]
+    metrics = {"n": len(results)}
+    if scored:
+        # a reference that cannot be parsed stays as its text, which no parsed answer equals
+        metrics |= ReasonAQAMetric().compute(
+            predictions=[row["parsed"] or "" for row in scored],
+            references=[row["reference"] or row["answer"] for row in scored],
+            question_type=[row["question_type"] for row in scored], subtype=[row["subtype"] for row in scored],
+        )  # fmt: skip
+    metrics["text"] = {}
+    for kind in QUESTION_TYPES:
+        rows = [row for row in results if row["question_type"] == kind]
+        if rows and kind not in SCORED:
+            metrics["text"][kind] = {
+                "n": len(rows),
+                "loss_per_answer_token": sum(r["loss"] for r in rows) / sum(r["n_tokens"] for r in rows),
+                "mean_words": sum(len(r["generated"].split()) for r in rows) / len(rows),
+            }
+    return metrics
+
+
+def table(metrics: dict) -> str:
+    """The metrics as text."""
+    lines = [f"{'question type':<16}{'n':>7}{'accuracy':>10}{'95 % interval':>18}{'unparsed':>10}"]
+    groups = {**metrics.get("question_type", {}), **({"all (micro)": metrics["micro"]} if "micro" in metrics else {})}
+    for name, g in groups.items():
+        interval = f"{g['ci95_low']:.3f} - {g['ci95_high']:.3f}"
+        lines.append(f"{name:<16}{g['n']:>7}{g['accuracy']:>10.3f}{interval:>18}{g['n_unparsed']:>10}")
+    if metrics.get("macro_accuracy") is not None:
+        lines.append(f"{'mean of types':<16}{'':>7}{metrics['macro_accuracy']:>10.3f}")
+    if metrics["text"]:
+        lines.append(f"{'':<16}{'n':>7}{'loss per token':>18}{'mean words':>12}")
+        lines += [f"{k:<16}{g['n']:>7}{g['loss_per_answer_token']:>18.3f}{g['mean_words']:>12.1f}"
+                  for k, g in metrics["text"].items()]  # fmt: skip
+    return "\n".join(lines)
+
+
+def main(argv=None):
+    args = parse(argv)
+    output = Path(args.output_dir)
+    try:
+        model = AudioLMForConditionalGeneration.from_pretrained(args.model_name_or_path)
+        processor = AudioLMProcessor.from_config(model.config, AutoTokenizer.from_pretrained(args.model_name_or_path))
+        data = load_reasonaqa({"test": args.test_file}, audio_roots(args.audio_dir))
+        if args.max_samples:
+            kinds = data["test"]["question_type"]
+            first = {k: [i for i, t in enumerate(kinds) if t == k][: args.max_samples] for k in QUESTION_TYPES}
+            data["test"] = data["test"].select(sorted(i for rows in first.values() for i in rows))
+        data = sound_rows(data, model.config.max_audio_seconds, args.on_bad_audio, args.output_dir)
+    except (ValueError, OSError) as error:
+        sys.exit(f"run_eval.py: {error}")
+    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    results = answer_rows(model, processor, data["test"], args.batch_size, args.max_new_tokens)
+    metrics = score(results)
+    output.mkdir(parents=True, exist_ok=True)
+    with open(output / "predictions.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(json.dumps({k: v for k, v in r.items() if k != "audio"}, ensure_ascii=False) + "\n" for r in results)
+    (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    print(table(metrics))
+
+
+if __name__ == "__main__":
+    main()
