@@ -35,7 +35,7 @@ DEFAULTS = {
 class ModelArguments:
     encoder_type: str = field(default="htsat", metadata={"help": "the arm: " + ", ".join(ENCODER_TYPES)})
     encoder_name_or_path: str | None = field(
-        default=None, metadata={"help": "the encoder's checkpoint: Hub name, folder, file or `random`; default: the published one"}
+        default=None, metadata={"help": "Hub name, folder or file of its weights, or `random`; default: the published ones"}
     )
     text_model_name_or_path: str = field(
         default="HuggingFaceTB/SmolLM2-135M-Instruct", metadata={"help": "language model: Hub name, folder or .gguf file"}
@@ -208,7 +208,8 @@ def main(argv=None):
         evaluation = {k: rows.select(i[: data_args.max_eval_samples]) for k, i in chosen.items() if i}
     trainer = Trainer(
         model=model, args=args, train_dataset=data["train"], eval_dataset=evaluation,
-        data_collator=ReasonAQACollator(processor), processing_class=processor, compute_metrics=token_loss, preprocess_logits_for_metrics=token_losses,
+        data_collator=ReasonAQACollator(processor), processing_class=processor,
+        compute_metrics=token_loss, preprocess_logits_for_metrics=token_losses,
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if evaluation and not any("eval_runtime" in k for k in trainer.state.log_history[-1]):
