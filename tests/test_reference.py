@@ -168,3 +168,18 @@ def test_htsat_batch_equals_single(msclap):
     for clip, row, kept in zip(clips, features, mask):
         assert torch.allclose(row[kept], ours.encode(clip[None])[0], atol=1e-5)
     assert ours.num_frames(441000) == 92 and ours.num_frames(1) == 2
+
+
+def test_the_command(msclap, moshi, tmp_path, capsys):
+    """The command line agrees on files of other rates and lengths, and says by how much."""
+    import soundfile
+
+    from audiolm.evaluation.reference import main
+
+    files = []
+    for seconds, rate in ((0.3, 16000), (8.0, 48000)):
+        files.append(str(tmp_path / f"{rate}.wav"))
+        soundfile.write(files[-1], sound(seconds, rate).numpy(), rate)
+    assert main(["--encoder_type", "htsat", "--encoder_name_or_path", str(msclap[3]), *files]) <= 2e-5
+    assert main(["--encoder_type", "mimi_full", "--encoder_name_or_path", str(moshi), *files]) <= 1e-4
+    assert capsys.readouterr().out.count("largest deviation") == 2

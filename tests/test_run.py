@@ -82,8 +82,13 @@ def test_arguments(tmp_path, capsys):
     model, data, args = parse(["--config", str(tmp_path / "c.yaml"), "--learning_rate", "0.2"])
     assert (model.encoder_type, args.learning_rate, data.max_audio_seconds) == ("mimi_full", 0.2, 10.0)
     (tmp_path / "c.yaml").write_text("learning_speed: 1\n")
-    for wrong, message in [(["--per_device_train_batch_size", "5"], "do not divide"), (["--encoder_type", "x"], "none of htsat"),
-                           (["--no_such_flag"], "unrecognized"), (["--config", str(tmp_path / "c.yaml")], "learning_speed")]:  # fmt: skip
+    wrongs = {
+        "do not divide": ["--per_device_train_batch_size", "5"],
+        "none of htsat": ["--encoder_type", "x"],
+        "unrecognized": ["--no_such_flag"],
+        "learning_speed": ["--config", str(tmp_path / "c.yaml")],
+    }
+    for message, wrong in wrongs.items():
         with pytest.raises(SystemExit):
             parse(wrong)
         assert message in capsys.readouterr().err
