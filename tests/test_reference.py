@@ -92,7 +92,7 @@ def moshi(tmp_path_factory):
     reference = loaders.get_mimi(None)
     state = {k: v.clone() for k, v in reference.state_dict().items()}
     for key, value in state.items():
-        if key.startswith(("encoder", "downsample")) and value.is_floating_point():
+        if key.startswith(("encoder", "downsample")) and not key.endswith("conv.bias"):  # no large mean to round against
             scale = 0.3 if "layer_scale" in key else 0.3 / max(1, value[0].numel()) ** 0.5
             state[key] = value + scale * torch.randn_like(value)
     path = tmp_path_factory.mktemp("moshi") / loaders.MIMI_NAME
@@ -179,7 +179,7 @@ def test_the_command(msclap, moshi, tmp_path, capsys):
     files = []
     for seconds, rate in ((0.3, 16000), (8.0, 48000)):
         files.append(str(tmp_path / f"{rate}.wav"))
-        soundfile.write(files[-1], sound(seconds, rate).numpy(), rate)
-    assert main(["--encoder_type", "htsat", "--encoder_name_or_path", str(msclap[3]), *files]) <= 2e-5
+        soundfile.write(files[-1], sound(seconds, rate).numpy(), rate, subtype="FLOAT")
+    assert main(["--encoder_type", "htsat", "--encoder_name_or_path", str(msclap[3]), *files]) <= 1e-4
     assert main(["--encoder_type", "mimi_full", "--encoder_name_or_path", str(moshi), *files]) <= 1e-4
     assert capsys.readouterr().out.count("largest deviation") == 2
