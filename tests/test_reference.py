@@ -13,7 +13,7 @@ def sound(seconds: float, rate: int, seed: int = 0) -> torch.Tensor:
     """Gliding tones and bursts over noise, as in any recording: 60 dB below a pure tone both STFTs are rounding only."""
     random = np.random.default_rng(seed)
     t = np.arange(int(seconds * rate) + 7) / rate  # + 7: no multiple of any frame
-    tone = np.sin(2 * np.pi * (200 * t + 300 * t**2)) * (np.sin(9 * t) > 0)
+    tone = np.sin(2 * np.pi * (200 * (1 + seed) * t + 300 * t**2)) * (np.sin((9 + 7 * seed) * t) > 0)
     return torch.tensor(0.4 * tone + 0.1 * random.standard_normal(len(t)) * (1 + np.abs(np.sin(4 * t))), dtype=torch.float32)
 
 
@@ -119,7 +119,7 @@ def test_mimi_equals_moshi(moshi, arm, levels):
 
     reference = loaders.get_mimi(moshi, num_codebooks=levels)
     ours = load_encoder(arm, str(moshi))
-    clips = [sound(seconds, 24000, seed) for seed, seconds in enumerate(SECONDS)]
+    clips = [sound(seconds, 24000, seed) for seed, seconds in enumerate([*SECONDS, 9.3, 10.0, 8.8])]
     codes = []
     for clip in clips:
         with torch.no_grad():
