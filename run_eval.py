@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
+from audiolm.configuration_audiolm import AudioLMConfig
 from audiolm.data import QUESTION_TYPES, ReasonAQACollator, load_reasonaqa
 from audiolm.evaluation import ReasonAQAMetric, parse_answer
 from audiolm.evaluation.metric import SCORED
@@ -100,6 +101,8 @@ def table(metrics: dict) -> str:
 def main(argv=None):
     args = parse(argv)
     output = Path(args.output_dir)
+    # this code reads the model, not the copy beside its weights, about which transformers would ask
+    AutoConfig.register("audiolm", AudioLMConfig, exist_ok=True)
     try:
         model = AudioLMForConditionalGeneration.from_pretrained(args.model_name_or_path)
         processor = AudioLMProcessor.from_config(model.config, AutoTokenizer.from_pretrained(args.model_name_or_path))
