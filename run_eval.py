@@ -19,7 +19,7 @@ from audiolm.evaluation import ReasonAQAMetric, parse_answer
 from audiolm.evaluation.metric import SCORED
 from audiolm.modeling_audiolm import AudioLMForConditionalGeneration
 from audiolm.processing_audiolm import AudioLMProcessor
-from audiolm.run_train import audio_roots, sound_rows, token_losses
+from audiolm.run_train import audio_roots, sound_rows, token_losses, use_all_of_the_cpu
 
 
 def parse(argv=None) -> argparse.Namespace:
@@ -101,6 +101,7 @@ def table(metrics: dict) -> str:
 def main(argv=None):
     args = parse(argv)
     output = Path(args.output_dir)
+    use_all_of_the_cpu()
     # this code reads the model, not the copy beside its weights, about which transformers would ask
     AutoConfig.register("audiolm", AudioLMConfig, exist_ok=True)
     try:
