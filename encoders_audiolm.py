@@ -195,8 +195,14 @@ class MimiEncoder(AudioEncoder):
         with torch.autocast(device_type=waveform.device.type, enabled=False):
             return self._codes(waveform.float(), num_samples or [waveform.shape[1]] * len(waveform))
 
+    @torch.no_grad()
+    def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
+        """Features (batch, frames, dim) of codes (batch, levels, frames)."""
+        with torch.autocast(device_type=codes.device.type, enabled=False):
+            return self.model.quantizer.decode(codes.long()).transpose(1, 2)
+
     def _encode(self, waveform, num_samples):
-        features = self.model.quantizer.decode(self._codes(waveform, num_samples)).transpose(1, 2)
+        features = self.decode_codes(self._codes(waveform, num_samples))
         return features * self.frame_mask(num_samples).to(features.device)[..., None]
 
     def forget_codebook_cache(self):

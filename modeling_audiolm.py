@@ -101,19 +101,28 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self):
         return self.language_model.get_output_embeddings()
 
-    def get_audio_features(self, input_values: torch.Tensor, input_values_mask: torch.Tensor | None = None):
-        """Mapped frames of all clips, one after the other.
-
-        Args:
-            input_values: audio at the encoder's rate, (clips, samples). input_values_mask: 1 on samples, 0 on padding.
+    def get_audio_features(
+        self,
+        input_values: torch.Tensor | None = None,
+        input_values_mask: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        num_samples: list[int] | None = None,
+    ) -> torch.Tensor:
+        """Mapped frames of all clips, one after the other; arguments as `forward` takes them.
 
         Returns:
             (frames of all clips, text hidden size).
         """
-        full = [input_values.shape[1]] * len(input_values)
-        lengths = full if input_values_mask is None else input_values_mask.sum(1).tolist()
-        features = self.encoder.encode(input_values, lengths)
-        kept = self.encoder.frame_mask(lengths).flatten().nonzero()[:, 0].to(features.device, non_blocking=True)
+        if input_features is None:
+            if num_samples is None:
+                full = [input_values.shape[1]] * len(input_values)
+                num_samples = full if input_values_mask is None else input_values_mask.sum(1).tolist()
+            features, mask = self.encoder.encode(input_values, num_samples), self.encoder.frame_mask(num_samples)
+        else:
+            features = input_features if input_features.is_floating_point() else self.encoder.decode_codes(input_features)
+            mask = torch.ones(features.shape[:2]) if input_features_mask is None else input_features_mask
+        kept = mask.flatten().nonzero()[:, 0].to(features.device, non_blocking=True)
         return self.mapper(features.flatten(0, 1)[kept])
 
     def forward(
@@ -122,12 +131,16 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         attention_mask: torch.Tensor | None = None,
         input_values: torch.Tensor | None = None,
         input_values_mask: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         past_key_values=None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         logits_to_keep: int = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
+        num_samples: list[int] | None = None,
+        label_index: torch.LongTensor | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """One step.
@@ -136,21 +149,29 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             input_ids: (batch, sequence), with one `audio_token_id` for each audio frame.
             input_values: the clips of all rows in their order, (clips, samples), at the encoder's rate.
             input_values_mask: 1 on samples, 0 on padding, (clips, samples).
+            input_features: in place of `input_values`, what the encoder made of the clips: features
+                (clips, frames, dim), or Mimi's codes (clips, levels, frames). input_features_mask: (clips, frames).
             labels: (batch, sequence), -100 where nothing is learnt. In training, `logits` holds only the positions
                 that a label follows, (labels, vocabulary).
             logits_to_keep: compute this many last logits; 0 computes all.
             num_items_in_batch: labels of the whole optimizer step, by which the summed loss is divided.
+            num_samples: samples of each clip, known to the host, in place of `input_values_mask`; frames and
+                placeholders are then taken to agree, as in a batch of [`AudioLMProcessor`].
+            label_index: where labels stand in `labels.flatten()`; `logits` then holds the positions before these
+                alone, also in evaluation. With both, a step waits nowhere for the GPU.
 
         Raises:
             ValueError: if frames and placeholders differ in number.
         """
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        if input_values is not None:
-            audio = self.get_audio_features(input_values, input_values_mask).to(inputs_embeds.dtype)
+        if input_values is not None or input_features is not None:
+            audio = self.get_audio_features(
+                input_values, input_values_mask, input_features, input_features_mask, num_samples
+            ).to(inputs_embeds.dtype)
             mask = input_ids == self.config.audio_token_id
-            # masked_scatter drops surplus frames without a word; on a GPU in training the count would synchronise
-            if (not self.training or mask.device.type == "cpu") and int(mask.sum()) != len(audio):
+            # masked_scatter drops surplus frames without a word
+            if num_samples is None and int(mask.sum()) != len(audio):
                 raise ValueError(
                     f"{int(mask.sum())} audio placeholders stand in input_ids, but the audio has {len(audio)} frames"
                 )
@@ -160,18 +181,21 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             past_key_values=past_key_values, **kwargs,
         )  # fmt: skip
         hidden, loss, head = outputs.last_hidden_state, None, self.get_output_embeddings()
+        answers_only = labels is not None and (self.training or label_index is not None)
         if labels is not None:
-            keep = labels[:, 1:] != -100
-            logits = head(hidden[:, :-1][keep])
-            total = nn.functional.cross_entropy(logits.float(), labels[:, 1:][keep], reduction="sum")
-            loss = total / (keep.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
-        if labels is None or not self.training:
+            if label_index is None:
+                label_index = nn.functional.pad(labels[:, 1:], (1, 0), value=-100).flatten().ne(-100).nonzero()[:, 0]
+            logits, wanted = head(hidden.flatten(0, 1)[label_index - 1]), labels.flatten()[label_index]
+            total = nn.functional.cross_entropy(logits.float(), wanted, reduction="sum")
+            loss = total / (max(1, len(wanted)) if num_items_in_batch is None else num_items_in_batch)
+        if not answers_only:
             logits = head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
 
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
         """Repeats rows for beams and samples together with their clips, of which a row may have two."""
-        clips = {k: model_kwargs.pop(k) for k in ("input_values", "input_values_mask") if model_kwargs.get(k) is not None}
+        names = [f"input_{kind}{mask}" for kind in ("values", "features") for mask in ("", "_mask")]
+        clips = {k: model_kwargs.pop(k) for k in names if model_kwargs.get(k) is not None}
         if clips and expand_size > 1:
             placeholder = input_ids == self.config.audio_token_id
             begins = placeholder & ~placeholder.roll(1, 1)

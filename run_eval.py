@@ -37,16 +37,20 @@ def parse(argv=None) -> argparse.Namespace:
 
 @torch.no_grad()
 def answer_rows(model, processor, rows, batch_size: int, max_new_tokens: int) -> list[dict]:
-    """Generated text, loss and labels of every row."""
+    """Generated text, loss and labels of every row; a batch's clips are decoded and encoded once."""
     ask, learn, results = ReasonAQACollator(processor, generate=True), ReasonAQACollator(processor), []
     bar = tqdm(total=len(rows), desc="answering", unit="row", disable=None)
     for start in range(0, len(rows), batch_size):
         part = [rows[i] for i in range(start, min(start + batch_size, len(rows)))]
-        batch = {k: v.to(model.device) for k, v in ask(part).items()}
-        made = model.generate(**batch, do_sample=False, max_new_tokens=max_new_tokens)
-        texts = processor.tokenizer.batch_decode(made[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-        batch = {k: v.to(model.device) for k, v in learn(part).items()}
-        losses = token_losses(model(**batch).logits, batch["labels"]).tolist()
+        heard = [{**row, "audio": [processor.feature_extractor.load(path) for path in row["audio"]]} for row in part]
+        batch = {k: v if isinstance(v, list) else v.to(model.device) for k, v in learn(heard).items()}
+        lengths = batch.pop("num_samples")
+        features = {"input_features": model.encoder.encode(batch.pop("input_values"), lengths),
+                    "input_features_mask": model.encoder.frame_mask(lengths).to(model.device)}  # fmt: skip
+        losses = token_losses(model(**batch, **features).logits, batch["labels"]).tolist()
+        prompts = {k: v.to(model.device) for k, v in ask(heard).items() if not k.startswith("input_values")}
+        made = model.generate(**prompts, **features, do_sample=False, max_new_tokens=max_new_tokens)
+        texts = processor.tokenizer.batch_decode(made[:, prompts["input_ids"].shape[1] :], skip_special_tokens=True)
         for row, text, (loss, count) in zip(part, texts, losses):
             results.append({**row, "generated": text.strip(), "loss": loss, "n_tokens": int(count)})
         bar.update(len(part))
@@ -104,9 +108,12 @@ def main(argv=None):
     use_all_of_the_cpu()
     # this code reads the model, not the copy beside its weights, about which transformers would ask
     AutoConfig.register("audiolm", AudioLMConfig, exist_ok=True)
+    name = args.model_name_or_path
     try:
-        model = AudioLMForConditionalGeneration.from_pretrained(args.model_name_or_path)
-        processor = AudioLMProcessor.from_config(model.config, AutoTokenizer.from_pretrained(args.model_name_or_path))
+        if not Path(name, "config.json").is_file() and (Path(name).exists() or len(Path(name).parts) != 2):
+            raise ValueError(f"--model_name_or_path {name} is neither a folder with config.json nor a Hub name like user/model")
+        model = AudioLMForConditionalGeneration.from_pretrained(name)
+        processor = AudioLMProcessor.from_config(model.config, AutoTokenizer.from_pretrained(name))
         data = load_reasonaqa({"test": args.test_file}, audio_roots(args.audio_dir))
         if args.max_samples:
             kinds = data["test"]["question_type"]

@@ -5,17 +5,21 @@ Flags override `--config FILE.yaml`; the defaults are the experiment's: 16 rows 
 
 import argparse
 import ctypes
+import json
 import logging
 import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 import yaml
+from safetensors import SafetensorError, safe_open
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import AutoTokenizer, HfArgumentParser, Trainer, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
 
 from audiolm.configuration_audiolm import ENCODER_TYPES
 from audiolm.data import QUESTION_TYPES, ReasonAQACollator, check_audio, load_reasonaqa
@@ -93,15 +97,49 @@ def parse(argv=None):
             f"a step takes {ROWS_PER_STEP} rows; {processes} processes of {space.per_device_train_batch_size} do not divide it"
         )
     space.gradient_accumulation_steps = ROWS_PER_STEP // at_once
+    if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
+        parser.error(f"start {processes} GPUs with `accelerate launch`; one process cannot split a batch of clips")
     if space.encoder_type not in ENCODER_TYPES:
         parser.error(f"--encoder_type {space.encoder_type!r} is none of {', '.join(ENCODER_TYPES)}")
     if space.on_bad_audio not in ("error", "skip"):
         parser.error(f"--on_bad_audio {space.on_bad_audio!r} is neither error nor skip")
     if space.validation_file is None:
         space.eval_strategy = "no"
+    try:
+        space.resume_from_checkpoint = checkpoint_to_resume(space.resume_from_checkpoint, space.output_dir)
+    except ValueError as error:
+        parser.error(str(error))
     values = vars(space)
     values.pop("config")
     return parser.parse_dict(values)
+
+
+def checkpoint_to_resume(asked: str | None, output_dir: str) -> str | None:
+    """The checkpoint that `--resume_from_checkpoint` names: a folder, or `true` for the last one of `output_dir`.
+
+    Raises:
+        ValueError: if there is none, or one of its files is missing or torn.
+    """
+    if asked is None or asked.lower() in ("false", "no"):
+        return None
+    folder = asked
+    if asked.lower() in ("true", "yes", "last"):
+        folder = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
+        if folder is None:
+            raise ValueError(f"--resume_from_checkpoint {asked}: {output_dir} holds no checkpoint")
+    for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json"):
+        file = Path(folder, name)
+        try:
+            if name.endswith(".safetensors"):
+                with safe_open(file, "pt") as tensors:
+                    tensors.keys()
+            elif name.endswith(".json"):
+                json.loads(file.read_text())
+            else:
+                torch.load(file, map_location="meta", weights_only=True)
+        except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
+            raise ValueError(f"--resume_from_checkpoint: {file} is missing or torn ({error}); name an earlier one") from error
+    return folder
 
 
 def use_all_of_the_cpu() -> None:
@@ -170,9 +208,15 @@ def standardise(model, processor, paths: list[str], count: int, seed: int) -> No
 
 
 def token_losses(logits, labels):
-    """(summed loss, labels) of each row, so that the evaluation loss does not depend on the batch size."""
-    losses = cross_entropy(logits[:, :-1].transpose(1, 2).float(), labels[:, 1:], ignore_index=-100, reduction="none")
-    return torch.stack([losses.sum(1), (labels[:, 1:] != -100).sum(1)], 1)
+    """(summed loss, labels) of each row, so that the evaluation loss does not depend on the batch size.
+
+    Args:
+        logits: (labels that are not -100, vocabulary). labels: (batch, sequence).
+    """
+    row, column = (labels != -100).nonzero(as_tuple=True)
+    losses = cross_entropy(logits.float(), labels[row, column], reduction="none")
+    counts = torch.zeros(len(labels), 2, device=losses.device)
+    return counts.index_add(0, row, torch.stack([losses, torch.ones_like(losses)], 1))
 
 
 def token_loss(prediction) -> dict[str, float]:

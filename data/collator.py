@@ -15,4 +15,9 @@ class ReasonAQACollator:
             answer=None if self.generate else [row["answer"] for row in rows],
             padding_side="left" if self.generate else "right",
         )
-        return dict(batch)
+        batch = {"input_ids": batch.pop("input_ids"), **batch}  # the Trainer counts rows on the first
+        if not self.generate:  # counted here, so that the model need not ask the GPU
+            batch["label_index"] = (batch["labels"].flatten() != -100).nonzero()[:, 0]
+            if "input_values" in batch:
+                batch["num_samples"] = batch.pop("input_values_mask").sum(1).tolist()
+        return batch
