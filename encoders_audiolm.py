@@ -66,8 +66,8 @@ class AudioEncoder(nn.Module):
 
     def frame_mask(self, num_samples: list[int]) -> torch.Tensor:
         """True where `encode` gives a frame of a clip, False behind its end; of shape (batch, frames), on the CPU."""
-        frames = torch.tensor([self.num_frames(int(n)) for n in num_samples])
-        return torch.arange(int(frames.max()))[None] < frames[:, None]
+        frames = [self.num_frames(int(n)) for n in num_samples]
+        return torch.arange(max(frames))[None] < torch.tensor(frames)[:, None]
 
     @classmethod
     def from_checkpoint(cls, encoder_type: str, name_or_path: str | None = None) -> "AudioEncoder":

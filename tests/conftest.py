@@ -4,10 +4,14 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "mini_reasonaqa"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the recordings of mini_reasonaqa are not beside the checkout")
 ARMS = ["htsat", "mimi_semantic", "mimi_full"]
 SMALL_HTSAT = {"patch_embeds_hidden_size": 8, "hidden_size": 64, "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 2, 2],
                "window_seconds": 1.0}  # fmt: skip

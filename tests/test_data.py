@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import clip
+from conftest import SHARED, clip, needs_shared
 
 from audiolm.data import check_audio, load_reasonaqa, resolve_path
 from audiolm.data.reasonaqa import question_type
 from audiolm.processing_audiolm import resample
 
-SHARED = Path(__file__).parents[2] / "shared" / "data" / "mini_reasonaqa"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the recordings of mini_reasonaqa are not beside the checkout")
 ROW = {"taskname": "audioqa", "filepath1": "a\\b.wav", "filepath2": "", "caption1": "", "caption2": "",
        "input": "is there a dog? Answer only using yes or no.", "answer": "yes", "subtype": "ClothoAQA.json"}  # fmt: skip
 

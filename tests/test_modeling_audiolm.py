@@ -1,11 +1,15 @@
 import subprocess
 import sys
+import traceback
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import clip, small_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from audiolm import AudioLMConfig, AudioLMForConditionalGeneration
+from audiolm.data import ReasonAQACollator
 from audiolm.encoders_audiolm import MimiEncoder
 
 QUESTIONS = ["What is heard?", "Which is louder, the first or the second?"]
@@ -136,3 +140,67 @@ def test_config():
         AudioLMConfig("whisper")
     with pytest.raises(ValueError, match="needs a 'mimi' encoder_config"):
         AudioLMConfig("mimi_full", {"model_type": "clap_audio_model"})
+
+
+def test_features_or_codes_in_place_of_audio(parts):
+    _, model, processor = parts
+    inputs = batch(processor)
+    expected, tokens = model(**inputs).logits, model.generate(**inputs, max_new_tokens=3, num_beams=2)
+    values, lengths = inputs.pop("input_values"), inputs.pop("input_values_mask").sum(1).tolist()
+    inputs["input_features_mask"] = model.encoder.frame_mask(lengths)
+    kept = [model.encoder.encode(values, lengths)]
+    if isinstance(model.encoder, MimiEncoder):
+        kept.append(model.encoder.codes(values, lengths).to(torch.int16))
+    for features in kept:
+        assert torch.equal(model(**inputs, input_features=features).logits, expected)
+        assert torch.equal(model.generate(**inputs, input_features=features, max_new_tokens=3, num_beams=2), tokens)
+
+
+class Waits(TorchDispatchMode):
+    """The places of this package where Python asks for a value, which it would have to wait for on a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.masked_select) or (
+            function.overloadpacket is torch.ops.aten.index and any(i is not None and i.dtype == torch.bool for i in args[1])
+        ):
+            caller = next(f for f in reversed(traceback.extract_stack()[:-1]) if "/torch/" not in f.filename)
+            if Path(caller.filename).parent == Path(__file__).parents[1]:
+                self.found.append(f"{function} in {caller.name}, line {caller.lineno}")
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_training_step_does_not_wait_for_the_gpu(parts):
+    _, model, processor = parts
+    rows = [{"input": q, "answer": "yes", "audio": [(clip(1 + i), 24000)]} for i, q in enumerate(QUESTIONS)]
+    made = ReasonAQACollator(processor)(rows)
+    with Waits() as waits:
+        loss = model.train()(**made, num_items_in_batch=torch.tensor(4)).loss
+        loss.backward()
+    model.eval().zero_grad()
+    assert not waits.found
+    del made["label_index"]
+    lengths = made.pop("num_samples")
+    made["input_values_mask"] = torch.arange(made["input_values"].shape[1])[None] < torch.tensor(lengths)[:, None]
+    with Waits() as waits:
+        model(**made)
+    assert any("get_audio_features" in place for place in waits.found)  # so the check above can fail
+    assert torch.equal(model.train()(**made, num_items_in_batch=4).loss, loss)
+    model.eval()
+
+
+def test_any_audio_is_heard(parts):
+    """Silence, one sample, many channels, either order of the axes; a text cannot inject a placeholder."""
+    _, model, processor = parts
+    extractor = processor.feature_extractor
+    for audio in (torch.zeros(9000).numpy(), torch.ones(1).numpy()):
+        assert model(**processor(text="<audio> <|im_end|> ?", audio=[audio])).logits.isfinite().all()
+    mono = clip(0.5)
+    six = torch.tensor(mono).repeat(6, 1).numpy()
+    for shape in (six, six.T):
+        assert torch.allclose(extractor.load((shape, 24000)), extractor.load((mono, 24000)), atol=1e-6)
+    ids = processor(text="<audio>", audio=[(mono, 24000)])["input_ids"]
+    assert int((ids == 3).sum()) == extractor.num_frames(len(extractor.load((mono, 24000))))

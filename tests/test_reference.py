@@ -1,10 +1,15 @@
 """Our encoders against msclap and moshi, with the same random weights in files of the real formats."""
 
+import sys
+import types
+
 import numpy as np
 import pytest
 import torch
+from conftest import SHARED, needs_shared
 
 from audiolm.encoders_audiolm import HTSATEncoder, MimiEncoder, load_encoder, randomise_codebooks
+from audiolm.evaluation.reference import MSClapReference
 
 SECONDS = [0.1, 1.0, 5.0, 7.4, 10.0]
 
@@ -34,43 +39,83 @@ def msclap(tmp_path_factory):
     state["audio_encoder.projection.linear1.weight"] = torch.zeros(1024, 768)
     state["caption_encoder.base.wte.weight"] = torch.zeros(8, 768)
     torch.save({"model": state}, path)
-    return reference.htsat, load_encoder("htsat", str(path)), state, path
+    return MSClapReference(str(path)), load_encoder("htsat", str(path)), state, path
 
 
 @pytest.mark.parametrize("seconds", SECONDS)
 def test_htsat_equals_msclap(msclap, seconds):
     reference, ours, _, _ = msclap
     clip = sound(seconds, 44100)
-    grids = {}
-    reference.tscam_conv.register_forward_pre_hook(lambda _, args: grids.update(grid=args[0]))
-    size, kept = 308700, []
-    for start, first, end in ours.windows(len(clip)):
-        window = clip.repeat(-(-size // len(clip)))[start : start + size][None]
+    for start, _, _ in ours.windows(len(clip)):
+        window = clip.repeat(-(-308700 // len(clip)))[start : start + 308700][None]
         with torch.no_grad():
-            mel = reference.logmel_extractor(reference.spectrogram_extractor(window))[:, 0]
-            latent = reference(window)["latent_output"]
+            mel = reference.model.logmel_extractor(reference.model.spectrogram_extractor(window))[:, 0]
+            latent = reference.model(window)["latent_output"]
             our_grid, our_latent = ours.encode_windows(window)
         assert (ours.log_mel(window) - mel).abs().max() <= 1e-4
         assert (our_latent - latent).abs().max() <= 1e-5
-        assert (our_grid - grids["grid"]).abs().max() <= 1e-5
+        assert (our_grid - reference.grid).abs().max() <= 1e-5
         assert our_grid.shape == (1, 768, 2, 32)
-        kept += [grids["grid"][0, :, :, t].T for t in range(first, end)]
-    features = ours.encode(clip[None])[0]
-    assert torch.allclose(features, torch.cat(kept), atol=2e-5)
-    assert len(features) == ours.num_frames(len(clip))
+    features = ours.encode(clip[None])
+    assert torch.allclose(features, reference.encode(clip[None], ours), atol=2e-5)
+    assert features.shape[1] == ours.num_frames(len(clip))
 
 
-def test_htsat_audioset_checkpoint(msclap, tmp_path):
-    """HTS-AT's own file: the same keys under `sed_model.`, a Lightning wrapper, 32 kHz and windows of 10 s."""
+@needs_shared
+def test_real_recordings(msclap, moshi, tmp_path, capsys):
+    """The command line on real recordings, with all three arms."""
+    from audiolm.evaluation.reference import main
+
+    files = [str(path) for path in sorted((SHARED / "audio").rglob("*.ogg"))[::160]]
+    assert len(files) == 5
+    for arm, path in (("htsat", msclap[3]), ("mimi_semantic", moshi), ("mimi_full", moshi)):
+        assert main(["--encoder_type", arm, "--encoder_name_or_path", str(path), *files]) <= 1e-4
+
+
+def test_htsat_audioset_checkpoint(msclap, tmp_path, monkeypatch):
+    """HTS-AT's own file: the same keys under `sed_model.`, in a Lightning wrapper that pickles classes of other packages,
+    32 kHz and windows of 10 s."""
     reference, _, state, _ = msclap
     prefix = "audio_encoder.base.htsat."
     state = {"sed_model." + k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    torch.save({"epoch": 1, "state_dict": state, "callbacks": {}}, tmp_path / "HTSAT_AudioSet_Saved_1.ckpt")
+    module = types.ModuleType("not_installed_here")
+    module.Callback = type("Callback", (dict,), {"__module__": module.__name__})
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    wrapper = {"epoch": 1, "state_dict": state, "callbacks": {module.Callback: {"best": 1.0}}}
+    torch.save(wrapper, tmp_path / "HTSAT_AudioSet_Saved_1.ckpt")
+    monkeypatch.delitem(sys.modules, module.__name__)
     loaded = load_encoder("htsat", str(tmp_path))
     assert (loaded.sample_rate, loaded.window_samples) == (32000, 320000)
     window = sound(10, 32000)[None, :320000]
     with torch.no_grad():
-        assert (loaded.encode_windows(window)[1] - reference(window)["latent_output"]).abs().max() <= 1e-5
+        assert (loaded.encode_windows(window)[1] - reference.model(window)["latent_output"]).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("seconds", [5, 10])
+def test_htsat_laion_checkpoint(tmp_path, seconds):
+    """A folder as laion/clap-htsat-unfused: the mel and the latent that transformers' own front end and model give."""
+    from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
+
+    torch.manual_seed(0)
+    audio = {"patch_embeds_hidden_size": 8, "hidden_size": 64, "depths": [1, 1, 2, 1], "num_attention_heads": [1, 1, 2, 2]}
+    text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16, "vocab_size": 50}
+    whole = ClapModel(ClapConfig(text_config=text, audio_config=audio)).eval()
+    whole.audio_model.audio_encoder.batch_norm.running_mean.normal_(-30, 5)
+    whole.audio_model.audio_encoder.batch_norm.running_var.uniform_(100, 300)
+    whole.save_pretrained(tmp_path)
+    front = ClapFeatureExtractor(truncation="rand_trunc", frequency_min=50, frequency_max=14000)
+    front.save_pretrained(tmp_path)
+    ours = load_encoder("htsat", str(tmp_path))
+    assert (ours.sample_rate, ours.window_samples) == (48000, 480000)
+    clip = sound(seconds, 48000)[: seconds * 48000]
+    mel = front(clip.numpy(), sampling_rate=48000, return_tensors="pt")["input_features"]
+    window = clip.repeat(10 // seconds)[None]
+    assert (ours.log_mel(window) - mel[:, 0]).abs().max() <= 1e-3  # theirs is computed in float64
+    with torch.no_grad():
+        expected = whole.audio_model(input_features=mel.float())
+        grid, latent = ours.encode_windows(window)
+    assert (latent - expected.pooler_output).abs().max() <= 1e-4
+    assert (grid - expected.last_hidden_state).abs().max() <= 1e-4
 
 
 def test_misfit_names_keys(msclap, tmp_path):

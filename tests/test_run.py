@@ -1,8 +1,10 @@
 """run_train.py and run_eval.py from end to end, with small models in the real checkpoint formats."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import soundfile
@@ -11,8 +13,8 @@ from conftest import clip, small_model
 
 from audiolm import AudioLMForConditionalGeneration
 from audiolm.run_eval import main as evaluate
+from audiolm.run_train import checkpoint_to_resume, parse
 from audiolm.run_train import main as train
-from audiolm.run_train import parse
 
 MCQ = {"input": "Which tone? A) low B) high", "subtype": "T-MCQ.json"}
 YES_NO = {"input": "Is it low? Answer only using yes or no.", "subtype": "TAQA.json"}
@@ -92,9 +94,66 @@ def test_arguments(tmp_path, capsys):
         with pytest.raises(SystemExit):
             parse(wrong)
         assert message in capsys.readouterr().err
+    _, _, args = parse(["--push_to_hub", "--hub_model_id", "me/x", "--hub_strategy", "every_save"])
+    assert args.push_to_hub and (args.hub_model_id, args.hub_strategy) == ("me/x", "every_save")
+
+
+def weights(folder) -> dict:
+    return AudioLMForConditionalGeneration.from_pretrained(folder).state_dict()
+
+
+def test_the_batch_size_does_not_matter(corpus, tokenizer):
+    """16 rows at once, 4 at a time, or 8 in each of two processes: the same step."""
+    options = arguments(corpus, "mimi_full", tokenizer, "--max_steps", "2", "--eval_strategy", "no", "--learning_rate", "0.001")
+    found = []
+    for size in ("16", "4"):
+        train([*options, "--per_device_train_batch_size", size])
+        found.append(weights(corpus / "out"))
+    script = str(Path(__file__).parents[1] / "run_train.py")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0"]
+    run = subprocess.run([*launch, script, *options], capture_output=True, text=True, cwd=corpus, env={**os.environ})
+    assert run.returncode == 0, run.stderr[-3000:]
+    found.append(weights(corpus / "out"))
+    for other in found[1:]:
+        for key, value in found[0].items():
+            assert torch.allclose(value.float(), other[key].float(), atol=2e-5), key
+
+
+def test_resume(corpus, tokenizer, capsys):
+    options = arguments(corpus, "mimi_semantic", tokenizer, "--max_steps", "4", "--save_steps", "2", "--eval_strategy", "no")
+    train(options)
+    expected = weights(corpus / "out")
+    for file in (corpus / "out" / "checkpoint-4").iterdir():
+        file.unlink()
+    (corpus / "out" / "checkpoint-4").rmdir()
+    assert checkpoint_to_resume("True", str(corpus / "out")) == str(corpus / "out" / "checkpoint-2")
+    train([*options, "--resume_from_checkpoint", "True"])
+    assert all(torch.equal(value, expected[key]) for key, value in weights(corpus / "out").items())
+    for name in ("model.safetensors", "optimizer.pt"):
+        file = corpus / "out" / "checkpoint-2" / name
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        with pytest.raises(SystemExit):
+            train([*options, "--resume_from_checkpoint", str(file.parent)])
+        assert f"{name} is missing or torn" in capsys.readouterr().err
+        file.unlink()
+        (file.parent / "model.safetensors").write_bytes((corpus / "out" / "model.safetensors").read_bytes())
+    with pytest.raises(SystemExit):
+        parse(["--resume_from_checkpoint", "true", "--output_dir", str(corpus / "nothing")])
+    assert "holds no checkpoint" in capsys.readouterr().err
+
+
+def test_evaluation_of_a_wrong_path_is_one_line(corpus):
+    with pytest.raises(SystemExit, match=r"run_eval.py: .* is neither a folder with config.json nor a Hub name"):
+        evaluate(["--model_name_or_path", str(corpus), "--test_file", "x", "--audio_dir", "y", "--output_dir", "z"])
 
 
 def test_import_is_light():
-    code = "import sys, audiolm; assert 'torch' not in sys.modules; import audiolm.run_eval as r, audiolm.run_train; " \
-           "assert not {'msclap', 'moshi'} & set(sys.modules)"  # fmt: skip
+    code = """
+import sys, time
+start = time.perf_counter()
+import audiolm
+assert time.perf_counter() - start < 1 and "torch" not in sys.modules
+import audiolm.run_eval, audiolm.run_train
+assert not {"msclap", "moshi", "librosa"} & set(sys.modules)
+"""
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
