@@ -252,7 +252,7 @@ def _find(name_or_path: str, *candidates: str) -> str:
         # cached_file gives None for a file that a folder or repository lacks
         if found := cached_file(name_or_path, name, _raise_exceptions_for_missing_entries=False):
             return found
-    raise ValueError(f"{name_or_path} holds none of {', '.join(candidates)}")
+    raise ValueError(f"{name_or_path} is no file, nor a folder or a Hub repository within reach with {' or '.join(candidates)}")
 
 
 def _read(path: str) -> dict[str, torch.Tensor]:
