@@ -250,6 +250,8 @@ def _find(name_or_path: str, *candidates: str) -> str:
         return name_or_path
     for name in candidates:
         # cached_file gives None for a file that a folder or repository lacks
+        if len(Path(name_or_path).parts) > 2 and not Path(name_or_path).is_dir():
+            break
         if found := cached_file(name_or_path, name, _raise_exceptions_for_missing_entries=False):
             return found
     raise ValueError(f"{name_or_path} is no file, nor a folder or a Hub repository within reach with {' or '.join(candidates)}")
