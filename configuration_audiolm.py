@@ -32,6 +32,8 @@ class AudioLMConfig(PreTrainedConfig):
         audio_token_id: id that stands for one audio frame in `input_ids`.
         max_audio_seconds: longest clip that is used, in s.
         freeze_lm: whether the language model's weights stay as they are in training.
+        no_audio: every frame is the mean of the training clips' features: the model that has the text and the clip's
+            length alone, but as many tokens and weights.
 
     Raises:
         ValueError: if `encoder_type` is unknown or `encoder_config` belongs to another encoder.
@@ -50,6 +52,7 @@ class AudioLMConfig(PreTrainedConfig):
         audio_token_id: int = 3,
         max_audio_seconds: float = 10.0,
         freeze_lm: bool = True,
+        no_audio: bool = False,
         **kwargs,
     ):
         if encoder_type not in ENCODER_TYPES:
@@ -72,6 +75,7 @@ class AudioLMConfig(PreTrainedConfig):
         self.audio_token_id = audio_token_id
         self.max_audio_seconds = max_audio_seconds
         self.freeze_lm = freeze_lm
+        self.no_audio = no_audio
         # a pushed model answers to each of these
         model = "modeling_audiolm.AudioLMForConditionalGeneration"
         kwargs.setdefault("auto_map", {

@@ -108,6 +108,7 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_features: torch.Tensor | None = None,
         input_features_mask: torch.Tensor | None = None,
         num_samples: list[int] | None = None,
+        num_frames: list[int] | None = None,
     ) -> torch.Tensor:
         """Mapped frames of all clips, one after the other; arguments as `forward` takes them.
 
@@ -122,6 +123,10 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         else:
             features = input_features if input_features.is_floating_point() else self.encoder.decode_codes(input_features)
             mask = torch.ones(features.shape[:2]) if input_features_mask is None else input_features_mask
+            if num_frames is not None:
+                mask = torch.arange(features.shape[1])[None] < torch.tensor(num_frames)[:, None]
+        if self.config.no_audio:
+            features = self.mapper.feature_mean.expand_as(features)
         kept = mask.flatten().nonzero()[:, 0].to(features.device, non_blocking=True)
         return self.mapper(features.flatten(0, 1)[kept])
 
@@ -140,6 +145,7 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
         num_samples: list[int] | None = None,
+        num_frames: list[int] | None = None,
         label_index: torch.LongTensor | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
@@ -157,6 +163,7 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             num_items_in_batch: labels of the whole optimizer step, by which the summed loss is divided.
             num_samples: samples of each clip, known to the host, in place of `input_values_mask`; frames and
                 placeholders are then taken to agree, as in a batch of [`AudioLMProcessor`].
+            num_frames: frames of each clip of `input_features`, likewise in place of `input_features_mask`.
             label_index: where labels stand in `labels.flatten()`; `logits` then holds the positions before these
                 alone, also in evaluation. With both, a step waits nowhere for the GPU.
 
@@ -167,11 +174,11 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if input_values is not None or input_features is not None:
             audio = self.get_audio_features(
-                input_values, input_values_mask, input_features, input_features_mask, num_samples
+                input_values, input_values_mask, input_features, input_features_mask, num_samples, num_frames
             ).to(inputs_embeds.dtype)
             mask = input_ids == self.config.audio_token_id
             # masked_scatter drops surplus frames without a word
-            if num_samples is None and int(mask.sum()) != len(audio):
+            if num_samples is None and num_frames is None and int(mask.sum()) != len(audio):
                 raise ValueError(
                     f"{int(mask.sum())} audio placeholders stand in input_ids, but the audio has {len(audio)} frames"
                 )

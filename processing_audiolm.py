@@ -151,7 +151,18 @@ class AudioLMProcessor(ProcessorMixin):
         data = dict(self.feature_extractor(clips)) if clips else {}
         lengths = data["input_values_mask"].sum(1).tolist() if clips else []
         counts = iter([self.feature_extractor.num_frames(n) for n in lengths])
-        prompts = [self.prompt_ids(t, [next(counts) for _ in row]) for t, row in zip(texts, rows)]
+        frames = [[next(counts) for _ in row] for row in rows]
+        return BatchFeature(data | self.text_inputs(texts, frames, answers, padding_side))
+
+    def text_inputs(
+        self, texts: list[str], frames: list[list[int]], answers: list[str] | None = None, padding_side: str = "left"
+    ) -> dict[str, torch.Tensor]:
+        """`input_ids`, `attention_mask` and, where answers are given, `labels`, each (rows, sequence).
+
+        Args:
+            frames: for each text the frames of each of its clips.
+        """
+        prompts = [self.prompt_ids(text, counts) for text, counts in zip(texts, frames)]
         ends = [self.answer_ids(a) for a in answers] if answers else [[] for _ in prompts]
         size = max(len(p) + len(e) for p, e in zip(prompts, ends))
         pad = self.tokenizer.pad_token_id
@@ -160,11 +171,11 @@ class AudioLMProcessor(ProcessorMixin):
             gap = [value] * (size - len(ids))
             return gap + ids if padding_side == "left" else ids + gap
 
-        data["input_ids"] = torch.tensor([padded(p + e, pad) for p, e in zip(prompts, ends)])
+        data = {"input_ids": torch.tensor([padded(p + e, pad) for p, e in zip(prompts, ends)])}
         data["attention_mask"] = torch.tensor([padded([1] * len(p + e), 0) for p, e in zip(prompts, ends)])
         if answers:
             data["labels"] = torch.tensor([padded([-100] * len(p) + e, -100) for p, e in zip(prompts, ends)])
-        return BatchFeature(data)
+        return data
 
 
 AudioLMFeatureExtractor.register_for_auto_class()

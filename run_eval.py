@@ -14,12 +14,21 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer
 
 from audiolm.configuration_audiolm import AudioLMConfig
-from audiolm.data import QUESTION_TYPES, ReasonAQACollator, load_reasonaqa
+from audiolm.data import (
+    QUESTION_TYPES,
+    FeatureCache,
+    ReasonAQACollator,
+    audio_roots,
+    encode_clips,
+    load_reasonaqa,
+    sound_rows,
+)  # fmt: skip
 from audiolm.evaluation import ReasonAQAMetric, parse_answer
+from audiolm.evaluation.loss import token_losses
 from audiolm.evaluation.metric import SCORED
 from audiolm.modeling_audiolm import AudioLMForConditionalGeneration
 from audiolm.processing_audiolm import AudioLMProcessor
-from audiolm.run_train import audio_roots, sound_rows, token_losses, use_all_of_the_cpu
+from audiolm.run_train import use_all_of_the_cpu
 
 
 def parse(argv=None) -> argparse.Namespace:
@@ -31,28 +40,37 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--max_samples", type=int, help="answer the first rows of each question type only")
     parser.add_argument("--batch_size", type=int, default=16, help="rows at once")
     parser.add_argument("--max_new_tokens", type=int, default=64, help="longest answer")
+    parser.add_argument("--feature_cache", help="folder of clips that are encoded already, as run_train.py's")
     parser.add_argument("--on_bad_audio", choices=("error", "skip"), default="error", help="what broken files do")
     return parser.parse_args(argv)
 
 
 @torch.no_grad()
-def answer_rows(model, processor, rows, batch_size: int, max_new_tokens: int) -> list[dict]:
-    """Generated text, loss and labels of every row; a batch's clips are decoded and encoded once."""
-    ask, learn, results = ReasonAQACollator(processor, generate=True), ReasonAQACollator(processor), []
+def answer_rows(model, processor, rows, batch_size: int, max_new_tokens: int, cache: FeatureCache | None = None) -> list[dict]:
+    """Generated text, loss and labels of every row, in the rows' order.
+
+    Rows of one clip are answered one after the other, so that it is encoded once and no more clips are held than a batch has.
+    """
+    features, results = {} if cache is None else cache, [None] * len(rows)
+    learn = ReasonAQACollator(processor, features=features)
+    ask = ReasonAQACollator(processor, generate=True, features=features)
+    order = sorted(range(len(rows)), key=lambda i: rows[i]["audio"])
     bar = tqdm(total=len(rows), desc="answering", unit="row", disable=None)
     for start in range(0, len(rows), batch_size):
-        part = [rows[i] for i in range(start, min(start + batch_size, len(rows)))]
-        heard = [{**row, "audio": [processor.feature_extractor.load(path) for path in row["audio"]]} for row in part]
-        batch = {k: v if isinstance(v, list) else v.to(model.device) for k, v in learn(heard).items()}
-        lengths = batch.pop("num_samples")
-        features = {"input_features": model.encoder.encode(batch.pop("input_values"), lengths),
-                    "input_features_mask": model.encoder.frame_mask(lengths).to(model.device)}  # fmt: skip
-        losses = token_losses(model(**batch, **features).logits, batch["labels"]).tolist()
-        prompts = {k: v.to(model.device) for k, v in ask(heard).items() if not k.startswith("input_values")}
-        made = model.generate(**prompts, **features, do_sample=False, max_new_tokens=max_new_tokens)
+        chosen = order[start : start + batch_size]
+        part = [rows[i] for i in chosen]
+        if cache is None:
+            wanted = {path: None for row in part for path in row["audio"]}
+            for path in [path for path in features if path not in wanted]:
+                del features[path]
+            features.update(encode_clips(model.encoder, processor.feature_extractor, [p for p in wanted if p not in features]))
+        batch = {k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in learn(part).items()}
+        losses = token_losses(model(**batch).logits, batch["labels"]).tolist()
+        prompts = {k: v.to(model.device) for k, v in ask(part).items()}
+        made = model.generate(**prompts, do_sample=False, max_new_tokens=max_new_tokens)
         texts = processor.tokenizer.batch_decode(made[:, prompts["input_ids"].shape[1] :], skip_special_tokens=True)
-        for row, text, (loss, count) in zip(part, texts, losses):
-            results.append({**row, "generated": text.strip(), "loss": loss, "n_tokens": int(count)})
+        for i, row, text, (loss, count) in zip(chosen, part, texts, losses):
+            results[i] = {**row, "generated": text.strip(), "loss": loss, "n_tokens": int(count)}
         bar.update(len(part))
     return results
 
@@ -123,7 +141,11 @@ def main(argv=None):
     except (ValueError, OSError) as error:
         sys.exit(f"run_eval.py: {error}")
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    results = answer_rows(model, processor, data["test"], args.batch_size, args.max_new_tokens)
+    cache = None
+    if args.feature_cache:
+        cache = FeatureCache(args.feature_cache, model.encoder, processor.feature_extractor)
+        cache.fill([path for row in data["test"]["audio"] for path in row])
+    results = answer_rows(model, processor, data["test"], args.batch_size, args.max_new_tokens, cache)
     metrics = score(results)
     output.mkdir(parents=True, exist_ok=True)
     with open(output / "predictions.jsonl", "w", encoding="utf-8") as file:

@@ -16,23 +16,31 @@ from pickle import UnpicklingError
 import torch
 import yaml
 from safetensors import SafetensorError, safe_open
-from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 from transformers import AutoTokenizer, HfArgumentParser, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from audiolm.configuration_audiolm import ENCODER_TYPES
-from audiolm.data import QUESTION_TYPES, ReasonAQACollator, check_audio, load_reasonaqa
+from audiolm.data import (
+    QUESTION_TYPES,
+    FeatureCache,
+    ReasonAQACollator,
+    audio_roots,
+    encode_clips,
+    feature_statistics,
+    load_reasonaqa,
+    sound_rows,
+)  # fmt: skip
+from audiolm.evaluation.loss import token_loss, token_losses
 from audiolm.modeling_audiolm import AudioLMForConditionalGeneration, text_model_source
 from audiolm.processing_audiolm import AudioLMProcessor
 
 logger = logging.getLogger("audiolm.train")
 ROWS_PER_STEP = 16  # of every arm, over all processes
 DEFAULTS = {
-    "output_dir": "outputs", "learning_rate": 1e-4, "max_steps": 20_000, "lr_scheduler_type": "cosine", "warmup_steps": 0.01,
+    "output_dir": None, "learning_rate": 1e-4, "max_steps": 20_000, "lr_scheduler_type": "cosine", "warmup_steps": 0.01,
     "eval_strategy": "steps", "eval_steps": 1000, "save_steps": 1000, "save_total_limit": 2, "logging_steps": 10,
     "dataloader_num_workers": 2, "per_device_eval_batch_size": 8, "report_to": "none", "remove_unused_columns": False,
-    "logging_nan_inf_filter": False, "label_names": ["labels"], "seed": 0,
+    "logging_nan_inf_filter": False, "label_names": ["labels"], "seed": 0, "dataloader_pin_memory": torch.cuda.is_available(),
 }  # fmt: skip
 
 
@@ -46,6 +54,9 @@ class ModelArguments:
         default="HuggingFaceTB/SmolLM2-135M-Instruct", metadata={"help": "language model: Hub name, folder or .gguf file"}
     )
     freeze_lm: bool = field(default=True, metadata={"help": "train the mapper alone"})
+    no_audio: bool = field(
+        default=False, metadata={"help": "control: every frame is the mean feature, so that the text alone is learnt from"}
+    )
 
 
 @dataclass
@@ -61,6 +72,9 @@ class DataArguments:
     max_train_samples: int | None = field(default=None, metadata={"help": "use the first rows only"})
     max_eval_samples: int = field(default=200, metadata={"help": "rows of each question type, always the same"})
     num_stats_clips: int = field(default=2000, metadata={"help": "training clips whose features set the standardisation"})
+    feature_cache: str | None = field(
+        default=None, metadata={"help": "folder of features kept from run to run: each clip is encoded once"}
+    )
 
 
 def parse(argv=None):
@@ -85,9 +99,11 @@ def parse(argv=None):
             parser.error(f"--config {given.config}: unknown options {', '.join(unknown)}")
     processes = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else max(1, torch.cuda.device_count())
     parser.set_defaults(**{**DEFAULTS, "per_device_train_batch_size": None, **settings})
-    for action in parser._actions:  # a list default would be appended to
+    for action in parser._actions:
         if action.dest == "per_device_train_batch_size":
             action.help = f"rows a process takes at once; {ROWS_PER_STEP} rows in all make a step"
+        if action.dest == "output_dir":
+            action.help = "where checkpoints and the trained model go; default: outputs/ENCODER_TYPE"
     space = parser.parse_args(rest)
     if space.per_device_train_batch_size is None:
         space.per_device_train_batch_size = max(1, ROWS_PER_STEP // processes)
@@ -101,6 +117,8 @@ def parse(argv=None):
         parser.error(f"start {processes} GPUs with `accelerate launch`; one process cannot split a batch of clips")
     if space.encoder_type not in ENCODER_TYPES:
         parser.error(f"--encoder_type {space.encoder_type!r} is none of {', '.join(ENCODER_TYPES)}")
+    if space.output_dir is None:
+        space.output_dir = f"outputs/{space.encoder_type}"
     if space.on_bad_audio not in ("error", "skip"):
         parser.error(f"--on_bad_audio {space.on_bad_audio!r} is neither error nor skip")
     if space.validation_file is None:
@@ -161,67 +179,30 @@ def use_all_of_the_cpu() -> None:
     mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-def audio_roots(audio_dir: list[str]) -> str | dict[str, str]:
-    """One folder, or a folder for each source."""
-    if len(audio_dir) == 1 and "=" not in audio_dir[0]:
-        return audio_dir[0]
-    if wrong := [d for d in audio_dir if "=" not in d]:
-        raise ValueError(f"--audio_dir {wrong[0]}: several folders are given as SOURCE=FOLDER")
-    return dict(d.split("=", 1) for d in audio_dir)
+def encoded(model, extractor, training, evaluation: dict, data_args: DataArguments, seed: int):
+    """What is encoded before the first step: all clips with a cache, else those of evaluation, which come again and again.
 
-
-def sound_rows(data, seconds: float, on_bad_audio: str, output_dir: str):
-    """The rows whose audio is there and whole; the faults are counted, named and written to a file."""
-    faults = check_audio([path for split in data.values() for row in split["audio"] for path in row], seconds)
-    if not faults:
-        return data
-    listing = Path(output_dir, "bad_audio.txt")
-    listing.parent.mkdir(parents=True, exist_ok=True)
-    listing.write_text("".join(f"{path}\t{fault}\n" for path, fault in faults.items()))
-    path, fault = next(iter(faults.items()))
-    message = f"{len(faults)} audio files cannot be used (first: {path}: {fault}); all are listed in {listing}"
-    if on_bad_audio == "error":
-        raise ValueError(f"{message}. Mend them, or give --on_bad_audio skip.")
-    kept = data.filter(lambda row: not any(p in faults for p in row["audio"]))
-    logger.warning("%s; rows left out: %s", message, {s: len(data[s]) - len(kept[s]) for s in data})
-    if empty := [split for split in kept if not len(kept[split])]:
-        raise ValueError(f"{message}; no row of {', '.join(empty)} is left")
-    return kept
-
-
-@torch.no_grad()
-def standardise(model, processor, paths: list[str], count: int, seed: int) -> None:
-    """Sets the mapper's mean and deviation per channel from `count` clips, the same ones for every arm."""
-    paths = sorted(set(paths))
-    order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(seed))[:count].tolist()
-    total = square = 0.0
-    frames = 0
-    for start in tqdm(range(0, len(order), 8), desc="feature statistics", unit="batch", disable=None):
-        audio = processor.feature_extractor([paths[i] for i in order[start : start + 8]])
-        lengths = audio["input_values_mask"].sum(1).tolist()
-        features = model.encoder.encode(audio["input_values"].to(model.device), lengths).double()
-        kept = features[model.encoder.frame_mask(lengths).to(features.device)]
-        total, square, frames = total + kept.sum(0), square + kept.square().sum(0), frames + len(kept)
-    mean = total / frames
-    model.mapper.feature_mean.copy_(mean)
-    model.mapper.feature_std.copy_((square / frames - mean.square()).clamp(min=0).sqrt())
-
-
-def token_losses(logits, labels):
-    """(summed loss, labels) of each row, so that the evaluation loss does not depend on the batch size.
-
-    Args:
-        logits: (labels that are not -100, vocabulary). labels: (batch, sequence).
+    Sets the mapper's mean and deviation per channel as well, from training clips that are the same for every arm.
     """
-    row, column = (labels != -100).nonzero(as_tuple=True)
-    losses = cross_entropy(logits.float(), labels[row, column], reduction="none")
-    counts = torch.zeros(len(labels), 2, device=losses.device)
-    return counts.index_add(0, row, torch.stack([losses, torch.ones_like(losses)], 1))
 
+    def clips(rows):
+        return sorted({path for row in rows["audio"] for path in row})
 
-def token_loss(prediction) -> dict[str, float]:
-    """Loss per answer token of a question type."""
-    return {"token_loss": float(prediction.predictions[:, 0].sum() / max(1, prediction.predictions[:, 1].sum()))}
+    of_training = clips(training)
+    of_evaluation = sorted({path for rows in evaluation.values() for path in clips(rows)})
+    order = torch.randperm(len(of_training), generator=torch.Generator().manual_seed(seed))
+    chosen = [of_training[i] for i in order[: data_args.num_stats_clips].tolist()]
+    if data_args.feature_cache:
+        features = FeatureCache(data_args.feature_cache, model.encoder, extractor)
+        features.fill(of_training + of_evaluation)
+        heard = (features[path] for path in chosen)
+    else:
+        features = dict(encode_clips(model.encoder, extractor, of_evaluation, desc="evaluation clips"))
+        heard = (clip for _, clip in encode_clips(model.encoder, extractor, chosen, desc="feature statistics"))
+    mean, deviation = feature_statistics(model.encoder, heard)
+    model.mapper.feature_mean.copy_(mean)
+    model.mapper.feature_std.copy_(deviation)
+    return features
 
 
 def summary(model, trainer, arguments) -> str:
@@ -256,6 +237,7 @@ def main(argv=None):
         model = AudioLMForConditionalGeneration.from_pretrained_parts(
             model_args.encoder_type, model_args.encoder_name_or_path, model_args.text_model_name_or_path,
             max_audio_seconds=data_args.max_audio_seconds, freeze_lm=model_args.freeze_lm,
+            no_audio=model_args.no_audio,
         )  # fmt: skip
         tokenizer = AutoTokenizer.from_pretrained(**text_model_source(model_args.text_model_name_or_path))
     except (ValueError, OSError) as error:
@@ -265,15 +247,15 @@ def main(argv=None):
     samples = int(data_args.max_audio_seconds * extractor.sampling_rate)
     logger.info("%s: %d tokens for %g s", model_args.encoder_type, extractor.num_frames(samples), data_args.max_audio_seconds)
     model.to(args.device)
-    standardise(model, processor, [p for r in data["train"]["audio"] for p in r], data_args.num_stats_clips, args.seed)
     evaluation = None
     if "validation" in data:
         rows = data["validation"]
         chosen = {kind: [i for i, t in enumerate(rows["question_type"]) if t == kind] for kind in QUESTION_TYPES}
         evaluation = {k: rows.select(i[: data_args.max_eval_samples]) for k, i in chosen.items() if i}
+    features = encoded(model, extractor, data["train"], evaluation or {}, data_args, args.seed)
     trainer = Trainer(
         model=model, args=args, train_dataset=data["train"], eval_dataset=evaluation,
-        data_collator=ReasonAQACollator(processor), processing_class=processor,
+        data_collator=ReasonAQACollator(processor, features=features), processing_class=processor,
         compute_metrics=token_loss, preprocess_logits_for_metrics=token_losses,
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)

@@ -1,7 +1,11 @@
-"""ReasonAQA as a `datasets` dataset: rows and question types, audio files, batches."""
+"""ReasonAQA as a `datasets` dataset: rows and question types, audio files, encoded clips, batches."""
 
-from .audio import check_audio
+from .audio import check_audio, sound_rows
 from .collator import ReasonAQACollator
-from .reasonaqa import QUESTION_TYPES, load_reasonaqa, resolve_path
+from .features import FeatureCache, encode_clips, feature_statistics
+from .reasonaqa import QUESTION_TYPES, audio_roots, load_reasonaqa, resolve_path
 
-__all__ = ["QUESTION_TYPES", "ReasonAQACollator", "check_audio", "load_reasonaqa", "resolve_path"]
+__all__ = [
+    "QUESTION_TYPES", "FeatureCache", "ReasonAQACollator", "audio_roots", "check_audio", "encode_clips", "feature_statistics",
+    "load_reasonaqa", "resolve_path", "sound_rows",
+]  # fmt: skip

@@ -1,14 +1,17 @@
 """Finds the audio files that would spoil a run, before it starts."""
 
 import json
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import soundfile
+from datasets import DatasetDict
 from tqdm import tqdm
 
+logger = logging.getLogger(__name__)
 LOUDEST = 1.5  # |x| beyond it is no overshoot of a resampler but a broken file
 
 
@@ -67,3 +70,26 @@ def check_audio(paths: list[str], max_seconds: float = 10.0, cache_file: str | P
     part.write_text(json.dumps({**known, **{key: fault for fault, key, _ in found if key}}))
     part.replace(cache_file)
     return {path: fault for path, (fault, _, _) in zip(paths, found) if fault}
+
+
+def sound_rows(data: DatasetDict, seconds: float, on_bad_audio: str, output_dir: str | Path) -> DatasetDict:
+    """The rows whose audio is there and whole; the faults are counted, named and written to `output_dir`/bad_audio.txt.
+
+    Raises:
+        ValueError: if there is a fault and `on_bad_audio` is "error", or if no row of a split is left.
+    """
+    faults = check_audio([path for split in data.values() for row in split["audio"] for path in row], seconds)
+    if not faults:
+        return data
+    listing = Path(output_dir, "bad_audio.txt")
+    listing.parent.mkdir(parents=True, exist_ok=True)
+    listing.write_text("".join(f"{path}\t{fault}\n" for path, fault in faults.items()))
+    path, fault = next(iter(faults.items()))
+    message = f"{len(faults)} audio files cannot be used (first: {path}: {fault}); all are listed in {listing}"
+    if on_bad_audio == "error":
+        raise ValueError(f"{message}. Mend them, or give --on_bad_audio skip.")
+    kept = data.filter(lambda row: not any(p in faults for p in row["audio"]))
+    logger.warning("%s; rows left out: %s", message, {s: len(data[s]) - len(kept[s]) for s in data})
+    if empty := [split for split in kept if not len(kept[split])]:
+        raise ValueError(f"{message}; no row of {', '.join(empty)} is left")
+    return kept

@@ -1,23 +1,48 @@
-"""Rows to batches, in the data loader's workers: audio is decoded here, on the fly."""
+"""Rows to batches, in the data loader's workers: audio is decoded here, on the fly, or taken from what was encoded before."""
+
+from collections.abc import Mapping
+
+import torch
+
+from .features import pad_features
 
 
 class ReasonAQACollator:
-    """Decodes the rows' clips and makes model inputs with labels; `generate=True` leaves the answers out."""
+    """Makes model inputs with labels of rows and their clips; `generate=True` leaves the answers out.
 
-    def __init__(self, processor, generate: bool = False):
-        self.processor = processor
-        self.generate = generate
+    Args:
+        processor: the model's [`AudioLMProcessor`].
+        features: clips that are encoded already, by path ([`FeatureCache`], or a dict of [`encode_clips`]); a batch of
+            which every clip is there decodes no audio.
+    """
+
+    def __init__(self, processor, generate: bool = False, features: Mapping[str, torch.Tensor] | None = None):
+        self.processor, self.generate, self.features = processor, generate, features
 
     def __call__(self, rows: list[dict]) -> dict:
-        batch = self.processor(
-            text=[row["input"] for row in rows],
-            audio=[row["audio"] for row in rows],
-            answer=None if self.generate else [row["answer"] for row in rows],
+        extractor = self.processor.feature_extractor
+        paths = [path for row in rows for path in row["audio"]]
+        batch = {}
+        if self.features is not None and all(path in self.features for path in paths):
+            batch["input_features"], frames = pad_features([self.features[path] for path in paths])
+            if self.generate:
+                batch["input_features_mask"] = torch.arange(max(frames))[None] < torch.tensor(frames)[:, None]
+            else:
+                batch["num_frames"] = frames
+        else:
+            batch.update(extractor(paths))
+            lengths = batch["input_values_mask"].sum(1).tolist()
+            frames = [extractor.num_frames(length) for length in lengths]
+            if not self.generate:  # known to the host: the model need not ask the GPU
+                del batch["input_values_mask"]
+                batch["num_samples"] = lengths
+        counts = iter(frames)
+        text = self.processor.text_inputs(
+            [row["input"] for row in rows],
+            [[next(counts) for _ in row["audio"]] for row in rows],
+            None if self.generate else [row["answer"] for row in rows],
             padding_side="left" if self.generate else "right",
         )
-        batch = {"input_ids": batch.pop("input_ids"), **batch}  # the Trainer counts rows on the first
-        if not self.generate:  # counted here, so that the model need not ask the GPU
-            batch["label_index"] = (batch["labels"].flatten() != -100).nonzero()[:, 0]
-            if "input_values" in batch:
-                batch["num_samples"] = batch.pop("input_values_mask").sum(1).tolist()
-        return batch
+        if not self.generate:
+            text["label_index"] = (text["labels"].flatten() != -100).nonzero()[:, 0]
+        return {**text, **batch}  # the Trainer counts rows on the first entry

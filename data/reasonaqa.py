@@ -51,6 +51,19 @@ def resolve_path(filepath: str, audio_dir: AudioDir) -> str:
     return str(unescaped if unescaped.exists() or not path.exists() else path)
 
 
+def audio_roots(audio_dir: list[str]) -> AudioDir:
+    """What `--audio_dir` was given: one folder, or SOURCE=FOLDER for each source.
+
+    Raises:
+        ValueError: if several folders are given without their sources.
+    """
+    if len(audio_dir) == 1 and "=" not in audio_dir[0]:
+        return audio_dir[0]
+    if wrong := [d for d in audio_dir if "=" not in d]:
+        raise ValueError(f"--audio_dir {wrong[0]}: several folders are given as SOURCE=FOLDER")
+    return dict(d.split("=", 1) for d in audio_dir)
+
+
 def load_reasonaqa(files: Mapping[str, str | Path], audio_dir: AudioDir) -> DatasetDict:
     """Reads ReasonAQA's JSON files.
 

@@ -1,0 +1,144 @@
+"""What a frozen encoder makes of each clip, computed once and not once for each question.
+
+Mimi's clips are kept as 16-bit codes (levels, frames), which give the same features to the bit; HTSAT's as features
+(frames, dim), on disk in bfloat16.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+VERSION = 1  # of what encoders compute and of these files; another one makes earlier caches unknown
+CLIPS_PER_SHARD = 512
+
+
+@torch.no_grad()
+def encode_clips(
+    encoder, extractor, paths: list[str], batch_size: int = 8, desc: str = ""
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """(path, codes or float32 features on the CPU) of each clip in turn; the next clips are decoded meanwhile.
+
+    Args:
+        encoder: an `AudioEncoder`. extractor: its [`AudioLMFeatureExtractor`]. desc: name of a progress bar, if any.
+    """
+    device = next(encoder.parameters()).device
+    encode = getattr(encoder, "codes", encoder.encode)
+    bar = tqdm(total=len(paths), desc=desc, unit="clip", disable=None if desc else True)
+    batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
+    with ThreadPoolExecutor(1) as ahead, bar:
+        decoded = ahead.submit(extractor, batches[0]) if batches else None
+        for i, batch in enumerate(batches):
+            audio = decoded.result()
+            decoded = ahead.submit(extractor, batches[i + 1]) if i + 1 < len(batches) else None
+            lengths = audio["input_values_mask"].sum(1).tolist()
+            made = encode(audio["input_values"].to(device), lengths).cpu()
+            for path, clip, length in zip(batch, made, lengths):
+                frames = encoder.num_frames(length)
+                yield path, (clip[:frames] if clip.is_floating_point() else clip[:, :frames].to(torch.int16)).clone()
+            bar.update(len(batch))
+
+
+@torch.no_grad()
+def feature_statistics(encoder, clips: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of each channel, (dim,) in float64, over all frames of clips of [`encode_clips`]."""
+    device = next(encoder.parameters()).device
+    total = square = 0.0
+    frames = 0
+    for clip in clips:
+        features = clip.to(device)
+        if not features.is_floating_point():
+            features = encoder.decode_codes(features[None])[0]
+        features = features.double()
+        total, square, frames = total + features.sum(0), square + features.square().sum(0), frames + len(features)
+    mean = total / frames
+    return mean, (square / frames - mean.square()).clamp(min=0).sqrt()
+
+
+def pad_features(clips: list[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
+    """Clips of [`encode_clips`] as one batch, padded with zeros, and the frames of each."""
+    codes = not clips[0].is_floating_point()
+    frames = [clip.shape[-1] if codes else len(clip) for clip in clips]
+    padded = torch.nn.utils.rnn.pad_sequence([clip.T if codes else clip for clip in clips], batch_first=True)
+    return (padded.transpose(1, 2) if codes else padded), frames
+
+
+class FeatureCache:
+    """Clips of [`encode_clips`] by path, kept in a directory from run to run, in memory-mapped shards.
+
+    A clip is known by path, size and modification time; encoder weights, seconds used and `VERSION` name the folder,
+    so that nothing stale is read. Shards appear whole or not at all: after an interruption `fill` goes on.
+    """
+
+    def __init__(self, directory: str | Path, encoder, extractor):
+        self.encoder, self.extractor = encoder, extractor
+        digest = hashlib.sha256(repr((VERSION, extractor.to_dict(), encoder.config.to_dict())).encode())
+        for name, tensor in sorted(encoder.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        self.folder = Path(directory, digest.hexdigest()[:16])
+        self._where: dict[str, tuple[str, str]] = {}  # identity of a clip: shard and key inside
+        self._open: dict[str, tuple[int, safe_open]] = {}
+        self._identities: dict[str, str] = {}
+        for shard in sorted(self.folder.glob("*.safetensors")):
+            self._learn(shard)
+
+    def __getstate__(self):
+        # to a data loader's worker goes where the clips are, neither the encoder nor open files
+        return {**self.__dict__, "encoder": None, "extractor": None, "_open": {}}
+
+    def _learn(self, shard: Path) -> None:
+        try:
+            with safe_open(shard, "pt") as file:
+                for key, identity in json.loads(file.metadata()["clips"]).items():
+                    self._where[identity] = (str(shard), key)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+            shard.unlink(missing_ok=True)  # torn by something else than us: made anew
+
+    def identity(self, path: str) -> str:
+        """Path, size and modification time of a file."""
+        if path not in self._identities:
+            status = os.stat(path)
+            self._identities[path] = f"{os.path.abspath(path)}|{status.st_size}|{status.st_mtime_ns}"
+        return self._identities[path]
+
+    def fill(self, paths: list[str], batch_size: int = 8) -> None:
+        """Encodes the clips that are not there yet."""
+        wanted = [path for path in sorted(set(paths)) if self.identity(path) not in self._where]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        made: dict[str, torch.Tensor] = {}
+        for path, clip in encode_clips(self.encoder, self.extractor, wanted, batch_size, desc="encoding clips"):
+            made[path] = clip.bfloat16() if clip.is_floating_point() else clip
+            if len(made) == CLIPS_PER_SHARD:
+                self._write(made)
+                made = {}
+        if made:
+            self._write(made)
+
+    def _write(self, made: dict[str, torch.Tensor]) -> None:
+        clips = {str(i): self.identity(path) for i, path in enumerate(made)}
+        name = hashlib.sha256("\n".join(clips.values()).encode()).hexdigest()[:16]
+        part, shard = self.folder / f"{name}.{os.getpid()}.part", self.folder / f"{name}.safetensors"
+        save_file({str(i): clip.contiguous() for i, clip in enumerate(made.values())}, part, {"clips": json.dumps(clips)})
+        part.replace(shard)
+        self._learn(shard)
+
+    def __contains__(self, path: str) -> bool:
+        try:
+            return self.identity(path) in self._where
+        except OSError:
+            return False
+
+    def __getitem__(self, path: str) -> torch.Tensor:
+        shard, key = self._where[self.identity(path)]
+        process, file = self._open.get(shard, (None, None))
+        if process != os.getpid():  # a handle is not shared with a forked worker
+            file = safe_open(shard, "pt")
+            self._open[shard] = (os.getpid(), file)
+        return file.get_tensor(key)
