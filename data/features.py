@@ -79,9 +79,11 @@ class FeatureCache:
 
     def __init__(self, directory: str | Path, encoder, extractor):
         self.encoder, self.extractor = encoder, extractor
-        digest = hashlib.sha256(repr((VERSION, extractor.to_dict(), encoder.config.to_dict())).encode())
+        made_by = ("transformers_version", "architectures", "dtype")  # what says where weights come from, not what they do
+        fields = {k: v for k, v in encoder.config.to_dict().items() if not k.startswith("_") and k not in made_by}
+        digest = hashlib.sha256(repr((VERSION, extractor.max_audio_seconds, sorted(fields.items()))).encode())
         for name, tensor in sorted(encoder.state_dict().items()):
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(name.encode() + tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         self.folder = Path(directory, digest.hexdigest()[:16])
         self._where: dict[str, tuple[str, str]] = {}  # identity of a clip: shard and key inside
         self._open: dict[str, tuple[int, safe_open]] = {}
