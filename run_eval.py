@@ -1,4 +1,4 @@
-"""Accuracy by question type of a trained model, answering greedily.
+"""Accuracy by question type and category of a trained model, answering greedily.
 
 `python run_eval.py --model_name_or_path M --test_file test.json --audio_dir AUDIO --output_dir OUT` writes
 `predictions.jsonl` and `metrics.json`, and prints the table. The same command writes the same bytes.
@@ -24,6 +24,7 @@ from audiolm.data import (
     sound_rows,
 )  # fmt: skip
 from audiolm.evaluation import ReasonAQAMetric, parse_answer
+from audiolm.evaluation.categories import category
 from audiolm.evaluation.loss import token_losses
 from audiolm.evaluation.metric import SCORED
 from audiolm.modeling_audiolm import AudioLMForConditionalGeneration
@@ -32,7 +33,9 @@ from audiolm.run_train import use_all_of_the_cpu
 
 
 def parse(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--model_name_or_path", required=True, help="a trained AudioLM: folder or Hub name")
     parser.add_argument("--test_file", required=True, help="ReasonAQA's test.json")
     parser.add_argument("--audio_dir", required=True, nargs="+", help="folder of the audio, or SOURCE=FOLDER for each source")
@@ -76,9 +79,10 @@ def answer_rows(model, processor, rows, batch_size: int, max_new_tokens: int, ca
 
 
 def score(results: list[dict]) -> dict:
-    """Metrics of answered rows; adds `parsed` and `correct` to them."""
+    """Metrics of answered rows; adds `category`, `parsed`, `reference` and `correct` to them."""
     for row in results:
         kind = row["question_type"]
+        row["category"] = category(row)
         row["parsed"] = parse_answer(kind, row["input"], row["generated"])
         right = parse_answer(kind, row["input"], row["answer"])
         row["reference"] = right
@@ -90,7 +94,7 @@ def score(results: list[dict]) -> dict:
         metrics |= ReasonAQAMetric().compute(
             predictions=[row["parsed"] or "" for row in scored],
             references=[row["reference"] or row["answer"] for row in scored],
-            question_type=[row["question_type"] for row in scored], subtype=[row["subtype"] for row in scored],
+            **{key: [row[key] for row in scored] for key in ("question_type", "subtype", "category")},
         )  # fmt: skip
     metrics["text"] = {}
     for kind in QUESTION_TYPES:
@@ -106,16 +110,21 @@ def score(results: list[dict]) -> dict:
 
 def table(metrics: dict) -> str:
     """The metrics as text."""
-    lines = [f"{'question type':<16}{'n':>7}{'accuracy':>10}{'95 % interval':>18}{'unparsed':>10}"]
-    groups = {**metrics.get("question_type", {}), **({"all (micro)": metrics["micro"]} if "micro" in metrics else {})}
-    for name, g in groups.items():
-        interval = f"{g['ci95_low']:.3f} - {g['ci95_high']:.3f}"
-        lines.append(f"{name:<16}{g['n']:>7}{g['accuracy']:>10.3f}{interval:>18}{g['n_unparsed']:>10}")
-    if metrics.get("macro_accuracy") is not None:
-        lines.append(f"{'mean of types':<16}{'':>7}{metrics['macro_accuracy']:>10.3f}")
+
+    def block(title, groups):
+        lines.append(f"{title:<20}{'n':>7}{'accuracy':>10}{'95 % interval':>18}{'unparsed':>10}")
+        for name, g in groups.items():
+            interval = f"{g['ci95_low']:.3f} - {g['ci95_high']:.3f}"
+            lines.append(f"{name:<20}{g['n']:>7}{g['accuracy']:>10.3f}{interval:>18}{g['n_unparsed']:>10}")
+
+    lines = []
+    if "micro" in metrics:
+        block("question type", {**metrics["question_type"], "all (micro)": metrics["micro"]})
+        lines.append(f"{'mean of types':<20}{'':>7}{metrics['macro_accuracy']:>10.3f}")
+        block("category", metrics["category"])
     if metrics["text"]:
-        lines.append(f"{'':<16}{'n':>7}{'loss per token':>18}{'mean words':>12}")
-        lines += [f"{k:<16}{g['n']:>7}{g['loss_per_answer_token']:>18.3f}{g['mean_words']:>12.1f}"
+        lines.append(f"{'':<20}{'n':>7}{'loss per token':>18}{'mean words':>12}")
+        lines += [f"{k:<20}{g['n']:>7}{g['loss_per_answer_token']:>18.3f}{g['mean_words']:>12.1f}"
                   for k, g in metrics["text"].items()]  # fmt: skip
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Accuracy by question type and subtype, as an `evaluate.Metric`."""
+"""Accuracy by question type, subtype and category, as an `evaluate.Metric`."""
 
 import math
 
@@ -18,7 +18,8 @@ def wilson(correct: int, n: int, z: float = 1.959963984540054) -> tuple[float, f
 
 
 class ReasonAQAMetric(evaluate.Metric):
-    """Accuracy, its 95 % interval and the unparsed answers, by question type and subtype; micro and macro over types.
+    """Accuracy, its 95 % interval and the unparsed answers, by question type, subtype and category; micro, and
+    macro over types.
 
     `predictions` are parsed answers ("" for none), `references` the right ones; an unparsed answer is wrong.
     """
@@ -28,10 +29,10 @@ class ReasonAQAMetric(evaluate.Metric):
         return evaluate.MetricInfo(
             description=self.__doc__, citation="", inputs_description="",
             features=datasets.Features(
-                {"predictions": text, "references": text, "question_type": text, "subtype": text}),
+                {k: text for k in ("predictions", "references", "question_type", "subtype", "category")}),
         )  # fmt: skip
 
-    def _compute(self, predictions, references, question_type, subtype):
+    def _compute(self, predictions, references, question_type, subtype, category):
         def group(of):
             hits = [bool(p) and p == r for p, r, inside in zip(predictions, references, of) if inside]
             low, high = wilson(sum(hits), len(hits))
@@ -45,6 +46,9 @@ class ReasonAQAMetric(evaluate.Metric):
 
         types = {t: group([q == t for q in question_type]) for t in SCORED if t in question_type}
         subtypes = {s: group([x == s for x in subtype]) for s in sorted(set(subtype))}
+        categories = {c: group([x == c for x in category]) for c in sorted(set(category))}
         micro = group([True] * len(predictions))
         macro = sum(t["accuracy"] for t in types.values()) / len(types) if types else None
-        return {"question_type": types, "subtype": subtypes, "micro": micro, "macro_accuracy": macro}
+        return {
+            "question_type": types, "subtype": subtypes, "category": categories, "micro": micro, "macro_accuracy": macro,
+        }  # fmt: skip

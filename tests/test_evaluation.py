@@ -24,11 +24,17 @@ def test_metric_by_hand():
     result = ReasonAQAMetric().compute(
         predictions=["a", "b", "", "yes"], references=["a", "a", "c", "yes"],
         question_type=["mcq", "mcq", "mcq", "yes_no"], subtype=["X-MCQ", "X-MCQ", "Y-MCQ", "XAQA"],
+        category=["sound event", "count", "sound event", "count"],
     )  # fmt: skip
     assert result["question_type"]["mcq"]["accuracy"] == pytest.approx(1 / 3)
     assert result["question_type"]["mcq"]["n_unparsed"] == 1
     assert result["micro"]["accuracy"] == 0.5 and result["macro_accuracy"] == pytest.approx(2 / 3)
     assert result["subtype"]["Y-MCQ"]["accuracy"] == 0
+    low, high = wilson(1, 2)
+    assert result["category"] == {
+        "count": {"n": 2, "accuracy": 0.5, "ci95_low": low, "ci95_high": high, "n_unparsed": 0},
+        "sound event": {"n": 2, "accuracy": 0.5, "ci95_low": low, "ci95_high": high, "n_unparsed": 1},
+    }
 
 
 def test_wilson_by_hand():
@@ -37,10 +43,12 @@ def test_wilson_by_hand():
 
 
 def test_an_unparsed_answer_is_wrong_and_counted():
-    rows = [{"question_type": "mcq", "input": MCQ, "answer": "A) rain", "subtype": "X-MCQ", "generated": g, "loss": 1.0,
-             "n_tokens": 2} for g in ("A) rain", "thunder")]  # fmt: skip
+    rows = [{"question_type": "mcq", "input": MCQ, "answer": "A) rain", "subtype": "X-MCQ", "filepath2": "", "generated": g,
+             "loss": 1.0, "n_tokens": 2} for g in ("A) rain", "thunder")]  # fmt: skip
     rows.append({**rows[0], "question_type": "caption", "generated": "some three words"})
     metrics = score(rows)
     assert metrics["micro"]["n_unparsed"] == 1 and metrics["micro"]["accuracy"] == 0.5
     assert metrics["text"]["caption"] == {"n": 1, "loss_per_answer_token": 0.5, "mean_words": 3.0}
-    assert "unparsed" in table(metrics)
+    name = rows[0]["category"]
+    assert metrics["category"] == {name: metrics["question_type"]["mcq"]}
+    assert f"{name:<20}      2     0.500" in table(metrics)
