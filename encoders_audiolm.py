@@ -359,7 +359,7 @@ def _load_mimi(encoder_type: str, name_or_path: str | None) -> MimiEncoder:
         _fill(encoder.model, _mimi_names(state, encoder.config.num_attention_heads), path)
     else:
         encoder = MimiEncoder(default_encoder_config(encoder_type, AutoConfig.from_pretrained(source)))
-        model, info = MimiModel.from_pretrained(source, config=encoder.config, output_loading_info=True)
+        model, info = MimiModel.from_pretrained(source, config=encoder.config, dtype=torch.float32, output_loading_info=True)
         bad = {k: sorted(map(str, info[k])) for k in ("missing_keys", "mismatched_keys") if info[k]}
         if bad:
             raise ValueError(f"{path} does not fit MimiModel: " + "; ".join(f"{k} {v[:3]}" for k, v in bad.items()))

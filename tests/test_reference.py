@@ -201,6 +201,9 @@ def test_mimi_transformers_format(moshi, tmp_path):
     loaded = load_encoder("mimi_full", str(tmp_path))
     assert isinstance(loaded, MimiEncoder) and loaded.model.decoder is None
     assert torch.equal(loaded.codes(clip), ours.codes(clip))
+    whole.half().save_pretrained(tmp_path)  # half precision on disk is float32 here
+    loaded = load_encoder("mimi_full", str(tmp_path))
+    assert {t.dtype for t in loaded.state_dict().values() if t.is_floating_point()} == {torch.float32}
 
 
 def test_htsat_batch_equals_single(msclap):
