@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,22 @@ from transformers.audio_utils import mel_filter_bank
 from transformers.utils import cached_file
 
 from .configuration_audiolm import default_encoder_config
+
+
+@contextmanager
+def full_precision(device_type: str):
+    """float32 as it is written: without autocast, and without the TF32 that cuDNN's convolutions use unless told."""
+    names = {"fp32_precision": "ieee"} if hasattr(torch.backends.cudnn, "conv") else {"allow_tf32": False}  # torch < 2.9
+    backends = [torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv", torch.backends.cudnn)]
+    before = [(backend, name, getattr(backend, name)) for backend in backends for name in names]
+    try:
+        for backend, name, _ in before:
+            setattr(backend, name, names[name])
+        with torch.autocast(device_type=device_type, enabled=False):
+            yield
+    finally:
+        for backend, name, value in before:
+            setattr(backend, name, value)
 
 
 class AudioEncoder(nn.Module):
@@ -61,7 +78,7 @@ class AudioEncoder(nn.Module):
         lengths = [waveform.shape[1]] * len(waveform) if num_samples is None else [int(n) for n in num_samples]
         if len(lengths) != len(waveform) or min(lengths, default=1) < 1 or max(lengths, default=1) > waveform.shape[1]:
             raise ValueError(f"num_samples {lengths} do not fit a waveform of shape {tuple(waveform.shape)}")
-        with torch.autocast(device_type=waveform.device.type, enabled=False):
+        with full_precision(waveform.device.type):
             return self._encode(waveform.float(), lengths)
 
     def frame_mask(self, num_samples: list[int]) -> torch.Tensor:
@@ -180,6 +197,10 @@ class MimiEncoder(AudioEncoder):
 
     def latents(self, waveform: torch.Tensor) -> torch.Tensor:
         """Latents before quantisation, of shape (batch, frames, dim), of whole frames of audio."""
+        for conv in self.modules():  # sizes that each convolution asks for as numbers: on a GPU every one is a wait
+            for name in ("stride", "kernel_size", "padding_total"):
+                if name in conv._buffers:
+                    conv.__dict__[name] = conv._buffers.pop(name).cpu()
         return self.model.encoder(waveform[:, None]).latents.transpose(1, 2)
 
     def _codes(self, waveform, num_samples):
@@ -192,13 +213,13 @@ class MimiEncoder(AudioEncoder):
     @torch.no_grad()
     def codes(self, waveform: torch.Tensor, num_samples: list[int] | None = None) -> torch.Tensor:
         """Codes of shape (batch, levels, frames); those behind a clip's last frame mean nothing."""
-        with torch.autocast(device_type=waveform.device.type, enabled=False):
+        with full_precision(waveform.device.type):
             return self._codes(waveform.float(), num_samples or [waveform.shape[1]] * len(waveform))
 
     @torch.no_grad()
     def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
         """Features (batch, frames, dim) of codes (batch, levels, frames)."""
-        with torch.autocast(device_type=codes.device.type, enabled=False):
+        with full_precision(codes.device.type):
             return self.model.quantizer.decode(codes.long()).transpose(1, 2)
 
     def _encode(self, waveform, num_samples):

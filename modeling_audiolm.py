@@ -146,6 +146,7 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         num_items_in_batch: torch.Tensor | int | None = None,
         num_samples: list[int] | None = None,
         num_frames: list[int] | None = None,
+        audio_index: torch.LongTensor | None = None,
         label_index: torch.LongTensor | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
@@ -161,11 +162,12 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 that a label follows, (labels, vocabulary).
             logits_to_keep: compute this many last logits; 0 computes all.
             num_items_in_batch: labels of the whole optimizer step, by which the summed loss is divided.
-            num_samples: samples of each clip, known to the host, in place of `input_values_mask`; frames and
-                placeholders are then taken to agree, as in a batch of [`AudioLMProcessor`].
+            num_samples: samples of each clip, known to the host, in place of `input_values_mask`.
             num_frames: frames of each clip of `input_features`, likewise in place of `input_features_mask`.
+            audio_index: where placeholders stand in `input_ids.flatten()`.
             label_index: where labels stand in `labels.flatten()`; `logits` then holds the positions before these
-                alone, also in evaluation. With both, a step waits nowhere for the GPU.
+                alone, also in evaluation. With all of these and no `attention_mask` (rows padded on the right need
+                none), a step does not wait for the GPU, but once where Mimi encodes (its attention mask asks).
 
         Raises:
             ValueError: if frames and placeholders differ in number.
@@ -176,13 +178,14 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             audio = self.get_audio_features(
                 input_values, input_values_mask, input_features, input_features_mask, num_samples, num_frames
             ).to(inputs_embeds.dtype)
-            mask = input_ids == self.config.audio_token_id
-            # masked_scatter drops surplus frames without a word
-            if num_samples is None and num_frames is None and int(mask.sum()) != len(audio):
+            if audio_index is None:
+                audio_index = (input_ids == self.config.audio_token_id).flatten().nonzero()[:, 0]
+            if len(audio_index) != len(audio):
                 raise ValueError(
-                    f"{int(mask.sum())} audio placeholders stand in input_ids, but the audio has {len(audio)} frames"
+                    f"{len(audio_index)} audio placeholders stand in input_ids, but the audio has {len(audio)} frames"
                 )
-            inputs_embeds = inputs_embeds.masked_scatter(mask[..., None].to(inputs_embeds.device), audio)
+            size = inputs_embeds.shape
+            inputs_embeds = inputs_embeds.flatten(0, 1).index_copy(0, audio_index.to(audio.device), audio).view(size)
         outputs = self.language_model.model(
             inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids,
             past_key_values=past_key_values, **kwargs,

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -233,7 +234,8 @@ def main(argv=None):
         data = load_reasonaqa({s: f for s, f in files.items() if f}, audio_roots(data_args.audio_dir))
         if data_args.max_train_samples:
             data["train"] = data["train"].select(range(min(data_args.max_train_samples, len(data["train"]))))
-        data = sound_rows(data, data_args.max_audio_seconds, data_args.on_bad_audio, args.output_dir)
+        with args.main_process_first(desc="checking audio"):  # the others find its verdicts
+            data = sound_rows(data, data_args.max_audio_seconds, data_args.on_bad_audio, args.output_dir)
         model = AudioLMForConditionalGeneration.from_pretrained_parts(
             model_args.encoder_type, model_args.encoder_name_or_path, model_args.text_model_name_or_path,
             max_audio_seconds=data_args.max_audio_seconds, freeze_lm=model_args.freeze_lm,
@@ -252,7 +254,8 @@ def main(argv=None):
         rows = data["validation"]
         chosen = {kind: [i for i, t in enumerate(rows["question_type"]) if t == kind] for kind in QUESTION_TYPES}
         evaluation = {k: rows.select(i[: data_args.max_eval_samples]) for k, i in chosen.items() if i}
-    features = encoded(model, extractor, data["train"], evaluation or {}, data_args, args.seed)
+    with args.main_process_first(desc="encoding clips") if data_args.feature_cache else nullcontext():  # others find its files
+        features = encoded(model, extractor, data["train"], evaluation or {}, data_args, args.seed)
     trainer = Trainer(
         model=model, args=args, train_dataset=data["train"], eval_dataset=evaluation,
         data_collator=ReasonAQACollator(processor, features=features), processing_class=processor,

@@ -45,4 +45,6 @@ class ReasonAQACollator:
         )
         if not self.generate:
             text["label_index"] = (text["labels"].flatten() != -100).nonzero()[:, 0]
+            text["audio_index"] = (text["input_ids"].flatten() == self.processor.audio_token_id).nonzero()[:, 0]
+            del text["attention_mask"]  # padding is on the right, where no earlier token looks
         return {**text, **batch}  # the Trainer counts rows on the first entry

@@ -10,10 +10,10 @@ def token_losses(logits, labels):
     Args:
         logits: (labels that are not -100, vocabulary). labels: (batch, sequence).
     """
-    row, column = (labels != -100).nonzero(as_tuple=True)
-    losses = cross_entropy(logits.float(), labels[row, column], reduction="none")
-    counts = torch.zeros(len(labels), 2, device=losses.device)
-    return counts.index_add(0, row, torch.stack([losses, torch.ones_like(losses)], 1))
+    at = (labels != -100).nonzero(as_tuple=True)
+    spread = torch.zeros(labels.shape, device=labels.device)  # adding by index has no fixed order on a GPU; a row's sum has
+    spread[at] = cross_entropy(logits.float(), labels[at], reduction="none")
+    return torch.stack([spread.sum(1), (labels != -100).sum(1)], 1)
 
 
 def token_loss(prediction) -> dict[str, float]:
