@@ -36,7 +36,7 @@ class AudioLMConfig(PreTrainedConfig):
             length alone, but as many tokens and weights.
 
     Raises:
-        ValueError: if `encoder_type` is unknown or `encoder_config` belongs to another encoder.
+        ValueError: if `encoder_type` or the language model's type is unknown, or `encoder_config` is another encoder's.
     """
 
     model_type = "audiolm"
@@ -69,7 +69,10 @@ class AudioLMConfig(PreTrainedConfig):
             }  # fmt: skip
         if isinstance(text_config, dict):
             text_config = dict(text_config)
-            text_config = CONFIG_MAPPING[text_config.pop("model_type", "llama")](**text_config)
+            kind = text_config.pop("model_type", "llama")
+            if kind not in CONFIG_MAPPING:
+                raise ValueError(f"text_config has model_type {kind!r}, which transformers does not know")
+            text_config = CONFIG_MAPPING[kind](**text_config)
         self.text_config = text_config
         self.mapper_hidden_size = mapper_hidden_size
         self.audio_token_id = audio_token_id

@@ -5,9 +5,12 @@ import re
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, ClapAudioModel, MimiModel, PreTrainedConfig
 from transformers.audio_utils import mel_filter_bank
@@ -279,16 +282,30 @@ def _find(name_or_path: str, *candidates: str) -> str:
 
 
 def _read(path: str) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint by key, whatever object or wrapper holds them; no code of the file runs."""
-    if path.endswith(".safetensors"):
-        from safetensors.torch import load_file
+    """The tensors of a checkpoint by key, whatever object or wrapper holds them; no code of the file runs.
 
-        return load_file(path)
-    # Lightning checkpoints name classes of packages that are not needed here: placeholders stand for them.
-    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    with torch.serialization.safe_globals([(type("Ignored", (dict,), {}), name) for name in names]):
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    return state.get("model", state.get("state_dict", state))
+    Raises:
+        ValueError: if the file is torn, or no checkpoint.
+    """
+    try:
+        if path.endswith(".safetensors"):
+            return load_file(path)
+        # Lightning checkpoints name classes of packages that are not needed here: placeholders stand for them.
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        with torch.serialization.safe_globals([(type("Ignored", (dict,), {}), name) for name in names]):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        return dict(state.get("model", state.get("state_dict", state)))
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, AttributeError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ValueError(f"{path} is not a readable checkpoint ({why})") from error
+
+
+def _config(source: str) -> PreTrainedConfig | None:
+    """The configuration of a folder, a Hub repository, or beside a file; None if a file has none beside it."""
+    if not Path(source).is_file():
+        return AutoConfig.from_pretrained(source)
+    folder = Path(source).parent
+    return AutoConfig.from_pretrained(folder) if (folder / "config.json").is_file() else None
 
 
 def _fill(module: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
@@ -328,9 +345,10 @@ def _load_htsat(encoder_type: str, name_or_path: str | None) -> HTSATEncoder:
         state = _clap_names({k: v for k, v in state.items() if not re.search(_HTSAT_UNUSED, k)})
         config = default_encoder_config(encoder_type, fields)
     else:
-        config = AutoConfig.from_pretrained(source)
-        config = getattr(config, "audio_config", config).to_dict()
-        front_end = cached_file(source, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+        config = _config(source)
+        config = getattr(config, "audio_config", config).to_dict() if config else {}
+        folder = str(Path(source).parent) if Path(source).is_file() else source
+        front_end = cached_file(folder, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
         if front_end:  # LAION's: 48 kHz, hop 480, windows of 10 s
             given = json.loads(Path(front_end).read_text())
             fields = {"sampling_rate": given["sampling_rate"], "mel_sampling_rate": given["sampling_rate"],
@@ -378,8 +396,11 @@ def _load_mimi(encoder_type: str, name_or_path: str | None) -> MimiEncoder:
     if any(k.startswith("encoder.model.") for k in state):  # moshi's own format
         encoder = MimiEncoder(default_encoder_config(encoder_type))
         _fill(encoder.model, _mimi_names(state, encoder.config.num_attention_heads), path)
+    elif Path(source).is_file():
+        encoder = MimiEncoder(default_encoder_config(encoder_type, _config(source)))
+        _fill(encoder.model, {k: v for k, v in state.items() if not k.startswith("decoder")}, path)
     else:
-        encoder = MimiEncoder(default_encoder_config(encoder_type, AutoConfig.from_pretrained(source)))
+        encoder = MimiEncoder(default_encoder_config(encoder_type, _config(source)))
         model, info = MimiModel.from_pretrained(source, config=encoder.config, dtype=torch.float32, output_loading_info=True)
         bad = {k: sorted(map(str, info[k])) for k in ("missing_keys", "mismatched_keys") if info[k]}
         if bad:

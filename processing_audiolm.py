@@ -105,7 +105,15 @@ class AudioLMProcessor(ProcessorMixin):
 
     @classmethod
     def from_config(cls, config: AudioLMConfig, tokenizer) -> "AudioLMProcessor":
-        """The processor of a model's configuration."""
+        """The processor of a model's configuration.
+
+        Raises:
+            ValueError: if the tokenizer has an ordinary word where the configuration has the audio placeholder.
+        """
+        placeholder = tokenizer.added_tokens_decoder.get(config.audio_token_id)
+        if placeholder is None or not placeholder.special:
+            word = tokenizer.convert_ids_to_tokens(config.audio_token_id)
+            raise ValueError(f"audio_token_id {config.audio_token_id} is no spare special token of the tokenizer, but {word!r}")
         with torch.device("meta"):
             encoder = build_encoder(config.encoder_config)
         extractor = AudioLMFeatureExtractor(

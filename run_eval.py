@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer
 
@@ -45,14 +46,19 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--max_new_tokens", type=int, default=64, help="longest answer")
     parser.add_argument("--feature_cache", help="folder of clips that are encoded already, as run_train.py's")
     parser.add_argument("--on_bad_audio", choices=("error", "skip"), default="error", help="what broken files do")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for option in ("max_samples", "batch_size", "max_new_tokens"):
+        if (value := getattr(args, option)) is not None and value <= 0:
+            parser.error(f"--{option} {value}: a number above 0 is wanted")
+    return args
 
 
 @torch.no_grad()
 def answer_rows(model, processor, rows, batch_size: int, max_new_tokens: int, cache: FeatureCache | None = None) -> list[dict]:
-    """Generated text, loss and labels of every row, in the rows' order.
+    """Generated text, loss and number of labels of every row, in the rows' order.
 
-    Rows of one clip are answered one after the other, so that it is encoded once and no more clips are held than a batch has.
+    Rows of one clip are answered one after the other, so that it is encoded once (again where it is a second clip), and no
+    more clips are held than a batch has.
     """
     features, results = {} if cache is None else cache, [None] * len(rows)
     learn = ReasonAQACollator(processor, features=features)
@@ -129,24 +135,48 @@ def table(metrics: dict) -> str:
     return "\n".join(lines)
 
 
+def load_model(name: str):
+    """A trained AudioLM and its tokenizer, every weight of it read.
+
+    Raises:
+        ValueError: in one line, if `name` is none, or lacks weights.
+    """
+    if not Path(name, "config.json").is_file() and (Path(name).exists() or len(Path(name).parts) != 2):
+        raise ValueError(f"--model_name_or_path {name} is neither a folder with config.json nor a Hub name like user/model")
+    # this code reads the model, not the copy beside its weights, about which transformers would ask
+    AutoConfig.register("audiolm", AudioLMConfig, exist_ok=True)
+    try:
+        kind = AutoConfig.from_pretrained(name).model_type
+        if kind != "audiolm":
+            raise ValueError(f"it is a {kind!r} model, not an AudioLM")
+        model, info = AudioLMForConditionalGeneration.from_pretrained(name, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError, SafetensorError) as error:
+        raise ValueError(f"--model_name_or_path {name}: {' '.join(str(error).split())[:300]}") from error
+    wrong = {k: sorted(map(str, info[k])) for k in ("missing_keys", "unexpected_keys", "mismatched_keys") if info.get(k)}
+    if wrong:
+        listed = "; ".join(f"{len(keys)} {kind.replace('_', ' ')} ({', '.join(keys[:3])})" for kind, keys in wrong.items())
+        raise ValueError(f"--model_name_or_path {name} is not a whole AudioLM: {listed}")
+    return model, tokenizer
+
+
 def main(argv=None):
     args = parse(argv)
     output = Path(args.output_dir)
     use_all_of_the_cpu()
-    # this code reads the model, not the copy beside its weights, about which transformers would ask
-    AutoConfig.register("audiolm", AudioLMConfig, exist_ok=True)
     name = args.model_name_or_path
     try:
-        if not Path(name, "config.json").is_file() and (Path(name).exists() or len(Path(name).parts) != 2):
-            raise ValueError(f"--model_name_or_path {name} is neither a folder with config.json nor a Hub name like user/model")
-        model = AudioLMForConditionalGeneration.from_pretrained(name)
-        processor = AudioLMProcessor.from_config(model.config, AutoTokenizer.from_pretrained(name))
+        output.mkdir(parents=True, exist_ok=True)
+        model, tokenizer = load_model(name)
+        processor = AudioLMProcessor.from_config(model.config, tokenizer)
         data = load_reasonaqa({"test": args.test_file}, audio_roots(args.audio_dir))
         if args.max_samples:
             kinds = data["test"]["question_type"]
             first = {k: [i for i, t in enumerate(kinds) if t == k][: args.max_samples] for k in QUESTION_TYPES}
             data["test"] = data["test"].select(sorted(i for rows in first.values() for i in rows))
         data = sound_rows(data, model.config.max_audio_seconds, args.on_bad_audio, args.output_dir)
+        if args.feature_cache:
+            Path(args.feature_cache).mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         sys.exit(f"run_eval.py: {error}")
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
@@ -156,7 +186,6 @@ def main(argv=None):
         cache.fill([path for row in data["test"]["audio"] for path in row])
     results = answer_rows(model, processor, data["test"], args.batch_size, args.max_new_tokens, cache)
     metrics = score(results)
-    output.mkdir(parents=True, exist_ok=True)
     with open(output / "predictions.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps({k: v for k, v in r.items() if k != "audio"}, ensure_ascii=False) + "\n" for r in results)
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")

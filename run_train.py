@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
+from zipfile import BadZipFile, ZipFile
 
 import torch
 import yaml
@@ -37,6 +38,8 @@ from audiolm.processing_audiolm import AudioLMProcessor
 
 logger = logging.getLogger("audiolm.train")
 ROWS_PER_STEP = 16  # of every arm, over all processes
+POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "num_stats_clips", "max_train_samples",
+            "max_eval_samples", "max_audio_seconds")  # fmt: skip
 DEFAULTS = {
     "output_dir": None, "learning_rate": 1e-4, "max_steps": 20_000, "lr_scheduler_type": "cosine", "warmup_steps": 0.01,
     "eval_strategy": "steps", "eval_steps": 1000, "save_steps": 1000, "save_total_limit": 2, "logging_steps": 10,
@@ -96,11 +99,16 @@ def parse(argv=None):
             settings = yaml.safe_load(Path(given.config).read_text()) or {}
         except (OSError, yaml.YAMLError) as error:
             parser.error(f"--config {given.config}: {error}")
-        if unknown := sorted(set(settings) - known):
+        if not isinstance(settings, dict):
+            parser.error(f"--config {given.config}: options and their values are wanted, not {type(settings).__name__}")
+        if unknown := sorted(set(map(str, settings)) - known):
             parser.error(f"--config {given.config}: unknown options {', '.join(unknown)}")
     processes = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else max(1, torch.cuda.device_count())
-    parser.set_defaults(**{**DEFAULTS, "per_device_train_batch_size": None, **settings})
+    computed = {"per_device_train_batch_size": None, "gradient_accumulation_steps": None}
+    parser.set_defaults(**{**DEFAULTS, **computed, **settings})
     for action in parser._actions:
+        if action.nargs == "+" and isinstance(action.default, str):
+            action.default = [action.default]
         if action.dest == "per_device_train_batch_size":
             action.help = f"rows a process takes at once; {ROWS_PER_STEP} rows in all make a step"
         if action.dest == "output_dir":
@@ -108,10 +116,18 @@ def parse(argv=None):
     space = parser.parse_args(rest)
     if space.per_device_train_batch_size is None:
         space.per_device_train_batch_size = max(1, ROWS_PER_STEP // processes)
+    for name in POSITIVE:
+        if (value := getattr(space, name)) is not None and value <= 0:
+            parser.error(f"--{name} {value}: a number above 0 is wanted")
     at_once = space.per_device_train_batch_size * processes
     if ROWS_PER_STEP % at_once:
         parser.error(
             f"a step takes {ROWS_PER_STEP} rows; {processes} processes of {space.per_device_train_batch_size} do not divide it"
+        )
+    if space.gradient_accumulation_steps not in (None, ROWS_PER_STEP // at_once):
+        parser.error(
+            f"--gradient_accumulation_steps {space.gradient_accumulation_steps}: a step of {ROWS_PER_STEP} rows, {at_once} at "
+            f"once, makes it {ROWS_PER_STEP // at_once}"
         )
     space.gradient_accumulation_steps = ROWS_PER_STEP // at_once
     if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
@@ -130,23 +146,28 @@ def parse(argv=None):
         parser.error(str(error))
     values = vars(space)
     values.pop("config")
-    return parser.parse_dict(values)
+    try:
+        return parser.parse_dict(values)
+    except (ValueError, TypeError, ImportError) as error:  # what TrainingArguments objects to
+        parser.error(str(error))
 
 
-def checkpoint_to_resume(asked: str | None, output_dir: str) -> str | None:
+def checkpoint_to_resume(asked: str | bool | None, output_dir: str) -> str | None:
     """The checkpoint that `--resume_from_checkpoint` names: a folder, or `true` for the last one of `output_dir`.
 
     Raises:
         ValueError: if there is none, or one of its files is missing or torn.
     """
-    if asked is None or asked.lower() in ("false", "no"):
+    if asked is None or str(asked).lower() in ("false", "no"):
         return None
     folder = asked
-    if asked.lower() in ("true", "yes", "last"):
+    if str(asked).lower() in ("true", "yes", "last"):
         folder = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
         if folder is None:
             raise ValueError(f"--resume_from_checkpoint {asked}: {output_dir} holds no checkpoint")
-    for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json"):
+    names = ["model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json"]
+    states = [path.name for path in Path(folder).glob("rng_state*.pth")] or ["rng_state.pth"]
+    for name in names + states:
         file = Path(folder, name)
         try:
             if name.endswith(".safetensors"):
@@ -154,11 +175,25 @@ def checkpoint_to_resume(asked: str | None, output_dir: str) -> str | None:
                     tensors.keys()
             elif name.endswith(".json"):
                 json.loads(file.read_text())
+            elif name in states:
+                ZipFile(file).close()  # its end lists its parts
             else:
                 torch.load(file, map_location="meta", weights_only=True)
-        except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
+        except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, UnpicklingError, BadZipFile) as error:
             raise ValueError(f"--resume_from_checkpoint: {file} is missing or torn ({error}); name an earlier one") from error
     return folder
+
+
+def check_encoder(model, folder: str) -> None:
+    """Raises ValueError if a checkpoint holds another encoder than `model`, whose features are computed before it is read."""
+    with safe_open(Path(folder, "model.safetensors"), "pt") as file:
+        names = set(file.keys())
+        for name, tensor in model.encoder.state_dict(prefix="encoder.").items():
+            if name in names and not torch.equal(file.get_tensor(name), tensor.cpu()):
+                raise ValueError(
+                    f"--resume_from_checkpoint {folder} was trained with another encoder ({name} differs); give the same "
+                    "--encoder_type, --encoder_name_or_path and, if that is `random`, --seed"
+                )
 
 
 def use_all_of_the_cpu() -> None:
@@ -226,7 +261,7 @@ def summary(model, trainer, arguments) -> str:
 
 def main(argv=None):
     model_args, data_args, args = parse(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO if args.process_index == 0 else logging.ERROR, format="%(message)s")
     use_all_of_the_cpu()
     set_seed(args.seed)
     try:
@@ -242,9 +277,13 @@ def main(argv=None):
             no_audio=model_args.no_audio,
         )  # fmt: skip
         tokenizer = AutoTokenizer.from_pretrained(**text_model_source(model_args.text_model_name_or_path))
-    except (ValueError, OSError) as error:
+        processor = AudioLMProcessor.from_config(model.config, tokenizer)
+        if args.resume_from_checkpoint:
+            check_encoder(model, args.resume_from_checkpoint)
+        for folder in (args.output_dir, data_args.feature_cache):
+            Path(folder or ".").mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError, ImportError, SafetensorError) as error:
         sys.exit(f"run_train.py: {error}")
-    processor = AudioLMProcessor.from_config(model.config, tokenizer)
     extractor = processor.feature_extractor
     samples = int(data_args.max_audio_seconds * extractor.sampling_rate)
     logger.info("%s: %d tokens for %g s", model_args.encoder_type, extractor.num_frames(samples), data_args.max_audio_seconds)

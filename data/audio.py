@@ -43,6 +43,13 @@ def audio_fault(path: str, max_seconds: float = 10.0) -> str | None:
     return f"samples up to {peak:.1f}" if peak > LOUDEST else None
 
 
+def _write_whole(file: Path, text: str) -> None:
+    """Writes a file that several processes may write at once: it is there whole or as it was."""
+    part = file.with_suffix(f".{os.getpid()}")
+    part.write_text(text)
+    part.replace(file)
+
+
 def check_audio(paths: list[str], max_seconds: float = 10.0, cache_file: str | Path | None = None) -> dict[str, str]:
     """The faults of all files that have one, by path; in parallel, remembered by size and modification time.
 
@@ -52,7 +59,11 @@ def check_audio(paths: list[str], max_seconds: float = 10.0, cache_file: str | P
     if cache_file is None:
         cache_file = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "audiolm", "audio_checks.json")
     cache_file = Path(cache_file)
-    known = json.loads(cache_file.read_text()) if cache_file.is_file() else {}
+    try:
+        known = json.loads(cache_file.read_text())
+    except (OSError, ValueError):  # absent or torn: all is looked at again
+        known = {}
+    known = known if isinstance(known, dict) else {}
 
     def verdict(path):
         try:
@@ -65,10 +76,11 @@ def check_audio(paths: list[str], max_seconds: float = 10.0, cache_file: str | P
     paths = sorted(set(paths))
     with ThreadPoolExecutor() as pool:
         found = list(tqdm(pool.map(verdict, paths), total=len(paths), desc="checking audio", unit="file", disable=None))
-    cache_file.parent.mkdir(parents=True, exist_ok=True)
-    part = cache_file.with_suffix(f".{os.getpid()}")  # a torn cache would stop the next run
-    part.write_text(json.dumps({**known, **{key: fault for fault, key, _ in found if key}}))
-    part.replace(cache_file)
+    try:
+        cache_file.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(cache_file, json.dumps({**known, **{key: fault for fault, key, _ in found if key}}))
+    except OSError as error:
+        logger.warning("%s cannot be written (%s); the next run checks all audio again", cache_file, error)
     return {path: fault for path, (fault, _, _) in zip(paths, found) if fault}
 
 
@@ -83,7 +95,7 @@ def sound_rows(data: DatasetDict, seconds: float, on_bad_audio: str, output_dir:
         return data
     listing = Path(output_dir, "bad_audio.txt")
     listing.parent.mkdir(parents=True, exist_ok=True)
-    listing.write_text("".join(f"{path}\t{fault}\n" for path, fault in faults.items()))
+    _write_whole(listing, "".join(f"{path}\t{fault}\n" for path, fault in faults.items()))
     path, fault = next(iter(faults.items()))
     message = f"{len(faults)} audio files cannot be used (first: {path}: {fault}); all are listed in {listing}"
     if on_bad_audio == "error":

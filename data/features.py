@@ -6,6 +6,7 @@ Mimi's clips are kept as 16-bit codes (levels, frames), which give the same feat
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+logger = logging.getLogger(__name__)
 VERSION = 1  # of what encoders compute and of these files; another one makes earlier caches unknown
 CLIPS_PER_SHARD = 512
 
@@ -100,8 +102,10 @@ class FeatureCache:
             with safe_open(shard, "pt") as file:
                 for key, identity in json.loads(file.metadata()["clips"]).items():
                     self._where[identity] = (str(shard), key)
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        except (SafetensorError, KeyError, TypeError, ValueError):
             shard.unlink(missing_ok=True)  # torn by something else than us: made anew
+        except OSError as error:  # not its fault
+            logger.warning("%s cannot be read (%s); its clips are encoded again", shard, error)
 
     def identity(self, path: str) -> str:
         """Path, size and modification time of a file."""

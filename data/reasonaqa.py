@@ -83,7 +83,7 @@ def load_reasonaqa(files: Mapping[str, str | Path], audio_dir: AudioDir) -> Data
         except (OSError, ValueError) as error:
             raise ValueError(f"{file}: not a readable JSON file ({error})") from error
         if not isinstance(rows, list) or not rows:
-            raise ValueError(f"{file}: a list of rows is wanted, not {type(rows).__name__} of length {len(rows)}")
+            raise ValueError(f"{file}: a list of rows is wanted, not {'an empty list' if rows == [] else type(rows).__name__}")
         splits[split] = Dataset.from_list([_checked(row, f"{file}, row {i}", audio_dir) for i, row in enumerate(rows)])
     return DatasetDict(splits)
 

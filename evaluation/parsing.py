@@ -2,7 +2,7 @@
 
 import re
 
-_OPTION = re.compile(r"(?<!\w)([a-zA-Z])\)\s*(.*?)(?=\s+[a-zA-Z]\)\s|$)", re.S)
+_OPTION = re.compile(r"(?:(?<=\s)|^)\(?([a-zA-Z])\)\s*(.*?)(?=\s+\(?[a-zA-Z]\)\s|$)", re.S)
 
 
 def _plain(text: str) -> str:
@@ -10,8 +10,9 @@ def _plain(text: str) -> str:
 
 
 def options(question: str) -> dict[str, str]:
-    """The options inside a question, "A) … B) …" or "a) … b) …", by lower-case letter."""
-    return {letter.lower(): text.strip() for letter, text in _OPTION.findall(question)}
+    """The options inside a question, "A) … B) …", "a) … b) …" or "(a) … (b) …", by lower-case letter."""
+    found = {letter.lower(): text.strip() for letter, text in _OPTION.findall(question)}
+    return {letter: text for letter, text in found.items() if ord(letter) - ord("a") < len(found)}
 
 
 def parse_answer(question_type: str, question: str, text: str) -> str | None:

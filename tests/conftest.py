@@ -36,11 +36,11 @@ def tokenizer():
                                    additional_special_tokens=["<audio>"])  # fmt: skip
 
 
-def small_model(arm: str, **fields):
+def small_model(arm: str, seed: int = 0, **fields):
     from audiolm import AudioLMConfig, AudioLMForConditionalGeneration
     from audiolm.encoders_audiolm import MimiEncoder, randomise_codebooks
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = AudioLMConfig(arm, SMALL_HTSAT if arm == "htsat" else SMALL_MIMI, TEXT, mapper_hidden_size=32, **fields)
     model = AudioLMForConditionalGeneration(config).eval()
     if isinstance(model.encoder, MimiEncoder):

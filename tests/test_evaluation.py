@@ -8,7 +8,11 @@ MCQ = "What is it? A) rain B) heavy rain C) a dog barking D) wind"
 ENTAILMENT = 'the hypothesis - "x"? a) It is definitely true b) It is definitely false c) It is plausible d) I cannot determine'
 
 
+ROUND = "Which sound(s) can be heard? (A) a dog (B) a cat"
+
+
 @pytest.mark.parametrize(("kind", "question", "text", "parsed"), [
+    ("mcq", ROUND, "(B) a cat", "b"), ("mcq", ROUND, "a dog can be heard", "a"), ("mcq", ROUND, "s.", None),
     ("mcq", MCQ, "B) heavy rain", "b"), ("mcq", MCQ, "c", "c"), ("mcq", MCQ, "(d) wind", "d"), ("mcq", MCQ, "A.", "a"),
     ("mcq", MCQ, "It is heavy rain.", "b"), ("mcq", MCQ, "a dog barking", "c"), ("mcq", MCQ, "wind and a dog barking", None),
     ("mcq", MCQ, "E) thunder", None), ("mcq", MCQ, "a", "a"), ("mcq", MCQ, "", None), ("mcq", MCQ, "rainbow", None),

@@ -11,7 +11,9 @@ import soundfile
 import torch
 from conftest import clip, small_model
 
-from audiolm import AudioLMForConditionalGeneration
+from audiolm import AudioLMForConditionalGeneration, AudioLMProcessor
+from audiolm.data import FeatureCache, load_reasonaqa
+from audiolm.run_eval import answer_rows
 from audiolm.run_eval import main as evaluate
 from audiolm.run_train import checkpoint_to_resume, parse
 from audiolm.run_train import main as train
@@ -98,6 +100,125 @@ def test_arguments(tmp_path, capsys):
     assert args.push_to_hub and (args.hub_model_id, args.hub_strategy) == ("me/x", "every_save")
 
 
+def test_wrong_numbers_and_files_are_one_line(tmp_path, capsys):
+    files = {"list.yaml": "- learning_rate: 0.1", "text.yaml": "just words", "broken.yaml": "a: [1"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "one.yaml").write_text("audio_dir: sounds\nresume_from_checkpoint: false\n")
+    assert parse(["--config", str(tmp_path / "one.yaml")])[1].audio_dir == ["sounds"]
+    wrongs = {
+        "--per_device_train_batch_size 0": ["--per_device_train_batch_size", "0"],
+        "--per_device_train_batch_size -4": ["--per_device_train_batch_size", "-4"],
+        "--num_stats_clips 0": ["--num_stats_clips", "0"],
+        "--max_audio_seconds 0.0": ["--max_audio_seconds", "0"],
+        "makes it 4": ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "8"],
+        "load_best_model_at_end": ["--load_best_model_at_end", "--validation_file", "v", "--save_steps", "7"],
+        "not list": ["--config", str(tmp_path / "list.yaml")],
+        "not str": ["--config", str(tmp_path / "text.yaml")],
+        "broken.yaml": ["--config", str(tmp_path / "broken.yaml")],
+    }
+    for message, wrong in wrongs.items():
+        with pytest.raises(SystemExit):
+            parse(wrong)
+        assert message in capsys.readouterr().err
+    for option in ("--batch_size", "--max_samples", "--max_new_tokens"):
+        with pytest.raises(SystemExit):
+            evaluate(["--model_name_or_path", "m", "--test_file", "t", "--audio_dir", "a", "--output_dir", "o", option, "-1"])
+        assert f"{option} -1: a number above 0" in capsys.readouterr().err
+
+
+def test_what_is_no_encoder_is_named(corpus, tokenizer):
+    options = arguments(corpus, "mimi_full", tokenizer, "--max_steps", "1")
+    for name, content in (("torn.safetensors", b"\x99" * 40), ("text.pth", b"no checkpoint")):
+        (corpus / name).write_bytes(content)
+        with pytest.raises(SystemExit, match=f"{name} is not a readable checkpoint"):
+            train([*options, "--encoder_name_or_path", str(corpus / name)])
+    torch.save([1, 2], corpus / "list.pth")
+    with pytest.raises(SystemExit, match=r"list.pth is not a readable checkpoint"):
+        train([*options, "--encoder_name_or_path", str(corpus / "list.pth")])
+    small_model("htsat").encoder.model.save_pretrained(corpus / "other")
+    with pytest.raises(SystemExit, match="needs a 'mimi' encoder_config"):
+        train([*options, "--encoder_name_or_path", str(corpus / "other")])
+    alone = corpus / "alone" / "model.safetensors"  # without its config.json
+    alone.parent.mkdir()
+    alone.write_bytes((corpus / "other" / "model.safetensors").read_bytes())
+    with pytest.raises(SystemExit, match=r"does not fit MimiModel: .* keys missing"):
+        train([*options, "--encoder_name_or_path", str(alone)])
+
+
+def test_what_is_no_trained_model_is_not_evaluated(corpus, tokenizer):
+    model = small_model("mimi_full")
+    rest = ["--test_file", str(corpus / "rows.json"), "--audio_dir", str(corpus), "--output_dir", str(corpus / "results")]
+
+    def refused(folder, message):
+        tokenizer.save_pretrained(folder)
+        with pytest.raises(SystemExit, match=message):
+            evaluate(["--model_name_or_path", str(folder), *rest])
+
+    model.language_model.save_pretrained(corpus / "llama")
+    refused(corpus / "llama", "'llama' model, not an AudioLM")
+    state = {k: v for k, v in model.state_dict().items() if not k.startswith("mapper.linear") and "lm_head" not in k}
+    model.save_pretrained(corpus / "deaf", state_dict=state)
+    refused(corpus / "deaf", r"4 missing keys \(mapper.linear_1.bias")
+    model.save_pretrained(corpus / "whole")
+    config = json.loads((corpus / "whole" / "config.json").read_text())
+    for name, changed in {
+        "list": [], "null": None, "kind": {**config, "encoder_type": "whisper"},
+        "text": {**config, "text_config": {"model_type": "no_such"}}, "size": {**config, "mapper_hidden_size": 7},
+    }.items():  # fmt: skip
+        model.save_pretrained(corpus / name)
+        (corpus / name / "config.json").write_text(json.dumps(changed))
+        refused(corpus / name, f"--model_name_or_path {corpus / name}: ")
+    weights = corpus / "whole" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    refused(corpus / "whole", f"--model_name_or_path {corpus / 'whole'}: ")
+    (corpus / "results").rmdir()
+    (corpus / "results").write_text("a file")
+    with pytest.raises(SystemExit, match="results"):
+        evaluate(["--model_name_or_path", str(corpus / "whole"), *rest])
+
+
+def test_answers_do_not_depend_on_batches_or_order(corpus, tokenizer):
+    model = small_model("mimi_full").eval()
+    processor = AudioLMProcessor.from_config(model.config, tokenizer)
+    rows = load_reasonaqa({"test": corpus / "rows.json"}, corpus)["test"]
+    rows = rows.select([*range(9, 16), *range(9)])
+    one, many = (answer_rows(model, processor, rows, size, 6) for size in (1, 5))
+    assert [row["input"] for row in one] == rows["input"] and [row["audio"] for row in one] == rows["audio"]
+    assert [row["generated"] for row in one] == [row["generated"] for row in many]
+    assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in many], abs=1e-4)
+    cache = FeatureCache(corpus / "cache", model.encoder, processor.feature_extractor)
+    cache.fill([path for row in rows["audio"] for path in row])
+    cached = answer_rows(model, processor, rows, 4, 6, cache)
+    assert [row["generated"] for row in cached] == [row["generated"] for row in one]
+
+
+def test_evaluation_loss_does_not_depend_on_the_batch_size(corpus, tokenizer):
+    found = []
+    for size in ("3", "16"):
+        train(arguments(corpus, "mimi_full", tokenizer, "--max_steps", "2", "--eval_steps", "2",
+                        "--per_device_eval_batch_size", size, "--max_eval_samples", "7"))  # fmt: skip
+        log = json.loads((corpus / "out" / "trainer_state.json").read_text())["log_history"]
+        found.append({k: float(v) for entry in log for k, v in entry.items() if k.endswith("token_loss")})
+    assert found[0].keys() == {"eval_mcq_token_loss", "eval_yes_no_token_loss"}
+    assert found[0] == pytest.approx(found[1], abs=1e-4)
+
+
+def test_two_processes_share_a_feature_cache(corpus, tokenizer):
+    options = arguments(corpus, "mimi_full", tokenizer, "--max_steps", "2", "--eval_strategy", "no", "--learning_rate", "0.001")
+    train(options)
+    expected = weights(corpus / "out")
+    script = str(Path(__file__).parents[1] / "run_train.py")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0"]
+    run = subprocess.run([*launch, script, *options, "--feature_cache", str(corpus / "cache")], capture_output=True, text=True,
+                         cwd=corpus, env={**os.environ})  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stderr.count("tokens for 10 s") + run.stdout.count("tokens for 10 s") == 1  # only one of them speaks
+    assert len(list((corpus / "cache").rglob("*.safetensors"))) == 1 and not list((corpus / "cache").rglob("*.part"))
+    found = weights(corpus / "out")
+    assert all(torch.allclose(value.float(), found[key].float(), atol=2e-5) for key, value in expected.items())
+
+
 def weights(folder) -> dict:
     return AudioLMForConditionalGeneration.from_pretrained(folder).state_dict()
 
@@ -137,6 +258,11 @@ def test_resume(corpus, tokenizer, capsys):
         assert f"{name} is missing or torn" in capsys.readouterr().err
         file.unlink()
         (file.parent / "model.safetensors").write_bytes((corpus / "out" / "model.safetensors").read_bytes())
+    checkpoint = corpus / "out" / "checkpoint-4"
+    (corpus / "encoder" / "model.safetensors").unlink()
+    small_model("mimi_semantic", seed=1).encoder.model.save_pretrained(corpus / "encoder")
+    with pytest.raises(SystemExit, match="was trained with another encoder"):
+        train([*options, "--resume_from_checkpoint", str(checkpoint)])
     with pytest.raises(SystemExit):
         parse(["--resume_from_checkpoint", "true", "--output_dir", str(corpus / "nothing")])
     assert "holds no checkpoint" in capsys.readouterr().err
