@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import soundfile
@@ -20,6 +21,7 @@ from audiolm.evaluation.comparison import (
 from audiolm.evaluation.metric import wilson
 from audiolm.evaluation.report import line_chart, smooth, ticks, write_report
 from audiolm.run_compare import arm_flags, main, read_config
+from audiolm.run_train import parse
 
 EMPTY = {key: "" for key in ("taskname", "filepath2", "caption1", "caption2")}
 MCQ = {**EMPTY, "input": "Which tone? A) low B) high", "subtype": "T-MCQ.json"}
@@ -311,3 +313,14 @@ def test_the_report_in_a_browser(compared, scheme):
         assert page.evaluate("document.activeElement.className") == "scroll" and dark == (scheme == "dark")
         browser.close()
     assert not wrong and all(url.startswith(("file:", "data:", "blob:")) for url in asked)
+
+
+def test_the_experiments_config_is_the_experiment():
+    """configs/compare.yaml: the three arms and the control, and run_train.py's defaults for all of them."""
+    config = read_config(str(Path(__file__).parents[1] / "configs" / "compare.yaml"))
+    assert list(config["arms"]) == ["htsat", "mimi_semantic", "mimi_full", "text_only"]
+    for arm in config["arms"]:
+        model, data, args = parse(arm_flags(config, arm)[0])
+        assert (args.max_steps, args.learning_rate, data.max_audio_seconds) == (20_000, 1e-4, 10.0)
+        assert args.per_device_train_batch_size * args.gradient_accumulation_steps * max(1, args.n_gpu) == 16
+        assert model.no_audio == (arm == "text_only") and model.freeze_lm
