@@ -12,10 +12,11 @@ import torch
 from conftest import clip, small_model
 
 from audiolm import AudioLMForConditionalGeneration, AudioLMProcessor
+from audiolm.checkpoints import checkpoint_to_resume
 from audiolm.data import FeatureCache, load_reasonaqa
 from audiolm.run_eval import answer_rows
 from audiolm.run_eval import main as evaluate
-from audiolm.run_train import checkpoint_to_resume, parse
+from audiolm.run_train import parse
 from audiolm.run_train import main as train
 
 MCQ = {"input": "Which tone? A) low B) high", "subtype": "T-MCQ.json"}
