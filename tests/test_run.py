@@ -16,8 +16,8 @@ from audiolm.checkpoints import checkpoint_to_resume
 from audiolm.data import FeatureCache, load_reasonaqa
 from audiolm.run_eval import answer_rows
 from audiolm.run_eval import main as evaluate
-from audiolm.run_train import parse
 from audiolm.run_train import main as train
+from audiolm.run_train import parse
 
 MCQ = {"input": "Which tone? A) low B) high", "subtype": "T-MCQ.json"}
 YES_NO = {"input": "Is it low? Answer only using yes or no.", "subtype": "TAQA.json"}
