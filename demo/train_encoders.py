@@ -2,7 +2,7 @@
 
 HTSAT learns which events are heard when. Mimi learns to reconstruct, and its first level to predict HTSAT's features
 from what was heard so far, as Mimi's is distilled from WavLM (arXiv 2410.00037). Both are of the classes that hold the
-published weights, in their files' formats, in half precision; demo/README.md has the figures that this prints.
+published weights, in their files' formats, in half precision; figures.json beside each says what it reaches.
 """
 
 import argparse
