@@ -12,6 +12,7 @@ _NAMES = {
     "AudioLMForConditionalGeneration": "modeling_audiolm",
     "AudioLMFeatureExtractor": "processing_audiolm",
     "AudioLMProcessor": "processing_audiolm",
+    "load_encoder": "encoder_checkpoints",
     "load_reasonaqa": "data",
 }
 __all__ = sorted(_NAMES)
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .configuration_audiolm import AudioLMConfig
     from .data import load_reasonaqa
+    from .encoder_checkpoints import load_encoder
     from .encoders_audiolm import HTSATEncoder, MimiEncoder
     from .modeling_audiolm import AudioLMForConditionalGeneration
     from .processing_audiolm import AudioLMFeatureExtractor, AudioLMProcessor

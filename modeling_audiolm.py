@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .configuration_audiolm import AudioLMConfig
-from .encoders_audiolm import AudioEncoder, MimiEncoder, build_encoder, load_encoder
+from .encoders_audiolm import AudioEncoder, MimiEncoder, build_encoder
 
 
 class AudioMapper(nn.Module):
@@ -54,7 +54,7 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def from_pretrained_parts(
         cls,
         encoder_type: str,
-        encoder: AudioEncoder | str | None = None,
+        encoder: AudioEncoder,
         text_model: PreTrainedModel | str = "HuggingFaceTB/SmolLM2-135M-Instruct",
         **config_fields,
     ) -> "AudioLMForConditionalGeneration":
@@ -62,12 +62,10 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Args:
             encoder_type: the arm.
-            encoder: an encoder, or what [`load_encoder`] takes: None (the published weights), a path, a name, "random".
+            encoder: its encoder, such as `audiolm.load_encoder(encoder_type)`, which a pushed model does without.
             text_model: a language model, its name or folder, or a `.gguf` file.
             config_fields: further fields of [`AudioLMConfig`].
         """
-        if not isinstance(encoder, AudioEncoder):
-            encoder = load_encoder(encoder_type, encoder)
         if not isinstance(text_model, PreTrainedModel):
             text_model = AutoModelForCausalLM.from_pretrained(**text_model_source(text_model), dtype=torch.float32)
         config = AudioLMConfig(encoder_type, encoder.config, text_model.config, **config_fields)

@@ -128,7 +128,7 @@ def run_arms(config: dict, records: dict[str, dict], timings: dict, start: float
 
     def recorded(arm):
         file, metrics = output / arm / "arm.json", output / arm / "evaluation" / "metrics.json"
-        return json.loads(file.read_text()) if file.is_file() and metrics.is_file() else None
+        return file.read_text() if file.is_file() and metrics.is_file() else None
 
     def say(number, arm, stage):
         now, todo = time.perf_counter(), wanted[wanted.index(arm) :]
@@ -138,7 +138,7 @@ def run_arms(config: dict, records: dict[str, dict], timings: dict, start: float
         print(f"[{number}/{len(records)}] {arm}: {stage}… ({clock(now - start)} passed, {left})", flush=True)
 
     output = Path(config["output_dir"])
-    wanted = [arm for arm, record in records.items() if recorded(arm) != record]
+    wanted = [arm for arm, record in records.items() if recorded(arm) != as_json(record)]
     for number, (arm, record) in enumerate(records.items(), 1):
         if arm not in wanted:
             print(f"[{number}/{len(records)}] {arm}: is there already, with today's options; not run again", flush=True)
@@ -157,9 +157,13 @@ def run_arms(config: dict, records: dict[str, dict], timings: dict, start: float
         write_json(output / arm / "arm.json", record)
 
 
+def as_json(value) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
 def write_json(path: Path, value) -> None:
     part = path.with_name(path.name + ".part")  # whole or not at all
-    part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.write_text(as_json(value), encoding="utf-8")
     part.replace(path)
 
 

@@ -17,7 +17,6 @@ import yaml
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, HfArgumentParser, Trainer, TrainingArguments, set_seed
 
-from audiolm.checkpoints import check_encoder, checkpoint_to_resume
 from audiolm.configuration_audiolm import ENCODER_TYPES
 from audiolm.data import (
     QUESTION_TYPES,
@@ -29,9 +28,11 @@ from audiolm.data import (
     load_reasonaqa,
     sound_rows,
 )  # fmt: skip
+from audiolm.encoder_checkpoints import load_encoder
 from audiolm.evaluation.loss import token_loss, token_losses
 from audiolm.modeling_audiolm import AudioLMForConditionalGeneration, text_model_source
 from audiolm.processing_audiolm import AudioLMProcessor
+from audiolm.resume import check_encoder, checkpoint_to_resume
 
 logger = logging.getLogger("audiolm.train")
 ROWS_PER_STEP = 16  # of every arm, over all processes
@@ -225,8 +226,8 @@ def main(argv=None):
         with args.main_process_first(desc="checking audio"):  # the others find its verdicts
             data = sound_rows(data, data_args.max_audio_seconds, data_args.on_bad_audio, args.output_dir)
         model = AudioLMForConditionalGeneration.from_pretrained_parts(
-            model_args.encoder_type, model_args.encoder_name_or_path, model_args.text_model_name_or_path,
-            max_audio_seconds=data_args.max_audio_seconds, freeze_lm=model_args.freeze_lm,
+            model_args.encoder_type, load_encoder(model_args.encoder_type, model_args.encoder_name_or_path),
+            model_args.text_model_name_or_path, max_audio_seconds=data_args.max_audio_seconds, freeze_lm=model_args.freeze_lm,
             no_audio=model_args.no_audio,
         )  # fmt: skip
         tokenizer = AutoTokenizer.from_pretrained(**text_model_source(model_args.text_model_name_or_path))

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from audiolm.configuration_audiolm import ENCODER_TYPES
-from audiolm.encoders_audiolm import HTSATEncoder, load_encoder
+from audiolm.encoder_checkpoints import load_encoder
+from audiolm.encoders_audiolm import HTSATEncoder
 from audiolm.processing_audiolm import AudioLMFeatureExtractor
 
 

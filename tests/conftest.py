@@ -38,7 +38,8 @@ def tokenizer():
 
 def small_model(arm: str, seed: int = 0, **fields):
     from audiolm import AudioLMConfig, AudioLMForConditionalGeneration
-    from audiolm.encoders_audiolm import MimiEncoder, randomise_codebooks
+    from audiolm.encoder_checkpoints import randomise_codebooks
+    from audiolm.encoders_audiolm import MimiEncoder
 
     torch.manual_seed(seed)
     config = AudioLMConfig(arm, SMALL_HTSAT if arm == "htsat" else SMALL_MIMI, TEXT, mapper_hidden_size=32, **fields)

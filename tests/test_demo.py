@@ -11,7 +11,7 @@ from audiolm.data.sound_events import CLASSES
 from audiolm.data.soundscapes import draw_corpus
 from audiolm.data.synthesis import draw_scene, labels
 from audiolm.demo import train_encoders, train_text
-from audiolm.encoders_audiolm import load_encoder
+from audiolm.encoder_checkpoints import load_encoder
 
 
 def test_small_encoders_are_trained_and_load_as_any_checkpoint(tmp_path):

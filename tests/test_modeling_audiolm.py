@@ -134,6 +134,27 @@ def test_autocast_changes_no_feature(parts):
         assert len(model.encoder.codes(*args)[:, 0].unique()) > 4
 
 
+def test_encoders_use_full_precision(parts, monkeypatch):
+    """No TF32 inside an encoder whatever is set outside, and what was set outside comes back."""
+    _, model, _ = parts
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    inside, encode = [], type(model.encoder)._encode
+
+    def precisions():
+        return [backend.fp32_precision for backend in backends]
+
+    monkeypatch.setattr(type(model.encoder), "_encode", lambda *args: inside.append(precisions()) or encode(*args))
+    before = precisions()
+    try:
+        for backend in backends:
+            backend.fp32_precision = "tf32"
+        model.encoder.encode(torch.from_numpy(clip(0.5, model.encoder.sample_rate))[None])
+        assert inside == [["ieee", "ieee"]] and precisions() == ["tf32", "tf32"]
+    finally:
+        for backend, value in zip(backends, before):
+            backend.fp32_precision = value
+
+
 def test_config():
     assert AudioLMConfig().encoder_type == "htsat"
     with pytest.raises(ValueError, match="htsat, mimi_semantic, mimi_full"):

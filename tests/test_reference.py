@@ -8,7 +8,8 @@ import pytest
 import torch
 from conftest import SHARED, needs_shared
 
-from audiolm.encoders_audiolm import HTSATEncoder, MimiEncoder, load_encoder, randomise_codebooks
+from audiolm.encoder_checkpoints import load_encoder, randomise_codebooks
+from audiolm.encoders_audiolm import HTSATEncoder, MimiEncoder
 from audiolm.evaluation.reference import MSClapReference
 
 SECONDS = [0.1, 1.0, 5.0, 7.4, 10.0]
@@ -231,3 +232,12 @@ def test_the_command(msclap, moshi, tmp_path, capsys):
     assert main(["--encoder_type", "htsat", "--encoder_name_or_path", str(msclap[3]), *files]) <= 1e-4
     assert main(["--encoder_type", "mimi_full", "--encoder_name_or_path", str(moshi), *files]) <= 1e-4
     assert capsys.readouterr().out.count("largest deviation") == 2
+
+
+@pytest.mark.parametrize("arm", ["htsat", "mimi_semantic"])
+def test_random_weights_say_so(arm):
+    with pytest.warns(UserWarning, match=f"{arm}: the encoder's weights are RANDOM"):
+        encoder = load_encoder(arm, "random")
+    assert not encoder.training
+    if arm == "mimi_semantic":
+        assert len(encoder.codes(sound(5, 24000)[None]).unique()) > 10

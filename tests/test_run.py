@@ -12,8 +12,8 @@ import torch
 from conftest import clip, small_model
 
 from audiolm import AudioLMForConditionalGeneration, AudioLMProcessor
-from audiolm.checkpoints import checkpoint_to_resume
 from audiolm.data import FeatureCache, load_reasonaqa
+from audiolm.resume import checkpoint_to_resume
 from audiolm.run_eval import answer_rows
 from audiolm.run_eval import main as evaluate
 from audiolm.run_train import main as train
