@@ -161,11 +161,32 @@ def spectral_distance(made, wanted) -> torch.Tensor:
     return total / 4
 
 
+@torch.no_grad()
+def unit_variance(module: nn.Module, *inputs) -> None:
+    """Scales each convolution so that what it gives for `inputs` has a variance of 1 (arXiv 1511.06422).
+
+    Recordings are quiet: as initialised by default, the codec hears little but its own biases, and learns no sound.
+    """
+    for part in module.modules():
+        if isinstance(part, (nn.Conv1d, nn.ConvTranspose1d)):
+            given = []
+            hook = part.register_forward_hook(lambda _, __, output, given=given: given.append(output.std()))
+            if part.bias is not None:
+                part.bias.zero_()
+            module(*inputs)
+            hook.remove()
+            part.weight.div_(given[0])
+
+
 def train_mimi(audio, features, count: int, batch: int, seed: int) -> MimiModel:
     """The codec, after `count` steps on segments of `SEGMENT` frames: reconstruction, commitment, distillation."""
     model = MimiModel(MimiConfig(**MIMI))
     semantic = model.quantizer.semantic_residual_vector_quantizer
     acoustic = model.quantizer.acoustic_residual_vector_quantizer
+    some = audio[:16, audio.shape[1] // 2 :][:, : SEGMENT * FRAME].float() / 32768
+    unit_variance(model.encoder, some[:, None])
+    unit_variance(model.decoder, model.encoder(some[:, None]).latents.detach())
+    model.decoder.decoder_seanet.layers[-1].conv.weight.data.mul_(some.std())
     for rvq in (semantic, acoustic):
         for layer in rvq.layers:  # nobody uses them yet: the first step draws them from latents
             layer.codebook.cluster_usage.zero_()
@@ -190,7 +211,7 @@ def train_mimi(audio, features, count: int, batch: int, seed: int) -> MimiModel:
         heard = model.decoder(quantised).audio_values[:, 0, : wave.shape[1]]
         distance = spectral_distance(heard, wave)
         distilled = F.mse_loss(predict(first), target)  # of standardised features: 1 says nothing
-        loss = distance + 2 * F.l1_loss(heard, wave) + 0.25 * commitment + distilled
+        loss = distance + 2 * F.l1_loss(heard, wave) + 0.25 * commitment + 2 * distilled
         made.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -220,7 +241,7 @@ def main(argv=None):
     parser.add_argument("--scenes", type=int, default=6000, help="training scenes of 5 s (default: 6000)")
     parser.add_argument("--unseen", type=int, default=400, help="scenes for the figures (default: 400)")
     parser.add_argument("--htsat_steps", type=int, default=1000, help="steps of 32 scenes (default: 1000)")
-    parser.add_argument("--mimi_steps", type=int, default=2500, help="steps of 8 segments of 1.28 s (default: 2500)")
+    parser.add_argument("--mimi_steps", type=int, default=2200, help="steps of 8 segments of 1.28 s (default: 2200)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     use_all_of_the_cpu()

@@ -1,17 +1,86 @@
-"""The scripts that train the demo's small encoders and language model, at a few steps."""
+"""The demo's weights are what its card says; the scripts that train them, at a few steps."""
 
 import json
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, MimiModel
 
 from audiolm import AudioLMFeatureExtractor, AudioLMProcessor
 from audiolm.data.sound_events import CLASSES
 from audiolm.data.soundscapes import draw_corpus
-from audiolm.data.synthesis import draw_scene, labels
+from audiolm.data.synthesis import draw_scene, labels, render
 from audiolm.demo import train_encoders, train_text
 from audiolm.encoder_checkpoints import load_encoder
+
+DEMO = Path(train_text.__file__).parent
+FIGURES = {part: json.loads((DEMO / part / "figures.json").read_text()) for part in ("htsat", "mimi", "text")}
+
+
+@pytest.fixture(scope="module")
+def one_event():
+    """160 clean scenes of one event that no training saw: audio (scenes, samples), and the class of each."""
+    made = [draw_scene(np.random.default_rng([7, i]), count=1, condition="clean") for i in range(160)]
+    audio = np.stack([np.resize(render(scene), 120_000) for scene in made])
+    return torch.from_numpy(audio), torch.tensor([list(CLASSES).index(*labels(scene)) for scene in made])
+
+
+def test_shipped_weights_are_small():
+    files = sorted(file.relative_to(DEMO).as_posix() for file in DEMO.glob("*/*.safetensors"))
+    assert files == [f"{part}/model.safetensors" for part in ("htsat", "mimi", "text")]
+    assert sum((DEMO / file).stat().st_size for file in files[:2]) <= 8_000_000
+    assert sum(p.numel() for p in load_encoder("htsat", str(DEMO / "htsat")).parameters()) <= 1_500_000
+    assert sum(p.numel() for p in MimiModel.from_pretrained(DEMO / "mimi").parameters()) <= 2_000_000
+    assert sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(DEMO / "text").parameters()) <= 5_000_000
+
+
+@pytest.mark.parametrize(("arm", "least"), [("htsat", 0.6), ("mimi_semantic", 0.25), ("mimi_full", 0.25)])
+def test_shipped_encoders_tell_events_apart(arm, least, one_event):
+    """Nearest class mean of time-averaged features, on the half that the means are not from; chance is 0.05."""
+    audio, kinds = one_event
+    features = load_encoder(arm, str(DEMO / arm.split("_")[0])).encode(audio).mean(1)
+    features = (features - features.mean(0)) / features.std(0).clamp(min=1e-4)
+    first = torch.arange(len(kinds)) % 2 == 0
+    present = kinds[first].unique()
+    means = torch.stack([features[first & (kinds == kind)].mean(0) for kind in present])
+    right = present[torch.cdist(features[~first], means).argmin(1)] == kinds[~first]
+    assert float(right.float().mean()) >= least
+
+
+def test_shipped_codec_can_be_listened_to(one_event):
+    audio = one_event[0][:32]
+    codec = MimiModel.from_pretrained(DEMO / "mimi", dtype=torch.float32)
+    distance = train_encoders.codec_figures(codec, (audio * 32767).short())["spectral_distance"]
+    silence = float(train_encoders.spectral_distance(torch.zeros_like(audio), audio))
+    assert distance[8] < distance[2] < distance[1] < 0.7 * silence
+
+
+def test_shipped_language_model_answers_what_captions_say():
+    tokenizer = AutoTokenizer.from_pretrained(DEMO / "text")
+    model = AutoModelForCausalLM.from_pretrained(DEMO / "text", dtype=torch.float32).eval()
+    processor = AudioLMProcessor(AudioLMFeatureExtractor(), tokenizer)
+    rows = draw_corpus(400, 123)["train"].rows
+    untold = [{**row, "caption1": row["caption1"] and " ", "caption2": row["caption2"] and " "} for row in rows]
+    exact = [train_text.exact_answers(model, [train_text.example(processor, row) for row in some]) for some in (rows, untold)]
+    assert exact[0] > exact[1] + 0.2 and abs(exact[0] - FIGURES["text"]["exact_answers"]) < 0.08
+
+
+def test_card_gives_the_figures():
+    card = (DEMO / "README.md").read_text(encoding="utf-8")
+    distance, used = FIGURES["mimi"]["spectral_distance"], FIGURES["mimi"]["codebook_perplexity"].values()
+    for value in (*FIGURES["htsat"].values(), distance["1"], distance["3"], distance["8"], FIGURES["text"]["exact_answers"]):
+        assert f"{value:.3f}" in card
+    assert f"perplexity of {min(used):.0f} to {max(used):.0f} of" in card
+
+
+def test_demo_config_names_what_ships():
+    config = yaml.safe_load((DEMO.parent / "configs" / "demo.yaml").read_text(encoding="utf-8"))
+    assert list(config["arms"]) == ["htsat", "mimi_semantic", "mimi_full", "text_only"]
+    named = [arm["encoder_name_or_path"] for arm in config["arms"].values()] + [config["train"]["text_model_name_or_path"]]
+    assert all((DEMO.parent / path / "model.safetensors").is_file() for path in named)
 
 
 def test_small_encoders_are_trained_and_load_as_any_checkpoint(tmp_path):
