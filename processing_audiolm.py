@@ -1,6 +1,7 @@
 """From clips and a question to what the model reads: resampled audio, and ids with a placeholder for each frame."""
 
 import math
+import wave
 
 import numpy as np
 import torch
@@ -45,12 +46,8 @@ class AudioLMFeatureExtractor(SequenceFeatureExtractor):
         """
         name, rate = "the clip", self.sampling_rate
         if isinstance(clip, (str, bytes)) or hasattr(clip, "__fspath__"):
-            if soundfile is None:
-                raise ImportError("reading audio files needs the package soundfile; or give (array, rate)")
             name = str(clip)
-            with soundfile.SoundFile(clip) as file:
-                rate = file.samplerate
-                clip = file.read(math.ceil(self.max_audio_seconds * rate), dtype="float32", always_2d=True)
+            clip, rate = (read_wav if soundfile is None else read_file)(clip, self.max_audio_seconds)
         elif isinstance(clip, tuple):
             clip, rate = clip
         audio = torch.as_tensor(np.asarray(clip), dtype=torch.float32)
@@ -69,6 +66,27 @@ class AudioLMFeatureExtractor(SequenceFeatureExtractor):
         values = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
         mask = torch.arange(values.shape[1])[None] < torch.tensor([len(c) for c in clips])[:, None]
         return BatchFeature({"input_values": values, "input_values_mask": mask}, tensor_type=return_tensors)
+
+
+def read_file(path, seconds: float) -> tuple[np.ndarray, int]:
+    """The first `seconds` of an audio file of any format, (samples, channels) in float32, and its rate in Hz."""
+    with soundfile.SoundFile(path) as file:
+        return file.read(math.ceil(seconds * file.samplerate), dtype="float32", always_2d=True), file.samplerate
+
+
+def read_wav(path, seconds: float) -> tuple[np.ndarray, int]:
+    """As [`read_file`], for where soundfile is not installed: WAV files of 16 or 32 bits alone.
+
+    Raises:
+        ImportError: for any other file.
+    """
+    try:
+        with wave.open(str(path)) as file:
+            rate, bits = file.getframerate(), 8 * file.getsampwidth()
+            content = np.frombuffer(file.readframes(math.ceil(seconds * rate)), {16: "<i2", 32: "<i4"}[bits])
+            return content.reshape(-1, file.getnchannels()).astype("float32") / 2 ** (bits - 1), rate
+    except (wave.Error, KeyError, EOFError) as error:
+        raise ImportError(f"{path}: reading it needs the package soundfile; or give (array, rate)") from error
 
 
 def resample(audio: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:

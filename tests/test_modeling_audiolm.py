@@ -3,12 +3,14 @@ import sys
 import traceback
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import clip, small_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from audiolm import AudioLMConfig, AudioLMForConditionalGeneration
+from audiolm import AudioLMConfig, AudioLMFeatureExtractor, AudioLMForConditionalGeneration
 from audiolm.data import ReasonAQACollator
 from audiolm.encoders_audiolm import MimiEncoder
 
@@ -245,3 +247,17 @@ def test_any_audio_is_heard(parts):
         assert torch.allclose(extractor.load((shape, 24000)), extractor.load((mono, 24000)), atol=1e-6)
     ids = processor(text="<audio>", audio=[(mono, 24000)])["input_ids"]
     assert int((ids == 3).sum()) == extractor.num_frames(len(extractor.load((mono, 24000))))
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_32"])
+def test_wav_is_read_without_soundfile(subtype, tmp_path, monkeypatch):
+    sound = np.stack([clip(1.5), clip(1.5, seed=1)], 1)
+    soundfile.write(tmp_path / "a.wav", sound, 16000, subtype=subtype)
+    extractor = AudioLMFeatureExtractor(max_audio_seconds=1.0)
+    with_it = extractor.load(tmp_path / "a.wav")
+    monkeypatch.setattr("audiolm.processing_audiolm.soundfile", None)
+    assert torch.equal(extractor.load(tmp_path / "a.wav"), with_it) and len(with_it) == 24000
+    for name, options in {"b.flac": {}, "c.wav": {"subtype": "FLOAT"}, "d.wav": {"subtype": "PCM_24"}}.items():
+        soundfile.write(tmp_path / name, sound, 16000, **options)
+        with pytest.raises(ImportError, match=rf"{name}: reading it needs the package soundfile"):
+            extractor.load(tmp_path / name)
