@@ -167,15 +167,15 @@ def unit_variance(module: nn.Module, *inputs) -> None:
 
     Recordings are quiet: as initialised by default, the codec hears little but its own biases, and learns no sound.
     """
+    spread = []
     for part in module.modules():
         if isinstance(part, (nn.Conv1d, nn.ConvTranspose1d)):
-            given = []
-            hook = part.register_forward_hook(lambda _, __, output, given=given: given.append(output.std()))
+            hook = part.register_forward_hook(lambda _, __, output: spread.append(output.std()))
             if part.bias is not None:
                 part.bias.zero_()
             module(*inputs)
             hook.remove()
-            part.weight.div_(given[0])
+            part.weight.div_(spread.pop())
 
 
 def train_mimi(audio, features, count: int, batch: int, seed: int) -> MimiModel:
@@ -241,13 +241,13 @@ def main(argv=None):
     parser.add_argument("--scenes", type=int, default=6000, help="training scenes of 5 s (default: 6000)")
     parser.add_argument("--unseen", type=int, default=400, help="scenes for the figures (default: 400)")
     parser.add_argument("--htsat_steps", type=int, default=1000, help="steps of 32 scenes (default: 1000)")
-    parser.add_argument("--mimi_steps", type=int, default=2200, help="steps of 8 segments of 1.28 s (default: 2200)")
+    parser.add_argument("--mimi_steps", type=int, default=7000, help="steps of 8 segments of 1.28 s (default: 7000)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     use_all_of_the_cpu()
-    set_seed(args.seed)
     audio, cells = scenes(0, args.scenes)
     unseen, unseen_cells = scenes(args.scenes, args.unseen)
+    set_seed(args.seed)
     encoder, head = train_htsat(audio, cells, args.htsat_steps, 32, args.seed)
     features = htsat_frames(encoder, audio)
     figures = htsat_figures(encoder, head, unseen, unseen_cells)
@@ -257,6 +257,7 @@ def main(argv=None):
         frequency_min=HTSAT["frequency_min"], frequency_max=HTSAT["frequency_max"], truncation="rand_trunc",
     ).save_pretrained(args.output / "htsat")  # fmt: skip
     record(args.output / "htsat", figures)
+    set_seed(args.seed)  # so that either can be trained alone
     codec = train_mimi(audio, features, args.mimi_steps, 8, args.seed)
     figures = codec_figures(codec, unseen)
     codec.half().save_pretrained(args.output / "mimi")
