@@ -74,6 +74,8 @@ class AudioLMConfig(PreTrainedConfig):
                 raise ValueError(f"text_config has model_type {kind!r}, which transformers does not know")
             text_config = CONFIG_MAPPING[kind](**text_config)
         self.text_config = text_config
+        for part in (self.encoder_config, self.text_config):
+            part._name_or_path = ""  # it may be a folder of somebody's machine
         self.mapper_hidden_size = mapper_hidden_size
         self.audio_token_id = audio_token_id
         self.max_audio_seconds = max_audio_seconds

@@ -16,6 +16,14 @@ from transformers.utils import cached_file
 from audiolm.configuration_audiolm import default_encoder_config
 from audiolm.encoders_audiolm import AudioEncoder, HTSATEncoder, MimiEncoder, build_encoder
 
+MOSHI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
+# by encoder: the repository of the published weights, and the files in which they come, there or elsewhere
+PUBLISHED = {"clap_audio_model": "microsoft/msclap", "mimi": "kyutai/mimi"}
+FILES = {
+    "clap_audio_model": ("CLAP_weights_2023.pth", "HTSAT_AudioSet_Saved_1.ckpt", "model.safetensors", "pytorch_model.bin"),
+    "mimi": ("model.safetensors", MOSHI_FILE),
+}
+
 
 def _load_random(encoder_type: str) -> AudioEncoder:
     warnings.warn(f"{encoder_type}: the encoder's weights are RANDOM; results say nothing about it", stacklevel=3)
@@ -109,8 +117,7 @@ _HTSAT_UNUSED = r"^(spectrogram_extractor|logmel_extractor|tscam_conv|head)\.|at
 
 
 def _load_htsat(encoder_type: str, name_or_path: str | None) -> HTSATEncoder:
-    source = name_or_path or "microsoft/msclap"
-    path = _find(source, "CLAP_weights_2023.pth", "HTSAT_AudioSet_Saved_1.ckpt", "model.safetensors", "pytorch_model.bin")
+    source, path = name_or_path or PUBLISHED["clap_audio_model"], checkpoint_file(encoder_type, name_or_path)
     state, fields = _read(path), {}
     prefix = next((p for p in ("audio_encoder.base.htsat.", "sed_model.", "audio_model.audio_encoder.", "audio_encoder.")
                    if any(k.startswith(p) for k in state)), "")  # fmt: skip
@@ -162,12 +169,10 @@ _MOSHI_NAMES = [
     (r"quantizer\.vq\.layers", "quantizer.layers"), (r"\._codebook\._initialized", ".codebook.initialized"),
     (r"\._codebook\.embedding_sum", ".codebook.embed_sum"), (r"\._codebook\.", ".codebook."),
 ]  # fmt: skip
-MOSHI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
 
 
 def _load_mimi(encoder_type: str, name_or_path: str | None) -> MimiEncoder:
-    source = name_or_path or "kyutai/mimi"
-    path = _find(source, "model.safetensors", MOSHI_FILE)
+    source, path = name_or_path or PUBLISHED["mimi"], checkpoint_file(encoder_type, name_or_path)
     state = _read(path)
     if any(k.startswith("encoder.model.") for k in state):  # moshi's own format
         encoder = MimiEncoder(default_encoder_config(encoder_type))
@@ -202,6 +207,16 @@ def _mimi_names(state: dict[str, torch.Tensor], heads: int) -> dict[str, torch.T
         else:
             renamed[key] = value
     return renamed
+
+
+def checkpoint_file(encoder_type: str, name_or_path: str | None = None) -> str:
+    """The file that [`load_encoder`] reads, found in a folder or fetched from the Hub.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    kind = default_encoder_config(encoder_type).model_type
+    return _find(name_or_path or PUBLISHED[kind], *FILES[kind])
 
 
 def load_encoder(encoder_type: str, name_or_path: str | None = None) -> AudioEncoder:

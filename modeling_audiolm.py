@@ -10,6 +10,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from .configuration_audiolm import AudioLMConfig
 from .encoders_audiolm import AudioEncoder, MimiEncoder, build_encoder
 
+TEXT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
 
 class AudioMapper(nn.Module):
     """Standardised encoder features to vectors of the language model: Linear, GELU, Linear."""
@@ -55,7 +57,7 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         cls,
         encoder_type: str,
         encoder: AudioEncoder,
-        text_model: PreTrainedModel | str = "HuggingFaceTB/SmolLM2-135M-Instruct",
+        text_model: PreTrainedModel | str = TEXT_MODEL,
         **config_fields,
     ) -> "AudioLMForConditionalGeneration":
         """Assembles a model from a pretrained encoder and language model, with a new mapper between them.
@@ -85,7 +87,9 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """As `nn.Module.train`, but the encoder stays frozen and in eval mode, and the language model frozen if asked."""
         super().train(mode)
         self.encoder.eval().requires_grad_(False)
-        self.language_model.requires_grad_(not self.config.freeze_lm)
+        for name, parameter in self.language_model.named_parameters():
+            if ".lora_" not in name:  # adapters on a frozen model train
+                parameter.requires_grad_(not self.config.freeze_lm)
         if isinstance(self.encoder, MimiEncoder):
             self.encoder.forget_codebook_cache()
         return self

@@ -23,7 +23,8 @@ def checkpoint_to_resume(asked: str | bool | None, output_dir: str) -> str | Non
         folder = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
         if folder is None:
             raise ValueError(f"--resume_from_checkpoint {asked}: {output_dir} holds no checkpoint")
-    names = ["model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json"]
+    weights = "adapter_model.safetensors" if Path(folder, "adapter_config.json").is_file() else "model.safetensors"
+    names = [weights, "optimizer.pt", "scheduler.pt", "trainer_state.json"]
     states = [path.name for path in Path(folder).glob("rng_state*.pth")] or ["rng_state.pth"]
     for name in names + states:
         file = Path(folder, name)
@@ -42,12 +43,25 @@ def checkpoint_to_resume(asked: str | bool | None, output_dir: str) -> str | Non
     return folder
 
 
-def check_encoder(model, folder: str) -> None:
-    """Raises ValueError if a checkpoint holds another encoder than `model`, whose features are computed before it is read."""
-    with safe_open(Path(folder, "model.safetensors"), "pt") as file:
+def check_encoder(model, folder: str, adapters: bool = False) -> None:
+    """Raises ValueError if a checkpoint holds another encoder than `model`, whose features are computed before it is read.
+
+    Args:
+        adapters: whether LoRA trains. Its checkpoints hold no encoder; the mean of its features tells it from another.
+    """
+    if Path(folder, "adapter_config.json").is_file() != adapters:
+        raise ValueError(f"--resume_from_checkpoint {folder} was trained {'without' if adapters else 'with'} --lora_r")
+    if adapters:
+        wanted, prefix = {"mapper.feature_mean": model.mapper.feature_mean}, "base_model.model."
+    else:
+        wanted, prefix = model.encoder.state_dict(prefix="encoder."), ""
+    with safe_open(Path(folder, "adapter_model.safetensors" if adapters else "model.safetensors"), "pt") as file:
         names = set(file.keys())
-        for name, tensor in model.encoder.state_dict(prefix="encoder.").items():
-            if name in names and not torch.equal(file.get_tensor(name), tensor.cpu()):
+        for name, tensor in wanted.items():
+            if prefix + name not in names:
+                continue
+            found, here = file.get_tensor(prefix + name), tensor.cpu()
+            if found.shape != here.shape or not (torch.allclose(found, here, 1e-2) if adapters else torch.equal(found, here)):
                 raise ValueError(
                     f"--resume_from_checkpoint {folder} was trained with another encoder ({name} differs); give the same "
                     "--encoder_type, --encoder_name_or_path and, if that is `random`, --seed"

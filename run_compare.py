@@ -64,6 +64,10 @@ def read_config(path: str, seed: int | None = None, output_dir: str | None = Non
     if config["corpus"] and set(config["corpus"]) != {"rows", "seed"}:
         raise ValueError(f"--config {path}: corpus takes rows and seed, not {', '.join(map(str, config['corpus']))}")
     for section in ("train", "eval"):
+        if pushing := sorted(key for key in map(str, config[section]) if key == "push_to_hub" or key.startswith("hub_")):
+            raise ValueError(
+                f"--config {path}: {section} sets {', '.join(pushing)}; push an arm with run_train.py, not from here"
+            )
         if taken := sorted(set(config[section]) & (SET_HERE | (FILES if config["corpus"] else set()))):
             where = "the corpus, the arms or the top of this file"
             raise ValueError(f"--config {path}: {section} sets {', '.join(taken)}, which {where} set")

@@ -10,11 +10,8 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from tqdm import tqdm
-from transformers import AutoConfig, AutoTokenizer
 
-from audiolm.configuration_audiolm import AudioLMConfig
 from audiolm.data import (
     QUESTION_TYPES,
     FeatureCache,
@@ -26,9 +23,10 @@ from audiolm.data import (
 )  # fmt: skip
 from audiolm.evaluation import ReasonAQAMetric, parse_answer
 from audiolm.evaluation.categories import category
+from audiolm.evaluation.comparison import MAJORITY, majority_baseline
 from audiolm.evaluation.loss import token_losses
 from audiolm.evaluation.metric import SCORED
-from audiolm.modeling_audiolm import AudioLMForConditionalGeneration
+from audiolm.hub import load_model, push_results
 from audiolm.processing_audiolm import AudioLMProcessor
 from audiolm.run_train import use_all_of_the_cpu
 
@@ -46,7 +44,15 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--max_new_tokens", type=int, default=64, help="longest answer")
     parser.add_argument("--feature_cache", help="folder of clips that are encoded already, as run_train.py's")
     parser.add_argument("--on_bad_audio", choices=("error", "skip"), default="error", help="what broken files do")
+    parser.add_argument("--train_file", help="ReasonAQA's train.json: adds the control that gives training's commonest answer")
+    parser.add_argument("--push_to_hub", action="store_true", help="add the results to the model's repository")
+    parser.add_argument("--hub_model_id", help="that repository, if --model_name_or_path is a folder")
+    parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub, also where results are pushed")
+    parser.add_argument("--hub_dataset_id", default="reasonaqa", help="the data set's name in the Hub's .eval_results")
     args = parser.parse_args(argv)
+    args.hub_model_id = args.hub_model_id or args.model_name_or_path
+    if args.push_to_hub and (Path(args.hub_model_id).exists() or len(Path(args.hub_model_id).parts) != 2):
+        parser.error(f"--push_to_hub: {args.hub_model_id} is no name on the Hub; give --hub_model_id user/model")
     for option in ("max_samples", "batch_size", "max_new_tokens"):
         if (value := getattr(args, option)) is not None and value <= 0:
             parser.error(f"--{option} {value}: a number above 0 is wanted")
@@ -135,39 +141,13 @@ def table(metrics: dict) -> str:
     return "\n".join(lines)
 
 
-def load_model(name: str):
-    """A trained AudioLM and its tokenizer, every weight of it read.
-
-    Raises:
-        ValueError: in one line, if `name` is none, or lacks weights.
-    """
-    if not Path(name, "config.json").is_file() and (Path(name).exists() or len(Path(name).parts) != 2):
-        raise ValueError(f"--model_name_or_path {name} is neither a folder with config.json nor a Hub name like user/model")
-    # this code reads the model, not the copy beside its weights, about which transformers would ask
-    AutoConfig.register("audiolm", AudioLMConfig, exist_ok=True)
-    try:
-        kind = AutoConfig.from_pretrained(name).model_type
-        if kind != "audiolm":
-            raise ValueError(f"it is a {kind!r} model, not an AudioLM")
-        model, info = AudioLMForConditionalGeneration.from_pretrained(name, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError, SafetensorError) as error:
-        raise ValueError(f"--model_name_or_path {name}: {' '.join(str(error).split())[:300]}") from error
-    wrong = {k: sorted(map(str, info[k])) for k in ("missing_keys", "unexpected_keys", "mismatched_keys") if info.get(k)}
-    if wrong:
-        listed = "; ".join(f"{len(keys)} {kind.replace('_', ' ')} ({', '.join(keys[:3])})" for kind, keys in wrong.items())
-        raise ValueError(f"--model_name_or_path {name} is not a whole AudioLM: {listed}")
-    return model, tokenizer
-
-
 def main(argv=None):
     args = parse(argv)
     output = Path(args.output_dir)
     use_all_of_the_cpu()
-    name = args.model_name_or_path
     try:
         output.mkdir(parents=True, exist_ok=True)
-        model, tokenizer = load_model(name)
+        model, tokenizer = load_model(args.model_name_or_path, args.revision)
         processor = AudioLMProcessor.from_config(model.config, tokenizer)
         data = load_reasonaqa({"test": args.test_file}, audio_roots(args.audio_dir))
         if args.max_samples:
@@ -175,6 +155,7 @@ def main(argv=None):
             first = {k: [i for i, t in enumerate(kinds) if t == k][: args.max_samples] for k in QUESTION_TYPES}
             data["test"] = data["test"].select(sorted(i for rows in first.values() for i in rows))
         data = sound_rows(data, model.config.max_audio_seconds, args.on_bad_audio, args.output_dir)
+        training = json.loads(Path(args.train_file).read_text(encoding="utf-8")) if args.train_file else None
         if args.feature_cache:
             Path(args.feature_cache).mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
@@ -186,10 +167,17 @@ def main(argv=None):
         cache.fill([path for row in data["test"]["audio"] for path in row])
     results = answer_rows(model, processor, data["test"], args.batch_size, args.max_new_tokens, cache)
     metrics = score(results)
+    if training:
+        metrics["controls"] = {MAJORITY: majority_baseline(training, results)}
     with open(output / "predictions.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps({k: v for k, v in r.items() if k != "audio"}, ensure_ascii=False) + "\n" for r in results)
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     print(table(metrics))
+    if args.push_to_hub:
+        try:
+            print(push_results(args.hub_model_id, metrics, args.test_file, args.hub_dataset_id, args.revision))
+        except ConnectionError as error:
+            sys.exit(f"run_eval.py: {error}; they are in {args.output_dir}")
 
 
 if __name__ == "__main__":

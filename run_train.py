@@ -3,21 +3,18 @@
 Flags override `--config FILE.yaml`; the defaults are the experiment's: 16 rows a step, lr 1e-4, 20,000 steps, 10 s.
 """
 
-import argparse
 import ctypes
 import logging
 import os
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
-import yaml
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, HfArgumentParser, Trainer, TrainingArguments, set_seed
+from transformers import AutoTokenizer, Trainer, set_seed
 
-from audiolm.configuration_audiolm import ENCODER_TYPES
 from audiolm.data import (
     QUESTION_TYPES,
     FeatureCache,
@@ -30,124 +27,15 @@ from audiolm.data import (
 )  # fmt: skip
 from audiolm.encoder_checkpoints import load_encoder
 from audiolm.evaluation.loss import token_loss, token_losses
-from audiolm.modeling_audiolm import AudioLMForConditionalGeneration, text_model_source
+from audiolm.finetuning import merged, optimizer_by_part, with_lora
+from audiolm.hub import PushToHub, load_model
+from audiolm.model_card import model_card, training_facts
+from audiolm.modeling_audiolm import TEXT_MODEL, AudioLMForConditionalGeneration, text_model_source
 from audiolm.processing_audiolm import AudioLMProcessor
-from audiolm.resume import check_encoder, checkpoint_to_resume
+from audiolm.resume import check_encoder
+from audiolm.training_arguments import DataArguments, ModelArguments, parse
 
 logger = logging.getLogger("audiolm.train")
-ROWS_PER_STEP = 16  # of every arm, over all processes
-POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "num_stats_clips", "max_train_samples",
-            "max_eval_samples", "max_audio_seconds")  # fmt: skip
-DEFAULTS = {
-    "output_dir": None, "learning_rate": 1e-4, "max_steps": 20_000, "lr_scheduler_type": "cosine", "warmup_steps": 0.01,
-    "eval_strategy": "steps", "eval_steps": 1000, "save_steps": 1000, "save_total_limit": 2, "logging_steps": 10,
-    "dataloader_num_workers": 2, "per_device_eval_batch_size": 8, "report_to": "none", "remove_unused_columns": False,
-    "logging_nan_inf_filter": False, "label_names": ["labels"], "seed": 0, "dataloader_pin_memory": torch.cuda.is_available(),
-}  # fmt: skip
-
-
-@dataclass
-class ModelArguments:
-    encoder_type: str = field(default="htsat", metadata={"help": "the arm: " + ", ".join(ENCODER_TYPES)})
-    encoder_name_or_path: str | None = field(
-        default=None, metadata={"help": "Hub name, folder or file of its weights, or `random`; default: the published ones"}
-    )
-    text_model_name_or_path: str = field(
-        default="HuggingFaceTB/SmolLM2-135M-Instruct", metadata={"help": "language model: Hub name, folder or .gguf file"}
-    )
-    freeze_lm: bool = field(default=True, metadata={"help": "train the mapper alone"})
-    no_audio: bool = field(
-        default=False, metadata={"help": "control: every frame is the mean feature, so that the text alone is learnt from"}
-    )
-
-
-@dataclass
-class DataArguments:
-    train_file: str = field(default="data/train.json", metadata={"help": "ReasonAQA's train.json"})
-    validation_file: str | None = field(default=None, metadata={"help": "ReasonAQA's val.json; without it, no evaluation"})
-    audio_dir: list[str] = field(
-        default_factory=lambda: ["audio"],
-        metadata={"help": "folder of the audio, or SOURCE=FOLDER for each first part of the rows' paths"},
-    )
-    max_audio_seconds: float = field(default=10.0, metadata={"help": "seconds used of each clip"})
-    on_bad_audio: str = field(default="error", metadata={"help": "`error`, or `skip` the rows of missing or broken files"})
-    max_train_samples: int | None = field(default=None, metadata={"help": "use the first rows only"})
-    max_eval_samples: int = field(default=200, metadata={"help": "rows of each question type, always the same"})
-    num_stats_clips: int = field(default=2000, metadata={"help": "training clips whose features set the standardisation"})
-    feature_cache: str | None = field(
-        default=None, metadata={"help": "folder of features kept from run to run: each clip is encoded once"}
-    )
-
-
-def parse(argv=None):
-    """Arguments from flags over `--config` over the experiment's defaults; unknown names are errors."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    pre = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    pre.add_argument("--config")
-    given, rest = pre.parse_known_args(argv)
-    parser = HfArgumentParser(
-        (ModelArguments, DataArguments, TrainingArguments), description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("--config", help="YAML file of any of these options; flags override it")
-    known = {action.dest for action in parser._actions}
-    settings = {}
-    if given.config:
-        try:
-            settings = yaml.safe_load(Path(given.config).read_text()) or {}
-        except (OSError, yaml.YAMLError) as error:
-            parser.error(f"--config {given.config}: {error}")
-        if not isinstance(settings, dict):
-            parser.error(f"--config {given.config}: options and their values are wanted, not {type(settings).__name__}")
-        if unknown := sorted(set(map(str, settings)) - known):
-            parser.error(f"--config {given.config}: unknown options {', '.join(unknown)}")
-    processes = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else max(1, torch.cuda.device_count())
-    computed = {"per_device_train_batch_size": None, "gradient_accumulation_steps": None}
-    parser.set_defaults(**{**DEFAULTS, **computed, **settings})
-    for action in parser._actions:
-        if action.nargs == "+" and isinstance(action.default, str):
-            action.default = [action.default]
-        if action.dest == "per_device_train_batch_size":
-            action.help = f"rows a process takes at once; {ROWS_PER_STEP} rows in all make a step"
-        if action.dest == "output_dir":
-            action.help = "where checkpoints and the trained model go; default: outputs/ENCODER_TYPE"
-    space = parser.parse_args(rest)
-    if space.per_device_train_batch_size is None:
-        space.per_device_train_batch_size = max(1, ROWS_PER_STEP // processes)
-    for name in POSITIVE:
-        if (value := getattr(space, name)) is not None and value <= 0:
-            parser.error(f"--{name} {value}: a number above 0 is wanted")
-    at_once = space.per_device_train_batch_size * processes
-    if ROWS_PER_STEP % at_once:
-        parser.error(
-            f"a step takes {ROWS_PER_STEP} rows; {processes} processes of {space.per_device_train_batch_size} do not divide it"
-        )
-    if space.gradient_accumulation_steps not in (None, ROWS_PER_STEP // at_once):
-        parser.error(
-            f"--gradient_accumulation_steps {space.gradient_accumulation_steps}: a step of {ROWS_PER_STEP} rows, {at_once} at "
-            f"once, makes it {ROWS_PER_STEP // at_once}"
-        )
-    space.gradient_accumulation_steps = ROWS_PER_STEP // at_once
-    if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
-        parser.error(f"start {processes} GPUs with `accelerate launch`; one process cannot split a batch of clips")
-    if space.encoder_type not in ENCODER_TYPES:
-        parser.error(f"--encoder_type {space.encoder_type!r} is none of {', '.join(ENCODER_TYPES)}")
-    if space.output_dir is None:
-        space.output_dir = f"outputs/{space.encoder_type}"
-    if space.on_bad_audio not in ("error", "skip"):
-        parser.error(f"--on_bad_audio {space.on_bad_audio!r} is neither error nor skip")
-    if space.validation_file is None:
-        space.eval_strategy = "no"
-    try:
-        space.resume_from_checkpoint = checkpoint_to_resume(space.resume_from_checkpoint, space.output_dir)
-    except ValueError as error:
-        parser.error(str(error))
-    values = vars(space)
-    values.pop("config")
-    try:
-        return parser.parse_dict(values)
-    except (ValueError, TypeError, ImportError) as error:  # what TrainingArguments objects to
-        parser.error(str(error))
 
 
 def use_all_of_the_cpu() -> None:
@@ -169,17 +57,38 @@ def use_all_of_the_cpu() -> None:
     mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-def encoded(model, extractor, training, evaluation: dict, data_args: DataArguments, seed: int):
+def build(model_args: ModelArguments, data_args: DataArguments) -> tuple[AudioLMForConditionalGeneration, AudioLMProcessor]:
+    """The model to train and its processor: from its parts, or from an AudioLM that was trained before.
+
+    Raises:
+        ValueError: if a part does not fit, or the earlier model is of another arm.
+    """
+    fields = {
+        "freeze_lm": model_args.freeze_lm,
+        "no_audio": model_args.no_audio,
+        "max_audio_seconds": data_args.max_audio_seconds,
+    }
+    if name := model_args.model_name_or_path:
+        model, tokenizer = load_model(name)
+        if model.config.encoder_type != model_args.encoder_type:
+            raise ValueError(f"--model_name_or_path {name} is of the arm {model.config.encoder_type}, but --encoder_type is "
+                             f"{model_args.encoder_type}")  # fmt: skip
+        model.config.update(fields)
+        model.train(False)  # frozen as the new configuration says
+    else:
+        encoder = load_encoder(model_args.encoder_type, model_args.encoder_name_or_path)
+        text_model = model_args.text_model_name_or_path or TEXT_MODEL
+        model = AudioLMForConditionalGeneration.from_pretrained_parts(model_args.encoder_type, encoder, text_model, **fields)
+        tokenizer = AutoTokenizer.from_pretrained(**text_model_source(text_model))
+    return model, AudioLMProcessor.from_config(model.config, tokenizer)
+
+
+def encoded(model, extractor, training, evaluation: dict, data_args: DataArguments, seed: int, standardise: bool):
     """What is encoded before the first step: all clips with a cache, else those of evaluation, which come again and again.
 
-    Sets the mapper's mean and deviation per channel as well, from training clips that are the same for every arm.
+    If asked, sets the mapper's mean and deviation per channel, from training clips that are the same for every arm.
     """
-
-    def clips(rows):
-        return sorted({path for row in rows["audio"] for path in row})
-
-    of_training = clips(training)
-    of_evaluation = sorted({path for rows in evaluation.values() for path in clips(rows)})
+    of_training, of_evaluation = clips(training), sorted({path for rows in evaluation.values() for path in clips(rows)})
     order = torch.randperm(len(of_training), generator=torch.Generator().manual_seed(seed))
     chosen = [of_training[i] for i in order[: data_args.num_stats_clips].tolist()]
     if data_args.feature_cache:
@@ -189,10 +98,16 @@ def encoded(model, extractor, training, evaluation: dict, data_args: DataArgumen
     else:
         features = dict(encode_clips(model.encoder, extractor, of_evaluation, desc="evaluation clips"))
         heard = (clip for _, clip in encode_clips(model.encoder, extractor, chosen, desc="feature statistics"))
-    mean, deviation = feature_statistics(model.encoder, heard)
-    model.mapper.feature_mean.copy_(mean)
-    model.mapper.feature_std.copy_(deviation)
+    if standardise:
+        mean, deviation = feature_statistics(model.encoder, heard)
+        model.mapper.feature_mean.copy_(mean)
+        model.mapper.feature_std.copy_(deviation)
     return features
+
+
+def clips(rows) -> list[str]:
+    """Paths of the distinct clips of rows, in the alphabet's order."""
+    return sorted({path for row in rows["audio"] for path in row})
 
 
 def summary(model, trainer, arguments) -> str:
@@ -214,8 +129,9 @@ def summary(model, trainer, arguments) -> str:
 
 
 def main(argv=None):
-    model_args, data_args, args = parse(argv)
-    logging.basicConfig(level=logging.INFO if args.process_index == 0 else logging.ERROR, format="%(message)s")
+    model_args, data_args, args = parse(argv, __doc__)
+    logging.basicConfig(format="%(message)s")  # of others, such as each request to the Hub, warnings alone
+    logging.getLogger("audiolm").setLevel(logging.INFO if args.process_index == 0 else logging.ERROR)
     use_all_of_the_cpu()
     set_seed(args.seed)
     try:
@@ -225,17 +141,14 @@ def main(argv=None):
             data["train"] = data["train"].select(range(min(data_args.max_train_samples, len(data["train"]))))
         with args.main_process_first(desc="checking audio"):  # the others find its verdicts
             data = sound_rows(data, data_args.max_audio_seconds, data_args.on_bad_audio, args.output_dir)
-        model = AudioLMForConditionalGeneration.from_pretrained_parts(
-            model_args.encoder_type, load_encoder(model_args.encoder_type, model_args.encoder_name_or_path),
-            model_args.text_model_name_or_path, max_audio_seconds=data_args.max_audio_seconds, freeze_lm=model_args.freeze_lm,
-            no_audio=model_args.no_audio,
-        )  # fmt: skip
-        tokenizer = AutoTokenizer.from_pretrained(**text_model_source(model_args.text_model_name_or_path))
-        processor = AudioLMProcessor.from_config(model.config, tokenizer)
-        if args.resume_from_checkpoint:
+        model, processor = build(model_args, data_args)
+        if args.resume_from_checkpoint and not model_args.lora_r:
             check_encoder(model, args.resume_from_checkpoint)
         for folder in (args.output_dir, data_args.feature_cache):
             Path(folder or ".").mkdir(parents=True, exist_ok=True)
+        facts = training_facts(model, model_args, data_args, args, len(data["train"]), len(clips(data["train"])))
+        adapter_of = model_args.model_name_or_path if model_args.lora_push == "adapter" else None
+        push = PushToHub(args, partial(model_card, facts, adapter_of=adapter_of), adapter_of) if args.push_to_hub else None
     except (ValueError, OSError, ImportError, SafetensorError) as error:
         sys.exit(f"run_train.py: {error}")
     extractor = processor.feature_extractor
@@ -248,22 +161,40 @@ def main(argv=None):
         chosen = {kind: [i for i, t in enumerate(rows["question_type"]) if t == kind] for kind in QUESTION_TYPES}
         evaluation = {k: rows.select(i[: data_args.max_eval_samples]) for k, i in chosen.items() if i}
     with args.main_process_first(desc="encoding clips") if data_args.feature_cache else nullcontext():  # others find its files
-        features = encoded(model, extractor, data["train"], evaluation or {}, data_args, args.seed)
+        standardise = model_args.model_name_or_path is None  # an earlier mapper learnt with its own
+        features = encoded(model, extractor, data["train"], evaluation or {}, data_args, args.seed, standardise)
+    if model_args.lora_r:
+        try:
+            if args.resume_from_checkpoint:
+                check_encoder(model, args.resume_from_checkpoint, adapters=True)
+        except ValueError as error:
+            sys.exit(f"run_train.py: {error}")
+        model = with_lora(model, model_args.lora_r, model_args.lora_alpha or 2 * model_args.lora_r)
     trainer = Trainer(
         model=model, args=args, train_dataset=data["train"], eval_dataset=evaluation,
         data_collator=ReasonAQACollator(processor, features=features), processing_class=processor,
-        compute_metrics=token_loss, preprocess_logits_for_metrics=token_losses,
+        compute_metrics=token_loss, preprocess_logits_for_metrics=token_losses, callbacks=[push] if push else None,
+        optimizers=(optimizer_by_part(model, args, model_args.lm_learning_rate) if model_args.lm_learning_rate else None, None),
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     done = trainer.state.global_step
     if evaluation and not any("eval" in key for e in trainer.state.log_history if e["step"] == done for key in e):
         trainer.evaluate()
-    trainer.save_model()
     trainer.save_state()
-    if args.push_to_hub:
-        trainer.push_to_hub()
+    if not model_args.lora_r:
+        trainer.save_model()
     if trainer.is_world_process_zero():
+        if model_args.lora_r:  # beside each other, from_pretrained would add the adapters a second time
+            model.save_pretrained(Path(args.output_dir, "adapter"))
+            merged(model).save_pretrained(args.output_dir)
+            processor.save_pretrained(args.output_dir)
+        Path(args.output_dir, "README.md").write_text(model_card(facts, Path(args.output_dir).name), encoding="utf-8")
         print(summary(model, trainer, model_args))
+    if push:
+        try:
+            push.finish()
+        except ConnectionError as error:
+            sys.exit(f"run_train.py: {error}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A small model of each arm, with the real modules at small sizes and a tokenizer made here."""
 
+import json
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "mini_reasonaqa"
@@ -62,3 +64,40 @@ def clip(seconds: float, rate: int = 24000, seed: int = 0) -> np.ndarray:
     random = np.random.default_rng(seed)
     t = np.arange(int(seconds * rate)) / rate
     return (0.4 * np.sin(2 * np.pi * 300 * (seed + 1) * t) + 0.05 * random.standard_normal(len(t))).astype("float32")
+
+
+MCQ = {"input": "Which tone? A) low B) high", "subtype": "T-MCQ.json"}
+YES_NO = {"input": "Is it low? Answer only using yes or no.", "subtype": "TAQA.json"}
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    return make_corpus(tmp_path)
+
+
+def make_corpus(tmp_path: Path) -> Path:
+    """16 clips of two tones and a question about each, in ReasonAQA's shape, in a folder."""
+    rows = []
+    for i in range(16):
+        soundfile.write(tmp_path / f"{i}.wav", clip(0.5 + i / 20, seed=i % 2 * 9), 24000)
+        answer = {"answer": "B) high" if i % 2 else "A) low"} if i < 8 else {"answer": "no" if i % 2 else "yes"}
+        empty = {k: "" for k in ("taskname", "filepath2", "caption1", "caption2")}
+        rows.append({**empty, "filepath1": f"{i}.wav", **(MCQ if i < 8 else YES_NO), **answer})
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    return tmp_path
+
+
+def arguments(corpus, arm, tokenizer, *more):
+    model = small_model(arm)
+    model.encoder.model.save_pretrained(corpus / "encoder")
+    model.language_model.save_pretrained(corpus / "text")
+    tokenizer.save_pretrained(corpus / "text")
+    if arm == "htsat":  # LAION's front end, its window short here
+        front = {"sampling_rate": 48000, "fft_window_size": 1024, "hop_length": 480, "max_length_s": 1,
+                 "frequency_min": 50, "frequency_max": 14000}  # fmt: skip
+        (corpus / "encoder" / "preprocessor_config.json").write_text(json.dumps(front))
+    return ["--encoder_type", arm, "--encoder_name_or_path", str(corpus / "encoder"),
+            "--text_model_name_or_path", str(corpus / "text"), "--train_file", str(corpus / "rows.json"),
+            "--validation_file", str(corpus / "rows.json"), "--audio_dir", str(corpus), "--output_dir", str(corpus / "out"),
+            "--max_steps", "20", "--learning_rate", "0.01", "--logging_steps", "1", "--dataloader_num_workers", "0",
+            "--freeze_lm", "false", "--eval_steps", "10", *more]  # fmt: skip

@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import soundfile
 import torch
-from conftest import clip, small_model
+from conftest import arguments, small_model
 
 from audiolm import AudioLMForConditionalGeneration, AudioLMProcessor
 from audiolm.data import FeatureCache, load_reasonaqa
@@ -18,37 +17,6 @@ from audiolm.run_eval import answer_rows
 from audiolm.run_eval import main as evaluate
 from audiolm.run_train import main as train
 from audiolm.run_train import parse
-
-MCQ = {"input": "Which tone? A) low B) high", "subtype": "T-MCQ.json"}
-YES_NO = {"input": "Is it low? Answer only using yes or no.", "subtype": "TAQA.json"}
-
-
-@pytest.fixture
-def corpus(tmp_path):
-    rows = []
-    for i in range(16):
-        soundfile.write(tmp_path / f"{i}.wav", clip(0.5 + i / 20, seed=i % 2 * 9), 24000)
-        answer = {"answer": "B) high" if i % 2 else "A) low"} if i < 8 else {"answer": "no" if i % 2 else "yes"}
-        empty = {k: "" for k in ("taskname", "filepath2", "caption1", "caption2")}
-        rows.append({**empty, "filepath1": f"{i}.wav", **(MCQ if i < 8 else YES_NO), **answer})
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
-    return tmp_path
-
-
-def arguments(corpus, arm, tokenizer, *more):
-    model = small_model(arm)
-    model.encoder.model.save_pretrained(corpus / "encoder")
-    model.language_model.save_pretrained(corpus / "text")
-    tokenizer.save_pretrained(corpus / "text")
-    if arm == "htsat":  # LAION's front end, its window short here
-        front = {"sampling_rate": 48000, "fft_window_size": 1024, "hop_length": 480, "max_length_s": 1,
-                 "frequency_min": 50, "frequency_max": 14000}  # fmt: skip
-        (corpus / "encoder" / "preprocessor_config.json").write_text(json.dumps(front))
-    return ["--encoder_type", arm, "--encoder_name_or_path", str(corpus / "encoder"),
-            "--text_model_name_or_path", str(corpus / "text"), "--train_file", str(corpus / "rows.json"),
-            "--validation_file", str(corpus / "rows.json"), "--audio_dir", str(corpus), "--output_dir", str(corpus / "out"),
-            "--max_steps", "20", "--learning_rate", "0.01", "--logging_steps", "1", "--dataloader_num_workers", "0",
-            "--freeze_lm", "false", "--eval_steps", "10", *more]  # fmt: skip
 
 
 @pytest.mark.parametrize("arm", ["htsat", "mimi_full"])

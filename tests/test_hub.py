@@ -1,0 +1,389 @@
+"""The round trip through a Hub: pushed while training, loaded again, scored, adapted; over HTTP, with the client as it is."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from conftest import ARMS, arguments, clip, make_corpus
+from hub_server import READER, WRITER, Hub
+from huggingface_hub import EvalResultEntry, ModelCard, parse_eval_result_entries
+from transformers import AutoTokenizer
+
+from audiolm import AudioLMForConditionalGeneration, AudioLMProcessor
+from audiolm.model_card import EVAL_FILE, model_card, part_facts
+
+SOURCES = {f"{name}_audiolm.py" for name in ("configuration", "encoders", "modeling", "processing")}
+PUSHED = SOURCES | {".gitattributes", "README.md", "chat_template.jinja", "config.json", "generation_config.json",
+                    "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}  # fmt: skip
+
+
+# run_train.py, which also writes what the trained model says to a probe, before anything is saved or pushed
+PROBE = """
+import sys, numpy, torch
+from audiolm import run_train
+inner = run_train.summary
+def summary(model, trainer, arguments):
+    sound = numpy.sin(numpy.arange(30000) / 9).astype("float32")
+    inputs = trainer.processing_class(text="Which tone? A) low B) high", audio=[sound])
+    with torch.no_grad():
+        numpy.save(trainer.args.output_dir + "/probe.npy", model.eval()(**inputs).logits.numpy())
+    return inner(model, trainer, arguments)
+run_train.summary = summary
+run_train.main(sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def hub(tmp_path):
+    with Hub(tmp_path / "hub") as hub:
+        yield hub
+        assert [request for request in hub.unknown if "agent-harnesses" not in request] == []
+
+
+def run(hub, *words: str, token: str | None = WRITER, home: str = "home", **variables: str):
+    """Python in a process of its own that knows no other Hub."""
+    environment = {**os.environ, **hub.environment(hub.folder.parent / home, token), **variables}
+    return subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True)
+
+
+def train(hub, words, **options):
+    return run(hub, "-m", "audiolm.run_train", *words, **options)
+
+
+PUSH = ["--max_steps", "6", "--save_steps", "2", "--eval_strategy", "no", "--push_to_hub", "--hub_model_id", "me/x"]
+
+
+@pytest.fixture(scope="module")
+def pushed(tmp_path_factory, tokenizer):
+    """A Hub with a private model of each arm, pushed at each save of its training, and the folder of each run."""
+    folder, runs = tmp_path_factory.mktemp("pushed"), {}
+    with Hub(folder / "hub") as hub:
+        for arm in ARMS:
+            (folder / arm).mkdir()
+            corpus = make_corpus(folder / arm)
+            private = ["--hub_model_id", f"me/{arm}", "--hub_private_repo", "true", "--hub_always_push", "true"]
+            runs[arm] = corpus, run(hub, "-c", PROBE, *arguments(corpus, arm, tokenizer, *PUSH, *private))
+        yield hub, runs
+        assert [request for request in hub.unknown if "agent-harnesses" not in request] == []
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_pushed_while_training(arm, pushed):
+    hub, runs = pushed
+    (corpus, done), repo = runs[arm], f"me/{arm}"
+    assert done.returncode == 0, done.stderr
+    steps = [f"Training in progress, step {step}" for step in (6, 4, 2)]
+    assert hub.commits(repo)[-5:] == ["End of training", *steps, "initial commit"]
+    assert set(hub.files(repo)) - {EVAL_FILE} == PUSHED and hub.repos[repo]["private"]
+    assert f"pushed to {repo}: End of training, " in done.stderr and not list((corpus / "out").glob("push-*"))
+    assert hub.read(repo, "model.safetensors") == (corpus / "out" / "model.safetensors").read_bytes()
+    assert str(corpus) not in hub.read(repo, "config.json").decode() + hub.read(repo, "README.md").decode()
+    with_no_token = f"from transformers import AutoConfig; AutoConfig.from_pretrained({repo!r})"
+    refused = run(hub, "-c", with_no_token, token=None, home="other")
+    assert refused.returncode != 0 and f"{repo} is not a local folder" in refused.stderr
+
+
+def test_the_token_is_written_nowhere(corpus, tokenizer, hub):
+    secret = "hf_secretsecretsecretsecret"
+    hub.users[secret] = ("me", True)
+    hub.fault = lambda method, path: 500 if "/commit/" in path and len(hub.commits("me/x")) == 2 else None
+    options = [*PUSH, "--hub_token", secret]
+    done = train(hub, arguments(corpus, "mimi_semantic", tokenizer, *options), token=None)
+    hub.fault = lambda method, path: None
+    files = [file for file in corpus.rglob("*") if file.is_file() and "home" not in file.parts]
+    assert len(files) > 40 and any(file.name == "training_args.bin" for file in files)
+    assert not [file for file in files if secret.encode() in file.read_bytes()]
+    assert secret not in done.stdout + done.stderr and len(hub.commits("me/x")) >= 2
+    config = corpus / "config.yaml"
+    config.write_text(f"hub_token: {secret}\n")
+    done = train(hub, ["--config", str(config)], token=None)
+    assert done.returncode == 2 and secret not in done.stderr and "hub_token" in done.stderr
+
+
+def test_a_hub_that_fails_costs_nothing(corpus, tokenizer, hub):
+    """The second push fails, the third brings what it would have brought."""
+    refused = []
+
+    def fault(method, path):
+        if "/commit/" in path and len(hub.commits("me/x")) == 2 and not refused:
+            refused.append(path)
+            return 500
+        return None
+
+    hub.fault = fault
+    done = train(hub, arguments(corpus, "mimi_semantic", tokenizer, *PUSH, "--hub_always_push", "true"))
+    assert done.returncode == 0 and "training goes on, the next save tries again" in done.stderr
+    steps = [f"Training in progress, step {step}" for step in (6, 2)]
+    assert hub.commits("me/x") == ["End of training", *steps, "initial commit"]
+    assert "steps                6" in done.stdout
+
+
+def test_a_hub_that_is_away_leaves_a_command_that_pushes(corpus, tokenizer, hub):
+    hub.stop()
+    options = [*PUSH, "--hub_revision", "dev", "--hub_private_repo", "true"]
+    done = train(hub, arguments(corpus, "mimi_semantic", tokenizer, *options))
+    assert done.returncode == 1 and "steps                6" in done.stdout
+    assert (corpus / "out" / "checkpoint-6" / "optimizer.pt").is_file()
+    AudioLMForConditionalGeneration.from_pretrained(corpus / "out")
+    *_, command = done.stderr.strip().splitlines()
+    assert command.startswith("hf upload me/x ") and "push it with" in done.stderr
+    hub.start()
+    prepare = "from huggingface_hub import create_branch, create_repo; create_repo('me/x'); create_branch('me/x', branch='dev')"
+    assert run(hub, "-c", prepare).returncode == 0
+    by_hand = run(hub, "-m", "huggingface_hub.cli.hf", *shlex.split(command)[1:])
+    assert by_hand.returncode == 0, by_hand.stderr
+    assert set(hub.files("me/x", "dev")) == PUSHED and hub.commits("me/x") == ["initial commit"]
+
+
+def test_a_token_that_expires_stops_no_training(corpus, tokenizer, hub):
+    hub.fault = lambda method, path: 401 if "/repos/create" not in path else None
+    done = train(hub, arguments(corpus, "mimi_semantic", tokenizer, *PUSH))
+    assert done.returncode == 1 and "steps                6" in done.stdout and "hf upload me/x" in done.stderr
+    assert (corpus / "out" / "model.safetensors").is_file()
+
+
+# each of several command lines in one process, and the line with which it ends
+ONE_BY_ONE = """
+import json, sys
+from audiolm.run_train import main
+for words in json.loads(sys.argv[1]):
+    try:
+        main(words)
+        print("ended well")
+    except SystemExit as error:
+        print(str(error).splitlines()[-1])
+"""
+
+
+def test_what_cannot_be_pushed_is_said_before_training(corpus, tokenizer, hub):
+    wrong = {
+        ("--hub_token", READER): "the Hub refuses to write to me/x: ",
+        ("--hub_token", "hf_unknownunknownunknown"): "the Hub refuses to write to me/x: ",
+        ("--hub_model_id", "you/x"): "the Hub refuses to write to you/x: ",
+        ("--hub_model_id", "me/x/y"): "--hub_model_id me/x/y: ",
+        ("--hub_strategy", "checkpoint"): "--hub_strategy checkpoint: every_save and end are there",
+    }
+    words = arguments(corpus, "mimi_semantic", tokenizer, *PUSH)
+    done = run(hub, "-c", ONE_BY_ONE, json.dumps([[*words, *more] for more in wrong]))
+    lines = done.stdout.strip().splitlines()
+    assert len(lines) == len(wrong), done.stderr
+    assert [said for said, line in zip(wrong.values(), lines) if said not in line] == []
+    assert not (corpus / "out" / "checkpoint-2").exists() and READER not in done.stdout + done.stderr
+
+
+def test_with_xet_a_refused_upload_leaves_the_checkpoint(corpus, tokenizer, hub):
+    """This Hub offers Xet and refuses its token: a client that is not told to do without cannot upload."""
+    done = train(hub, arguments(corpus, "mimi_semantic", tokenizer, *PUSH), HF_HUB_DISABLE_XET="0")
+    assert any("xet-write-token" in path for _, path, _ in hub.requests)
+    assert done.returncode == 1 and "hf upload me/x" in done.stderr and hub.commits("me/x") == ["initial commit"]
+    AudioLMForConditionalGeneration.from_pretrained(corpus / "out" / "checkpoint-6")
+
+
+def evaluation(corpus, repo: str, *words: str) -> list[str]:
+    return ["-m", "audiolm.run_eval", "--model_name_or_path", repo, "--test_file", str(corpus / "rows.json"),
+            "--train_file", str(corpus / "rows.json"), "--audio_dir", str(corpus), "--output_dir", str(corpus / "results"),
+            *words]  # fmt: skip
+
+
+def test_results_are_added_to_a_pushed_model(pushed):
+    hub, runs = pushed
+    (corpus, _), repo = runs["mimi_semantic"], "me/mimi_semantic"
+    before = hub.read(repo, "README.md").decode()
+    assert "Not evaluated yet" in before and "| learning rate | 0.01 |" in before and "16 rows about 16 clips" in before
+    for _ in range(2):  # a second evaluation takes the first one's place
+        done = run(hub, *evaluation(corpus, repo, "--push_to_hub"))
+        assert done.returncode == 0, done.stderr
+    metrics = json.loads((corpus / "results" / "metrics.json").read_text())
+    assert set(metrics["controls"]["majority"]["question_type"]) == {"mcq", "yes_no"}
+    card = ModelCard(hub.read(repo, "README.md").decode())
+    found = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert found["accuracy, mcq"] == round(metrics["question_type"]["mcq"]["accuracy"], 4)
+    assert found["accuracy, all (micro)"] == round(metrics["micro"]["accuracy"], 4)
+    assert card.text.count("## Results") == 1 and "Not evaluated" not in card.text and "## Limits" in card.text
+    mcq, guess = metrics["question_type"]["mcq"], metrics["controls"]["majority"]["question_type"]["mcq"]
+    shown = [f"{g['accuracy']:.3f} ({g['ci95_low']:.3f}-{g['ci95_high']:.3f})" for g in (mcq, guess)]
+    assert f"| mcq | 8 | {shown[0]} | {mcq['n_unparsed']} | {shown[1]} |" in card.text
+    entries = parse_eval_result_entries(yaml.safe_load(hub.read(repo, EVAL_FILE)))
+    assert {type(entry) for entry in entries} == {EvalResultEntry}
+    assert (entries[0].task_id, entries[0].value) == ("mcq", round(100 * mcq["accuracy"], 2))
+    assert hub.commits(repo)[:3] == ["Evaluation", "Evaluation", "End of training"]
+    hub.fault = lambda method, path: 403 if "/commit/" in path else None
+    done = run(hub, *evaluation(corpus, repo, "--push_to_hub"))
+    hub.fault = lambda method, path: None
+    *_, last = done.stderr.strip().splitlines()
+    assert done.returncode == 1 and last.startswith(f"run_eval.py: the Hub did not take the results of {repo}")
+
+
+def test_goes_on_from_a_pushed_model(pushed, tokenizer):
+    hub, runs = pushed
+    (corpus, _), repo = runs["mimi_full"], "me/mimi_full"
+    words = arguments(corpus, "mimi_full", tokenizer, "--max_steps", "1", "--learning_rate", "0", "--eval_strategy", "no")
+    for option in ("--encoder_name_or_path", "--text_model_name_or_path", "--output_dir"):
+        del words[words.index(option) : words.index(option) + 2]
+    words += ["--model_name_or_path", repo, "--output_dir", str(corpus / "more")]
+    done = train(hub, words)
+    assert done.returncode == 0, done.stderr
+    old, new = (AudioLMForConditionalGeneration.from_pretrained(corpus / name).state_dict() for name in ("out", "more"))
+    assert all(torch.equal(old[name], new[name]) for name in old)  # at a rate of 0: the weights, and the statistics
+    assert f"`{repo}`, revision `" in (corpus / "more" / "README.md").read_text()
+    others = [[*words, "--encoder_type", "mimi_semantic"], [*words, "--model_name_or_path", "me/none"]]
+    lines = run(hub, "-c", ONE_BY_ONE, json.dumps(others)).stdout.strip().splitlines()
+    assert f"{repo} is of the arm mimi_full, but --encoder_type is mimi_semantic" in lines[0]
+    assert "me/none" in lines[1] and len(lines) == 2
+
+
+def test_no_code_of_a_repository_runs(pushed):
+    """run_eval.py reads weights; the code beside them stays text, until somebody trusts it, or pins the commit before it."""
+    hub, runs = pushed
+    (corpus, _), mark = runs["mimi_semantic"], runs["mimi_semantic"][0] / "it ran"
+    hub.repos["me/evil"] = {key: dict(value) if isinstance(value, dict) else value
+                            for key, value in hub.repos["me/mimi_semantic"].items()}  # fmt: skip
+    good, files = hub.repos["me/evil"]["branches"]["main"], dict(hub.files("me/evil"))
+    for name in SOURCES:
+        content = f"open({str(mark)!r}, 'w')\n".encode() + hub.read("me/evil", name)
+        files[name] = {"oid": hub.store(content), "size": len(content), "lfs": False}
+    hub.commit_files("me/evil", "main", files, "evil")
+    assert run(hub, *evaluation(corpus, "me/evil")).returncode == 0
+    assert not mark.exists()
+    load = "from transformers import AutoModel; AutoModel.from_pretrained('me/evil', trust_remote_code={})"
+    assert run(hub, "-c", load.format(False)).returncode != 0 and not mark.exists()
+    pinned = run(hub, "-c", load.format(f"True, revision={good!r}"), home="pinned")
+    assert pinned.returncode == 0 and not mark.exists()
+    assert run(hub, "-c", load.format(True)).returncode == 0 and mark.exists()
+
+
+# the oldest transformers that setup.cfg admits, which is also the pinned set, and the newest of everything
+ENVIRONMENTS = {"oldest": ["torch==2.11.0", "transformers==5.23.0"], "newest": ["torch", "transformers", "accelerate"]}
+
+
+@pytest.fixture(scope="module", params=ENVIRONMENTS)
+def environment(request, tmp_path_factory):
+    """Name and interpreter of a fresh environment with torch and transformers."""
+    if not (uv := shutil.which("uv")):
+        pytest.skip("making environments needs uv")
+    folder = tmp_path_factory.mktemp("environment") / request.param
+    subprocess.run([uv, "venv", "-q", "--python", sys.executable, str(folder)], check=True)
+    python = folder / "bin" / "python"
+    install = [uv, "pip", "install", "-q", "--no-config", "--python", str(python), *ENVIRONMENTS[request.param]]
+    made = subprocess.run(install, capture_output=True, text=True)
+    if "dns error" in made.stderr or "error sending request" in made.stderr:
+        pytest.skip("no package index is within reach")
+    assert made.returncode == 0, made.stderr
+    yield request.param, str(python)
+    shutil.rmtree(folder)  # 5 GB, most of it links into uv's cache
+
+
+def trained(folder):
+    """The model and processor of a run, as this environment reads them."""
+    model = AudioLMForConditionalGeneration.from_pretrained(folder)
+    return model, AudioLMProcessor.from_config(model.config, AutoTokenizer.from_pretrained(folder))
+
+
+def test_setup_cfg_admits_what_the_oldest_environment_has():
+    requires = (Path(__file__).parents[1] / "setup.cfg").read_text()
+    assert "transformers >=5.23,<6" in requires and "torch ==2.11.*" in requires
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_loads_anywhere(arm, environment, pushed, tmp_path):
+    (name, python), (hub, runs) = environment, pushed
+    repo = hub.repos[f"me/{arm}"]
+    ending = next(oid for oid, commit in repo["commits"].items() if commit["message"] == "End of training")
+    variables = {**os.environ, **hub.environment(tmp_path / "home"), "PYTHONPATH": ""}
+    script = Path(__file__).parent / "load_anywhere.py"
+    done = subprocess.run(
+        [python, str(script), f"me/{arm}", ending], env=variables, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert found["present"] == []
+    here, there = np.load(runs[arm][0] / "out" / "probe.npy"), np.load(tmp_path / "logits.npy")
+    if name == "oldest":  # the same torch: the same bits
+        assert (found["torch"].split("+")[0], found["transformers"]) == ("2.11.0", "5.23.0") and (here == there).all()
+        assert "device_map" not in found
+    else:
+        assert np.abs(here - there).max() < 1e-4 * np.abs(here).max() and found["device_map"]
+    assert found["saved_again"] and found["processor_again"] and found["compiled"] < 1e-4
+    assert 0 < found["bf16"] < 0.1 and found["dtypes"] == ["torch.float32"]
+    assert found["language_model_dtypes"] == ["torch.bfloat16"]
+    model, processor = trained(runs[arm][0] / "out")
+    inputs = processor(text="Which tone? A) low B) high", audio=[np.sin(np.arange(30000) / 9).astype("float32")])
+    answer = model.generate(**inputs, do_sample=False, max_new_tokens=8)[0, inputs["input_ids"].shape[1] :].tolist()
+    assert found["answer_ids"] == answer and len(answer) > 0
+    assert found["pipeline"] == processor.tokenizer.decode(answer, skip_special_tokens=True)
+
+
+def test_the_readme_s_lines_run_as_written(environment, pushed, tmp_path):
+    hub, runs = pushed
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    lines = re.search(r"    from transformers import AutoModel, AutoProcessor\n(    .*\n)+", readme)[0]
+    code = textwrap.dedent(lines)
+    repo = re.search(r'AutoModel.from_pretrained\("([^"]+)"', code)[1]
+    hub.repos[repo] = {**hub.repos["me/mimi_full"], "private": False}
+    soundfile.write(tmp_path / "clip.wav", clip(1.0), 16000)
+    variables = {**os.environ, **hub.environment(tmp_path / "home", token=None), "PYTHONPATH": ""}
+    done = subprocess.run([environment[1], "-c", code], env=variables, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and len(code.splitlines()) == 5, done.stderr
+    model, processor = trained(runs["mimi_full"][0] / "out")
+    inputs = processor(text="What is heard first?", audio=[tmp_path / "clip.wav"])
+    ids = model.generate(**inputs, max_new_tokens=40)[0, inputs["input_ids"].shape[1] :]
+    assert done.stdout == processor.tokenizer.decode(ids) + "\n" and len(ids) > 1
+
+
+@pytest.mark.parametrize("what", ["merged", "adapter"])
+def test_adapters_are_pushed_merged_or_alone(what, pushed, tokenizer):
+    hub, runs = pushed
+    (corpus, _), base, repo = runs["mimi_full"], "me/mimi_full", f"me/{what}"
+    words = arguments(corpus, "mimi_full", tokenizer, *PUSH, "--freeze_lm", "true", "--lora_r", "4", "--lora_push", what)
+    for option in ("--encoder_name_or_path", "--text_model_name_or_path", "--output_dir"):
+        del words[words.index(option) : words.index(option) + 2]
+    out = corpus / what
+    words += ["--hub_model_id", repo, "--model_name_or_path", base, "--output_dir", str(out), "--hub_always_push", "true"]
+    done = train(hub, words)
+    assert done.returncode == 0, done.stderr
+    assert len(hub.commits(repo)) == 5
+    if what == "merged":
+        assert set(hub.files(repo)) == PUSHED
+        assert hub.read(repo, "model.safetensors") == (out / "model.safetensors").read_bytes()
+        return
+    assert {"adapter_model.safetensors", "adapter_config.json", "README.md"} <= set(hub.files(repo))
+    assert "model.safetensors" not in hub.files(repo) and f'"{base}"' in hub.read(repo, "adapter_config.json").decode()
+    card = hub.read(repo, "README.md").decode()
+    lines = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace('["clip.wav"]', '["0.wav"]')
+    wav = run(hub, "-c", f"import os; os.chdir({str(corpus)!r})\n{lines}")
+    assert wav.returncode == 0 and "PeftModel" in lines, wav.stderr
+    check = f"""
+import sys, torch, numpy
+from peft import PeftModel
+from transformers import AutoModel
+adapted = PeftModel.from_pretrained(AutoModel.from_pretrained({base!r}, trust_remote_code=True), {repo!r})
+whole = AutoModel.from_pretrained({str(out)!r}, trust_remote_code=True)
+inputs = dict(input_ids=torch.tensor([[1, 3, 3, 7, 9]]), input_values=torch.sin(torch.arange(3000) / 9)[None])
+with torch.no_grad():
+    assert torch.allclose(adapted(**inputs).logits, whole(**inputs).logits, atol=1e-4)
+    with adapted.disable_adapter():
+        assert not torch.allclose(adapted(**inputs).logits, whole(**inputs).logits, atol=1e-3)
+"""
+    done = run(hub, "-c", check)
+    assert done.returncode == 0, done.stderr
+
+
+def test_card_of_known_parts_states_their_licences():
+    facts = {"encoder_type": "mimi_full", "no_audio": False, "encoder": {"name": "kyutai/mimi", "licence": "CC-BY-4.0"},
+             "text_model": {**part_facts("HuggingFaceTB/SmolLM2-135M-Instruct")}, "seconds": 10.0, "settings": {"steps": 1},
+             "data": {"name": "train.json", "sha256": "0" * 64, "rows": 968071, "clips": 54046}, "code": {"audiolm": "0.1.0"},
+             "parameters": 2, "trained_parameters": 1}  # fmt: skip
+    card = ModelCard(model_card(facts, "me/x"))
+    assert "`kyutai/mimi`; licence: CC-BY-4.0" in card.text and "licence: Apache-2.0" in card.text
+    assert card.data.base_model == ["kyutai/mimi", "HuggingFaceTB/SmolLM2-135M-Instruct"] and "968,071 rows" in card.text

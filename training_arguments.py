@@ -1,0 +1,164 @@
+"""What run_train.py is told: its options, their defaults (the experiment's), and what contradicts what."""
+
+import argparse
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from audiolm.configuration_audiolm import ENCODER_TYPES
+from audiolm.modeling_audiolm import TEXT_MODEL
+from audiolm.resume import checkpoint_to_resume
+
+ROWS_PER_STEP = 16  # of every arm, over all processes
+POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "num_stats_clips", "max_train_samples",
+            "max_eval_samples", "max_audio_seconds", "lm_learning_rate", "lora_r", "lora_alpha")  # fmt: skip
+DEFAULTS = {
+    "output_dir": None, "learning_rate": 1e-4, "max_steps": 20_000, "lr_scheduler_type": "cosine", "warmup_steps": 0.01,
+    "eval_strategy": "steps", "eval_steps": 1000, "save_steps": 1000, "save_total_limit": 2, "logging_steps": 10,
+    "dataloader_num_workers": 2, "per_device_eval_batch_size": 8, "report_to": "none", "remove_unused_columns": False,
+    "logging_nan_inf_filter": False, "label_names": ["labels"], "seed": 0, "dataloader_pin_memory": torch.cuda.is_available(),
+}  # fmt: skip
+
+
+@dataclass
+class ModelArguments:
+    encoder_type: str = field(default="htsat", metadata={"help": "the arm: " + ", ".join(ENCODER_TYPES)})
+    encoder_name_or_path: str | None = field(
+        default=None, metadata={"help": "Hub name, folder or file of its weights, or `random`; default: the published ones"}
+    )
+    text_model_name_or_path: str | None = field(
+        default=None, metadata={"help": f"language model: Hub name, folder or .gguf file; default: {TEXT_MODEL}"}
+    )
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "go on from this AudioLM, Hub name or folder, with a new optimizer; all its parts count"},
+    )
+    freeze_lm: bool = field(default=True, metadata={"help": "train the mapper alone"})
+    lm_learning_rate: float | None = field(
+        default=None, metadata={"help": "of the language model, if it or its adapters train; default: --learning_rate"}
+    )
+    lora_r: int | None = field(default=None, metadata={"help": "train LoRA adapters of this rank on the frozen language model"})
+    lora_alpha: int | None = field(default=None, metadata={"help": "their scale is this by --lora_r; default: twice --lora_r"})
+    lora_push: str = field(
+        default="merged",
+        metadata={"help": "push the whole model, `merged`, or `adapter`: of the model in --model_name_or_path"},
+    )
+    no_audio: bool = field(
+        default=False, metadata={"help": "control: every frame is the mean feature, so that the text alone is learnt from"}
+    )
+
+
+@dataclass
+class DataArguments:
+    train_file: str = field(default="data/train.json", metadata={"help": "ReasonAQA's train.json"})
+    validation_file: str | None = field(default=None, metadata={"help": "ReasonAQA's val.json; without it, no evaluation"})
+    audio_dir: list[str] = field(
+        default_factory=lambda: ["audio"],
+        metadata={"help": "folder of the audio, or SOURCE=FOLDER for each first part of the rows' paths"},
+    )
+    max_audio_seconds: float = field(default=10.0, metadata={"help": "seconds used of each clip"})
+    on_bad_audio: str = field(default="error", metadata={"help": "`error`, or `skip` the rows of missing or broken files"})
+    max_train_samples: int | None = field(default=None, metadata={"help": "use the first rows only"})
+    max_eval_samples: int = field(default=200, metadata={"help": "rows of each question type, always the same"})
+    num_stats_clips: int = field(default=2000, metadata={"help": "training clips whose features set the standardisation"})
+    feature_cache: str | None = field(
+        default=None, metadata={"help": "folder of features kept from run to run: each clip is encoded once"}
+    )
+
+
+def contradiction(options) -> str | None:
+    """What is wrong with options that contradict each other, in one line."""
+    adapters, trained = options.lora_r is not None, options.lora_r is not None or not options.freeze_lm
+    if adapters and not options.freeze_lm:
+        return "--lora_r trains adapters on a frozen language model; leave --freeze_lm false out"
+    if options.lm_learning_rate is not None and not trained:
+        return "--lm_learning_rate: the language model is frozen; give --freeze_lm false or --lora_r with it"
+    if options.lora_alpha is not None and not adapters:
+        return "--lora_alpha: give --lora_r with it"
+    if options.lora_push == "adapter" and not (adapters and options.model_name_or_path):
+        return "--lora_push adapter: an adapter names the model under it; give --lora_r and --model_name_or_path with it"
+    for part in ("encoder_name_or_path", "text_model_name_or_path"):
+        if options.model_name_or_path and getattr(options, part):
+            return f"--{part}: the model of --model_name_or_path brings its own"
+    return None
+
+
+def parse(argv=None, description: str | None = None):
+    """Arguments from flags over `--config` over the experiment's defaults; unknown names are errors."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    pre = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    pre.add_argument("--config")
+    given, rest = pre.parse_known_args(argv)
+    parser = HfArgumentParser(
+        (ModelArguments, DataArguments, TrainingArguments), description=description, allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--config", help="YAML file of any of these options; flags override it")
+    known = {action.dest for action in parser._actions}
+    settings = {}
+    if given.config:
+        try:
+            settings = yaml.safe_load(Path(given.config).read_text()) or {}
+        except (OSError, yaml.YAMLError) as error:
+            parser.error(f"--config {given.config}: {error}")
+        if not isinstance(settings, dict):
+            parser.error(f"--config {given.config}: options and their values are wanted, not {type(settings).__name__}")
+        if unknown := sorted(set(map(str, settings)) - known):
+            parser.error(f"--config {given.config}: unknown options {', '.join(unknown)}")
+        if "hub_token" in settings:
+            parser.error(f"--config {given.config}: no hub_token in a file; use `hf auth login`, HF_TOKEN or --hub_token")
+    processes = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else max(1, torch.cuda.device_count())
+    computed = {"per_device_train_batch_size": None, "gradient_accumulation_steps": None}
+    parser.set_defaults(**{**DEFAULTS, **computed, **settings})
+    for action in parser._actions:
+        if action.nargs == "+" and isinstance(action.default, str):
+            action.default = [action.default]
+        if action.dest == "per_device_train_batch_size":
+            action.help = f"rows a process takes at once; {ROWS_PER_STEP} rows in all make a step"
+        if action.dest == "output_dir":
+            action.help = "where checkpoints and the trained model go; default: outputs/ENCODER_TYPE"
+    space = parser.parse_args(rest)
+    if space.per_device_train_batch_size is None:
+        space.per_device_train_batch_size = max(1, ROWS_PER_STEP // processes)
+    for name in POSITIVE:
+        if (value := getattr(space, name)) is not None and value <= 0:
+            parser.error(f"--{name} {value}: a number above 0 is wanted")
+    at_once = space.per_device_train_batch_size * processes
+    if ROWS_PER_STEP % at_once:
+        parser.error(
+            f"a step takes {ROWS_PER_STEP} rows; {processes} processes of {space.per_device_train_batch_size} do not divide it"
+        )
+    if space.gradient_accumulation_steps not in (None, ROWS_PER_STEP // at_once):
+        parser.error(
+            f"--gradient_accumulation_steps {space.gradient_accumulation_steps}: a step of {ROWS_PER_STEP} rows, {at_once} at "
+            f"once, makes it {ROWS_PER_STEP // at_once}"
+        )
+    space.gradient_accumulation_steps = ROWS_PER_STEP // at_once
+    if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
+        parser.error(f"start {processes} GPUs with `accelerate launch`; one process cannot split a batch of clips")
+    if space.encoder_type not in ENCODER_TYPES:
+        parser.error(f"--encoder_type {space.encoder_type!r} is none of {', '.join(ENCODER_TYPES)}")
+    if space.output_dir is None:
+        space.output_dir = f"outputs/{space.encoder_type}"
+    for name, values in (("on_bad_audio", ("error", "skip")), ("lora_push", ("merged", "adapter"))):
+        if (value := getattr(space, name)) not in values:
+            parser.error(f"--{name} {value!r} is neither {values[0]} nor {values[1]}")
+    if wrong := contradiction(space):
+        parser.error(wrong)
+    if space.validation_file is None:
+        space.eval_strategy = "no"
+    try:
+        space.resume_from_checkpoint = checkpoint_to_resume(space.resume_from_checkpoint, space.output_dir)
+    except ValueError as error:
+        parser.error(str(error))
+    values = vars(space)
+    values.pop("config")
+    try:
+        return parser.parse_dict(values)
+    except (ValueError, TypeError, ImportError) as error:  # what TrainingArguments objects to
+        parser.error(str(error))
