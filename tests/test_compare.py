@@ -267,7 +267,7 @@ def test_wrong_configs_are_one_line(parts, tmp_path):
 def test_flags_of_an_arm_with_a_corpus_of_its_own(tmp_path):
     (tmp_path / "c.yaml").write_text(
         "corpus: {rows: 8, seed: 3}\narms: {a: {encoder_type: htsat, no_audio: true}}\n"
-        "train: {freeze_lm: false, learning_rate: 1.0e-3, hub_model_id: null}\neval: {batch_size: 64}\noutput_dir: o\n"
+        "train: {freeze_lm: false, learning_rate: 1.0e-3, max_train_samples: null}\neval: {batch_size: 64}\noutput_dir: o\n"
     )
     config = read_config(str(tmp_path / "c.yaml"), seed=7)
     learn, answer = arm_flags(config, "a")
@@ -276,6 +276,14 @@ def test_flags_of_an_arm_with_a_corpus_of_its_own(tmp_path):
                      "--output_dir", "o/a", "--seed", "7"]  # fmt: skip
     assert answer == ["--batch_size", "64", "--test_file", "o/corpus/test.json", "--audio_dir", "o/corpus",
                       "--model_name_or_path", "o/a", "--output_dir", "o/a/evaluation"]  # fmt: skip
+
+
+def test_arms_are_not_pushed_from_a_comparison(tmp_path):
+    arms = "arms: {a: {encoder_type: htsat}}\ntrain: {push_to_hub: true, hub_token: hf_secret}\n"
+    (tmp_path / "c.yaml").write_text(arms)
+    with pytest.raises(ValueError, match=r"train sets hub_token, push_to_hub; push an arm with run_train.py") as error:
+        read_config(str(tmp_path / "c.yaml"))
+    assert "hf_secret" not in str(error.value)
 
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
