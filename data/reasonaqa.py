@@ -1,16 +1,21 @@
 """ReasonAQA's rows (zenodo 15036628): eight string fields, and the question type that follows from them."""
 
 import html
-import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict
+import pyarrow as pa
+from datasets import DatasetDict
+
+from .json_rows import arrow_rows
 
 FIELDS = ("taskname", "filepath1", "filepath2", "caption1", "caption2", "input", "answer", "subtype")
 REQUIRED = ("filepath1", "input", "answer", "subtype")  # the others may be empty
 QUESTION_TYPES = ("mcq", "yes_no", "entailment", "difference", "caption", "detail")
+SCHEMA = pa.schema([*((name, pa.string()) for name in (*FIELDS, "question_type")), ("audio", pa.list_(pa.string()))])
+VERSION = 1  # of how rows are read; another one makes kept tables unknown
 # A directory for all audio, or one for each source, which is the first part of a row's path.
 AudioDir = str | Path | Mapping[str, str | Path]
 
@@ -40,15 +45,16 @@ def question_type(row: Mapping[str, str]) -> str:
 def resolve_path(filepath: str, audio_dir: AudioDir) -> str:
     """A row's file under `audio_dir`: backslashes, HTML entities and roots by source are seen to."""
     parts = [p for p in re.split(r"[/\\]+", filepath) if p]
+    root = audio_dir
     if isinstance(audio_dir, Mapping):
         if parts[0] not in audio_dir:
             raise ValueError(f"{filepath}: no audio directory is given for {parts[0]!r}, only for {sorted(audio_dir)}")
-        root, parts = Path(audio_dir[parts[0]]), parts[1:]
-    else:
-        root = Path(audio_dir)
-    path = root.joinpath(*parts)
-    unescaped = root.joinpath(*(html.unescape(p) for p in parts))
-    return str(unescaped if unescaped.exists() or not path.exists() else path)
+        root, parts = audio_dir[parts[0]], parts[1:]
+    path = os.path.join(root, *parts)
+    if "&" not in path:
+        return path
+    unescaped = os.path.join(root, *(html.unescape(p) for p in parts))
+    return unescaped if os.path.exists(unescaped) or not os.path.exists(path) else path
 
 
 def audio_roots(audio_dir: list[str]) -> AudioDir:
@@ -78,28 +84,44 @@ def load_reasonaqa(files: Mapping[str, str | Path], audio_dir: AudioDir) -> Data
     """
     splits = {}
     for split, file in files.items():
+        found: dict[str, str] = {}  # the same few clips come again and again
+        uncertain: dict[str, str] = {}  # names with HTML entities, for which it matters what is in `audio_dir`
+
+        def resolved(filepath: str, found=found, uncertain=uncertain) -> str:
+            if filepath not in found:
+                found[filepath] = resolve_path(filepath, audio_dir)
+                if "&" in filepath:
+                    uncertain[filepath] = found[filepath]
+            return found[filepath]
+
+        def row(element, number: int, file=file, resolved=resolved) -> dict:
+            return _checked(element, file, number, resolved)
+
         try:
-            rows = json.loads(Path(file).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            splits[split] = arrow_rows(
+                file, repr((VERSION, audio_dir)), row, SCHEMA, uncertain, lambda name: resolve_path(name, audio_dir)
+            )
+        except OSError as error:
             raise ValueError(f"{file}: not a readable JSON file ({error})") from error
-        if not isinstance(rows, list) or not rows:
-            raise ValueError(f"{file}: a list of rows is wanted, not {'an empty list' if rows == [] else type(rows).__name__}")
-        splits[split] = Dataset.from_list([_checked(row, f"{file}, row {i}", audio_dir) for i, row in enumerate(rows)])
+        if not len(splits[split]):
+            raise ValueError(f"{file}: a list of rows is wanted, not an empty list")
     return DatasetDict(splits)
 
 
-def _checked(row: dict, where: str, audio_dir: AudioDir) -> dict:
+def _checked(row: dict, file, number: int, resolved: Callable[[str], str]) -> dict:
     if not isinstance(row, dict):
-        raise ValueError(f"{where}: an object is wanted, not {type(row).__name__}")
-    for field in FIELDS:
-        if not isinstance(row.get(field), str):
-            found = type(row[field]).__name__ if field in row else "missing"
-            raise ValueError(f"{where}: field {field!r} is {found}, not a string")
-        if field in REQUIRED and not row[field].strip():
-            raise ValueError(f"{where}: field {field!r} is empty")
+        raise ValueError(f"{file}, row {number}: an object is wanted, not {type(row).__name__}")
+    checked = {field: row.get(field) for field in FIELDS}
+    for field, value in checked.items():
+        if not isinstance(value, str):
+            found = type(value).__name__ if field in row else "missing"
+            raise ValueError(f"{file}, row {number}: field {field!r} is {found}, not a string")
+        if (not value or value.isspace()) and field in REQUIRED:
+            raise ValueError(f"{file}, row {number}: field {field!r} is empty")
     try:
         kind = question_type(row)
-        audio = [resolve_path(row[f], audio_dir) for f in ("filepath1", "filepath2") if row[f]]
+        audio = [resolved(row[f]) for f in ("filepath1", "filepath2") if row[f]]
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-    return {**{field: row[field] for field in FIELDS}, "question_type": kind, "audio": audio}
+        raise ValueError(f"{file}, row {number}: {error}") from error
+    checked["question_type"], checked["audio"] = kind, audio
+    return checked
