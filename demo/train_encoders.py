@@ -222,12 +222,19 @@ def train_mimi(audio, features, count: int, batch: int, seed: int) -> MimiModel:
 
 
 @torch.no_grad()
-def codec_figures(model: MimiModel, audio) -> dict[str, dict[int, float]]:
-    """Spectral distance after 1 to 8 levels, and the perplexity of each level's codes, on unseen scenes."""
+def codec_figures(model: MimiModel, audio) -> dict[str, dict]:
+    """Spectral distance after 1 to 8 levels and unquantised, and the perplexity of each level's codes, on unseen scenes."""
     wave = audio[:, : audio.shape[1] // FRAME * FRAME].float() / 32768
     parts = [(part, model.encode(part[:, None]).audio_codes) for part in wave.split(16)]
     distance = {k: float(np.mean([spectral_distance(model.decode(codes[:, :k]).audio_values[:, 0], part)
                                   for part, codes in parts])) for k in range(1, 9)}  # fmt: skip
+    both = model.quantizer.semantic_residual_vector_quantizer, model.quantizer.acoustic_residual_vector_quantizer
+    whole = []
+    for part, _ in parts:
+        latents = model.encoder(part[:, None]).latents
+        heard = model.decoder(sum(rvq.output_proj(rvq.input_proj(latents)) for rvq in both)).audio_values[:, 0]
+        whole.append(spectral_distance(heard[:, : part.shape[1]], part))
+    distance["unquantised"] = float(np.mean(whole))
     codes = torch.cat([codes for _, codes in parts])
     used = [torch.bincount(codes[:, k].flatten(), minlength=MIMI["codebook_size"]).float() for k in range(8)]
     perplexity = {k + 1: float(torch.distributions.Categorical(u / u.sum()).entropy().exp()) for k, u in enumerate(used)}
