@@ -23,12 +23,21 @@ def with_lora(model: AudioLMForConditionalGeneration, r: int, alpha: int):
         raise ImportError("--lora_r needs the package peft: `uv sync --extra lora`") from error
     layers = [name for name, module in model.named_modules()
               if name.startswith("language_model.model.") and isinstance(module, nn.Linear)]  # fmt: skip
-    return get_peft_model(model, LoraConfig(r=r, lora_alpha=alpha, target_modules=layers, modules_to_save=["mapper"]))
+    revision = getattr(model.config, "_commit_hash", None)  # of the model under them, if it came from the Hub
+    config = LoraConfig(r=r, lora_alpha=alpha, target_modules=layers, modules_to_save=["mapper"], revision=revision)
+    return get_peft_model(model, config)
 
 
 def merged(model) -> AudioLMForConditionalGeneration:
     """A copy of a `PeftModel`'s model with its adapters added into the weights, like any other AudioLM; others as they are."""
-    return copy.deepcopy(model).merge_and_unload().train(False) if hasattr(model, "merge_and_unload") else model
+    if not hasattr(model, "merge_and_unload"):
+        return model
+    device = model.device
+    try:
+        whole = copy.deepcopy(model.cpu()).merge_and_unload()  # a GPU may have no room for two
+    finally:
+        model.to(device)
+    return whole.train(False)
 
 
 def optimizer_by_part(model, args: TrainingArguments, lm_learning_rate: float) -> torch.optim.Optimizer:

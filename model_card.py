@@ -47,8 +47,13 @@ def part_facts(name_or_path: str, checkpoint: str | None = None) -> dict[str, st
     Args:
         checkpoint: the file that was read, if it is known; else the `config.json` of a Hub repository says the commit.
     """
-    facts = {"name": public_name(name_or_path), "licence": LICENCES.get(name_or_path, "not known here")}
-    if not Path(name_or_path).exists():
+    facts, here = (
+        {"name": public_name(name_or_path), "licence": LICENCES.get(name_or_path, "not known here")},
+        Path(name_or_path),
+    )
+    if here.exists():
+        checkpoint = checkpoint or str(here if here.is_file() else here / "model.safetensors")
+    else:
         try:
             checkpoint = checkpoint or cached_file(name_or_path, "config.json")
         except (OSError, ValueError):
@@ -96,16 +101,15 @@ def training_facts(model, model_args, data_args, args, rows: int, clips: int) ->
         "schedule": f"{args.lr_scheduler_type.value}, warm-up {args.warmup_steps:g}",
         "optimizer": f"{getattr(args.optim, 'value', args.optim)}, weight decay {args.weight_decay:g}",
         "language model trains": trains,
-        "LoRA": f"rank {model_args.lora_r}, alpha {model_args.lora_alpha or 2 * model_args.lora_r}"
-        if model_args.lora_r
-        else None,
+        "LoRA": f"rank {model_args.lora_r}, alpha {model_args.lora_alpha}" if model_args.lora_r else None,
         "seconds used of a clip": data_args.max_audio_seconds,
         "precision": "bf16 autocast" if args.bf16 else "fp16 autocast" if args.fp16 else "fp32",
         "seed": args.seed,
     }
     trained = [p for name, p in model.named_parameters() if p.requires_grad]
     return {
-        "encoder_type": model_args.encoder_type, "no_audio": model_args.no_audio, "encoder": of_encoder,
+        "continued_from": base and public_name(base), "encoder_type": model_args.encoder_type,
+        "no_audio": model_args.no_audio, "encoder": of_encoder,
         "text_model": part_facts(base or model_args.text_model_name_or_path or TEXT_MODEL),
         "data": {**file_facts(data_args.train_file), "rows": rows, "clips": clips}, "code": code_facts(),
         "settings": settings, "seconds": data_args.max_audio_seconds,
@@ -131,6 +135,7 @@ def model_card(facts: dict, repo: str, step: int | None = None, adapter_of: str 
         step: the training step, if training goes on. adapter_of: the model that it is LoRA adapters of, if it is.
     """
     known = [part["name"] for part in (facts["encoder"], facts["text_model"]) if part["name"] in LICENCES]
+    known = [facts["continued_from"]] if "/" in (facts["continued_from"] or "") else known
     data = ModelCardData(
         library_name="peft" if adapter_of else "transformers", pipeline_tag="audio-text-to-text", language="en",
         base_model=adapter_of or known or None, license="other", license_name="of-its-parts",
@@ -139,8 +144,9 @@ def model_card(facts: dict, repo: str, step: int | None = None, adapter_of: str 
     )  # fmt: skip
     control = " It is a control: it hears nothing, every frame is the mean feature." if facts["no_audio"] else ""
     going_on = f" Training was at step {step:,} when it was pushed." if step is not None else ""
-    whole = adapter_of or repo
-    load = f'AutoModel.from_pretrained("{whole}", trust_remote_code=True)'
+    whole, of = adapter_of or repo, facts["text_model"].get("revision")
+    at = f', revision="{of}"' if adapter_of and of else ""
+    load = f'AutoModel.from_pretrained("{whole}"{at}, trust_remote_code=True)'
     if adapter_of:
         load = f'PeftModel.from_pretrained({load}, "{repo}")'
     text = f"""# {repo.split("/")[-1]}
@@ -189,6 +195,10 @@ def _groups(metrics: dict) -> dict[str, dict]:
     return {**metrics.get("question_type", {}), **metrics.get("category", {}), "all (micro)": metrics.get("micro")}
 
 
+def of_weights(test: dict) -> str:
+    return f" Of the weights of commit {test['commit']}." if test.get("commit") else ""
+
+
 def results_table(metrics: dict) -> str:
     """Accuracy with its 95 % interval by question type and category, beside the controls that were run, in Markdown."""
     controls = metrics.get("controls", {})
@@ -211,7 +221,7 @@ def with_results(card: str, metrics: dict, test: dict[str, str], repo: str) -> s
     """A card with its results, in the text and as `model-index`; earlier ones are replaced, all else stays as it is.
 
     Args:
-        metrics: of run_eval.py's `metrics.json`. test: [`file_facts`] of the test file.
+        metrics: of run_eval.py's `metrics.json`. test: [`file_facts`] of the test file, and the `commit` of the weights.
     """
     made = ModelCard(card)
     made.data.model_name = repo.split("/")[-1]
@@ -225,7 +235,8 @@ def with_results(card: str, metrics: dict, test: dict[str, str], repo: str) -> s
     ] or None  # fmt: skip
     said = (
         f"{RESULTS}\nOn `{test['name']}` (SHA-256 `{test['sha256']}`), {metrics['n']:,} rows, by greedy answers; in brackets\n"
-        f"95 % Wilson intervals. An answer that names no option, or two, counts as wrong.\n\n{results_table(metrics)}\n"
+        f"95 % Wilson intervals. An answer that names no option, or two, counts as wrong.{of_weights(test)}\n\n"
+        f"{results_table(metrics)}\n"
     )
     text = made.text
     if RESULTS in text:
@@ -238,7 +249,7 @@ def with_results(card: str, metrics: dict, test: dict[str, str], repo: str) -> s
 
 def eval_results(metrics: dict, test: dict[str, str], dataset_id: str) -> str:
     """The same as a file of `.eval_results/`: accuracy in percent of each question type and of all closed rows."""
-    note = f"{test['name']}, SHA-256 {test['sha256']}; greedy answers, unparsed ones are wrong"
+    note = f"{test['name']}, SHA-256 {test['sha256']}; greedy answers, unparsed ones are wrong.{of_weights(test)}"
     entries = [
         EvalResultEntry(dataset_id=dataset_id, task_id=task, value=round(100 * group["accuracy"], 2), notes=note)
         for task, group in {**metrics.get("question_type", {}), "all": metrics.get("micro")}.items() if group

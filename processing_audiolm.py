@@ -83,7 +83,9 @@ def read_wav(path, seconds: float) -> tuple[np.ndarray, int]:
     try:
         with wave.open(str(path)) as file:
             rate, bits = file.getframerate(), 8 * file.getsampwidth()
-            content = np.frombuffer(file.readframes(math.ceil(seconds * rate)), {16: "<i2", 32: "<i4"}[bits])
+            content = file.readframes(math.ceil(seconds * rate))
+            size = file.getnchannels() * bits // 8  # of a frame; a torn file may end within one
+            content = np.frombuffer(content[: len(content) // size * size], {16: "<i2", 32: "<i4"}[bits])
             return content.reshape(-1, file.getnchannels()).astype("float32") / 2 ** (bits - 1), rate
     except (wave.Error, KeyError, EOFError) as error:
         raise ImportError(f"{path}: reading it needs the package soundfile; or give (array, rate)") from error

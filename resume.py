@@ -43,26 +43,35 @@ def checkpoint_to_resume(asked: str | bool | None, output_dir: str) -> str | Non
     return folder
 
 
-def check_encoder(model, folder: str, adapters: bool = False) -> None:
-    """Raises ValueError if a checkpoint holds another encoder than `model`, whose features are computed before it is read.
-
-    Args:
-        adapters: whether LoRA trains. Its checkpoints hold no encoder; the mean of its features tells it from another.
-    """
-    if Path(folder, "adapter_config.json").is_file() != adapters:
-        raise ValueError(f"--resume_from_checkpoint {folder} was trained {'without' if adapters else 'with'} --lora_r")
-    if adapters:
-        wanted, prefix = {"mapper.feature_mean": model.mapper.feature_mean}, "base_model.model."
-    else:
-        wanted, prefix = model.encoder.state_dict(prefix="encoder."), ""
-    with safe_open(Path(folder, "adapter_model.safetensors" if adapters else "model.safetensors"), "pt") as file:
+def check_encoder(model, folder: str) -> None:
+    """Raises ValueError if a checkpoint holds another encoder than `model`, whose features are computed before it is read."""
+    if Path(folder, "adapter_config.json").is_file():
+        raise ValueError(f"--resume_from_checkpoint {folder} was trained with --lora_r")
+    with safe_open(Path(folder, "model.safetensors"), "pt") as file:
         names = set(file.keys())
-        for name, tensor in wanted.items():
-            if prefix + name not in names:
-                continue
-            found, here = file.get_tensor(prefix + name), tensor.cpu()
-            if found.shape != here.shape or not (torch.allclose(found, here, 1e-2) if adapters else torch.equal(found, here)):
+        for name, tensor in model.encoder.state_dict(prefix="encoder.").items():
+            if name in names and not torch.equal(file.get_tensor(name), tensor.cpu()):
                 raise ValueError(
                     f"--resume_from_checkpoint {folder} was trained with another encoder ({name} differs); give the same "
                     "--encoder_type, --encoder_name_or_path and, if that is `random`, --seed"
                 )
+
+
+def check_adapters(model, folder: str, r: int, alpha: int) -> None:
+    """Raises ValueError if a checkpoint's LoRA adapters are of another kind, or trained on other features than `model`'s.
+
+    Such a checkpoint holds no encoder: the mean of the features tells one from another.
+    """
+    settings = Path(folder, "adapter_config.json")
+    if not settings.is_file():
+        raise ValueError(f"--resume_from_checkpoint {folder} was trained without --lora_r")
+    earlier = json.loads(settings.read_text())
+    if (found := (earlier["r"], earlier["lora_alpha"])) != (r, alpha):
+        raise ValueError(f"--resume_from_checkpoint {folder} was trained with --lora_r {found[0]} --lora_alpha {found[1]}")
+    with safe_open(Path(folder, "adapter_model.safetensors"), "pt") as file:
+        found, here = file.get_tensor("base_model.model.mapper.feature_mean"), model.mapper.feature_mean.cpu()
+    if found.shape != here.shape or not torch.allclose(found, here, 1e-2, 1e-3):
+        raise ValueError(
+            f"--resume_from_checkpoint {folder} was trained with another encoder or on other clips (mapper.feature_mean "
+            "differs); give the same --encoder_type, --encoder_name_or_path, --train_file and --max_audio_seconds"
+        )

@@ -50,6 +50,8 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub, also where results are pushed")
     parser.add_argument("--hub_dataset_id", default="reasonaqa", help="the data set's name in the Hub's .eval_results")
     args = parser.parse_args(argv)
+    if args.revision and Path(args.model_name_or_path).exists():
+        parser.error(f"--revision {args.revision}: {args.model_name_or_path} is a folder, not a model on the Hub")
     args.hub_model_id = args.hub_model_id or args.model_name_or_path
     if args.push_to_hub and (Path(args.hub_model_id).exists() or len(Path(args.hub_model_id).parts) != 2):
         parser.error(f"--push_to_hub: {args.hub_model_id} is no name on the Hub; give --hub_model_id user/model")
@@ -174,8 +176,9 @@ def main(argv=None):
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     print(table(metrics))
     if args.push_to_hub:
+        commit = getattr(model.config, "_commit_hash", None)
         try:
-            print(push_results(args.hub_model_id, metrics, args.test_file, args.hub_dataset_id, args.revision))
+            print(push_results(args.hub_model_id, metrics, args.test_file, args.hub_dataset_id, args.revision, commit))
         except ConnectionError as error:
             sys.exit(f"run_eval.py: {error}; they are in {args.output_dir}")
 

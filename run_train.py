@@ -32,7 +32,7 @@ from audiolm.hub import PushToHub, load_model
 from audiolm.model_card import model_card, training_facts
 from audiolm.modeling_audiolm import TEXT_MODEL, AudioLMForConditionalGeneration, text_model_source
 from audiolm.processing_audiolm import AudioLMProcessor
-from audiolm.resume import check_encoder
+from audiolm.resume import check_adapters, check_encoder
 from audiolm.training_arguments import DataArguments, ModelArguments, parse
 
 logger = logging.getLogger("audiolm.train")
@@ -73,7 +73,12 @@ def build(model_args: ModelArguments, data_args: DataArguments) -> tuple[AudioLM
         if model.config.encoder_type != model_args.encoder_type:
             raise ValueError(f"--model_name_or_path {name} is of the arm {model.config.encoder_type}, but --encoder_type is "
                              f"{model_args.encoder_type}")  # fmt: skip
-        model.config.update(fields)
+        for field in ("no_audio", "max_audio_seconds"):
+            if (earlier := getattr(model.config, field)) != fields[field]:
+                raise ValueError(
+                    f"--model_name_or_path {name} was trained with --{field} {str(earlier).lower()}: give the same"
+                )
+        model.config.freeze_lm = model_args.freeze_lm
         model.train(False)  # frozen as the new configuration says
     else:
         encoder = load_encoder(model_args.encoder_type, model_args.encoder_name_or_path)
@@ -166,10 +171,11 @@ def main(argv=None):
     if model_args.lora_r:
         try:
             if args.resume_from_checkpoint:
-                check_encoder(model, args.resume_from_checkpoint, adapters=True)
+                check_adapters(model, args.resume_from_checkpoint, model_args.lora_r, model_args.lora_alpha)
         except ValueError as error:
             sys.exit(f"run_train.py: {error}")
-        model = with_lora(model, model_args.lora_r, model_args.lora_alpha or 2 * model_args.lora_r)
+        model = with_lora(model, model_args.lora_r, model_args.lora_alpha)
+        facts["trained_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     trainer = Trainer(
         model=model, args=args, train_dataset=data["train"], eval_dataset=evaluation,
         data_collator=ReasonAQACollator(processor, features=features), processing_class=processor,

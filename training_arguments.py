@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from audiolm.modeling_audiolm import TEXT_MODEL
 from audiolm.resume import checkpoint_to_resume
 
 ROWS_PER_STEP = 16  # of every arm, over all processes
+NO_TOKEN = "others can read command lines and files; use `hf auth login` or HF_TOKEN"
 POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "num_stats_clips", "max_train_samples",
             "max_eval_samples", "max_audio_seconds", "lm_learning_rate", "lora_r", "lora_alpha")  # fmt: skip
 DEFAULTS = {
@@ -82,6 +84,8 @@ def contradiction(options) -> str | None:
         return "--lora_alpha: give --lora_r with it"
     if options.lora_push == "adapter" and not (adapters and options.model_name_or_path):
         return "--lora_push adapter: an adapter names the model under it; give --lora_r and --model_name_or_path with it"
+    if options.lora_push == "adapter" and Path(options.model_name_or_path).exists():
+        return f"--lora_push adapter: {options.model_name_or_path} is a folder here, and nobody else has it; push it first"
     for part in ("encoder_name_or_path", "text_model_name_or_path"):
         if options.model_name_or_path and getattr(options, part):
             return f"--{part}: the model of --model_name_or_path brings its own"
@@ -111,7 +115,7 @@ def parse(argv=None, description: str | None = None):
         if unknown := sorted(set(map(str, settings)) - known):
             parser.error(f"--config {given.config}: unknown options {', '.join(unknown)}")
         if "hub_token" in settings:
-            parser.error(f"--config {given.config}: no hub_token in a file; use `hf auth login`, HF_TOKEN or --hub_token")
+            parser.error(f"--config {given.config}: hub_token: {NO_TOKEN}")
     processes = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else max(1, torch.cuda.device_count())
     computed = {"per_device_train_batch_size": None, "gradient_accumulation_steps": None}
     parser.set_defaults(**{**DEFAULTS, **computed, **settings})
@@ -122,7 +126,11 @@ def parse(argv=None, description: str | None = None):
             action.help = f"rows a process takes at once; {ROWS_PER_STEP} rows in all make a step"
         if action.dest == "output_dir":
             action.help = "where checkpoints and the trained model go; default: outputs/ENCODER_TYPE"
-    space = parser.parse_args(rest)
+    if any(word.split("=")[0].replace("-", "_") == "__hub_token" for word in rest):
+        parser.error(f"--hub_token: {NO_TOKEN}")
+    space, unknown = parser.parse_known_args(rest)
+    if unknown:
+        parser.error("unrecognized arguments: " + re.sub(r"hf_\w+", "hf_***", " ".join(unknown)))
     if space.per_device_train_batch_size is None:
         space.per_device_train_batch_size = max(1, ROWS_PER_STEP // processes)
     for name in POSITIVE:
@@ -143,6 +151,8 @@ def parse(argv=None, description: str | None = None):
         parser.error(f"start {processes} GPUs with `accelerate launch`; one process cannot split a batch of clips")
     if space.encoder_type not in ENCODER_TYPES:
         parser.error(f"--encoder_type {space.encoder_type!r} is none of {', '.join(ENCODER_TYPES)}")
+    if space.lora_r and space.lora_alpha is None:
+        space.lora_alpha = 2 * space.lora_r
     if space.output_dir is None:
         space.output_dir = f"outputs/{space.encoder_type}"
     for name, values in (("on_bad_audio", ("error", "skip")), ("lora_push", ("merged", "adapter"))):

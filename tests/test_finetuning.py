@@ -53,6 +53,8 @@ def test_adapters_train_with_the_mapper_and_merge(corpus, tokenizer):
     assert json.loads((corpus / "results" / "metrics.json").read_text())["micro"]["n"] == 16
     card = (corpus / "out" / "README.md").read_text()
     assert "| language model trains | LoRA adapters |" in card and "rank 4, alpha 8" in card
+    trained = sum(value.numel() for name, value in kept.items() if "feature_" not in name)
+    assert f"of which {trained:,} were trained" in card
 
 
 def test_adapters_resume_exactly(corpus, tokenizer):
@@ -62,10 +64,12 @@ def test_adapters_resume_exactly(corpus, tokenizer):
     train([*words, "--output_dir", str(corpus / "again"), "--resume_from_checkpoint", str(corpus / "out" / "checkpoint-3")])
     assert same(whole, state(corpus / "again"), "")
     checkpoint = str(corpus / "out" / "checkpoint-3")
+    with pytest.raises(SystemExit, match="was trained with --lora_r 4 --lora_alpha 8"):
+        train([*words, "--lora_alpha", "16", "--resume_from_checkpoint", checkpoint])
     with pytest.raises(SystemExit, match="was trained with --lora_r"):
         train(arguments(corpus, "mimi_semantic", tokenizer, "--resume_from_checkpoint", checkpoint))
     small_model("mimi_semantic", seed=1).encoder.model.save_pretrained(corpus / "encoder")
-    with pytest.raises(SystemExit, match=r"was trained with another encoder \(mapper.feature_mean differs"):
+    with pytest.raises(SystemExit, match=r"was trained with another encoder or on other clips"):
         train([*words, "--resume_from_checkpoint", checkpoint])
 
 
