@@ -103,6 +103,7 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self):
         return self.language_model.get_output_embeddings()
 
+    @torch.compiler.disable  # a frozen encoder that hears clips of many lengths: compiling it anew for each costs minutes
     def get_audio_features(
         self,
         input_values: torch.Tensor | None = None,

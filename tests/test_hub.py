@@ -341,23 +341,28 @@ def test_setup_cfg_admits_what_the_oldest_environment_has():
     assert "transformers >=5.23,<6" in requires and "torch ==2.11.*" in requires
 
 
-@pytest.mark.parametrize("arm", ARMS)
-def test_loads_anywhere(arm, environment, pushed, tmp_path):
-    (name, python), (hub, runs) = environment, pushed
-    repo = hub.repos[f"me/{arm}"]
-    ending = next(oid for oid, commit in repo["commits"].items() if commit["message"] == "End of training")
-    variables = {**os.environ, **hub.environment(tmp_path / "home"), "PYTHONPATH": ""}
-    script = Path(__file__).parent / "load_anywhere.py"
-    done = subprocess.run(
-        [python, str(script), f"me/{arm}", ending], env=variables, cwd=tmp_path, capture_output=True, text=True
-    )
+@pytest.fixture(scope="module")
+def loaded(environment, pushed, tmp_path_factory):
+    """What load_anywhere.py finds of each arm, at the commit that ended its training, and the folder with its logits."""
+    (_, python), (hub, _), folder = environment, pushed, tmp_path_factory.mktemp("loaded")
+    commits = {arm: hub.repos[f"me/{arm}"]["commits"].items() for arm in ARMS}
+    ends = {arm: next(oid for oid, commit in commits[arm] if commit["message"] == "End of training") for arm in ARMS}
+    variables = {**os.environ, **hub.environment(folder / "home"), "PYTHONPATH": ""}
+    command = [python, str(Path(__file__).parent / "load_anywhere.py"), *(f"me/{arm}={ends[arm]}" for arm in ARMS)]
+    done = subprocess.run(command, env=variables, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.strip().splitlines()[-1])
-    assert found["present"] == []
-    here, there = np.load(runs[arm][0] / "out" / "probe.npy"), np.load(tmp_path / "logits.npy")
+    return json.loads(done.stdout.strip().splitlines()[-1]), folder
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_loads_anywhere(arm, environment, loaded, pushed):
+    (name, _), (all_found, folder), (_, runs) = environment, loaded, pushed
+    found = all_found["models"][f"me/{arm}"]
+    assert all_found["present"] == []
+    here, there = np.load(runs[arm][0] / "out" / "probe.npy"), np.load(folder / f"me-{arm}.npy")
     if name == "oldest":  # the same torch: the same bits
-        assert (found["torch"].split("+")[0], found["transformers"]) == ("2.11.0", "5.23.0") and (here == there).all()
-        assert "device_map" not in found
+        assert (all_found["torch"].split("+")[0], all_found["transformers"]) == ("2.11.0", "5.23.0")
+        assert (here == there).all() and "device_map" not in found
     else:
         assert np.abs(here - there).max() < 1e-4 * np.abs(here).max() and found["device_map"]
     assert found["saved_again"] and found["processor_again"] and found["compiled"] < 1e-4
