@@ -242,5 +242,5 @@ def load_model(name: str, revision: str | None = None):
     wrong = {k: sorted(map(str, info[k])) for k in ("missing_keys", "unexpected_keys", "mismatched_keys") if info.get(k)}
     if wrong:
         listed = "; ".join(f"{len(keys)} {kind.replace('_', ' ')} ({', '.join(keys[:3])})" for kind, keys in wrong.items())
-        raise ValueError(f"--model_name_or_path {name} is not a whole AudioLM: {listed}")
+        raise ValueError(f"--model_name_or_path {name}: not a whole AudioLM: {listed}")
     return model, tokenizer

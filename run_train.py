@@ -23,6 +23,7 @@ from audiolm.data import (
     encode_clips,
     feature_statistics,
     load_reasonaqa,
+    select_rows,
     sound_rows,
 )  # fmt: skip
 from audiolm.encoder_checkpoints import load_encoder
@@ -142,6 +143,10 @@ def main(argv=None):
     try:
         files = {"train": data_args.train_file, "validation": data_args.validation_file}
         data = load_reasonaqa({s: f for s, f in files.items() if f}, audio_roots(data_args.audio_dir))
+        chosen = {"subtypes": data_args.subtypes, "question_types": data_args.question_types}
+        for split in data:
+            limit = data_args.max_rows_per_clip if split == "train" else None
+            data[split] = select_rows(data[split], **chosen, max_rows_per_clip=limit, seed=args.seed)
         if data_args.max_train_samples:
             data["train"] = data["train"].select(range(min(data_args.max_train_samples, len(data["train"]))))
         with args.main_process_first(desc="checking audio"):  # the others find its verdicts

@@ -12,13 +12,15 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from audiolm.configuration_audiolm import ENCODER_TYPES
+from audiolm.data import QUESTION_TYPES
 from audiolm.modeling_audiolm import TEXT_MODEL
 from audiolm.resume import checkpoint_to_resume
 
 ROWS_PER_STEP = 16  # of every arm, over all processes
 NO_TOKEN = "others can read command lines and files; use `hf auth login` or HF_TOKEN"
 POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "num_stats_clips", "max_train_samples",
-            "max_eval_samples", "max_audio_seconds", "lm_learning_rate", "lora_r", "lora_alpha")  # fmt: skip
+            "max_eval_samples", "max_rows_per_clip", "max_audio_seconds", "lm_learning_rate", "lora_r",
+            "lora_alpha")  # fmt: skip
 DEFAULTS = {
     "output_dir": None, "learning_rate": 1e-4, "max_steps": 20_000, "lr_scheduler_type": "cosine", "warmup_steps": 0.01,
     "eval_strategy": "steps", "eval_steps": 1000, "save_steps": 1000, "save_total_limit": 2, "logging_steps": 10,
@@ -65,6 +67,15 @@ class DataArguments:
     )
     max_audio_seconds: float = field(default=10.0, metadata={"help": "seconds used of each clip"})
     on_bad_audio: str = field(default="error", metadata={"help": "`error`, or `skip` the rows of missing or broken files"})
+    subtypes: list[str] | None = field(
+        default=None, metadata={"help": "train and evaluate on rows of these subtypes alone, such as `Clotho-MCQ CLE`"}
+    )
+    question_types: list[str] | None = field(
+        default=None, metadata={"help": "train and evaluate on these question types alone: " + ", ".join(QUESTION_TYPES)}
+    )
+    max_rows_per_clip: int | None = field(
+        default=None, metadata={"help": "train on at most so many rows of each clip, drawn by --seed"}
+    )
     max_train_samples: int | None = field(default=None, metadata={"help": "use the first rows only"})
     max_eval_samples: int = field(default=200, metadata={"help": "rows of each question type, always the same"})
     num_stats_clips: int = field(default=2000, metadata={"help": "training clips whose features set the standardisation"})

@@ -277,7 +277,7 @@ def test_goes_on_from_a_pushed_model(pushed, tokenizer):
         (
             "--model_name_or_path",
             str(corpus / "wide"),
-        ): "is not a whole AudioLM: 3 mismatched keys (mapper.linear_1.bias (576,), not (577,)",
+        ): ": not a whole AudioLM: 3 mismatched keys (mapper.linear_1.bias (576,), not (577,)",
         ("--model_name_or_path", str(corpus / "text")): "it is a 'llama' model, not an AudioLM",
     }
     shutil.copytree(corpus / "out", corpus / "wide", ignore=shutil.ignore_patterns("checkpoint-*"))
@@ -447,6 +447,21 @@ def test_no_file_reads_a_pickle_that_can_run_code():
         call for file in files for call in re.findall(r"(?:torch\.load|pickle\.loads?|np\.load)\([^\n]*", file.read_text())
     ]
     assert len(files) > 25 and calls and all("weights_only=True" in call for call in calls)
+
+
+def test_two_processes_train_adapters_and_push_once(corpus, tokenizer, hub):
+    words = arguments(
+        corpus, "mimi_semantic", tokenizer, *PUSH, "--freeze_lm", "true", "--lora_r", "4", "--learning_rate", "1e-3"
+    )
+    words += ["--lm_learning_rate", "1e-3", "--hub_always_push", "true", "--max_steps", "2"]
+    one = train(hub, [*words, "--output_dir", str(corpus / "one"), "--hub_model_id", "me/one"])
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0"]
+    two = run(hub, *launch, "--module", "audiolm.run_train", *words)
+    assert one.returncode == two.returncode == 0, two.stderr[-3000:]
+    assert hub.commits("me/x") == ["End of training", "Training in progress, step 2", "initial commit"]
+    assert set(hub.files("me/x")) == PUSHED and two.stderr.count("pushed to me/x: End of training") == 1
+    alone, shared = (AudioLMForConditionalGeneration.from_pretrained(corpus / name).state_dict() for name in ("one", "out"))
+    assert all(torch.allclose(value.float(), shared[key].float(), atol=2e-5) for key, value in alone.items())
 
 
 def test_card_of_known_parts_states_their_licences():
