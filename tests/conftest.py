@@ -4,6 +4,8 @@ import json
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # two processes of several threads each wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
 
