@@ -57,17 +57,18 @@ def check_encoder(model, folder: str) -> None:
                 )
 
 
-def check_adapters(model, folder: str, r: int, alpha: int) -> None:
-    """Raises ValueError if a checkpoint's LoRA adapters are of another kind, or trained on other features than `model`'s.
-
-    Such a checkpoint holds no encoder: the mean of the features tells one from another.
-    """
+def check_adapters(folder: str, r: int, alpha: int) -> None:
+    """Raises ValueError if a checkpoint does not hold LoRA adapters of this rank and scale."""
     settings = Path(folder, "adapter_config.json")
     if not settings.is_file():
         raise ValueError(f"--resume_from_checkpoint {folder} was trained without --lora_r")
     earlier = json.loads(settings.read_text())
     if (found := (earlier["r"], earlier["lora_alpha"])) != (r, alpha):
         raise ValueError(f"--resume_from_checkpoint {folder} was trained with --lora_r {found[0]} --lora_alpha {found[1]}")
+
+
+def check_features(model, folder: str) -> None:
+    """Raises ValueError if a checkpoint of adapters, which holds no encoder, was trained on other features than `model`'s."""
     with safe_open(Path(folder, "adapter_model.safetensors"), "pt") as file:
         found, here = file.get_tensor("base_model.model.mapper.feature_mean"), model.mapper.feature_mean.cpu()
     if found.shape != here.shape or not torch.allclose(found, here, 1e-2, 1e-3):

@@ -33,7 +33,7 @@ from audiolm.hub import PushToHub, load_model
 from audiolm.model_card import model_card, training_facts
 from audiolm.modeling_audiolm import TEXT_MODEL, AudioLMForConditionalGeneration, text_model_source
 from audiolm.processing_audiolm import AudioLMProcessor
-from audiolm.resume import check_adapters, check_encoder
+from audiolm.resume import check_adapters, check_encoder, check_features
 from audiolm.training_arguments import DataArguments, ModelArguments, parse
 
 logger = logging.getLogger("audiolm.train")
@@ -152,7 +152,9 @@ def main(argv=None):
         with args.main_process_first(desc="checking audio"):  # the others find its verdicts
             data = sound_rows(data, data_args.max_audio_seconds, data_args.on_bad_audio, args.output_dir)
         model, processor = build(model_args, data_args)
-        if args.resume_from_checkpoint and not model_args.lora_r:
+        if args.resume_from_checkpoint and model_args.lora_r:
+            check_adapters(args.resume_from_checkpoint, model_args.lora_r, model_args.lora_alpha)
+        elif args.resume_from_checkpoint:
             check_encoder(model, args.resume_from_checkpoint)
         for folder in (args.output_dir, data_args.feature_cache):
             Path(folder or ".").mkdir(parents=True, exist_ok=True)
@@ -176,7 +178,7 @@ def main(argv=None):
     if model_args.lora_r:
         try:
             if args.resume_from_checkpoint:
-                check_adapters(model, args.resume_from_checkpoint, model_args.lora_r, model_args.lora_alpha)
+                check_features(model, args.resume_from_checkpoint)
         except ValueError as error:
             sys.exit(f"run_train.py: {error}")
         model = with_lora(model, model_args.lora_r, model_args.lora_alpha)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pyarrow as pa
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
 from .json_rows import arrow_rows
 
@@ -82,30 +82,33 @@ def load_reasonaqa(files: Mapping[str, str | Path], audio_dir: AudioDir) -> Data
     Raises:
         ValueError: naming file and row number, if a row lacks a field, holds another type or has no answer.
     """
-    splits = {}
-    for split, file in files.items():
-        found: dict[str, str] = {}  # the same few clips come again and again
-        uncertain: dict[str, str] = {}  # names with HTML entities, for which it matters what is in `audio_dir`
+    return DatasetDict({split: _read(file, audio_dir) for split, file in files.items()})
 
-        def resolved(filepath: str, found=found, uncertain=uncertain) -> str:
-            if filepath not in found:
-                found[filepath] = resolve_path(filepath, audio_dir)
-                if "&" in filepath:
-                    uncertain[filepath] = found[filepath]
-            return found[filepath]
 
-        def row(element, number: int, file=file, resolved=resolved) -> dict:
-            return _checked(element, file, number, resolved)
+def _read(file: str | Path, audio_dir: AudioDir) -> Dataset:
+    found: dict[str, str] = {}  # the same few clips come again and again
+    uncertain: dict[str, str] = {}  # names with HTML entities, for which it matters what is in `audio_dir`
 
-        try:
-            splits[split] = arrow_rows(
-                file, repr((VERSION, audio_dir)), row, SCHEMA, uncertain, lambda name: resolve_path(name, audio_dir)
-            )
-        except OSError as error:
-            raise ValueError(f"{file}: not a readable JSON file ({error})") from error
-        if not len(splits[split]):
-            raise ValueError(f"{file}: a list of rows is wanted, not an empty list")
-    return DatasetDict(splits)
+    def resolve(filepath: str) -> str:
+        return resolve_path(filepath, audio_dir)
+
+    def resolved(filepath: str) -> str:
+        if filepath not in found:
+            found[filepath] = resolve(filepath)
+            if "&" in filepath:
+                uncertain[filepath] = found[filepath]
+        return found[filepath]
+
+    def row(element, number: int) -> dict:
+        return _checked(element, file, number, resolved)
+
+    try:
+        rows = arrow_rows(file, repr((VERSION, audio_dir)), row, SCHEMA, uncertain, resolve)
+    except OSError as error:
+        raise ValueError(f"{file}: not a readable JSON file ({error})") from error
+    if not len(rows):
+        raise ValueError(f"{file}: a list of rows is wanted, not an empty list")
+    return rows
 
 
 def _checked(row: dict, file, number: int, resolved: Callable[[str], str]) -> dict:

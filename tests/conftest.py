@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:  # two processes of several threads each wait for one another
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from hub_server import WRITER, Hub
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "mini_reasonaqa"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the recordings of mini_reasonaqa are not beside the checkout")
@@ -103,3 +106,46 @@ def arguments(corpus, arm, tokenizer, *more):
             "--validation_file", str(corpus / "rows.json"), "--audio_dir", str(corpus), "--output_dir", str(corpus / "out"),
             "--max_steps", "20", "--learning_rate", "0.01", "--logging_steps", "1", "--dataloader_num_workers", "0",
             "--freeze_lm", "false", "--eval_steps", "10", *more]  # fmt: skip
+
+
+# run_train.py, which also writes what the trained model says to a probe, before anything is saved or pushed
+PROBE = """
+import sys, numpy, torch
+from audiolm import run_train
+inner = run_train.summary
+def summary(model, trainer, arguments):
+    sound = numpy.sin(numpy.arange(30000) / 9).astype("float32")
+    inputs = trainer.processing_class(text="Which tone? A) low B) high", audio=[sound])
+    with torch.no_grad():
+        numpy.save(trainer.args.output_dir + "/probe.npy", model.eval()(**inputs).logits.numpy())
+    return inner(model, trainer, arguments)
+run_train.summary = summary
+run_train.main(sys.argv[1:])
+"""
+
+
+def run(hub, *words: str, token: str | None = WRITER, home: str = "home", **variables: str):
+    """Python in a process of its own that knows no other Hub."""
+    environment = {**os.environ, **hub.environment(hub.folder.parent / home, token), **variables}
+    return subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True)
+
+
+def train(hub, words, **options):
+    return run(hub, "-m", "audiolm.run_train", *words, **options)
+
+
+PUSH = ["--max_steps", "6", "--save_steps", "2", "--eval_strategy", "no", "--push_to_hub", "--hub_model_id", "me/x"]
+
+
+@pytest.fixture(scope="session")
+def pushed(tmp_path_factory, tokenizer):
+    """A Hub with a private model of each arm, pushed at each save of its training, and the folder of each run."""
+    folder, runs = tmp_path_factory.mktemp("pushed"), {}
+    with Hub(folder / "hub") as hub:
+        for arm in ARMS:
+            (folder / arm).mkdir()
+            corpus = make_corpus(folder / arm)
+            private = ["--hub_model_id", f"me/{arm}", "--hub_private_repo", "true", "--hub_always_push", "true"]
+            runs[arm] = corpus, run(hub, "-c", PROBE, *arguments(corpus, arm, tokenizer, *PUSH, *private))
+        yield hub, runs
+        assert [request for request in hub.unknown if "agent-harnesses" not in request] == []

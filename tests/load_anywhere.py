@@ -1,6 +1,6 @@
 """Run where only transformers and torch are: loads pushed models in every way that their users may, and says what it found.
 
-`python load_anywhere.py REPOSITORY=REVISION ...` prints JSON; `tests/test_hub.py` makes the environment and reads it.
+`python load_anywhere.py REPOSITORY=REVISION ...` prints JSON; `tests/test_load_anywhere.py` makes the environment and reads it.
 """
 
 import importlib.util

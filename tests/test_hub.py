@@ -1,27 +1,20 @@
 """The round trip through a Hub: pushed while training, loaded again, scored, adapted; over HTTP, with the client as it is."""
 
 import json
-import os
 import re
 import shlex
 import shutil
 import socket
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 import yaml
-from conftest import ARMS, arguments, clip, make_corpus
+from conftest import ARMS, PUSH, arguments, run, train
 from hub_server import READER, WRITER, Hub
 from huggingface_hub import EvalResultEntry, ModelCard, parse_eval_result_entries
-from transformers import AutoTokenizer
 
-from audiolm import AudioLMForConditionalGeneration, AudioLMProcessor
+from audiolm import AudioLMForConditionalGeneration
 from audiolm.hub import plain
 from audiolm.model_card import EVAL_FILE, model_card, part_facts
 from audiolm.training_arguments import parse
@@ -31,53 +24,10 @@ PUSHED = SOURCES | {".gitattributes", "README.md", "chat_template.jinja", "confi
                     "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}  # fmt: skip
 
 
-# run_train.py, which also writes what the trained model says to a probe, before anything is saved or pushed
-PROBE = """
-import sys, numpy, torch
-from audiolm import run_train
-inner = run_train.summary
-def summary(model, trainer, arguments):
-    sound = numpy.sin(numpy.arange(30000) / 9).astype("float32")
-    inputs = trainer.processing_class(text="Which tone? A) low B) high", audio=[sound])
-    with torch.no_grad():
-        numpy.save(trainer.args.output_dir + "/probe.npy", model.eval()(**inputs).logits.numpy())
-    return inner(model, trainer, arguments)
-run_train.summary = summary
-run_train.main(sys.argv[1:])
-"""
-
-
 @pytest.fixture
 def hub(tmp_path):
     with Hub(tmp_path / "hub") as hub:
         yield hub
-        assert [request for request in hub.unknown if "agent-harnesses" not in request] == []
-
-
-def run(hub, *words: str, token: str | None = WRITER, home: str = "home", **variables: str):
-    """Python in a process of its own that knows no other Hub."""
-    environment = {**os.environ, **hub.environment(hub.folder.parent / home, token), **variables}
-    return subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True)
-
-
-def train(hub, words, **options):
-    return run(hub, "-m", "audiolm.run_train", *words, **options)
-
-
-PUSH = ["--max_steps", "6", "--save_steps", "2", "--eval_strategy", "no", "--push_to_hub", "--hub_model_id", "me/x"]
-
-
-@pytest.fixture(scope="module")
-def pushed(tmp_path_factory, tokenizer):
-    """A Hub with a private model of each arm, pushed at each save of its training, and the folder of each run."""
-    folder, runs = tmp_path_factory.mktemp("pushed"), {}
-    with Hub(folder / "hub") as hub:
-        for arm in ARMS:
-            (folder / arm).mkdir()
-            corpus = make_corpus(folder / arm)
-            private = ["--hub_model_id", f"me/{arm}", "--hub_private_repo", "true", "--hub_always_push", "true"]
-            runs[arm] = corpus, run(hub, "-c", PROBE, *arguments(corpus, arm, tokenizer, *PUSH, *private))
-        yield hub, runs
         assert [request for request in hub.unknown if "agent-harnesses" not in request] == []
 
 
@@ -233,6 +183,8 @@ def test_results_are_added_to_a_pushed_model(pushed):
     (corpus, _), repo = runs["mimi_semantic"], "me/mimi_semantic"
     before = hub.read(repo, "README.md").decode()
     assert "Not evaluated yet" in before and "| learning rate | 0.01 |" in before and "16 rows about 16 clips" in before
+    checkout = (Path(__file__).parents[1] / ".git").exists()
+    assert bool(re.search(r"audiolm \d+\.\d+\.\d+, commit [0-9a-f]{40}", before)) == checkout
     for _ in range(2):  # a second evaluation takes the first one's place
         done = run(hub, *evaluation(corpus, repo, "--push_to_hub"))
         assert done.returncode == 0, done.stderr
@@ -307,89 +259,6 @@ def test_no_code_of_a_repository_runs(pushed):
     pinned = run(hub, "-c", load.format(f"True, revision={good!r}"), home="pinned")
     assert pinned.returncode == 0 and not mark.exists()
     assert run(hub, "-c", load.format(True)).returncode == 0 and mark.exists()
-
-
-# the oldest transformers that setup.cfg admits, which is also the pinned set, and the newest of everything
-ENVIRONMENTS = {"oldest": ["torch==2.11.0", "transformers==5.23.0"], "newest": ["torch", "transformers", "accelerate"]}
-
-
-@pytest.fixture(scope="module", params=ENVIRONMENTS)
-def environment(request, tmp_path_factory):
-    """Name and interpreter of a fresh environment with torch and transformers."""
-    if not (uv := shutil.which("uv")) and "CI" not in os.environ:
-        pytest.skip("making environments needs uv")
-    folder = tmp_path_factory.mktemp("environment") / request.param
-    subprocess.run([uv, "venv", "-q", "--python", sys.executable, str(folder)], check=True)
-    python = folder / "bin" / "python"
-    install = [uv, "pip", "install", "-q", "--no-config", "--python", str(python), *ENVIRONMENTS[request.param]]
-    made = subprocess.run(install, capture_output=True, text=True)
-    if ("dns error" in made.stderr or "error sending request" in made.stderr) and "CI" not in os.environ:
-        pytest.skip("no package index is within reach")
-    assert made.returncode == 0, made.stderr
-    yield request.param, str(python)
-    shutil.rmtree(folder)  # 5 GB, most of it links into uv's cache
-
-
-def trained(folder):
-    """The model and processor of a run, as this environment reads them."""
-    model = AudioLMForConditionalGeneration.from_pretrained(folder)
-    return model, AudioLMProcessor.from_config(model.config, AutoTokenizer.from_pretrained(folder))
-
-
-def test_setup_cfg_admits_what_the_oldest_environment_has():
-    requires = (Path(__file__).parents[1] / "setup.cfg").read_text()
-    assert "transformers >=5.23,<6" in requires and "torch ==2.11.*" in requires
-
-
-@pytest.fixture(scope="module")
-def loaded(environment, pushed, tmp_path_factory):
-    """What load_anywhere.py finds of each arm, at the commit that ended its training, and the folder with its logits."""
-    (_, python), (hub, _), folder = environment, pushed, tmp_path_factory.mktemp("loaded")
-    commits = {arm: hub.repos[f"me/{arm}"]["commits"].items() for arm in ARMS}
-    ends = {arm: next(oid for oid, commit in commits[arm] if commit["message"] == "End of training") for arm in ARMS}
-    variables = {**os.environ, **hub.environment(folder / "home"), "PYTHONPATH": ""}
-    command = [python, str(Path(__file__).parent / "load_anywhere.py"), *(f"me/{arm}={ends[arm]}" for arm in ARMS)]
-    done = subprocess.run(command, env=variables, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.strip().splitlines()[-1]), folder
-
-
-@pytest.mark.parametrize("arm", ARMS)
-def test_loads_anywhere(arm, environment, loaded, pushed):
-    (name, _), (all_found, folder), (_, runs) = environment, loaded, pushed
-    found = all_found["models"][f"me/{arm}"]
-    assert all_found["present"] == []
-    here, there = np.load(runs[arm][0] / "out" / "probe.npy"), np.load(folder / f"me-{arm}.npy")
-    if name == "oldest":  # the same torch: the same bits
-        assert (all_found["torch"].split("+")[0], all_found["transformers"]) == ("2.11.0", "5.23.0")
-        assert (here == there).all() and "device_map" not in found
-    else:
-        assert np.abs(here - there).max() < 1e-4 * np.abs(here).max() and found["device_map"]
-    assert found["saved_again"] and found["processor_again"] and found["compiled"] < 1e-4
-    assert 0 < found["bf16"] < 0.1 and found["dtypes"] == ["torch.float32"]
-    assert found["language_model_dtypes"] == ["torch.bfloat16"]
-    model, processor = trained(runs[arm][0] / "out")
-    inputs = processor(text="Which tone? A) low B) high", audio=[np.sin(np.arange(30000) / 9).astype("float32")])
-    answer = model.generate(**inputs, do_sample=False, max_new_tokens=8)[0, inputs["input_ids"].shape[1] :].tolist()
-    assert found["answer_ids"] == answer and len(answer) > 0
-    assert found["pipeline"] == processor.tokenizer.decode(answer, skip_special_tokens=True)
-
-
-def test_the_readme_s_lines_run_as_written(environment, pushed, tmp_path):
-    hub, runs = pushed
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    lines = re.search(r"    from transformers import AutoModel, AutoProcessor\n(    .*\n)+", readme)[0]
-    code = textwrap.dedent(lines)
-    repo = re.search(r'AutoModel.from_pretrained\("([^"]+)"', code)[1]
-    hub.repos[repo] = {**hub.repos["me/mimi_full"], "private": False}
-    soundfile.write(tmp_path / "clip.wav", clip(1.0), 16000)
-    variables = {**os.environ, **hub.environment(tmp_path / "home", token=None), "PYTHONPATH": ""}
-    done = subprocess.run([environment[1], "-c", code], env=variables, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and len(code.splitlines()) == 5, done.stderr
-    model, processor = trained(runs["mimi_full"][0] / "out")
-    inputs = processor(text="What is heard first?", audio=[tmp_path / "clip.wav"])
-    ids = model.generate(**inputs, max_new_tokens=40)[0, inputs["input_ids"].shape[1] :]
-    assert done.stdout == processor.tokenizer.decode(ids) + "\n" and len(ids) > 1
 
 
 @pytest.mark.parametrize("what", ["merged", "adapter"])
