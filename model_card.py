@@ -79,11 +79,12 @@ def code_facts() -> dict[str, str]:
     return facts | {name: version(name) for name in ("torch", "transformers")} | {"python": platform.python_version()}
 
 
-def training_facts(model, model_args, data_args, args, rows: int, clips: int) -> dict:
+def training_facts(model, model_args, data_args, args, data: dict) -> dict:
     """What [`model_card`] tells of a run: its parts, its data, its settings and its code.
 
     Args:
-        model: before adapters are put on it. model_args, data_args, args: of run_train.py. rows, clips: of training.
+        model: before adapters are put on it. model_args, data_args, args: of run_train.py. data: what it is trained on, with
+            `name`, `sha256`, `rows` and `clips`.
     """
     base = model_args.model_name_or_path
     encoder = model_args.encoder_name_or_path or PUBLISHED[model.config.encoder_config.model_type]
@@ -102,19 +103,17 @@ def training_facts(model, model_args, data_args, args, rows: int, clips: int) ->
         "optimizer": f"{getattr(args.optim, 'value', args.optim)}, weight decay {args.weight_decay:g}",
         "language model trains": trains,
         "LoRA": f"rank {model_args.lora_r}, alpha {model_args.lora_alpha}" if model_args.lora_r else None,
-        "subtypes": " ".join(data_args.subtypes) if data_args.subtypes else None,
-        "question types": " ".join(data_args.question_types) if data_args.question_types else None,
-        "rows of a clip at most": data_args.max_rows_per_clip,
         "seconds used of a clip": data_args.max_audio_seconds,
         "precision": "bf16 autocast" if args.bf16 else "fp16 autocast" if args.fp16 else "fp32",
         "seed": args.seed,
+        **{name.replace("_", " "): " ".join(v) if isinstance(v, list) else v for name, v in model.config.data_changes.items()},
     }
     trained = [p for name, p in model.named_parameters() if p.requires_grad]
     return {
         "continued_from": base and public_name(base), "encoder_type": model_args.encoder_type,
         "no_audio": model_args.no_audio, "encoder": of_encoder,
         "text_model": part_facts(base or model_args.text_model_name_or_path or TEXT_MODEL),
-        "data": {**file_facts(data_args.train_file), "rows": rows, "clips": clips}, "code": code_facts(),
+        "data": data, "code": code_facts(),
         "settings": settings, "seconds": data_args.max_audio_seconds,
         "parameters": sum(p.numel() for p in model.parameters()), "trained_parameters": sum(p.numel() for p in trained),
     }  # fmt: skip

@@ -4,6 +4,7 @@ Flags override `--config FILE.yaml`; the defaults are the experiment's: 16 rows 
 """
 
 import ctypes
+import json
 import logging
 import os
 import sys
@@ -15,17 +16,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, Trainer, set_seed
 
-from audiolm.data import (
-    QUESTION_TYPES,
-    FeatureCache,
-    ReasonAQACollator,
-    audio_roots,
-    encode_clips,
-    feature_statistics,
-    load_reasonaqa,
-    select_rows,
-    sound_rows,
-)  # fmt: skip
+from audiolm.data import QUESTION_TYPES, ReasonAQACollator
 from audiolm.encoder_checkpoints import load_encoder
 from audiolm.evaluation.loss import token_loss, token_losses
 from audiolm.finetuning import merged, optimizer_by_part, with_lora
@@ -35,6 +26,7 @@ from audiolm.modeling_audiolm import TEXT_MODEL, AudioLMForConditionalGeneration
 from audiolm.processing_audiolm import AudioLMProcessor
 from audiolm.resume import check_adapters, check_encoder, check_features
 from audiolm.training_arguments import DataArguments, ModelArguments, parse
+from audiolm.training_data import TrainingData, data_changes, data_facts, encoded, load_rows, stream
 
 logger = logging.getLogger("audiolm.train")
 
@@ -89,31 +81,21 @@ def build(model_args: ModelArguments, data_args: DataArguments) -> tuple[AudioLM
     return model, AudioLMProcessor.from_config(model.config, tokenizer)
 
 
-def encoded(model, extractor, training, evaluation: dict, data_args: DataArguments, seed: int, standardise: bool):
-    """What is encoded before the first step: all clips with a cache, else those of evaluation, which come again and again.
+def read_rows(data_args: DataArguments, args) -> TrainingData:
+    """The rows of a run; streamed ones go on where the checkpoint to resume from has stopped.
 
-    If asked, sets the mapper's mean and deviation per channel, from training clips that are the same for every arm.
+    Raises:
+        ValueError: of reading, choosing and checking them.
     """
-    of_training, of_evaluation = clips(training), sorted({path for rows in evaluation.values() for path in clips(rows)})
-    order = torch.randperm(len(of_training), generator=torch.Generator().manual_seed(seed))
-    chosen = [of_training[i] for i in order[: data_args.num_stats_clips].tolist()]
-    if data_args.feature_cache:
-        features = FeatureCache(data_args.feature_cache, model.encoder, extractor)
-        features.fill(of_training + of_evaluation)
-        heard = (features[path] for path in chosen)
-    else:
-        features = dict(encode_clips(model.encoder, extractor, of_evaluation, desc="evaluation clips"))
-        heard = (clip for _, clip in encode_clips(model.encoder, extractor, chosen, desc="feature statistics"))
-    if standardise:
-        mean, deviation = feature_statistics(model.encoder, heard)
-        model.mapper.feature_mean.copy_(mean)
-        model.mapper.feature_std.copy_(deviation)
-    return features
-
-
-def clips(rows) -> list[str]:
-    """Paths of the distinct clips of rows, in the alphabet's order."""
-    return sorted({path for row in rows["audio"] for path in row})
+    if not data_args.streaming:
+        return load_rows(data_args, args)
+    args.accelerator_config.dispatch_batches = False  # each process reads its own
+    args.ignore_data_skip = True  # the stream begins behind what was taken
+    done = 0
+    if args.resume_from_checkpoint:
+        state = json.loads(Path(args.resume_from_checkpoint, "trainer_state.json").read_text())
+        done = state["global_step"] * args.gradient_accumulation_steps
+    return stream(data_args, args, done)
 
 
 def summary(model, trainer, arguments) -> str:
@@ -141,24 +123,16 @@ def main(argv=None):
     use_all_of_the_cpu()
     set_seed(args.seed)
     try:
-        files = {"train": data_args.train_file, "validation": data_args.validation_file}
-        data = load_reasonaqa({s: f for s, f in files.items() if f}, audio_roots(data_args.audio_dir))
-        chosen = {"subtypes": data_args.subtypes, "question_types": data_args.question_types}
-        for split in data:
-            limit = data_args.max_rows_per_clip if split == "train" else None
-            data[split] = select_rows(data[split], **chosen, max_rows_per_clip=limit, seed=args.seed)
-        if data_args.max_train_samples:
-            data["train"] = data["train"].select(range(min(data_args.max_train_samples, len(data["train"]))))
-        with args.main_process_first(desc="checking audio"):  # the others find its verdicts
-            data = sound_rows(data, data_args.max_audio_seconds, data_args.on_bad_audio, args.output_dir)
+        data = read_rows(data_args, args)
         model, processor = build(model_args, data_args)
+        model.config.data_changes = data_changes(data_args, args.seed)
         if args.resume_from_checkpoint and model_args.lora_r:
             check_adapters(args.resume_from_checkpoint, model_args.lora_r, model_args.lora_alpha)
         elif args.resume_from_checkpoint:
             check_encoder(model, args.resume_from_checkpoint)
         for folder in (args.output_dir, data_args.feature_cache):
             Path(folder or ".").mkdir(parents=True, exist_ok=True)
-        facts = training_facts(model, model_args, data_args, args, len(data["train"]), len(clips(data["train"])))
+        facts = training_facts(model, model_args, data_args, args, data_facts(data_args, data))
         adapter_of = model_args.model_name_or_path if model_args.lora_push == "adapter" else None
         push = PushToHub(args, partial(model_card, facts, adapter_of=adapter_of), adapter_of) if args.push_to_hub else None
     except (ValueError, OSError, ImportError, SafetensorError) as error:
@@ -167,14 +141,9 @@ def main(argv=None):
     samples = int(data_args.max_audio_seconds * extractor.sampling_rate)
     logger.info("%s: %d tokens for %g s", model_args.encoder_type, extractor.num_frames(samples), data_args.max_audio_seconds)
     model.to(args.device)
-    evaluation = None
-    if "validation" in data:
-        rows = data["validation"]
-        chosen = {kind: [i for i, t in enumerate(rows["question_type"]) if t == kind] for kind in QUESTION_TYPES}
-        evaluation = {k: rows.select(i[: data_args.max_eval_samples]) for k, i in chosen.items() if i}
     with args.main_process_first(desc="encoding clips") if data_args.feature_cache else nullcontext():  # others find its files
         standardise = model_args.model_name_or_path is None  # an earlier mapper learnt with its own
-        features = encoded(model, extractor, data["train"], evaluation or {}, data_args, args.seed, standardise)
+        features = encoded(model, extractor, data, data_args, args.seed, standardise)
     if model_args.lora_r:
         try:
             if args.resume_from_checkpoint:
@@ -184,14 +153,14 @@ def main(argv=None):
         model = with_lora(model, model_args.lora_r, model_args.lora_alpha)
         facts["trained_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     trainer = Trainer(
-        model=model, args=args, train_dataset=data["train"], eval_dataset=evaluation,
+        model=model, args=args, train_dataset=data.rows, eval_dataset=data.evaluation,
         data_collator=ReasonAQACollator(processor, features=features), processing_class=processor,
         compute_metrics=token_loss, preprocess_logits_for_metrics=token_losses, callbacks=[push] if push else None,
         optimizers=(optimizer_by_part(model, args, model_args.lm_learning_rate) if model_args.lm_learning_rate else None, None),
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     done = trainer.state.global_step
-    if evaluation and not any("eval" in key for e in trainer.state.log_history if e["step"] == done for key in e):
+    if data.evaluation and not any("eval" in key for e in trainer.state.log_history if e["step"] == done for key in e):
         trainer.evaluate()
     trainer.save_state()
     if not model_args.lora_r:

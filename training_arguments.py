@@ -19,7 +19,7 @@ from audiolm.resume import checkpoint_to_resume
 ROWS_PER_STEP = 16  # of every arm, over all processes
 NO_TOKEN = "others can read command lines and files; use `hf auth login` or HF_TOKEN"
 POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "num_stats_clips", "max_train_samples",
-            "max_eval_samples", "max_rows_per_clip", "max_audio_seconds", "lm_learning_rate", "lora_r",
+            "max_eval_samples", "max_rows_per_clip", "shuffle_buffer", "max_audio_seconds", "lm_learning_rate", "lora_r",
             "lora_alpha")  # fmt: skip
 DEFAULTS = {
     "output_dir": None, "learning_rate": 1e-4, "max_steps": 20_000, "lr_scheduler_type": "cosine", "warmup_steps": 0.01,
@@ -59,7 +59,7 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    train_file: str = field(default="data/train.json", metadata={"help": "ReasonAQA's train.json"})
+    train_file: str | None = field(default=None, metadata={"help": "ReasonAQA's train.json; default: data/train.json"})
     validation_file: str | None = field(default=None, metadata={"help": "ReasonAQA's val.json; without it, no evaluation"})
     audio_dir: list[str] = field(
         default_factory=lambda: ["audio"],
@@ -75,6 +75,36 @@ class DataArguments:
     )
     max_rows_per_clip: int | None = field(
         default=None, metadata={"help": "train on at most so many rows of each clip, drawn by --seed"}
+    )
+    mix: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "shares of question types or subtypes among the training rows, such as `caption=0.1,mcq=0.5`: rows are left "
+            "out until they are right, none comes twice, and what is not named shares the rest"
+        },
+    )
+    fix_cle_labels: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "mend the labels of the subtype CLE: with AudioEntailment's csv files, what they say; with none, `definitely "
+            "false` and `plausible` change places"
+        },
+    )
+    shuffle_options: bool = field(
+        default=False, metadata={"help": "train on multiple-choice options in an order drawn by --seed and the row"}
+    )
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "data set that `run_prepare.py convert` made, folder or Hub name, in place of --train_file, "
+            "--validation_file and --audio_dir"
+        },
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "read --dataset_name, whose rows hold their audio, while training goes on"}
+    )
+    shuffle_buffer: int = field(
+        default=4000, metadata={"help": "with --streaming: rows among which each worker draws the next one"}
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "use the first rows only"})
     max_eval_samples: int = field(default=200, metadata={"help": "rows of each question type, always the same"})
@@ -97,6 +127,12 @@ def contradiction(options) -> str | None:
         return "--lora_push adapter: an adapter names the model under it; give --lora_r and --model_name_or_path with it"
     if options.lora_push == "adapter" and Path(options.model_name_or_path).exists():
         return f"--lora_push adapter: {options.model_name_or_path} is a folder here, and nobody else has it; push it first"
+    if options.dataset_name and (options.train_file or options.validation_file):
+        return "--dataset_name: it has splits of its own; leave --train_file and --validation_file out"
+    if options.streaming and not options.dataset_name:
+        return "--streaming: give --dataset_name with it, a data set of `run_prepare.py convert --audio embedded`"
+    if options.streaming and options.feature_cache:
+        return "--streaming: its clips pass by once; leave --feature_cache out"
     for part in ("encoder_name_or_path", "text_model_name_or_path"):
         if options.model_name_or_path and getattr(options, part):
             return f"--{part}: the model of --model_name_or_path brings its own"
@@ -133,6 +169,8 @@ def parse(argv=None, description: str | None = None):
     for action in parser._actions:
         if action.nargs == "+" and isinstance(action.default, str):
             action.default = [action.default]
+        if action.dest == "fix_cle_labels":
+            action.nargs = "*"
         if action.dest == "per_device_train_batch_size":
             action.help = f"rows a process takes at once; {ROWS_PER_STEP} rows in all make a step"
         if action.dest == "output_dir":
@@ -171,7 +209,9 @@ def parse(argv=None, description: str | None = None):
             parser.error(f"--{name} {value!r} is neither {values[0]} nor {values[1]}")
     if wrong := contradiction(space):
         parser.error(wrong)
-    if space.validation_file is None:
+    if space.train_file is None and not space.dataset_name:
+        space.train_file = "data/train.json"
+    if space.validation_file is None and not space.dataset_name:
         space.eval_strategy = "no"
     try:
         space.resume_from_checkpoint = checkpoint_to_resume(space.resume_from_checkpoint, space.output_dir)

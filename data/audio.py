@@ -1,46 +1,134 @@
-"""Finds the audio files that would spoil a run, before it starts."""
+"""What is in audio files: the faults that would spoil a run, found before it starts, and facts for a check of the corpus."""
 
-import json
+import hashlib
 import logging
 import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import soundfile
 from datasets import DatasetDict
 from tqdm import tqdm
 
+from .cache import Remembered, cache_folder
+from .clips import clip_identity, open_clip
+
 logger = logging.getLogger(__name__)
+VERSION = 1  # of what is found out about a file
 LOUDEST = 1.5  # |x| beyond it is no overshoot of a resampler but a broken file
+SILENT = 1e-4  # |x| below it everywhere, -80 dB of full scale, is silence
+SHORTEST = 0.5  # seconds; less of a recording tells nothing that a question is about
+AT_ONCE = 256  # files whose facts are remembered together
 
 
-def audio_fault(path: str, max_seconds: float = 10.0) -> str | None:
-    """What is wrong with a file, or None. Decodes the seconds that are used, at most `max_seconds`."""
-    file = Path(path)
-    if not file.is_file():
-        return "missing"
-    if not file.stat().st_size:
-        return "empty file"
+class ClipFacts(NamedTuple):
+    """What is known of a file. A `fault` keeps it from being used; a silent or short clip is used unless it is left out.
+
+    Attributes:
+        fault: what is wrong, or None. seconds: length of the whole file. peak: largest |x| of the seconds that are used.
+        digest: of the samples that are used and their rate: equal for equal audio, whatever the file is called.
+    """
+
+    fault: str | None = None
+    seconds: float = 0.0
+    peak: float = 0.0
+    digest: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """ "sound", or what is the matter: "missing", "unreadable", "not finite", "too loud", "silent", "too short"."""
+        if self.fault is None:
+            return "silent" if self.peak < SILENT else "too short" if self.seconds < SHORTEST else "sound"
+        named = {"missing": "missing", "NaN": "not finite", "samples up to": "too loud"}
+        return next((kind for start, kind in named.items() if self.fault.startswith(start)), "unreadable")
+
+
+def clip_facts(clip: str, max_seconds: float = 10.0) -> ClipFacts:
+    """Facts of a clip. Its header is read first; decoded are the seconds that are used, at most `max_seconds`."""
     try:
-        with soundfile.SoundFile(path) as sound:
-            if not sound.frames:
-                return "no samples"
-            with file.open("rb") as raw:
-                head = raw.read(8)
-            stated = int.from_bytes(head[4:8], "little") + 8
-            if head[:4] == b"RIFF" and file.stat().st_size < stated < 2**32 - 1:
-                return f"truncated: {file.stat().st_size} of {stated} bytes"
-            wanted = min(sound.frames, int(max_seconds * sound.samplerate))
-            samples = sound.read(wanted, dtype="float32")
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        return f"not readable as audio ({error})"
+        source = open_clip(clip)
+        with open(source, "rb") if isinstance(source, str) else nullcontext(source) as raw:
+            size, head = raw.seek(0, os.SEEK_END), raw.seek(0) or raw.read(8)
+            raw.seek(0)
+            if not size:
+                return ClipFacts("empty file")
+            with soundfile.SoundFile(source) as sound:
+                if not sound.frames:
+                    return ClipFacts("no samples")
+                seconds, rate = sound.frames / sound.samplerate, sound.samplerate
+                stated = int.from_bytes(head[4:8], "little") + 8
+                if head[:4] == b"RIFF" and size < stated < 2**32 - 1:
+                    return ClipFacts(f"truncated: {size} of {stated} bytes", seconds)
+                wanted = min(sound.frames, int(max_seconds * rate))
+                samples = sound.read(wanted, dtype="float32")
+    except FileNotFoundError:
+        return ClipFacts("missing")
+    except (soundfile.LibsndfileError, RuntimeError, OSError, pa.ArrowException) as error:
+        return ClipFacts(f"not readable as audio ({error})")
     if len(samples) < wanted:
-        return f"truncated: {len(samples)} of {wanted} samples"
+        return ClipFacts(f"truncated: {len(samples)} of {wanted} samples", seconds)
     if not np.isfinite(samples).all():
-        return "NaN or infinite samples"
+        return ClipFacts("NaN or infinite samples", seconds)
     peak = float(np.abs(samples).max())
-    return f"samples up to {peak:.1f}" if peak > LOUDEST else None
+    digest = hashlib.blake2b(np.ascontiguousarray(samples), digest_size=16, key=str(rate).encode()).hexdigest()
+    return ClipFacts(f"samples up to {peak:.1f}" if peak > LOUDEST else None, seconds, peak, digest)
+
+
+def examine(
+    clips: list[str], max_seconds: float = 10.0, cache_file: str | Path | None = None, look: Callable = clip_facts
+) -> dict[str, ClipFacts]:
+    """Facts of all clips, by clip; in parallel, remembered by size and modification time, also when it is interrupted.
+
+    Args:
+        clips: paths, or clips of a converted data set. cache_file: by default in the user's cache directory.
+    """
+    facts: dict[str, ClipFacts] = {}
+    keys: dict[str, str] = {}
+    for clip in sorted(set(clips)):
+        try:
+            keys[clip] = f"{VERSION}|{clip_identity(clip)}|{max_seconds:g}"
+        except (OSError, ValueError):  # ValueError: a NUL in its name
+            facts[clip] = ClipFacts("missing")
+    known = Remembered(cache_file or cache_folder() / "audio_checks.sqlite")
+    found = known.get(list(keys.values()))
+    facts.update((clip, ClipFacts(*found[key])) for clip, key in keys.items() if key in found)
+    unknown = [clip for clip in keys if clip not in facts]
+    bar = tqdm(total=len(unknown), desc="checking audio", unit="file", disable=None if unknown else True)
+    with ThreadPoolExecutor() as pool, bar:
+        try:
+            new: dict[str, ClipFacts] = {}
+            for clip, fact in _in_parallel(pool, look, unknown, max_seconds):
+                facts[clip] = new[clip] = fact
+                bar.update()
+                if len(new) == AT_ONCE:
+                    known.put({keys[c]: fact for c, fact in new.items()})
+                    new = {}
+        finally:
+            known.put({keys[c]: fact for c, fact in new.items()})
+    return facts
+
+
+def _in_parallel(pool: ThreadPoolExecutor, look: Callable, clips: list[str], max_seconds: float) -> Iterator:
+    """(clip, facts) as they come; few are under way at once, so that an interruption ends it soon."""
+    waiting, left = {}, iter(clips)
+    while True:
+        for clip in islice(left, 4 * pool._max_workers - len(waiting)):
+            waiting[pool.submit(look, clip, max_seconds)] = clip
+        if not waiting:
+            return
+        for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+            yield waiting.pop(future), future.result()
+
+
+def check_audio(paths: list[str], max_seconds: float = 10.0, cache_file: str | Path | None = None) -> dict[str, str]:
+    """The faults of all clips that have one, by clip."""
+    return {path: facts.fault for path, facts in examine(paths, max_seconds, cache_file).items() if facts.fault}
 
 
 def _write_whole(file: Path, text: str) -> None:
@@ -48,40 +136,6 @@ def _write_whole(file: Path, text: str) -> None:
     part = file.with_suffix(f".{os.getpid()}")
     part.write_text(text)
     part.replace(file)
-
-
-def check_audio(paths: list[str], max_seconds: float = 10.0, cache_file: str | Path | None = None) -> dict[str, str]:
-    """The faults of all files that have one, by path; in parallel, remembered by size and modification time.
-
-    Args:
-        cache_file: where verdicts are remembered; by default in the user's cache directory.
-    """
-    if cache_file is None:
-        cache_file = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "audiolm", "audio_checks.json")
-    cache_file = Path(cache_file)
-    try:
-        known = json.loads(cache_file.read_text())
-    except (OSError, ValueError):  # absent or torn: all is looked at again
-        known = {}
-    known = known if isinstance(known, dict) else {}
-
-    def verdict(path):
-        try:
-            status = os.stat(path)
-        except OSError:
-            return "missing", None, None
-        key = f"{Path(path).resolve()}|{status.st_size}|{status.st_mtime_ns}|{max_seconds}"
-        return (known[key] if key in known else audio_fault(path, max_seconds)), key, path
-
-    paths = sorted(set(paths))
-    with ThreadPoolExecutor() as pool:
-        found = list(tqdm(pool.map(verdict, paths), total=len(paths), desc="checking audio", unit="file", disable=None))
-    try:
-        cache_file.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(cache_file, json.dumps({**known, **{key: fault for fault, key, _ in found if key}}))
-    except OSError as error:
-        logger.warning("%s cannot be written (%s); the next run checks all audio again", cache_file, error)
-    return {path: fault for path, (fault, _, _) in zip(paths, found) if fault}
 
 
 def sound_rows(data: DatasetDict, seconds: float, on_bad_audio: str, output_dir: str | Path) -> DatasetDict:

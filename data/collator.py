@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
+from .clips import clip_audio
 from .features import pad_features
 
 
@@ -30,7 +31,7 @@ class ReasonAQACollator:
             else:
                 batch["num_frames"] = frames
         else:
-            batch.update(extractor(paths))
+            batch.update(extractor([clip_audio(clip, extractor.max_audio_seconds) for clip in paths]))
             lengths = batch["input_values_mask"].sum(1).tolist()
             frames = [extractor.num_frames(length) for length in lengths]
             if not self.generate:  # known to the host: the model need not ask the GPU

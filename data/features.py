@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from .clips import Clip, clip_audio, clip_identity
+
 logger = logging.getLogger(__name__)
 VERSION = 1  # of what encoders compute and of these files; another one makes earlier caches unknown
 CLIPS_PER_SHARD = 512
@@ -24,9 +26,9 @@ CLIPS_PER_SHARD = 512
 
 @torch.no_grad()
 def encode_clips(
-    encoder, extractor, paths: list[str], batch_size: int = 8, desc: str = ""
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """(path, codes or float32 features on the CPU) of each clip in turn; the next clips are decoded meanwhile.
+    encoder, extractor, paths: list[Clip], batch_size: int = 8, desc: str = ""
+) -> Iterator[tuple[Clip, torch.Tensor]]:
+    """(clip, codes or float32 features on the CPU) of each clip in turn; the next clips are decoded meanwhile.
 
     Args:
         encoder: an `AudioEncoder`. extractor: its [`AudioLMFeatureExtractor`]. desc: name of a progress bar, if any.
@@ -35,11 +37,15 @@ def encode_clips(
     encode = getattr(encoder, "codes", encoder.encode)
     bar = tqdm(total=len(paths), desc=desc, unit="clip", disable=None if desc else True)
     batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
+
+    def decode(batch: list[Clip]):
+        return extractor([clip_audio(clip, extractor.max_audio_seconds) for clip in batch])
+
     with ThreadPoolExecutor(1) as ahead, bar:
-        decoded = ahead.submit(extractor, batches[0]) if batches else None
+        decoded = ahead.submit(decode, batches[0]) if batches else None
         for i, batch in enumerate(batches):
             audio = decoded.result()
-            decoded = ahead.submit(extractor, batches[i + 1]) if i + 1 < len(batches) else None
+            decoded = ahead.submit(decode, batches[i + 1]) if i + 1 < len(batches) else None
             lengths = audio["input_values_mask"].sum(1).tolist()
             made = encode(audio["input_values"].to(device), lengths).cpu()
             for path, clip, length in zip(batch, made, lengths):
@@ -110,8 +116,7 @@ class FeatureCache:
     def identity(self, path: str) -> str:
         """Path, size and modification time of a file."""
         if path not in self._identities:
-            status = os.stat(path)
-            self._identities[path] = f"{os.path.abspath(path)}|{status.st_size}|{status.st_mtime_ns}"
+            self._identities[path] = clip_identity(path)
         return self._identities[path]
 
     def fill(self, paths: list[str], batch_size: int = 8) -> None:

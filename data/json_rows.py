@@ -12,6 +12,8 @@ import pyarrow as pa
 from datasets import Dataset
 from tqdm import tqdm
 
+from .cache import cache_folder
+
 logger = logging.getLogger(__name__)
 LARGE = 16_000_000  # bytes of a JSON file from which on its table is kept
 CHUNK = 1 << 22  # characters read at once; an object is parsed again if it ends in the next chunk
@@ -118,7 +120,7 @@ def arrow_rows(
     made = (row(element, number) for number, element in enumerate(stream_array(path)))
     if status.st_size < LARGE:
         return Dataset(pa.Table.from_batches(_batches(made, schema), schema))
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "audiolm", "rows")
+    cache = cache_folder() / "rows"
     identity = repr((os.path.abspath(path), status.st_size, status.st_mtime_ns, key, schema.to_string()))
     file = cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.arrow"
     about = file.with_suffix(".json")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 from datasets import Dataset, DatasetDict
 
+from . import audiocaps
 from .json_rows import arrow_rows
 
 FIELDS = ("taskname", "filepath1", "filepath2", "caption1", "caption2", "input", "answer", "subtype")
@@ -74,7 +75,8 @@ def load_reasonaqa(files: Mapping[str, str | Path], audio_dir: AudioDir) -> Data
     """Reads ReasonAQA's JSON files.
 
     Args:
-        files: JSON file of each split. audio_dir: see [`resolve_path`].
+        files: JSON file of each split. audio_dir: see [`resolve_path`]; clips of AudioCaps (`Y<YouTube id>.wav`) that are not
+            there under their name are found by id in the source's folder, in any layout.
 
     Returns:
         The eight fields, `question_type`, and the resolved `audio` paths of each row's one or two clips.
@@ -87,15 +89,24 @@ def load_reasonaqa(files: Mapping[str, str | Path], audio_dir: AudioDir) -> Data
 
 def _read(file: str | Path, audio_dir: AudioDir) -> Dataset:
     found: dict[str, str] = {}  # the same few clips come again and again
-    uncertain: dict[str, str] = {}  # names with HTML entities, for which it matters what is in `audio_dir`
+    uncertain: dict[str, str] = {}  # names for which it matters what is in `audio_dir`: with HTML entities, or YouTube ids
+    indices: dict[str, dict[str, str]] = {}
 
     def resolve(filepath: str) -> str:
-        return resolve_path(filepath, audio_dir)
+        path = resolve_path(filepath, audio_dir)
+        named = audiocaps.NAME.fullmatch(re.split(r"[/\\]", filepath)[-1])
+        if not named or os.path.exists(path):
+            return path
+        source = re.split(r"[/\\]", filepath)[0]
+        root = audio_dir[source] if isinstance(audio_dir, Mapping) else os.path.join(audio_dir, source)
+        if root not in indices:
+            indices[root] = audiocaps.youtube_index(root)
+        return indices[root].get(named[1], path)
 
     def resolved(filepath: str) -> str:
         if filepath not in found:
             found[filepath] = resolve(filepath)
-            if "&" in filepath:
+            if "&" in filepath or audiocaps.NAME.search(filepath):
                 uncertain[filepath] = found[filepath]
         return found[filepath]
 

@@ -1,4 +1,4 @@
-"""Which parts of a corpus are trained on: by subtype, by question type, and so many rows of each clip."""
+"""Which parts of a corpus are trained on: by subtype, by question type, so many rows of each clip, and in which shares."""
 
 import numpy as np
 import pyarrow.compute as pc
@@ -39,6 +39,59 @@ def select_rows(
     if not len(chosen):
         raise ValueError("no row has the subtypes and question types that are asked for")
     return rows if len(chosen) == len(rows) else rows.select(chosen)
+
+
+def mix_shares(mix: list[str]) -> dict[str, float]:
+    """What `--mix caption=0.1,mcq=0.5` says: the share of each part.
+
+    Raises:
+        ValueError: if it says something else, or the shares sum to more than 1.
+    """
+    shares: dict[str, float] = {}
+    for word in (word for words in mix for word in words.split(",") if word):
+        name, _, share = word.partition("=")
+        try:
+            shares[name.removesuffix(".json")] = float(share)
+        except ValueError:
+            raise ValueError(f"--mix {word}: PART=SHARE is wanted, such as caption=0.1") from None
+        if not 0 <= float(share) <= 1:
+            raise ValueError(f"--mix {word}: a share between 0 and 1 is wanted")
+    if (total := sum(shares.values())) > 1 + 1e-9:
+        raise ValueError(f"--mix: the shares sum to {total:g}, more than 1")
+    return shares
+
+
+def mix_rows(rows: Dataset, mix: list[str], seed: int = 0) -> Dataset:
+    """The most rows that have these shares, none of them twice: each part is thinned out by `seed`; in their order.
+
+    Args:
+        mix: of [`mix_shares`]; a part is a question type or a subtype, and the parts that are not named share the rest as they
+            do in `rows`.
+
+    Raises:
+        ValueError: if a part is not there, two parts have rows in common, or the shares leave no row.
+    """
+    shares = mix_shares(mix)
+    kinds = _column(rows, "question_type").to_numpy(zero_copy_only=False)
+    subtypes = pc.replace_substring_regex(_column(rows, "subtype"), r"\.json$", "").to_numpy(zero_copy_only=False)
+    part = np.full(len(rows), -1)
+    for number, name in enumerate(shares):
+        inside = (kinds == name) | (subtypes == name)
+        if not inside.any():
+            raise ValueError(f"--mix {name}: there are {', '.join(sorted({*kinds, *subtypes}))}")
+        if (part[inside] >= 0).any():
+            raise ValueError(f"--mix {name}: its rows are in {list(shares)[part[inside].max()]} too")
+        part[inside] = number
+    counts = [int((part == number).sum()) for number in range(len(shares))]
+    wanted, counts = [*shares.values(), 1 - sum(shares.values())], [*counts, int((part == -1).sum())]
+    if wanted[-1] > 1e-9 and not counts[-1]:
+        raise ValueError(f"--mix: the shares sum to {1 - wanted[-1]:g}, and no other row is there")
+    size = min(count / share for share, count in zip(wanted, counts) if share > 1e-9)
+    draw, chosen = np.random.default_rng(seed), []
+    for number, share in zip([*range(len(shares)), -1], wanted):
+        inside = np.flatnonzero(part == number)
+        chosen.append(draw.permutation(inside)[: round(size * share)] if share > 1e-9 else inside[:0])
+    return rows.select(np.sort(np.concatenate(chosen)))
 
 
 def _column(rows: Dataset, name: str):

@@ -1,6 +1,7 @@
 """Which option a generated text names. What names none, or more than one, is unparsed, and counts as wrong."""
 
 import re
+from typing import NamedTuple
 
 _OPTION = re.compile(r"(?:(?<=\s)|^)\(?([a-zA-Z])\)\s*(.*?)(?=\s+\(?[a-zA-Z]\)\s|$)", re.S)
 
@@ -9,10 +10,24 @@ def _plain(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", " ", text.lower()).strip()
 
 
+class Option(NamedTuple):
+    """An option inside a question: its letter as it is written, its text, and where that stands."""
+
+    letter: str
+    text: str
+    start: int
+    end: int
+
+
+def option_spans(question: str) -> list[Option]:
+    """The options inside a question, "A) … B) …", "a) … b) …" or "(a) … (b) …"; of one letter the last counts."""
+    found = {match[1].lower(): Option(match[1], match[2].strip(), *match.span(2)) for match in _OPTION.finditer(question)}
+    return sorted((o for letter, o in found.items() if ord(letter) - ord("a") < len(found)), key=lambda o: o.start)
+
+
 def options(question: str) -> dict[str, str]:
-    """The options inside a question, "A) … B) …", "a) … b) …" or "(a) … (b) …", by lower-case letter."""
-    found = {letter.lower(): text.strip() for letter, text in _OPTION.findall(question)}
-    return {letter: text for letter, text in found.items() if ord(letter) - ord("a") < len(found)}
+    """The texts of a question's options, by lower-case letter."""
+    return {option.letter.lower(): option.text for option in option_spans(question)}
 
 
 def parse_answer(question_type: str, question: str, text: str) -> str | None:

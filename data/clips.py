@@ -1,0 +1,76 @@
+"""Where a clip's audio is: in a file of its own, in a row of a Parquet shard, or in memory.
+
+A clip is a path; or `SHARD.parquet#ROW` (`#ROW.1` for the second clip of a row that holds its audio), as [`load_shards`] names
+them; or the bytes of an audio file.
+"""
+
+import io
+import math
+import os
+import re
+from bisect import bisect_right
+from functools import lru_cache
+from threading import get_ident
+
+import pyarrow.parquet as pq
+import soundfile
+
+_IN_SHARD = re.compile(r"(.+\.parquet)#(\d+)(?:\.(\d))?")
+Clip = str | bytes
+
+
+def open_clip(clip: Clip) -> str | io.BytesIO:
+    """What soundfile reads: the path of a file, or its content."""
+    if isinstance(clip, bytes):
+        return io.BytesIO(clip)
+    inside = _IN_SHARD.fullmatch(clip)
+    return io.BytesIO(_from_shard(inside[1], int(inside[2]), int(inside[3] or 0))) if inside else clip
+
+
+def clip_audio(clip: Clip, seconds: float):
+    """What the feature extractor takes: a path, or (samples, channels) in float32 and their rate in Hz."""
+    source = open_clip(clip)
+    if isinstance(source, str):
+        return source
+    with soundfile.SoundFile(source) as sound:
+        return sound.read(math.ceil(seconds * sound.samplerate), dtype="float32", always_2d=True), sound.samplerate
+
+
+def clip_identity(clip: str) -> str:
+    """Path, size and modification time of the file that holds a clip.
+
+    Raises:
+        OSError: if it is not there.
+    """
+    inside = _IN_SHARD.fullmatch(clip)
+    file = inside[1] if inside else clip
+    status = os.stat(file)
+    return f"{os.path.abspath(file)}{clip[len(file) :]}|{status.st_size}|{status.st_mtime_ns}"
+
+
+def _reader() -> tuple[int, int]:
+    """Process and thread: a ParquetFile that two of them share hangs or tears."""
+    return os.getpid(), get_ident()
+
+
+@lru_cache(256)
+def _shard(path: str, reader: tuple[int, int]) -> tuple[pq.ParquetFile, list[int]]:
+    """A shard and the first row of each of its row groups."""
+    file = pq.ParquetFile(path, memory_map=True)
+    starts = [0]
+    for group in range(file.num_row_groups):
+        starts.append(starts[-1] + file.metadata.row_group(group).num_rows)
+    return file, starts
+
+
+@lru_cache(8)
+def _audio_of_group(path: str, group: int, reader: tuple[int, int]):
+    # use_threads: Arrow's are not there in a forked worker
+    return _shard(path, reader)[0].read_row_group(group, columns=["audio"], use_threads=False)["audio"].combine_chunks()
+
+
+def _from_shard(path: str, row: int, which: int) -> bytes:
+    _, starts = _shard(path, _reader())
+    group = bisect_right(starts, row) - 1
+    audio = _audio_of_group(path, group, _reader())[row - starts[group]].as_py()
+    return (audio[which] if isinstance(audio, list) else audio)["bytes"]
