@@ -9,6 +9,7 @@ import json
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import torch
 from tqdm import tqdm
 
@@ -21,14 +22,17 @@ from audiolm.data import (
     load_reasonaqa,
     sound_rows,
 )  # fmt: skip
+from audiolm.data.mending import Mending
+from audiolm.data.shards import MANIFEST, load_shards
 from audiolm.evaluation import ReasonAQAMetric, parse_answer
-from audiolm.evaluation.categories import category
+from audiolm.evaluation.categories import categories
 from audiolm.evaluation.comparison import MAJORITY, majority_baseline
 from audiolm.evaluation.loss import token_losses
 from audiolm.evaluation.metric import SCORED
 from audiolm.hub import load_model, push_results
 from audiolm.processing_audiolm import AudioLMProcessor
 from audiolm.run_train import use_all_of_the_cpu
+from audiolm.training_data import data_set_folder
 
 
 def parse(argv=None) -> argparse.Namespace:
@@ -36,8 +40,11 @@ def parse(argv=None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--model_name_or_path", required=True, help="a trained AudioLM: folder or Hub name")
-    parser.add_argument("--test_file", required=True, help="ReasonAQA's test.json")
-    parser.add_argument("--audio_dir", required=True, nargs="+", help="folder of the audio, or SOURCE=FOLDER for each source")
+    parser.add_argument("--test_file", help="ReasonAQA's test.json")
+    parser.add_argument("--audio_dir", nargs="+", help="folder of the audio, or SOURCE=FOLDER for each source")
+    parser.add_argument("--dataset_name", help="data set of `run_prepare.py convert`, folder or Hub name, in place of both: "
+                        "its split `test`")  # fmt: skip
+    parser.add_argument("--fix_cle_labels", nargs="*", help="mend the labels of the subtype CLE, as run_train.py's")
     parser.add_argument("--output_dir", required=True, help="where predictions.jsonl and metrics.json go")
     parser.add_argument("--max_samples", type=int, help="answer the first rows of each question type only")
     parser.add_argument("--batch_size", type=int, default=16, help="rows at once")
@@ -50,6 +57,8 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub, also where results are pushed")
     parser.add_argument("--hub_dataset_id", default="reasonaqa", help="the data set's name in the Hub's .eval_results")
     args = parser.parse_args(argv)
+    if bool(args.dataset_name) == bool(args.test_file) or bool(args.test_file) != bool(args.audio_dir):
+        parser.error("give either --test_file with --audio_dir, or --dataset_name")
     if args.revision and Path(args.model_name_or_path).exists():
         parser.error(f"--revision {args.revision}: {args.model_name_or_path} is a folder, not a model on the Hub")
     args.hub_model_id = args.hub_model_id or args.model_name_or_path
@@ -94,9 +103,9 @@ def answer_rows(model, processor, rows, batch_size: int, max_new_tokens: int, ca
 
 def score(results: list[dict]) -> dict:
     """Metrics of answered rows; adds `category`, `parsed`, `reference` and `correct` to them."""
-    for row in results:
-        kind = row["question_type"]
-        row["category"] = category(row)
+    asked, second = ([row[field] for row in results] for field in ("input", "filepath2"))
+    for row, about in zip(results, categories(pa.chunked_array([asked]), pa.chunked_array([second]))):
+        kind, row["category"] = row["question_type"], about
         row["parsed"] = parse_answer(kind, row["input"], row["generated"])
         right = parse_answer(kind, row["input"], row["answer"])
         row["reference"] = right
@@ -151,12 +160,19 @@ def main(argv=None):
         output.mkdir(parents=True, exist_ok=True)
         model, tokenizer = load_model(args.model_name_or_path, args.revision)
         processor = AudioLMProcessor.from_config(model.config, tokenizer)
-        data = load_reasonaqa({"test": args.test_file}, audio_roots(args.audio_dir))
+        if args.dataset_name:
+            data = load_shards(data_set_folder(args.dataset_name), ["test"])
+        else:
+            data = load_reasonaqa({"test": args.test_file}, audio_roots(args.audio_dir))
         if args.max_samples:
             kinds = data["test"]["question_type"]
             first = {k: [i for i, t in enumerate(kinds) if t == k][: args.max_samples] for k in QUESTION_TYPES}
             data["test"] = data["test"].select(sorted(i for rows in first.values() for i in rows))
         data = sound_rows(data, model.config.max_audio_seconds, args.on_bad_audio, args.output_dir)
+        changes = getattr(model.config, "data_changes", {})
+        if ("fix_cle_labels" in changes) != (args.fix_cle_labels is not None):
+            print("run_eval.py: --fix_cle_labels is not as in training; CLE's labels mean something else", file=sys.stderr)
+        data["test"] = Mending(args.fix_cle_labels).rows(data["test"])
         training = json.loads(Path(args.train_file).read_text(encoding="utf-8")) if args.train_file else None
         if args.feature_cache:
             Path(args.feature_cache).mkdir(parents=True, exist_ok=True)
@@ -169,6 +185,8 @@ def main(argv=None):
         cache.fill([path for row in data["test"]["audio"] for path in row])
     results = answer_rows(model, processor, data["test"], args.batch_size, args.max_new_tokens, cache)
     metrics = score(results)
+    if args.fix_cle_labels is not None:
+        metrics["fix_cle_labels"] = [Path(file).name for file in args.fix_cle_labels] or "swapped"
     if training:
         metrics["controls"] = {MAJORITY: majority_baseline(training, results)}
     with open(output / "predictions.jsonl", "w", encoding="utf-8") as file:
@@ -178,7 +196,16 @@ def main(argv=None):
     if args.push_to_hub:
         commit = getattr(model.config, "_commit_hash", None)
         try:
-            print(push_results(args.hub_model_id, metrics, args.test_file, args.hub_dataset_id, args.revision, commit))
+            print(
+                push_results(
+                    args.hub_model_id,
+                    metrics,
+                    args.test_file or Path(data_set_folder(args.dataset_name), MANIFEST),
+                    args.hub_dataset_id,
+                    args.revision,
+                    commit,
+                )
+            )
         except ConnectionError as error:
             sys.exit(f"run_eval.py: {error}; they are in {args.output_dir}")
 

@@ -17,9 +17,9 @@ from audiolm.data import audio_roots, load_reasonaqa, select_rows, sound_rows
 from audiolm.data.audio import examine
 from audiolm.data.checks import FINDINGS, CorpusCheck, table
 from audiolm.data.conversion import Conversion
-from audiolm.data.download import get
 from audiolm.data.mending import entailment_labels
 from audiolm.data.shards import MANIFEST, PUSHED, split_files
+from audiolm.data.zenodo import get
 from audiolm.hub import plain
 
 SPLITS = ("train", "val", "test")

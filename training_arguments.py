@@ -79,15 +79,15 @@ class DataArguments:
     mix: list[str] | None = field(
         default=None,
         metadata={
-            "help": "shares of question types or subtypes among the training rows, such as `caption=0.1,mcq=0.5`: rows are left "
-            "out until they are right, none comes twice, and what is not named shares the rest"
+            "help": "shares of question types or subtypes among the training rows, such as `caption=0.1,mcq=0.5`: rows are "
+            "left out until they are right, none comes twice, and what is not named shares the rest"
         },
     )
     fix_cle_labels: list[str] | None = field(
         default=None,
         metadata={
-            "help": "mend the labels of the subtype CLE: with AudioEntailment's csv files, what they say; with none, `definitely "
-            "false` and `plausible` change places"
+            "help": "mend the labels of the subtype CLE: with AudioEntailment's csv files, what they say; with none, "
+            "`definitely false` and `plausible` change places"
         },
     )
     shuffle_options: bool = field(
