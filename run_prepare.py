@@ -7,16 +7,19 @@
 import argparse
 import json
 import logging
+import re
 import shutil
 import sys
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
 
-from audiolm.data import audio_roots, load_reasonaqa, select_rows, sound_rows
+from audiolm.data import audio_roots, load_reasonaqa, resolve_path, select_rows, sound_rows
 from audiolm.data.audio import examine
+from audiolm.data.audiocaps import NAME, youtube_index
 from audiolm.data.checks import FINDINGS, CorpusCheck, table
 from audiolm.data.conversion import Conversion
+from audiolm.data.json_rows import stream_array
 from audiolm.data.mending import entailment_labels
 from audiolm.data.shards import MANIFEST, PUSHED, split_files
 from audiolm.data.zenodo import get
@@ -28,7 +31,7 @@ SPLITS = ("train", "val", "test")
 def _corpus_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", help="folder with train.json, val.json and test.json, or some of them")
     parser.add_argument("--audio_dir", nargs="+", help="folder of the audio, or SOURCE=FOLDER for each first part of the rows' "
-                        "paths; default: DATA/audio if it is there, else DATA")  # fmt: skip
+                        "paths; default: DATA, or DATA/audio if the first clip is there")  # fmt: skip
     parser.add_argument("--max_audio_seconds", type=float, default=10.0, help="seconds used of each clip")
     parser.add_argument("--subtypes", nargs="+", help="rows of these subtypes alone, such as `Clotho-MCQ CLE`")
     parser.add_argument("--question_types", nargs="+", help="rows of these question types alone")
@@ -79,17 +82,31 @@ def parse(argv=None) -> argparse.Namespace:
     return args
 
 
+def json_files(folder: str) -> dict[str, Path]:
+    """The JSON file of each split in a folder.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    files = {split: file for split in SPLITS if (file := Path(folder, f"{split}.json")).is_file()}
+    if not files:
+        raise ValueError(f"{folder}: no train.json, val.json or test.json is there")
+    return files
+
+
 def corpus(args: argparse.Namespace):
     """The rows of a folder, by split.
 
     Raises:
         ValueError: if there are none.
     """
-    files = {split: file for split in SPLITS if (file := Path(args.data, f"{split}.json")).is_file()}
-    if not files:
-        raise ValueError(f"{args.data}: no train.json, val.json or test.json is there")
-    audio = Path(args.data, "audio")
-    data = load_reasonaqa(files, audio_roots(args.audio_dir or [str(audio if audio.is_dir() else args.data)]))
+    files, roots = json_files(args.data), args.audio_dir
+    if not roots:
+        first = next(stream_array(next(iter(files.values()))), None)
+        name = first.get("filepath1") if isinstance(first, dict) else None
+        inner = str(Path(args.data, "audio"))
+        roots = [inner if isinstance(name, str) and Path(resolve_path(name, inner)).is_file() else args.data]
+    data = load_reasonaqa(files, audio_roots(roots))
     if args.subtypes or args.question_types:
         for split in data:
             data[split] = select_rows(data[split], args.subtypes, args.question_types)
@@ -142,10 +159,19 @@ def push(args: argparse.Namespace) -> int:
 
 
 def download(args: argparse.Namespace) -> int:
+    if args.audiocaps and not Path(args.audiocaps).is_dir():
+        raise ValueError(f"--audiocaps {args.audiocaps}: no folder is there")
     get(args.what, Path(args.data), args.server)
-    roots = {"": args.data}
     if args.audiocaps:
-        roots["AudioCapsLarger"] = args.audiocaps
+        folder = str(Path(args.audiocaps).absolute())
+        index = youtube_index(folder)
+        for split, file in json_files(args.data).items():
+            names = {row[field] for row in stream_array(file) for field in ("filepath1", "filepath2")}
+            ids = {found[1] for name in names if (found := NAME.fullmatch(re.split(r"[/\\]", name)[-1]))}
+            print(f"AudioCaps: {len(ids & index.keys()):,} of the {len(ids):,} clips of {split} are in {args.audiocaps}")
+        print(
+            f"train with --audio_dir ClothoV21={args.data}/ClothoV21 ClothoAQA={args.data}/ClothoAQA AudioCapsLarger={folder}"
+        )
     return 0
 
 

@@ -99,31 +99,40 @@ def examine(
     found = known.get(list(keys.values()))
     facts.update((clip, ClipFacts(*found[key])) for clip, key in keys.items() if key in found)
     unknown = [clip for clip in keys if clip not in facts]
+    new: dict[str, ClipFacts] = {}  # found, but not remembered yet
+
+    def find(clip: str) -> None:
+        new[clip] = look(clip, max_seconds)
+
+    def remember() -> None:
+        ready = dict(new)
+        facts.update(ready)
+        known.put({keys[clip]: fact for clip, fact in ready.items()})
+        for clip in ready:
+            del new[clip]
+
     bar = tqdm(total=len(unknown), desc="checking audio", unit="file", disable=None if unknown else True)
-    with ThreadPoolExecutor() as pool, bar:
-        try:
-            new: dict[str, ClipFacts] = {}
-            for clip, fact in _in_parallel(pool, look, unknown, max_seconds):
-                facts[clip] = new[clip] = fact
+    try:
+        with ThreadPoolExecutor() as pool, bar:
+            for _ in _in_parallel(pool, find, unknown):
                 bar.update()
-                if len(new) == AT_ONCE:
-                    known.put({keys[c]: fact for c, fact in new.items()})
-                    new = {}
-        finally:
-            known.put({keys[c]: fact for c, fact in new.items()})
+                if len(new) >= AT_ONCE:
+                    remember()
+    finally:  # the pool has ended: what was under way at an interruption is there too
+        remember()
     return facts
 
 
-def _in_parallel(pool: ThreadPoolExecutor, look: Callable, clips: list[str], max_seconds: float) -> Iterator:
-    """(clip, facts) as they come; few are under way at once, so that an interruption ends it soon."""
-    waiting, left = {}, iter(clips)
+def _in_parallel(pool: ThreadPoolExecutor, find: Callable, clips: list[str]) -> Iterator[None]:
+    """Comes back for each clip; few are under way at once, so that an interruption ends it soon."""
+    waiting, left = set(), iter(clips)
     while True:
-        for clip in islice(left, 4 * pool._max_workers - len(waiting)):
-            waiting[pool.submit(look, clip, max_seconds)] = clip
+        waiting |= {pool.submit(find, clip) for clip in islice(left, 4 * pool._max_workers - len(waiting))}
         if not waiting:
             return
-        for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-            yield waiting.pop(future), future.result()
+        done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+        for future in done:
+            yield future.result()
 
 
 def check_audio(paths: list[str], max_seconds: float = 10.0, cache_file: str | Path | None = None) -> dict[str, str]:

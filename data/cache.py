@@ -13,7 +13,7 @@ AT_ONCE = 500  # keys in a question to the database
 
 def cache_folder() -> Path:
     """`$XDG_CACHE_HOME/audiolm`, by default `~/.cache/audiolm`."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "audiolm")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "audiolm")
 
 
 class Remembered:
@@ -24,27 +24,26 @@ class Remembered:
 
     def __init__(self, file: str | Path):
         self.file, self._database = Path(file), None
-        for again in (True, False):
-            try:
-                self.file.parent.mkdir(parents=True, exist_ok=True)
-                self._database = sqlite3.connect(self.file, timeout=30)
-                self._database.execute("CREATE TABLE IF NOT EXISTS known (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID")
-                return
-            except sqlite3.OperationalError as error:
-                self._without(error)
-                return
-            except sqlite3.DatabaseError as error:  # not a database, or a torn one
-                self._database.close()
-                if not again:
-                    self._without(error)
-                else:
-                    self.file.unlink(missing_ok=True)
-            except OSError as error:
-                self._without(error)
-                return
+        try:
+            self._open()
+        except (sqlite3.Error, OSError) as error:
+            self._failed(error)
 
-    def _without(self, error: Exception) -> None:
-        self._database = None
+    def _open(self) -> None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self._database = sqlite3.connect(self.file, timeout=30)
+        self._database.execute("CREATE TABLE IF NOT EXISTS known (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID")
+
+    def _failed(self, error: Exception) -> None:
+        database, self._database = self._database, None
+        if database and type(error) is sqlite3.DatabaseError:  # not a database, or a torn one
+            database.close()
+            try:
+                self.file.unlink(missing_ok=True)
+                self._open()
+                return
+            except (sqlite3.Error, OSError) as again:
+                error, self._database = again, None
         logger.warning("%s cannot be used (%s); the next run finds out again what it would hold", self.file, error)
 
     def get(self, keys: list[str]) -> dict[str, object]:
@@ -56,7 +55,7 @@ class Remembered:
             try:
                 found.update((key, json.loads(value)) for key, value in self._database.execute(asked, part))
             except (sqlite3.Error, ValueError) as error:
-                self._without(error)
+                self._failed(error)
                 break
         return found
 
@@ -69,4 +68,4 @@ class Remembered:
             with self._database:
                 self._database.executemany("INSERT OR REPLACE INTO known VALUES (?, ?)", rows)
         except sqlite3.Error as error:
-            self._without(error)
+            self._failed(error)

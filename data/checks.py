@@ -25,7 +25,7 @@ FINDINGS = {
     "wrong entailment label": (True, "--fix_cle_labels with the csv files mends it"),
     "contradiction": (False, "one clip and question, several answers: at most one of them is learnt"),
     "long answer": (False, "longer than --max_answer_words: padded batches, and never generated whole"),
-    "leaning letter": (False, "always answering it does better than chance; --shuffle_options mends training"),
+    "leaning letter": (False, "always answering it does better than chance; --shuffle_options mends mcq in training"),
 }  # fmt: skip
 
 

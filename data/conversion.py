@@ -213,7 +213,7 @@ def data_card(manifest: dict) -> str:
     rows = [{"split": split, "path": f"rows/{split}-*.parquet"} for split in manifest["splits"]]
     configs = [{"config_name": "rows", "data_files": rows, "default": True}]
     if manifest["audio"] == "referenced":
-        configs.append({"config_name": "clips", "data_files": [{"split": "all", "path": "clips/*.parquet"}]})
+        configs.append({"config_name": "clips", "data_files": [{"split": "clips", "path": "clips/*.parquet"}]})
     about = {"configs": configs, "language": ["en"], "task_categories": ["audio-text-to-text"], "tags": ["audiolm"]}
     rate = f"resampled to {manifest['sampling_rate']:,} Hz" if manifest["sampling_rate"] else "at the rate of each recording"
     kept_seconds = f"the first {manifest['max_audio_seconds']:g} s of each, mono, 16-bit {manifest['format'].upper()}"

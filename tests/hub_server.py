@@ -24,7 +24,7 @@ CHUNK = 5_000_000  # of an upload in parts; the Hub's are larger
 PAGE = 5  # files that a page of a listing holds; the Hub's hold 1000
 WRITER, READER = "hf_writerwriterwriterwriter", "hf_readerreaderreaderreader"
 REPO = "/{owner}/{name}"
-API = "/api/models" + REPO
+API = "/api/{kind}" + REPO
 
 
 class Refused(Exception):
@@ -65,12 +65,15 @@ class Hub:
             Route(API + "/xet-write-token/{revision}", self.xet_token),
             Route(API + "/tree/{revision}", self.tree),
             Route(API + "/tree/{revision}/{path:path}", self.tree),
+            Route(API + "/paths-info/{revision}", self.paths_info, methods=["POST"]),
             Route(REPO + ".git/info/lfs/objects/batch", self.lfs_batch, methods=["POST"]),
+            Route("/datasets" + REPO + ".git/info/lfs/objects/batch", self.lfs_batch, methods=["POST"]),
             Route("/lfs/{oid}/verify", self.lfs_verify, methods=["POST"]),
             Route("/lfs/{oid}", self.lfs_put, methods=["PUT"]),
             Route("/lfs/{oid}", self.lfs_complete, methods=["POST"]),
             Route("/lfs/{oid}/{part:int}", self.lfs_put, methods=["PUT"]),
             Route("/cdn/{oid}", self.cdn),
+            Route("/datasets" + REPO + "/resolve/{revision}/{path:path}", self.resolve),
             Route(REPO + "/resolve/{revision}/{path:path}", self.resolve),
             Route("/{path:path}", self.nothing, methods=["GET", "POST", "PUT", "DELETE", "HEAD"]),
         ]
@@ -164,11 +167,13 @@ class Hub:
 
     def _repo(self, request: Request, write: bool = False) -> tuple[str, dict]:
         user = self._user(request, write)
-        name = f"{request.path_params['owner']}/{request.path_params['name']}"
+        owner = request.path_params["owner"]
+        of_data = request.url.path.startswith(("/datasets/", "/api/datasets/"))
+        name = f"{'datasets/' if of_data else ''}{owner}/{request.path_params['name']}"  # as the Hub's pages are called
         repo = self.repos.get(name)
-        if repo is None or (repo["private"] and user != name.split("/")[0]):
+        if repo is None or (repo["private"] and user != owner):
             raise Refused(401 if user is None else 404, "RepoNotFound", "Repository not found")
-        if write and user != name.split("/")[0]:
+        if write and user != owner:
             raise Refused(403, "", f"{user} may not write to {name}")
         return name, repo
 
@@ -205,6 +210,9 @@ class Hub:
             raise Refused(403, "", f"You don't have the rights to create a model under the namespace {owner!r}.")
         name = f"{owner}/{asked['name']}"
         reply = {"url": f"{self.url}/{name}", "name": name, "id": name}
+        if asked.get("type") == "dataset":
+            name = f"datasets/{name}"
+            reply["url"] = f"{self.url}/{name}"
         if name in self.repos:
             return JSONResponse({**reply, "error": "You already created this model repo"}, 409)
         private = asked.get("visibility") == "private" or bool(asked.get("private"))
@@ -218,6 +226,7 @@ class Hub:
         name, repo = self._repo(request)
         oid = self._commit_of(repo, request.path_params.get("revision", "main"))
         siblings = [{"rfilename": path} for path in sorted(repo["commits"][oid]["files"])]
+        name = name.removeprefix("datasets/")
         return JSONResponse({"id": name, "modelId": name, "sha": oid, "private": repo["private"], "tags": [],
                              "downloads": 0, "likes": 0, "gated": False, "disabled": False, "siblings": siblings})  # fmt: skip
 
@@ -229,6 +238,20 @@ class Hub:
             raise Refused(409, "", f"Reference already exists: {branch}")
         repo["branches"][branch] = self._commit_of(repo, asked.get("startingPoint") or "main")
         return JSONResponse({}, 201)
+
+    async def paths_info(self, request: Request):
+        _, repo = self._repo(request)
+        files = repo["commits"][self._commit_of(repo, request.path_params["revision"])]["files"]
+        asked = (await request.form()).getlist("paths")
+        entries = [self._entry(path, files[path]) for path in asked if path in files]
+        entries += [{"type": "directory", "oid": "0" * 40, "size": 0, "path": path} for path in asked
+                    if path not in files and any(file.startswith(f"{path}/") for file in files)]  # fmt: skip
+        return JSONResponse(entries)
+
+    @staticmethod
+    def _entry(path: str, file: dict) -> dict:
+        lfs = {"lfs": {"oid": file["oid"], "size": file["size"], "pointerSize": 134}} if file["lfs"] else {}
+        return {"type": "file", "oid": file["oid"][:40], "size": file["size"], "path": path, **lfs}
 
     async def tree(self, request: Request):
         _, repo = self._repo(request)
@@ -245,8 +268,7 @@ class Hub:
                 folder = "/".join(parts[: depth + 1])
                 entries[folder] = {"type": "directory", "oid": "0" * 40, "size": 0, "path": folder}
                 continue
-            lfs = {"lfs": {"oid": file["oid"], "size": file["size"], "pointerSize": 134}} if file["lfs"] else {}
-            entries[path] = {"type": "file", "oid": file["oid"][:40], "size": file["size"], "path": path, **lfs}
+            entries[path] = self._entry(path, file)
         first, listed = int(request.query_params.get("cursor", 0)), list(entries.values())
         more = {}
         if first + PAGE < len(listed):

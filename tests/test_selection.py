@@ -9,6 +9,7 @@ import yaml
 from conftest import arguments
 
 from audiolm.data import load_reasonaqa, select_rows
+from audiolm.data.selection import mix_rows
 from audiolm.run_train import main as train
 
 
@@ -42,6 +43,52 @@ def test_so_many_rows_of_a_clip(rows, limit):
     places = [number[tuple(row[k] for k in ("filepath1", "filepath2", "input", "answer"))] for row in chosen]
     firsts = {row["filepath1"]: i for i, row in reversed(list(enumerate(rows)))}
     assert places == sorted(places) and sum(firsts[rows[i]["filepath1"]] != i for i in places) > 100
+
+
+@pytest.mark.parametrize(
+    ("mix", "counts"),
+    [
+        # 9,680 rows: 677 captions, 140 yes or no, ...; 115 of entailment limit the first, 140 the second, 677 the third
+        (["yes_no=0.5", "entailment=0.5"], {"yes_no": 115, "entailment": 115}),
+        (["yes_no=0.25,mcq=0.75"], {"yes_no": 140, "mcq": 420}),
+        (["caption=1"], {"caption": 677}), (["CLE=0.1", "Clotho-MCQ.json=0.9"], {"entailment": 106, "mcq": 955}),
+    ],
+)  # fmt: skip
+def test_shares(mix, counts, rows):
+    chosen = mix_rows(rows, mix, seed=0)
+    assert Counter(chosen["question_type"]) == counts
+    kept = [tuple(row.values()) for row in chosen.remove_columns("audio")]
+    assert len(set(kept)) == len(kept)  # none twice
+    assert chosen.to_list() == mix_rows(rows, mix, seed=0).to_list()
+    if len(mix) > 1 and "CLE" not in mix[0]:
+        assert chosen.to_list() != mix_rows(rows, mix, seed=1).to_list()
+
+
+def test_what_is_not_named_shares_the_rest(rows):
+    before, after = Counter(rows["question_type"]), Counter(mix_rows(rows, ["caption=0.035"], seed=3)["question_type"])
+    total = sum(after.values())
+    assert (
+        abs(after["caption"] / total - 0.035) < 1e-3 and after["detail"] == before["detail"] and after["mcq"] == before["mcq"]
+    )
+    after = Counter(mix_rows(rows, ["caption=0.5"], seed=3)["question_type"])
+    assert after["caption"] == before["caption"] == sum(after.values()) - after["caption"]
+    assert abs(after["mcq"] / after["detail"] - before["mcq"] / before["detail"]) < 0.25  # 3 deviations
+    assert mix_rows(rows, ["caption=0"])["question_type"].count("caption") == 0
+
+
+@pytest.mark.parametrize(
+    ("mix", "said"),
+    [
+        (["captions=0.1"], "--mix captions: there are ACD-1, .*yes_no"), (["caption"], "--mix caption: PART=SHARE is wanted"),
+        (["caption=x"], "--mix caption=x: PART=SHARE"), (["caption=1.2"], "a share between 0 and 1"),
+        (["caption=-1"], "a share between 0 and 1"), (["caption=nan"], "a share between 0 and 1"),
+        (["caption=0.6,mcq=0.6"], "sum to 1.2, more than 1"), (["mcq=0.1", "Clotho-MCQ=0.1"], "its rows are in mcq too"),
+        (["caption=0,mcq=0,detail=0,difference=0,yes_no=0,entailment=0"], "no other row is there"),
+    ],
+)  # fmt: skip
+def test_shares_that_cannot_be(mix, said, rows):
+    with pytest.raises(ValueError, match=said):
+        mix_rows(rows, mix)
 
 
 def test_names_that_are_not_there(rows):
