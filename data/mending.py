@@ -39,7 +39,7 @@ def entailment_labels(files: Iterable[str | Path]) -> dict[tuple[str, str], str]
                 if missing := {"Audio file", *LABELS} - set(rows.fieldnames or ()):
                     raise ValueError(f"{file}: no csv of AudioEntailment (no column {', '.join(sorted(missing))})")
                 for row in rows:
-                    labels.update((_key(row["Audio file"], row[column] or ""), LABELS[column]) for column in LABELS)
+                    labels.update((_key(row["Audio file"] or "", row[column] or ""), LABELS[column]) for column in LABELS)
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise ValueError(f"{file}: not a readable csv ({error})") from error
     return labels

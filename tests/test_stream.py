@@ -227,14 +227,16 @@ def test_contradictions(corpus, tokenizer, embedded, capsys):
         assert "\n" not in str(ended.value)
 
 
-# run_train.py, which also writes the numbers of the rows that each process is trained on
+# run_train.py, which also writes which worker each batch of each process is of, and its rows
 RECORDING = """
 import os, sys, torch
+from torch.utils.data import get_worker_info
 from audiolm import run_train
 class Recorder(run_train.ReasonAQACollator):
     def __call__(self, rows):
-        numbers = {"rows": torch.tensor([row["row"] for row in rows])} if "row" in rows[0] else {}  # evaluation's have none
-        return super().__call__(rows) | numbers
+        if "row" not in rows[0]:  # of evaluation
+            return super().__call__(rows)
+        return {**super().__call__(rows), "rows": torch.tensor([get_worker_info().id, *(row["row"] for row in rows)])}
 class Trainer(run_train.Trainer):
     def training_step(self, model, inputs, *rest):
         with open(os.environ["RECORD"] + os.environ["RANK"], "a") as file:
@@ -256,5 +258,5 @@ def test_two_processes_share_a_stream(corpus, tokenizer, embedded):
     assert run.returncode == 0, run.stderr[-3000:]
     assert "training loss" in run.stdout
     parts = [[line.split() for line in (corpus / f"rows-{process}").read_text().splitlines()] for process in (0, 1)]
-    assert [[len(batch) for batch in part] for part in parts] == [[2] * 12] * 2
-    assert sorted(int(row) for part in parts for batch in part for row in batch) == list(range(48))
+    assert [[(worker, len(rows)) for worker, *rows in part] for part in parts] == [[("0", 2), ("1", 2)] * 6] * 2
+    assert sorted(int(row) for part in parts for _, *rows in part for row in rows) == list(range(48))
