@@ -202,6 +202,7 @@ def content(clip: str) -> bytes:
 @pytest.mark.parametrize(("layout", "size"), [("referenced", "CLIPS_PER_SHARD"), ("embedded", "EMBEDDED_PER_SHARD")])
 def test_many_read_a_shard_at_once(data, tmp_path, monkeypatch, layout, size):
     monkeypatch.setattr(conversion, size, 100)
+    monkeypatch.setattr(conversion, size.replace("SHARD", "GROUP"), 1)
     monkeypatch.setattr(clips_module, "_audio_of_group", clips_module._audio_of_group.__wrapped__)  # none is kept
     found = load_shards(convert(data, tmp_path / "out", "--audio", layout))["train"]["audio"]
     clips = [clip for row in found for clip in row] * 40
