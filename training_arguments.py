@@ -196,6 +196,8 @@ def parse(argv=None, description: str | None = None):
             f"once, makes it {ROWS_PER_STEP // at_once}"
         )
     space.gradient_accumulation_steps = ROWS_PER_STEP // at_once
+    if processes > 1 and not torch.accelerator.is_available():
+        space.use_cpu = True  # else each of them would take itself for the only one
     if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
         parser.error(f"start {processes} GPUs with `accelerate launch`; one process cannot split a batch of clips")
     if space.encoder_type not in ENCODER_TYPES:

@@ -27,10 +27,10 @@ def open_clip(clip: Clip) -> str | io.BytesIO:
     return io.BytesIO(_from_shard(inside[1], int(inside[2]), int(inside[3] or 0))) if inside else clip
 
 
-def clip_audio(clip: Clip, seconds: float):
-    """What the feature extractor takes: a path, or (samples, channels) in float32 and their rate in Hz."""
-    source = open_clip(clip)
-    if isinstance(source, str):
+def clip_audio(clip, seconds: float):
+    """What the feature extractor takes: a path, or samples and their rate in Hz, as which a clip may also be given."""
+    source = open_clip(clip) if isinstance(clip, (str, bytes)) else clip
+    if not isinstance(source, io.BytesIO):
         return source
     with soundfile.SoundFile(source) as sound:
         return sound.read(math.ceil(seconds * sound.samplerate), dtype="float32", always_2d=True), sound.samplerate

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from audiolm.processing_audiolm import resample
 
-from .clips import open_clip
+from .clips import clip_identity, open_clip
 from .reasonaqa import FIELDS
 from .shards import MANIFEST, PLAN, TEXT, VERSION
 
@@ -86,7 +86,7 @@ class Conversion:
 
     def _check_manifest(self) -> None:
         """What is there already goes on only as the same conversion of files that have not changed."""
-        stands = [(clip, os.path.getsize(self.sources[clip])) for clip in self.clips]
+        stands = [(clip, clip_identity(self.sources[clip]).split("|")[1:]) for clip in self.clips]  # size and time
         begun = {**self.manifest, "files": hashlib.sha256(repr(stands).encode()).hexdigest()}
         self.plan = self.output / PLAN
         try:

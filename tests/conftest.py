@@ -124,6 +124,10 @@ run_train.main(sys.argv[1:])
 """
 
 
+# `accelerate launch` starts one process on a CPU, whatever --num_processes says; this is what it runs on GPUs
+TWO_PROCESSES = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
 def run(hub, *words: str, token: str | None = WRITER, home: str = "home", **variables: str):
     """Python in a process of its own that knows no other Hub."""
     environment = {**os.environ, **hub.environment(hub.folder.parent / home, token), **variables}

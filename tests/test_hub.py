@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ARMS, PUSH, arguments, run, train
+from conftest import ARMS, PUSH, TWO_PROCESSES, arguments, run, train
 from hub_server import READER, WRITER, Hub
 from huggingface_hub import EvalResultEntry, ModelCard, parse_eval_result_entries
 
@@ -324,8 +324,7 @@ def test_two_processes_train_adapters_and_push_once(corpus, tokenizer, hub):
     )
     words += ["--lm_learning_rate", "1e-3", "--hub_always_push", "true", "--max_steps", "2"]
     one = train(hub, [*words, "--output_dir", str(corpus / "one"), "--hub_model_id", "me/one"])
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0"]
-    two = run(hub, *launch, "--module", "audiolm.run_train", *words)
+    two = run(hub, *TWO_PROCESSES, "--module", "audiolm.run_train", *words)
     assert one.returncode == two.returncode == 0, two.stderr[-3000:]
     assert hub.commits("me/x") == ["End of training", "Training in progress, step 2", "initial commit"]
     assert set(hub.files("me/x")) == PUSHED and two.stderr.count("pushed to me/x: End of training") == 1

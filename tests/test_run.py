@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import arguments, small_model
+from conftest import TWO_PROCESSES, arguments, small_model
 
 from audiolm import AudioLMForConditionalGeneration, AudioLMProcessor
 from audiolm.data import FeatureCache, load_reasonaqa
@@ -178,9 +178,8 @@ def test_two_processes_share_a_feature_cache(corpus, tokenizer):
     train(options)
     expected = weights(corpus / "out")
     script = str(Path(__file__).parents[1] / "run_train.py")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0"]
-    run = subprocess.run([*launch, script, *options, "--feature_cache", str(corpus / "cache")], capture_output=True, text=True,
-                         cwd=corpus, env={**os.environ})  # fmt: skip
+    launch = [sys.executable, *TWO_PROCESSES, script, *options, "--feature_cache", str(corpus / "cache")]
+    run = subprocess.run(launch, capture_output=True, text=True, cwd=corpus, env={**os.environ})
     assert run.returncode == 0, run.stderr[-3000:]
     assert run.stderr.count("tokens for 10 s") + run.stdout.count("tokens for 10 s") == 1  # only one of them speaks
     assert len(list((corpus / "cache").rglob("*.safetensors"))) == 1 and not list((corpus / "cache").rglob("*.part"))
@@ -200,8 +199,9 @@ def test_the_batch_size_does_not_matter(corpus, tokenizer):
         train([*options, "--per_device_train_batch_size", size])
         found.append(weights(corpus / "out"))
     script = str(Path(__file__).parents[1] / "run_train.py")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0"]
-    run = subprocess.run([*launch, script, *options], capture_output=True, text=True, cwd=corpus, env={**os.environ})
+    run = subprocess.run(
+        [sys.executable, *TWO_PROCESSES, script, *options], capture_output=True, text=True, cwd=corpus, env={**os.environ}
+    )
     assert run.returncode == 0, run.stderr[-3000:]
     found.append(weights(corpus / "out"))
     for other in found[1:]:

@@ -11,7 +11,7 @@ import datasets
 import fsspec
 import pytest
 import torch
-from conftest import arguments
+from conftest import TWO_PROCESSES, arguments
 from torch.utils.data import DataLoader
 
 from audiolm import AudioLMForConditionalGeneration, run_train
@@ -251,10 +251,9 @@ def test_two_processes_share_a_stream(corpus, tokenizer, embedded):
     (corpus / "recording.py").write_text(RECORDING)
     options = words(corpus, tokenizer, embedded, "--streaming", "true", "--max_steps", "3", "--eval_strategy", "no",
                     "--dataloader_num_workers", "2", "--per_device_train_batch_size", "2",
-                    "--max_eval_samples", "4", "--use_cpu", "true")  # fmt: skip
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]  # accelerate starts one
-    run = subprocess.run([*launch, str(corpus / "recording.py"), *options], capture_output=True, text=True,
-                         env={**os.environ, "RECORD": str(corpus / "rows-")})  # fmt: skip
+                    "--max_eval_samples", "4")  # fmt: skip
+    launch = [sys.executable, *TWO_PROCESSES, str(corpus / "recording.py"), *options]
+    run = subprocess.run(launch, capture_output=True, text=True, env={**os.environ, "RECORD": str(corpus / "rows-")})
     assert run.returncode == 0, run.stderr[-3000:]
     assert "training loss" in run.stdout
     parts = [[line.split() for line in (corpus / f"rows-{process}").read_text().splitlines()] for process in (0, 1)]
