@@ -181,10 +181,7 @@ class MimiEncoder(AudioEncoder):
 
     def latents(self, waveform: torch.Tensor) -> torch.Tensor:
         """Latents before quantisation, of shape (batch, frames, dim), of whole frames of audio."""
-        for conv in self.modules():  # sizes that each convolution asks for as numbers: on a GPU every one is a wait
-            for name in ("stride", "kernel_size", "padding_total"):
-                if name in conv._buffers:
-                    conv.__dict__[name] = conv._buffers.pop(name).cpu()
+        self.sizes_to_host()
         return self.model.encoder(waveform[:, None]).latents.transpose(1, 2)
 
     def _codes(self, waveform, num_samples):
@@ -209,6 +206,16 @@ class MimiEncoder(AudioEncoder):
     def _encode(self, waveform, num_samples):
         features = self.decode_codes(self._codes(waveform, num_samples))
         return features * self.frame_mask(num_samples).to(features.device)[..., None]
+
+    def sizes_to_host(self):
+        """Takes sizes that each convolution asks for as numbers off the GPU, where every one is a wait, and out of the buffers.
+
+        Before the first clip is encoded, or in all processes together: those of a distributed run must hold the same buffers.
+        """
+        for conv in self.modules():
+            for name in ("stride", "kernel_size", "padding_total"):
+                if name in conv._buffers:
+                    conv.__dict__[name] = conv._buffers.pop(name).cpu()
 
     def forget_codebook_cache(self):
         """Makes the quantizer compute its tables from the weights that it holds now."""

@@ -170,6 +170,8 @@ def encoded(model, extractor, data: TrainingData, data_args, seed: int, standard
 
     If asked, sets the mapper's mean and deviation per channel, from training clips that are the same for every arm.
     """
+    if hasattr(model.encoder, "sizes_to_host"):
+        model.encoder.sizes_to_host()  # also where others have encoded all clips
     order = torch.randperm(len(data.clips), generator=torch.Generator().manual_seed(seed))
     chosen = [data.clips[i] for i in order[: data_args.num_stats_clips].tolist()]
     if data_args.feature_cache:
