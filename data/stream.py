@@ -28,8 +28,7 @@ class Shards:
     """
 
     def __init__(self, where: str, split: str):
-        self.where, self.split = where, split
-        self.files, self.root = fsspec.core.url_to_fs(where)
+        self.where, self.split, self.root = where, split, fsspec.core.url_to_fs(where)[1]
         shards = sorted(self.files.glob(f"{self.root}/rows/{split}-*.parquet"))
         if not self.files.exists(f"{self.root}/{MANIFEST}") or not shards:
             raise ValueError(f"{where}: no converted data set with a split {split!r} is there")
@@ -45,6 +44,11 @@ class Shards:
                     self.groups.append((shard, group, total, rows))
                     total += rows
         self.num_rows = total
+
+    @property
+    def files(self) -> fsspec.AbstractFileSystem:
+        """Of this process: a forked worker must not use its parent's connections."""
+        return fsspec.core.url_to_fs(self.where)[0]
 
     def has(self, split: str) -> bool:
         """Whether another split is there."""

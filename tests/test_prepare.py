@@ -48,7 +48,7 @@ def test_what_is_pushed(hub, pushed_data):
     assert again.returncode == 0
 
 
-@pytest.mark.parametrize("more", [[], ["--streaming", "true"]])
+@pytest.mark.parametrize("more", [[], ["--streaming", "true", "--dataloader_num_workers", "2"]])
 def test_it_trains_from_the_hub(more, hub, pushed_data, tokenizer):
     words = arguments(pushed_data, "mimi_semantic", tokenizer, "--max_steps", "2", "--eval_steps", "2", *more)
     for option in ("--train_file", "--validation_file", "--audio_dir"):
