@@ -266,3 +266,43 @@ def test_two_processes_at_once(tmp_path):
     assert [(process.communicate()[1], process.returncode) for process in both] == [("", 0)] * 2
     wanted = {f"{name} {i}": i for name in "ab" for i in range(50)} | {"both": 49}
     assert Remembered(tmp_path / "known.sqlite").get(list(wanted)) == wanted
+
+
+@needs_shared
+def test_every_damage_at_once_in_a_copy_of_mini_reasonaqa(check, tmp_path):
+    copy = tmp_path / "mini"
+    (copy / "audio" / "ESC10").mkdir(parents=True)
+    for file in (SHARED / "audio" / "ESC10").iterdir():
+        (copy / "audio" / "ESC10" / file.name).symlink_to(file)
+    rows = {split: json.loads((SHARED / f"{split}.json").read_text()) for split in ("train", "val", "test")}
+    of_train, of_val = (sorted({row["filepath1"] for row in rows[split]}) for split in ("train", "val"))
+    damage = {
+        "missing": None, "unreadable": b"no audio", "not finite": np.array([0.1, np.nan] * 30_000), "silent": np.zeros(60_000),
+        "too loud": np.full(60_000, 100.0), "too short": np.full(4_000, 0.3),
+    }  # fmt: skip
+    for name, content in zip(of_train, damage.values()):
+        file = copy / "audio" / name
+        file.unlink()
+        if isinstance(content, bytes):
+            file.write_bytes(content)
+        elif content is not None:  # by its content, whatever it is called
+            soundfile.write(file, content, 44_100, format="WAV", subtype="FLOAT")
+    (copy / "audio" / "ESC10" / "other.ogg").symlink_to(copy / "audio" / of_val[0])
+    about = {row["subtype"]: row for row in rows["train"] if row["filepath1"] == of_train[9]}
+    yes_no, mcq = about["ESC10AQA.json"], about["ESC10-MCQ.json"]
+    again = {**yes_no, "input": "is it? Answer only using yes or no."}
+    rows["train"] += [
+        {**yes_no, "answer": "no" if yes_no["answer"] == "yes" else "yes"}, {**mcq, "answer": "e) all"},
+        {**again, "filepath1": of_val[1]}, {**again, "filepath1": "ESC10/other.ogg"},
+        {**rows["train"][0], "subtype": "ESC10-Detail.json", "answer": "and " * 301},
+    ]  # fmt: skip
+    for split, content in rows.items():
+        (copy / f"{split}.json").write_text(json.dumps(content))
+    status, printed, report, counts = check(data=copy)
+    counts.pop("leaning letter", None)
+    assert status == 1 and counts == {
+        **dict.fromkeys(damage, 1), "same clip in two splits": 1, "same audio in two splits": 1, "unparsable": 1,
+        "contradiction": 2, "long answer": 1,  # what cannot be parsed contradicts too
+    }  # fmt: skip
+    assert "train all 4,377 482 481 1 1 1 1 1 1" in printed and "val all 1,436 160 160 0 0 0 0 0 0" in printed
+    assert report["findings"]["missing"]["examples"] == [f"{copy / 'audio' / of_train[0]}: missing"]

@@ -13,6 +13,7 @@ from faulty_server import Server, below, free, md5, seven_of, tree, zip_of
 from audiolm.data import download as downloading
 from audiolm.data import zenodo as module
 from audiolm.data.zenodo import SOURCES, get
+from audiolm.run_prepare import main
 
 ROWS = {f"{split}.json": f'[{{"split": "{split}"}}]'.encode() for split in ("train", "val", "test")}
 CLIPS = {split: {f"{i} {split} (ü).wav": random.Random(i).randbytes(3000) for i in range(3)} for split in
@@ -192,3 +193,23 @@ def test_an_interruption_keeps_the_part(zenodo, tmp_path, monkeypatch):
         get(["reasonaqa"], tmp_path, zenodo.url)
     monkeypatch.undo()
     assert (tmp_path / "archives" / "reasonaqa.zip").is_file() and unpacked(tmp_path) == {}
+
+
+def test_the_command_says_what_is_there_of_audiocaps(zenodo, tmp_path, capsys):
+    for name in ("YAAAAAAAAAAA", "BBBBBBBBBBB_30", "unknown"):
+        (tmp_path / "mine" / f"{name}.flac").parent.mkdir(exist_ok=True)
+        (tmp_path / "mine" / f"{name}.flac").touch()
+    rows = [{"filepath1": f"AudioCapsLarger/train/Y{c * 11}.wav", "filepath2": "ClothoV21/development/x.wav"} for c in "ABC"]
+    zenodo.files["/reasonaqa.zip"] = zip_of({"train.json": json.dumps(rows).encode()})
+    [archive] = SOURCES["reasonaqa"].archives
+    changed = dataclasses.replace(archive, md5=md5(zenodo.files["/reasonaqa.zip"]))
+    SOURCES["reasonaqa"] = dataclasses.replace(SOURCES["reasonaqa"], archives=(changed,))
+    publish(zenodo, "reasonaqa")
+    words = ["download", str(tmp_path / "data"), "--server", zenodo.url, "--audiocaps", str(tmp_path / "mine")]
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    said = capsys.readouterr().out
+    assert end.value.code == 0 and f"AudioCaps: 2 of the 3 clips of train are in {tmp_path / 'mine'}" in said
+    assert f"AudioCapsLarger={tmp_path / 'mine'}" in said and (tmp_path / "data" / "ClothoV21" / "evaluation").is_dir()
+    with pytest.raises(SystemExit, match=r"run_prepare.py download: --audiocaps nowhere: no folder is there"):
+        main([*words[:-1], "nowhere"])
