@@ -98,8 +98,8 @@ class Server:
             for at in range(0, len(body), BLOCK):
                 time.sleep(order.get("pause", 0))
                 block = body[at : at + BLOCK][: order.get("cut", SIZE * 100) - at]
+                entry[2] += len(block)  # before the client may go on
                 to.wfile.write(block)
-                entry[2] += len(block)
                 if at + BLOCK >= order.get("cut", SIZE * 100):
                     return to.wfile.flush()
         except OSError:  # the client went away

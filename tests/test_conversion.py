@@ -136,10 +136,14 @@ def test_another_conversion_is_refused(data, tmp_path):
         r"\(splits differ": [*wav, "--subtypes", "D-1"],
     }.items():
         convert(data, out, *options, refused=wrong)
-    rows, kept = json.loads((data / "val.json").read_text()), (data / "audio" / "c.wav").read_bytes()
-    soundfile.write(data / "audio" / "c.wav", np.zeros(9999, np.int16), 22050)
+    rows, clip = json.loads((data / "val.json").read_text()), data / "audio" / "c.wav"
+    kept, status = clip.read_bytes(), clip.stat()
+    clip.write_bytes(kept[:-2] + b"\1\1")  # of the same size
     convert(data, out, *wav, refused=r"\(files differ")
-    (data / "audio" / "c.wav").write_bytes(kept)
+    soundfile.write(clip, np.zeros(9999, np.int16), 22050)
+    convert(data, out, *wav, refused=r"\(files differ")
+    clip.write_bytes(kept)
+    os.utime(clip, ns=(status.st_atime_ns, status.st_mtime_ns))
     (data / "val.json").write_text(json.dumps([{**rows[0], "answer": "x"}, *rows[1:]]))
     convert(data, out, *wav, refused=r"\(splits differ\); choose another folder")
     assert shards(out) == before
