@@ -182,6 +182,8 @@ def plan(config: dict, path: str) -> dict[str, dict]:
         train, test = arm_flags(config, arm)
         model, data, _ = checked(run_train.parse, train, f"--config {path}: train")
         evaluation = checked(run_eval.parse, test, f"--config {path}: eval")
+        if data.dataset_name or evaluation.dataset_name:
+            raise ValueError("dataset_name: the comparison reads train_file, validation_file and test_file")
         files = [f for f in (data.train_file, data.validation_file, evaluation.test_file) if f]
         if not config["corpus"] and (missing := [f for f in files if not Path(f).is_file()]):
             raise ValueError(f"--config {path}: there is no file {missing[0]}")

@@ -23,6 +23,7 @@ from audiolm.data import (
     sound_rows,
 )  # fmt: skip
 from audiolm.data.mending import Mending
+from audiolm.data.reasonaqa import question_type
 from audiolm.data.shards import MANIFEST, load_shards
 from audiolm.evaluation import ReasonAQAMetric, parse_answer
 from audiolm.evaluation.categories import categories
@@ -172,8 +173,11 @@ def main(argv=None):
         changes = getattr(model.config, "data_changes", {})
         if ("fix_cle_labels" in changes) != (args.fix_cle_labels is not None):
             print("run_eval.py: --fix_cle_labels is not as in training; CLE's labels mean something else", file=sys.stderr)
-        data["test"] = Mending(args.fix_cle_labels).rows(data["test"])
+        mending = Mending(args.fix_cle_labels)
+        data["test"] = mending.rows(data["test"])
         training = json.loads(Path(args.train_file).read_text(encoding="utf-8")) if args.train_file else None
+        if training and args.fix_cle_labels is not None:
+            training = [mending({**row, "question_type": question_type(row)}) for row in training]
         if args.feature_cache:
             Path(args.feature_cache).mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:

@@ -149,7 +149,7 @@ def push(args: argparse.Namespace) -> int:
         if args.private and not api.dataset_info(name).private:
             raise ValueError(f"--private: {name} is there already, and public")
         api.upload_folder(repo_id=name, repo_type="dataset", folder_path=args.data, allow_patterns=list(PUSHED),
-                          commit_message="Upload the data set")  # fmt: skip
+                          delete_patterns=list(PUSHED[:2]), commit_message="Upload the data set")  # fmt: skip
     except ValueError:
         raise
     except Exception as error:  # the Hub fails in many ways

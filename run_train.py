@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, Trainer, set_seed
+from transformers.trainer_utils import IntervalStrategy
 
 from audiolm.data import QUESTION_TYPES, ReasonAQACollator
 from audiolm.encoder_checkpoints import load_encoder
@@ -124,6 +125,8 @@ def main(argv=None):
     set_seed(args.seed)
     try:
         data = read_rows(data_args, args)
+        if data.evaluation is None:
+            args.eval_strategy = IntervalStrategy.NO
         model, processor = build(model_args, data_args)
         model.config.data_changes = data_changes(data_args, args.seed)
         if args.resume_from_checkpoint and model_args.lora_r:

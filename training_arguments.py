@@ -131,6 +131,8 @@ def contradiction(options) -> str | None:
         return "--dataset_name: it has splits of its own; leave --train_file and --validation_file out"
     if options.streaming and not options.dataset_name:
         return "--streaming: give --dataset_name with it, a data set of `run_prepare.py convert --audio embedded`"
+    if options.streaming and options.max_steps <= 0:
+        return "--streaming: a stream has no end; give --max_steps with it, and no --num_train_epochs"
     if options.streaming and options.feature_cache:
         return "--streaming: its clips pass by once; leave --feature_cache out"
     for part in ("encoder_name_or_path", "text_model_name_or_path"):
@@ -211,6 +213,8 @@ def parse(argv=None, description: str | None = None):
             parser.error(f"--{name} {value!r} is neither {values[0]} nor {values[1]}")
     if wrong := contradiction(space):
         parser.error(wrong)
+    if isinstance(space.fix_cle_labels, bool):  # of a YAML file
+        space.fix_cle_labels = [] if space.fix_cle_labels else None
     if space.train_file is None and not space.dataset_name:
         space.train_file = "data/train.json"
     if space.validation_file is None and not space.dataset_name:

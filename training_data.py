@@ -139,7 +139,15 @@ def stream(data_args, args, batches_done: int = 0) -> TrainingData:
     Raises:
         ValueError: of finding and choosing them.
     """
-    where = data_set_folder(data_args.dataset_name, streaming=True)
+    try:
+        return _stream(data_set_folder(data_args.dataset_name, streaming=True), data_args, args, batches_done)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # a connection fails in many ways
+        raise ValueError(f"--dataset_name {data_args.dataset_name}: the Hub cannot be read ({error})") from error
+
+
+def _stream(where: str, data_args, args, batches_done: int) -> TrainingData:
     of_training, of_evaluation = mendings(data_args, args.seed)
     shards = Shards(where, "train")
     chosen = chosen_rows(shards.light(), data_args, args.seed, True)

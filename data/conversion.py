@@ -89,16 +89,16 @@ class Conversion:
         stands = [(clip, clip_identity(self.sources[clip]).split("|")[1:]) for clip in self.clips]  # size and time
         begun = {**self.manifest, "files": hashlib.sha256(repr(stands).encode()).hexdigest()}
         self.plan = self.output / PLAN
-        try:
-            earlier = json.loads(self.plan.read_text())
-        except (OSError, ValueError):
-            if any(self.output.glob("*/*.parquet")):
+        if any(self.output.glob("*/*.parquet")):
+            try:
+                earlier = json.loads(self.plan.read_text())
+            except (OSError, ValueError):
                 raise ValueError(f"{self.output} holds shards of something else; choose another folder") from None
-            earlier = begun
-        if differing := sorted(key for key in begun if earlier.get(key) != begun[key]):
-            raise ValueError(f"{self.output} holds another conversion ({', '.join(differing)} differ); choose another folder")
+            if differing := sorted(key for key in begun if earlier.get(key) != begun[key]):
+                said = f"{self.output} holds another conversion ({', '.join(differing)} differ); choose another folder"
+                raise ValueError(said)
         self.output.mkdir(parents=True, exist_ok=True)
-        self.plan.write_text(json.dumps(begun, indent=2))
+        self.begun = json.dumps(begun, indent=2)
 
     def size(self) -> tuple[int, int]:
         """Estimated bytes of all shards and of what is still to be written, from a sample of clips that are encoded."""
@@ -149,6 +149,9 @@ class Conversion:
         """Writes the shards that are not there, each whole or not at all, and the card and manifest at the end."""
         for left in self.output.glob("*/*.part"):  # of a conversion that was killed
             left.unlink()
+        part = self.plan.with_suffix(".part")
+        part.write_text(self.begun)
+        part.replace(self.plan)
         shards = list(self.shards())
         bar = tqdm(total=sum(max(1, clips) for _, _, clips in shards), desc="converting", unit="clip", disable=None)
         with ThreadPoolExecutor() as self.pool, bar:

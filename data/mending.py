@@ -42,6 +42,8 @@ def entailment_labels(files: Iterable[str | Path]) -> dict[tuple[str, str], str]
                     labels.update((_key(row["Audio file"] or "", row[column] or ""), LABELS[column]) for column in LABELS)
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise ValueError(f"{file}: not a readable csv ({error})") from error
+    if not labels:
+        raise ValueError(f"{', '.join(map(str, files))}: no label is in there")
     return labels
 
 
@@ -73,7 +75,7 @@ def fix_cle_label(row: dict, labels: Mapping[tuple[str, str], str] | None) -> di
         return row
     options, named = found
     texts = [option.text.strip().rstrip(".").lower() for option in options]
-    wanted = right_label(row, labels) if labels else _SWAPPED.get(texts[named])
+    wanted = right_label(row, labels) if labels is not None else _SWAPPED.get(texts[named])
     if wanted not in texts:
         return row
     option = options[texts.index(wanted)]

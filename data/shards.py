@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from datasets import DatasetDict, Features, List, Value, load_dataset
+from datasets.exceptions import DatasetsError
 
 from .reasonaqa import FIELDS
 
@@ -47,7 +48,14 @@ def load_shards(folder: str | Path, splits: list[str] | None = None) -> DatasetD
     if missing := [split for split in splits or () if split not in files]:
         raise ValueError(f"{folder} has no split {missing[0]!r}, only {', '.join(files)}")
     files = {split: files[split] for split in splits or files}
-    rows = load_dataset("parquet", data_files=files, columns=list(TEXT))
+    try:
+        rows = load_dataset("parquet", data_files=files, columns=list(TEXT))
+    except (DatasetsError, FileNotFoundError) as error:
+        raise ValueError(f"{folder}: its shards cannot be read ({error}); convert or download it again") from error
+    for split, wanted in json.loads(Path(folder, MANIFEST).read_text())["splits"].items():
+        if split in rows and len(rows[split]) != wanted["rows"]:
+            raise ValueError(f"{folder}: the shards of {split} hold {len(rows[split])} rows, {MANIFEST} says {wanted['rows']}; "
+                             "convert or download it again")  # fmt: skip
     return rows.map(_with_audio, batched=True, fn_kwargs={"folder": os.path.abspath(folder)}, remove_columns="clips",
                     features=Features({**{k: v for k, v in TEXT.items() if k != "clips"}, "audio": List(Value("string"))}),
                     desc="naming clips")  # fmt: skip

@@ -4,6 +4,7 @@ The order is drawn over numbers of rows, not over rows that were read: it is kno
 share the rows with none twice or missing, and a resumed run goes on at the right row without reading what came before.
 """
 
+import json
 import random
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
@@ -44,6 +45,10 @@ class Shards:
                     self.groups.append((shard, group, total, rows))
                     total += rows
         self.num_rows = total
+        with self.files.open(f"{self.root}/{MANIFEST}") as file:
+            wanted = json.load(file)["splits"][split]["rows"]
+        if total != wanted:
+            raise ValueError(f"{where}: the shards of {split} hold {total} rows, {MANIFEST} says {wanted}; convert it again")
 
     @property
     def files(self) -> fsspec.AbstractFileSystem:
@@ -108,6 +113,7 @@ def endless(shards: Shards, groups: list[list[int]], buffer: int, seed: str, don
     Args:
         groups: the numbers of the rows that are wanted of each group. seed: of the order.
     """
+    wanted = {number for group in groups for number in group}
     group_of = {number: group for group in shards.groups for number in range(group[2], group[2] + group[3])}
     size = sum(map(len, groups))
     for epoch in count(done // size):
@@ -119,10 +125,10 @@ def endless(shards: Shards, groups: list[list[int]], buffer: int, seed: str, don
         for number in order:
             group = group_of[number]
             if number not in held:
-                held.update((row["row"], row) for row in shards.read(group))
+                held.update((row["row"], row) for row in shards.read(group) if row["row"] in wanted)
             yield held.pop(number)
             left[group] -= 1
-            if not left[group]:  # what was not wanted of it
+            if not left[group]:  # what was taken of it before
                 for other in range(group[2], group[2] + group[3]):
                     held.pop(other, None)
 
