@@ -57,7 +57,12 @@ def test_without_a_csv_two_labels_change_places():
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("a,b\n1,2\n", "no csv of AudioEntailment"), (b"\xff\xfe\x00", "not a readable csv"), ("", "no csv of AudioEntailment")],
+    [
+        ("a,b\n1,2\n", "no csv of AudioEntailment"),
+        (b"\xff\xfe\x00", "not a readable csv"),
+        ("", "no csv of AudioEntailment"),
+        ("Audio file,Entailment,Neutral,Contradiction\n", "no label is in there"),
+    ],
 )
 def test_a_csv_that_is_none(content, said, tmp_path):
     file = tmp_path / "x.csv"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -16,9 +17,11 @@ from torch.utils.data import DataLoader
 
 from audiolm import AudioLMForConditionalGeneration, run_train
 from audiolm.data import ReasonAQACollator, conversion
+from audiolm.data.shards import load_shards
 from audiolm.data.stream import Shards, endless, in_order, shuffled, stream_rows
 from audiolm.run_prepare import main as prepare
 from audiolm.run_train import main as train
+from audiolm.training_arguments import parse
 
 
 @pytest.fixture(autouse=True)
@@ -259,3 +262,20 @@ def test_two_processes_share_a_stream(corpus, tokenizer, embedded):
     parts = [[line.split() for line in (corpus / f"rows-{process}").read_text().splitlines()] for process in (0, 1)]
     assert [[(worker, len(rows)) for worker, *rows in part] for part in parts] == [[("0", 2), ("1", 2)] * 6] * 2
     assert sorted(int(row) for part in parts for _, *rows in part for row in rows) == list(range(48))
+
+
+def test_a_shard_that_is_missing_is_noticed(embedded, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(embedded, copy)
+    manifest = json.loads((copy / "audiolm.json").read_text())
+    manifest["splits"]["train"]["rows"] += 7
+    (copy / "audiolm.json").write_text(json.dumps(manifest))
+    for read in (lambda: Shards(str(copy), "train"), lambda: load_shards(copy)):
+        with pytest.raises(ValueError, match=r"the shards of train hold \d+ rows, audiolm.json says \d+"):
+            read()
+
+
+def test_a_stream_without_an_end_wants_a_number_of_steps(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--dataset_name", "x", "--streaming", "true", "--max_steps", "-1"])
+    assert "a stream has no end; give --max_steps with it" in capsys.readouterr().err
