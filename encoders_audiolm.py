@@ -43,6 +43,9 @@ class AudioEncoder(nn.Module):
     def _encode(self, waveform: torch.Tensor, num_samples: list[int]) -> torch.Tensor:
         raise NotImplementedError
 
+    def sizes_to_host(self):
+        """See [`MimiEncoder.sizes_to_host`]; others keep no sizes in buffers."""
+
     def _apply(self, fn, recurse=True):
         # .to(dtype), .half() and .bfloat16() move an encoder and never round it: a third of Mimi's codes would flip
         def keep_dtype(tensor):

@@ -1,4 +1,4 @@
-"""Checkpoints to resume a run from: which one, whether it is whole, and whether it is of the same encoder."""
+"""Checkpoints to resume a run from: which one, whether it is whole, and whether it is of the same encoder, adapters, stream."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,10 @@ from zipfile import BadZipFile, ZipFile
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
+
+RECORD = "training_data.json"  # of a checkpoint: what it was trained on
 
 
 def checkpoint_to_resume(asked: str | bool | None, output_dir: str) -> str | None:
@@ -41,6 +44,35 @@ def checkpoint_to_resume(asked: str | bool | None, output_dir: str) -> str | Non
         except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, UnpicklingError, BadZipFile) as error:
             raise ValueError(f"--resume_from_checkpoint: {file} is missing or torn ({error}); name an earlier one") from error
     return folder
+
+
+class KeepRecord(TrainerCallback):
+    """Writes into each checkpoint what it was trained on, where adapters alone are saved too.
+
+    Args:
+        record: `data`, `changes` and, if rows are streamed, `stream`: what their order depends on.
+    """
+
+    def __init__(self, record: dict):
+        self.record = record
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+            (folder / RECORD).write_text(json.dumps(self.record, indent=2) + "\n", encoding="utf-8")
+
+
+def check_stream(folder: str, settings: dict) -> None:
+    """Raises ValueError if a checkpoint was trained on a stream of other settings, in which its place is another one."""
+    try:
+        earlier = json.loads(Path(folder, RECORD).read_text(encoding="utf-8"))["stream"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"--resume_from_checkpoint {folder}: {RECORD} is missing or torn ({error})") from error
+    if earlier is None:
+        raise ValueError(f"--resume_from_checkpoint {folder} was trained without --streaming")
+    if differing := [f"{name} {earlier.get(name)}" for name in settings if earlier.get(name) != settings[name]]:
+        raise ValueError(f"--resume_from_checkpoint {folder} was trained on a stream with {', '.join(differing)}; give the "
+                         "same, or rows come twice or never")  # fmt: skip
 
 
 def check_encoder(model, folder: str) -> None:

@@ -24,6 +24,7 @@ from audiolm.data import (
 )  # fmt: skip
 from audiolm.data.mending import Mending
 from audiolm.data.reasonaqa import question_type
+from audiolm.data.selection import first_of_each_type
 from audiolm.data.shards import MANIFEST, load_shards
 from audiolm.evaluation import ReasonAQAMetric, parse_answer
 from audiolm.evaluation.categories import categories
@@ -166,9 +167,8 @@ def main(argv=None):
         else:
             data = load_reasonaqa({"test": args.test_file}, audio_roots(args.audio_dir))
         if args.max_samples:
-            kinds = data["test"]["question_type"]
-            first = {k: [i for i, t in enumerate(kinds) if t == k][: args.max_samples] for k in QUESTION_TYPES}
-            data["test"] = data["test"].select(sorted(i for rows in first.values() for i in rows))
+            first = first_of_each_type(data["test"], args.max_samples).values()
+            data["test"] = data["test"].select(sorted(number for numbers in first for number in numbers))
         data = sound_rows(data, model.config.max_audio_seconds, args.on_bad_audio, args.output_dir)
         changes = getattr(model.config, "data_changes", {})
         if ("fix_cle_labels" in changes) != (args.fix_cle_labels is not None):

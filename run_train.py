@@ -25,9 +25,9 @@ from audiolm.hub import PushToHub, load_model
 from audiolm.model_card import model_card, training_facts
 from audiolm.modeling_audiolm import TEXT_MODEL, AudioLMForConditionalGeneration, text_model_source
 from audiolm.processing_audiolm import AudioLMProcessor
-from audiolm.resume import check_adapters, check_encoder, check_features
+from audiolm.resume import KeepRecord, check_adapters, check_encoder, check_features, check_stream
 from audiolm.training_arguments import DataArguments, ModelArguments, parse
-from audiolm.training_data import TrainingData, data_changes, data_facts, encoded, load_rows, stream
+from audiolm.training_data import TrainingData, data_changes, data_facts, encoded, load_rows, stream, stream_settings
 
 logger = logging.getLogger("audiolm.train")
 
@@ -135,7 +135,11 @@ def main(argv=None):
             check_encoder(model, args.resume_from_checkpoint)
         for folder in (args.output_dir, data_args.feature_cache):
             Path(folder or ".").mkdir(parents=True, exist_ok=True)
-        facts = training_facts(model, model_args, data_args, args, data_facts(data_args, data))
+        about_data = data_facts(data_args, data)
+        streamed = stream_settings(data_args, args, about_data)
+        if args.resume_from_checkpoint and streamed:
+            check_stream(args.resume_from_checkpoint, streamed)
+        facts = training_facts(model, model_args, data_args, args, about_data)
         adapter_of = model_args.model_name_or_path if model_args.lora_push == "adapter" else None
         push = PushToHub(args, partial(model_card, facts, adapter_of=adapter_of), adapter_of) if args.push_to_hub else None
     except (ValueError, OSError, ImportError, SafetensorError) as error:
@@ -155,10 +159,12 @@ def main(argv=None):
             sys.exit(f"run_train.py: {error}")
         model = with_lora(model, model_args.lora_r, model_args.lora_alpha)
         facts["trained_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    record = {"data": about_data, "changes": data_changes(data_args, args.seed), "stream": streamed}
     trainer = Trainer(
         model=model, args=args, train_dataset=data.rows, eval_dataset=data.evaluation,
         data_collator=ReasonAQACollator(processor, features=features), processing_class=processor,
-        compute_metrics=token_loss, preprocess_logits_for_metrics=token_losses, callbacks=[push] if push else None,
+        compute_metrics=token_loss, preprocess_logits_for_metrics=token_losses,
+        callbacks=[KeepRecord(record), *([push] if push else [])],
         optimizers=(optimizer_by_part(model, args, model_args.lm_learning_rate) if model_args.lm_learning_rate else None, None),
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)

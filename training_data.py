@@ -13,7 +13,6 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from audiolm.data import (
-    QUESTION_TYPES,
     FeatureCache,
     audio_roots,
     encode_clips,
@@ -24,7 +23,7 @@ from audiolm.data import (
 )  # fmt: skip
 from audiolm.data.clips import Clip
 from audiolm.data.mending import Mending
-from audiolm.data.selection import mix_rows
+from audiolm.data.selection import first_of_each_type, mix_rows
 from audiolm.data.shards import MANIFEST, PUSHED, load_shards
 from audiolm.data.stream import Shards, in_order, stream_rows
 from audiolm.model_card import file_facts, public_name
@@ -71,10 +70,7 @@ def chosen_rows(rows: Dataset, data_args, seed: int, training: bool) -> Dataset:
 
 
 def _by_type(rows: Dataset, limit: int) -> dict[str, Dataset]:
-    """The first rows of each question type."""
-    kinds = rows["question_type"]
-    numbers = {kind: [i for i, found in enumerate(kinds) if found == kind][:limit] for kind in QUESTION_TYPES}
-    return {kind: rows.select(found) for kind, found in numbers.items() if found}
+    return {kind: rows.select(numbers) for kind, numbers in first_of_each_type(rows, limit).items()}
 
 
 def mendings(data_args, seed: int) -> tuple[Mending, Mending]:
@@ -178,8 +174,7 @@ def encoded(model, extractor, data: TrainingData, data_args, seed: int, standard
 
     If asked, sets the mapper's mean and deviation per channel, from training clips that are the same for every arm.
     """
-    if hasattr(model.encoder, "sizes_to_host"):
-        model.encoder.sizes_to_host()  # also where others have encoded all clips
+    model.encoder.sizes_to_host()  # also in a process that finds all clips encoded by another
     order = torch.randperm(len(data.clips), generator=torch.Generator().manual_seed(seed))
     chosen = [data.clips[i] for i in order[: data_args.num_stats_clips].tolist()]
     if data_args.feature_cache:
@@ -208,6 +203,21 @@ def data_changes(data_args, seed: int) -> dict:
         "shuffle_options": f"by seed {seed}" if data_args.shuffle_options else None,
     }  # fmt: skip
     return {name: value for name, value in changes.items() if value is not None}
+
+
+def stream_settings(data_args, args, facts: dict) -> dict | None:
+    """What the place in a stream depends on that a resumed run goes on at; None if rows are not streamed.
+
+    Args:
+        facts: of [`data_facts`].
+    """
+    if not data_args.streaming:
+        return None
+    return {
+        "processes": args.world_size, "dataloader_num_workers": args.dataloader_num_workers,
+        "per_device_train_batch_size": args.per_device_train_batch_size, "shuffle_buffer": data_args.shuffle_buffer,
+        "seed": args.seed, "sha256": facts["sha256"], "rows": facts["rows"], "changes": data_changes(data_args, args.seed),
+    }  # fmt: skip
 
 
 def data_facts(data_args, data: TrainingData) -> dict:

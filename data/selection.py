@@ -41,6 +41,13 @@ def select_rows(
     return rows if len(chosen) == len(rows) else rows.select(chosen)
 
 
+def first_of_each_type(rows: Dataset, limit: int) -> dict[str, np.ndarray]:
+    """Numbers of the first `limit` rows of each question type that is there."""
+    kinds = _column(rows, "question_type").to_numpy(zero_copy_only=False)
+    numbers = {kind: np.flatnonzero(kinds == kind)[:limit] for kind in QUESTION_TYPES}
+    return {kind: found for kind, found in numbers.items() if len(found)}
+
+
 def mix_shares(mix: list[str]) -> dict[str, float]:
     """What `--mix caption=0.1,mcq=0.5` says: the share of each part.
 

@@ -125,6 +125,8 @@ def test_a_run_keeps_a_record(corpus, tokenizer, csv_file):
     words = arguments(corpus, "mimi_semantic", tokenizer, "--max_steps", "1", "--save_steps", "1", "--shuffle_options", "true")
     train([*words, "--fix_cle_labels", csv_file, "--mix", "mcq=0.25", "--eval_strategy", "no"])
     kept = {"mix": ["mcq=0.25"], "fix_cle_labels": ["clotho_entailment_development.csv"], "shuffle_options": "by seed 0"}
+    record = json.loads((corpus / "out" / "checkpoint-1" / "training_data.json").read_text())
+    assert record["changes"] == kept and record["data"]["rows"] == 11 and record["stream"] is None
     for folder in (corpus / "out", corpus / "out" / "checkpoint-1"):
         assert json.loads((folder / "config.json").read_text())["data_changes"] == kept
     card = (corpus / "out" / "README.md").read_text()
@@ -132,5 +134,9 @@ def test_a_run_keeps_a_record(corpus, tokenizer, csv_file):
     assert "| fix cle labels | clotho_entailment_development.csv |" in card
     train([*words[:-2], "--fix_cle_labels", "--eval_strategy", "no"])
     assert json.loads((corpus / "out" / "config.json").read_text())["data_changes"] == {"fix_cle_labels": "swapped"}
+    lora = ["--freeze_lm", "true", "--lora_r", "2", "--eval_strategy", "no", "--output_dir", str(corpus / "lora")]
+    train([*words, *lora])  # its checkpoints hold no configuration
+    record = json.loads((corpus / "lora" / "checkpoint-1" / "training_data.json").read_text())
+    assert record["changes"] == {"shuffle_options": "by seed 0"}
     with pytest.raises(SystemExit, match=r"run_train.py: gone.csv: not a readable csv"):
         train([*words, "--fix_cle_labels", "gone.csv"])

@@ -182,6 +182,15 @@ def test_a_streamed_run_goes_on(corpus, tokenizer, embedded):
         train([*options, "--resume_from_checkpoint", str(corpus / "out" / f"checkpoint-{checkpoint}")])
         again, found = log_and_weights(corpus)
         assert same(weights, found) and again == losses
+    again = [*options, "--resume_from_checkpoint", str(corpus / "out" / "checkpoint-3")]
+    for more, said in [(["--shuffle_buffer", "7"], "shuffle_buffer 4000"), (["--seed", "5"], "seed 0"),
+                       (["--dataloader_num_workers", "0"], "dataloader_num_workers 2"),
+                       (["--mix", "mcq=0.5"], "changes {}")]:  # fmt: skip
+        with pytest.raises(SystemExit, match=rf"was trained on a stream with {said}; give the same, or rows come twice"):
+            train([*again, *more])
+    (corpus / "out" / "checkpoint-3" / "training_data.json").unlink()
+    with pytest.raises(SystemExit, match=r"training_data.json is missing or torn"):
+        train(again)
 
 
 @pytest.mark.parametrize(("more", "kinds"), [
