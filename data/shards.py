@@ -8,6 +8,7 @@ import json
 import os
 from pathlib import Path
 
+import pyarrow as pa
 from datasets import DatasetDict, Features, List, Value, load_dataset
 from datasets.exceptions import DatasetsError
 
@@ -50,7 +51,7 @@ def load_shards(folder: str | Path, splits: list[str] | None = None) -> DatasetD
     files = {split: files[split] for split in splits or files}
     try:
         rows = load_dataset("parquet", data_files=files, columns=list(TEXT))
-    except (DatasetsError, FileNotFoundError) as error:
+    except (DatasetsError, FileNotFoundError, pa.ArrowInvalid) as error:
         raise ValueError(f"{folder}: its shards cannot be read ({error}); convert or download it again") from error
     for split, wanted in json.loads(Path(folder, MANIFEST).read_text())["splits"].items():
         if split in rows and len(rows[split]) != wanted["rows"]:

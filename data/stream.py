@@ -37,7 +37,10 @@ class Shards:
         total = 0
         for shard in shards:
             with self.files.open(shard) as raw:
-                file = pq.ParquetFile(raw)
+                try:
+                    file = pq.ParquetFile(raw)
+                except pa.ArrowInvalid as error:
+                    raise ValueError(f"{shard}: not a readable shard ({error}); convert or download it again") from error
                 if "audio" not in file.schema_arrow.names:
                     raise ValueError(f"{where}: its rows do not hold their audio; convert with --audio embedded to stream it")
                 for group in range(file.num_row_groups):

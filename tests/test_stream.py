@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 
 import datasets
 import fsspec
@@ -282,6 +283,15 @@ def test_a_shard_that_is_missing_is_noticed(embedded, tmp_path):
     for read in (lambda: Shards(str(copy), "train"), lambda: load_shards(copy)):
         with pytest.raises(ValueError, match=r"the shards of train hold \d+ rows, audiolm.json says \d+"):
             read()
+
+
+def test_a_torn_shard_is_named(embedded):
+    shard = sorted(Path(embedded).glob("rows/train-*.parquet"))[1]
+    os.truncate(shard, 500)
+    with pytest.raises(ValueError, match=rf"{shard.name}: not a readable shard"):
+        Shards(str(embedded), "train")
+    with pytest.raises(ValueError, match=rf"{embedded}: its shards cannot be read"):
+        load_shards(embedded)
 
 
 def test_a_stream_without_an_end_wants_a_number_of_steps(capsys):
