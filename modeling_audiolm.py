@@ -133,6 +133,28 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         kept = mask.flatten().nonzero()[:, 0].to(features.device, non_blocking=True)
         return self.mapper(features.flatten(0, 1)[kept])
 
+    def put_audio(
+        self,
+        inputs_embeds: torch.Tensor,
+        audio: torch.Tensor,
+        input_ids: torch.LongTensor,
+        audio_index: torch.LongTensor | None = None,
+    ) -> torch.Tensor:
+        """`inputs_embeds`, (batch, sequence, text hidden size), with mapped frames where placeholders stand.
+
+        Args:
+            audio: of `get_audio_features`. audio_index: as `forward` takes it.
+
+        Raises:
+            ValueError: if frames and placeholders differ in number.
+        """
+        if audio_index is None:
+            audio_index = (input_ids == self.config.audio_token_id).flatten().nonzero()[:, 0]
+        if len(audio_index) != len(audio):
+            raise ValueError(f"{len(audio_index)} audio placeholders stand in input_ids, but the audio has {len(audio)} frames")
+        size, audio = inputs_embeds.shape, audio.to(inputs_embeds.dtype)
+        return inputs_embeds.flatten(0, 1).index_copy(0, audio_index.to(audio.device), audio).view(size)
+
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -180,15 +202,8 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if input_values is not None or input_features is not None:
             audio = self.get_audio_features(
                 input_values, input_values_mask, input_features, input_features_mask, num_samples, num_frames
-            ).to(inputs_embeds.dtype)
-            if audio_index is None:
-                audio_index = (input_ids == self.config.audio_token_id).flatten().nonzero()[:, 0]
-            if len(audio_index) != len(audio):
-                raise ValueError(
-                    f"{len(audio_index)} audio placeholders stand in input_ids, but the audio has {len(audio)} frames"
-                )
-            size = inputs_embeds.shape
-            inputs_embeds = inputs_embeds.flatten(0, 1).index_copy(0, audio_index.to(audio.device), audio).view(size)
+            )
+            inputs_embeds = self.put_audio(inputs_embeds, audio, input_ids, audio_index)
         outputs = self.language_model.model(
             inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids,
             past_key_values=past_key_values, **kwargs,
