@@ -14,6 +14,7 @@ from transformers.utils.hub import extract_commit_hash
 
 from audiolm import __version__
 from audiolm.encoder_checkpoints import PUBLISHED, checkpoint_file
+from audiolm.evaluation.answering import NAMES
 from audiolm.modeling_audiolm import TEXT_MODEL
 
 # of what a model is made from, by name; what is not listed here is not known
@@ -236,8 +237,8 @@ def with_results(card: str, metrics: dict, test: dict[str, str], repo: str) -> s
         for name, group in _groups(metrics).items() if group
     ] or None  # fmt: skip
     said = (
-        f"{RESULTS}\nOn `{test['name']}` (SHA-256 `{test['sha256']}`), {metrics['n']:,} rows, by greedy answers; in brackets\n"
-        f"95 % Wilson intervals. An answer that names no option, or two, counts as wrong.{of_weights(test)}\n\n"
+        f"{RESULTS}\nOn `{test['name']}` (SHA-256 `{test['sha256']}`), {metrics['n']:,} rows,\n"
+        f"by {NAMES[metrics['protocol']]}; in brackets 95 % Wilson intervals. No answer counts as wrong.{of_weights(test)}\n\n"
         f"{results_table(metrics)}\n"
     )
     text = made.text
@@ -251,7 +252,7 @@ def with_results(card: str, metrics: dict, test: dict[str, str], repo: str) -> s
 
 def eval_results(metrics: dict, test: dict[str, str], dataset_id: str) -> str:
     """The same as a file of `.eval_results/`: accuracy in percent of each question type and of all closed rows."""
-    note = f"{test['name']}, SHA-256 {test['sha256']}; greedy answers, unparsed ones are wrong.{of_weights(test)}"
+    note = f"{test['name']}, SHA-256 {test['sha256']}; by {NAMES[metrics['protocol']]}, no answer is wrong.{of_weights(test)}"
     entries = [
         EvalResultEntry(dataset_id=dataset_id, task_id=task, value=round(100 * group["accuracy"], 2), notes=note)
         for task, group in {**metrics.get("question_type", {}), "all": metrics.get("micro")}.items() if group

@@ -1,36 +1,34 @@
-"""Accuracy by question type and category of a trained model, answering greedily.
+"""Accuracy by question type of a trained model, by two protocols and beside the controls that would expose an artefact.
 
 `python run_eval.py --model_name_or_path M --test_file test.json --audio_dir AUDIO --output_dir OUT` writes
-`predictions.jsonl` and `metrics.json`, and prints the table. The same command writes the same bytes.
+`predictions.jsonl` and `metrics.json`, and prints the table; `--controls all` adds the controls. The same command writes
+the same bytes, in any number of processes (`accelerate launch run_eval.py ...`), and goes on where it was interrupted.
+docs/evaluation.md explains the numbers.
 """
 
 import argparse
 import json
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 
-import pyarrow as pa
 import torch
-from tqdm import tqdm
+from accelerate import PartialState
+from datasets import DatasetDict
 
-from audiolm.data import (
-    QUESTION_TYPES,
-    FeatureCache,
-    ReasonAQACollator,
-    audio_roots,
-    encode_clips,
-    load_reasonaqa,
-    sound_rows,
-)  # fmt: skip
+from audiolm.data import FeatureCache, audio_roots, load_reasonaqa, sound_rows
+from audiolm.data.audio import examine
+from audiolm.data.benchmarks import BENCHMARKS, official_metrics, read_benchmark, submission
 from audiolm.data.mending import Mending
 from audiolm.data.reasonaqa import question_type
 from audiolm.data.selection import first_of_each_type
 from audiolm.data.shards import MANIFEST, load_shards
-from audiolm.evaluation import ReasonAQAMetric, parse_answer
-from audiolm.evaluation.categories import categories
-from audiolm.evaluation.comparison import MAJORITY, majority_baseline
-from audiolm.evaluation.loss import token_losses
-from audiolm.evaluation.metric import SCORED
+from audiolm.evaluation.answering import PROTOCOLS
+from audiolm.evaluation.controls import CONTROLS
+from audiolm.evaluation.predictions import Answerer, answer_rows, model_digest, rows_digest
+from audiolm.evaluation.scores import predicted_rows, score
+from audiolm.evaluation.tables import table
 from audiolm.hub import load_model, push_results
 from audiolm.processing_audiolm import AudioLMProcessor
 from audiolm.run_train import use_all_of_the_cpu
@@ -44,16 +42,27 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--model_name_or_path", required=True, help="a trained AudioLM: folder or Hub name")
     parser.add_argument("--test_file", help="ReasonAQA's test.json")
     parser.add_argument("--audio_dir", nargs="+", help="folder of the audio, or SOURCE=FOLDER for each source")
+    parser.add_argument("--benchmark", choices=BENCHMARKS, help="--test_file is this one's published file: its own metric and "
+                        "a file to submit are made too")  # fmt: skip
     parser.add_argument("--dataset_name", help="data set of `run_prepare.py convert`, folder or Hub name, in place of both: "
                         "its split `test`")  # fmt: skip
     parser.add_argument("--fix_cle_labels", nargs="*", help="mend the labels of the subtype CLE, as run_train.py's")
     parser.add_argument("--output_dir", required=True, help="where predictions.jsonl and metrics.json go")
+    parser.add_argument("--protocol", nargs="+", choices=tuple(PROTOCOLS), default=list(PROTOCOLS),
+                        help="how closed questions are answered: by each option's log-likelihood, or in greedy text that is "
+                        "parsed; the first one is the protocol of metrics.json and of the controls")  # fmt: skip
+    parser.add_argument("--controls", nargs="+", choices=("all", *CONTROLS), default=[],
+                        help="the same rows without what an honest answer needs; `all`: those that can be run")  # fmt: skip
+    parser.add_argument("--train_file", help="ReasonAQA's train.json, for the control `majority`")
+    parser.add_argument("--question_only_model", help="a model of run_train.py --no_audio, for the control `question_only`")
     parser.add_argument("--max_samples", type=int, help="answer the first rows of each question type only")
     parser.add_argument("--batch_size", type=int, default=16, help="rows at once")
-    parser.add_argument("--max_new_tokens", type=int, default=64, help="longest answer")
+    parser.add_argument("--max_new_tokens", type=int, default=64, help="longest answer in text")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of mapper and language model")
+    parser.add_argument("--java_metrics", action="store_true", help="METEOR and SPICE of open questions too; wants Java, the "
+                        "extra `captions`, and half a minute for each question type")  # fmt: skip
     parser.add_argument("--feature_cache", help="folder of clips that are encoded already, as run_train.py's")
     parser.add_argument("--on_bad_audio", choices=("error", "skip"), default="error", help="what broken files do")
-    parser.add_argument("--train_file", help="ReasonAQA's train.json: adds the control that gives training's commonest answer")
     parser.add_argument("--push_to_hub", action="store_true", help="add the results to the model's repository")
     parser.add_argument("--hub_model_id", help="that repository, if --model_name_or_path is a folder")
     parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub, also where results are pushed")
@@ -61,6 +70,8 @@ def parse(argv=None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if bool(args.dataset_name) == bool(args.test_file) or bool(args.test_file) != bool(args.audio_dir):
         parser.error("give either --test_file with --audio_dir, or --dataset_name")
+    if args.benchmark and (args.dataset_name or len(args.audio_dir) > 1 or "generate" not in args.protocol):
+        parser.error(f"--benchmark {args.benchmark}: its --test_file, one --audio_dir and the protocol generate are wanted")
     if args.revision and Path(args.model_name_or_path).exists():
         parser.error(f"--revision {args.revision}: {args.model_name_or_path} is a folder, not a model on the Hub")
     args.hub_model_id = args.hub_model_id or args.model_name_or_path
@@ -69,147 +80,131 @@ def parse(argv=None) -> argparse.Namespace:
     for option in ("max_samples", "batch_size", "max_new_tokens"):
         if (value := getattr(args, option)) is not None and value <= 0:
             parser.error(f"--{option} {value}: a number above 0 is wanted")
+    args.protocol = list(dict.fromkeys(args.protocol))
+    args.not_run, needed = {}, {"majority": "train_file", "question_only": "question_only_model"}
+    for control, option in needed.items():
+        if getattr(args, option) is None and control in args.controls:
+            parser.error(f"--controls {control}: give --{option} with it")
+        if getattr(args, option) is not None and not {control, "all"} & set(args.controls):
+            args.controls.append(control)  # what it is given for
+        elif getattr(args, option) is None and "all" in args.controls:
+            args.not_run[control] = f"--{option} was not given"
+    args.controls = [c for c in CONTROLS if ("all" in args.controls or c in args.controls) and c not in args.not_run]
+    if not args.java_metrics:
+        args.not_run["meteor, spice, spider"] = "--java_metrics was not given"
     return args
 
 
-@torch.no_grad()
-def answer_rows(model, processor, rows, batch_size: int, max_new_tokens: int, cache: FeatureCache | None = None) -> list[dict]:
-    """Generated text, loss and number of labels of every row, in the rows' order.
+def read_rows(args, max_audio_seconds: float):
+    """All rows, those to answer, their clips' seconds, and the training rows of the control `majority`.
 
-    Rows of one clip are answered one after the other, so that it is encoded once (again where it is a second clip), and no
-    more clips are held than a batch has.
+    Raises:
+        ValueError, OSError: of reading and checking them.
     """
-    features, results = {} if cache is None else cache, [None] * len(rows)
-    learn = ReasonAQACollator(processor, features=features)
-    ask = ReasonAQACollator(processor, generate=True, features=features)
-    order = sorted(range(len(rows)), key=lambda i: rows[i]["audio"])
-    bar = tqdm(total=len(rows), desc="answering", unit="row", disable=None)
-    for start in range(0, len(rows), batch_size):
-        chosen = order[start : start + batch_size]
-        part = [rows[i] for i in chosen]
-        if cache is None:
-            wanted = {path: None for row in part for path in row["audio"]}
-            for path in [path for path in features if path not in wanted]:
-                del features[path]
-            features.update(encode_clips(model.encoder, processor.feature_extractor, [p for p in wanted if p not in features]))
-        batch = {k: v.to(model.device) if isinstance(v, torch.Tensor) else v for k, v in learn(part).items()}
-        losses = token_losses(model(**batch).logits, batch["labels"]).tolist()
-        prompts = {k: v.to(model.device) for k, v in ask(part).items()}
-        made = model.generate(**prompts, do_sample=False, max_new_tokens=max_new_tokens)
-        texts = processor.tokenizer.batch_decode(made[:, prompts["input_ids"].shape[1] :], skip_special_tokens=True)
-        for i, row, text, (loss, count) in zip(chosen, part, texts, losses):
-            results[i] = {**row, "generated": text.strip(), "loss": loss, "n_tokens": int(count)}
-        bar.update(len(part))
-    return results
+    if args.dataset_name:
+        data = load_shards(data_set_folder(args.dataset_name), ["test"])
+    elif args.benchmark:
+        data = DatasetDict({"test": read_benchmark(args.benchmark, args.test_file, args.audio_dir[0], "keep")})
+    else:
+        data = load_reasonaqa({"test": args.test_file}, audio_roots(args.audio_dir))
+    if args.max_samples:
+        first = first_of_each_type(data["test"], args.max_samples).values()
+        data["test"] = data["test"].select(sorted(number for numbers in first for number in numbers))
+    rows = sound_rows(data, max_audio_seconds, args.on_bad_audio, args.output_dir)["test"]
+    facts = examine([clip for row in rows for clip in row["audio"]], max_audio_seconds)
+    mending = Mending(args.fix_cle_labels)
+    training = json.loads(Path(args.train_file).read_text(encoding="utf-8")) if args.train_file else None
+    if training and args.fix_cle_labels is not None:
+        training = [mending({**row, "question_type": question_type(row)}) for row in training]
+    return data["test"], mending.rows(rows), {clip: of.seconds for clip, of in facts.items()}, training
 
 
-def score(results: list[dict]) -> dict:
-    """Metrics of answered rows; adds `category`, `parsed`, `reference` and `correct` to them."""
-    asked, second = ([row[field] for row in results] for field in ("input", "filepath2"))
-    for row, about in zip(results, categories(pa.chunked_array([asked]), pa.chunked_array([second]))):
-        kind, row["category"] = row["question_type"], about
-        row["parsed"] = parse_answer(kind, row["input"], row["generated"])
-        right = parse_answer(kind, row["input"], row["answer"])
-        row["reference"] = right
-        row["correct"] = (row["parsed"] is not None and row["parsed"] == right) if kind in SCORED else None
-    scored = [row for row in results if row["question_type"] in SCORED]
-    metrics = {"n": len(results)}
-    if scored:
-        # a reference that cannot be parsed stays as its text, which no parsed answer equals
-        metrics |= ReasonAQAMetric().compute(
-            predictions=[row["parsed"] or "" for row in scored],
-            references=[row["reference"] or row["answer"] for row in scored],
-            **{key: [row[key] for row in scored] for key in ("question_type", "subtype", "category")},
-        )  # fmt: skip
-    metrics["text"] = {}
-    for kind in QUESTION_TYPES:
-        rows = [row for row in results if row["question_type"] == kind]
-        if rows and kind not in SCORED:
-            metrics["text"][kind] = {
-                "n": len(rows),
-                "loss_per_answer_token": sum(r["loss"] for r in rows) / sum(r["n_tokens"] for r in rows),
-                "mean_words": sum(len(r["generated"].split()) for r in rows) / len(rows),
-            }
-    return metrics
+def benchmark_results(name: str, whole, rows, results: list[dict], output: Path) -> dict:
+    """A benchmark's own metric of the generated texts; writes what is submitted. Rows that were left out have no answer."""
+    texts = {row["id"]: result["answers"]["generate"]["text"] for row, result in zip(rows, results)}
+    predictions = [texts.get(number) for number in whole["id"]]
+    made = submission(name, whole, predictions)
+    file = output / ("submission.csv" if isinstance(made, str) else "submission.json")
+    file.write_text(made if isinstance(made, str) else json.dumps(made, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return official_metrics(name, whole, predictions)
 
 
-def table(metrics: dict) -> str:
-    """The metrics as text."""
-
-    def block(title, groups):
-        lines.append(f"{title:<20}{'n':>7}{'accuracy':>10}{'95 % interval':>18}{'unparsed':>10}")
-        for name, g in groups.items():
-            interval = f"{g['ci95_low']:.3f} - {g['ci95_high']:.3f}"
-            lines.append(f"{name:<20}{g['n']:>7}{g['accuracy']:>10.3f}{interval:>18}{g['n_unparsed']:>10}")
-
-    lines = []
-    if "micro" in metrics:
-        block("question type", {**metrics["question_type"], "all (micro)": metrics["micro"]})
-        lines.append(f"{'mean of types':<20}{'':>7}{metrics['macro_accuracy']:>10.3f}")
-        block("category", metrics["category"])
-    if metrics["text"]:
-        lines.append(f"{'':<20}{'n':>7}{'loss per token':>18}{'mean words':>12}")
-        lines += [f"{k:<20}{g['n']:>7}{g['loss_per_answer_token']:>18.3f}{g['mean_words']:>12.1f}"
-                  for k, g in metrics["text"].items()]  # fmt: skip
-    return "\n".join(lines)
+def loaded(name: str, revision: str | None, device):
+    """A model, its processor, and what says which one it is."""
+    model, tokenizer = load_model(name, revision)
+    if "flash" in str(model.config.text_config._attn_implementation):
+        model.set_attn_implementation("sdpa")  # options are scored under a mask that flash attention does not take
+    about = {name: getattr(model.config, name, None) for name in ("encoder_type", "no_audio", "training")}
+    about["weights_sha256"] = model_digest(model)
+    return model.to(device).eval(), AudioLMProcessor.from_config(model.config, tokenizer), about
 
 
 def main(argv=None):
     args = parse(argv)
     output = Path(args.output_dir)
     use_all_of_the_cpu()
+    # a process that has less to answer waits for the others, however long that takes
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
     try:
         output.mkdir(parents=True, exist_ok=True)
-        model, tokenizer = load_model(args.model_name_or_path, args.revision)
-        processor = AudioLMProcessor.from_config(model.config, tokenizer)
-        if args.dataset_name:
-            data = load_shards(data_set_folder(args.dataset_name), ["test"])
-        else:
-            data = load_reasonaqa({"test": args.test_file}, audio_roots(args.audio_dir))
-        if args.max_samples:
-            first = first_of_each_type(data["test"], args.max_samples).values()
-            data["test"] = data["test"].select(sorted(number for numbers in first for number in numbers))
-        data = sound_rows(data, model.config.max_audio_seconds, args.on_bad_audio, args.output_dir)
+        model, processor, about = loaded(args.model_name_or_path, args.revision, state.device)
+        whole, rows, seconds, training = read_rows(args, model.config.max_audio_seconds)
         changes = getattr(model.config, "data_changes", {})
         if ("fix_cle_labels" in changes) != (args.fix_cle_labels is not None):
             print("run_eval.py: --fix_cle_labels is not as in training; CLE's labels mean something else", file=sys.stderr)
-        mending = Mending(args.fix_cle_labels)
-        data["test"] = mending.rows(data["test"])
-        training = json.loads(Path(args.train_file).read_text(encoding="utf-8")) if args.train_file else None
-        if training and args.fix_cle_labels is not None:
-            training = [mending({**row, "question_type": question_type(row)}) for row in training]
+        clips, cache = sorted({clip for row in rows for clip in row["audio"]}), None
+        if len(clips) < 2 and "other_audio" in args.controls:
+            args.controls.remove("other_audio")
+            args.not_run["other_audio"] = "there is one clip"
+        settings = {"rows_sha256": rows_digest(rows), "protocols": args.protocol, "controls": args.controls, "model": about,
+                    **{key: getattr(args, key) for key in ("batch_size", "max_new_tokens", "precision")},
+                    "max_audio_seconds": model.config.max_audio_seconds, "features": "encoded here"}  # fmt: skip
         if args.feature_cache:
             Path(args.feature_cache).mkdir(parents=True, exist_ok=True)
+            settings["features"] = "of a cache"  # HTSAT's are rounded there
+        asked = (args.batch_size, args.max_new_tokens)
+        given = [c for c in args.controls if c not in ("majority", "question_only")]
+        answerers = {"": Answerer(model, processor, args.protocol, given, *asked, precision=args.precision)}
+        if "question_only" in args.controls:
+            deaf, its, settings["question_only"] = loaded(args.question_only_model, None, state.device)
+            if not deaf.config.no_audio:
+                raise ValueError(f"--question_only_model {args.question_only_model} was trained without --no_audio")
+            answerers["question_only"] = Answerer(deaf, its, args.protocol[:1], (), *asked, precision=args.precision)
     except (ValueError, OSError) as error:
         sys.exit(f"run_eval.py: {error}")
-    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    cache = None
     if args.feature_cache:
-        cache = FeatureCache(args.feature_cache, model.encoder, processor.feature_extractor)
-        cache.fill([path for row in data["test"]["audio"] for path in row])
-    results = answer_rows(model, processor, data["test"], args.batch_size, args.max_new_tokens, cache)
-    metrics = score(results)
+        with state.main_process_first():
+            cache = answerers[""].cache = FeatureCache(args.feature_cache, model.encoder, processor.feature_extractor)
+            cache.fill(clips)
+    start = time.perf_counter()
+    said = answer_rows(rows, answerers, output, settings, state)
+    if said is None:
+        return
+    taken = time.perf_counter() - start
+    results = predicted_rows(rows, said, seconds, training if "majority" in args.controls else None)
+    primary = PROTOCOLS[args.protocol[0]][0]
+    metrics = {
+        **score(results, primary, model.config.max_audio_seconds, args.java_metrics),
+        "not_run": args.not_run,
+        "settings": settings,
+    }
     if args.fix_cle_labels is not None:
         metrics["fix_cle_labels"] = [Path(file).name for file in args.fix_cle_labels] or "swapped"
-    if training:
-        metrics["controls"] = {MAJORITY: majority_baseline(training, results)}
+    if args.benchmark:
+        metrics["official"] = {"benchmark": args.benchmark, **benchmark_results(args.benchmark, whole, rows, results, output)}
     with open(output / "predictions.jsonl", "w", encoding="utf-8") as file:
-        file.writelines(json.dumps({k: v for k, v in r.items() if k != "audio"}, ensure_ascii=False) + "\n" for r in results)
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in results)
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    for part in output.glob("predictions.part*.jsonl"):
+        part.unlink()
     print(table(metrics))
+    spent = ", ".join(f"{name} {value:.1f} s" for name, value in answerers[""].seconds.items())
+    print(f"{len(rows)} rows in {taken:.1f} s, {len(rows) / taken:.1f} rows/s ({spent})")
     if args.push_to_hub:
+        test = args.test_file or Path(data_set_folder(args.dataset_name), MANIFEST)
         commit = getattr(model.config, "_commit_hash", None)
         try:
-            print(
-                push_results(
-                    args.hub_model_id,
-                    metrics,
-                    args.test_file or Path(data_set_folder(args.dataset_name), MANIFEST),
-                    args.hub_dataset_id,
-                    args.revision,
-                    commit,
-                )
-            )
+            print(push_results(args.hub_model_id, metrics, test, args.hub_dataset_id, args.revision, commit))
         except ConnectionError as error:
             sys.exit(f"run_eval.py: {error}; they are in {args.output_dir}")
 

@@ -140,6 +140,7 @@ def main(argv=None):
         if args.resume_from_checkpoint and streamed:
             check_stream(args.resume_from_checkpoint, streamed)
         facts = training_facts(model, model_args, data_args, args, about_data)
+        model.config.training = {**facts["settings"], "data": about_data}  # two models are comparable where these are equal
         adapter_of = model_args.model_name_or_path if model_args.lora_push == "adapter" else None
         push = PushToHub(args, partial(model_card, facts, adapter_of=adapter_of), adapter_of) if args.push_to_hub else None
     except (ValueError, OSError, ImportError, SafetensorError) as error:

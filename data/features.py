@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,12 +26,13 @@ CLIPS_PER_SHARD = 512
 
 @torch.no_grad()
 def encode_clips(
-    encoder, extractor, paths: list[Clip], batch_size: int = 8, desc: str = ""
+    encoder, extractor, paths: list[Clip], batch_size: int = 8, desc: str = "", alter: Callable | None = None
 ) -> Iterator[tuple[Clip, torch.Tensor]]:
     """(clip, codes or float32 features on the CPU) of each clip in turn; the next clips are decoded meanwhile.
 
     Args:
         encoder: an `AudioEncoder`. extractor: its [`AudioLMFeatureExtractor`]. desc: name of a progress bar, if any.
+        alter: what is encoded in place of a clip and its samples, both (samples,) at the encoder's rate.
     """
     device = next(encoder.parameters()).device
     encode = getattr(encoder, "codes", encoder.encode)
@@ -39,7 +40,8 @@ def encode_clips(
     batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
 
     def decode(batch: list[Clip]):
-        return extractor([clip_audio(clip, extractor.max_audio_seconds) for clip in batch])
+        clips = [clip_audio(clip, extractor.max_audio_seconds) for clip in batch]
+        return extractor(clips if alter is None else [alter(clip, extractor.load(audio)) for clip, audio in zip(batch, clips)])
 
     with ThreadPoolExecutor(1) as ahead, bar:
         decoded = ahead.submit(decode, batches[0]) if batches else None

@@ -82,6 +82,11 @@ def fix_cle_label(row: dict, labels: Mapping[tuple[str, str], str] | None) -> di
     return {**row, "answer": f"{option.letter}) {option.text.strip()}"}
 
 
+def speaks_of_others(options: list) -> bool:
+    """Whether an option's text speaks of other options ("both A and B", "none of the above"), which thus cannot be moved."""
+    return any(_OF_OTHERS.search(option.text) for option in options)
+
+
 def shuffle_options(row: dict, seed: int) -> dict:
     """The row with the options of a multiple-choice question in an order drawn by `seed` and the row; the answer follows.
 
@@ -91,7 +96,7 @@ def shuffle_options(row: dict, seed: int) -> dict:
     if row["question_type"] != "mcq" or (found := _named_option(row)) is None:
         return row
     options, named = found
-    if any(_OF_OTHERS.search(option.text) for option in options):
+    if speaks_of_others(options):
         return row
     order = list(range(len(options)))
     random.Random(f"{seed}|{row['filepath1']}|{row['input']}").shuffle(order)  # of a row, wherever it is read
