@@ -1,164 +1,32 @@
-"""Trains and evaluates all arms with equal hyperparameters: `python run_compare.py --config configs/demo.yaml`.
+"""Arms beside each other: `python run_compare.py --config configs/demo.yaml` trains, evaluates and compares them.
 
-The config names the arms, the corpus (made here, or files in `train` and `eval`), and options of run_train.py and run_eval.py.
-`output_dir` gets a folder for each arm, `comparison.json`, `report.html` and `timings.json`. The same command goes on where
-it was interrupted: an arm is run again only if its options, its corpus' JSON or its checkpoints changed.
+The config names the arms, the seeds, the corpus (made here, or files in `train` and `eval`), and options of run_train.py and
+run_eval.py. `output_dir` gets a folder for each arm, `comparison.json`, `report.html` and `timings.json`. The same command goes
+on where it was interrupted: an arm is run again only if its options, its corpus' JSON or its checkpoints changed.
+
+`python run_compare.py --evaluations htsat=A mimi_full=B` compares folders of run_eval.py; an arm's name again is another seed
+of it.
 """
 
 import argparse
 import contextlib
-import hashlib
-import io
 import json
-import re
 import sys
 import time
 from pathlib import Path
 
-import yaml
-
-from audiolm import run_eval, run_train
+from audiolm import run_eval, run_probe, run_train
+from audiolm.comparison_plan import Planned, digest, plan, probe_flags, read_config
 from audiolm.data import audio_roots
-from audiolm.data.soundscapes import make_soundscapes
-from audiolm.evaluation.comparison import choose_examples, compare_arms, comparison_table, read_predictions
+from audiolm.data.soundscapes import make_soundscapes, write_labels
+from audiolm.evaluation.comparison import compare
 from audiolm.evaluation.report import write_report
-
-DEFAULTS = {"output_dir": "outputs/compare", "seed": 0, "note": "", "corpus": None, "train": {}, "eval": {},
-            "feature_cache": False}  # fmt: skip
-ARM_KEYS = {"encoder_type", "encoder_name_or_path", "no_audio"}
-SET_HERE = {"config", "output_dir", "seed", "feature_cache", "model_name_or_path", "resume_from_checkpoint"} | ARM_KEYS
-FILES = {"train_file", "validation_file", "test_file", "audio_dir"}
-
-
-def read_config(path: str, seed: int | None = None, output_dir: str | None = None) -> dict:
-    """The comparison that a YAML file describes; `seed` and `output_dir` override it.
-
-    Raises:
-        ValueError: in one line, if the file cannot be read, a key is unknown or missing, or arms differ in more than encoders.
-    """
-    try:
-        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"--config {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"--config {path}: a mapping with arms, train and eval is wanted")
-    if unknown := sorted(set(map(str, config)) - {"arms", *DEFAULTS}):
-        raise ValueError(f"--config {path}: unknown keys {', '.join(unknown)}; known are arms, {', '.join(DEFAULTS)}")
-    given = {"output_dir": output_dir, "seed": seed}
-    config = {**DEFAULTS, **config, **{k: v for k, v in given.items() if v is not None}}
-    if not isinstance(config.get("arms"), dict) or not config["arms"]:
-        raise ValueError(f"--config {path}: `arms` names no arm")
-    for section in ("train", "eval", *(["corpus"] if config["corpus"] else [])):
-        if not isinstance(config[section], dict):
-            raise ValueError(f"--config {path}: {section} is {config[section]!r}, not options and their values")
-    for arm, options in config["arms"].items():
-        if not isinstance(arm, str) or not re.fullmatch(r"[\w-]+", arm) or arm in ("corpus", "features"):
-            raise ValueError(f"--config {path}: arm {arm!r} cannot be a folder's name; take letters, digits, _ and -")
-        if not isinstance(options, dict) or "encoder_type" not in options:
-            raise ValueError(f"--config {path}: arm {arm} lacks encoder_type")
-        if other := sorted(set(map(str, options)) - ARM_KEYS):
-            raise ValueError(
-                f"--config {path}: arm {arm} sets {', '.join(other)}; arms may differ in {', '.join(sorted(ARM_KEYS))} only, "
-                "or their results would not differ by the encoder alone. What all arms share stands under `train` and `eval`"
-            )
-    if config["corpus"] and set(config["corpus"]) != {"rows", "seed"}:
-        raise ValueError(f"--config {path}: corpus takes rows and seed, not {', '.join(map(str, config['corpus']))}")
-    for section in ("train", "eval"):
-        if pushing := sorted(key for key in map(str, config[section]) if key == "push_to_hub" or key.startswith("hub_")):
-            raise ValueError(
-                f"--config {path}: {section} sets {', '.join(pushing)}; push an arm with run_train.py, not from here"
-            )
-        if taken := sorted(set(config[section]) & (SET_HERE | (FILES if config["corpus"] else set()))):
-            where = "the corpus, the arms or the top of this file"
-            raise ValueError(f"--config {path}: {section} sets {', '.join(taken)}, which {where} set")
-    return config
-
-
-def flags(options: dict) -> list[str]:
-    """Command-line flags of a mapping; None leaves an option at its default."""
-    words = []
-    for name, value in options.items():
-        if value is not None:
-            values = value if isinstance(value, list) else [value]
-            words += [f"--{name}", *(str(v).lower() if isinstance(v, bool) else str(v) for v in values)]
-    return words
-
-
-def arm_flags(config: dict, arm: str) -> tuple[list[str], list[str]]:
-    """What run_train.py and run_eval.py are called with for an arm."""
-    output, corpus = Path(config["output_dir"]), Path(config["output_dir"], "corpus")
-    cache = {"feature_cache": output / "features"} if config["feature_cache"] else {}
-    train, test = {**config["train"]}, {**config["eval"]}
-    if config["corpus"]:
-        train |= {"train_file": corpus / "train.json", "validation_file": corpus / "val.json", "audio_dir": corpus}
-        test |= {"test_file": corpus / "test.json", "audio_dir": corpus}
-    train = {**config["arms"][arm], **train, **cache, "output_dir": output / arm, "seed": config["seed"]}
-    test = {**test, **cache, "model_name_or_path": output / arm, "output_dir": output / arm / "evaluation"}
-    return flags(train), flags(test)
-
-
-def checked(parse, words: list[str], name: str):
-    """`parse(words)`, an error of it as one line.
-
-    Raises:
-        ValueError: with what the parser says, without its list of every option.
-    """
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return parse(words)
-    except SystemExit as error:
-        raise ValueError(f"{name}: " + said.getvalue().strip().split("\n")[-1].split("error: ", 1)[-1]) from error
-
-
-def digest(paths: list[str]) -> str:
-    """SHA-256 of the files under these paths; what is not on this machine (a Hub name) counts by its name."""
-    found = hashlib.sha256()
-    for path in map(Path, paths):
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.is_file() else []
-        found.update(repr((str(path), len(files))).encode())
-        for file in files:
-            with open(file, "rb") as stream:
-                found.update(hashlib.file_digest(stream, "sha256").digest())
-    return found.hexdigest()
+from audiolm.evaluation.runs import Run, check_comparable, model_facts, read_run, validation_loss
+from audiolm.evaluation.tables import comparison_table
 
 
 def clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
-def run_arms(config: dict, records: dict[str, dict], timings: dict, start: float) -> None:
-    """Trains and evaluates the arms whose record is not in their folder yet, and says how far the comparison is."""
-
-    def recorded(arm):
-        file, metrics = output / arm / "arm.json", output / arm / "evaluation" / "metrics.json"
-        return file.read_text() if file.is_file() and metrics.is_file() else None
-
-    def say(number, arm, stage):
-        now, todo = time.perf_counter(), wanted[wanted.index(arm) :]
-        left = "time left is known after the first arm"
-        if done := [sum(stages.values()) for a, stages in timings["arms"].items() if a not in todo]:
-            left = f"about {clock(max(0, sum(done) / len(done) * len(todo) - (now - arm_start)))} left"
-        print(f"[{number}/{len(records)}] {arm}: {stage}… ({clock(now - start)} passed, {left})", flush=True)
-
-    output = Path(config["output_dir"])
-    wanted = [arm for arm, record in records.items() if recorded(arm) != as_json(record)]
-    for number, (arm, record) in enumerate(records.items(), 1):
-        if arm not in wanted:
-            print(f"[{number}/{len(records)}] {arm}: is there already, with today's options; not run again", flush=True)
-            continue
-        (output / arm).mkdir(parents=True, exist_ok=True)
-        (output / arm / "arm.json").unlink(missing_ok=True)
-        arm_start, seconds = time.perf_counter(), {}
-        for stage, script, words in (("train", run_train, record["train"]), ("evaluate", run_eval, record["evaluate"])):
-            say(number, arm, {"train": "training", "evaluate": "evaluating"}[stage])
-            stage_start = time.perf_counter()
-            with open(output / arm / f"{stage}.log", "w", encoding="utf-8") as log, contextlib.redirect_stdout(log):
-                script.main(words)
-            seconds[stage] = round(time.perf_counter() - stage_start, 1)
-        timings["arms"][arm] = seconds
-        write_json(output / "timings.json", timings)
-        write_json(output / arm / "arm.json", record)
 
 
 def as_json(value) -> str:
@@ -171,67 +39,196 @@ def write_json(path: Path, value) -> None:
     part.replace(path)
 
 
-def plan(config: dict, path: str) -> dict[str, dict]:
-    """What each arm is run with, checked before minutes are spent: `train` and `evaluate` flags, and the files they read.
+class Stages:
+    """Runs the stages of a comparison that are not done with today's options, and says how far it is.
 
-    Raises:
-        ValueError: in one line, if an option is unknown or wrong, or a file of the data is not there.
+    Args:
+        runs: all that may be run. records: what each depends on, by folder.
     """
-    plans = {}
-    for arm in config["arms"]:
-        train, test = arm_flags(config, arm)
-        model, data, _ = checked(run_train.parse, train, f"--config {path}: train")
-        evaluation = checked(run_eval.parse, test, f"--config {path}: eval")
-        if data.dataset_name or evaluation.dataset_name:
-            raise ValueError("dataset_name: the comparison reads train_file, validation_file and test_file")
-        files = [f for f in (data.train_file, data.validation_file, evaluation.test_file) if f]
-        if not config["corpus"] and (missing := [f for f in files if not Path(f).is_file()]):
-            raise ValueError(f"--config {path}: there is no file {missing[0]}")
-        checkpoints = [p for p in (model.encoder_name_or_path, model.text_model_name_or_path) if p]
-        plans[arm] = {"train": train, "evaluate": test, "files": files, "checkpoints": checkpoints,
-                      "audio_dir": evaluation.audio_dir}  # fmt: skip
-    return plans
+
+    def __init__(self, output: Path, runs: list[Planned], records: dict[Path, dict], start: float):
+        self.output, self.runs, self.records, self.start = output, runs, records, start
+        file = output / "timings.json"
+        self.timings = json.loads(file.read_text()) if file.is_file() else {"arms": {}}
+        names = [self.name(run) for run in runs]
+        self.timings["arms"] = {name: seconds for name, seconds in self.timings["arms"].items() if name in names}
+
+    def name(self, run: Planned) -> str:
+        return run.folder.relative_to(self.output).as_posix()
+
+    def keep(self) -> None:
+        write_json(self.output / "timings.json", self.timings)
+
+    def done(self, stage: str, run: Planned) -> bool:
+        record, made = (
+            run.folder / f"{stage}.json",
+            {"train": "trainer_state.json", "evaluate": "evaluation/metrics.json"}[stage],
+        )
+        return record.is_file() and record.read_text() == as_json(self.records[run.folder]) and (run.folder / made).is_file()
+
+    def left(self) -> str:
+        """Time left, by what each stage has taken so far."""
+        seconds = 0.0
+        for stage in ("train", "evaluate"):
+            took = [of[stage] for of in self.timings["arms"].values() if stage in of]
+            todo = sum(not self.done(stage, run) for run in self.runs)
+            if todo and not took:
+                return "time left is known after the first arm"
+            seconds += todo * sum(took) / max(1, len(took))
+        return f"about {clock(seconds)} left"
+
+    def run(self, stage: str, run: Planned) -> None:
+        """`train` or `evaluate`, unless its record is there."""
+        number = f"[{self.runs.index(run) + 1}/{len(self.runs)}]"
+        if self.done(stage, run):
+            print(f"{number} {self.name(run)}: {stage} is done, with today's options; not run again", flush=True)
+            return
+        script, words = (run_train, run.train) if stage == "train" else (run_eval, run.evaluate)
+        saying = {"train": "training", "evaluate": "evaluating"}[stage]
+        print(
+            f"{number} {self.name(run)}: {saying}… ({clock(time.perf_counter() - self.start)} passed, {self.left()})",
+            flush=True,
+        )
+        run.folder.mkdir(parents=True, exist_ok=True)
+        for stale in ("train", "evaluate") if stage == "train" else ("evaluate",):
+            (run.folder / f"{stale}.json").unlink(missing_ok=True)
+        before = time.perf_counter()
+        with open(run.folder / f"{stage}.log", "w", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+            script.main(words)
+        self.timings["arms"].setdefault(self.name(run), {})[stage] = round(time.perf_counter() - before, 1)
+        self.keep()
+        write_json(run.folder / f"{stage}.json", self.records[run.folder])
+
+
+def probed(config: dict, output: Path) -> dict[str, dict]:
+    """Linear probes of the arms' encoders, `probes.json` by what the labels are about."""
+    made = {}
+    labels = write_labels(output / "corpus") if config["corpus"] else {k: Path(v) for k, v in config["probe"]["labels"].items()}
+    for kind, words in probe_flags(config, labels).items():
+        folder, record = output / "probes" / kind, as_json({"words": words, "labels": digest([str(labels[kind])])})
+        if not (folder / "probe.json").is_file() or (folder / "probe.json").read_text() != record:
+            print(f"probing what the encoders hold of: {kind}…", flush=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            with open(folder / "probe.log", "w", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+                run_probe.main(words)
+            (folder / "probe.json").write_text(record)
+        made[kind] = json.loads((folder / "probes.json").read_text(encoding="utf-8"))
+    return made
+
+
+def best_rates(runs: list[Planned]) -> dict[str, dict]:
+    """Of each arm the learning rate of the lowest validation loss at the last step, mean over seeds, and the loss of each."""
+    found: dict[str, dict[float, list[float]]] = {}
+    for run in runs:
+        found.setdefault(run.arm, {}).setdefault(run.learning_rate, []).append(validation_loss(run.folder))
+    losses = {arm: {rate: sum(of) / len(of) for rate, of in rates.items()} for arm, rates in found.items()}
+    return {
+        arm: {"best": min(of, key=of.get), "loss": {f"{rate:g}": of[rate] for rate in sorted(of)}} for arm, of in losses.items()
+    }
+
+
+def evaluated(runs: list[Planned]) -> dict[str, list[Run]]:
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.arm, []).append(read_run(run.folder / "evaluation"))
+    return found
+
+
+def from_config(args, start: float) -> tuple[dict, dict[str, list[Run]], object]:
+    """Trains and evaluates what a config describes; the comparison, its runs, and where the audio is."""
+    config = read_config(args.config, args.seeds, args.output_dir)
+    runs, reads = plan(config, args.config)
+    output = Path(config["output_dir"])
+    output.mkdir(parents=True, exist_ok=True)
+    print(config["note"], end="\n" if config["note"] else "", flush=True)
+    corpus_start = time.perf_counter()
+    if config["corpus"]:
+        make_soundscapes(output_dir=output / "corpus", **config["corpus"])
+    corpus, checkpoints = digest(reads["files"]), {arm: digest(of) for arm, of in reads["checkpoints"].items()}
+    records = {run.folder: {"train": run.train, "evaluate": run.evaluate, "corpus": corpus, "checkpoints": checkpoints[run.arm]}
+               for run in runs}  # fmt: skip
+    stages = Stages(output, runs, records, start)
+    if config["corpus"]:
+        stages.timings.setdefault("corpus", round(time.perf_counter() - corpus_start, 1))  # a complete corpus is only read
+        stages.keep()
+    usual = runs[0].learning_rate
+    equal = [run for run in runs if run.learning_rate == usual]
+    for run in equal:
+        stages.run("train", run)
+        stages.run("evaluate", run)
+    for run in runs[len(equal) :]:
+        stages.run("train", run)
+    found = evaluated(equal)
+    check_comparable(found)
+    # how long it took and where it lies stay out: the same command gives the same bytes
+    comparison = {
+        "command": f"run_compare.py --config {args.config} --seeds {' '.join(map(str, config['seeds']))}",
+        **{key: config[key] for key in ("note", "corpus", "train", "eval")}, **compare(found),
+    }  # fmt: skip
+    comparison["rows"]["train"] = len(json.loads(Path(reads["files"][0]).read_text(encoding="utf-8")))
+    for run in equal:
+        if run.seed == config["seeds"][0]:
+            comparison["arms"][run.arm] |= {**config["arms"][run.arm], **model_facts(run.folder)}
+    if config["probe"]:
+        comparison["probes"] = probed(config, output)
+    if config["learning_rates"]:
+        rates = best_rates(runs)
+        chosen = [run for run in runs if run.learning_rate == rates[run.arm]["best"]]
+        for run in chosen:
+            stages.run("evaluate", run)
+        tuned = {arm: of for arm, of in sorted(evaluated(chosen).items(), key=lambda item: list(found).index(item[0]))}
+        check_comparable(tuned, may_differ=("learning rate",))
+        beside = compare(tuned)
+        comparison["best_learning_rates"] = {
+            "rates": rates, "macro": {arm: of.get("macro") for arm, of in beside["arms"].items()},
+            **{key: beside.get(key) for key in ("statistics", "conclusion")},
+        }  # fmt: skip
+    return comparison, found, output, audio_roots(reads["audio_dir"])
+
+
+def from_folders(args) -> tuple[dict, dict[str, list[Run]], object]:
+    """Compares evaluations that are there."""
+    found: dict[str, list[Run]] = {}
+    for word in args.evaluations:
+        arm, _, folder = word.partition("=")
+        if not arm or not folder:
+            raise ValueError(f"--evaluations {word}: ARM=FOLDER is wanted, such as htsat=outputs/htsat/evaluation")
+        found.setdefault(arm, []).append(read_run(folder))
+    if len(found) < 2:
+        raise ValueError("--evaluations: two arms or more are wanted")
+    check_comparable(found)
+    output = Path(args.output_dir or "outputs/compare")
+    output.mkdir(parents=True, exist_ok=True)
+    comparison = {"command": f"run_compare.py --evaluations {' '.join(args.evaluations)}", "note": "", "corpus": None,
+                  "train": {}, "eval": {}, **compare(found)}  # fmt: skip
+    for arm, of in found.items():
+        if (of[0].folder.parent / "trainer_state.json").is_file():
+            comparison["arms"][arm] |= model_facts(of[0].folder.parent)
+    return comparison, found, output, audio_roots(args.audio_dir) if args.audio_dir else None
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="YAML file of the comparison, such as configs/demo.yaml")
-    parser.add_argument("--seed", type=int, help="of every arm's training; overrides the config's")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", help="YAML file of the comparison, such as configs/demo.yaml")
+    what.add_argument("--evaluations", nargs="+", metavar="ARM=FOLDER", help="folders that run_eval.py wrote")
+    parser.add_argument("--seeds", type=int, nargs="+", help="of every arm's training; overrides the config's")
     parser.add_argument("--output_dir", help="where everything goes; overrides the config's")
+    parser.add_argument("--audio_dir", nargs="+", help="with --evaluations: the audio, for the report; without it, it has none")
     args = parser.parse_args(argv)
     start = time.perf_counter()
     try:
-        config = read_config(args.config, args.seed, args.output_dir)
-        plans = plan(config, args.config)
-        output = Path(config["output_dir"])
-        output.mkdir(parents=True, exist_ok=True)
-        print(config["note"], end="\n" if config["note"] else "", flush=True)
-        timings = json.loads((output / "timings.json").read_text()) if (output / "timings.json").is_file() else {"arms": {}}
-        timings["arms"] = {arm: seconds for arm, seconds in timings["arms"].items() if arm in plans}
-        if config["corpus"]:
-            make_soundscapes(output_dir=output / "corpus", **config["corpus"])
-            timings.setdefault("corpus", round(time.perf_counter() - start, 1))  # a complete corpus is only read
-            write_json(output / "timings.json", timings)
-    except ValueError as error:
+        comparison, found, output, audio_dir = from_config(args, start) if args.config else from_folders(args)
+    except (ValueError, OSError) as error:
         sys.exit(f"run_compare.py: {error}")
-    first = next(iter(plans.values()))
-    corpus = digest(first["files"])
-    records = {arm: {"train": of["train"], "evaluate": of["evaluate"], "corpus": corpus,
-                     "checkpoints": digest(of["checkpoints"])} for arm, of in plans.items()}  # fmt: skip
-    run_arms(config, records, timings, start)
-
-    # how long it took and where it lies stay out: the same command gives the same bytes
-    about = {
-        "command": f"run_compare.py --config {args.config} --seed {config['seed']}",
-        **{key: config[key] for key in ("note", "seed", "corpus", "train", "eval")},
-    }
-    predictions = read_predictions({arm: output / arm / "evaluation" for arm in plans})
-    training = json.loads(Path(first["files"][0]).read_text(encoding="utf-8"))
-    comparison = {**about, **compare_arms(output, config["arms"], predictions, training)}
     write_json(output / "comparison.json", comparison)
-    write_report(output / "report.html", comparison, choose_examples(predictions, audio_roots(first["audio_dir"])))
+    write_report(output / "report.html", comparison, found, audio_dir)
     print(comparison_table(comparison))
-    print(config["note"], end="\n" if config["note"] else "")
+    if comparison.get("conclusion"):
+        print(comparison["conclusion"])
+    print(comparison["note"], end="\n" if comparison["note"] else "")
     print(f"{output / 'comparison.json'} and {output / 'report.html'} are written; {clock(time.perf_counter() - start)} in all")
 
 

@@ -111,6 +111,26 @@ def make_soundscapes(output_dir: str | Path, rows: int = 8000, seed: int = 0) ->
     return files
 
 
+def write_labels(corpus_dir: str | Path) -> dict[str, Path]:
+    """Labels of the corpus' clips for run_probe.py, a csv of `filename`, `split` and `label` for each kind: the sound (of
+    scenes with one), the recording's quality, and the room.
+    """
+    corpus = Path(corpus_dir)
+    scenes = json.loads((corpus / MANIFEST).read_text(encoding="utf-8"))["scenes"]
+    found: dict[str, list[tuple[str, str]]] = {"sound": [], "quality": [], "room": []}
+    for path, scene in scenes.items():
+        names = {event["name"] for event in scene["events"]}
+        if len(names) == 1:
+            found["sound"].append((path, *names))
+        found["quality"].append((path, "noisy" if scene["noise_db"] > -60 else scene["quality"]))
+        found["room"].append((path, scene["room"]))
+    files = {kind: corpus / f"labels-{kind}.csv" for kind in found}
+    for kind, labelled in found.items():
+        lines = [f"{path},{path.split('/')[1]},{label}" for path, label in labelled]
+        _write(files[kind], "\n".join(["filename,split,label", *lines, ""]).encode())
+    return files
+
+
 def _known_files(output: Path, settings: dict) -> tuple[bool, dict[str, tuple[int, str]] | None]:
     """Whether a manifest says that the corpus is complete, and size and digest of the files that it or the journal of an
     interrupted run names; None if there is neither."""

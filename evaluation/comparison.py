@@ -1,212 +1,262 @@
-"""Arms beside each other: what run_train.py and run_eval.py wrote for each, the majority baseline, and one table of it all.
+"""Evaluations beside each other: arms, each of one seed or several, the statistics of their differences, and one sentence on
+them.
 
-A comparison is a plain dictionary (`comparison.json`). Statistics of differences between arms belong beside
-[`majority_baseline`]: they take the rows that [`read_predictions`] returns, and add an entry to it.
+A comparison is a plain dictionary (`comparison.json`). What is claimed, by which test, is fixed in docs/protocol.md.
 """
 
-import json
-import math
-from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
+from itertools import combinations
+from typing import NamedTuple
 
-from safetensors import safe_open
-from transformers import AutoTokenizer
+import numpy as np
 
-from audiolm.configuration_audiolm import AudioLMConfig
-from audiolm.data.reasonaqa import FIELDS, QUESTION_TYPES, AudioDir, question_type, resolve_path
-from audiolm.evaluation.categories import CATEGORIES
-from audiolm.evaluation.metric import SCORED, ReasonAQAMetric
-from audiolm.evaluation.parsing import parse_answer
-from audiolm.processing_audiolm import AudioLMProcessor
+from audiolm.evaluation.answering import NAMES
+from audiolm.evaluation.metric import SCORED
+from audiolm.evaluation.runs import Run
+from audiolm.evaluation.scores import DEAF, above_best_control, clips_of, groups, option_probabilities
+from audiolm.evaluation.statistics import (
+    clip_bootstrap,
+    clip_permutation_test,
+    expected_calibration_error,
+    holm,
+    interval,
+    mcnemar,
+    minimum_detectable_difference,
+)
 
-MAJORITY = "majority"
+LEVEL = 0.05
+RESAMPLES = 10_000
+SEEDS = 3  # fewer are exploratory
+TRAINED_ON = (
+    "HTSAT of MS-CLAP 2023 was trained on 22 audio tasks and then on 4.6 M captions, and may have heard test clips; Mimi was "
+    "trained on speech, hears up to 12 kHz (HTSAT up to 19 kHz) and quantises"
+)
 
 
-def read_predictions(folders: Mapping[str, Path]) -> dict[str, list[dict]]:
-    """The rows of `predictions.jsonl` in each arm's evaluation folder.
+class Outcomes(NamedTuple):
+    """Closed rows as numbers: 1 for a right answer, 0 for a wrong one, the mean over an arm's seeds.
 
-    Raises:
-        ValueError: if the arms did not answer the same rows in the same order.
+    Attributes:
+        rows: of the first arm. kinds: the question types that are there. kind: of each row, its number among `kinds`.
+        arms: (rows,) of each arm. by_seed: (seeds, rows). controls: of each arm, (rows,) of each control.
     """
-    predictions = {}
-    for arm, folder in folders.items():
-        lines = Path(folder, "predictions.jsonl").read_text(encoding="utf-8").split("\n")
-        predictions[arm] = [json.loads(line) for line in lines if line]
-    first, *others = predictions
-    asked = [[row[field] for field in FIELDS] for row in predictions[first]]
-    for arm in others:
-        if [[row[field] for field in FIELDS] for row in predictions[arm]] != asked:
-            raise ValueError(
-                f"{folders[first]} and {folders[arm]} hold answers to different rows; evaluate both on one test file"
-            )
-    return predictions
+
+    rows: list[dict]
+    kinds: list[str]
+    kind: np.ndarray
+    clips: list[tuple[str, ...]]
+    arms: dict[str, np.ndarray]
+    by_seed: dict[str, np.ndarray]
+    controls: dict[str, dict[str, np.ndarray]]
+
+    def means(self, outcome: np.ndarray) -> np.ndarray:
+        """Accuracy of each question type, (types, ...), of outcomes (rows, ...)."""
+        return np.array([outcome[self.kind == number].mean(0) for number in range(len(self.kinds))])
 
 
-def learning_curves(log_history: list[dict]) -> dict:
-    """Training loss and loss per answer token of each question type, as [step, loss] pairs, of a `trainer_state.json`."""
-    keys = {kind: f"eval_{kind}_token_loss" for kind in QUESTION_TYPES}
-    found = {kind: [[e["step"], float(e[key])] for e in log_history if key in e] for kind, key in keys.items()}
-    return {
-        "train_loss": [[e["step"], float(e["loss"])] for e in log_history if "loss" in e],
-        "eval_loss": {kind: points for kind, points in found.items() if points},
+def outcomes(runs: Mapping[str, list[Run]]) -> Outcomes:
+    """The closed rows of comparable runs. A model without audio is a control of those with it, `question_only`."""
+    first = next(iter(runs.values()))[0]
+    protocol = first.metrics["protocol"]
+    numbers = [i for i, row in enumerate(first.rows) if row["question_type"] in SCORED]
+    rows = [first.rows[i] for i in numbers]
+    kinds = [kind for kind in SCORED if any(row["question_type"] == kind for row in rows)]
+
+    def right(run, control=None):
+        given = [run.rows[i] for i in numbers]
+        given = [row["controls"][control] for row in given] if control else given
+        return np.array([row["answers"][protocol]["correct"] for row in given], float)
+
+    by_seed = {arm: np.array([right(run) for run in of]) for arm, of in runs.items()}
+    arms = {arm: of.mean(0) for arm, of in by_seed.items()}
+    controls = {}
+    for arm, of in runs.items():
+        names = [name for name in DEAF if all(name in row["controls"] for row in rows)]
+        controls[arm] = {name: np.mean([right(run, name) for run in of], 0) for name in names}
+        if not of[0].deaf:
+            controls[arm] |= {other: arms[other] for other, its in runs.items() if its[0].deaf}
+    kind = np.array([kinds.index(row["question_type"]) for row in rows])
+    return Outcomes(rows, kinds, kind, [clips_of(row) for row in rows], arms, by_seed, controls)
+
+
+def _cell(mean: float, samples: np.ndarray, n: int) -> dict:
+    low, high = interval(samples)
+    return {"n": n, "accuracy": float(mean), "ci95_low": float(low), "ci95_high": float(high)}
+
+
+def accuracies(of: Outcomes, max_audio_seconds: float) -> dict[str, dict]:
+    """Accuracy of each arm with its bootstrap interval over clips: by question type and every other grouping, of all rows, and
+    the mean of types."""
+    named = {
+        "question_type": [of.kinds[k] for k in of.kind],
+        **groups(of.rows, max_audio_seconds),
+        "micro": [""] * len(of.rows),
     }
+    stacked, found = np.stack(list(of.arms.values()), 1), {arm: {} for arm in of.arms}
+    for grouping, names in named.items():
+        order = of.kinds if grouping == "question_type" else sorted(set(names))
+        number = np.array([order.index(name) for name in names])
+        samples = clip_bootstrap(stacked, of.clips, number, RESAMPLES)
+        for column, (arm, outcome) in enumerate(of.arms.items()):
+            cells = {name: _cell(outcome[number == g].mean(), samples[:, g, column], int((number == g).sum()))
+                     for g, name in enumerate(order)}  # fmt: skip
+            found[arm][grouping] = cells[""] if grouping == "micro" else cells
+            if grouping == "question_type":
+                macro = _cell(of.means(outcome).mean(), samples[:, :, column].mean(1), len(of.rows))
+                seeds = [float(of.means(one).mean()) for one in of.by_seed[arm]]
+                found[arm] |= {"macro_accuracy": macro["accuracy"], "macro": macro, "macro_by_seed": seeds}
+    return found
 
 
-def model_facts(folder: str | Path) -> dict:
-    """Trained parameters of a saved model, the seconds it uses of a clip, and the tokens it makes of them."""
-    config = AudioLMConfig.from_pretrained(folder)
-    extractor = AudioLMProcessor.from_config(config, AutoTokenizer.from_pretrained(folder)).feature_extractor
-    trained = ("mapper.linear",) if config.freeze_lm else ("mapper.linear", "language_model.")
-    with safe_open(Path(folder, "model.safetensors"), "pt") as file:
-        count = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys() if key.startswith(trained))  # noqa: SIM118
-    return {
-        "trained_parameters": count,
-        "max_audio_seconds": config.max_audio_seconds,
-        "tokens_per_clip": extractor.num_frames(int(config.max_audio_seconds * extractor.sampling_rate)),
-    }
-
-
-def read_arm(folder: str | Path) -> dict:
-    """An arm's metrics, learning curves and sizes, from the folder of its model with `evaluation` inside."""
-    metrics = json.loads(Path(folder, "evaluation", "metrics.json").read_text())
-    state = json.loads(Path(folder, "trainer_state.json").read_text())
-    return {**metrics, **model_facts(folder), "learning_curves": learning_curves(state["log_history"])}
-
-
-def majority_baseline(training_rows: list[dict], test_rows: list[dict]) -> dict:
-    """Metrics of the commonest right answer (letter, yes or no) of the training rows of a test row's subtype.
-
-    A subtype that training lacks takes its question type's; of equally common answers the first in the alphabet counts.
-
-    Args:
-        training_rows: rows with ReasonAQA's fields. test_rows: rows of `predictions.jsonl`.
-    """
-    counts: dict[tuple, Counter] = {}
-    for row in training_rows:
-        kind = question_type(row)
-        if answer := parse_answer(kind, row["input"], row["answer"]):
-            for group in ((kind, row["subtype"]), (kind, None)):
-                counts.setdefault(group, Counter())[answer] += 1
-    commonest = {group: min(found, key=lambda a: (-found[a], a)) for group, found in counts.items()}
-    scored = [row for row in test_rows if row["question_type"] in SCORED]
-    if not scored:
-        return {}
-    guesses = [commonest.get((r["question_type"], r["subtype"]), commonest.get((r["question_type"], None), "")) for r in scored]
-    return ReasonAQAMetric().compute(
-        predictions=guesses, references=[row["reference"] or row["answer"] for row in scored],
-        **{key: [row[key] for row in scored] for key in ("question_type", "subtype", "category")},
-    )  # fmt: skip
-
-
-def compare_arms(output_dir: str | Path, arms: Mapping[str, dict], predictions: dict, training_rows: list[dict]) -> dict:
-    """What the arms' folders in `output_dir` hold, beside each other and the majority baseline.
-
-    Args:
-        arms: options of each arm, kept with its results. predictions: of [`read_predictions`].
-    """
-    test_rows = next(iter(predictions.values()))
-    return {
-        "rows": {"train": len(training_rows), "test": len(test_rows)},
-        "arms": {arm: {**options, **read_arm(Path(output_dir, arm))} for arm, options in arms.items()},
-        MAJORITY: majority_baseline(training_rows, test_rows),
-    }
-
-
-def table_rows(comparison: dict) -> list[dict]:
-    """The comparison's table: `section`, `name`, `n` and `cells` by column (the arms, then the majority baseline).
-
-    A cell of a closed question is a group of metrics.json, of a text type `{"loss": per answer token}`, or None.
-    """
-    columns = {**comparison["arms"], MAJORITY: comparison[MAJORITY]}
-
-    def row(section, name, cells):
-        return {"section": section, "name": name, "n": max((c.get("n", 0) for c in cells.values() if c), default=0),
-                "cells": cells}  # fmt: skip
-
-    def names(group):
-        return {name: None for column in columns.values() for name in column.get(group, {})}
-
-    rows = []
-    others = [name for name in names("category") if name not in CATEGORIES]
-    for section, order in (("question_type", SCORED), ("category", (*CATEGORIES, *others))):
-        for name in order:
-            if name in names(section):
-                rows.append(row(section, name, {c: m.get(section, {}).get(name) for c, m in columns.items()}))
-    if any("micro" in m for m in columns.values()):
-        rows.append(row("overall", "all closed rows", {c: m.get("micro") for c, m in columns.items()}))
-        mean = {c: m.get("macro_accuracy") for c, m in columns.items()}
-        rows.append(row("overall", "mean of types", {c: None if a is None else {"accuracy": a} for c, a in mean.items()}))
-    for kind in names("text"):
-        found = {c: m.get("text", {}).get(kind) for c, m in columns.items()}
-        cells = {c: g and {"n": g["n"], "loss": g["loss_per_answer_token"]} for c, g in found.items()}
-        rows.append(row("text", kind, cells))
-    return rows
-
-
-def comparison_table(comparison: dict) -> str:
-    """The comparison as text: accuracy with its 95 % interval, then loss per answer token of the text types."""
-    titles = {"question_type": "accuracy by question type", "category": "accuracy by category", "overall": "accuracy overall",
-              "text": "loss per answer token"}  # fmt: skip
-
-    def cell(value):
-        if value is None:
-            return "-"
-        if "loss" in value:
-            return f"{value['loss']:.3f}"
-        interval = f" ({value['ci95_low']:.3f}-{value['ci95_high']:.3f})" if "ci95_low" in value else " " * 14
-        return f"{value['accuracy']:.3f}{interval}"
-
-    rows, columns = table_rows(comparison), [*comparison["arms"], MAJORITY]
-    first = max(28, *(len(row["name"]) + 2 for row in rows))
-    widths = [max(len(name), 19) + 2 for name in columns]
-    lines = [f"{'':<{first}}{'n':>6}" + "".join(f"{name:>{w}}" for name, w in zip(columns, widths))]
-    section = None
-    for row in rows:
-        if row["section"] != section:
-            section = row["section"]
-            lines.append(titles[section])
-        cells = "".join(f"{cell(row['cells'][name]):>{w}}" for name, w in zip(columns, widths))
-        lines.append(f"{'  ' + row['name']:<{first}}{row['n'] or '':>6}{cells}")
-    return "\n".join(lines)
-
-
-def choose_examples(predictions: dict[str, list[dict]], audio_dir: AudioDir, count: int = 10) -> list[dict]:
-    """Test rows to listen to, with each arm's answer: spread over question types and categories, whatever was answered.
-
-    The next one is of the type, then the category, that was chosen least so far, and the first such row of the test file
-    whose clips were not chosen yet.
-    """
-    rows = next(iter(predictions.values()))
-    groups: dict[tuple, list[int]] = {}
-    for i, row in enumerate(rows):
-        groups.setdefault((row["question_type"], row["category"]), []).append(i)
-    types, categories, clips, chosen = Counter(), Counter(), set(), []
-    while groups and len(chosen) < count:
-        kind, about = group = min(
-            groups, key=lambda g: (types[g[0]], categories[g[1]], QUESTION_TYPES.index(g[0]), CATEGORIES.index(g[1]))
-        )
-        fresh = [i for i in groups[group] if not clips & {rows[i]["filepath1"], rows[i]["filepath2"]}]
-        i = (fresh or groups[group])[0]
-        groups[group].remove(i)
-        if not groups[group]:
-            del groups[group]
-        types[kind], categories[about] = types[kind] + 1, categories[about] + 1
-        clips |= {rows[i]["filepath1"], rows[i]["filepath2"]} - {""}
-        chosen.append(i)
-    chosen.sort(key=lambda i: (QUESTION_TYPES.index(rows[i]["question_type"]), i))
-    return [
-        {
-            "question_type": rows[i]["question_type"],
-            "category": rows[i]["category"],
-            "question": rows[i]["input"],
-            "truth": rows[i]["answer"],
-            "clips": [resolve_path(rows[i][f], audio_dir) for f in ("filepath1", "filepath2") if rows[i][f]],
-            "answers": {
-                arm: {"text": of[i]["generated"], "correct": of[i]["correct"], "parsed": of[i]["parsed"],
-                      "loss_per_answer_token": of[i]["loss"] / of[i]["n_tokens"]}
-                for arm, of in predictions.items()
-            },
-        }
-        for i in chosen
+def differences(of: Outcomes, arms: list[str], max_audio_seconds: float) -> dict:
+    """Every pair of these arms: by macro accuracy, the primary endpoint, by question type, and by category without a test."""
+    pairs = list(combinations(arms, 2))
+    paired = np.stack([of.arms[b] - of.arms[a] for a, b in pairs], 1)
+    samples, means = clip_bootstrap(paired, of.clips, of.kind, RESAMPLES), of.means(paired)
+    primary, by_type = [], []
+    for column, (a, b) in enumerate(pairs):
+        drawn = samples[:, :, column].mean(1)
+        low, high = interval(drawn)
+        seeds = [float((of.means(two) - of.means(one)).mean()) for one, two in zip(of.by_seed[a], of.by_seed[b])]
+        primary.append({
+            "a": a, "b": b, "difference": float(means[:, column].mean()), "ci95_low": float(low), "ci95_high": float(high),
+            "p": clip_permutation_test(paired[:, column], of.clips, of.kind, RESAMPLES), "by_seed": seeds,
+            "minimum_detectable_difference": minimum_detectable_difference(float(np.nanstd(drawn, ddof=1)), len(pairs), LEVEL),
+        })  # fmt: skip
+        for number, kind in enumerate(of.kinds):
+            inside = of.kind == number
+            low, high = interval(samples[:, number, column])
+            clips = [clips for clips, keep in zip(of.clips, inside) if keep]
+            by_type.append({
+                "question_type": kind, "a": a, "b": b, "n": int(inside.sum()), "difference": float(means[number, column]),
+                "ci95_low": float(low), "ci95_high": float(high),
+                "p": clip_permutation_test(paired[inside, column], clips, np.zeros(inside.sum(), int), RESAMPLES),
+                "mcnemar": mcnemar(of.by_seed[a][0][inside] > 0, of.by_seed[b][0][inside] > 0),  # of the first seed
+            })  # fmt: skip
+    for family in (primary, by_type):
+        for entry, corrected in zip(family, holm([entry["p"] for entry in family])):
+            entry["p_holm"] = corrected
+    for entry, corrected in zip(by_type, holm([entry["mcnemar"]["p"] for entry in by_type])):
+        entry["mcnemar"]["p_holm"] = corrected
+    names = groups(of.rows, max_audio_seconds)["category"]
+    order = sorted(set(names))
+    number = np.array([order.index(name) for name in names])
+    samples = clip_bootstrap(paired, of.clips, number, RESAMPLES)
+    by_category = [
+        {"category": name, "a": a, "b": b, "n": int((number == g).sum()),
+         "difference": float(paired[number == g, column].mean()),
+         **dict(zip(("ci95_low", "ci95_high"), map(float, interval(samples[:, g, column]))))}
+        for g, name in enumerate(order) for column, (a, b) in enumerate(pairs)
     ]  # fmt: skip
+    return {"primary": primary, "by_type": by_type, "by_category": by_category, "resamples": RESAMPLES}
+
+
+def _mean(values: list) -> float | None:
+    return None if any(value is None for value in values) else float(np.mean(values))
+
+
+def _of_controls(runs: list[Run]) -> dict[str, dict]:
+    """Accuracy under each control by question type and category, and of the mean of types: means over seeds."""
+    found = {}
+    for control in runs[0].metrics.get("controls", {}):
+        of = [run.metrics["controls"][control] for run in runs]
+        if all(of):
+            found[control] = {
+                grouping: {name: {"n": one["n"], "accuracy": _mean([o[grouping][name]["accuracy"] for o in of])}
+                           for name, one in of[0][grouping].items()}
+                for grouping in ("question_type", "category")
+            } | {"macro_accuracy": _mean([o["macro_accuracy"] for o in of])}  # fmt: skip
+            if "consistency" in of[0]:
+                found[control]["same_option"] = {k: _mean([o["consistency"][k]["same_option"] for o in of])
+                                                 for k in of[0]["consistency"]}  # fmt: skip
+    return found
+
+
+def _of_texts(runs: list[Run]) -> dict[str, dict]:
+    """Numbers of open question types, means over seeds."""
+    found = {}
+    for kind, of in runs[0].metrics["text"].items():
+        all_of = [run.metrics["text"][kind] for run in runs]
+        found[kind] = {"n": of["n"], "loss_per_answer_token": _mean([o["loss_per_answer_token"] for o in all_of])}
+        if "generated" in of:
+            names = [name for name in ("bleu_4", "rouge_l", "cider_d", "meteor", "spice", "spider") if name in of["generated"]]
+            found[kind]["generated"] = {name: _mean([o["generated"][name] for o in all_of]) for name in names}
+        found[kind]["control_loss"] = {name: _mean([o["control_loss"][name] for o in all_of]) for name in of["control_loss"]}
+    return found
+
+
+def _calibration(runs: list[Run]) -> dict | None:
+    """Of the probabilities that an arm gives to its answers to closed questions, over its seeds."""
+    given = [found for run in runs for row in run.rows if (found := option_probabilities(row))]
+    if not given:
+        return None
+    best = np.array([max(found.values()) for found in given])
+    right = np.array(
+        [bool(row["answers"]["likelihood"]["correct"]) for run in runs for row in run.rows if option_probabilities(row)]
+    )
+    return expected_calibration_error(best, right)
+
+
+def conclusion(comparison: Mapping) -> str:
+    """What can and what cannot be concluded, in one sentence, by the rules of docs/protocol.md."""
+
+    def points(of):
+        return f"{100 * abs(of['difference']):.1f} points"
+
+    def spread(of):
+        return f"95 % interval {100 * of['ci95_low']:+.1f} to {100 * of['ci95_high']:+.1f}, p {of['p_holm']:.3g} after Holm"
+
+    statistics, seeds = comparison["statistics"], len(comparison["seeds"])
+    said = []
+    for pair in statistics.get("primary", []):
+        worse, better = (pair["a"], pair["b"]) if pair["difference"] > 0 else (pair["b"], pair["a"])
+        steady = len({value > 0 for value in pair["by_seed"]}) == 1
+        if pair["p_holm"] < LEVEL and steady:
+            said.append(
+                f"{better} answers better than {worse} by {points(pair)} of macro accuracy ({spread(pair)}), in every seed"
+            )
+        elif pair["p_holm"] < LEVEL:
+            said.append(
+                f"{better} leads {worse} by {points(pair)} ({spread(pair)}), but not in every seed: no difference was shown"
+            )
+        else:
+            found = 100 * pair["minimum_detectable_difference"]
+            said.append(f"no difference was shown between {pair['a']} and {pair['b']} ({spread(pair)}; one of {found:.1f} "
+                        "points would have been found four times in five)")  # fmt: skip
+    deaf = [arm for arm, of in comparison["arms"].items() if not of["no_audio"] and of["listening"]
+            and of["listening"]["macro"]["ci95_low"] <= 0]  # fmt: skip
+    said += [f"{arm} is not shown to listen: {comparison['arms'][arm]['listening']['macro']['best_control']} does as well"
+             for arm in deaf]  # fmt: skip
+    if seeds < SEEDS:
+        said.append(f"with {'one seed' if seeds == 1 else f'{seeds} seeds'}, fewer than the protocol's {SEEDS}, this is "
+                    "exploratory and says nothing about another training")  # fmt: skip
+    said.append(f"nothing follows for codecs and classifiers as such: {TRAINED_ON}")
+    about = f"{statistics['rows']:,} closed rows about {statistics['clips']:,} clips, by {NAMES[comparison['protocol']]}"
+    return f"On {about}: " + "; ".join(said) + "."
+
+
+def compare(runs: Mapping[str, list[Run]]) -> dict:
+    """Arms beside each other, of comparable runs: what each answers, what it gets from listening, how the arms differ."""
+    first = next(iter(runs.values()))[0]
+    seconds = first.metrics["max_audio_seconds"]
+    arms = {
+        arm: {
+            "encoder_type": of[0].metrics["settings"]["model"]["encoder_type"], "no_audio": of[0].deaf,
+            "text": _of_texts(of), "controls": _of_controls(of), "calibration": _calibration(of),
+            "training": of[0].metrics["settings"]["model"]["training"], "listening": {},
+        }
+        for arm, of in runs.items()
+    }  # fmt: skip
+    comparison = {"protocol": first.metrics["protocol"], "seeds": [run.seed for run in next(iter(runs.values()))],
+                  "rows": {"test": len(first.rows)}, "arms": arms, "statistics": {},
+                  "majority": first.metrics.get("controls", {}).get("majority", {})}  # fmt: skip
+    if any(row["question_type"] in SCORED for row in first.rows):
+        of = outcomes(runs)
+        for arm, found in accuracies(of, seconds).items():
+            arms[arm] |= found
+            arms[arm]["listening"] = above_best_control(of.arms[arm], of.controls[arm], of.kinds, of.kind, of.clips)
+        hearing = [arm for arm, its in runs.items() if not its[0].deaf]
+        comparison["statistics"] = differences(of, hearing, seconds) if len(hearing) > 1 else {}
+        comparison["statistics"] |= {"rows": len(of.rows), "clips": len({clip for clips in of.clips for clip in clips})}
+        comparison["conclusion"] = conclusion(comparison)
+    return comparison

@@ -1,8 +1,6 @@
-"""run_compare.py, its numbers and its report: by hand, from end to end with small models, and in a browser."""
+"""run_compare.py and its numbers: by hand, and from end to end with small models. The report is in test_report.py."""
 
-import importlib.util
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,24 +8,19 @@ import soundfile
 import yaml
 from conftest import clip, small_model
 
-from audiolm.evaluation.comparison import (
-    choose_examples,
-    comparison_table,
-    learning_curves,
-    majority_baseline,
-    read_predictions,
-    table_rows,
-)
+from audiolm.comparison_plan import read_config, runs
+from audiolm.evaluation.comparison import compare, conclusion
 from audiolm.evaluation.metric import wilson
-from audiolm.evaluation.report import line_chart, smooth, ticks, write_report
-from audiolm.run_compare import arm_flags, main, read_config
+from audiolm.evaluation.runs import Run, check_comparable, learning_curves, read_run
+from audiolm.evaluation.scores import predicted_rows, score
+from audiolm.evaluation.tables import comparison_table, table_rows
+from audiolm.run_compare import best_rates, main
 from audiolm.run_train import parse
 
 EMPTY = {key: "" for key in ("taskname", "filepath2", "caption1", "caption2")}
 MCQ = {**EMPTY, "input": "Which tone? A) low B) high", "subtype": "T-MCQ.json"}
 YES_NO = {**EMPTY, "input": "Is it low? Answer only using yes or no.", "subtype": "TAQA.json"}
 DIFFERENCE = {**EMPTY, "input": "explain the difference in detail", "subtype": "TD-1.json"}
-SCRIPT = "<script>alert(1)</script>"
 
 
 def group(correct, n, unparsed=0):
@@ -35,26 +28,16 @@ def group(correct, n, unparsed=0):
     return {"n": n, "accuracy": correct / n, "ci95_low": low, "ci95_high": high, "n_unparsed": unparsed}
 
 
-def answered(row, kind, about, generated, correct, name="0.wav", reference=None):
-    return {**row, "filepath1": name, "question_type": kind, "category": about, "generated": generated, "correct": correct,
-            "parsed": None, "reference": reference, "loss": 3.0, "n_tokens": 2}  # fmt: skip
-
-
 def hand_made():
     """Two arms of 8 mcq and 4 yes_no rows and a text type, with a majority baseline."""
-    curves = {"train_loss": [[10, 2.0], [20, 1.0]], "eval_loss": {"mcq": [[10, 1.5], [20, 1.25]]}}
-    sizes = {"trained_parameters": 12345, "max_audio_seconds": 10.0, "tokens_per_clip": 92, "learning_curves": curves}
     heard = {
         "question_type": {"mcq": group(6, 8), "yes_no": group(2, 4)}, "category": {"count": group(8, 12)},
-        "micro": group(8, 12), "macro_accuracy": 0.625,
+        "micro": group(8, 12), "macro_accuracy": 0.625, "listening": {},
         "text": {"caption": {"n": 3, "loss_per_answer_token": 1.25, "mean_words": 4.0}},
     }  # fmt: skip
     chance = {"question_type": {"mcq": group(2, 8), "yes_no": group(2, 4)}, "category": {"count": group(4, 12)},
               "micro": group(4, 12), "macro_accuracy": 0.375}  # fmt: skip
-    arms = {"htsat": {"encoder_type": "htsat", **heard, **sizes},
-            "deaf": {"encoder_type": "htsat", "no_audio": True, **chance, "text": {}, **sizes}}  # fmt: skip
-    return {"command": "run_compare.py --config x.yaml --seed 0", "note": f"small {SCRIPT}", "seed": 0, "corpus": None,
-            "train": {}, "eval": {}, "rows": {"train": 20, "test": 15}, "arms": arms, "majority": chance}  # fmt: skip
+    return {"arms": {"htsat": heard, "deaf": {**chance, "text": {}, "listening": {}}}, "majority": chance, "statistics": {}}
 
 
 def test_table_by_hand():
@@ -69,77 +52,13 @@ def test_table_by_hand():
     assert next(line.split() for line in lines if line.startswith("  mcq")) == expected
     assert next(line.split() for line in lines if line.startswith("  caption")) == ["caption", "3", "1.250", "-", "-"]
     assert len({len(line) for line in lines if line.startswith("  ")}) == 1
-
-
-def test_majority_by_hand():
-    training = [{**MCQ, "answer": a} for a in ("A) low", "B) high", "B) high")]
-    training += [{**MCQ, "subtype": "U-MCQ.json", "answer": "A) low"}] * 3  # over both subtypes, a is commoner
-    training += [{**YES_NO, "answer": a} for a in ("yes", "no")]  # a tie: the alphabet's first
-    training += [{**DIFFERENCE, "answer": "one is low"}]
-    test = [answered({**MCQ, "answer": a}, "mcq", "count", "", False, reference=a[0].lower()) for a in ("A) low", "B) high")]
-    other = {**MCQ, "subtype": "new-MCQ.json", "answer": "A) low"}
-    test.append(answered(other, "mcq", "sound event", "", False, reference="a"))
-    test += [answered({**YES_NO, "answer": a}, "yes_no", "count", "", False, reference=a) for a in ("no", "no", "yes")]
-    test.append(answered({**DIFFERENCE, "answer": "x"}, "difference", "comparison", "", None))
-    found = majority_baseline(training, test)
-    assert found["question_type"] == {"mcq": group(2, 3), "yes_no": group(2, 3)}
-    assert found["category"] == {"count": group(3, 5), "sound event": group(1, 1)}
-    assert found["subtype"]["T-MCQ.json"] == group(1, 2)
-    assert found["micro"] == group(4, 6) and found["macro_accuracy"] == pytest.approx(2 / 3)
-
-
-def test_arms_that_answered_different_rows_are_refused(tmp_path):
-    for arm, rows in {"a": [MCQ], "b": [YES_NO], "c": [MCQ]}.items():
-        (tmp_path / arm).mkdir()
-        line = json.dumps(answered({**rows[0], "answer": "no\u2028"}, "mcq", "count", "", False), ensure_ascii=False)
-        (tmp_path / arm / "predictions.jsonl").write_text(line + "\n", encoding="utf-8")
-    assert [len(rows) for rows in read_predictions({arm: tmp_path / arm for arm in "ac"}).values()] == [1, 1]
-    with pytest.raises(ValueError, match=r"a and .*b hold answers to different rows"):
-        read_predictions({arm: tmp_path / arm for arm in "ab"})
+    assert comparison_table({**hand_made(), "majority": {}}).split("\n")[0].split() == ["n", "htsat", "deaf"]
 
 
 def test_learning_curves_of_a_log():
     log = [{"step": 5, "loss": 2.0}, {"step": 5, "eval_mcq_token_loss": 1.5, "eval_mcq_loss": 9.0}, {"step": 10, "loss": 1.0},
            {"step": 10, "eval_mcq_token_loss": 1.0}, {"step": 10, "train_loss": 1.5}]  # fmt: skip
     assert learning_curves(log) == {"train_loss": [[5, 2.0], [10, 1.0]], "eval_loss": {"mcq": [[5, 1.5], [10, 1.0]]}}
-
-
-def test_examples_are_spread_and_do_not_repeat_clips(tmp_path):
-    named = [("count", "0.wav"), ("count", "1.wav"), ("sound event", "0.wav"), ("sound event", "2.wav")]
-    rows = [answered({**MCQ, "answer": "A) low"}, "mcq", about, "b", False, name) for about, name in named]
-    pair = {**DIFFERENCE, "filepath2": "4.wav", "answer": "x"}
-    rows.append(answered(pair, "difference", "comparison", "y", None, "3.wav"))
-    examples = choose_examples({"a": rows, "b": rows}, tmp_path, count=3)
-    assert [(e["question_type"], e["category"]) for e in examples] == [
-        ("mcq", "count"), ("mcq", "sound event"), ("difference", "comparison")]  # fmt: skip
-    paths = [[str(tmp_path / f"{i}.wav") for i in clips] for clips in ([1], [0], [3, 4])]
-    assert [e["clips"] for e in examples] == paths
-    assert examples[0]["answers"]["b"] == {"text": "b", "correct": False, "parsed": None, "loss_per_answer_token": 1.5}
-    assert len(choose_examples({"a": rows}, tmp_path, count=10)) == 5
-
-
-def test_pictures_by_hand():
-    assert ticks(0.6, 1.3) == [0.6, 0.8, 1.0, 1.2, 1.4] and ticks(0, 800) == [0, 200, 400, 600, 800]
-    chart = line_chart({"a": [[0, 3.0], [50, 2.0], [100, 1.0]], "b": [[50, float("nan")]]})
-    assert chart["lines"] == [{"arm": "a", "points": [(0, 0), (50, 50), (100, 100)], "end": "1.000"}]
-    assert chart["y"][0] == (100.0, "1.0") and chart["y"][-1] == (0.0, "3.0") and chart["x"][-1] == (100.0, "100")
-    assert line_chart({"a": [[5, 1.0]]})["lines"][0]["points"][0][0] == 100 and line_chart({})["lines"] == []
-    points = [[i, float(i % 2)] for i in range(75)]  # windows of 3 points
-    assert smooth(points)[0] == [0, 0.5] and smooth(points)[1] == [1, pytest.approx(1 / 3)] and smooth([[1, 2.0]]) == [[1, 2.0]]
-
-
-def test_everything_in_the_report_is_escaped(tmp_path):
-    soundfile.write(tmp_path / "a&b'.wav", clip(0.1), 24000)
-    answer = {"text": SCRIPT, "correct": False, "parsed": None, "loss_per_answer_token": 1.0}
-    example = {"question_type": "mcq", "category": SCRIPT, "question": SCRIPT, "truth": f'">{SCRIPT}',
-               "clips": [str(tmp_path / "a&b'.wav")], "answers": {"htsat": answer, "deaf": answer}}  # fmt: skip
-    write_report(tmp_path / "report.html", hand_made(), [example])
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "<script" not in page and page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 6
-    assert "a&amp;b&#39;.wav" in page and "data:audio/wav;base64,UklGR" in page
-    assert "wrong, names no option" in page and "75.0" in page
-    # nothing is fetched: the only addresses are data
-    assert "http://" not in page and "https://" not in page and "default-src 'none'" in page
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +86,7 @@ def parts(tmp_path_factory, tokenizer):
         "train": {"train_file": data, "validation_file": data, "audio_dir": audio, "max_steps": 2, "logging_steps": 1,
                   "eval_steps": 1, "save_strategy": "no", "text_model_name_or_path": str(folder / "text"), "freeze_lm": False,
                   "learning_rate": 0.01, "dataloader_num_workers": 0},
-        "eval": {"test_file": data, "audio_dir": audio, "max_new_tokens": 8},
+        "eval": {"test_file": data, "audio_dir": audio, "max_new_tokens": 8, "controls": ["all"]},
     }  # fmt: skip
     (folder / "compare.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     return folder, config
@@ -185,14 +104,21 @@ def test_end_to_end(compared, parts):
     assert list(comparison["arms"]) == ["mimi_full", "text_only"] and comparison["rows"] == {"train": 12, "test": 12}
     for arm, of in comparison["arms"].items():
         metrics = json.loads((compared / arm / "evaluation" / "metrics.json").read_text())
-        assert all(of[key] == metrics[key] for key in ("question_type", "category", "micro", "macro_accuracy", "text"))
+        assert metrics["protocol"] == comparison["protocol"] == "likelihood"
+        assert of["macro_accuracy"] == metrics["macro_accuracy"] and of["macro_by_seed"] == [metrics["macro_accuracy"]]
+        for grouping in ("question_type", "category"):
+            for name, group in of[grouping].items():
+                assert all(group[key] == metrics[grouping][name][key] for key in ("n", "accuracy"))
+        assert of["text"]["difference"]["loss_per_answer_token"] == metrics["text"]["difference"]["loss_per_answer_token"]
         assert [step for step, _ in of["learning_curves"]["train_loss"]] == [1, 2]
         assert [step for step, _ in of["learning_curves"]["eval_loss"]["difference"]] == [1, 2]
         assert of["tokens_per_clip"] == 125
     # the mapper from 32 channels over 576 to 32, and the language model
     text = sum(p.numel() for p in small_model("mimi_full").language_model.parameters())
     assert comparison["arms"]["mimi_full"]["trained_parameters"] == 32 * 576 + 576 + 576 * 32 + 32 + text
-    assert comparison["majority"]["question_type"] == {"mcq": group(2, 4), "yes_no": group(2, 4)}
+    assert {k: g["accuracy"] for k, g in comparison["majority"]["question_type"].items()} == {"mcq": 0.5, "yes_no": 0.5}
+    above = comparison["arms"]["mimi_full"]["listening"]["macro"]
+    assert above["control_accuracy"] >= comparison["arms"]["text_only"]["macro_accuracy"]  # a control of the arm with audio
     timings = json.loads((compared / "timings.json").read_text())
     assert set(timings["arms"]["text_only"]) == {"train", "evaluate"}
     assert "mimi_full" in (compared / "report.html").read_text(encoding="utf-8")
@@ -212,12 +138,12 @@ def test_the_same_seed_gives_the_same_numbers_and_a_finished_arm_is_not_run_agai
     before = [file.stat().st_mtime_ns for file in models]
     (second / "comparison.json").unlink()
     main(options)
-    assert capsys.readouterr().out.count("not run again") == 2
+    assert capsys.readouterr().out.count("not run again") == 4
     assert [file.stat().st_mtime_ns for file in models] == before
     assert (second / "comparison.json").read_bytes() == expected
 
     # the second arm's record says something else than today's options: that arm is run again, and only that one
-    record = second / "text_only" / "arm.json"
+    record = second / "text_only" / "train.json"
     record.write_text(json.dumps({**json.loads(record.read_text()), "checkpoints": "others"}))
     main(options)
     after = [file.stat().st_mtime_ns for file in models]
@@ -267,15 +193,33 @@ def test_wrong_configs_are_one_line(parts, tmp_path):
 def test_flags_of_an_arm_with_a_corpus_of_its_own(tmp_path):
     (tmp_path / "c.yaml").write_text(
         "corpus: {rows: 8, seed: 3}\narms: {a: {encoder_type: htsat, no_audio: true}}\n"
-        "train: {freeze_lm: false, learning_rate: 1.0e-3, max_train_samples: null}\neval: {batch_size: 64}\noutput_dir: o\n"
+        "train: {freeze_lm: false, learning_rate: 1.0e-3, max_train_samples: null}\neval: {batch_size: 64, controls: [all]}\n"
+        "output_dir: o\n"
     )
-    config = read_config(str(tmp_path / "c.yaml"), seed=7)
-    learn, answer = arm_flags(config, "a")
-    assert learn == ["--encoder_type", "htsat", "--no_audio", "true", "--freeze_lm", "false", "--learning_rate", "0.001",
-                     "--train_file", "o/corpus/train.json", "--validation_file", "o/corpus/val.json", "--audio_dir", "o/corpus",
-                     "--output_dir", "o/a", "--seed", "7"]  # fmt: skip
-    assert answer == ["--batch_size", "64", "--test_file", "o/corpus/test.json", "--audio_dir", "o/corpus",
-                      "--model_name_or_path", "o/a", "--output_dir", "o/a/evaluation"]  # fmt: skip
+    (run,) = runs(read_config(str(tmp_path / "c.yaml"), seeds=[7]))
+    assert run.train == ["--encoder_type", "htsat", "--no_audio", "true", "--freeze_lm", "false", "--learning_rate", "0.001",
+                         "--train_file", "o/corpus/train.json", "--validation_file", "o/corpus/val.json", "--audio_dir",
+                         "o/corpus", "--output_dir", "o/a", "--seed", "7"]  # fmt: skip
+    assert run.evaluate == ["--train_file", "o/corpus/train.json", "--batch_size", "64", "--controls", "all", "--test_file",
+                            "o/corpus/test.json", "--audio_dir", "o/corpus", "--model_name_or_path", "o/a", "--output_dir",
+                            "o/a/evaluation"]  # fmt: skip
+
+
+def test_seeds_and_learning_rates_make_runs(tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        "arms: {a: {encoder_type: htsat}, b: {encoder_type: mimi_full}}\nseeds: [0, 1]\noutput_dir: o\n"
+        "learning_rates: [3.0e-5, 1.0e-4]\ntrain: {learning_rate: 1.0e-4}\n"
+    )
+    made = runs(read_config(str(tmp_path / "c.yaml")))
+    assert [run.folder.as_posix() for run in made] == [
+        "o/a/seed-0", "o/b/seed-0", "o/a/seed-1", "o/b/seed-1",
+        "o/a/lr-3e-05/seed-0", "o/b/lr-3e-05/seed-0", "o/a/lr-3e-05/seed-1", "o/b/lr-3e-05/seed-1"]  # fmt: skip
+    for run in made:
+        assert run.train[run.train.index("--learning_rate") + 1] == f"{run.learning_rate:g}".replace("0.0001", "0.0001")
+    for wrong in ("seeds: 3", "seeds: []", "seeds: [1, 1]", "learning_rates: [x]"):
+        (tmp_path / "w.yaml").write_text(f"arms: {{a: {{encoder_type: htsat}}}}\n{wrong}\n")
+        with pytest.raises(ValueError, match=f"{wrong.split(':')[0]} is .*; a list of different"):
+            read_config(str(tmp_path / "w.yaml"))
 
 
 def test_arms_are_not_pushed_from_a_comparison(tmp_path):
@@ -286,49 +230,159 @@ def test_arms_are_not_pushed_from_a_comparison(tmp_path):
     assert "hf_secret" not in str(error.value)
 
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PLAYWRIGHT = importlib.util.find_spec("playwright") is not None
-
-
-@pytest.mark.skipif(not PLAYWRIGHT, reason="the package playwright is not installed (it is in the group dev)")
-@pytest.mark.skipif(not BROWSER, reason="no chromium, chromium-browser or google-chrome is installed")
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_report_in_a_browser(compared, scheme):
-    from playwright.sync_api import sync_playwright
-
-    wrong, asked = [], []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme=scheme)
-        page.on("console", lambda message: wrong.append(message.text))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto((compared / "report.html").as_uri())
-        page.wait_for_function("[...document.querySelectorAll('audio')].every(a => a.readyState >= 1)", timeout=30000)
-        lengths = page.evaluate("[...document.querySelectorAll('audio')].map(a => a.duration)")
-        assert len(lengths) == 13 and all(0.4 < seconds < 1.2 for seconds in lengths)  # of 10 rows 3 have two clips
-        assert page.locator("article").count() == 10
-        # two arms in two question types, one category or more, and over all
-        marks = page.evaluate("[...document.querySelectorAll('#accuracy .mark > *')].map(m => m.getBoundingClientRect().width)")
-        assert len(marks) >= 2 * 4 and all(5 < width < 20 for width in marks)
-        lines = page.evaluate("[...document.querySelectorAll('polyline')].map(l => l.getBoundingClientRect().width)")
-        assert len(lines) == 2 + 2 * 3 and all(width > 50 for width in lines)
-        for width in (390, 1200):
-            page.set_viewport_size({"width": width, "height": 844})
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-        dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(19, 21, 24)"
-        page.keyboard.press("Tab")
-        assert page.evaluate("document.activeElement.className") == "scroll" and dark == (scheme == "dark")
-        browser.close()
-    assert not wrong and all(url.startswith(("file:", "data:", "blob:")) for url in asked)
-
-
 def test_the_experiments_config_is_the_experiment():
     """configs/compare.yaml: the three arms and the control, and run_train.py's defaults for all of them."""
     config = read_config(str(Path(__file__).parents[1] / "configs" / "compare.yaml"))
     assert list(config["arms"]) == ["htsat", "mimi_semantic", "mimi_full", "text_only"]
     for arm in config["arms"]:
-        model, data, args = parse(arm_flags(config, arm)[0])
+        model, data, args = parse(next(run.train for run in runs(config) if run.arm == arm))
         assert (args.max_steps, args.learning_rate, data.max_audio_seconds) == (20_000, 1e-4, 10.0)
         assert args.per_device_train_batch_size * args.gradient_accumulation_steps * max(1, args.n_gpu) == 16
         assert model.no_audio == (arm == "text_only") and model.freeze_lm
+    assert config["seeds"] == [0, 1, 2] and config["learning_rates"] == [3e-5, 1e-4, 3e-4]
+
+
+QUESTION = {**EMPTY, "question_type": "mcq", **MCQ, "answer": "A) low"}
+TRAINING = {"learning rate": 1e-4, "steps": 20000, "seed": 0, "data": {"sha256": "x", "rows": 5}}
+
+
+def made_run(right, name="x", training=TRAINING, clips=None, encoder_type="htsat", no_audio=False, **settings) -> Run:
+    """An evaluation of one-clip questions of three types in turn, answered right or wrong as given."""
+    hypothesis = "the hypothesis is definitely true or not? A) low B) high"
+    kinds = (
+        {"question_type": "mcq"},
+        {"question_type": "yes_no", **YES_NO, "answer": "yes"},
+        {"question_type": "entailment", "input": hypothesis, "subtype": "TE.json"},
+    )
+    rows = []
+    for i in range(len(right)):
+        clip_name = f"{i if clips is None else clips[i]}.wav"
+        rows.append({**QUESTION, **kinds[i % 3], "filepath1": clip_name, "audio": [clip_name]})
+    said = [{"heard": {"loss": 1.0, "n_tokens": 1, "scores": {option: (-1.0 if (i == 0) == bool(hit) else -2.0, 1)
+                       for i, option in enumerate(("yes", "no") if row["question_type"] == "yes_no" else ("a", "b"))}}}
+            for row, hit in zip(rows, right)]  # fmt: skip
+    made = predicted_rows(rows, said, {row["audio"][0]: 5.0 for row in rows})
+    model = {"encoder_type": encoder_type, "no_audio": no_audio, "training": training, "weights_sha256": name}
+    metrics = score(made, "likelihood", 10.0)
+    return Run(Path(name), {**metrics, "settings": {"model": model, "rows_sha256": "r", "precision": "fp32", **settings}}, made)
+
+
+def test_what_differs_in_more_than_the_arm_is_refused_and_named():
+    one = made_run([1, 0, 1] * 4, "one")
+    fine = made_run([1, 1, 1] * 4, "fine", encoder_type="mimi_full")
+    check_comparable({"a": [one], "b": [fine]})
+    wrongs = {
+        r"training.learning rate \(0.0001 and 0.001\)": made_run([1] * 12, training={**TRAINING, "learning rate": 1e-3}),
+        r"training.steps \(20000 and 5\)": made_run([1] * 12, training={**TRAINING, "steps": 5}),
+        r"training.data.sha256 \(x and y\)": made_run([1] * 12, training={**TRAINING, "data": {"sha256": "y", "rows": 5}}),
+        r"precision \(fp32 and bf16\)": made_run([1] * 12, precision="bf16"),
+        "answers to different rows": made_run([1] * 13),
+        "the same seeds in the same order": made_run([1] * 12, training={**TRAINING, "seed": 3}),
+    }  # fmt: skip
+    for message, wrong in wrongs.items():
+        with pytest.raises(ValueError, match=message):
+            check_comparable({"a": [one], "b": [wrong]})
+    other = made_run([1] * 12)
+    other.metrics["protocol"] = "generate"
+    with pytest.raises(ValueError, match=r"protocol \(likelihood and generate\)"):
+        check_comparable({"a": [one], "b": [other]})
+    with pytest.raises(ValueError, match="the seed 0 is there twice"):
+        check_comparable({"a": [one, one], "b": [fine, fine]})
+    faster = made_run([1] * 12, training={**TRAINING, "learning rate": 1e-3})
+    check_comparable({"a": [one], "b": [faster]}, may_differ=("learning rate",))
+    second = made_run([1] * 12, training={**TRAINING, "seed": 1, "shuffle options": "by seed 1"})
+    first = made_run([1] * 12, training={**TRAINING, "seed": 0, "shuffle options": "by seed 0"})
+    check_comparable({"a": [first, second], "b": [first, second]})
+
+
+def seeds(*outcomes, **more) -> list[Run]:
+    return [made_run(right, f"s{i}", training={**TRAINING, "seed": i}, **more) for i, right in enumerate(outcomes)]
+
+
+def test_a_real_difference_is_found_and_said():
+    better, worse = [1, 1, 1, 1, 1, 0] * 20, [1, 0, 0, 1, 0, 0] * 20
+    found = compare({"htsat": seeds(worse, worse, worse), "mimi_full": seeds(better, better, better, encoder_type="mimi_full")})
+    (pair,) = found["statistics"]["primary"]
+    # mcq 1 and 1, yes_no 1 and 0, entailment 1/2 and 0
+    assert pair["difference"] == pytest.approx((0 + 1 + 0.5) / 3) and pair["by_seed"] == [pytest.approx(0.5)] * 3
+    assert pair["ci95_low"] > 0.4 and pair["p_holm"] == pair["p"] < 0.001
+    by_type = {of["question_type"]: of for of in found["statistics"]["by_type"]}
+    assert by_type["mcq"]["p"] == 1 and by_type["yes_no"]["mcnemar"]["only_second"] == 40
+    assert by_type["yes_no"]["p_holm"] >= by_type["yes_no"]["p"]
+    assert "mimi_full answers better than htsat by 50.0 points of macro accuracy" in found["conclusion"]
+    assert "in every seed" in found["conclusion"] and "was trained on speech" in found["conclusion"]
+    assert "exploratory" not in found["conclusion"] and found["conclusion"].count(". ") <= 1
+
+
+def test_no_difference_is_not_called_equality():
+    one, other = [1, 0, 1, 0, 1, 0] * 5, [0, 1, 0, 1, 0, 1] * 5
+    found = compare({"a": seeds(one), "b": seeds(other)})
+    assert "no difference was shown between a and b" in found["conclusion"] and "would have been found" in found["conclusion"]
+    assert "with one seed, fewer than the protocol's 3, this is exploratory" in found["conclusion"]
+    assert "equal" not in found["conclusion"]
+
+
+def test_a_lead_that_a_seed_takes_back_is_no_difference():
+    mostly, rest = [1, 1, 1, 1, 1, 0] * 20, [0, 0, 0, 0, 0, 1] * 20
+    found = compare({"a": seeds([0] * 120, [0] * 120, [1] * 120), "b": seeds(mostly, mostly, rest)})
+    (pair,) = found["statistics"]["primary"]
+    assert pair["p_holm"] < 0.05 and min(pair["by_seed"]) < 0 < max(pair["by_seed"])
+    assert "but not in every seed: no difference was shown" in found["conclusion"]
+
+
+def test_a_model_without_audio_is_a_control_of_those_with_it():
+    heard, deaf = [1, 1, 1, 1, 0, 0] * 10, [1, 1, 0, 1, 0, 0] * 10
+    found = compare({"a": seeds(heard), "text_only": seeds(deaf, no_audio=True), "b": seeds(deaf)})
+    above = found["arms"]["a"]["listening"]["macro"]
+    assert above["best_control"] == "text_only" and above["difference"] == pytest.approx(0.5 / 3)
+    assert found["arms"]["text_only"]["listening"] == {}
+    assert [(pair["a"], pair["b"]) for pair in found["statistics"]["primary"]] == [("a", "b")]  # no arm of the family
+    assert "b is not shown to listen: text_only does as well" in found["conclusion"]
+    assert conclusion(found) == found["conclusion"]
+
+
+def test_rows_of_one_clip_are_drawn_together():
+    """The same outcomes with 10 rows a clip leave a wider interval than with one."""
+    a, b = [1, 1, 1] * 40, ([1, 1, 1] * 4 + [0, 0, 0] * 4) * 5
+    apart, together = (compare({"a": seeds(a, clips=clips), "b": seeds(b, clips=clips)})["statistics"]["primary"][0]
+                       for clips in (range(120), [i // 12 for i in range(120)]))  # fmt: skip
+    widths = [pair["ci95_high"] - pair["ci95_low"] for pair in (apart, together)]
+    assert apart["difference"] == together["difference"] and widths[1] > 2 * widths[0]
+    assert together["minimum_detectable_difference"] > 2 * apart["minimum_detectable_difference"]
+
+
+def test_the_best_learning_rate_is_chosen_on_validation(tmp_path):
+    from audiolm.comparison_plan import Planned
+
+    made = []
+    for rate, losses in ((1e-4, (2.0, 1.0)), (3e-4, (1.0, 1.4))):
+        for seed, last in enumerate(losses):
+            folder = tmp_path / f"{rate}-{seed}"
+            folder.mkdir()
+            log = [{"step": 1, "eval_mcq_token_loss": 0.1}, {"step": 9, "eval_mcq_token_loss": last, "loss": 9.0}]
+            (folder / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+            made.append(Planned("a", seed, rate, folder, [], []))
+    found = best_rates(made)["a"]
+    assert found["best"] == 3e-4 and found["loss"] == {"0.0001": 1.5, "0.0003": pytest.approx(1.2)}
+
+
+def test_folders_are_compared_or_refused(compared, parts, tmp_path, capsys):
+    folder, _ = parts
+    words = [f"{arm}={compared / arm / 'evaluation'}" for arm in ("mimi_full", "text_only")]
+    main(["--evaluations", *words, "--output_dir", str(tmp_path), "--audio_dir", str(folder)])
+    assert "closed rows about" in capsys.readouterr().out
+    made, before = (json.loads((of / "comparison.json").read_text()) for of in (tmp_path, compared))
+    for arm in before["arms"]:
+        assert made["arms"][arm]["question_type"] == before["arms"][arm]["question_type"]
+    assert (tmp_path / "report.html").is_file()
+    for wrong, message in (([words[0], "b"], "ARM=FOLDER is wanted"), (words[:1], "two arms or more"),
+                           ([words[0], f"b={tmp_path}"], "holds no evaluation that can be compared")):  # fmt: skip
+        with pytest.raises(SystemExit, match=message):
+            main(["--evaluations", *wrong, "--output_dir", str(tmp_path)])
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("metrics.json", "predictions.jsonl"):
+        (other / name).write_text((compared / "text_only" / "evaluation" / name).read_text().replace('"fp32"', '"bf16"'))
+    assert read_run(other).metrics["settings"]["precision"] == "bf16"
+    with pytest.raises(SystemExit, match=r"differ in more than the arm: precision \(fp32 and bf16\)"):
+        main(["--evaluations", words[0], f"b={other}", "--output_dir", str(tmp_path)])

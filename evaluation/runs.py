@@ -1,0 +1,143 @@
+"""What run_train.py and run_eval.py left in folders, and whether evaluations there may be compared: by nothing but their
+arm."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors import safe_open
+from transformers import AutoTokenizer
+
+from audiolm.configuration_audiolm import AudioLMConfig
+from audiolm.data.reasonaqa import FIELDS, QUESTION_TYPES
+from audiolm.processing_audiolm import AudioLMProcessor
+
+OF_A_SEED = ("seed", "shuffle options")  # what differs between the seeds of one arm
+
+
+class Run(NamedTuple):
+    """One evaluation: its folder, `metrics.json` and the rows of `predictions.jsonl`."""
+
+    folder: Path
+    metrics: dict
+    rows: list[dict]
+
+    @property
+    def seed(self):
+        return (self.metrics["settings"]["model"]["training"] or {}).get("seed")
+
+    @property
+    def deaf(self) -> bool:
+        return self.metrics["settings"]["model"]["no_audio"]
+
+
+def read_run(folder: str | Path) -> Run:
+    """The evaluation in a folder of run_eval.py.
+
+    Raises:
+        ValueError: in one line, if it is not there or of an older version.
+    """
+    try:
+        metrics = json.loads(Path(folder, "metrics.json").read_text(encoding="utf-8"))
+        lines = Path(folder, "predictions.jsonl").read_text(encoding="utf-8").split("\n")
+        run = Run(Path(folder), metrics, [json.loads(line) for line in lines if line])
+        if metrics["settings"]["model"]["training"] is None:
+            raise ValueError(
+                "the model's config.json does not say how it was trained; train it with this version of run_train.py"
+            )
+        return run
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder} holds no evaluation that can be compared: {error}") from error
+
+
+def _flat(settings: Mapping, prefix: str = "") -> dict[str, object]:
+    found = {}
+    for name, value in settings.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
+
+
+def _comparable(run: Run, of_one_arm: bool, may_differ: tuple[str, ...]) -> dict[str, object]:
+    """What must be equal: of two arms of one seed, or of two seeds of one arm."""
+    settings = {name: value for name, value in run.metrics["settings"].items() if name not in ("question_only", "batch_size")}
+    model = dict(settings.pop("model"))
+    training = {name: value for name, value in model["training"].items() if name not in may_differ}
+    arm = {name: model[name] for name in ("encoder_type", "no_audio")} if of_one_arm else {}
+    if of_one_arm:
+        training = {name: value for name, value in training.items() if name not in OF_A_SEED}
+    return _flat({"protocol": run.metrics["protocol"], **settings, **arm, "step": model.get("step"), "training": training})
+
+
+def check_comparable(runs: Mapping[str, list[Run]], may_differ: tuple[str, ...] = ()) -> None:
+    """Refuses a comparison that would not be one of encoders.
+
+    Args:
+        runs: of each arm, one for each seed. may_differ: names in the record of a training, such as "learning rate".
+
+    Raises:
+        ValueError: in one line that names what differs.
+    """
+
+    def check(one: Run, other: Run, of_one_arm: bool) -> None:
+        if [[row[field] for field in FIELDS] for row in one.rows] != [[row[field] for field in FIELDS] for row in other.rows]:
+            raise ValueError(f"{one.folder} and {other.folder} hold answers to different rows; evaluate both on one test file")
+        a, b = (_comparable(run, of_one_arm, may_differ) for run in (one, other))
+        differing = [
+            f"{name} ({a.get(name)} and {b.get(name)})" for name in dict.fromkeys([*a, *b]) if a.get(name) != b.get(name)
+        ]
+        if differing:
+            raise ValueError(f"{one.folder} and {other.folder} differ in more than the arm: {', '.join(differing)}")
+
+    first, *others = runs.values()
+    for arm, of in runs.items():
+        if [run.seed for run in of] != [run.seed for run in first]:
+            seeds = {name: [run.seed for run in found] for name, found in runs.items()}
+            raise ValueError(f"each arm wants the same seeds in the same order, but they are {seeds}")
+        if len({run.seed for run in of}) != len(of):
+            raise ValueError(f"{arm}: the seed {of[0].seed} is there twice; a second seed wants a second training")
+        for run in of[1:]:
+            check(of[0], run, True)
+    for of in others:
+        for one, other in zip(first, of):
+            check(one, other, False)
+
+
+def learning_curves(log_history: list[dict]) -> dict:
+    """Training loss and loss per answer token of each question type, as [step, loss] pairs, of a `trainer_state.json`."""
+    keys = {kind: f"eval_{kind}_token_loss" for kind in QUESTION_TYPES}
+    found = {kind: [[e["step"], float(e[key])] for e in log_history if key in e] for kind, key in keys.items()}
+    return {
+        "train_loss": [[e["step"], float(e["loss"])] for e in log_history if "loss" in e],
+        "eval_loss": {kind: points for kind, points in found.items() if points},
+    }
+
+
+def model_facts(folder: str | Path) -> dict:
+    """Trained parameters of a saved model, the seconds it uses of a clip, the tokens it makes of them, and its learning
+    curves."""
+    config = AudioLMConfig.from_pretrained(folder)
+    extractor = AudioLMProcessor.from_config(config, AutoTokenizer.from_pretrained(folder)).feature_extractor
+    trained = ("mapper.linear",) if config.freeze_lm else ("mapper.linear", "language_model.")
+    with safe_open(Path(folder, "model.safetensors"), "pt") as file:
+        count = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys() if key.startswith(trained))  # noqa: SIM118
+    state = json.loads(Path(folder, "trainer_state.json").read_text())
+    return {
+        "trained_parameters": count,
+        "max_audio_seconds": config.max_audio_seconds,
+        "tokens_per_clip": extractor.num_frames(int(config.max_audio_seconds * extractor.sampling_rate)),
+        "learning_curves": learning_curves(state["log_history"]),
+    }
+
+
+def validation_loss(folder: str | Path) -> float:
+    """Loss per answer token on the validation split at the last step, mean over question types, of a trained model's folder.
+
+    Raises:
+        ValueError: if it was never evaluated.
+    """
+    curves = learning_curves(json.loads(Path(folder, "trainer_state.json").read_text())["log_history"])["eval_loss"]
+    if not curves:
+        raise ValueError(f"{folder}/trainer_state.json holds no loss on a validation split")
+    return sum(points[-1][1] for points in curves.values()) / len(curves)
