@@ -135,6 +135,8 @@ def loaded(name: str, revision: str | None, device):
     if "flash" in str(model.config.text_config._attn_implementation):
         model.set_attn_implementation("sdpa")  # options are scored under a mask that flash attention does not take
     about = {name: getattr(model.config, name, None) for name in ("encoder_type", "no_audio", "training")}
+    state = Path(name, "trainer_state.json")
+    about["step"] = json.loads(state.read_text(encoding="utf-8"))["global_step"] if state.is_file() else None
     about["weights_sha256"] = model_digest(model)
     return model.to(device).eval(), AudioLMProcessor.from_config(model.config, tokenizer), about
 

@@ -1,4 +1,4 @@
-"""Parsing of answers, accuracy by question type."""
+"""Answering, parsing, metrics, controls, statistics and reports; docs/evaluation.md says what each number is."""
 
 from .metric import ReasonAQAMetric
 from .parsing import parse_answer

@@ -8,13 +8,14 @@ import soundfile
 import yaml
 from conftest import clip, small_model
 
-from audiolm.comparison_plan import read_config, runs
+from audiolm.comparison_plan import probe_flags, read_config, runs
 from audiolm.evaluation.comparison import compare, conclusion
 from audiolm.evaluation.metric import wilson
 from audiolm.evaluation.runs import Run, check_comparable, learning_curves, read_run
 from audiolm.evaluation.scores import predicted_rows, score
 from audiolm.evaluation.tables import comparison_table, table_rows
 from audiolm.run_compare import best_rates, main
+from audiolm.run_probe import parse as probe_options
 from audiolm.run_train import parse
 
 EMPTY = {key: "" for key in ("taskname", "filepath2", "caption1", "caption2")}
@@ -246,7 +247,9 @@ QUESTION = {**EMPTY, "question_type": "mcq", **MCQ, "answer": "A) low"}
 TRAINING = {"learning rate": 1e-4, "steps": 20000, "seed": 0, "data": {"sha256": "x", "rows": 5}}
 
 
-def made_run(right, name="x", training=TRAINING, clips=None, encoder_type="htsat", no_audio=False, **settings) -> Run:
+def made_run(
+    right, name="x", training=TRAINING, clips=None, encoder_type="htsat", no_audio=False, step=20000, **settings
+) -> Run:
     """An evaluation of one-clip questions of three types in turn, answered right or wrong as given."""
     hypothesis = "the hypothesis is definitely true or not? A) low B) high"
     kinds = (
@@ -262,7 +265,7 @@ def made_run(right, name="x", training=TRAINING, clips=None, encoder_type="htsat
                        for i, option in enumerate(("yes", "no") if row["question_type"] == "yes_no" else ("a", "b"))}}}
             for row, hit in zip(rows, right)]  # fmt: skip
     made = predicted_rows(rows, said, {row["audio"][0]: 5.0 for row in rows})
-    model = {"encoder_type": encoder_type, "no_audio": no_audio, "training": training, "weights_sha256": name}
+    model = {"encoder_type": encoder_type, "no_audio": no_audio, "training": training, "weights_sha256": name, "step": step}
     metrics = score(made, "likelihood", 10.0)
     return Run(Path(name), {**metrics, "settings": {"model": model, "rows_sha256": "r", "precision": "fp32", **settings}}, made)
 
@@ -276,6 +279,7 @@ def test_what_differs_in_more_than_the_arm_is_refused_and_named():
         r"training.steps \(20000 and 5\)": made_run([1] * 12, training={**TRAINING, "steps": 5}),
         r"training.data.sha256 \(x and y\)": made_run([1] * 12, training={**TRAINING, "data": {"sha256": "y", "rows": 5}}),
         r"precision \(fp32 and bf16\)": made_run([1] * 12, precision="bf16"),
+        r"step \(20000 and 1000\)": made_run([1] * 12, step=1000),
         "answers to different rows": made_run([1] * 13),
         "the same seeds in the same order": made_run([1] * 12, training={**TRAINING, "seed": 3}),
     }  # fmt: skip
@@ -349,6 +353,21 @@ def test_rows_of_one_clip_are_drawn_together():
     widths = [pair["ci95_high"] - pair["ci95_low"] for pair in (apart, together)]
     assert apart["difference"] == together["difference"] and widths[1] > 2 * widths[0]
     assert together["minimum_detectable_difference"] > 2 * apart["minimum_detectable_difference"]
+
+
+def test_probes_are_asked_of_each_encoder_that_hears(tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        "corpus: {rows: 8, seed: 3}\narms: {a: {encoder_type: htsat, encoder_name_or_path: e}, b: {encoder_type: mimi_full}, "
+        "c: {encoder_type: htsat, encoder_name_or_path: e, no_audio: true}}\ntrain: {max_audio_seconds: 5}\noutput_dir: o\n"
+        "probe: {pooling: [mean]}\n"
+    )
+    words = probe_flags(read_config(str(tmp_path / "c.yaml")), {"room": Path("l.csv")})["room"]
+    args = probe_options(words)
+    assert args.encoders == {"htsat": "e", "mimi_full": None} and args.pooling == ["mean"] and args.max_audio_seconds == 5
+    assert (args.labels, args.audio_dir, args.output_dir) == ("l.csv", "o/corpus", "o/probes/room")
+    (tmp_path / "c.yaml").write_text("arms: {a: {encoder_type: htsat}}\nprobe: {pooling: [mean]}\n")
+    with pytest.raises(ValueError, match="probe wants `labels`"):
+        read_config(str(tmp_path / "c.yaml"))
 
 
 def test_the_best_learning_rate_is_chosen_on_validation(tmp_path):

@@ -4,7 +4,7 @@ from pathlib import Path
 import evaluate
 import pytest
 
-from audiolm.evaluation import ReasonAQAMetric, metric, parse_answer
+from audiolm.evaluation import ReasonAQAMetric, metric, parse_answer, texts
 from audiolm.evaluation.metric import wilson
 from audiolm.evaluation.scores import listening, option_probabilities, predicted_rows, score
 from audiolm.evaluation.tables import main as print_table
@@ -61,6 +61,9 @@ def test_the_metric_works_alone():
     """As `evaluate` loads any metric: from its file."""
     alone = evaluate.load(metric.__file__).compute(**ANSWERED)
     assert alone == ReasonAQAMetric().compute(**ANSWERED)
+    spoken = {"predictions": ["rain falls on a roof", "wind"], "references": [["rain falls on the roof"], ["a dog", "wind"]]}
+    found = evaluate.load(texts.__file__).compute(**spoken, java=False)
+    assert found["n"] == 2 and found["rouge_l"] == pytest.approx((0.8 + 1) / 2)  # 4 of 5 words in order, and all
 
 
 def test_wilson_by_hand():

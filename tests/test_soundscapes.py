@@ -1,5 +1,6 @@
 """The demo corpus: what is heard, what is asked, what the text gives away, and what an interrupted run leaves behind."""
 
+import csv
 import dataclasses
 import itertools
 import json
@@ -14,7 +15,7 @@ import soundfile
 from audiolm.data import QUESTION_TYPES, check_audio, load_reasonaqa, soundscapes
 from audiolm.data.reasonaqa import question_type
 from audiolm.data.sound_events import render_event
-from audiolm.data.soundscapes import draw_corpus, main, make_soundscapes
+from audiolm.data.soundscapes import draw_corpus, main, make_soundscapes, write_labels
 from audiolm.data.synthesis import CLASSES, CONDITIONS, SAMPLE_RATE, draw_scene, labels, render
 from audiolm.evaluation.parsing import options, parse_answer
 
@@ -366,3 +367,21 @@ def test_another_corpus_or_other_files_are_an_error_in_one_line(corpus, tmp_path
         main(["--output", str(tmp_path / "few"), "--rows", "3"])
     with pytest.raises(SystemExit, match="is not a directory"):
         main(["--output", str(tmp_path / "train.json"), "--rows", "40"])
+
+
+def test_labels_of_the_clips(tmp_path):
+    """What is heard in a scene, how it was recorded and where, for the probes."""
+    make_soundscapes(tmp_path, rows=80, seed=3)
+    scenes = json.loads((tmp_path / "soundscapes.json").read_text())["scenes"]
+    files = write_labels(tmp_path)
+    found = {}
+    for kind, file in files.items():
+        with open(file, newline="") as lines:
+            found[kind] = {row["filename"]: (row["split"], row["label"]) for row in csv.DictReader(lines)}
+    assert set(found["room"]) == set(found["quality"]) == set(scenes)
+    for path, scene in scenes.items():
+        assert found["room"][path] == (path.split("/")[1], scene["room"])
+        names = {event["name"] for event in scene["events"]}
+        assert (path in found["sound"]) == (len(names) == 1)
+        assert found["sound"].get(path, (None, *names))[1] in names
+    assert {label for _, label in found["quality"].values()} <= {"clean", "noisy", "clipped", "band-limited"}
