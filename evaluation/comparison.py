@@ -111,6 +111,7 @@ def accuracies(of: Outcomes, max_audio_seconds: float) -> dict[str, dict]:
 def differences(of: Outcomes, arms: list[str], max_audio_seconds: float) -> dict:
     """Every pair of these arms: by macro accuracy, the primary endpoint, by question type, and by category without a test."""
     pairs = list(combinations(arms, 2))
+    first = [clips[:1] for clips in of.clips]  # rows about two clips would chain all of them into one that nothing can flip
     paired = np.stack([of.arms[b] - of.arms[a] for a, b in pairs], 1)
     samples, means = clip_bootstrap(paired, of.clips, of.kind, RESAMPLES), of.means(paired)
     primary, by_type = [], []
@@ -120,15 +121,16 @@ def differences(of: Outcomes, arms: list[str], max_audio_seconds: float) -> dict
         seeds = [float((of.means(two) - of.means(one)).mean()) for one, two in zip(of.by_seed[a], of.by_seed[b])]
         primary.append({
             "a": a, "b": b, "difference": float(means[:, column].mean()), "ci95_low": float(low), "ci95_high": float(high),
-            "p": clip_permutation_test(paired[:, column], of.clips, of.kind, RESAMPLES), "by_seed": seeds,
+            "p": clip_permutation_test(paired[:, column], first, of.kind, RESAMPLES), "by_seed": seeds,
             "minimum_detectable_difference": minimum_detectable_difference(float(np.nanstd(drawn, ddof=1)), len(pairs), LEVEL),
         })  # fmt: skip
         for number, kind in enumerate(of.kinds):
             inside = of.kind == number
             low, high = interval(samples[:, number, column])
-            clips = [clips for clips, keep in zip(of.clips, inside) if keep]
+            clips = [clips for clips, keep in zip(first, inside) if keep]
             by_type.append({
-                "question_type": kind, "a": a, "b": b, "n": int(inside.sum()), "difference": float(means[number, column]),
+                "question_type": kind, "a": a, "b": b, "n": int(inside.sum()), "clips": len(set(clips)),
+                "difference": float(means[number, column]),
                 "ci95_low": float(low), "ci95_high": float(high),
                 "p": clip_permutation_test(paired[inside, column], clips, np.zeros(inside.sum(), int), RESAMPLES),
                 "mcnemar": mcnemar(of.by_seed[a][0][inside] > 0, of.by_seed[b][0][inside] > 0),  # of the first seed

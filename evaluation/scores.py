@@ -1,5 +1,7 @@
 """From what a model said to each row to the rows of `predictions.jsonl` and the numbers of `metrics.json`."""
 
+import html
+import re
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
@@ -113,7 +115,9 @@ def consistency(rows: list[dict], protocol: str) -> dict[str, dict]:
 
 
 def clips_of(row: Mapping) -> tuple[str, ...]:
-    return tuple(row[field] for field in ("filepath1", "filepath2") if row[field])
+    """File names of a row's clips, by which recordings are told apart: ClothoAQA's are Clotho's, in another folder."""
+    paths = [row[field] for field in ("filepath1", "filepath2") if row[field]]
+    return tuple(html.unescape(re.split(r"[/\\]", path)[-1]) for path in paths)
 
 
 def above_best_control(

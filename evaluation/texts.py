@@ -70,7 +70,8 @@ class TextMetric(evaluate.Metric):
     - `meteor`: METEOR 1.5's of the whole set, from pycocoevalcap's jar. Wants Java.
     - `spice`, `spider`: SPICE 1.0's mean over items to three decimals, as it prints it. Wants Java and CoreNLP's models.
 
-    `java=False` leaves the last two out. What has no figure is None, and `not_run` says why. The order of items and of references does not matter.
+    `java=False` leaves the last two out. What has no figure is None, and `not_run` says why. The order of items and of
+    references does not matter.
 
     Raises:
         ValueError: if an item has no reference.

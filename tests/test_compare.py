@@ -370,6 +370,17 @@ def test_probes_are_asked_of_each_encoder_that_hears(tmp_path):
         read_config(str(tmp_path / "c.yaml"))
 
 
+def test_questions_about_two_clips_do_not_hide_a_difference():
+    """Pairs that chain all clips to one another leave no set that could be flipped; each row goes with its first clip."""
+    better, worse = [1, 1, 1] * 40, [1, 0, 1] * 40
+    runs = {"a": seeds(worse), "b": seeds(better)}
+    for run in (run for of in runs.values() for run in of):
+        for i, row in enumerate(run.rows):
+            row["filepath2"] = f"{(i + 1) % 120}.wav"
+    (pair,) = compare(runs)["statistics"]["primary"]
+    assert pair["p"] < 0.001 and pair["difference"] == pytest.approx(1 / 3)
+
+
 def test_the_best_learning_rate_is_chosen_on_validation(tmp_path):
     from audiolm.comparison_plan import Planned
 

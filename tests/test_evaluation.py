@@ -6,7 +6,7 @@ import pytest
 
 from audiolm.evaluation import ReasonAQAMetric, metric, parse_answer, texts
 from audiolm.evaluation.metric import wilson
-from audiolm.evaluation.scores import listening, option_probabilities, predicted_rows, score
+from audiolm.evaluation.scores import clips_of, listening, option_probabilities, predicted_rows, score
 from audiolm.evaluation.tables import main as print_table
 from audiolm.evaluation.tables import table
 
@@ -111,6 +111,12 @@ def test_options_under_other_letters_are_counted_under_their_own():
     assert of["likelihood"]["scores"] == {"a": [-1, 2], "b": [-4, 2], "c": [-3, 2], "d": [-5, 2]}
     metrics = score([row], "likelihood", 10.0)
     assert metrics["controls"]["relettered"]["consistency"] == {"mcq": {"n": 1, "same_option": 1.0}}
+
+
+def test_recordings_are_known_by_their_file_names():
+    one = {"filepath1": "ClothoAQA\\audio_files\\Mom&amp;Dad.wav", "filepath2": ""}
+    assert clips_of(one) == clips_of({"filepath1": "ClothoV21/evaluation/Mom&Dad.wav", "filepath2": ""}) == ("Mom&Dad.wav",)
+    assert clips_of({"filepath1": "a/x.wav", "filepath2": "b/y.wav"}) == ("x.wav", "y.wav")
 
 
 def test_clips_heard_whole_and_cut_are_told_apart():
