@@ -71,7 +71,7 @@ def outcomes(runs: Mapping[str, list[Run]]) -> Outcomes:
     arms = {arm: of.mean(0) for arm, of in by_seed.items()}
     controls = {}
     for arm, of in runs.items():
-        names = [name for name in DEAF if all(name in row["controls"] for row in rows)]
+        names = [name for name in DEAF if all(name in run.rows[i]["controls"] for run in of for i in numbers)]
         controls[arm] = {name: np.mean([right(run, name) for run in of], 0) for name in names}
         if not of[0].deaf:
             controls[arm] |= {other: arms[other] for other, its in runs.items() if its[0].deaf}
@@ -200,41 +200,39 @@ def _calibration(runs: list[Run]) -> dict | None:
 
 
 def conclusion(comparison: Mapping) -> str:
-    """What can and what cannot be concluded, in one sentence, by the rules of docs/protocol.md."""
+    """What can and what cannot be concluded, in one sentence, by the rules of docs/protocol.md.
 
-    def points(of):
-        return f"{100 * abs(of['difference']):.1f} points"
+    A difference that "would have been found" is one that such a test finds four times in five.
+    """
 
     def spread(of):
-        return f"95 % interval {100 * of['ci95_low']:+.1f} to {100 * of['ci95_high']:+.1f}, p {of['p_holm']:.3g} after Holm"
+        return f"{100 * of['ci95_low']:+.1f} to {100 * of['ci95_high']:+.1f}, p {of['p_holm']:.3g}"
 
-    statistics, seeds = comparison["statistics"], len(comparison["seeds"])
-    said = []
+    statistics, seeds, arms = comparison["statistics"], len(comparison["seeds"]), comparison["arms"]
+    said, none = [], []
     for pair in statistics.get("primary", []):
         worse, better = (pair["a"], pair["b"]) if pair["difference"] > 0 else (pair["b"], pair["a"])
         steady = len({value > 0 for value in pair["by_seed"]}) == 1
+        by = f"by {100 * abs(pair['difference']):.1f} points of macro accuracy ({spread(pair)})"
         if pair["p_holm"] < LEVEL and steady:
-            said.append(
-                f"{better} answers better than {worse} by {points(pair)} of macro accuracy ({spread(pair)}), in every seed"
-            )
+            said.append(f"{better} answers better than {worse} {by}, in every seed")
         elif pair["p_holm"] < LEVEL:
-            said.append(
-                f"{better} leads {worse} by {points(pair)} ({spread(pair)}), but not in every seed: no difference was shown"
-            )
+            said.append(f"{better} leads {worse} {by}, but not in every seed: no difference was shown")
         else:
-            found = 100 * pair["minimum_detectable_difference"]
-            said.append(f"no difference was shown between {pair['a']} and {pair['b']} ({spread(pair)}; one of {found:.1f} "
-                        "points would have been found four times in five)")  # fmt: skip
-    deaf = [arm for arm, of in comparison["arms"].items() if not of["no_audio"] and of["listening"]
-            and of["listening"]["macro"]["ci95_low"] <= 0]  # fmt: skip
-    said += [f"{arm} is not shown to listen: {comparison['arms'][arm]['listening']['macro']['best_control']} does as well"
-             for arm in deaf]  # fmt: skip
+            least = 100 * pair["minimum_detectable_difference"]
+            none.append(f"between {pair['a']} and {pair['b']} ({spread(pair)}; one of {least:.1f} would have been found)")
+    if none:
+        said.append(f"no difference was shown {', nor '.join(none)}")
+    for arm, of in arms.items():
+        above = {} if of["no_audio"] else of["listening"].get("macro", {})
+        if above and above["ci95_low"] <= 0:
+            said.append(f"{arm} is not shown to listen: {above['best_control']} does as well")
     if seeds < SEEDS:
         said.append(f"with {'one seed' if seeds == 1 else f'{seeds} seeds'}, fewer than the protocol's {SEEDS}, this is "
                     "exploratory and says nothing about another training")  # fmt: skip
     said.append(f"nothing follows for codecs and classifiers as such: {TRAINED_ON}")
     about = f"{statistics['rows']:,} closed rows about {statistics['clips']:,} clips, by {NAMES[comparison['protocol']]}"
-    return f"On {about}: " + "; ".join(said) + "."
+    return f"On {about} (in points, 95 % intervals and p after Holm in brackets): " + "; ".join(said) + "."
 
 
 def compare(runs: Mapping[str, list[Run]]) -> dict:

@@ -1,117 +1,147 @@
 """`report.html` of a comparison: one file that needs no network and runs no script, for a phone as well as for a screen.
 
-Everything is drawn by the template of report_page.py, which escapes every string. Here is what it draws: pictures as
-positions in per cent, so that marks and letters keep their size at any width, and clips as data URIs.
+Everything is drawn by the template of report_page.py, which escapes every string. Here is gathered what it draws.
 """
 
-import base64
-import math
-import mimetypes
+import os
+from collections.abc import Mapping
+from itertools import repeat
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from audiolm.data.reasonaqa import QUESTION_TYPES
-from audiolm.evaluation.comparison import MAJORITY, table_rows
+from audiolm.data.reasonaqa import QUESTION_TYPES, AudioDir
+from audiolm.evaluation.answering import NAMES as PROTOCOLS
+from audiolm.evaluation.controls import CONTROLS
+from audiolm.evaluation.report_figures import MEAN, MINUS, dot_rows, forest, in_order, learning_charts, of_control, reliability
 from audiolm.evaluation.report_page import PAGE
+from audiolm.evaluation.report_rows import browsed_rows, filters
+from audiolm.evaluation.runs import Run
+from audiolm.evaluation.tables import MAJORITY, table_rows
 
-NAMES = {"mcq": "multiple choice", "yes_no": "yes or no", "entailment": "entailment", "difference": "difference of two clips",
-         "caption": "caption", "detail": "detail"}  # fmt: skip
-SECTIONS = {"question_type": "By question type", "category": "By category", "overall": "Overall",
-            "text": "Loss per answer token, lower is better"}  # fmt: skip
-AUDIO_TYPES = {".flac": "audio/flac", ".wav": "audio/wav", ".mp3": "audio/mpeg", ".ogg": "audio/ogg"}
+NAMES = {
+    "mcq": "multiple choice", "yes_no": "yes or no", "entailment": "entailment", "difference": "difference of two clips",
+    "caption": "caption", "detail": "detail", "macro": "mean of types", "majority": "majority", "no_audio": "no audio",
+    "noise": "noise", "other_audio": "another row's audio", "relettered": "other letters", "question_only": "text-only model",
+    "bleu_4": "BLEU-4", "rouge_l": "ROUGE-L", "cider_d": "CIDEr-D", "meteor": "METEOR", "spice": "SPICE", "spider": "SPIDEr",
+}  # fmt: skip
+SECTIONS = {"overall": "Overall", "question_type": "By question type", "category": "By category"}
+GROUPINGS = {"heard": "heard", "clips": "clips a row", "answer_words": "length of the right answer"}
 SHAPES = 5  # marks and colours of the page; the text-only arm has a mark of its own
+ROWS = 60  # to look through
 
 
-def write_report(path: str | Path, comparison: dict, examples: list[dict]) -> None:
+def write_report(
+    path: str | Path, comparison: dict, runs: Mapping[str, list[Run]], audio_dir: AudioDir | None, count: int = ROWS
+) -> None:
     """Writes the page.
 
     Args:
-        comparison: what `comparison.json` holds. examples: of [`choose_examples`][audiolm.evaluation.comparison].
+        comparison: what `comparison.json` holds. runs: of each arm, one for each seed.
+        audio_dir: where the clips are; None leaves them and their spectrograms out.
+        count: test rows to look through.
     """
-    arms = arm_styles(comparison)
-    curves = {arm: of["learning_curves"] for arm, of in comparison["arms"].items()}
-    trained = {arm: smooth(of["train_loss"]) for arm, of in curves.items()}
-    by_type = [(kind, {arm: of["eval_loss"].get(kind, []) for arm, of in curves.items()}) for kind in QUESTION_TYPES]
-    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined).from_string(PAGE)
-    html = page.render(
+    arms, first = arm_styles(comparison), next(iter(runs.values()))[0]
+    hearing = {arm: of for arm, of in comparison["arms"].items() if not of["no_audio"]}
+    rows = browsed_rows(runs, audio_dir, count)
+    columns = [name for name in CONTROLS if any(name in of["controls"] for of in comparison["arms"].values())]
+    curves = {arm: of["learning_curves"] for arm, of in comparison["arms"].items() if "learning_curves" in of}
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    environment.filters |= {"percent": percent, "points": points}
+    html = environment.from_string(PAGE).render(
         comparison=comparison, arms=arms, text_only=[arm for arm, style in arms.items() if style == "deaf"],
-        sections=SECTIONS, names=NAMES, majority=MAJORITY, rows=table_rows(comparison),
-        dots=dot_rows(comparison), train_chart=line_chart(trained),
-        eval_charts=[(NAMES[kind], line_chart(of)) for kind, of in by_type if any(of.values())],
-        examples=[{**example, "clips": [audio_uri(clip) for clip in example["clips"]]} for example in examples],
+        sections=SECTIONS, groupings=GROUPINGS, names=NAMES, protocols=PROTOCOLS, majority=MAJORITY, controls=columns,
+        rows=in_order(table_rows(comparison), tuple(SECTIONS)), dots=dot_rows(comparison, tuple(SECTIONS)),
+        listening=forest(listening_rows(hearing)),
+        pairs={family: forest(pair_rows(comparison, family)) for family in ("primary", "by_type", "by_category")},
+        control_rows=control_rows(comparison, columns), by_protocol=protocol_rows(runs), open=open_columns(comparison),
+        calibration={arm: reliability(of["calibration"]) for arm, of in comparison["arms"].items() if of["calibration"]},
+        charts=learning_charts(curves, NAMES), asked=rows, filters=filters(rows), has_audio=audio_dir is not None,
+        seconds=first.metrics["max_audio_seconds"], of_all=len(first.rows),
+        folders={arm: [(run.seed, shown_folder(run.folder, Path(path).parent)) for run in of] for arm, of in runs.items()},
     )  # fmt: skip
-    Path(path).write_text(html, encoding="utf-8")
+    Path(path).write_text(html.lstrip(), encoding="utf-8")
 
 
-def arm_styles(comparison: dict) -> dict[str, str]:
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def points(share: float) -> str:
+    """A signed difference in points, with a minus that is as wide as the plus."""
+    return f"{round(100 * share, 1) + 0.0:+.1f}".replace("-", MINUS)
+
+
+def shown_folder(folder: Path, output: Path) -> str:
+    """As the footer names it: under the report's own folder without that."""
+    inside = os.path.relpath(folder, output)
+    return Path(folder if inside.startswith(os.pardir) else inside).as_posix()
+
+
+def arm_styles(comparison: Mapping) -> dict[str, str]:
     """Style of each arm: colour and mark; arms without audio look alike and unlike the others."""
     styles, used = {}, 0
     for arm, options in comparison["arms"].items():
-        styles[arm] = "deaf" if options.get("no_audio") else f"arm{used % SHAPES}"
-        used += not options.get("no_audio")
+        styles[arm] = "deaf" if options["no_audio"] else f"arm{used % SHAPES}"
+        used += not options["no_audio"]
     return styles
 
 
-def dot_rows(comparison: dict) -> list[dict]:
-    """Accuracies as positions in per cent of the width: a lane for each arm, and the majority baseline's line."""
-    rows = []
-    for row in table_rows(comparison):
-        if row["section"] == "text" or row["name"] == "mean of types":
-            continue
-        lanes = [{"arm": arm, "at": 100 * cell["accuracy"], "low": 100 * cell["ci95_low"], "high": 100 * cell["ci95_high"]}
-                 for arm, cell in row["cells"].items() if cell and arm != MAJORITY]  # fmt: skip
-        baseline = row["cells"][MAJORITY]
-        rows.append({"section": row["section"], "name": row["name"], "n": row["n"], "lanes": lanes,
-                     "majority": baseline and 100 * baseline["accuracy"]})  # fmt: skip
-    return rows
+def listening_rows(hearing: Mapping[str, Mapping]) -> list[dict]:
+    """What arms get right above their best control: of the mean of types and of each type, a lane for each arm."""
+    names = dict.fromkeys(name for of in hearing.values() for name in ("macro", *of["listening"]) if of["listening"])
+    return [{"name": name, "lanes": [{"arm": arm, **of["listening"][name]} for arm, of in hearing.items() if of["listening"]]}
+            for name in names]  # fmt: skip
 
 
-def smooth(points: list[list], windows: int = 25) -> list[list]:
-    """Moving average over a 25th of the points, centred and narrower at the ends."""
-    half = len(points) // windows // 2
-    parts = [points[max(0, i - half) : i + half + 1] for i in range(len(points))]
-    return [[step, sum(loss for _, loss in part) / len(part)] for (step, _), part in zip(points, parts)]
+def control_rows(comparison: Mapping, columns: list[str]) -> list[dict]:
+    """Accuracy of each arm, heard and under controls: the mean of types, of controls that have them all, and by type."""
+    arms = {arm: of for arm, of in comparison["arms"].items() if "macro" in of}
+    names = dict.fromkeys(name for of in arms.values() for name in (MEAN, *of["question_type"]))
+    return [
+        {"name": name, "arm": arm, "accuracy": (of["macro"] if name == MEAN else of["question_type"][name])["accuracy"],
+         "n": 0 if name == MEAN else of["question_type"][name]["n"],
+         "controls": [{"accuracy": of_control(of, given, "question_type", name), "n": 0} if name == MEAN
+                      else given.get("question_type", {}).get(name) for given in map(of["controls"].get, columns, repeat({}))],
+         "same": of["controls"].get("relettered", {}).get("same_option", {}).get(name)}
+        for name in names for arm, of in arms.items()
+    ]  # fmt: skip
 
 
-def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """About `count` round numbers whose first and last enclose the range."""
-    span = max(high - low, 1e-6) / count
-    power = 10 ** math.floor(math.log10(span))
-    step = next(power * m for m in (1, 2, 5, 10) if span <= power * m * 1.0001)
-    return [round(step * i, 10) for i in range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)]
+def pair_rows(comparison: Mapping, family: str) -> list[dict]:
+    """Differences of pairs of arms, each in a row of its own: of the mean of types, by type, or by category."""
+    found = [{"name": entry.get("question_type") or entry.get("category") or "macro", "lanes": [entry]}
+             for entry in comparison["statistics"].get(family, [])]  # fmt: skip
+    order = list(dict.fromkeys(row["name"] for row in found))
+    return sorted(found, key=lambda row: order.index(row["name"]))
 
 
-def line_chart(lines: dict[str, list[list]]) -> dict:
-    """Axes and lines in per cent of a chart's width and height, from [step, loss] pairs of each arm.
+def protocol_rows(runs: Mapping[str, list[Run]]) -> list[dict]:
+    """Accuracies by each protocol that was run, the one that decides first: means over an arm's seeds."""
 
-    Losses that are not numbers are left out. `lines` holds arm, points, and the last point with its value.
-    """
-    lines = {arm: [(step, loss) for step, loss in points if math.isfinite(loss)] for arm, points in lines.items()}
-    points = [point for line in lines.values() for point in line]
-    if not points:
-        return {"x": [], "y": [], "lines": []}
-    y = ticks(min(loss for _, loss in points), max(loss for _, loss in points))
-    if len(y) == 1:
-        y.append(y[0] + 1)
-    digits = max(0, -math.floor(math.log10(y[1] - y[0]) + 1e-9))
-    last = max(step for step, _ in points) or 1
-    x = [tick for tick in ticks(0, last) if tick <= last]
+    def mean(values):
+        return sum(values) / len(values)
 
-    def place(step, loss):
-        return 100 * step / last, 100 - 100 * (loss - y[0]) / (y[-1] - y[0])
+    found = []
+    first = next(iter(runs.values()))[0].metrics
+    for name in (first["protocol"], *first.get("other_protocols", {})) if "question_type" in first else ():
+        for arm, of in runs.items():
+            metrics = [run.metrics if name == first["protocol"] else run.metrics["other_protocols"][name] for run in of]
+            found.append({
+                "protocol": name, "arm": arm, "unparsed": mean([one["micro"]["n_unparsed"] for one in metrics]),
+                "types": {kind: mean([one["question_type"][kind]["accuracy"] for one in metrics])
+                          for kind in first["question_type"]},
+                "macro": mean([one["macro_accuracy"] for one in metrics]),
+            })  # fmt: skip
+    return found
 
+
+def open_columns(comparison: Mapping) -> dict[str, list[str]]:
+    """The metrics of text and the controls that any arm has for open questions."""
+    texts = [of for arm in comparison["arms"].values() for of in arm["text"].values()]
     return {
-        "x": [(100 * tick / last, f"{tick:g}") for tick in x],
-        "y": [(place(0, tick)[1], f"{tick:.{digits}f}") for tick in y],
-        "lines": [
-            {"arm": arm, "points": [place(*point) for point in line], "end": f"{line[-1][1]:.3f}"}
-            for arm, line in lines.items() if line
-        ],
+        "kinds": [kind for kind in QUESTION_TYPES if any(kind in arm["text"] for arm in comparison["arms"].values())],
+        "controls": [name for name in CONTROLS if any(name in of["control_loss"] for of in texts)],
+        "metrics": list(dict.fromkeys(name for of in texts for name, value in of.get("generated", {}).items()
+                                      if value is not None)),
     }  # fmt: skip
-
-
-def audio_uri(path: str) -> dict:
-    """A clip's file name and its bytes as a data URI."""
-    kind = AUDIO_TYPES.get(Path(path).suffix.lower()) or mimetypes.guess_type(path)[0] or "application/octet-stream"
-    return {"name": Path(path).name, "uri": f"data:{kind};base64,{base64.b64encode(Path(path).read_bytes()).decode()}"}

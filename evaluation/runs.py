@@ -14,6 +14,7 @@ from audiolm.configuration_audiolm import AudioLMConfig
 from audiolm.data.reasonaqa import FIELDS, QUESTION_TYPES
 from audiolm.processing_audiolm import AudioLMProcessor
 
+NO_ANSWERS = ("question_only", "batch_size", "controls")  # settings on which the answers do not depend
 OF_A_SEED = ("seed", "shuffle options")  # what differs between the seeds of one arm
 
 
@@ -61,7 +62,7 @@ def _flat(settings: Mapping, prefix: str = "") -> dict[str, object]:
 
 def _comparable(run: Run, of_one_arm: bool, may_differ: tuple[str, ...]) -> dict[str, object]:
     """What must be equal: of two arms of one seed, or of two seeds of one arm."""
-    settings = {name: value for name, value in run.metrics["settings"].items() if name not in ("question_only", "batch_size")}
+    settings = {name: value for name, value in run.metrics["settings"].items() if name not in NO_ANSWERS}
     model = dict(settings.pop("model"))
     training = {name: value for name, value in model["training"].items() if name not in may_differ}
     arm = {name: model[name] for name in ("encoder_type", "no_audio")} if of_one_arm else {}

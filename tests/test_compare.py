@@ -201,7 +201,7 @@ def test_flags_of_an_arm_with_a_corpus_of_its_own(tmp_path):
     assert run.train == ["--encoder_type", "htsat", "--no_audio", "true", "--freeze_lm", "false", "--learning_rate", "0.001",
                          "--train_file", "o/corpus/train.json", "--validation_file", "o/corpus/val.json", "--audio_dir",
                          "o/corpus", "--output_dir", "o/a", "--seed", "7"]  # fmt: skip
-    assert run.evaluate == ["--train_file", "o/corpus/train.json", "--batch_size", "64", "--controls", "all", "--test_file",
+    assert run.evaluate == ["--train_file", "o/corpus/train.json", "--batch_size", "64", "--controls", "majority", "--test_file",
                             "o/corpus/test.json", "--audio_dir", "o/corpus", "--model_name_or_path", "o/a", "--output_dir",
                             "o/a/evaluation"]  # fmt: skip
 
@@ -274,6 +274,7 @@ def test_what_differs_in_more_than_the_arm_is_refused_and_named():
     one = made_run([1, 0, 1] * 4, "one")
     fine = made_run([1, 1, 1] * 4, "fine", encoder_type="mimi_full")
     check_comparable({"a": [one], "b": [fine]})
+    check_comparable({"a": [one], "b": [made_run([1] * 12, controls=["noise"], batch_size=3)]})  # no answer depends on these
     wrongs = {
         r"training.learning rate \(0.0001 and 0.001\)": made_run([1] * 12, training={**TRAINING, "learning rate": 1e-3}),
         r"training.steps \(20000 and 5\)": made_run([1] * 12, training={**TRAINING, "steps": 5}),
