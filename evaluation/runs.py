@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from safetensors import safe_open
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from audiolm.configuration_audiolm import AudioLMConfig
 from audiolm.data.reasonaqa import FIELDS, QUESTION_TYPES
@@ -119,8 +119,9 @@ def learning_curves(log_history: list[dict]) -> dict:
 def model_facts(folder: str | Path) -> dict:
     """Trained parameters of a saved model, the seconds it uses of a clip, the tokens it makes of them, and its learning
     curves."""
-    config = AudioLMConfig.from_pretrained(folder)
-    extractor = AudioLMProcessor.from_config(config, AutoTokenizer.from_pretrained(folder)).feature_extractor
+    AutoConfig.register("audiolm", AudioLMConfig, exist_ok=True)  # or the code beside the weights would be asked about
+    config, tokenizer = AudioLMConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    extractor = AudioLMProcessor.from_config(config, tokenizer).feature_extractor
     trained = ("mapper.linear",) if config.freeze_lm else ("mapper.linear", "language_model.")
     with safe_open(Path(folder, "model.safetensors"), "pt") as file:
         count = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys() if key.startswith(trained))  # noqa: SIM118
