@@ -201,9 +201,10 @@ def test_flags_of_an_arm_with_a_corpus_of_its_own(tmp_path):
     assert run.train == ["--encoder_type", "htsat", "--no_audio", "true", "--freeze_lm", "false", "--learning_rate", "0.001",
                          "--train_file", "o/corpus/train.json", "--validation_file", "o/corpus/val.json", "--audio_dir",
                          "o/corpus", "--output_dir", "o/a", "--seed", "7"]  # fmt: skip
-    assert run.evaluate == ["--train_file", "o/corpus/train.json", "--batch_size", "64", "--controls", "majority", "--test_file",
-                            "o/corpus/test.json", "--audio_dir", "o/corpus", "--model_name_or_path", "o/a", "--output_dir",
-                            "o/a/evaluation"]  # fmt: skip
+    assert run.evaluate == [
+        "--train_file", "o/corpus/train.json", "--batch_size", "64", "--controls", "majority",
+        "--test_file", "o/corpus/test.json",
+        "--audio_dir", "o/corpus", "--model_name_or_path", "o/a", "--output_dir", "o/a/evaluation"]  # fmt: skip
 
 
 def test_seeds_and_learning_rates_make_runs(tmp_path):
