@@ -38,6 +38,7 @@ The intervals cover which test clips were drawn, not what another training would
 <nav aria-label="Contents">
 {% if dots %}<a href="#accuracy">Accuracy</a><a href="#listening">Listening</a>{% endif %}
 {% if pairs.primary.rows %}<a href="#pairs">Differences</a>{% endif %}
+{% if comparison.probes is defined %}<a href="#probes">Probes</a>{% endif %}
 {% if comparison.best_learning_rates is defined %}<a href="#rates">Learning rates</a>{% endif %}
 {% if by_protocol|length > arms|length %}<a href="#protocols">Other protocols</a>{% endif %}
 {% if calibration %}<a href="#calibration">Calibration</a>{% endif %}
@@ -209,6 +210,21 @@ the validation split at the last step, mean over question types and seeds.</p>
 <td>{% for value in of.by_seed %}<small>{{ value|points }}</small>{% endfor %}</td></tr>
 {% endfor %}</tbody>{% endcall %}
 {% endif %}
+{% endif %}
+
+{% if comparison.probes is defined %}
+<h2 id="probes">What the encoders hold at all</h2>
+<p class="muted">Linear probes on the frozen features, accuracy in per cent with its 95 % interval over test clips; no language
+model is asked.</p>
+{% call scroll("Table of probes") %}
+{% set encoders = (comparison.probes.values()|first).encoders %}
+<thead><tr><th scope="col">labels, pooling</th><th scope="col">clips</th>
+{% for arm in encoders %}<th scope="col">{{ key(arm) if arm in arms else arm }}</th>{% endfor %}
+<th scope="col">majority</th></tr></thead><tbody>
+{% for kind, of in comparison.probes.items() %}{% for pooling, found in of.results.items() %}
+<tr><th scope="row">{{ kind }}, {{ pooling }}</th><td>{{ of.folds.values()|sum(attribute="test") }}</td>
+{% for arm in encoders %}<td>{{ cell(found[arm]) }}</td>{% endfor %}<td>{{ of.majority.accuracy|percent }}</td></tr>
+{% endfor %}{% endfor %}</tbody>{% endcall %}
 {% endif %}
 
 {% if by_protocol|length > arms|length %}

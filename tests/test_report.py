@@ -302,7 +302,11 @@ def test_everything_in_the_report_is_escaped(tmp_path):
         of |= {"encoder_type": evil, "encoder_name_or_path": evil, "learning_curves": curves}
     found["best_learning_rates"] = {"conclusion": evil, "macro": {}, "statistics": found["statistics"],
                                     "rates": {evil: {"best": 1e-4, "loss": {evil: 1.0}}}}  # fmt: skip
+    probed = {"accuracy": 0.8125, "ci95_low": 0.7, "ci95_high": 0.9}
+    found["probes"] = {evil: {"encoders": {evil: {}}, "folds": {evil: {"test": 17}, "b": {"test": 3}},
+                              "results": {evil: {evil: probed}}, "majority": {"accuracy": 0.1}}}  # fmt: skip
     page = html_of(tmp_path, found, runs, tmp_path)  # no clip is there: its path is in the error
+    assert "<td>20</td>" in page and "81.2<small>70.0 &ndash; 90.0" in " ".join(page.split()).replace(" <small>", "<small>")
     read = Tags(page)
     assert not read.tags & {"script", "img", "iframe", "object", "embed", "base"} and page.count("<style>") == 1
     assert not [name for name, _ in read.attributes if name.startswith("on")]
