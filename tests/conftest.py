@@ -71,8 +71,9 @@ def clip(seconds: float, rate: int = 24000, seed: int = 0) -> np.ndarray:
     return (0.4 * np.sin(2 * np.pi * 300 * (seed + 1) * t) + 0.05 * random.standard_normal(len(t))).astype("float32")
 
 
-MCQ = {"input": "Which tone? A) low B) high", "subtype": "T-MCQ.json"}
-YES_NO = {"input": "Is it low? Answer only using yes or no.", "subtype": "TAQA.json"}
+EMPTY = {key: "" for key in ("taskname", "filepath2", "caption1", "caption2")}
+MCQ = {**EMPTY, "input": "Which tone? A) low B) high", "subtype": "T-MCQ.json"}
+YES_NO = {**EMPTY, "input": "Is it low? Answer only using yes or no.", "subtype": "TAQA.json"}
 
 
 @pytest.fixture
@@ -86,8 +87,7 @@ def make_corpus(tmp_path: Path) -> Path:
     for i in range(16):
         soundfile.write(tmp_path / f"{i}.wav", clip(0.5 + i / 20, seed=i % 2 * 9), 24000)
         answer = {"answer": "B) high" if i % 2 else "A) low"} if i < 8 else {"answer": "no" if i % 2 else "yes"}
-        empty = {k: "" for k in ("taskname", "filepath2", "caption1", "caption2")}
-        rows.append({**empty, "filepath1": f"{i}.wav", **(MCQ if i < 8 else YES_NO), **answer})
+        rows.append({**(MCQ if i < 8 else YES_NO), "filepath1": f"{i}.wav", **answer})
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     return tmp_path
 

@@ -14,7 +14,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import soundfile
-from conftest import MCQ, SHARED, YES_NO, clip, needs_shared
+from conftest import EMPTY, MCQ, SHARED, YES_NO, clip, needs_shared
 
 from audiolm import run_prepare
 from audiolm.data import audio, check_audio, load_reasonaqa
@@ -22,7 +22,7 @@ from audiolm.data.audio import clip_facts, examine
 from audiolm.data.cache import Remembered
 from audiolm.data.checks import CLIP_KINDS, CorpusCheck, table
 
-RATE, EMPTY = 8000, dict.fromkeys(("taskname", "filepath2", "caption1", "caption2"), "")
+RATE = 8000
 TALK = {"subtype": "T.json", "input": "caption first audio"}
 ONE, FOUR = {**MCQ, "input": "Which? A) low"}, {**MCQ, "input": "Which? A) dog B) cat C) cow D) hen"}
 SAME = {**YES_NO, "input": "IS it\n low? Answer only using yes or no."}  # the same question

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import TWO_PROCESSES, arguments, clip
+from conftest import EMPTY, MCQ, TWO_PROCESSES, YES_NO, arguments, clip
 
 from audiolm.data import load_reasonaqa
 from audiolm.evaluation.controls import commonest_answers, noise_of_equal_power, reletter
@@ -18,10 +18,6 @@ from audiolm.evaluation.predictions import chunks
 from audiolm.run_eval import main as evaluate
 from audiolm.run_eval import parse
 from audiolm.run_train import main as train
-
-EMPTY = {key: "" for key in ("taskname", "filepath2", "caption1", "caption2")}
-MCQ = {**EMPTY, "input": "Which tone? A) low B) high", "subtype": "T-MCQ.json"}
-YES_NO = {**EMPTY, "input": "Is it low? Answer only using yes or no.", "subtype": "TAQA.json"}
 
 
 def test_noise_has_the_clips_power_and_nothing_else_of_it():

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import evaluate
 import pytest
+from conftest import EMPTY
 
 from audiolm.evaluation import ReasonAQAMetric, metric, parse_answer, texts
 from audiolm.evaluation.metric import wilson
@@ -69,9 +70,6 @@ def test_the_metric_works_alone():
 def test_wilson_by_hand():
     assert wilson(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)  # Newcombe 1998's formula
     assert wilson(0, 0) == (0.0, 1.0)
-
-
-EMPTY = {key: "" for key in ("taskname", "filepath2", "caption1", "caption2")}
 
 
 def said(text: str, **scores: float) -> dict:
