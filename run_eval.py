@@ -17,6 +17,7 @@ import torch
 from accelerate import PartialState
 from datasets import DatasetDict
 
+from audiolm import __version__
 from audiolm.data import FeatureCache, audio_roots, load_reasonaqa, sound_rows
 from audiolm.data.audio import examine
 from audiolm.data.benchmarks import BENCHMARKS, official_metrics, read_benchmark, submission
@@ -158,7 +159,8 @@ def main(argv=None):
         if len(clips) < 2 and "other_audio" in args.controls:
             args.controls.remove("other_audio")
             args.not_run["other_audio"] = "there is one clip"
-        settings = {"rows_sha256": rows_digest(rows), "protocols": args.protocol, "controls": args.controls, "model": about,
+        settings = {"version": __version__, "rows_sha256": rows_digest(rows), "model": about,
+                    "protocols": args.protocol, "controls": args.controls,
                     **{key: getattr(args, key) for key in ("batch_size", "max_new_tokens", "precision")},
                     "max_audio_seconds": model.config.max_audio_seconds, "features": "encoded here"}  # fmt: skip
         if args.feature_cache:

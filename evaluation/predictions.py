@@ -145,11 +145,14 @@ def answer_rows(rows: Dataset, answerers: dict[str, Answerer], output_dir: Path,
     done = dict(_kept(files, settings))
     state.wait_for_everyone()  # all have read before one writes
     if state.is_main_process:
-        for file in files:
-            file.unlink()
-        with open(output_dir / "predictions.part.jsonl", "w", encoding="utf-8") as kept:
+        new = output_dir / "predictions.new"  # all of it is there before an earlier part goes
+        with open(new, "w", encoding="utf-8") as kept:
             kept.write(json.dumps(settings) + "\n")
             kept.writelines(json.dumps({"chunk": c, "results": of}) + "\n" for c, of in done.items())
+        new.replace(output_dir / "predictions.part.jsonl")
+        for file in files:
+            if file.name != "predictions.part.jsonl":
+                file.unlink()
     state.wait_for_everyone()
     conditions = sum(1 + len(answerer.controls) for answerer in answerers.values())
     todo = [chunk for chunk in range(len(work)) if chunk not in done]
