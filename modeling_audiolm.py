@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -11,6 +12,7 @@ from .configuration_audiolm import AudioLMConfig
 from .encoders_audiolm import AudioEncoder, MimiEncoder, build_encoder
 
 TEXT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+LABELS_AT_ONCE = 512  # whose logits exist together in training: 100 MB in float32
 
 
 class AudioMapper(nn.Module):
@@ -183,8 +185,8 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             input_values_mask: 1 on samples, 0 on padding, (clips, samples).
             input_features: in place of `input_values`, what the encoder made of the clips: features
                 (clips, frames, dim), or Mimi's codes (clips, levels, frames). input_features_mask: (clips, frames).
-            labels: (batch, sequence), -100 where nothing is learnt. In training, `logits` holds only the positions
-                that a label follows, (labels, vocabulary).
+            labels: (batch, sequence), -100 where nothing is learnt. In training, `logits` are None: they exist where a label
+                follows, and a part at a time.
             logits_to_keep: compute this many last logits; 0 computes all.
             num_items_in_batch: labels of the whole optimizer step, by which the summed loss is divided.
             num_samples: samples of each clip, known to the host, in place of `input_values_mask`.
@@ -208,15 +210,19 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids,
             past_key_values=past_key_values, **kwargs,
         )  # fmt: skip
-        hidden, loss, head = outputs.last_hidden_state, None, self.get_output_embeddings()
-        answers_only = labels is not None and (self.training or label_index is not None)
+        hidden, head, loss, logits = outputs.last_hidden_state, self.get_output_embeddings(), None, None
+        every = labels is None or (label_index is None and not self.training)
         if labels is not None:
             if label_index is None:
                 label_index = nn.functional.pad(labels[:, 1:], (1, 0), value=-100).flatten().ne(-100).nonzero()[:, 0]
-            logits, wanted = head(hidden.flatten(0, 1)[label_index - 1]), labels.flatten()[label_index]
-            total = nn.functional.cross_entropy(logits.float(), wanted, reduction="sum")
+            before, wanted = hidden.flatten(0, 1)[label_index - 1], labels.flatten()[label_index]
+            if self.training:
+                total = summed_loss(before, head, wanted)
+            else:
+                logits = head(before)
+                total = nn.functional.cross_entropy(logits.float(), wanted, reduction="sum")
             loss = total / (max(1, len(wanted)) if num_items_in_batch is None else num_items_in_batch)
-        if not answers_only:
+        if every:
             logits = head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
 
@@ -237,6 +243,21 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
         )
         return input_ids, {**model_kwargs, **clips}
+
+
+def summed_loss(hidden: torch.Tensor, head: nn.Module, wanted: torch.Tensor) -> torch.Tensor:
+    """Summed cross-entropy of `wanted`, (labels,), after `hidden`, (labels, hidden size), by logits of `LABELS_AT_ONCE` labels.
+
+    Where there are more labels, the backward pass computes logits anew, so that they never exist together.
+    """
+
+    def part(hidden, wanted):
+        return nn.functional.cross_entropy(head(hidden).float(), wanted, reduction="sum")
+
+    if len(wanted) <= LABELS_AT_ONCE:
+        return part(hidden, wanted)
+    pairs = zip(hidden.split(LABELS_AT_ONCE), wanted.split(LABELS_AT_ONCE))
+    return torch.stack([checkpoint(part, h, w, use_reentrant=False) for h, w in pairs]).sum()
 
 
 def text_model_source(name_or_path: str) -> dict[str, str]:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import clip, small_model
+from conftest import ARMS, clip, small_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from audiolm import AudioLMConfig, AudioLMFeatureExtractor, AudioLMForConditionalGeneration
+from audiolm import AudioLMConfig, AudioLMFeatureExtractor, AudioLMForConditionalGeneration, AudioLMProcessor, modeling_audiolm
 from audiolm.data import ReasonAQACollator
 from audiolm.encoders_audiolm import MimiEncoder
 
@@ -56,11 +56,54 @@ def test_answer_only_loss_equals_full(parts):
     full = model.eval()(**inputs)
     answer_only = model.train()(**inputs)
     model.eval()
-    assert answer_only.logits.shape[0] == int((inputs["labels"] != -100).sum())
+    labels = int((inputs["labels"] != -100).sum())
+    assert full.logits.shape[:2] == inputs["labels"].shape and answer_only.logits is None
     assert torch.allclose(full.loss, answer_only.loss, atol=1e-5)
-    halves = model(**inputs, num_items_in_batch=2 * answer_only.logits.shape[0]).loss
+    halves = model(**inputs, num_items_in_batch=2 * labels).loss
     assert torch.allclose(halves, full.loss / 2, atol=1e-5)
     assert model(**inputs, logits_to_keep=1).logits.shape[1] == 1
+
+
+@pytest.mark.parametrize("freeze_lm", [True, False])
+def test_logits_in_parts_change_nothing(monkeypatch, tokenizer, freeze_lm):
+    """Loss and gradients, also of the head that the embeddings share; and no more logits at once than said."""
+    model = small_model("mimi_semantic", freeze_lm=freeze_lm).train()
+    inputs = batch(AudioLMProcessor.from_config(model.config, tokenizer), answer=["a dog", "the first one"])
+    labels, found, sizes = int((inputs["labels"] != -100).sum()), [], []
+    model.get_output_embeddings().register_forward_hook(lambda module, given, logits: sizes.append(len(logits)))
+    for at_once in (labels, 3):
+        monkeypatch.setattr(modeling_audiolm, "LABELS_AT_ONCE", at_once)
+        loss = model(**inputs).loss
+        loss.backward()
+        found.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+        model.zero_grad()
+    assert sizes[0] == labels and max(sizes[1:]) == 3 and len(found[0]) == len(found[1]) > 4
+    assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(*found))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU to wait for")
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_step_does_not_wait_for_the_gpu(tokenizer, cached):
+    for arm in ARMS:
+        model = small_model(arm).cuda().train()
+        model.encoder.sizes_to_host()
+        processor = AudioLMProcessor.from_config(model.config, tokenizer)
+        sounds = {str(i): (clip(1 + i, seed=i), 24000) for i in range(2)}
+        if cached:
+            sounds = {name: encode(model, processor, sound) for name, sound in sounds.items()}
+        rows = [{"input": "What?", "answer": f"a {i}", "audio": [str(i) if cached else sounds[str(i)]]} for i in range(2)]
+        made = ReasonAQACollator(processor, features=sounds if cached else None)(rows)
+        made = {name: value.cuda() if torch.is_tensor(value) else value for name, value in made.items()}
+        for _ in range(2):  # the first one warms up
+            with torch.autocast("cuda", torch.bfloat16):
+                model(**made).loss.backward()
+            torch.cuda.set_sync_debug_mode("error" if cached or arm == "htsat" else "warn")  # Mimi's encoder asks once
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def encode(model, processor, sound):
+    audio = processor.feature_extractor.load(sound)[None].to(model.device)
+    return getattr(model.encoder, "codes", model.encoder.encode)(audio)[0].cpu()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
