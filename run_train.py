@@ -14,10 +14,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, Trainer, set_seed
+from transformers import AutoTokenizer, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
 from audiolm.data import QUESTION_TYPES, ReasonAQACollator
+from audiolm.data.sampling import BucketTrainer
 from audiolm.encoder_checkpoints import load_encoder
 from audiolm.evaluation.loss import token_loss, token_losses
 from audiolm.finetuning import merged, optimizer_by_part, with_lora
@@ -27,7 +28,16 @@ from audiolm.modeling_audiolm import TEXT_MODEL, AudioLMForConditionalGeneration
 from audiolm.processing_audiolm import AudioLMProcessor
 from audiolm.resume import KeepRecord, check_adapters, check_encoder, check_features, check_stream
 from audiolm.training_arguments import DataArguments, ModelArguments, parse
-from audiolm.training_data import TrainingData, data_changes, data_facts, encoded, load_rows, stream, stream_settings
+from audiolm.training_data import (
+    TrainingData,
+    bucket_sampler,
+    data_changes,
+    data_facts,
+    encoded,
+    load_rows,
+    stream,
+    stream_settings,
+)
 
 logger = logging.getLogger("audiolm.train")
 
@@ -139,7 +149,9 @@ def main(argv=None):
         streamed = stream_settings(data_args, args, about_data)
         if args.resume_from_checkpoint and streamed:
             check_stream(args.resume_from_checkpoint, streamed)
+        sampler = bucket_sampler(data, data_args.max_audio_seconds, args)
         facts = training_facts(model, model_args, data_args, args, about_data)
+        facts["settings"]["batches"] = f"of one length, order {sampler.digest()[:16]}" if sampler else "of any length"
         model.config.training = {**facts["settings"], "data": about_data}  # two models are comparable where these are equal
         adapter_of = model_args.model_name_or_path if model_args.lora_push == "adapter" else None
         push = PushToHub(args, partial(model_card, facts, adapter_of=adapter_of), adapter_of) if args.push_to_hub else None
@@ -161,8 +173,8 @@ def main(argv=None):
         model = with_lora(model, model_args.lora_r, model_args.lora_alpha)
         facts["trained_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     record = {"data": about_data, "changes": data_changes(data_args, args.seed), "stream": streamed}
-    trainer = Trainer(
-        model=model, args=args, train_dataset=data.rows, eval_dataset=data.evaluation,
+    trainer = BucketTrainer(
+        sampler=sampler, model=model, args=args, train_dataset=data.rows, eval_dataset=data.evaluation,
         data_collator=ReasonAQACollator(processor, features=features), processing_class=processor,
         compute_metrics=token_loss, preprocess_logits_for_metrics=token_losses,
         callbacks=[KeepRecord(record), *([push] if push else [])],

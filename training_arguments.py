@@ -22,6 +22,7 @@ POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "num_st
             "max_eval_samples", "max_rows_per_clip", "shuffle_buffer", "max_audio_seconds", "lm_learning_rate", "lora_r",
             "lora_alpha")  # fmt: skip
 DEFAULTS = {
+    "train_sampling_strategy": "group_by_length",
     "output_dir": None, "learning_rate": 1e-4, "max_steps": 20_000, "lr_scheduler_type": "cosine", "warmup_steps": 0.01,
     "eval_strategy": "steps", "eval_steps": 1000, "save_steps": 1000, "save_total_limit": 2, "logging_steps": 10,
     "dataloader_num_workers": 2, "per_device_eval_batch_size": 8, "report_to": "none", "remove_unused_columns": False,
@@ -175,6 +176,10 @@ def parse(argv=None, description: str | None = None):
             action.nargs = "*"
         if action.dest == "per_device_train_batch_size":
             action.help = f"rows a process takes at once; {ROWS_PER_STEP} rows in all make a step"
+        if action.dest == "train_sampling_strategy":
+            action.help = (
+                "group_by_length: rows of about one length make a step, drawn by --seed, the same for every arm; random"
+            )
         if action.dest == "output_dir":
             action.help = "where checkpoints and the trained model go; default: outputs/ENCODER_TYPE"
     if any(word.split("=")[0].replace("-", "_") == "__hub_token" for word in rest):

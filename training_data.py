@@ -21,8 +21,10 @@ from audiolm.data import (
     select_rows,
     sound_rows,
 )  # fmt: skip
+from audiolm.data.audio import examine
 from audiolm.data.clips import Clip
 from audiolm.data.mending import Mending
+from audiolm.data.sampling import LengthBucketSampler, row_lengths
 from audiolm.data.selection import first_of_each_type, mix_rows
 from audiolm.data.shards import MANIFEST, PUSHED, load_shards
 from audiolm.data.stream import Shards, in_order, stream_rows
@@ -191,6 +193,18 @@ def encoded(model, extractor, data: TrainingData, data_args, seed: int, standard
         model.mapper.feature_mean.copy_(mean)
         model.mapper.feature_std.copy_(deviation)
     return features
+
+
+def bucket_sampler(data: TrainingData, max_seconds: float, args) -> LengthBucketSampler | None:
+    """The order of rows by length, if `--train_sampling_strategy group_by_length` asks for it and rows are not streamed."""
+    if args.train_sampling_strategy != "group_by_length":
+        return None
+    args.train_sampling_strategy = "random"  # the stock sampler by length has no seed, and wants lengths of evaluation too
+    if isinstance(data.rows, IterableDataset):
+        return None
+    seconds = {clip: facts.seconds for clip, facts in examine(data.clips, max_seconds).items()}
+    rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return LengthBucketSampler(row_lengths(data.rows, seconds, max_seconds), rows_per_step, args.seed)
 
 
 def data_changes(data_args, seed: int) -> dict:

@@ -15,7 +15,7 @@ from audiolm.data.reasonaqa import FIELDS, QUESTION_TYPES
 from audiolm.processing_audiolm import AudioLMProcessor
 
 NO_ANSWERS = ("question_only", "batch_size", "controls")  # settings on which the answers do not depend
-OF_A_SEED = ("seed", "shuffle options")  # what differs between the seeds of one arm
+OF_A_SEED = ("seed", "shuffle options", "batches")  # what differs between the seeds of one arm
 
 
 class Run(NamedTuple):

@@ -250,12 +250,12 @@ class Recorder(run_train.ReasonAQACollator):
         if "row" not in rows[0]:  # of evaluation
             return super().__call__(rows)
         return {**super().__call__(rows), "rows": torch.tensor([get_worker_info().id, *(row["row"] for row in rows)])}
-class Trainer(run_train.Trainer):
+class Trainer(run_train.BucketTrainer):
     def training_step(self, model, inputs, *rest):
         with open(os.environ["RECORD"] + os.environ["RANK"], "a") as file:
             print(*inputs.pop("rows").tolist(), file=file)
         return super().training_step(model, inputs, *rest)
-run_train.ReasonAQACollator, run_train.Trainer = Recorder, Trainer
+run_train.ReasonAQACollator, run_train.BucketTrainer = Recorder, Trainer
 run_train.main()
 """
 
