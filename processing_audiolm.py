@@ -144,21 +144,36 @@ class AudioLMProcessor(ProcessorMixin):
             tokenizer.pad_token = tokenizer.eos_token
         return cls(extractor, tokenizer, config.audio_token_id)
 
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        # a question that contains a special token's text must not inject one
+        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids if texts else []
+
+    def prompts(self, questions: list[str], frames: list[list[int]]) -> list[list[int]]:
+        """Ids of prompts: each clip named and standing for its frames, then the question.
+
+        Args:
+            frames: for each question the frames of each of its clips.
+        """
+        end, *names = self._ids(["\n", *(f"Audio {i + 1}: " for i in range(max(map(len, frames), default=0)))])
+        made = []
+        for question, counts in zip(self._ids([f"{question.strip()}\nAnswer:" for question in questions]), frames):
+            prompt = []
+            for name, count in zip(names, counts):
+                prompt += [*name, *[self.audio_token_id] * count, *end]
+            made.append(prompt + question)
+        return made
+
     def prompt_ids(self, question: str, frames: list[int]) -> list[int]:
-        """Ids of a prompt: each clip named and standing for its frames, then the question."""
-
-        def ids(text):  # a question that contains a special token's text must not inject one
-            return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
-
-        prompt = []
-        for i, count in enumerate(frames):
-            prompt += [*ids(f"Audio {i + 1}: "), *[self.audio_token_id] * count, *ids("\n")]
-        return prompt + ids(f"{question.strip()}\nAnswer:")
+        """Ids of one prompt, as of [`prompts`]."""
+        return self.prompts([question], [frames])[0]
 
     def answer_ids(self, answer: str) -> list[int]:
         """Ids of an answer and its EOS."""
-        ids = self.tokenizer(" " + answer.strip(), add_special_tokens=False, split_special_tokens=True).input_ids
-        return [*ids, self.tokenizer.eos_token_id]
+        return self.answers([answer])[0]
+
+    def answers(self, answers: list[str]) -> list[list[int]]:
+        """Ids of answers, each with its EOS."""
+        return [[*ids, self.tokenizer.eos_token_id] for ids in self._ids([" " + answer.strip() for answer in answers])]
 
     def __call__(self, text=None, audio=None, answer=None, padding_side="left", return_tensors="pt", **kwargs) -> BatchFeature:
         """Model inputs.
@@ -190,20 +205,20 @@ class AudioLMProcessor(ProcessorMixin):
         Args:
             frames: for each text the frames of each of its clips.
         """
-        prompts = [self.prompt_ids(text, counts) for text, counts in zip(texts, frames)]
-        ends = [self.answer_ids(a) for a in answers] if answers else [[] for _ in prompts]
-        size = max(len(p) + len(e) for p, e in zip(prompts, ends))
-        pad = self.tokenizer.pad_token_id
-
-        def padded(ids, value):
-            gap = [value] * (size - len(ids))
-            return gap + ids if padding_side == "left" else ids + gap
-
-        data = {"input_ids": torch.tensor([padded(p + e, pad) for p, e in zip(prompts, ends)])}
-        data["attention_mask"] = torch.tensor([padded([1] * len(p + e), 0) for p, e in zip(prompts, ends)])
-        if answers:
-            data["labels"] = torch.tensor([padded([-100] * len(p) + e, -100) for p, e in zip(prompts, ends)])
-        return data
+        prompts = self.prompts(texts, frames)
+        ends = self.answers(answers) if answers else [[] for _ in prompts]
+        size = max(len(prompt) + len(end) for prompt, end in zip(prompts, ends))
+        filled = {"input_ids": self.tokenizer.pad_token_id, "attention_mask": 0, "labels": -100}
+        data = {name: np.full((len(prompts), size), value, dtype=np.int64) for name, value in filled.items()}
+        for i, (prompt, end) in enumerate(zip(prompts, ends)):
+            length = len(prompt) + len(end)
+            first = size - length if padding_side == "left" else 0
+            data["input_ids"][i, first : first + length] = prompt + end
+            data["attention_mask"][i, first : first + length] = 1
+            data["labels"][i, first + len(prompt) : first + length] = end
+        if not answers:
+            del data["labels"]
+        return {name: torch.from_numpy(array) for name, array in data.items()}
 
 
 AudioLMFeatureExtractor.register_for_auto_class()
