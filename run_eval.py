@@ -177,9 +177,11 @@ def main(argv=None):
     except (ValueError, OSError) as error:
         sys.exit(f"run_eval.py: {error}")
     if args.feature_cache:
-        with state.main_process_first():
-            cache = answerers[""].cache = FeatureCache(args.feature_cache, model.encoder, processor.feature_extractor)
-            cache.fill(clips)
+        cache = answerers[""].cache = FeatureCache(args.feature_cache, model.encoder, processor.feature_extractor)
+        try:
+            cache.fill_together(clips)
+        except ValueError as error:
+            sys.exit(f"run_eval.py: {error}")
     start = time.perf_counter()
     said = answer_rows(rows, answerers, output, settings, state)
     if said is None:

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import sys
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from audiolm.training_data import (
     data_changes,
     data_facts,
     encoded,
+    encodings,
     load_rows,
     stream,
     stream_settings,
@@ -161,9 +161,13 @@ def main(argv=None):
     samples = int(data_args.max_audio_seconds * extractor.sampling_rate)
     logger.info("%s: %d tokens for %g s", model_args.encoder_type, extractor.num_frames(samples), data_args.max_audio_seconds)
     model.to(args.device)
-    with args.main_process_first(desc="encoding clips") if data_args.feature_cache else nullcontext():  # others find its files
-        standardise = model_args.model_name_or_path is None  # an earlier mapper learnt with its own
-        features = encoded(model, extractor, data, data_args, args.seed, standardise)
+    if not (data_args.feature_cache or data_args.streaming) and (times := encodings(data, args)) > 2:
+        logger.info("each clip is decoded and encoded %.0f times; --feature_cache DIR does it once", times)
+    standardise = model_args.model_name_or_path is None  # an earlier mapper learnt with its own
+    try:
+        features = encoded(model, extractor, data, data_args, args, standardise)
+    except ValueError as error:
+        sys.exit(f"run_train.py: {error}")
     if model_args.lora_r:
         try:
             if args.resume_from_checkpoint:

@@ -171,17 +171,33 @@ def _stream(where: str, data_args, args, batches_done: int) -> TrainingData:
     return TrainingData(rows, evaluation, len(chosen), num_clips, list(heard.values()), wanted)
 
 
-def encoded(model, extractor, data: TrainingData, data_args, seed: int, standardise: bool):
+def rows_per_step(args) -> int:
+    """Of all processes together."""
+    return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+
+def encodings(data: TrainingData, args) -> float:
+    """How often a run without a cache encodes each training clip, on average."""
+    steps = args.max_steps if args.max_steps > 0 else args.num_train_epochs * data.num_rows / rows_per_step(args)
+    clips = sum(map(len, data.rows["audio"])) / data.num_rows
+    return steps * rows_per_step(args) * clips / data.num_clips
+
+
+def encoded(model, extractor, data: TrainingData, data_args, args, standardise: bool):
     """What is encoded before the first step: all clips with a cache, else those of evaluation, which come again and again.
 
-    If asked, sets the mapper's mean and deviation per channel, from training clips that are the same for every arm.
+    Several processes share the work for a cache. If asked, sets the mapper's mean and deviation per channel, from training clips
+    that are the same for every arm.
+
+    Raises:
+        ValueError: if the disk has no room for the cache.
     """
     model.encoder.sizes_to_host()  # also in a process that finds all clips encoded by another
-    order = torch.randperm(len(data.clips), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(data.clips), generator=torch.Generator().manual_seed(args.seed))
     chosen = [data.clips[i] for i in order[: data_args.num_stats_clips].tolist()]
     if data_args.feature_cache:
         features = FeatureCache(data_args.feature_cache, model.encoder, extractor)
-        features.fill(data.clips + list(data.evaluation_clips))
+        features.fill_together(data.clips + list(data.evaluation_clips))
         heard: Iterable[torch.Tensor] = (features[path] for path in chosen)
     else:
         names, sounds = list(data.evaluation_clips), list(data.evaluation_clips.values())
@@ -203,8 +219,7 @@ def bucket_sampler(data: TrainingData, max_seconds: float, args) -> LengthBucket
     if isinstance(data.rows, IterableDataset):
         return None
     seconds = {clip: facts.seconds for clip, facts in examine(data.clips, max_seconds).items()}
-    rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return LengthBucketSampler(row_lengths(data.rows, seconds, max_seconds), rows_per_step, args.seed)
+    return LengthBucketSampler(row_lengths(data.rows, seconds, max_seconds), rows_per_step(args), args.seed)
 
 
 def data_changes(data_args, seed: int) -> dict:

@@ -5,14 +5,21 @@ Mimi's clips are kept as 16-bit codes (levels, frames), which give the same feat
 """
 
 import hashlib
+import inspect
 import json
 import logging
 import os
+import shutil
+import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import torch
+import transformers
+from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
@@ -20,7 +27,7 @@ from tqdm import tqdm
 from .clips import Clip, clip_audio, clip_identity
 
 logger = logging.getLogger(__name__)
-VERSION = 1  # of what encoders compute and of these files; another one makes earlier caches unknown
+VERSION = 1  # of these files; another one makes earlier caches unknown
 CLIPS_PER_SHARD = 512
 
 
@@ -37,17 +44,19 @@ def encode_clips(
     device = next(encoder.parameters()).device
     encode = getattr(encoder, "codes", encoder.encode)
     bar = tqdm(total=len(paths), desc=desc, unit="clip", disable=None if desc else True)
-    batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
+    batches = iter([paths[start : start + batch_size] for start in range(0, len(paths), batch_size)])
+    decoders = 1 if device.type == "cpu" else min(8, os.cpu_count() or 1)  # a GPU encodes faster than one decodes
 
     def decode(batch: list[Clip]):
         clips = [clip_audio(clip, extractor.max_audio_seconds) for clip in batch]
         return extractor(clips if alter is None else [alter(clip, extractor.load(audio)) for clip, audio in zip(batch, clips)])
 
-    with ThreadPoolExecutor(1) as ahead, bar:
-        decoded = ahead.submit(decode, batches[0]) if batches else None
-        for i, batch in enumerate(batches):
+    with ThreadPoolExecutor(decoders) as pool, bar:
+        ahead = deque((batch, pool.submit(decode, batch)) for batch in islice(batches, decoders))
+        while ahead:
+            batch, decoded = ahead.popleft()
             audio = decoded.result()
-            decoded = ahead.submit(decode, batches[i + 1]) if i + 1 < len(batches) else None
+            ahead.extend((batch, pool.submit(decode, batch)) for batch in islice(batches, 1))
             lengths = audio["input_values_mask"].sum(1).tolist()
             made = encode(audio["input_values"].to(device), lengths).cpu()
             for path, clip, length in zip(batch, made, lengths):
@@ -83,21 +92,29 @@ def pad_features(clips: list[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
 class FeatureCache:
     """Clips of [`encode_clips`] by path, kept in a directory from run to run, in memory-mapped shards.
 
-    A clip is known by path, size and modification time; encoder weights, seconds used and `VERSION` name the folder,
-    so that nothing stale is read. Shards appear whole or not at all: after an interruption `fill` goes on.
+    A clip is known by path, size and modification time. The folder's name is a hash of the encoder's weights, of the code that
+    decodes and encodes, of transformers' version and of the seconds used, so that nothing stale is read. Shards appear whole or
+    not at all, under a name of their own: processes do not disturb one another, and after an interruption `fill` goes on.
     """
 
     def __init__(self, directory: str | Path, encoder, extractor):
         self.encoder, self.extractor = encoder, extractor
         made_by = ("transformers_version", "architectures", "dtype")  # what says where weights come from, not what they do
         fields = {k: v for k, v in encoder.config.to_dict().items() if not k.startswith("_") and k not in made_by}
-        digest = hashlib.sha256(repr((VERSION, extractor.max_audio_seconds, sorted(fields.items()))).encode())
+        made_with = (VERSION, transformers.__version__, extractor.max_audio_seconds, sorted(fields.items()))
+        digest = hashlib.sha256(repr(made_with).encode())
+        for source in (type(encoder), type(extractor)):
+            digest.update(Path(inspect.getfile(source)).read_bytes())
         for name, tensor in sorted(encoder.state_dict().items()):
             digest.update(name.encode() + tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         self.folder = Path(directory, digest.hexdigest()[:16])
         self._where: dict[str, tuple[str, str]] = {}  # identity of a clip: shard and key inside
         self._open: dict[str, tuple[int, safe_open]] = {}
         self._identities: dict[str, str] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Finds what other processes have encoded meanwhile."""
         for shard in sorted(self.folder.glob("*.safetensors")):
             self._learn(shard)
 
@@ -121,12 +138,34 @@ class FeatureCache:
             self._identities[path] = clip_identity(path)
         return self._identities[path]
 
-    def fill(self, paths: list[str], batch_size: int = 8) -> None:
-        """Encodes the clips that are not there yet."""
-        wanted = [path for path in sorted(set(paths)) if self.identity(path) not in self._where]
+    def bytes_per_clip(self) -> int:
+        """Of the longest clips: 16-bit codes of all levels, or channels in bfloat16, of each frame."""
+        extractor = self.extractor
+        frames = self.encoder.num_frames(int(extractor.max_audio_seconds * extractor.sampling_rate))
+        return 2 * frames * (self.encoder.num_levels if hasattr(self.encoder, "codes") else self.encoder.dim)
+
+    def fill(self, paths: list[str], batch_size: int = 8, process: int = 0, processes: int = 1) -> None:
+        """Encodes the clips that are not there yet.
+
+        Args:
+            process: of `processes` that are given the same clips, and each encode a part. When all are done, `refresh` finds
+                the others' clips.
+
+        Raises:
+            ValueError: if the disk has no room for them.
+        """
+        mine = [path for path in sorted(set(paths))[process::processes] if self.identity(path) not in self._where]
+        if not mine:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
+        needed, free = processes * len(mine) * self.bytes_per_clip(), shutil.disk_usage(self.folder).free
+        room = f"{needed / 1e6:,.1f} MB for the features of {processes * len(mine):,} clips, of {free / 1e6:,.1f} MB free"
+        if needed > free:
+            raise ValueError(f"--feature_cache {self.folder.parent}: no room: up to {room}")
+        logger.info("%s: up to %s", self.folder, room)
         made: dict[str, torch.Tensor] = {}
-        for path, clip in encode_clips(self.encoder, self.extractor, wanted, batch_size, desc="encoding clips"):
+        desc = "" if process else "encoding clips" if processes == 1 else f"encoding clips, 1 of {processes} parts"
+        for path, clip in encode_clips(self.encoder, self.extractor, mine, batch_size, desc):
             made[path] = clip.bfloat16() if clip.is_floating_point() else clip
             if len(made) == CLIPS_PER_SHARD:
                 self._write(made)
@@ -134,12 +173,27 @@ class FeatureCache:
         if made:
             self._write(made)
 
+    def fill_together(self, paths: list[str]) -> None:
+        """`fill`, by all processes of a run, which share the work.
+
+        Raises:
+            ValueError: if the disk has no room for the features.
+        """
+        state = PartialState()
+        self.fill(paths, process=state.process_index, processes=state.num_processes)
+        state.wait_for_everyone()
+        self.refresh()
+        self.fill(paths)  # none, unless a file was lost meanwhile
+
     def _write(self, made: dict[str, torch.Tensor]) -> None:
         clips = {str(i): self.identity(path) for i, path in enumerate(made)}
         name = hashlib.sha256("\n".join(clips.values()).encode()).hexdigest()[:16]
-        part, shard = self.folder / f"{name}.{os.getpid()}.part", self.folder / f"{name}.safetensors"
-        save_file({str(i): clip.contiguous() for i, clip in enumerate(made.values())}, part, {"clips": json.dumps(clips)})
-        part.replace(shard)
+        part, shard = self.folder / f"{name}.{uuid.uuid4().hex}.part", self.folder / f"{name}.safetensors"
+        try:
+            save_file({str(i): clip.contiguous() for i, clip in enumerate(made.values())}, part, {"clips": json.dumps(clips)})
+            part.replace(shard)
+        finally:
+            part.unlink(missing_ok=True)
         self._learn(shard)
 
     def __contains__(self, path: str) -> bool:

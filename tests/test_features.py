@@ -1,6 +1,8 @@
 """Clips that are encoded once give the loss of clips that are decoded and encoded each time."""
 
 import pickle
+import shutil
+from pathlib import Path
 
 import pytest
 import soundfile
@@ -77,6 +79,45 @@ def test_nothing_stale_is_read(files, tmp_path):
     assert other.folder != cache.folder
     processor.max_audio_seconds = 0.2
     assert FeatureCache(tmp_path / "cache", model.encoder, processor).folder not in (cache.folder, other.folder)
+
+
+def test_other_code_makes_another_cache(tmp_path, monkeypatch):
+    model = small_model("mimi_full")
+    before = FeatureCache(tmp_path, model.encoder, small_processor(model)).folder
+    monkeypatch.setattr(features.transformers, "__version__", "5.99")
+    assert FeatureCache(tmp_path, model.encoder, small_processor(model)).folder != before
+    monkeypatch.undo()
+    changed = tmp_path / "changed.py"
+    changed.write_bytes(Path(features.inspect.getfile(MimiEncoder)).read_bytes() + b"# changed")
+    found = features.inspect.getfile
+    monkeypatch.setattr(features.inspect, "getfile", lambda of: str(changed) if of is MimiEncoder else found(of))
+    assert FeatureCache(tmp_path, model.encoder, small_processor(model)).folder != before
+
+
+@pytest.mark.parametrize("arm, expected", [("mimi_full", 8 * 125 * 2), ("htsat", 640 * 64 * 2)])
+def test_no_room_is_one_line_before_anything_is_encoded(arm, expected, tokenizer, files, tmp_path, monkeypatch):
+    """10 s are 125 frames of 8 codes, or 10 windows of 64 frames of 64 channels, of 2 bytes each."""
+    model = small_model(arm)
+    cache = FeatureCache(tmp_path, model.encoder, AudioLMProcessor.from_config(model.config, tokenizer).feature_extractor)
+    assert cache.bytes_per_clip() == expected
+    free = shutil.disk_usage(tmp_path)._replace(free=5 * expected - 1)
+    monkeypatch.setattr(features.shutil, "disk_usage", lambda folder: free)
+    with pytest.raises(ValueError, match=r"--feature_cache .*: no room: up to .* MB for the features of 5 clips"):
+        cache.fill(files)
+    assert not list(cache.folder.iterdir())
+    cache.fill(files[:4])
+    assert all(file in cache for file in files[:4])
+
+
+def test_processes_share_the_work(files, tmp_path):
+    model = small_model("mimi_semantic")
+    caches = [FeatureCache(tmp_path, model.encoder, small_processor(model)) for _ in range(2)]
+    for process, cache in enumerate(caches):  # the second one finds what the first one has written, and takes its part alone
+        cache.fill(files, process=process, processes=2)
+    assert [[file in cache for file in files] for cache in caches] == [[True, False] * 2 + [True], [False, True] * 2 + [False]]
+    for cache in caches:
+        cache.refresh()
+        assert all(torch.equal(cache[path], made) for path, made in encode_clips(model.encoder, small_processor(model), files))
 
 
 def small_processor(model):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TWO_PROCESSES, arguments, small_model
+from safetensors import safe_open
 
 from audiolm import AudioLMForConditionalGeneration
 from audiolm.resume import checkpoint_to_resume
@@ -35,6 +36,16 @@ def test_train_then_evaluate(arm, corpus, tokenizer, capsys):
     assert "all (micro)" in capsys.readouterr().out
     metrics = json.loads(written[0][1])
     assert metrics["question_type"]["mcq"]["n"] == 8 and metrics["micro"]["n"] == 16
+
+
+def test_a_plain_run_says_what_a_cache_would_save(corpus, tokenizer, caplog):
+    options = arguments(corpus, "mimi_semantic", tokenizer, "--max_steps", "3", "--eval_strategy", "no")
+    with caplog.at_level("INFO", "audiolm"):
+        train(options)
+        assert "each clip is decoded and encoded 3 times; --feature_cache DIR does it once" in caplog.text
+        caplog.clear()
+        train([*options, "--feature_cache", str(corpus / "cache")])
+        assert "does it once" not in caplog.text and "up to 0.0 MB for the features of 16 clips" in caplog.text
 
 
 def test_bad_audio_stops_or_is_skipped(corpus, tokenizer, capsys):
@@ -165,9 +176,16 @@ def test_two_processes_share_a_feature_cache(corpus, tokenizer):
     run = subprocess.run(launch, capture_output=True, text=True, cwd=corpus, env={**os.environ})
     assert run.returncode == 0, run.stderr[-3000:]
     assert run.stderr.count("tokens for 10 s") + run.stdout.count("tokens for 10 s") == 1  # only one of them speaks
-    assert len(list((corpus / "cache").rglob("*.safetensors"))) == 1 and not list((corpus / "cache").rglob("*.part"))
+    assert [len(cached(file)) for file in (corpus / "cache").rglob("*.safetensors")] == [8, 8] and not list(
+        (corpus / "cache").rglob("*.part")
+    )
     found = weights(corpus / "out")
     assert all(torch.allclose(value.float(), found[key].float(), atol=2e-5) for key, value in expected.items())
+
+
+def cached(shard) -> list[str]:
+    with safe_open(shard, "pt") as file:
+        return list(file.keys())
 
 
 def weights(folder) -> dict:
