@@ -186,8 +186,8 @@ def encodings(data: TrainingData, args) -> float:
 def encoded(model, extractor, data: TrainingData, data_args, args, standardise: bool):
     """What is encoded before the first step: all clips with a cache, else those of evaluation, which come again and again.
 
-    Several processes share the work for a cache. If asked, sets the mapper's mean and deviation per channel, from training clips
-    that are the same for every arm.
+    Several processes share the work for a cache. If asked, sets the mapper's mean and deviation per channel, from training
+    clips that are the same for every arm.
 
     Raises:
         ValueError: if the disk has no room for the cache.

@@ -1,0 +1,238 @@
+"""The step that run_benchmark.py measures is the package's own, and its figures come out as worked out by hand."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from audiolm import AudioLMConfig, benchmark_steps, run_benchmark
+from audiolm.data import ReasonAQACollator
+from audiolm.encoder_checkpoints import randomise_codebooks
+from audiolm.encoders_audiolm import MimiEncoder
+
+ENCODERS = ["htsat", "mimi_full"]
+SMALL = ["--small", "--steps", "1", "--batch_size", "4", "--seconds", "1.3"]
+# in each process of Python: these packages are not there
+WITHOUT = """
+import sys
+from importlib.machinery import PathFinder
+MISSING = {"datasets", "evaluate", "sklearn", "scipy", "soundfile", "pyarrow", "pandas", "peft", "sacrebleu", "rouge_score"}
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in MISSING else PathFinder.find_spec(name, path, target)
+sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
+"""
+
+
+@pytest.fixture(params=ENCODERS)
+def options(request):
+    return run_benchmark.parse([*SMALL, "--encoder_type", request.param])
+
+
+@pytest.fixture
+def varied_codes(monkeypatch):
+    """Mimi's random weights give few codes, which would hide errors."""
+    inner = run_benchmark.build
+
+    def build(options):
+        model, *rest = inner(options)
+        if isinstance(model.encoder, MimiEncoder):
+            randomise_codebooks(model.encoder)
+        return model, *rest
+
+    monkeypatch.setattr(run_benchmark, "build", build)
+
+
+def same(batch, other):
+    assert batch.keys() == other.keys()
+    for name, value in batch.items():
+        assert torch.equal(value, other[name]) if torch.is_tensor(value) else value == other[name], name
+
+
+def test_batches_are_the_collators(options, tmp_path, varied_codes):
+    _, processor, clips = run_benchmark.build(options)
+    run_benchmark.fill_cache(options, tmp_path / "cache.pt")
+    kept = torch.load(tmp_path / "cache.pt")
+    rows = run_benchmark.draw_rows(6, 0, 300)
+    assert {len(row["audio"]) for row in rows} == {1, 2}
+    with_arrays = [
+        {**row, "audio": [(clips[i], processor.feature_extractor.sampling_rate) for i in row["audio"]]} for row in rows
+    ]
+    same(run_benchmark.our_batch(rows, processor, clips, cached=False), ReasonAQACollator(processor)(with_arrays))
+    collator = ReasonAQACollator(processor, features=dict(enumerate(kept)))
+    same(run_benchmark.our_batch(rows, processor, kept, cached=True), collator(rows))
+
+
+@pytest.mark.parametrize("freeze_lm", [True, False])
+@pytest.mark.parametrize("cached", [True, False])
+def test_our_step_learns_what_the_naive_step_learns(options, cached, freeze_lm, tmp_path, varied_codes):
+    options.freeze_lm = freeze_lm
+    model, processor, clips = run_benchmark.build(options)
+    model.train()
+    if cached:
+        run_benchmark.fill_cache(options, tmp_path / "cache.pt")
+    rows = run_benchmark.draw_rows(6, 0, 300)
+    losses, gradients = [], []
+
+    def step(batch, loss_of):
+        run_benchmark.encode(model, batch)
+        model.zero_grad()
+        losses.append(loss := loss_of(model, batch))
+        loss.backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad})
+
+    step(
+        run_benchmark.our_batch(rows, processor, torch.load(tmp_path / "cache.pt") if cached else clips, cached),
+        run_benchmark.our_loss,
+    )
+    step(run_benchmark.naive_batch(rows, processor, clips), run_benchmark.naive_loss)
+    assert abs(losses[0] - losses[1]) < 1e-4
+    assert gradients[0].keys() == gradients[1].keys() and any("mapper" in name for name in gradients[0])
+    assert any("language_model" in name for name in gradients[0]) is not freeze_lm
+    close = 2e-2 if cached and options.encoder_type == "htsat" else 1e-4  # its cache holds bfloat16
+    for name, gradient in gradients[0].items():
+        assert (gradient - gradients[1][name]).norm() <= close * gradients[1][name].norm() + 1e-8, name
+    rows = [{**row, "audio": row["audio"][::-1]} for row in rows]  # what the comparison would notice
+    step(run_benchmark.naive_batch(rows, processor, clips), run_benchmark.naive_loss)
+    assert (gradients[2]["mapper.linear_1.weight"] - gradients[1]["mapper.linear_1.weight"]).norm() > 0
+
+
+def test_rows_are_reasonaqas():
+    rows = run_benchmark.draw_rows(4000, 1, 49152)
+    assert rows == run_benchmark.draw_rows(4000, 1, 49152) and rows != run_benchmark.draw_rows(4000, 2, 49152)
+    questions, answers = ([len(re.findall("w", row[part])) for row in rows] for part in ("input", "answer"))
+    two = sum(len(row["audio"]) == 2 for row in rows) / len(rows)
+    assert two == pytest.approx(3 * 67_855 / 968_071, abs=0.02)
+    assert sum(questions) / len(rows) == pytest.approx(17.2, abs=0.6)  # shares of the kinds by their means
+    assert sum(answers) / len(rows) == pytest.approx(41.5, abs=2)
+    assert max(answers) > 250 and min(answers) == 1
+    assert {len(row["audio"]) for row in run_benchmark.draw_rows(200, 1, 300, one_clip=True)} == {1}
+
+
+def test_prompts_have_the_templates_tokens():
+    # by SmolLM2's tokenizer "Audio 1: " is five tokens, "\n" one and "\nAnswer:" three
+    options = run_benchmark.parse([*SMALL, "--encoder_type", "mimi_full"])
+    _, processor, _ = run_benchmark.build(options)
+    assert len(processor.prompt_ids("w5w6", [4])) == 5 + 4 + 1 + 2 + 3
+    assert processor.answer_ids("w7w8") == [7, 8, 2]
+
+
+def test_tokens_by_hand(monkeypatch):
+    one = {"audio": [0], "input": "w5w6w7", "answer": "w8"}  # 5 + 5 frames + 1, 3 + 3, 1 and EOS: 19
+    two = {"audio": [1, 2], "input": "w5", "answer": "w8" * 4}  # 2 x 11, 1 + 3, 4 and EOS: 31
+    long = {"audio": [3], "input": "w5w6w7", "answer": "w8" * 20}  # 38, in the warm-up
+    monkeypatch.setattr(run_benchmark, "draw_rows", lambda *_: [long, one, one, two])
+    options = run_benchmark.parse([*SMALL, "--batch_size", "2", "--seconds", "0.4", "--encoder_type", "mimi_full"])
+    ours, naive = (run_benchmark.measure(options, naive) for naive in (False, True))
+    assert ours["tokens_per_step"] == {"real": 19 + 31, "padded": 2 * 31, "labels": 2 + 5}
+    assert naive["tokens_per_step"] == {"real": 19 + 31, "padded": 2 * 31, "labels": 2 + 5}
+    assert ours["clips_per_step"] == 3 and ours["flops_per_step"] == naive["flops_per_step"]
+    assert ours["samples_per_second"] == pytest.approx(2 / ours["mean_step_seconds"])
+    assert ours["arm_seconds"] == pytest.approx(20_000 * ours["mean_step_seconds"])
+
+
+def test_our_steps_are_of_one_length_and_hold_the_naive_rows(monkeypatch):
+    options = run_benchmark.parse([*SMALL, "--steps", "6", "--encoder_type", "mimi_full"])
+    grouped, naive = (run_benchmark.measure(options, naive) for naive in (False, True))
+    options.train_sampling_strategy = "random"
+    drawn = run_benchmark.measure(options, False)
+    tokens = [found["tokens_per_step"] for found in (grouped, drawn, naive)]
+    assert tokens[0]["real"] == tokens[1]["real"] == tokens[2]["real"] and tokens[1] == tokens[2]
+    assert tokens[0]["padded"] < 0.9 * tokens[1]["padded"]
+
+
+def test_flops_by_hand():
+    text = {"hidden_size": 8, "intermediate_size": 10, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "num_key_value_heads": 1, "head_dim": 4, "vocab_size": 20}  # fmt: skip
+    config = AudioLMConfig("mimi_full", text_config=text, mapper_hidden_size=6)
+    # q and o 64 each, k and v 32 each, MLP 240: 432 weights at 7 tokens, the head's 160 at 2 labels; 4 FLOPs each
+    assert 4 * (432 * 7 + 160 * 2) == 13_376
+    # attention 6 x 8 x (3² + 4²); the mapper at 4 frames 6 x 5 weights of 4 FLOPs and 6 x 8 of 6
+    assert run_benchmark.step_flops(config, 5, [3, 4], 2, 4) == 13_376 + 1200 + 4 * (30 * 4 + 48 * 6)
+    config.freeze_lm = False
+    assert run_benchmark.step_flops(config, 5, [3, 4], 2, 4) == 6 * 3344 + 1200 + 1632
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_measures(options, cached, tmp_path):
+    file = tmp_path / "cache.pt" if cached else None
+    options.precision, options.peak_tflops = "bf16", 2.0
+    if cached:
+        assert run_benchmark.fill_cache(options, file) > 0
+    found = run_benchmark.measure(options, False, file)
+    assert list(found["seconds"]) == [*run_benchmark.PARTS, "step"] and found["precision"] == "bf16"
+    assert all(low <= median <= high for low, median, high in found["seconds"].values())
+    parts = sum(found["seconds"][part][1] for part in run_benchmark.PARTS)
+    assert parts == pytest.approx(found["seconds"]["step"][1]) == pytest.approx(found["mean_step_seconds"])
+    assert found["mfu"] == pytest.approx(found["flops_per_step"] / found["mean_step_seconds"] / 2e12)
+    assert len(found["losses"]) == 2  # with the warm-up
+
+
+def test_runs_with_four_packages_alone(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    probe = [sys.executable, "-c", "import soundfile"]
+    assert b"ModuleNotFoundError" in subprocess.run(probe, env=environment, capture_output=True).stderr
+    words = [run_benchmark.__file__, *SMALL, "--encoder_type", "mimi_full", "--naive", "--json", tmp_path / "figures.json"]
+    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^ours to naive: [\d.]+x samples/s \([\d.]+x with .*\), [\d.]+x peak memory$", done.stdout, re.MULTILINE)
+    for part in (*run_benchmark.PARTS, "step"):
+        assert re.search(rf"^{part}, ms( +[\d.,]+ \([\d.,]+-[\d.,]+\)){{2}}$", done.stdout, re.MULTILINE)
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert list(figures) == ["settings", "environment", "variants", "encode_seconds_per_clip", "ratio"]
+    ours, naive = figures["variants"].values()
+    assert ours.keys() == naive.keys() >= {
+        "seconds", "samples_per_second", "tokens_per_step", "tokens_per_second", "peak_memory_bytes", "flops_per_step",
+        "tflops", "peak_tflops", "mfu", "arm_seconds", "losses",
+    }  # fmt: skip
+    assert ours["losses"] == pytest.approx(naive["losses"], abs=1e-4)  # of both steps: the optimizer did the same too
+    assert ours["mfu"] is None and ours["peak_memory_bytes"] > 0
+    speed = ours["samples_per_second"] / naive["samples_per_second"]
+    assert figures["ratio"]["samples_per_second"] == pytest.approx(speed)
+    assert 0 < figures["ratio"]["samples_per_second_with_encoding"] < speed
+
+
+def test_peaks_are_of_the_device():
+    names = ["NVIDIA H200", "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-40GB", "NVIDIA L4", "NVIDIA L40S", "CPU (AVX512)"]
+    assert [run_benchmark.peak_tflops(name) for name in names] == [989, 989, 312, 121, None, None]
+
+
+def test_memory_counts_what_is_taken():
+    before = run_benchmark.resident("VmRSS")
+    held = torch.ones(60_000_000)  # 240 MB, some of which earlier tests may have left to the process
+    assert run_benchmark.resident("VmRSS") - before < 280e6 and run_benchmark.resident("VmHWM") > 240e6
+    assert len(held) and run_benchmark.resident("VmNothing") is None
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--batch_size", "0"], "--batch_size: 0: a number above 0 is wanted"),
+        (["--steps", "2.5"], "--steps: invalid number value: '2.5'"),
+        (["--seconds", "nan"], "--seconds: nan: a number above 0 is wanted"),
+        (["--precision", "fp16"], "--precision: invalid choice: 'fp16'"),
+        (["--dataloader_num_workers", "-1"], "--dataloader_num_workers -1: 0 or more are wanted"),
+        (["--json", "nowhere/x.json"], "--json nowhere/x.json: its folder is not there"),
+    ],
+)
+def test_refuses_wrong_numbers(words, message, capsys):
+    with pytest.raises(SystemExit):
+        run_benchmark.parse(words)
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_errors_take_one_line(monkeypatch):
+    monkeypatch.setattr(run_benchmark, "apart", lambda function, *arguments, **environment: function(*arguments))
+    with pytest.raises(SystemExit, match=r"^run_benchmark.py: --seconds 1e-06: at 44100 Hz that is no sample$"):
+        run_benchmark.main([*SMALL, "--seconds", "1e-6", "--no_feature_cache"])
+    monkeypatch.setitem(benchmark_steps.SMALL["text"], "max_position_embeddings", 20)
+    with pytest.raises(
+        SystemExit, match=r"^run_benchmark.py: --seconds 1.3: a row has \d+ tokens, but the language model takes 20$"
+    ):
+        run_benchmark.main(SMALL)
