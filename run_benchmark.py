@@ -109,7 +109,7 @@ def measure(options, naive: bool, file: str | None = None) -> dict:
     model.to(device).train()
     config, dim = model.config, model.encoder.dim
     frames = model.encoder.num_frames(len(clips[0]))
-    clips = torch.load(file) if file else clips
+    clips = torch.load(file, weights_only=True) if file else clips
     warmup = 3 if cuda else 1
     count = (warmup + options.steps) * options.batch_size
     rows = draw_rows(count, options.seed, config.text_config.vocab_size, options.one_clip)

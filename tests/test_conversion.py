@@ -110,8 +110,10 @@ def test_a_killed_conversion_goes_on(data, tmp_path, monkeypatch, layout, last):
             600 if clip == last and hasattr(self, "pool") else 0) or inner(self, clip))  # fmt: skip
         process = FORK.Process(target=convert, args=(data, out, *words), daemon=True)
         process.start()
-    while not (list(out.glob("*/*.part")) and list(out.glob("*/*.parquet"))):
-        process.join(0.02)
+    files = []
+    while not ({".part", ".parquet"} <= {file.suffix for file in files} and files == sorted(out.glob("*/*"))):
+        files = sorted(out.glob("*/*"))  # the same twice: it is stuck, and no shard is about to be finished
+        process.join(0.3)
         assert process.is_alive()
     process.kill()
     process.join()
