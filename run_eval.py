@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from datasets import DatasetDict
+from safetensors import SafetensorError
 
 from audiolm import __version__
 from audiolm.data import FeatureCache, audio_roots, load_reasonaqa, sound_rows
@@ -180,7 +181,7 @@ def main(argv=None):
         cache = answerers[""].cache = FeatureCache(args.feature_cache, model.encoder, processor.feature_extractor)
         try:
             cache.fill_together(clips)
-        except ValueError as error:
+        except (ValueError, OSError, SafetensorError) as error:  # no room, a full disk, a clip that is gone
             sys.exit(f"run_eval.py: {error}")
     start = time.perf_counter()
     said = answer_rows(rows, answerers, output, settings, state)

@@ -166,7 +166,7 @@ def main(argv=None):
     standardise = model_args.model_name_or_path is None  # an earlier mapper learnt with its own
     try:
         features = encoded(model, extractor, data, data_args, args, standardise)
-    except ValueError as error:
+    except (ValueError, OSError, SafetensorError) as error:  # no room, a full disk, a clip that is gone
         sys.exit(f"run_train.py: {error}")
     if model_args.lora_r:
         try:

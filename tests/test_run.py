@@ -12,6 +12,7 @@ from conftest import TWO_PROCESSES, arguments, small_model
 from safetensors import safe_open
 
 from audiolm import AudioLMForConditionalGeneration
+from audiolm.data import features
 from audiolm.resume import checkpoint_to_resume
 from audiolm.run_eval import main as evaluate
 from audiolm.run_train import main as train
@@ -46,6 +47,18 @@ def test_a_plain_run_says_what_a_cache_would_save(corpus, tokenizer, caplog):
         caplog.clear()
         train([*options, "--feature_cache", str(corpus / "cache")])
         assert "does it once" not in caplog.text and "up to 0.0 MB for the features of 16 clips" in caplog.text
+
+
+def test_a_disk_that_fills_up_is_one_line(corpus, tokenizer, monkeypatch):
+    def full(tensors, file, metadata):
+        Path(file).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(features, "save_file", full)
+    options = arguments(corpus, "mimi_semantic", tokenizer, "--max_steps", "1", "--feature_cache", str(corpus / "cache"))
+    with pytest.raises(SystemExit, match=r"^run_train.py: .*No space left on device$"):
+        train(options)
+    assert not [file for file in (corpus / "cache").rglob("*") if file.is_file()]
 
 
 def test_bad_audio_stops_or_is_skipped(corpus, tokenizer, capsys):
