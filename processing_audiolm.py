@@ -2,6 +2,7 @@
 
 import math
 import wave
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -101,15 +102,28 @@ def resample(audio: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
         return audio
     common = math.gcd(int(rate), int(new_rate))
     old, new = int(rate) // common, int(new_rate) // common
+    many = -(-64 // new)  # frames that make one matrix of them
+    old, new = many * old, many * new
+    width, kernels = _resampling_kernels(old, new)
+    frames = torch.nn.functional.pad(audio, (width, width + old)).unfold(0, 2 * width + old, old)
+    result = torch.cat([frames[:, first : first + len(kernel)] @ kernel.to(audio.dtype) for first, kernel in kernels], 1)
+    return result.flatten()[: math.ceil(new * len(audio) / old)]
+
+
+@lru_cache(64)
+def _resampling_kernels(old: int, new: int) -> tuple[int, list[tuple[int, torch.Tensor]]]:
+    """Samples that a frame of `old` ones needs before and behind it; and, for 64 of its `new` ones at a time, the first sample
+    that weighs in them and the weights (samples, 64): from 32 to 44.1 kHz, 61 of a frame's 334 samples."""
     base, zeros = min(old, new) * 0.99, 6
-    width = math.ceil(zeros * old / base)
-    steps = torch.arange(-width, width + old, dtype=torch.float64)[None] / old
-    phase = torch.arange(0, -new, -1, dtype=torch.float64)[:, None] / new
-    t = ((phase + steps) * base).clamp(-zeros, zeros)
-    kernel = torch.sinc(t) * torch.cos(t * math.pi / zeros / 2) ** 2 * base / old
-    padded = torch.nn.functional.pad(audio, (width, width + old))[None, None]
-    result = torch.nn.functional.conv1d(padded, kernel[:, None].to(audio.dtype), stride=old)
-    return result[0].T.flatten()[: math.ceil(new * len(audio) / old)]
+    reach = zeros * old / base
+    width, kernels = math.ceil(reach), []
+    for phase in torch.arange(new, dtype=torch.float64).split(64):
+        centres = phase * old / new
+        first, last = math.ceil(centres[0].item() - reach), math.floor(centres[-1].item() + reach)
+        t = ((torch.arange(first, last + 1)[:, None] - centres) * base / old).clamp(-zeros, zeros)
+        weights = torch.sinc(t) * torch.cos(t * math.pi / zeros / 2) ** 2 * base / old
+        kernels.append((width + first, weights.float()))
+    return width, kernels
 
 
 class AudioLMProcessor(ProcessorMixin):
