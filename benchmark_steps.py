@@ -1,7 +1,9 @@
-"""The steps that run_benchmark.py compares: rows of ReasonAQA's lengths, our batch and loss of them, and the textbook's."""
+"""The steps that run_benchmark.py compares: rows of ReasonAQA's lengths, the loss of a batch of ours, and the textbook's."""
 
 import math
 import random
+import wave
+from pathlib import Path
 
 import torch
 import transformers
@@ -32,8 +34,27 @@ SMALL = {
 }  # fmt: skip
 
 
-def draw_rows(count: int, seed: int, words: int, one_clip: bool = False) -> list[dict]:
-    """Rows as the data set has them, of numbered words, with clips that are numbers below `POOL`; the same for every arm."""
+def clip_files(folder: str | Path) -> list[str]:
+    return [str(Path(folder, f"{number}.wav")) for number in range(POOL)]
+
+
+def write_clips(folder: str | Path, rate: int, seconds: float, seed: int) -> None:
+    """`POOL` files of noise, 16 bits, mono.
+
+    Raises:
+        ValueError: if so many seconds hold no sample.
+    """
+    samples, noise = round(seconds * rate), torch.Generator().manual_seed(seed)
+    if not samples:
+        raise ValueError(f"--seconds {seconds:g}: at {rate} Hz that is no sample")
+    for path in clip_files(folder):
+        with wave.open(path, "wb") as file:
+            file.setparams((1, 2, rate, 0, "NONE", ""))
+            file.writeframes((3000 * torch.randn(samples, generator=noise)).to(torch.int16).numpy().tobytes())
+
+
+def draw_rows(count: int, seed: int, words: int, clips: list[str], one_clip: bool = False) -> list[dict]:
+    """Rows as the data set has them, of numbered words, about one or two of the clips; the same for every arm."""
     draw = random.Random(seed)
 
     def text(mean):
@@ -42,8 +63,8 @@ def draw_rows(count: int, seed: int, words: int, one_clip: bool = False) -> list
 
     rows = []
     kinds = [kind for kind in KINDS.values() if kind[1] == 1 or not one_clip]
-    for _, clips, asked, said in draw.choices(kinds, [kind[0] for kind in kinds], k=count):
-        rows.append({"audio": draw.sample(range(POOL), clips), "input": text(asked), "answer": text(said)})
+    for _, heard, asked, said in draw.choices(kinds, [kind[0] for kind in kinds], k=count):
+        rows.append({"audio": draw.sample(clips, heard), "input": text(asked), "answer": text(said)})
     return rows
 
 
@@ -58,8 +79,8 @@ def word_tokenizer(words: int) -> transformers.PreTrainedTokenizerFast:
     )
 
 
-def build(options) -> tuple[AudioLMForConditionalGeneration, AudioLMProcessor, list[torch.Tensor]]:
-    """The model, its processor, and `POOL` clips of noise, (samples,) at the encoder's rate; the same in every process."""
+def build(options) -> tuple[AudioLMForConditionalGeneration, AudioLMProcessor]:
+    """The model and its processor; the same weights in every process."""
     parts = {}
     if options.small:
         encoder = SMALL[ENCODER_TYPES[options.encoder_type][0]]
@@ -70,39 +91,27 @@ def build(options) -> tuple[AudioLMForConditionalGeneration, AudioLMProcessor, l
     for name, buffer in model.encoder.named_buffers():
         if name.endswith("embed_sum"):  # Mimi's codebooks begin as zeros, and so would all its features
             buffer.normal_()
-    processor = AudioLMProcessor.from_config(config, word_tokenizer(config.text_config.vocab_size))
-    samples = round(options.seconds * model.encoder.sample_rate)
-    if not samples:
-        raise ValueError(f"--seconds {options.seconds:g}: at {model.encoder.sample_rate} Hz that is no sample")
-    return model, processor, list(0.1 * torch.randn(POOL, samples))
+    return model, AudioLMProcessor.from_config(config, word_tokenizer(config.text_config.vocab_size))
 
 
-def our_batch(rows: list[dict], processor: AudioLMProcessor, clips: list[torch.Tensor], cached: bool) -> dict:
-    """What `ReasonAQACollator` makes of rows whose clips are all of one length: `clips` are waveforms, or cached features."""
-    audio = [clips[number] for row in rows for number in row["audio"]]
-    if cached:
-        frames = [clip.shape[0] if clip.is_floating_point() else clip.shape[1] for clip in audio]
-        batch = {"input_features": torch.stack(audio), "num_frames": frames}
-    else:
-        made = processor.feature_extractor(audio)
-        lengths = made["input_values_mask"].sum(1).tolist()
-        frames = [processor.feature_extractor.num_frames(length) for length in lengths]
-        batch = {"input_values": made["input_values"], "num_samples": lengths}
-    counts = iter(frames)
-    text = processor.text_inputs(
-        [row["input"] for row in rows], [[next(counts) for _ in row["audio"]] for row in rows],
-        [row["answer"] for row in rows], padding_side="right",
-    )  # fmt: skip
-    text["label_index"] = (text["labels"].flatten() != -100).nonzero()[:, 0]
-    text["audio_index"] = (text["input_ids"].flatten() == processor.audio_token_id).nonzero()[:, 0]
-    del text["attention_mask"]
-    return {**text, **batch}
+def packed(batch: dict, lengths: list[int], audio_token_id: int) -> dict:
+    """A batch of [`ReasonAQACollator`] with its rows, of so many tokens each, one behind the other as a single row.
+
+    Positions begin anew with each, in which transformers sees what belongs together, if keys and values are not kept.
+    """
+    real = torch.arange(batch["input_ids"].shape[1])[None] < torch.tensor(lengths)[:, None]
+    ids, labels = batch["input_ids"][real][None], batch["labels"][real][None]
+    return {
+        **batch, "input_ids": ids, "labels": labels, "use_cache": False,
+        "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+        "label_index": (labels[0] != -100).nonzero()[:, 0], "audio_index": (ids[0] == audio_token_id).nonzero()[:, 0],
+    }  # fmt: skip
 
 
-def naive_batch(rows: list[dict], processor: AudioLMProcessor, clips: list[torch.Tensor]) -> dict:
+def naive_batch(rows: list[dict], processor: AudioLMProcessor) -> dict:
     """The textbook's: each row's clips as waveforms, an attention mask, padded to the longest row."""
     made = processor(
-        [row["input"] for row in rows], [[clips[number] for number in row["audio"]] for row in rows],
+        [row["input"] for row in rows], [row["audio"] for row in rows],
         [row["answer"] for row in rows], padding_side="right",
     )  # fmt: skip
     return {name: made[name] for name in ("input_ids", "attention_mask", "labels", "input_values")}

@@ -167,7 +167,7 @@ def parse(argv=None, description: str | None = None):
         if "hub_token" in settings:
             parser.error(f"--config {given.config}: hub_token: {NO_TOKEN}")
     processes = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else max(1, torch.cuda.device_count())
-    computed = {"per_device_train_batch_size": None, "gradient_accumulation_steps": None}
+    computed = dict.fromkeys(["per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_persistent_workers"])
     parser.set_defaults(**{**DEFAULTS, **computed, **settings})
     for action in parser._actions:
         if action.nargs == "+" and isinstance(action.default, str):
@@ -203,6 +203,8 @@ def parse(argv=None, description: str | None = None):
             f"once, makes it {ROWS_PER_STEP // at_once}"
         )
     space.gradient_accumulation_steps = ROWS_PER_STEP // at_once
+    if space.dataloader_persistent_workers is None:  # a stream's workers begin anew with each pass
+        space.dataloader_persistent_workers = space.dataloader_num_workers > 0 and not space.streaming
     if processes > 1 and not torch.accelerator.is_available():
         space.use_cpu = True  # else each of them would take itself for the only one
     if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:

@@ -1,12 +1,40 @@
-"""ReasonAQA as a `datasets` dataset: rows and question types, audio files, encoded clips, batches."""
+"""ReasonAQA as a `datasets` dataset: rows and question types, audio files, encoded clips, batches.
 
-from .audio import check_audio, sound_rows
-from .collator import ReasonAQACollator
-from .features import FeatureCache, encode_clips, feature_statistics
-from .reasonaqa import QUESTION_TYPES, audio_roots, load_reasonaqa, resolve_path
-from .selection import select_rows
+The names below load on first use, as those of the package: clips and batches need neither datasets nor soundfile.
+"""
 
-__all__ = [
-    "QUESTION_TYPES", "FeatureCache", "ReasonAQACollator", "audio_roots", "check_audio", "encode_clips", "feature_statistics",
-    "load_reasonaqa", "resolve_path", "select_rows", "sound_rows",
-]  # fmt: skip
+from typing import TYPE_CHECKING
+
+_NAMES = {
+    "check_audio": "audio",
+    "sound_rows": "audio",
+    "ReasonAQACollator": "collator",
+    "FeatureCache": "features",
+    "encode_clips": "features",
+    "feature_statistics": "features",
+    "QUESTION_TYPES": "reasonaqa",
+    "audio_roots": "reasonaqa",
+    "load_reasonaqa": "reasonaqa",
+    "resolve_path": "reasonaqa",
+    "select_rows": "selection",
+}
+__all__ = sorted(_NAMES)
+
+if TYPE_CHECKING:
+    from .audio import check_audio, sound_rows
+    from .collator import ReasonAQACollator
+    from .features import FeatureCache, encode_clips, feature_statistics
+    from .reasonaqa import QUESTION_TYPES, audio_roots, load_reasonaqa, resolve_path
+    from .selection import select_rows
+
+
+def __getattr__(name: str):
+    if name not in _NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_NAMES[name]}", __name__), name)
+
+
+def __dir__():
+    return __all__

@@ -11,9 +11,10 @@ import re
 from bisect import bisect_right
 from functools import lru_cache
 from threading import get_ident
+from typing import TYPE_CHECKING
 
-import pyarrow.parquet as pq
-import soundfile
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 _IN_SHARD = re.compile(r"(.+\.parquet)#(\d+)(?:\.(\d))?")
 Clip = str | bytes
@@ -32,6 +33,8 @@ def clip_audio(clip, seconds: float):
     source = open_clip(clip) if isinstance(clip, (str, bytes)) else clip
     if not isinstance(source, io.BytesIO):
         return source
+    import soundfile  # here, so that files that are WAV need none
+
     with soundfile.SoundFile(source) as sound:
         return sound.read(math.ceil(seconds * sound.samplerate), dtype="float32", always_2d=True), sound.samplerate
 
@@ -54,8 +57,10 @@ def _reader() -> tuple[int, int]:
 
 
 @lru_cache(256)
-def _shard(path: str, reader: tuple[int, int]) -> tuple[pq.ParquetFile, list[int]]:
+def _shard(path: str, reader: tuple[int, int]) -> tuple["pq.ParquetFile", list[int]]:
     """A shard and the first row of each of its row groups."""
+    import pyarrow.parquet as pq  # here, since only clips in shards need it
+
     file = pq.ParquetFile(path, memory_map=True)
     starts = [0]
     for group in range(file.num_row_groups):
