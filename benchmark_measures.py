@@ -29,6 +29,7 @@ from audiolm.benchmark_steps import (
     write_clips,
 )
 from audiolm.data import FeatureCache, ReasonAQACollator
+from audiolm.finetuning import cast_once
 
 ARM_STEPS = 20_000
 ENCODED_AT_ONCE = 8  # clips that the cache's encoder takes
@@ -117,6 +118,8 @@ def measure(options, naive: bool, folder: str, cached: bool = False) -> dict:
     frames = extractor.num_frames(round(options.seconds * extractor.sampling_rate))
     make = partial(naive_batch, processor=processor) if naive else collator(options, model, processor, folder, cached)
     model.to(device).train()
+    if options.precision == "bf16" and options.freeze_lm and not naive:
+        cast_once(model.language_model)
     warmup = 3 if cuda else 1
     count = (warmup + options.steps) * options.batch_size
     rows = draw_rows(count, options.seed, config.text_config.vocab_size, clip_files(folder), options.one_clip)

@@ -51,3 +51,28 @@ def optimizer_by_part(model, args: TrainingArguments, lm_learning_rate: float) -
             groups.setdefault((rate, args.weight_decay if name in decaying else 0.0), []).append(parameter)
     kind, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
     return kind([{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()], **settings)
+
+
+def cast_once(language_model: nn.Module) -> None:
+    """Keeps what bfloat16 autocast makes of a frozen language model's weights, which it would cast anew in each step.
+
+    The same numbers come out. The weights stay as they are, for whatever runs without autocast and for checkpoints.
+    """
+    for module in language_model.modules():
+        if type(module) is nn.Linear and not any(parameter.requires_grad for parameter in module.parameters()):
+            module.forward = _Cast(module)
+
+
+class _Cast:
+    """The forward of a linear layer whose weight seldom changes."""
+
+    def __init__(self, module: nn.Linear):
+        self.module, self.kept, self.of = module, None, None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        weight, bias = self.module.weight, self.module.bias
+        if torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type) == torch.bfloat16:
+            if self.of != (now := (weight.data_ptr(), weight._version)):  # another one was loaded
+                self.kept, self.of = weight.detach().bfloat16(), now
+            weight = self.kept
+        return nn.functional.linear(x, weight, bias)

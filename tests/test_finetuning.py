@@ -6,10 +6,11 @@ import pytest
 import torch
 from conftest import arguments, small_model
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainingArguments
 
 from audiolm import AudioLMForConditionalGeneration
-from audiolm.finetuning import merged, optimizer_by_part, with_lora
+from audiolm.finetuning import cast_once, merged, optimizer_by_part, with_lora
 from audiolm.run_eval import main as evaluate
 from audiolm.run_train import main as train
 from audiolm.run_train import parse
@@ -136,3 +137,44 @@ def test_options_that_contradict_each_other(words, said, capsys):
     with pytest.raises(SystemExit):
         parse(words)
     assert said in capsys.readouterr().err
+
+
+class Casts(TorchDispatchMode):
+    """Shapes of all that is cast to bfloat16 meanwhile."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._to_copy.default and kwargs.get("dtype") == torch.bfloat16:
+            self.shapes.add(tuple(args[0].shape))
+        return function(*args, **(kwargs or {}))
+
+
+def test_weights_cast_once_give_the_same_numbers():
+    other = small_model("mimi_full", seed=1).language_model.state_dict()
+
+    def step(model, autocast):
+        ids = torch.arange(10, 22).view(2, 6)
+        model.train().zero_grad()
+        embeds = model.mapper(torch.linspace(-1, 1, 12 * model.encoder.dim).view(2, 6, -1))
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = model(inputs_embeds=embeds, labels=ids).loss
+        loss.backward()
+        return loss, *(p.grad.clone() for p in model.mapper.parameters())
+
+    model, plain = small_model("mimi_full"), small_model("mimi_full")
+    cast_once(model.language_model)
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    for changed in (False, True):
+        if changed:
+            for each in (model, plain):
+                each.language_model.load_state_dict(other)
+        for autocast in (True, True, False):
+            assert all(torch.equal(a, b) for a, b in zip(step(model, autocast), step(plain, autocast)))
+    of_weights = {tuple(p.shape) for p in model.language_model.parameters() if p.ndim == 2}
+    for each, casts in ((model, False), (plain, True)):
+        with Casts() as found:
+            step(each, True)
+        assert bool(of_weights & found.shapes) is casts
