@@ -1,6 +1,9 @@
 """Checkpoints to resume a run from: which one, whether it is whole, and whether it is of the same encoder, adapters, stream."""
 
 import json
+import logging
+import os
+import signal
 from pathlib import Path
 from pickle import UnpicklingError
 from zipfile import BadZipFile, ZipFile
@@ -8,33 +11,25 @@ from zipfile import BadZipFile, ZipFile
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
+logger = logging.getLogger("audiolm.train")
 RECORD = "training_data.json"  # of a checkpoint: what it was trained on
 
 
-def checkpoint_to_resume(asked: str | bool | None, output_dir: str) -> str | None:
-    """The checkpoint that `--resume_from_checkpoint` names: a folder, or `true` for the last one of `output_dir`.
-
-    Raises:
-        ValueError: if there is none, or one of its files is missing or torn.
-    """
-    if asked is None or str(asked).lower() in ("false", "no"):
-        return None
-    folder = asked
-    if str(asked).lower() in ("true", "yes", "last"):
-        folder = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
-        if folder is None:
-            raise ValueError(f"--resume_from_checkpoint {asked}: {output_dir} holds no checkpoint")
-    weights = "adapter_model.safetensors" if Path(folder, "adapter_config.json").is_file() else "model.safetensors"
-    names = [weights, "optimizer.pt", "scheduler.pt", "trainer_state.json"]
-    states = [path.name for path in Path(folder).glob("rng_state*.pth")] or ["rng_state.pth"]
-    for name in names + states:
-        file = Path(folder, name)
+def fault(folder: str | Path) -> str | None:
+    """What is missing or torn in a checkpoint, as by a process that was killed while it wrote; None if it is whole."""
+    folder = Path(folder)
+    weights = "adapter_model.safetensors" if (folder / "adapter_config.json").is_file() else "model.safetensors"
+    states = [path.name for path in folder.glob("rng_state*.pth")] or ["rng_state.pth"]
+    for name in (weights, "optimizer.pt", "scheduler.pt", "trainer_state.json", *states, RECORD):
+        file = folder / name
         try:
             if name.endswith(".safetensors"):
                 with safe_open(file, "pt") as tensors:
                     tensors.keys()
+            elif name == RECORD:
+                if len(states) != (wanted := json.loads(file.read_text()).get("processes", len(states))):
+                    return f"the states of {wanted} processes are wanted, but {len(states)} are there"
             elif name.endswith(".json"):
                 json.loads(file.read_text())
             elif name in states:
@@ -42,15 +37,39 @@ def checkpoint_to_resume(asked: str | bool | None, output_dir: str) -> str | Non
             else:
                 torch.load(file, map_location="meta", weights_only=True)
         except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, UnpicklingError, BadZipFile) as error:
-            raise ValueError(f"--resume_from_checkpoint: {file} is missing or torn ({error}); name an earlier one") from error
-    return folder
+            return f"{name} is missing or torn ({error})"
+    return None
+
+
+def checkpoint_to_resume(asked: str | bool | None, output_dir: str) -> str | None:
+    """The checkpoint that `--resume_from_checkpoint` names: a folder, or `true` for the last whole one of `output_dir`.
+
+    Raises:
+        ValueError: if there is none, or the folder's is not whole.
+    """
+    if asked is None or str(asked).lower() in ("false", "no"):
+        return None
+    if str(asked).lower() not in ("true", "yes", "last"):
+        if found := fault(asked):
+            raise ValueError(f"--resume_from_checkpoint {asked}: {found}; name an earlier one")
+        return asked
+    numbers = [int(path.name.rpartition("-")[2]) for path in Path(output_dir).glob("checkpoint-*[0-9]")]
+    for number in sorted(numbers, reverse=True):
+        folder = str(Path(output_dir, f"checkpoint-{number}"))
+        if not (found := fault(folder)):
+            return folder
+        if os.environ.get("RANK", "0") == "0":  # once, not by each process
+            logger.warning("%s is passed over: %s", folder, found)
+    torn = "no whole checkpoint" if numbers else "no checkpoint"
+    raise ValueError(f"--resume_from_checkpoint {asked}: {output_dir} holds {torn}")
 
 
 class KeepRecord(TrainerCallback):
     """Writes into each checkpoint what it was trained on, where adapters alone are saved too.
 
     Args:
-        record: `data`, `changes` and, if rows are streamed, `stream`: what their order depends on.
+        record: `data`, `changes`, `settings`, the number of `processes` and, if rows are streamed, `stream`: what their order
+            depends on.
     """
 
     def __init__(self, record: dict):
@@ -60,6 +79,47 @@ class KeepRecord(TrainerCallback):
         if state.is_world_process_zero:
             folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
             (folder / RECORD).write_text(json.dumps(self.record, indent=2) + "\n", encoding="utf-8")
+
+
+class StopOnSignal(TrainerCallback):
+    """On SIGTERM or SIGINT, which a machine that is taken back or a person sends, lets the step end and saves it.
+
+    Several processes agree on the step: a signal does not reach all of them in the same one. On a GPU they ask one another
+    where a step is logged, which waits anyway. A second signal ends the process at once.
+    """
+
+    def __init__(self):
+        self.received: int | None = None
+        self.before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def _receive(self, number, frame):
+        self.received = number
+        self.restore()
+
+    def restore(self) -> None:
+        """Signals do again what they did before."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.world_size > 1 and (args.device.type == "cpu" or control.should_log):
+            number = torch.tensor(self.received or 0, device=args.device)
+            torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+            stop = self.received = number.item() or None
+        else:
+            stop = self.received if args.world_size == 1 else None
+        if stop:
+            control.should_save = control.should_training_stop = True
+
+
+def check_settings(folder: str, settings: dict) -> None:
+    """Raises ValueError, which names what differs, if a checkpoint was trained on other data or with other settings."""
+    earlier = json.loads(Path(folder, RECORD).read_text(encoding="utf-8")).get("settings", {})
+    differing = [f"{name} {earlier.get(name)} (now {settings.get(name)})" for name in {**earlier, **settings}
+                 if earlier.get(name) != settings.get(name)]  # fmt: skip
+    if differing:
+        raise ValueError(f"--resume_from_checkpoint {folder} was trained with {', '.join(differing)}; give the same, or "
+                         "--resume_with_changes true")  # fmt: skip
 
 
 def check_stream(folder: str, settings: dict) -> None:

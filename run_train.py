@@ -7,6 +7,7 @@ import ctypes
 import json
 import logging
 import os
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -22,12 +23,12 @@ from audiolm.data import QUESTION_TYPES, ReasonAQACollator
 from audiolm.data.sampling import BucketTrainer
 from audiolm.encoder_checkpoints import load_encoder
 from audiolm.evaluation.loss import token_loss, token_losses
-from audiolm.finetuning import merged, optimizer_by_part, with_lora
+from audiolm.finetuning import cast_once, merged, optimizer_by_part, with_lora
 from audiolm.hub import PushToHub, load_model
 from audiolm.model_card import model_card, training_facts
 from audiolm.modeling_audiolm import TEXT_MODEL, AudioLMForConditionalGeneration, text_model_source
 from audiolm.processing_audiolm import AudioLMProcessor
-from audiolm.resume import KeepRecord, check_adapters, check_encoder, check_features, check_stream
+from audiolm.resume import KeepRecord, StopOnSignal, check_adapters, check_encoder, check_features, check_settings, check_stream
 from audiolm.training_arguments import DataArguments, ModelArguments, parse
 from audiolm.training_data import (
     TrainingData,
@@ -158,6 +159,9 @@ def main(argv=None):
         sampler = bucket_sampler(data, data_args.max_audio_seconds, args)
         facts = training_facts(model, model_args, data_args, args, about_data)
         facts["settings"]["batches"] = f"of one length, order {sampler.digest()[:16]}" if sampler else "of any length"
+        settings = {"encoder_type": model_args.encoder_type, "no_audio": model_args.no_audio, **facts["settings"], **about_data}
+        if args.resume_from_checkpoint and not data_args.resume_with_changes:
+            check_settings(args.resume_from_checkpoint, settings)
         model.config.training = {**facts["settings"], "data": about_data}  # two models are comparable where these are equal
         adapter_of = model_args.model_name_or_path if model_args.lora_push == "adapter" else None
         push = PushToHub(args, partial(model_card, facts, adapter_of=adapter_of), adapter_of) if args.push_to_hub else None
@@ -182,16 +186,28 @@ def main(argv=None):
             sys.exit(f"run_train.py: {error}")
         model = with_lora(model, model_args.lora_r, model_args.lora_alpha)
         facts["trained_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    record = {"data": about_data, "changes": data_changes(data_args, args.seed), "stream": streamed}
+    elif args.bf16 and model_args.freeze_lm and not (args.fsdp or args.deepspeed):  # whose weights come and go
+        cast_once(model.language_model)
+    record = {"data": about_data, "changes": data_changes(data_args, args.seed), "stream": streamed, "settings": settings,
+              "processes": args.world_size}  # fmt: skip
+    stop = StopOnSignal()
     trainer = BucketTrainer(
         sampler=sampler, model=model, args=args, train_dataset=data.rows, eval_dataset=data.evaluation,
         data_collator=ReasonAQACollator(processor, features=features), processing_class=processor,
         compute_metrics=token_loss, preprocess_logits_for_metrics=token_losses,
-        callbacks=[KeepRecord(record), *([push] if push else [])],
+        callbacks=[KeepRecord(record), stop, *([push] if push else [])],
         optimizers=(optimizer_by_part(model, args, model_args.lm_learning_rate) if model_args.lm_learning_rate else None, None),
     )  # fmt: skip
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    finally:
+        stop.restore()
     done = trainer.state.global_step
+    if stop.received:
+        if trainer.is_world_process_zero():
+            print(f"run_train.py: stopped by {signal.Signals(stop.received).name}; step {done} is saved: the same command with "
+                  "--resume_from_checkpoint true goes on", file=sys.stderr)  # fmt: skip
+        sys.exit(128 + stop.received)
     if data.evaluation and not any("eval" in key for e in trainer.state.log_history if e["step"] == done for key in e):
         trainer.evaluate()
     trainer.save_state()

@@ -67,6 +67,9 @@ class DataArguments:
         metadata={"help": "folder of the audio, or SOURCE=FOLDER for each first part of the rows' paths"},
     )
     max_audio_seconds: float = field(default=10.0, metadata={"help": "seconds used of each clip"})
+    resume_with_changes: bool = field(
+        default=False, metadata={"help": "go on from a checkpoint although data or settings differ from its own"}
+    )
     on_bad_audio: str = field(default="error", metadata={"help": "`error`, or `skip` the rows of missing or broken files"})
     subtypes: list[str] | None = field(
         default=None, metadata={"help": "train and evaluate on rows of these subtypes alone, such as `Clotho-MCQ CLE`"}

@@ -125,6 +125,14 @@ run_train.main(sys.argv[1:])
 
 
 # `accelerate launch` starts one process on a CPU, whatever --num_processes says; this is what it runs on GPUs
+
+
+def weights(folder) -> dict:
+    from audiolm import AudioLMForConditionalGeneration
+
+    return AudioLMForConditionalGeneration.from_pretrained(folder).state_dict()
+
+
 TWO_PROCESSES = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 

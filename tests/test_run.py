@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TWO_PROCESSES, arguments, small_model
+from conftest import TWO_PROCESSES, arguments, small_model, weights
 from safetensors import safe_open
 
 from audiolm import AudioLMForConditionalGeneration
@@ -199,10 +199,6 @@ def test_two_processes_share_a_feature_cache(corpus, tokenizer):
 def cached(shard) -> list[str]:
     with safe_open(shard, "pt") as file:
         return list(file.keys())
-
-
-def weights(folder) -> dict:
-    return AudioLMForConditionalGeneration.from_pretrained(folder).state_dict()
 
 
 def test_the_batch_size_does_not_matter(corpus, tokenizer):

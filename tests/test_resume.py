@@ -1,0 +1,134 @@
+"""Runs that are killed, stopped or torn, in processes of their own by real signals, end as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import TWO_PROCESSES, arguments, weights
+
+from audiolm.resume import checkpoint_to_resume, fault
+from audiolm.run_train import main as train
+
+# run_train.py, to which something happens: SIGNAL at the end of STEP, or SIGKILL as it writes FILE of checkpoint-STEP
+FAULT = """
+import os, signal, sys
+import torch
+from transformers import TrainerCallback
+from audiolm import run_train
+what, step = os.environ["FAULT"].split()
+
+class Fault(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == int(step) and hasattr(signal, what) and os.environ.get("RANK", "0") == "0":
+            os.kill(os.getpid(), getattr(signal, what))
+
+class Trainer(run_train.BucketTrainer):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.add_callback(Fault())
+
+inner = torch.save
+def save(content, file, *args, **kwargs):
+    inner(content, file, *args, **kwargs)
+    if str(file).endswith(f"checkpoint-{step}/{what}"):
+        os.truncate(file, os.path.getsize(file) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+torch.save = save
+run_train.BucketTrainer = Trainer
+run_train.main(sys.argv[1:])
+"""
+WORDS = ["--max_steps", "6", "--save_steps", "2", "--eval_strategy", "no", "--learning_rate", "0.001", "--logging_steps", "1"]
+
+
+def happens(corpus, what: str, words: list[str], launch: tuple = ()) -> subprocess.CompletedProcess:
+    (corpus / "fault.py").write_text(FAULT)
+    words = [sys.executable, *launch, str(corpus / "fault.py"), *words]
+    return subprocess.run(words, capture_output=True, text=True, env={**os.environ, "FAULT": what})
+
+
+def losses(folder) -> list[float]:
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [(entry["loss"], entry["grad_norm"]) for entry in history if "loss" in entry]
+
+
+def assert_same_end(folder, expected) -> None:
+    found = weights(folder)
+    assert found.keys() == expected[0].keys() and all(torch.equal(value, expected[0][key]) for key, value in found.items())
+    assert losses(folder) == expected[1] and len(expected[1]) == 6
+
+
+@pytest.fixture
+def run(corpus, tokenizer):
+    """Arguments of a run, and how it ends if nothing happens to it."""
+    words = arguments(corpus, "mimi_semantic", tokenizer, *WORDS)
+    train([*words, "--output_dir", str(corpus / "whole")])
+    return words, (weights(corpus / "whole"), losses(corpus / "whole"))
+
+
+@pytest.mark.parametrize("what", ["SIGKILL 3", "SIGKILL 4", "optimizer.pt 4", "scheduler.pt 4"])
+def test_a_killed_run_ends_the_same(corpus, run, what, caplog):
+    words, expected = run
+    assert happens(corpus, what, words).returncode == -signal.SIGKILL
+    assert not (corpus / "out" / "model.safetensors").exists()
+    torn = what.startswith(("optimizer", "scheduler"))
+    assert (corpus / "out" / "checkpoint-4").exists() is torn
+    train([*words, "--resume_from_checkpoint", "true"])
+    assert_same_end(corpus / "out", expected)
+    assert (f"checkpoint-4 is passed over: {what.split()[0]} is missing or torn" in caplog.text) is torn
+
+
+@pytest.mark.parametrize("what", ["SIGTERM", "SIGINT"])
+def test_a_stopped_run_is_saved_and_ends_the_same(corpus, run, what):
+    words, expected = run
+    done = happens(corpus, f"{what} 2", words)
+    assert done.returncode == 128 + getattr(signal, what)
+    assert done.stderr.splitlines()[-1] == (
+        f"run_train.py: stopped by {what}; step 3 is saved: the same command with --resume_from_checkpoint true goes on"
+    )
+    assert checkpoint_to_resume("true", str(corpus / "out")) == str(corpus / "out" / "checkpoint-3")
+    train([*words, "--resume_from_checkpoint", "true"])
+    assert_same_end(corpus / "out", expected)
+
+
+def test_two_processes_stop_at_one_step(corpus, tokenizer):
+    words = arguments(corpus, "mimi_semantic", tokenizer, *WORDS)
+    whole = happens(corpus, "nothing 0", [*words, "--output_dir", str(corpus / "whole")], tuple(TWO_PROCESSES))
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    done = happens(corpus, "SIGTERM 2", words, tuple(TWO_PROCESSES))  # to the first one alone
+    assert done.returncode != 0 and "step 3 is saved" in done.stderr
+    checkpoint = corpus / "out" / "checkpoint-3"
+    assert fault(checkpoint) is None
+    again = happens(corpus, "nothing 0", [*words, "--resume_from_checkpoint", "true"], tuple(TWO_PROCESSES))
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert_same_end(corpus / "out", (weights(corpus / "whole"), losses(corpus / "whole")))
+    checkpoint = corpus / "out" / "checkpoint-6"
+    (checkpoint / "rng_state_1.pth").unlink()
+    assert fault(checkpoint) == "the states of 2 processes are wanted, but 1 are there"
+
+
+def test_going_on_with_other_settings_is_refused_unless_asked_for(corpus, run):
+    words, _ = run
+    checkpoint = str(corpus / "whole" / "checkpoint-4")
+    other = [*words, "--resume_from_checkpoint", checkpoint, "--learning_rate", "0.002", "--train_sampling_strategy", "random"]
+    with pytest.raises(SystemExit) as refused:
+        train(other)
+    assert "learning rate 0.001 (now 0.002)" in str(refused.value) and "(now of any length)" in str(refused.value)
+    assert str(refused.value).endswith("give the same, or --resume_with_changes true")
+    rows = json.loads((corpus / "rows.json").read_text())
+    (corpus / "rows.json").write_text(json.dumps(rows[:-1]))
+    with pytest.raises(SystemExit, match=r"was trained with .*rows 16 \(now 15\)"):
+        train([*words, "--resume_from_checkpoint", checkpoint])
+    train([*other, "--resume_with_changes", "true"])
+    assert len(losses(corpus / "out")) == 6
+
+
+def test_no_whole_checkpoint_is_one_line(corpus, run):
+    for folder in (corpus / "whole").glob("checkpoint-*"):
+        (folder / "trainer_state.json").write_text("{")
+    with pytest.raises(ValueError, match="whole holds no whole checkpoint"):
+        checkpoint_to_resume("true", str(corpus / "whole"))
