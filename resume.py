@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import signal
 from pathlib import Path
 from pickle import UnpicklingError
 from zipfile import BadZipFile, ZipFile
@@ -79,37 +78,6 @@ class KeepRecord(TrainerCallback):
         if state.is_world_process_zero:
             folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
             (folder / RECORD).write_text(json.dumps(self.record, indent=2) + "\n", encoding="utf-8")
-
-
-class StopOnSignal(TrainerCallback):
-    """On SIGTERM or SIGINT, which a machine that is taken back or a person sends, lets the step end and saves it.
-
-    Several processes agree on the step: a signal does not reach all of them in the same one. On a GPU they ask one another
-    where a step is logged, which waits anyway. A second signal ends the process at once.
-    """
-
-    def __init__(self):
-        self.received: int | None = None
-        self.before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def _receive(self, number, frame):
-        self.received = number
-        self.restore()
-
-    def restore(self) -> None:
-        """Signals do again what they did before."""
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if args.world_size > 1 and (args.device.type == "cpu" or control.should_log):
-            number = torch.tensor(self.received or 0, device=args.device)
-            torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
-            stop = self.received = number.item() or None
-        else:
-            stop = self.received if args.world_size == 1 else None
-        if stop:
-            control.should_save = control.should_training_stop = True
 
 
 def check_settings(folder: str, settings: dict) -> None:

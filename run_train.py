@@ -24,17 +24,19 @@ from audiolm.data.sampling import BucketTrainer
 from audiolm.encoder_checkpoints import load_encoder
 from audiolm.evaluation.loss import token_loss, token_losses
 from audiolm.finetuning import cast_once, merged, optimizer_by_part, with_lora
+from audiolm.guards import SkipNonFinite, StopOnSignal
 from audiolm.hub import PushToHub, load_model
 from audiolm.model_card import model_card, training_facts
 from audiolm.modeling_audiolm import TEXT_MODEL, AudioLMForConditionalGeneration, text_model_source
 from audiolm.processing_audiolm import AudioLMProcessor
-from audiolm.resume import KeepRecord, StopOnSignal, check_adapters, check_encoder, check_features, check_settings, check_stream
+from audiolm.resume import KeepRecord, check_adapters, check_encoder, check_features, check_settings, check_stream
 from audiolm.training_arguments import DataArguments, ModelArguments, parse
 from audiolm.training_data import (
     TrainingData,
     bucket_sampler,
     data_changes,
     data_facts,
+    describe_rows,
     encoded,
     encodings,
     load_rows,
@@ -190,12 +192,13 @@ def main(argv=None):
         cast_once(model.language_model)
     record = {"data": about_data, "changes": data_changes(data_args, args.seed), "stream": streamed, "settings": settings,
               "processes": args.world_size}  # fmt: skip
+    skip = SkipNonFinite(data_args.max_skipped_steps, partial(describe_rows, data.rows, sampler) if sampler else None)
     stop = StopOnSignal()
     trainer = BucketTrainer(
         sampler=sampler, model=model, args=args, train_dataset=data.rows, eval_dataset=data.evaluation,
         data_collator=ReasonAQACollator(processor, features=features), processing_class=processor,
         compute_metrics=token_loss, preprocess_logits_for_metrics=token_losses,
-        callbacks=[KeepRecord(record), stop, *([push] if push else [])],
+        callbacks=[KeepRecord(record), skip, stop, *([push] if push else [])],
         optimizers=(optimizer_by_part(model, args, model_args.lm_learning_rate) if model_args.lm_learning_rate else None, None),
     )  # fmt: skip
     try:
@@ -203,6 +206,9 @@ def main(argv=None):
     finally:
         stop.restore()
     done = trainer.state.global_step
+    if skip.failed:
+        sys.exit(f"run_train.py: loss or gradients of the steps {', '.join(map(str, skip.skipped))} were not finite, more than "
+                 f"--max_skipped_steps {skip.most}; step {done} is saved, with none of their updates")  # fmt: skip
     if stop.received:
         if trainer.is_world_process_zero():
             print(f"run_train.py: stopped by {signal.Signals(stop.received).name}; step {done} is saved: the same command with "

@@ -70,6 +70,9 @@ class DataArguments:
     resume_with_changes: bool = field(
         default=False, metadata={"help": "go on from a checkpoint although data or settings differ from its own"}
     )
+    max_skipped_steps: int = field(
+        default=10, metadata={"help": "stop after more steps than these whose loss or gradients are not finite"}
+    )
     on_bad_audio: str = field(default="error", metadata={"help": "`error`, or `skip` the rows of missing or broken files"})
     subtypes: list[str] | None = field(
         default=None, metadata={"help": "train and evaluate on rows of these subtypes alone, such as `Clotho-MCQ CLE`"}

@@ -222,6 +222,12 @@ def bucket_sampler(data: TrainingData, max_seconds: float, args) -> LengthBucket
     return LengthBucketSampler(row_lengths(data.rows, seconds, max_seconds), rows_per_step(args), args.seed)
 
 
+def describe_rows(rows: Dataset, sampler: LengthBucketSampler, step: int) -> str:
+    """Numbers of the rows of a training step, and their clips."""
+    numbers = sampler.rows_of(step)
+    return "; ".join(f"{i} ({', '.join(map(str, rows[i]['audio']))})" for i in numbers)
+
+
 def data_changes(data_args, seed: int) -> dict:
     """What was chosen of the corpus or changed in it, of which a trained model keeps a record; nothing by default."""
     fixes = data_args.fix_cle_labels

@@ -57,6 +57,11 @@ class LengthBucketSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         return iter(self.order(self.epoch).tolist())
 
+    def rows_of(self, step: int) -> list[int]:
+        """Numbers of the rows of a training step, counted from 1 over all epochs."""
+        epoch, step = divmod(step - 1, -(-len(self) // self.rows_per_step))
+        return self.order(epoch)[step * self.rows_per_step :][: self.rows_per_step].tolist()
+
     def digest(self) -> str:
         """SHA-256 of the first epoch's order: equal where all batches are."""
         return hashlib.sha256(self.order(0).numpy().astype("<i8").tobytes()).hexdigest()
@@ -73,7 +78,7 @@ class _Epochs(TrainerCallback):
 
 
 class BucketTrainer(Trainer):
-    """The stock Trainer, whose rows come in the order of a sampler, if one is given."""
+    """The stock Trainer, whose rows come in the order of a sampler, if one is given; a loss of NaN spoils one log entry."""
 
     def __init__(self, *args, sampler: LengthBucketSampler | None = None, **kwargs):
         super().__init__(*args, **kwargs)
@@ -83,3 +88,9 @@ class BucketTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None):
         return super()._get_train_sampler(train_dataset) if self.sampler is None else self.sampler
+
+    def _maybe_log_save_evaluate(self, tr_loss, *args, **kwargs):
+        logged = self.control.should_log
+        super()._maybe_log_save_evaluate(tr_loss, *args, **kwargs)
+        if logged:
+            tr_loss.zero_()  # the Trainer takes the sum from itself, which leaves NaN for the rest of the run

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:  # two processes of several threads each wait for one another
@@ -16,6 +17,7 @@ import pytest
 import soundfile
 import torch
 from hub_server import WRITER, Hub
+from torch.utils._python_dispatch import TorchDispatchMode
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "mini_reasonaqa"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the recordings of mini_reasonaqa are not beside the checkout")
@@ -125,6 +127,22 @@ run_train.main(sys.argv[1:])
 
 
 # `accelerate launch` starts one process on a CPU, whatever --num_processes says; this is what it runs on GPUs
+
+
+class Waits(TorchDispatchMode):
+    """The places where Python asks for a value of a tensor, or for how many there are: on a GPU it waits for them."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        aten, of = torch.ops.aten, function.overloadpacket
+        asks = (aten._local_scalar_dense, aten.masked_select, aten.nonzero, aten.masked_scatter_backward)
+        if of in asks or (of is aten.index and any(i is not None and i.dtype == torch.bool for i in args[1])):
+            caller = next((f for f in reversed(traceback.extract_stack()[:-1]) if "/torch/" not in f.filename), None)
+            self.found.add(f"{function} in {Path(caller.filename).name}, {caller.name}" if caller else str(function))
+        return function(*args, **(kwargs or {}))
 
 
 def weights(folder) -> dict:

@@ -1,14 +1,11 @@
 import subprocess
 import sys
-import traceback
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import ARMS, clip, small_model
-from torch.utils._python_dispatch import TorchDispatchMode
+from conftest import ARMS, Waits, clip, small_model
 
 from audiolm import AudioLMConfig, AudioLMFeatureExtractor, AudioLMForConditionalGeneration, AudioLMProcessor, modeling_audiolm
 from audiolm.data import ReasonAQACollator
@@ -220,22 +217,6 @@ def test_features_or_codes_in_place_of_audio(parts):
     for features in kept:
         assert torch.equal(model(**inputs, input_features=features).logits, expected)
         assert torch.equal(model.generate(**inputs, input_features=features, max_new_tokens=3, num_beams=2), tokens)
-
-
-class Waits(TorchDispatchMode):
-    """The places where Python asks for a value of a tensor, or for how many there are: on a GPU it waits for them."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        aten, of = torch.ops.aten, function.overloadpacket
-        asks = (aten._local_scalar_dense, aten.masked_select, aten.nonzero, aten.masked_scatter_backward)
-        if of in asks or (of is aten.index and any(i is not None and i.dtype == torch.bool for i in args[1])):
-            caller = next((f for f in reversed(traceback.extract_stack()[:-1]) if "/torch/" not in f.filename), None)
-            self.found.add(f"{function} in {Path(caller.filename).name}, {caller.name}" if caller else str(function))
-        return function(*args, **(kwargs or {}))
 
 
 # What asks values of the CPU: the mask of frames, which is made there, and Mimi's sizes, which `latents` keeps there.
