@@ -1,6 +1,10 @@
-"""What keeps a run from being lost: signals that end it, and numbers that go wrong."""
+"""What keeps a run from being lost: signals that end it, numbers that go wrong, and disks that are full."""
 
+import errno
 import logging
+import os
+import re
+import shutil
 import signal
 from collections.abc import Callable
 
@@ -91,3 +95,33 @@ class SkipNonFinite(TrainerCallback):
             logger.warning("step %d: loss or gradients are not finite; its update was skipped%s", step, rows)
         if self.failed:
             control.should_save = control.should_training_stop = True
+
+
+def check_room(model, args, adapters: bool) -> None:
+    """Raises ValueError if the disk of `--output_dir` has no room for the checkpoints of a run and the model at its end.
+
+    Args:
+        adapters: checkpoints hold what trains alone.
+    """
+    whole = sum(p.nbytes for p in model.parameters()) + sum(b.nbytes for b in model.buffers())
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    one = (trained if adapters else whole) + 2 * trained  # with the optimizer's two moments
+    kept = (args.save_total_limit or 0) + 1  # an old one goes when the new one is there
+    needed, free = whole + kept * one, shutil.disk_usage(args.output_dir).free
+    if args.save_strategy == "no":
+        needed = whole
+    if needed > free:
+        raise ValueError(
+            f"--output_dir {args.output_dir}: no room: up to {needed / 1e6:,.1f} MB for {kept} checkpoints of {one / 1e6:,.1f} "
+            f"MB and the model, of {free / 1e6:,.1f} MB free; free some, or lower --save_total_limit"
+        )
+
+
+def disk_fault(error: Exception) -> str | None:
+    """What an error says of a disk that takes no more: full, over quota, read-only; None if it is of something else."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+    texts = "|".join(os.strerror(number) for number in numbers)
+    if getattr(error, "errno", None) in numbers or re.search(texts, str(error)):
+        return str(error)
+    # torch's writer tells no reason
+    return "the file could not be written" if re.search("PytorchStreamWriter|inline_container", str(error)) else None

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 from pickle import UnpicklingError
 from zipfile import BadZipFile, ZipFile
@@ -19,7 +20,7 @@ def fault(folder: str | Path) -> str | None:
     """What is missing or torn in a checkpoint, as by a process that was killed while it wrote; None if it is whole."""
     folder = Path(folder)
     weights = "adapter_model.safetensors" if (folder / "adapter_config.json").is_file() else "model.safetensors"
-    states = [path.name for path in folder.glob("rng_state*.pth")] or ["rng_state.pth"]
+    states = [path.name for path in folder.glob("rng_state_*.pth")] or ["rng_state.pth"]
     for name in (weights, "optimizer.pt", "scheduler.pt", "trainer_state.json", *states, RECORD):
         file = folder / name
         try:
@@ -61,6 +62,16 @@ def checkpoint_to_resume(asked: str | bool | None, output_dir: str) -> str | Non
             logger.warning("%s is passed over: %s", folder, found)
     torn = "no whole checkpoint" if numbers else "no checkpoint"
     raise ValueError(f"--resume_from_checkpoint {asked}: {output_dir} holds {torn}")
+
+
+def drop_torn(output_dir: str, step: int) -> str:
+    """Removes what was written of a step's checkpoint, so that the disk has its room again; tells how to go on."""
+    shutil.rmtree(Path(output_dir, f"checkpoint-{step}"), ignore_errors=True)
+    try:
+        whole = f"{checkpoint_to_resume('true', output_dir)} is whole: --resume_from_checkpoint true goes on from it"
+    except ValueError:
+        whole = "there is no earlier one"
+    return f"step {step} is not saved; free some room, or lower --save_total_limit; {whole}"
 
 
 class KeepRecord(TrainerCallback):

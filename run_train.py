@@ -24,12 +24,12 @@ from audiolm.data.sampling import BucketTrainer
 from audiolm.encoder_checkpoints import load_encoder
 from audiolm.evaluation.loss import token_loss, token_losses
 from audiolm.finetuning import cast_once, merged, optimizer_by_part, with_lora
-from audiolm.guards import SkipNonFinite, StopOnSignal
+from audiolm.guards import SkipNonFinite, StopOnSignal, check_room, disk_fault
 from audiolm.hub import PushToHub, load_model
 from audiolm.model_card import model_card, training_facts
 from audiolm.modeling_audiolm import TEXT_MODEL, AudioLMForConditionalGeneration, text_model_source
 from audiolm.processing_audiolm import AudioLMProcessor
-from audiolm.resume import KeepRecord, check_adapters, check_encoder, check_features, check_settings, check_stream
+from audiolm.resume import KeepRecord, check_adapters, check_encoder, check_features, check_settings, check_stream, drop_torn
 from audiolm.training_arguments import DataArguments, ModelArguments, parse
 from audiolm.training_data import (
     TrainingData,
@@ -154,6 +154,7 @@ def main(argv=None):
             check_encoder(model, args.resume_from_checkpoint)
         for folder in (args.output_dir, data_args.feature_cache):
             Path(folder or ".").mkdir(parents=True, exist_ok=True)
+        check_room(model, args, adapters=bool(model_args.lora_r))
         about_data = data_facts(data_args, data)
         streamed = stream_settings(data_args, args, about_data)
         if args.resume_from_checkpoint and streamed:
@@ -203,6 +204,13 @@ def main(argv=None):
     )  # fmt: skip
     try:
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if not (reason := disk_fault(error)):
+            raise
+        step = trainer.state.global_step
+        if trainer.is_world_process_zero():
+            print(f"\nrun_train.py: {reason}: {drop_torn(args.output_dir, step)}", file=sys.stderr)
+        sys.exit(1)
     finally:
         stop.restore()
     done = trainer.state.global_step

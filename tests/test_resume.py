@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,3 +133,30 @@ def test_no_whole_checkpoint_is_one_line(corpus, run):
         (folder / "trainer_state.json").write_text("{")
     with pytest.raises(ValueError, match="whole holds no whole checkpoint"):
         checkpoint_to_resume("true", str(corpus / "whole"))
+
+
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint(corpus, run):
+    words, expected = run
+    size = (corpus / "whole" / "checkpoint-4" / "model.safetensors").stat().st_size
+    # as a quota does: files may no longer grow beyond the weights' half once step 3 is done
+    limited = FAULT.replace("os.kill(os.getpid(), getattr(signal, what))",
+                            f"signal.signal(signal.SIGXFSZ, signal.SIG_IGN); import resource; "
+                            f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size // 2}, {size // 2}))")  # fmt: skip
+    (corpus / "limited.py").write_text(limited)
+    done = subprocess.run([sys.executable, str(corpus / "limited.py"), *words], capture_output=True, text=True,
+                          env={**os.environ, "FAULT": "SIGXFSZ 3"})  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-3000:]
+    said = next(line for line in done.stderr.splitlines() if line.startswith("run_train.py: "))  # behind it a bar may end
+    assert "File too large" in said or "could not be written" in said
+    assert said.endswith(f"step 4 is not saved; free some room, or lower --save_total_limit; {corpus}/out/checkpoint-2 is "
+                         "whole: --resume_from_checkpoint true goes on from it")  # fmt: skip
+    assert sorted(path.name for path in (corpus / "out").glob("checkpoint-*")) == ["checkpoint-2"]
+    train([*words, "--resume_from_checkpoint", "true"])
+    assert_same_end(corpus / "out", expected)
+
+
+def test_a_disk_without_room_is_noticed_before_the_run(corpus, tokenizer, monkeypatch):
+    usage = shutil.disk_usage(corpus)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1000))
+    with pytest.raises(SystemExit, match=r"run_train.py: --output_dir .*: no room: up to [\d.]+ MB for 3 checkpoints of"):
+        train(arguments(corpus, "mimi_semantic", tokenizer, *WORDS))
