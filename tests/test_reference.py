@@ -159,6 +159,29 @@ def moshi(tmp_path_factory):
     return path
 
 
+def tied_frames(encoder, clip, codes, others) -> list[int]:
+    """Frames whose codes differ; of each it is asserted that the first two which do are equally near, to float32's rounding.
+
+    One of 640 frames on some CPUs, with one thread: its distances to two random codewords differ by 5e-6, at 0.33.
+    """
+    frames = (codes != others).any(0).nonzero()[:, 0].tolist()
+    padded = torch.nn.functional.pad(clip, (0, codes.shape[1] * encoder.frame_size - len(clip)))
+    with torch.no_grad():
+        latents = encoder.latents(padded[None]).transpose(1, 2)
+        rvq = encoder.model.quantizer
+        for frame in frames:
+            level = int((codes[:, frame] != others[:, frame]).nonzero()[0])
+            semantic, acoustic = rvq.semantic_residual_vector_quantizer, rvq.acoustic_residual_vector_quantizer
+            part, first = (acoustic, 1) if level else (semantic, 0)
+            residual = part.input_proj(latents)[0, :, frame].double()
+            for before in range(first, level):
+                residual -= part.layers[before - first].codebook.embed[codes[before, frame]].double()
+            near = part.layers[level - first].codebook.embed[[int(codes[level, frame]), int(others[level, frame])]].double()
+            one, other = (residual - near).norm(dim=1).tolist()
+            assert abs(one - other) <= 3e-5 * one, (frame, level, one, other)
+    return frames
+
+
 @pytest.mark.parametrize(("arm", "levels"), [("mimi_semantic", 1), ("mimi_full", 8)])
 def test_mimi_equals_moshi(moshi, arm, levels):
     from moshi.models import loaders
@@ -166,20 +189,24 @@ def test_mimi_equals_moshi(moshi, arm, levels):
     reference = loaders.get_mimi(moshi, num_codebooks=levels)
     ours = load_encoder(arm, str(moshi))
     clips = [sound(seconds, 24000, seed) for seed, seconds in enumerate([*SECONDS, 9.3, 10.0, 8.8])]
-    codes = []
+    codes, ties = [], 0
     for clip in clips:
         with torch.no_grad():
             codes.append(reference.encode(clip[None, None]))
             latent = reference.decode_latent(codes[-1]).transpose(1, 2)
-        assert torch.equal(ours.codes(clip[None]), codes[-1])
-        assert (ours.encode(clip[None]) - latent).abs().max() <= 1e-4
+        tied = tied_frames(ours, clip, ours.codes(clip[None])[0], codes[-1][0])
+        apart = (ours.encode(clip[None]) - latent).abs().amax(-1)[0]
+        apart[tied] = 0
+        assert apart.max() <= 1e-4
+        ties += len(tied)
         assert latent.shape[1] == ours.num_frames(len(clip))
     lengths = [len(clip) for clip in clips]
     batch = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
     together, features = ours.codes(batch, lengths), ours.encode(batch, lengths)
-    for row, expected, vectors in zip(together, codes, features):
-        assert torch.equal(row[:, : expected.shape[2]], expected[0])
+    for row, clip, expected, vectors in zip(together, clips, codes, features):
+        ties += len(tied_frames(ours, clip, row[:, : expected.shape[2]], expected[0]))
         assert not vectors[expected.shape[2] :].any()
+    assert ties <= 2  # of 1,290 frames; all others are equal to the bit
     assert all(len(level.unique()) >= 100 for level in torch.cat(codes, 2)[0])
 
 
