@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from transformers import TrainerCallback
@@ -106,7 +107,8 @@ def check_room(model, args, adapters: bool) -> None:
     whole = sum(p.nbytes for p in model.parameters()) + sum(b.nbytes for b in model.buffers())
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     one = (trained if adapters else whole) + 2 * trained  # with the optimizer's two moments
-    kept = (args.save_total_limit or 0) + 1  # an old one goes when the new one is there
+    there = len([*Path(args.output_dir).glob("checkpoint-*")])  # of the run that goes on: they give way
+    kept = max(1, (args.save_total_limit or 0) + 1 - there)  # an old one goes when the new one is there
     needed, free = whole + kept * one, shutil.disk_usage(args.output_dir).free
     if args.save_strategy == "no":
         needed = whole
@@ -123,5 +125,5 @@ def disk_fault(error: Exception) -> str | None:
     texts = "|".join(os.strerror(number) for number in numbers)
     if getattr(error, "errno", None) in numbers or re.search(texts, str(error)):
         return str(error)
-    # torch's writer tells no reason
-    return "the file could not be written" if re.search("PytorchStreamWriter|inline_container", str(error)) else None
+    # torch's writer tells no reason; its reader, which fails on torn files, is another
+    return "the file could not be written" if re.search("PytorchStreamWriter|unexpected pos", str(error)) else None

@@ -65,13 +65,15 @@ def checkpoint_to_resume(asked: str | bool | None, output_dir: str) -> str | Non
 
 
 def drop_torn(output_dir: str, step: int) -> str:
-    """Removes what was written of a step's checkpoint, so that the disk has its room again; tells how to go on."""
-    shutil.rmtree(Path(output_dir, f"checkpoint-{step}"), ignore_errors=True)
+    """Removes a step's checkpoint if it is torn, so that the disk has its room again; tells how to go on."""
+    if fault(folder := Path(output_dir, f"checkpoint-{step}")):
+        shutil.rmtree(folder, ignore_errors=True)
     try:
         whole = f"{checkpoint_to_resume('true', output_dir)} is whole: --resume_from_checkpoint true goes on from it"
     except ValueError:
         whole = "there is no earlier one"
-    return f"step {step} is not saved; free some room, or lower --save_total_limit; {whole}"
+    saved = f"step {step} is {'' if folder.is_dir() else 'not '}saved"
+    return f"{saved}; free some room, or lower --save_total_limit; {whole}"
 
 
 class KeepRecord(TrainerCallback):

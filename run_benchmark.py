@@ -18,8 +18,10 @@ from audiolm.benchmark_measures import ARM_STEPS, PARTS, apart, generation_rates
 from audiolm.configuration_audiolm import ENCODER_TYPES
 
 CLIPS = 54_046  # of ReasonAQA, each encoded once where features are cached
-# of our processes, as of run_train.py: what is freed of 4 MB and more goes back to the system, in pages of 2 MB
-MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**22), "THP_MEM_ALLOC_ENABLE": "1"}
+# of our processes, as of run_train.py, in pages of 2 MB: what is freed of 4 MB and more goes back to the system, or
+# without the cache stays
+FROM_CACHE = {"MALLOC_MMAP_THRESHOLD_": str(2**22), "THP_MEM_ALLOC_ENABLE": "1"}
+ENCODING = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "THP_MEM_ALLOC_ENABLE": "1"}
 
 
 def duration(seconds: float) -> str:
@@ -101,15 +103,16 @@ def parse(argv=None) -> argparse.Namespace:
 def main(argv=None):
     options = parse(argv)
     variants, cached, loader, generation = {}, not options.no_feature_cache, None, {}
+    memory = FROM_CACHE if cached else ENCODING
     try:
         with tempfile.TemporaryDirectory() as folder:
-            clip_seconds = apart(prepare, options, folder, cached, **MEMORY)
-            ours = apart(measure, options, False, folder, cached, **MEMORY)
+            clip_seconds = apart(prepare, options, folder, cached, **memory)
+            ours = apart(measure, options, False, folder, cached, **memory)
             variants["ours, " + ("cached" if cached else "encoding")] = ours
             if cached:
                 loader = apart(loader_rate, options, folder)
             if options.new_tokens:
-                generation = apart(generation_rates, options, folder, cached, **MEMORY)
+                generation = apart(generation_rates, options, folder, cached, **memory)
             if options.naive:
                 variants["naive"] = apart(measure, options, True, folder)
     except ValueError as error:

@@ -1,5 +1,7 @@
 """Runs that are killed, stopped or torn, in processes of their own by real signals, end as if nothing had happened."""
 
+import errno
+import io
 import json
 import os
 import shutil
@@ -11,7 +13,8 @@ import pytest
 import torch
 from conftest import TWO_PROCESSES, arguments, weights
 
-from audiolm.resume import checkpoint_to_resume, fault
+from audiolm.guards import disk_fault
+from audiolm.resume import checkpoint_to_resume, drop_torn, fault
 from audiolm.run_train import main as train
 
 # run_train.py, to which something happens: SIGNAL at the end of STEP, or SIGKILL as it writes FILE of checkpoint-STEP
@@ -155,8 +158,21 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(corpus, run):
     assert_same_end(corpus / "out", expected)
 
 
+def test_a_whole_checkpoint_is_never_dropped(corpus, run):
+    assert drop_torn(str(corpus / "whole"), 6).startswith("step 6 is saved; ")
+    assert fault(corpus / "whole" / "checkpoint-6") is None
+    with pytest.raises(RuntimeError) as torn:
+        torch.load(io.BytesIO((corpus / "whole" / "checkpoint-6" / "optimizer.pt").read_bytes()[:900]), weights_only=True)
+    assert disk_fault(torn.value) is None  # a file that cannot be read is no full disk
+    assert disk_fault(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) and disk_fault(ValueError("other")) is None
+
+
 def test_a_disk_without_room_is_noticed_before_the_run(corpus, tokenizer, monkeypatch):
     usage = shutil.disk_usage(corpus)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1000))
     with pytest.raises(SystemExit, match=r"run_train.py: --output_dir .*: no room: up to [\d.]+ MB for 3 checkpoints of"):
+        train(arguments(corpus, "mimi_semantic", tokenizer, *WORDS))
+    for step in (2, 4):  # as where a run goes on: its checkpoints give way to new ones
+        (corpus / "out" / f"checkpoint-{step}").mkdir()
+    with pytest.raises(SystemExit, match="for 1 checkpoints of"):
         train(arguments(corpus, "mimi_semantic", tokenizer, *WORDS))
