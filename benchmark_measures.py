@@ -28,11 +28,11 @@ from audiolm.benchmark_steps import (
     step_flops,
     write_clips,
 )
+from audiolm.compilation import PAD_TO, compile_layers
 from audiolm.data import FeatureCache, ReasonAQACollator
 from audiolm.finetuning import cast_once
 
 ARM_STEPS = 20_000
-ENCODED_AT_ONCE = 8  # clips that the cache's encoder takes
 LOADER_BATCHES = 200
 PARTS = ("data", "encode", "forward", "backward", "optimizer")
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L4": 121.0}
@@ -89,16 +89,16 @@ def prepare(options, folder: str, cached: bool) -> float | None:
         return None
     model.encoder.to(device_of())
     cache, clips = FeatureCache(folder, model.encoder, processor.feature_extractor), clip_files(folder)
-    cache.fill(clips[:ENCODED_AT_ONCE], ENCODED_AT_ONCE)  # the first ones warm up
+    cache.fill(clips[: len(clips) // 3])  # the first ones warm up
     start = time.perf_counter()
-    cache.fill(clips, ENCODED_AT_ONCE)
-    return (time.perf_counter() - start) / (len(clips) - ENCODED_AT_ONCE)
+    cache.fill(clips)
+    return (time.perf_counter() - start) / (len(clips) - len(clips) // 3)
 
 
 def collator(options, model, processor, folder: str, cached: bool, generate: bool = False) -> ReasonAQACollator:
     """That of training, with the features that [`prepare`] has kept in `folder`, or decoding each clip anew."""
     cache = FeatureCache(folder, model.encoder, processor.feature_extractor) if cached else None
-    return ReasonAQACollator(processor, generate, cache)
+    return ReasonAQACollator(processor, generate, cache, PAD_TO if options.torch_compile and not generate else 1)
 
 
 def measure(options, naive: bool, folder: str, cached: bool = False) -> dict:
@@ -120,6 +120,8 @@ def measure(options, naive: bool, folder: str, cached: bool = False) -> dict:
     model.to(device).train()
     if options.precision == "bf16" and options.freeze_lm and not naive:
         cast_once(model.language_model)
+    if options.torch_compile and not naive:
+        compile_layers(model.language_model)
     warmup = 3 if cuda else 1
     count = (warmup + options.steps) * options.batch_size
     rows = draw_rows(count, options.seed, config.text_config.vocab_size, clip_files(folder), options.one_clip)
@@ -133,15 +135,19 @@ def measure(options, naive: bool, folder: str, cached: bool = False) -> dict:
         steps = [by_length[start : start + options.batch_size] for start in range(0, len(by_length), options.batch_size)]
         random.Random(options.seed).shuffle(steps)
         order[first:] = [i for step in steps for i in step]
-    starts = range(0, count, options.batch_size)
+    if options.torch_compile and cuda and not naive:
+        order[:first] += order[first:] * 2  # each length is seen once, recorded as a graph the second time, and then counts
+    starts = range(0, len(order), options.batch_size)
     batches = [[rows[i] for i in order[start : start + options.batch_size]] for start in starts]
     loader = DataLoader(batches, None, collate_fn=make, num_workers=options.dataloader_num_workers, pin_memory=cuda)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)  # the Trainer's
     bf16 = options.precision == "bf16" and not naive
-    mark, losses, padded = Marks(cuda), [], []
+    mark, losses, padded, began = Marks(cuda), [], [], time.perf_counter()
     mark()
     for start, batch in zip(starts, loader):
+        if start == len(order) - (count - first):
+            ahead = time.perf_counter() - began
         if options.packed and not naive:
             batch = packed(batch, [lengths[i] for i in order[start : start + options.batch_size]], config.audio_token_id)
         batch = {k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
@@ -159,9 +165,9 @@ def measure(options, naive: bool, folder: str, cached: bool = False) -> dict:
         optimizer.zero_grad()
         losses.append(loss.detach())
         mark()
-    seconds = mark.seconds()[warmup:]
-    peak = torch.cuda.max_memory_allocated() if cuda else before and resident("VmHWM") - before
-    tokens = {"real": sum(lengths[first:]), "padded": sum(padded[warmup:]), "labels": sum(said[first:])}
+    seconds = mark.seconds()[-options.steps :]
+    peak = torch.cuda.max_memory_reserved() if cuda else before and resident("VmHWM") - before
+    tokens = {"real": sum(lengths[first:]), "padded": sum(padded[-options.steps :]), "labels": sum(said[first:])}
     heard = sum(len(row["audio"]) for row in rows[first:])
     total, flops = seconds.sum().item(), step_flops(config, dim, lengths[first:], tokens["labels"], heard * frames)
     assumed = options.peak_tflops or peak_tflops(name)
@@ -179,6 +185,7 @@ def measure(options, naive: bool, folder: str, cached: bool = False) -> dict:
         "peak_tflops": assumed,
         "mfu": flops / total / 1e12 / assumed if assumed else None,
         "arm_seconds": ARM_STEPS * total / options.steps,
+        "warmup_seconds": ahead,
         "losses": torch.stack(losses).tolist(),
         "trained_parameters": sum(parameter.numel() for parameter in trained),
         "environment": {

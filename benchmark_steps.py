@@ -21,7 +21,7 @@ KINDS = {
     "difference, tier 2": (67_855, 2, 7, 64), "difference, tier 3": (67_855, 2, 6, 181),
 }  # fmt: skip
 SPREAD = 0.25  # standard deviation of a length's logarithm
-POOL = 24  # clips that are made
+POOL = 288 if torch.cuda.is_available() else 24  # clips that are made
 SMALL = {
     "clap_audio_model": {"patch_embeds_hidden_size": 8, "hidden_size": 64, "depths": [1, 1, 1, 1],
                          "num_attention_heads": [1, 1, 2, 2], "window_seconds": 1.0},

@@ -60,19 +60,27 @@ def cast_once(language_model: nn.Module) -> None:
     """
     for module in language_model.modules():
         if type(module) is nn.Linear and not any(parameter.requires_grad for parameter in module.parameters()):
-            module.forward = _Cast(module)
+            module.__class__ = CastLinear
 
 
-class _Cast:
-    """The forward of a linear layer whose weight seldom changes."""
+class CastLinear(nn.Linear):
+    """A linear layer whose weight seldom changes."""
 
-    def __init__(self, module: nn.Linear):
-        self.module, self.kept, self.of = module, None, None
+    kept = of = None  # the weight in bfloat16, and what it was made of; no buffer, which DDP would send around
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        weight, bias = self.module.weight, self.module.bias
+    def refresh(self) -> None:
+        """Brings the kept weight up to date; a compiled layer leaves that to whoever calls it."""
+        if self.of != (now := (self.weight.data_ptr(), self.weight._version)):  # another one was loaded
+            if self.kept is None or self.kept.device != self.weight.device:
+                self.kept = torch.empty_like(self.weight, dtype=torch.bfloat16, requires_grad=False)
+                torch._dynamo.mark_static(self.kept)  # as a parameter is, for whatever compiles the layer
+            self.kept.copy_(self.weight.detach())  # in place, where CUDA graphs look for it
+            self.of = now
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight
         if torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type) == torch.bfloat16:
-            if self.of != (now := (weight.data_ptr(), weight._version)):  # another one was loaded
-                self.kept, self.of = weight.detach().bfloat16(), now
+            if not torch.compiler.is_compiling():
+                self.refresh()
             weight = self.kept
-        return nn.functional.linear(x, weight, bias)
+        return nn.functional.linear(x, weight, self.bias)

@@ -106,6 +106,7 @@ def training_facts(model, model_args, data_args, args, data: dict) -> dict:
         "LoRA": f"rank {model_args.lora_r}, alpha {model_args.lora_alpha}" if model_args.lora_r else None,
         "seconds used of a clip": data_args.max_audio_seconds,
         "precision": "bf16 autocast" if args.bf16 else "fp16 autocast" if args.fp16 else "fp32",
+        "language model compiled": args.torch_compile_backend if args.torch_compile else None,
         "seed": args.seed,
         **{name.replace("_", " "): " ".join(v) if isinstance(v, list) else v for name, v in model.config.data_changes.items()},
     }

@@ -257,7 +257,7 @@ def summed_loss(hidden: torch.Tensor, head: nn.Module, wanted: torch.Tensor) -> 
     if len(wanted) <= LABELS_AT_ONCE:
         return part(hidden, wanted)
     pairs = zip(hidden.split(LABELS_AT_ONCE), wanted.split(LABELS_AT_ONCE))
-    return torch.stack([checkpoint(part, h, w, use_reentrant=False) for h, w in pairs]).sum()
+    return torch.stack([checkpoint(part, h, w, use_reentrant=False, preserve_rng_state=False) for h, w in pairs]).sum()
 
 
 def text_model_source(name_or_path: str) -> dict[str, str]:

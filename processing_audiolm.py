@@ -212,16 +212,22 @@ class AudioLMProcessor(ProcessorMixin):
         return BatchFeature(data | self.text_inputs(texts, frames, answers, padding_side))
 
     def text_inputs(
-        self, texts: list[str], frames: list[list[int]], answers: list[str] | None = None, padding_side: str = "left"
+        self,
+        texts: list[str],
+        frames: list[list[int]],
+        answers: list[str] | None = None,
+        padding_side: str = "left",
+        pad_to_multiple_of: int = 1,
     ) -> dict[str, torch.Tensor]:
         """`input_ids`, `attention_mask` and, where answers are given, `labels`, each (rows, sequence).
 
         Args:
-            frames: for each text the frames of each of its clips.
+            frames: for each text the frames of each of its clips. pad_to_multiple_of: of the sequence.
         """
         prompts = self.prompts(texts, frames)
         ends = self.answers(answers) if answers else [[] for _ in prompts]
-        size = max(len(prompt) + len(end) for prompt, end in zip(prompts, ends))
+        longest = max(len(prompt) + len(end) for prompt, end in zip(prompts, ends))
+        size = -(-longest // pad_to_multiple_of) * pad_to_multiple_of
         filled = {"input_ids": self.tokenizer.pad_token_id, "attention_mask": 0, "labels": -100}
         data = {name: np.full((len(prompts), size), value, dtype=np.int64) for name, value in filled.items()}
         for i, (prompt, end) in enumerate(zip(prompts, ends)):

@@ -42,6 +42,7 @@ def table(variants: dict[str, dict]) -> str:
         "peak memory": lambda found: f"{(found['peak_memory_bytes'] or math.nan) / 2**30:.2f} GiB",
         "TFLOP/s": lambda found: f"{found['tflops']:.3f} ({found['flops_per_step'] / 1e12:.3f} TFLOP a step)",
         "MFU": lambda found: f"{found['mfu']:.1%} of {found['peak_tflops']:g} TFLOP/s" if found["mfu"] else "peak not known",
+        "before these": lambda found: f"{duration(found['warmup_seconds'])} of warm-up",
         f"{ARM_STEPS:,} steps": lambda found: duration(found["arm_seconds"]),
         "loss, first step": lambda found: f"{found['losses'][0]:.5f}",
     }.items():
@@ -77,6 +78,8 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16: autocast; the encoder stays fp32")
     parser.add_argument("--train_sampling_strategy", choices=["group_by_length", "random"], default="group_by_length",
                         help="of our step: rows of about one length together (the default), or as they are drawn")  # fmt: skip
+    parser.add_argument("--torch_compile", action="store_true", help="of our step: as run_train.py's, layers compiled and, on "
+                        "a GPU, replayed as CUDA graphs")  # fmt: skip
     parser.add_argument("--packed", action="store_true", help="of our step: its rows one behind the other as a single row, "
                         "which do not see each other, in place of padding")  # fmt: skip
     parser.add_argument("--freeze_lm", type=string_to_bool, default=True, help="train the mapper alone (default: true)")
@@ -95,6 +98,8 @@ def parse(argv=None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.dataloader_num_workers < 0:
         parser.error(f"--dataloader_num_workers {options.dataloader_num_workers}: 0 or more are wanted")
+    if options.torch_compile and options.packed:
+        parser.error("--torch_compile: packed rows need a mask, which compiled layers do without")
     if options.json and not Path(options.json).absolute().parent.is_dir():
         parser.error(f"--json {options.json}: its folder is not there")
     return options

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
+from audiolm.compilation import PAD_TO, compile_layers
 from audiolm.data import QUESTION_TYPES, ReasonAQACollator
 from audiolm.data.sampling import BucketTrainer
 from audiolm.encoder_checkpoints import load_encoder
@@ -30,7 +31,7 @@ from audiolm.model_card import model_card, training_facts
 from audiolm.modeling_audiolm import TEXT_MODEL, AudioLMForConditionalGeneration, text_model_source
 from audiolm.processing_audiolm import AudioLMProcessor
 from audiolm.resume import KeepRecord, check_adapters, check_encoder, check_features, check_settings, check_stream, drop_torn
-from audiolm.training_arguments import DataArguments, ModelArguments, parse
+from audiolm.training_arguments import DataArguments, ModelArguments, parse, taken_compilation
 from audiolm.training_data import (
     TrainingData,
     bucket_sampler,
@@ -170,7 +171,7 @@ def main(argv=None):
         push = PushToHub(args, partial(model_card, facts, adapter_of=adapter_of), adapter_of) if args.push_to_hub else None
     except (ValueError, OSError, ImportError, SafetensorError) as error:
         sys.exit(f"run_train.py: {error}")
-    extractor = processor.feature_extractor
+    compiled, extractor = taken_compilation(args), processor.feature_extractor
     samples = int(data_args.max_audio_seconds * extractor.sampling_rate)
     logger.info("%s: %d tokens for %g s", model_args.encoder_type, extractor.num_frames(samples), data_args.max_audio_seconds)
     model.to(args.device)
@@ -191,13 +192,19 @@ def main(argv=None):
         facts["trained_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     elif args.bf16 and model_args.freeze_lm and not (args.fsdp or args.deepspeed):  # whose weights come and go
         cast_once(model.language_model)
+    if compiled:
+        try:
+            compile_layers(model.language_model, *compiled)
+        except ValueError as error:
+            sys.exit(f"run_train.py: {error}")
     record = {"data": about_data, "changes": data_changes(data_args, args.seed), "stream": streamed, "settings": settings,
               "processes": args.world_size}  # fmt: skip
     skip = SkipNonFinite(data_args.max_skipped_steps, partial(describe_rows, data.rows, sampler) if sampler else None)
     stop = StopOnSignal()
     trainer = BucketTrainer(
         sampler=sampler, model=model, args=args, train_dataset=data.rows, eval_dataset=data.evaluation,
-        data_collator=ReasonAQACollator(processor, features=features), processing_class=processor,
+        data_collator=ReasonAQACollator(processor, features=features, pad_to_multiple_of=PAD_TO if compiled else 1),
+        processing_class=processor,
         compute_metrics=token_loss, preprocess_logits_for_metrics=token_losses,
         callbacks=[KeepRecord(record), skip, stop, *([push] if push else [])],
         optimizers=(optimizer_by_part(model, args, model_args.lm_learning_rate) if model_args.lm_learning_rate else None, None),

@@ -148,6 +148,18 @@ def contradiction(options) -> str | None:
     return None
 
 
+def taken_compilation(args: TrainingArguments) -> tuple[str, str | None] | None:
+    """Backend and mode that `--torch_compile` asks for, None without it; the Trainer, which would compile all of the model
+    anew for many a length, hears nothing of it."""
+    if not args.torch_compile:
+        return None
+    wanted = args.torch_compile_backend, args.torch_compile_mode
+    args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = False, None, None
+    for name in ("BACKEND", "MODE"):
+        os.environ.pop(f"ACCELERATE_DYNAMO_{name}", None)
+    return wanted
+
+
 def parse(argv=None, description: str | None = None):
     """Arguments from flags over `--config` over the experiment's defaults; unknown names are errors."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -185,6 +197,11 @@ def parse(argv=None, description: str | None = None):
         if action.dest == "train_sampling_strategy":
             action.help = (
                 "group_by_length: rows of about one length make a step, drawn by --seed, the same for every arm; random"
+            )
+        if action.dest == "torch_compile":
+            action.help = (
+                "compile the language model's layers and, where it is frozen and on a GPU, replay CUDA graphs of them; the "
+                "same numbers up to rounding"
             )
         if action.dest == "output_dir":
             action.help = "where checkpoints and the trained model go; default: outputs/ENCODER_TYPE"

@@ -15,10 +15,18 @@ class ReasonAQACollator:
         processor: the model's [`AudioLMProcessor`].
         features: clips that are encoded already, by path ([`FeatureCache`], or a dict of [`encode_clips`]); a batch of
             which every clip is there decodes no audio.
+        pad_to_multiple_of: tokens of the longest row, filled up to a multiple of this; of no matter for what comes out.
     """
 
-    def __init__(self, processor, generate: bool = False, features: Mapping[str, torch.Tensor] | None = None):
+    def __init__(
+        self,
+        processor,
+        generate: bool = False,
+        features: Mapping[str, torch.Tensor] | None = None,
+        pad_to_multiple_of: int = 1,
+    ):
         self.processor, self.generate, self.features = processor, generate, features
+        self.pad_to_multiple_of = pad_to_multiple_of
 
     def __call__(self, rows: list[dict]) -> dict:
         extractor = self.processor.feature_extractor
@@ -43,6 +51,7 @@ class ReasonAQACollator:
             [[next(counts) for _ in row["audio"]] for row in rows],
             None if self.generate else [row["answer"] for row in rows],
             padding_side="left" if self.generate else "right",
+            pad_to_multiple_of=self.pad_to_multiple_of,
         )
         if not self.generate:
             text["label_index"] = (text["labels"].flatten() != -100).nonzero()[:, 0]

@@ -33,15 +33,17 @@ CLIPS_PER_SHARD = 512
 
 @torch.no_grad()
 def encode_clips(
-    encoder, extractor, paths: list[Clip], batch_size: int = 8, desc: str = "", alter: Callable | None = None
+    encoder, extractor, paths: list[Clip], batch_size: int | None = None, desc: str = "", alter: Callable | None = None
 ) -> Iterator[tuple[Clip, torch.Tensor]]:
     """(clip, codes or float32 features on the CPU) of each clip in turn; the next clips are decoded meanwhile.
 
     Args:
-        encoder: an `AudioEncoder`. extractor: its [`AudioLMFeatureExtractor`]. desc: name of a progress bar, if any.
-        alter: what is encoded in place of a clip and its samples, both (samples,) at the encoder's rate.
+        encoder: an `AudioEncoder`. extractor: its [`AudioLMFeatureExtractor`]. batch_size: clips at once; by default what
+            keeps the device busy. desc: name of a progress bar, if any. alter: what is encoded in place of a clip and its
+            samples, both (samples,) at the encoder's rate.
     """
     device = next(encoder.parameters()).device
+    batch_size = batch_size or (8 if device.type == "cpu" else 32)
     encode = getattr(encoder, "codes", encoder.encode)
     bar = tqdm(total=len(paths), desc=desc, unit="clip", disable=None if desc else True)
     batches = iter([paths[start : start + batch_size] for start in range(0, len(paths), batch_size)])
@@ -58,10 +60,12 @@ def encode_clips(
             audio = decoded.result()
             ahead.extend((batch, pool.submit(decode, batch)) for batch in islice(batches, 1))
             lengths = audio["input_values_mask"].sum(1).tolist()
-            made = encode(audio["input_values"].to(device), lengths).cpu()
-            for path, clip, length in zip(batch, made, lengths):
+            made = encode(audio["input_values"].to(device), lengths)
+            if not made.is_floating_point():
+                made = made.to(torch.int16)
+            for path, clip, length in zip(batch, made.cpu(), lengths):
                 frames = encoder.num_frames(length)
-                yield path, (clip[:frames] if clip.is_floating_point() else clip[:, :frames].to(torch.int16)).clone()
+                yield path, (clip[:frames] if clip.is_floating_point() else clip[:, :frames]).clone()
             bar.update(len(batch))
 
 
@@ -144,7 +148,7 @@ class FeatureCache:
         frames = self.encoder.num_frames(int(extractor.max_audio_seconds * extractor.sampling_rate))
         return 2 * frames * (self.encoder.num_levels if hasattr(self.encoder, "codes") else self.encoder.dim)
 
-    def fill(self, paths: list[str], batch_size: int = 8, process: int = 0, processes: int = 1) -> None:
+    def fill(self, paths: list[str], batch_size: int | None = None, process: int = 0, processes: int = 1) -> None:
         """Encodes the clips that are not there yet.
 
         Args:
