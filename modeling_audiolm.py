@@ -41,6 +41,7 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     input_modalities = ("audio", "text")
     supports_gradient_checkpointing = True
+    _asked = None  # what `train` was told last
     _supports_sdpa = True
     _supports_flash_attn = True
     _keep_in_fp32_modules_strict = ["encoder(?!.*(relative_position_index|num_batches_tracked))"]
@@ -87,7 +88,11 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def train(self, mode: bool = True):
         """As `nn.Module.train`, but the encoder stays frozen and in eval mode, and the language model frozen if asked."""
+        asked = mode, self.config.freeze_lm
+        if mode and self._asked == asked and all(part.training == (part is not self.encoder) for part in self.children()):
+            return self  # as the Trainer asks before each step: going through all modules takes a good part of one
         super().train(mode)
+        self._asked = asked
         self.encoder.eval().requires_grad_(False)
         for name, parameter in self.language_model.named_parameters():
             if ".lora_" not in name:  # adapters on a frozen model train

@@ -80,6 +80,8 @@ class _Epochs(TrainerCallback):
 class BucketTrainer(Trainer):
     """The stock Trainer, whose rows come in the order of a sampler, if one is given; a loss of NaN spoils one log entry."""
 
+    _flops_per_token = None
+
     def __init__(self, *args, sampler: LengthBucketSampler | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.sampler = sampler
@@ -88,6 +90,12 @@ class BucketTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None):
         return super()._get_train_sampler(train_dataset) if self.sampler is None else self.sampler
+
+    def floating_point_ops(self, inputs):
+        """The Trainer's estimate, which goes through all parameters, by its first value."""
+        if self._flops_per_token is None:
+            self._flops_per_token = super().floating_point_ops(inputs) // inputs["input_ids"].numel()
+        return self._flops_per_token * inputs["input_ids"].numel()
 
     def _maybe_log_save_evaluate(self, tr_loss, *args, **kwargs):
         logged = self.control.should_log

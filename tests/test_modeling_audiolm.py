@@ -47,6 +47,28 @@ def test_frozen(parts):
     assert changed == {f"mapper.linear_{i}.{p}" for i in (1, 2) for p in ("weight", "bias")}
 
 
+def test_training_mode_is_set_once_and_again_where_something_changed(monkeypatch):
+    """The Trainer asks before each step; whatever a caller changes in between is still put right."""
+    model, whole = small_model("mimi_full"), torch.nn.Module.train
+    calls = []
+    monkeypatch.setattr(torch.nn.Module, "train", lambda self, mode=True: (calls.append(self), whole(self, mode))[1])
+    model.train()
+    assert calls and not model.encoder.training and model.language_model.training
+    calls.clear()
+    assert model.train() is model and not calls
+    for part, mode in ((model.encoder, True), (model.language_model, False)):
+        part.train(mode)
+        model.train()
+        assert not model.encoder.training and model.language_model.training
+    assert not any(p.requires_grad for p in model.language_model.parameters())
+    model.config.freeze_lm = False
+    model.train()
+    assert all(p.requires_grad for p in model.language_model.parameters())
+    model.eval()
+    assert not any(m.training for m in model.modules())
+    assert model.train().language_model.training and not model.encoder.training
+
+
 def test_answer_only_loss_equals_full(parts):
     _, model, processor = parts
     inputs = batch(processor, answer=["a dog", "the first one"])
