@@ -98,6 +98,45 @@ class SkipNonFinite(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
+class BadAudio(TrainerCallback):
+    """Counts the clips that turned bad since they were checked, whose rows were replaced, and stops a run that has too many.
+
+    Args:
+        most: of clips. output_dir: where `bad_audio.txt` gets a line for each.
+    """
+
+    def __init__(self, most: int, output_dir: str):
+        self.most, self.listing = most, Path(output_dir, "bad_audio.txt")
+        self.faults: dict[str, int] = {}  # and the rows that were replaced for each
+        self.clips = 0  # of all processes
+
+    @property
+    def failed(self) -> bool:
+        return self.clips > self.most
+
+    def __call__(self, fault: str) -> None:
+        if fault not in self.faults:
+            logger.warning("%s; another row of its batch takes its place", fault)
+            self.listing.parent.mkdir(parents=True, exist_ok=True)
+            with self.listing.open("a", encoding="utf-8") as file:
+                file.write(fault.replace("\n", " ") + "\n")
+        self.faults[fault] = self.faults.get(fault, 0) + 1
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.clips = len(self.faults)
+        if args.world_size > 1 and (args.device.type == "cpu" or control.should_log):
+            count = torch.tensor(self.clips, device=args.device)
+            torch.distributed.all_reduce(count)
+            self.clips = count.item()
+        elif args.world_size > 1:
+            self.clips = 0  # of the others nothing is known in this step
+        if self.failed:
+            control.should_save = control.should_training_stop = True
+
+    def __str__(self) -> str:
+        return f"{sum(self.faults.values())} rows were replaced, since {len(self.faults)} clips turned bad: {self.listing}"
+
+
 def check_room(model, args, adapters: bool) -> None:
     """Raises ValueError if the disk of `--output_dir` has no room for the checkpoints of a run and the model at its end.
 

@@ -21,11 +21,12 @@ from transformers.trainer_utils import IntervalStrategy
 
 from audiolm.compilation import PAD_TO, compile_layers
 from audiolm.data import QUESTION_TYPES, ReasonAQACollator
+from audiolm.data.decoding import BadClip, ClipDecoder
 from audiolm.data.sampling import BucketTrainer
 from audiolm.encoder_checkpoints import load_encoder
 from audiolm.evaluation.loss import token_loss, token_losses
 from audiolm.finetuning import cast_once, merged, optimizer_by_part, with_lora
-from audiolm.guards import SkipNonFinite, StopOnSignal, check_room, disk_fault
+from audiolm.guards import BadAudio, SkipNonFinite, StopOnSignal, check_room, disk_fault
 from audiolm.hub import PushToHub, load_model
 from audiolm.model_card import model_card, training_facts
 from audiolm.modeling_audiolm import TEXT_MODEL, AudioLMForConditionalGeneration, text_model_source
@@ -177,9 +178,12 @@ def main(argv=None):
     model.to(args.device)
     if not (data_args.feature_cache or data_args.streaming) and (times := encodings(data, args)) > 2:
         logger.info("each clip is decoded and encoded %.0f times; --feature_cache DIR does it once", times)
+    skips = data_args.on_bad_audio == "skip"
+    bad = BadAudio(int(data_args.max_bad_audio * data.num_clips), args.output_dir)
+    decoder = ClipDecoder(extractor, data_args.audio_timeout, skips)
     standardise = model_args.model_name_or_path is None  # an earlier mapper learnt with its own
     try:
-        features = encoded(model, extractor, data, data_args, args, standardise)
+        features = encoded(model, extractor, data, data_args, args, standardise, bad if skips else None)
     except (ValueError, OSError, SafetensorError) as error:  # no room, a full disk, a clip that is gone
         sys.exit(f"run_train.py: {error}")
     if model_args.lora_r:
@@ -203,15 +207,19 @@ def main(argv=None):
     stop = StopOnSignal()
     trainer = BucketTrainer(
         sampler=sampler, model=model, args=args, train_dataset=data.rows, eval_dataset=data.evaluation,
-        data_collator=ReasonAQACollator(processor, features=features, pad_to_multiple_of=PAD_TO if compiled else 1),
+        data_collator=ReasonAQACollator(processor, False, features, PAD_TO if compiled else 1, decoder), on_bad=bad,
         processing_class=processor,
         compute_metrics=token_loss, preprocess_logits_for_metrics=token_losses,
-        callbacks=[KeepRecord(record), skip, stop, *([push] if push else [])],
+        callbacks=[KeepRecord(record), skip, bad, stop, *([push] if push else [])],
         optimizers=(optimizer_by_part(model, args, model_args.lm_learning_rate) if model_args.lm_learning_rate else None, None),
     )  # fmt: skip
     try:
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    except BadClip as error:  # which a loader's process wraps into lines of its own
+        sys.exit(f"run_train.py: {str(error).strip().splitlines()[-1]}")
     except (OSError, SafetensorError, RuntimeError) as error:
+        if "DataLoader worker" in str(error):
+            sys.exit(f"run_train.py: {str(error).splitlines()[0]}; it decoded {decoder.at_death(str(error)) or 'nothing'}")
         if not (reason := disk_fault(error)):
             raise
         step = trainer.state.global_step
@@ -221,6 +229,11 @@ def main(argv=None):
     finally:
         stop.restore()
     done = trainer.state.global_step
+    if bad.faults:
+        print(f"run_train.py: {bad}", file=sys.stderr)
+    if bad.failed:
+        sys.exit(f"run_train.py: {bad.clips} clips turned bad, more than --max_bad_audio {data_args.max_bad_audio:g} of "
+                 f"{data.num_clips}; step {done} is saved")  # fmt: skip
     if skip.failed:
         sys.exit(f"run_train.py: loss or gradients of the steps {', '.join(map(str, skip.skipped))} were not finite, more than "
                  f"--max_skipped_steps {skip.most}; step {done} is saved, with none of their updates")  # fmt: skip

@@ -19,8 +19,8 @@ from audiolm.resume import checkpoint_to_resume
 ROWS_PER_STEP = 16  # of every arm, over all processes
 NO_TOKEN = "others can read command lines and files; use `hf auth login` or HF_TOKEN"
 POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "num_stats_clips", "max_train_samples",
-            "max_eval_samples", "max_rows_per_clip", "shuffle_buffer", "max_audio_seconds", "lm_learning_rate", "lora_r",
-            "lora_alpha")  # fmt: skip
+            "max_eval_samples", "audio_timeout", "max_rows_per_clip", "shuffle_buffer", "max_audio_seconds", "lm_learning_rate",
+            "lora_r", "lora_alpha")  # fmt: skip
 DEFAULTS = {
     "train_sampling_strategy": "group_by_length",
     "output_dir": None, "learning_rate": 1e-4, "max_steps": 20_000, "lr_scheduler_type": "cosine", "warmup_steps": 0.01,
@@ -74,6 +74,13 @@ class DataArguments:
         default=10, metadata={"help": "stop after more steps than these whose loss or gradients are not finite"}
     )
     on_bad_audio: str = field(default="error", metadata={"help": "`error`, or `skip` the rows of missing or broken files"})
+    max_bad_audio: float = field(
+        default=0.01,
+        metadata={"help": "with --on_bad_audio skip: stop if more than this share of the training clips turns bad in the run"},
+    )
+    audio_timeout: float = field(
+        default=60.0, metadata={"help": "seconds that a batch's clip may take to decode before it is bad"}
+    )
     subtypes: list[str] | None = field(
         default=None, metadata={"help": "train and evaluate on rows of these subtypes alone, such as `Clotho-MCQ CLE`"}
     )

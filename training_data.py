@@ -183,27 +183,27 @@ def encodings(data: TrainingData, args) -> float:
     return steps * rows_per_step(args) * clips / data.num_clips
 
 
-def encoded(model, extractor, data: TrainingData, data_args, args, standardise: bool):
+def encoded(model, extractor, data: TrainingData, data_args, args, standardise: bool, on_bad=None):
     """What is encoded before the first step: all clips with a cache, else those of evaluation, which come again and again.
 
     Several processes share the work for a cache. If asked, sets the mapper's mean and deviation per channel, from training
-    clips that are the same for every arm.
+    clips that are the same for every arm. `on_bad` is told of clips that cannot be decoded, and are left out.
 
     Raises:
-        ValueError: if the disk has no room for the cache.
+        ValueError: if the disk has no room for the cache, or a clip cannot be decoded and no `on_bad` is given.
     """
     model.encoder.sizes_to_host()  # also in a process that finds all clips encoded by another
     order = torch.randperm(len(data.clips), generator=torch.Generator().manual_seed(args.seed))
     chosen = [data.clips[i] for i in order[: data_args.num_stats_clips].tolist()]
     if data_args.feature_cache:
         features = FeatureCache(data_args.feature_cache, model.encoder, extractor)
-        features.fill_together(data.clips + list(data.evaluation_clips))
-        heard: Iterable[torch.Tensor] = (features[path] for path in chosen)
+        features.fill_together(data.clips + list(data.evaluation_clips), on_bad)
+        heard: Iterable[torch.Tensor] = (features[path] for path in chosen if path in features)
     else:
         names, sounds = list(data.evaluation_clips), list(data.evaluation_clips.values())
-        made = encode_clips(model.encoder, extractor, sounds, desc="evaluation clips")
-        features = {name: clip for name, (_, clip) in zip(names, made)}
-        heard = (clip for _, clip in encode_clips(model.encoder, extractor, chosen, desc="feature statistics"))
+        made = dict(encode_clips(model.encoder, extractor, sounds, desc="evaluation clips", on_bad=on_bad))
+        features = {name: made[sound] for name, sound in zip(names, sounds) if sound in made}
+        heard = (clip for _, clip in encode_clips(model.encoder, extractor, chosen, desc="feature statistics", on_bad=on_bad))
     if standardise:
         mean, deviation = feature_statistics(model.encoder, heard)
         model.mapper.feature_mean.copy_(mean)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from .clips import clip_audio
+from .decoding import BadClip, ClipDecoder, replaced
 from .features import pad_features
 
 
@@ -16,6 +16,8 @@ class ReasonAQACollator:
         features: clips that are encoded already, by path ([`FeatureCache`], or a dict of [`encode_clips`]); a batch of
             which every clip is there decodes no audio.
         pad_to_multiple_of: tokens of the longest row, filled up to a multiple of this; of no matter for what comes out.
+        decoder: of clips that are not encoded. If it skips bad ones, a batch tells of them in `bad_audio`, and the rows that
+            take their place are of the same batch.
     """
 
     def __init__(
@@ -24,9 +26,10 @@ class ReasonAQACollator:
         generate: bool = False,
         features: Mapping[str, torch.Tensor] | None = None,
         pad_to_multiple_of: int = 1,
+        decoder: ClipDecoder | None = None,
     ):
         self.processor, self.generate, self.features = processor, generate, features
-        self.pad_to_multiple_of = pad_to_multiple_of
+        self.pad_to_multiple_of, self.decoder = pad_to_multiple_of, decoder or ClipDecoder(processor.feature_extractor)
 
     def __call__(self, rows: list[dict]) -> dict:
         extractor = self.processor.feature_extractor
@@ -39,7 +42,10 @@ class ReasonAQACollator:
             else:
                 batch["num_frames"] = frames
         else:
-            batch.update(extractor([clip_audio(clip, extractor.max_audio_seconds) for clip in paths]))
+            rows, samples, bad = self.decoded(rows)
+            if bad:
+                batch["bad_audio"] = bad
+            batch.update(extractor(samples))
             lengths = batch["input_values_mask"].sum(1).tolist()
             frames = [extractor.num_frames(length) for length in lengths]
             if not self.generate:  # known to the host: the model need not ask the GPU
@@ -58,3 +64,24 @@ class ReasonAQACollator:
             text["audio_index"] = (text["input_ids"].flatten() == self.processor.audio_token_id).nonzero()[:, 0]
             del text["attention_mask"]  # padding is on the right, where no earlier token looks
         return {**text, **batch}  # the Trainer counts rows on the first entry
+
+    def decoded(self, rows: list[dict]) -> tuple[list[dict], list[torch.Tensor], list[str]]:
+        """The rows, of which some may be replaced, the samples of all their clips, and what was wrong with bad ones.
+
+        Raises:
+            BadClip: if one is, and none is skipped, or no row is left.
+        """
+        samples, bad = [], {}
+        for i, row in enumerate(rows):
+            names = row.get("names") or [None] * len(row["audio"])  # of clips that are given as bytes
+            try:
+                samples.append([self.decoder(clip, name) for clip, name in zip(row["audio"], names)])
+            except BadClip as error:
+                if not self.decoder.skip:
+                    raise
+                bad[i] = str(error)
+                samples.append([])
+        if bad:
+            paired = replaced([{**row, "samples": of} for row, of in zip(rows, samples)], bad)
+            rows, samples = paired, [row["samples"] for row in paired]
+        return rows, [clip for row in samples for clip in row], list(bad.values())

@@ -24,7 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from .clips import Clip, clip_audio, clip_identity
+from .clips import Clip, clip_identity
+from .decoding import BadClip, ClipDecoder
 
 logger = logging.getLogger(__name__)
 VERSION = 1  # of these files; another one makes earlier caches unknown
@@ -33,14 +34,23 @@ CLIPS_PER_SHARD = 512
 
 @torch.no_grad()
 def encode_clips(
-    encoder, extractor, paths: list[Clip], batch_size: int | None = None, desc: str = "", alter: Callable | None = None
+    encoder,
+    extractor,
+    paths: list[Clip],
+    batch_size: int | None = None,
+    desc: str = "",
+    alter: Callable | None = None,
+    on_bad: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[Clip, torch.Tensor]]:
     """(clip, codes or float32 features on the CPU) of each clip in turn; the next clips are decoded meanwhile.
 
     Args:
         encoder: an `AudioEncoder`. extractor: its [`AudioLMFeatureExtractor`]. batch_size: clips at once; by default what
             keeps the device busy. desc: name of a progress bar, if any. alter: what is encoded in place of a clip and its
-            samples, both (samples,) at the encoder's rate.
+            samples, both (samples,) at the encoder's rate. on_bad: is told what is wrong with a clip, which is left out.
+
+    Raises:
+        BadClip: if a clip cannot be decoded, and no `on_bad` is given.
     """
     device = next(encoder.parameters()).device
     batch_size = batch_size or (8 if device.type == "cpu" else 32)
@@ -49,16 +59,30 @@ def encode_clips(
     batches = iter([paths[start : start + batch_size] for start in range(0, len(paths), batch_size)])
     decoders = 1 if device.type == "cpu" else min(8, os.cpu_count() or 1)  # a GPU encodes faster than one decodes
 
+    decoder = ClipDecoder(extractor)
+
     def decode(batch: list[Clip]):
-        clips = [clip_audio(clip, extractor.max_audio_seconds) for clip in batch]
-        return extractor(clips if alter is None else [alter(clip, extractor.load(audio)) for clip, audio in zip(batch, clips)])
+        heard = []
+        for clip in batch:
+            try:
+                samples = decoder(clip)
+            except BadClip as error:
+                if on_bad is None:
+                    raise
+                on_bad(str(error))
+            else:
+                heard.append((clip, samples if alter is None else alter(clip, samples)))
+        return [clip for clip, _ in heard], extractor([samples for _, samples in heard]) if heard else None
 
     with ThreadPoolExecutor(decoders) as pool, bar:
-        ahead = deque((batch, pool.submit(decode, batch)) for batch in islice(batches, decoders))
+        ahead = deque((len(batch), pool.submit(decode, batch)) for batch in islice(batches, decoders))
         while ahead:
-            batch, decoded = ahead.popleft()
-            audio = decoded.result()
-            ahead.extend((batch, pool.submit(decode, batch)) for batch in islice(batches, 1))
+            size, decoded = ahead.popleft()
+            batch, audio = decoded.result()
+            ahead.extend((len(batch), pool.submit(decode, batch)) for batch in islice(batches, 1))
+            bar.update(size - len(batch))
+            if not batch:
+                continue
             lengths = audio["input_values_mask"].sum(1).tolist()
             made = encode(audio["input_values"].to(device), lengths)
             if not made.is_floating_point():
@@ -148,10 +172,18 @@ class FeatureCache:
         frames = self.encoder.num_frames(int(extractor.max_audio_seconds * extractor.sampling_rate))
         return 2 * frames * (self.encoder.num_levels if hasattr(self.encoder, "codes") else self.encoder.dim)
 
-    def fill(self, paths: list[str], batch_size: int | None = None, process: int = 0, processes: int = 1) -> None:
+    def fill(
+        self,
+        paths: list[str],
+        batch_size: int | None = None,
+        process: int = 0,
+        processes: int = 1,
+        on_bad: Callable[[str], None] | None = None,
+    ) -> None:
         """Encodes the clips that are not there yet.
 
         Args:
+            batch_size, on_bad: as [`encode_clips`] takes them.
             process: of `processes` that are given the same clips, and each encode a part. When all are done, `refresh` finds
                 the others' clips.
 
@@ -169,7 +201,7 @@ class FeatureCache:
         logger.info("%s: up to %s", self.folder, room)
         made: dict[str, torch.Tensor] = {}
         desc = "" if process else "encoding clips" if processes == 1 else f"encoding clips, 1 of {processes} parts"
-        for path, clip in encode_clips(self.encoder, self.extractor, mine, batch_size, desc):
+        for path, clip in encode_clips(self.encoder, self.extractor, mine, batch_size, desc, on_bad=on_bad):
             made[path] = clip.bfloat16() if clip.is_floating_point() else clip
             if len(made) == CLIPS_PER_SHARD:
                 self._write(made)
@@ -177,17 +209,17 @@ class FeatureCache:
         if made:
             self._write(made)
 
-    def fill_together(self, paths: list[str]) -> None:
+    def fill_together(self, paths: list[str], on_bad: Callable[[str], None] | None = None) -> None:
         """`fill`, by all processes of a run, which share the work.
 
         Raises:
             ValueError: if the disk has no room for the features.
         """
         state = PartialState()
-        self.fill(paths, process=state.process_index, processes=state.num_processes)
+        self.fill(paths, process=state.process_index, processes=state.num_processes, on_bad=on_bad)
         state.wait_for_everyone()
         self.refresh()
-        self.fill(paths)  # none, unless a file was lost meanwhile
+        self.fill(paths, on_bad=on_bad)  # none, unless a file was lost meanwhile
 
     def _write(self, made: dict[str, torch.Tensor]) -> None:
         clips = {str(i): self.identity(path) for i, path in enumerate(made)}

@@ -1,7 +1,7 @@
 """The order of rows in training: batches of rows of about one length, the same for every arm."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.utils.data import Sampler
@@ -78,18 +78,33 @@ class _Epochs(TrainerCallback):
 
 
 class BucketTrainer(Trainer):
-    """The stock Trainer, whose rows come in the order of a sampler, if one is given; a loss of NaN spoils one log entry."""
+    """The stock Trainer, whose rows come in the order of a sampler, if one is given; a loss of NaN spoils one log entry.
+
+    Args:
+        on_bad: is told what is wrong with the clips whose rows a batch replaced.
+    """
 
     _flops_per_token = None
 
-    def __init__(self, *args, sampler: LengthBucketSampler | None = None, **kwargs):
+    def __init__(self, *args, sampler: LengthBucketSampler | None = None, on_bad: Callable | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.sampler = sampler
+        self.sampler, self.on_bad = sampler, on_bad
         if sampler is not None:
             self.add_callback(_Epochs(sampler))
 
     def _get_train_sampler(self, train_dataset=None):
         return super()._get_train_sampler(train_dataset) if self.sampler is None else self.sampler
+
+    def _prepare_inputs(self, inputs):
+        for fault in inputs.pop("bad_audio", ()):
+            self.on_bad(fault)
+        return super()._prepare_inputs(inputs)
+
+    def _run_epoch(self, *args, **kwargs):
+        if self.state.global_step >= self.state.max_steps:  # resumed where it had ended: the Trainer would take one step more
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def floating_point_ops(self, inputs):
         """The Trainer's estimate, which goes through all parameters, by its first value."""

@@ -229,6 +229,10 @@ def test_resume(corpus, tokenizer, capsys):
     assert checkpoint_to_resume("True", str(corpus / "out")) == str(corpus / "out" / "checkpoint-2")
     train([*options, "--resume_from_checkpoint", "True"])
     assert all(torch.equal(value, expected[key]) for key, value in weights(corpus / "out").items())
+    (corpus / "out" / "model.safetensors").unlink()
+    train([*options, "--resume_from_checkpoint", "True"])  # of a run that was complete, but for what it saves at its end
+    assert all(torch.equal(value, expected[key]) for key, value in weights(corpus / "out").items())
+    assert json.loads((corpus / "out" / "trainer_state.json").read_text())["global_step"] == 4
     for name in ("model.safetensors", "optimizer.pt"):
         file = corpus / "out" / "checkpoint-2" / name
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
