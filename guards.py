@@ -2,12 +2,15 @@
 
 import errno
 import logging
+import math
 import os
 import re
 import shutil
 import signal
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 import torch
 from transformers import TrainerCallback
@@ -96,6 +99,36 @@ class SkipNonFinite(TrainerCallback):
             logger.warning("step %d: loss or gradients are not finite; its update was skipped%s", step, rows)
         if self.failed:
             control.should_save = control.should_training_stop = True
+
+
+class LossSpikes(TrainerCallback):
+    """Says so where a logged loss stands out of those before: by `FAR` times their spread, and by half of their median.
+
+    Nothing else is done: one spike in a long run is common, and a row of them says that the learning rate is too high.
+    """
+
+    WINDOW, LEAST, FAR = 50, 10, 8.0  # entries that are looked back at, and are needed; median absolute deviations
+
+    def __init__(self):
+        self.losses: deque[float] = deque(maxlen=self.WINDOW)
+        self.since = 0  # the step of the last entry
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.since = state.global_step
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        loss = (logs or {}).get("loss")
+        if loss is None or not math.isfinite(loss := float(loss)):
+            return
+        if len(self.losses) >= self.LEAST:
+            middle = median(self.losses)
+            spread = median(abs(other - middle) for other in self.losses)
+            if loss > middle + self.FAR * spread and loss > 1.5 * middle:
+                logger.warning(
+                    "steps %d to %d: loss %.3f, after a median of %.3f", self.since + 1, state.global_step, loss, middle
+                )
+        self.losses.append(loss)
+        self.since = state.global_step
 
 
 class BadAudio(TrainerCallback):

@@ -12,6 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback
 
+from audiolm.runtime import write_run_info
+
 logger = logging.getLogger("audiolm.train")
 RECORD = "training_data.json"  # of a checkpoint: what it was trained on
 
@@ -81,16 +83,17 @@ class KeepRecord(TrainerCallback):
 
     Args:
         record: `data`, `changes`, `settings`, the number of `processes` and, if rows are streamed, `stream`: what their order
-            depends on.
+            depends on. info: of [`run_info`].
     """
 
-    def __init__(self, record: dict):
-        self.record = record
+    def __init__(self, record: dict, info: dict):
+        self.record, self.info = record, info
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
             (folder / RECORD).write_text(json.dumps(self.record, indent=2) + "\n", encoding="utf-8")
+            write_run_info(folder, self.info)
 
 
 def check_settings(folder: str, settings: dict) -> None:

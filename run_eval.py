@@ -33,7 +33,7 @@ from audiolm.evaluation.scores import predicted_rows, score
 from audiolm.evaluation.tables import table
 from audiolm.hub import load_model, push_results
 from audiolm.processing_audiolm import AudioLMProcessor
-from audiolm.run_train import use_all_of_the_cpu
+from audiolm.runtime import run_info, use_all_of_the_cpu, write_run_info
 from audiolm.training_data import data_set_folder
 
 
@@ -202,6 +202,7 @@ def main(argv=None):
     with open(output / "predictions.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in results)
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    write_run_info(output, run_info("run_eval.py", argv, rows_sha256=settings["rows_sha256"], model=about))
     for part in output.glob("predictions.part*.jsonl"):
         part.unlink()
     print(table(metrics))

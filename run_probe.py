@@ -26,7 +26,7 @@ from audiolm.data import FeatureCache, encode_clips, sound_rows
 from audiolm.encoder_checkpoints import load_encoder
 from audiolm.evaluation import probes
 from audiolm.processing_audiolm import AudioLMFeatureExtractor
-from audiolm.run_train import use_all_of_the_cpu
+from audiolm.runtime import run_info, use_all_of_the_cpu, write_run_info
 
 LABEL_COLUMNS = ("label", "category", "target")
 ESC_NAME = re.compile(r"(\d+)-(\d+)-[A-Z](?:-(\d+))?\.(?:wav|ogg|flac|mp3)")  # fold, recording, its take, class
@@ -234,6 +234,7 @@ def main(argv=None):
     report["note"] = NOTE
     output = Path(args.output_dir)
     (output / "probes.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_run_info(output, run_info("run_probe.py", argv, labels_sha256=report["labels_sha256"]))
     columns = {f"{pooling}_{arm}": made for pooling, arms in predicted["results"].items() for arm, made in arms.items()}
     with open(output / "probe_predictions.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -3,7 +3,6 @@
 Flags override `--config FILE.yaml`; the defaults are the experiment's: 16 rows a step, lr 1e-4, 20,000 steps, 10 s.
 """
 
-import ctypes
 import json
 import logging
 import os
@@ -14,9 +13,8 @@ from pathlib import Path
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it with its first tensor: pages of 2 MB for large ones
 
-import torch
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, set_seed
+from transformers import AutoTokenizer, PrinterCallback, ProgressCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
 from audiolm.compilation import PAD_TO, compile_layers
@@ -26,12 +24,13 @@ from audiolm.data.sampling import BucketTrainer
 from audiolm.encoder_checkpoints import load_encoder
 from audiolm.evaluation.loss import token_loss, token_losses
 from audiolm.finetuning import cast_once, merged, optimizer_by_part, with_lora
-from audiolm.guards import BadAudio, SkipNonFinite, StopOnSignal, check_room, disk_fault
+from audiolm.guards import BadAudio, LossSpikes, SkipNonFinite, StopOnSignal, check_room, disk_fault
 from audiolm.hub import PushToHub, load_model
 from audiolm.model_card import model_card, training_facts
 from audiolm.modeling_audiolm import TEXT_MODEL, AudioLMForConditionalGeneration, text_model_source
 from audiolm.processing_audiolm import AudioLMProcessor
 from audiolm.resume import KeepRecord, check_adapters, check_encoder, check_features, check_settings, check_stream, drop_torn
+from audiolm.runtime import Lines, Progress, run_info, use_all_of_the_cpu, write_run_info
 from audiolm.training_arguments import DataArguments, ModelArguments, parse, taken_compilation
 from audiolm.training_data import (
     TrainingData,
@@ -47,29 +46,6 @@ from audiolm.training_data import (
 )
 
 logger = logging.getLogger("audiolm.train")
-
-
-def use_all_of_the_cpu(encodes: bool = True) -> None:
-    """Without a GPU: every core for this process's share, and a use of memory that fits what it does.
-
-    `accelerate launch` leaves a CPU process one thread. An encoder loses half its time to page faults where glibc gives large
-    blocks back to the system; so they are kept. A step from cached features (`encodes=False`) loses a tenth, and kept blocks
-    that do not fit the next activation nearly double its memory; so what is freed of 4 MB and more goes back.
-    """
-    if torch.cuda.is_available():
-        return
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if os.environ.get("OMP_NUM_THREADS") == "1" and "ACCELERATE_DYNAMO_BACKEND" in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # not glibc
-        return
-    if encodes:
-        mallopt(-4, 0)  # M_MMAP_MAX
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-    else:
-        mallopt(-3, 2**22)  # M_MMAP_THRESHOLD
 
 
 def build(model_args: ModelArguments, data_args: DataArguments) -> tuple[AudioLMForConditionalGeneration, AudioLMProcessor]:
@@ -203,6 +179,7 @@ def main(argv=None):
             sys.exit(f"run_train.py: {error}")
     record = {"data": about_data, "changes": data_changes(data_args, args.seed), "stream": streamed, "settings": settings,
               "processes": args.world_size}  # fmt: skip
+    info = run_info("run_train.py", argv, data=about_data, settings=settings)
     skip = SkipNonFinite(data_args.max_skipped_steps, partial(describe_rows, data.rows, sampler) if sampler else None)
     stop = StopOnSignal()
     trainer = BucketTrainer(
@@ -210,9 +187,12 @@ def main(argv=None):
         data_collator=ReasonAQACollator(processor, False, features, PAD_TO if compiled else 1, decoder), on_bad=bad,
         processing_class=processor,
         compute_metrics=token_loss, preprocess_logits_for_metrics=token_losses,
-        callbacks=[KeepRecord(record), skip, bad, stop, *([push] if push else [])],
+        callbacks=[KeepRecord(record, info), skip, bad, LossSpikes(), stop, *([push] if push else [])],
         optimizers=(optimizer_by_part(model, args, model_args.lm_learning_rate) if model_args.lm_learning_rate else None, None),
     )  # fmt: skip
+    stock, ours = (PrinterCallback, Lines) if args.disable_tqdm else (ProgressCallback, Progress)
+    trainer.remove_callback(stock)
+    trainer.add_callback(ours)
     try:
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     except BadClip as error:  # which a loader's process wraps into lines of its own
@@ -252,6 +232,7 @@ def main(argv=None):
             model.save_pretrained(Path(args.output_dir, "adapter"))
             merged(model).save_pretrained(args.output_dir)
             processor.save_pretrained(args.output_dir)
+        write_run_info(args.output_dir, info)
         Path(args.output_dir, "README.md").write_text(model_card(facts, Path(args.output_dir).name), encoding="utf-8")
         print(summary(model, trainer, model_args))
     if push:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 
 from audiolm.configuration_audiolm import ENCODER_TYPES
 from audiolm.data import QUESTION_TYPES
@@ -175,6 +176,7 @@ def parse(argv=None, description: str | None = None):
     given, rest = pre.parse_known_args(argv)
     parser = HfArgumentParser(
         (ModelArguments, DataArguments, TrainingArguments), description=description, allow_abbrev=False,
+        usage="%(prog)s [--OPTION VALUE ...], of which --help names all",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--config", help="YAML file of any of these options; flags override it")
@@ -263,6 +265,9 @@ def parse(argv=None, description: str | None = None):
     values = vars(space)
     values.pop("config")
     try:
-        return parser.parse_dict(values)
-    except (ValueError, TypeError, ImportError) as error:  # what TrainingArguments objects to
+        parsed = parser.parse_dict(values)
+        for tracker in get_reporting_integration_callbacks(parsed[2].report_to):
+            tracker()  # tells if its package is missing
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:  # what TrainingArguments objects to
         parser.error(str(error))
+    return parsed

@@ -21,7 +21,7 @@ from transformers import ClapFeatureExtractor, MimiConfig, MimiModel, get_cosine
 from audiolm.configuration_audiolm import default_encoder_config
 from audiolm.data.synthesis import CLASSES, SAMPLE_RATE, draw_scene, render
 from audiolm.encoders_audiolm import HTSATEncoder
-from audiolm.run_train import use_all_of_the_cpu
+from audiolm.runtime import use_all_of_the_cpu
 
 SCENE_SEED = 990_000_000  # apart from any seed of a corpus
 WINDOW_SECONDS = 5

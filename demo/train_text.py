@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 from audiolm import AudioLMFeatureExtractor, AudioLMProcessor
 from audiolm.data.soundscapes import draw_corpus
 from audiolm.demo.train_encoders import optimiser, record, steps
-from audiolm.run_train import use_all_of_the_cpu
+from audiolm.runtime import use_all_of_the_cpu
 
 SEED = 980_000_000  # apart from any seed of a corpus
 SPECIAL = ["<unk>", "<s>", "<|im_end|>", "<audio>"]  # <audio> is AudioLMConfig's audio_token_id, 3

@@ -4,13 +4,15 @@ import json
 import logging
 import math
 import re
+import statistics
 
 import pytest
 import torch
 from conftest import Waits, arguments, weights
+from transformers import TrainerState
 
 from audiolm import run_train
-from audiolm.guards import SkipNonFinite
+from audiolm.guards import LossSpikes, SkipNonFinite
 from audiolm.run_train import main as train
 
 WORDS = ["--max_steps", "6", "--save_steps", "3", "--eval_strategy", "no", "--logging_steps", "1", "--learning_rate", "0.01"]
@@ -90,3 +92,41 @@ def test_the_fused_optimizer_asks_the_host_for_nothing():
             optimizer.step()
         assert torch.equal(weight, before) is math.isinf(value) and not waits.found
     assert int(optimizer.state[weight]["step"]) == 2
+
+
+def spikes(losses: list[float], caplog) -> list[str]:
+    """What is said where a run logs these losses, every ten steps."""
+    caplog.clear()
+    callback, state = LossSpikes(), TrainerState()
+    callback.on_train_begin(None, state, None)
+    for loss in losses:
+        state.global_step += 10
+        callback.on_log(None, state, None, logs={"loss": loss})
+    return [record.message for record in caplog.records]
+
+
+def test_a_loss_that_stands_out_is_logged(caplog):
+    falling = [5 * 0.97**i + 0.3 * math.sin(7 * i) for i in range(60)]
+    assert spikes(falling, caplog) == []
+    assert spikes([*falling, 9.0, *falling[-3:]], caplog) == [
+        f"steps 601 to 610: loss 9.000, after a median of {statistics.median(falling[-50:]):.3f}"
+    ]
+    assert spikes([1.0, 9.0, 1.0, 9.0], caplog) == []  # too few to tell
+    assert spikes([2.0] * 30 + [math.nan, 2.1, 2.9], caplog) == []  # not half as much again
+    assert len(spikes([2.0] * 30 + [math.nan, 3.1], caplog)) == 1
+
+
+def test_a_spike_of_a_run_is_logged(corpus, tokenizer, monkeypatch, caplog):
+    inner, count = run_train.BucketTrainer.training_step, []
+
+    def training_step(self, model, inputs, *args):
+        count.append(None)
+        scale = 30 if len(count) == 15 else 1
+        model.language_model.model.norm.weight.data.mul_(scale)  # its logits are far off for one step
+        loss = inner(self, model, inputs, *args)
+        model.language_model.model.norm.weight.data.div_(scale)
+        return loss
+
+    monkeypatch.setattr(run_train.BucketTrainer, "training_step", training_step)
+    train([*arguments(corpus, "mimi_semantic", tokenizer, *WORDS), "--max_steps", "16", "--learning_rate", "1e-5"])
+    assert any(record.message.startswith("steps 15 to 15: loss") for record in caplog.records)
