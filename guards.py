@@ -18,8 +18,14 @@ from transformers import TrainerCallback
 logger = logging.getLogger("audiolm.train")
 
 
+class EvaluationStopped(Exception):
+    """A signal came while an evaluation ran."""
+
+
 class StopOnSignal(TrainerCallback):
     """On SIGTERM or SIGINT, which a machine that is taken back or a person sends, lets the step end and saves it.
+
+    An evaluation of one process is broken off; several end it, since one that leaves would let the others wait for ever.
 
     Several processes agree on the step: a signal does not reach all of them in the same one. On a GPU they ask one another
     where a step is logged, which waits anyway. A second signal ends the process at once.
@@ -32,6 +38,10 @@ class StopOnSignal(TrainerCallback):
     def _receive(self, number, frame):
         self.received = number
         self.restore()
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        if self.received and args.world_size == 1:
+            raise EvaluationStopped
 
     def restore(self) -> None:
         """Signals do again what they did before."""

@@ -3,9 +3,12 @@
 from collections.abc import Mapping
 
 import torch
+from torch.utils.data import get_worker_info
 
 from .decoding import BadClip, ClipDecoder, replaced
 from .features import pad_features
+
+SMALL = 2**18  # bytes
 
 
 class ReasonAQACollator:
@@ -63,7 +66,8 @@ class ReasonAQACollator:
             text["label_index"] = (text["labels"].flatten() != -100).nonzero()[:, 0]
             text["audio_index"] = (text["input_ids"].flatten() == self.processor.audio_token_id).nonzero()[:, 0]
             del text["attention_mask"]  # padding is on the right, where no earlier token looks
-        return {**text, **batch}  # the Trainer counts rows on the first entry
+        made = {**text, **batch}  # the Trainer counts rows on the first entry
+        return made if get_worker_info() is None else {name: _through_pipe(value) for name, value in made.items()}
 
     def decoded(self, rows: list[dict]) -> tuple[list[dict], list[torch.Tensor], list[str]]:
         """The rows, of which some may be replaced, the samples of all their clips, and what was wrong with bad ones.
@@ -85,3 +89,19 @@ class ReasonAQACollator:
             paired = replaced([{**row, "samples": of} for row, of in zip(rows, samples)], bad)
             rows, samples = paired, [row["samples"] for row in paired]
         return rows, [clip for row in samples for clip in row], list(bad.values())
+
+
+def _through_pipe(value):
+    """A small tensor of a loader's process, to be sent through its pipe: shared memory takes a connection for each."""
+    small = torch.is_tensor(value) and value.nbytes <= SMALL and value.dtype != torch.bfloat16  # which numpy does not know
+    return _Sent(value) if small else value
+
+
+class _Sent:
+    """What arrives as a tensor in the process that reads it."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self.tensor = tensor
+
+    def __reduce__(self):
+        return torch.from_numpy, (self.tensor.numpy(),)

@@ -7,6 +7,8 @@ import torch
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
 
+from audiolm.guards import EvaluationStopped
+
 # what a row's length is measured by, whatever an arm makes of a second of audio
 TOKENS_PER_SECOND, TOKENS_PER_CHARACTER = 10, 0.25
 STEPS_PER_DRAW = 64  # rows are drawn for so many steps at once, and sorted among these
@@ -105,6 +107,13 @@ class BucketTrainer(Trainer):
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*args, **kwargs)
+
+    def evaluate(self, *args, **kwargs):
+        try:
+            return super().evaluate(*args, **kwargs)
+        except EvaluationStopped:
+            self.control.should_save = self.control.should_training_stop = True
+            return {}
 
     def floating_point_ops(self, inputs):
         """The Trainer's estimate, which goes through all parameters, by its first value."""

@@ -8,6 +8,7 @@ import pytest
 import soundfile
 import torch
 from conftest import clip, small_model
+from torch.utils.data import DataLoader
 
 from audiolm import AudioLMProcessor
 from audiolm.data import FeatureCache, ReasonAQACollator, encode_clips, feature_statistics, features
@@ -167,3 +168,23 @@ def test_without_audio_only_the_text_counts(tokenizer, files):
     model.train()
     loss(model, ReasonAQACollator(processor)(rows_of(files))).backward()
     assert min(layer.bias.grad.abs().max() for layer in (model.mapper.linear_1, model.mapper.linear_2)) > 0
+
+
+@pytest.mark.parametrize("arm", ["mimi_full", "htsat"])
+def test_batches_of_a_loaders_process_are_those_made_here(tokenizer, arm):
+    """Whichever way a tensor takes, by its size and kind."""
+    model = small_model(arm)
+    processor = AudioLMProcessor.from_config(model.config, tokenizer)
+    shape, kind = ((8, 125), torch.int16) if arm == "mimi_full" else ((92, model.encoder.dim), torch.bfloat16)
+    features = {str(i): torch.ones(shape, dtype=kind) * i for i in range(4)}
+    rows = [{"input": "What?" * i, "answer": f"a {i}" * (i + 1), "audio": [str(i)]} for i in range(4)]
+    make = ReasonAQACollator(processor, features=features)
+    loaders = [DataLoader(rows, 2, collate_fn=make, num_workers=workers) for workers in (0, 1)]
+    for here, there in zip(*loaders, strict=True):
+        assert here.keys() == there.keys()
+        for name, value in here.items():
+            if torch.is_tensor(value):
+                assert torch.equal(value, there[name]) and value.dtype == there[name].dtype, name
+                there[name] += 1  # may be written to
+            else:
+                assert value == there[name], name

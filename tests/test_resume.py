@@ -4,17 +4,21 @@ import errno
 import io
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import TWO_PROCESSES, arguments, weights
 
-from audiolm.guards import disk_fault
+from audiolm.guards import StopOnSignal, disk_fault
 from audiolm.resume import checkpoint_to_resume, drop_torn, fault
+from audiolm.run_prepare import main as prepare
 from audiolm.run_train import main as train
 
 # run_train.py, to which something happens: SIGNAL at the end of STEP, or SIGKILL as it writes FILE of checkpoint-STEP
@@ -176,3 +180,87 @@ def test_a_disk_without_room_is_noticed_before_the_run(corpus, tokenizer, monkey
         (corpus / "out" / f"checkpoint-{step}").mkdir()
     with pytest.raises(SystemExit, match="for 1 checkpoints of"):
         train(arguments(corpus, "mimi_semantic", tokenizer, *WORDS))
+
+
+def test_a_signal_breaks_an_evaluation_off_and_the_step_is_saved(corpus, tokenizer, monkeypatch):
+    words = arguments(corpus, "mimi_semantic", tokenizer, *WORDS, "--eval_strategy", "steps", "--eval_steps", "3",
+                      "--per_device_eval_batch_size", "1", "--save_steps", "6")  # fmt: skip
+    train([*words, "--output_dir", str(corpus / "whole")])
+    inner, asked = StopOnSignal.on_prediction_step, []
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        asked.append(state.global_step)
+        if len(asked) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        inner(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(StopOnSignal, "on_prediction_step", on_prediction_step)
+    with pytest.raises(SystemExit) as stopped:
+        train(words)
+    assert stopped.value.code == 128 + signal.SIGTERM and 2 <= len(asked) < 8  # of 16 batches
+    assert set(asked) == {3}
+    assert fault(corpus / "out" / "checkpoint-3") is None
+    train([*words, "--resume_from_checkpoint", "true"])
+    assert_same_end(corpus / "out", (weights(corpus / "whole"), losses(corpus / "whole")))
+
+
+KINDS = {
+    "workers": ["--dataloader_num_workers", "2"],
+    "adapters, accumulated": ["--freeze_lm", "true", "--lora_r", "2", "--per_device_train_batch_size", "4"],
+    "streamed": ["--streaming", "true", "--dataloader_num_workers", "1"],
+    "two processes": [],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_killed_again_and_again_ends_the_same(corpus, tokenizer, kind):
+    """SIGKILL to all of its processes at random moments, in a step, in a save or at its start, until it has ended."""
+    words = arguments(corpus, "mimi_semantic", tokenizer, *WORDS, "--max_steps", "60", "--save_steps", "5", *KINDS[kind])
+    if kind == "streamed":
+        for split in ("train", "val"):
+            (corpus / f"{split}.json").write_text((corpus / "rows.json").read_text())
+        with pytest.raises(SystemExit) as ended:
+            prepare(["convert", str(corpus), "--output", str(corpus / "shards"), "--audio", "embedded"])
+        assert not ended.value.code
+        for name in ("--train_file", "--validation_file", "--audio_dir"):
+            at = words.index(name)
+            del words[at : at + 2]
+        words += ["--dataset_name", str(corpus / "shards")]
+    launch = tuple(TWO_PROCESSES) if kind == "two processes" else ()
+    whole = happens(corpus, "nothing 0", [*words, "--output_dir", str(corpus / "whole")], launch)
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    draw, killed, progress = random.Random(0), 0, []
+    for _ in range(40):
+        again = ["--resume_from_checkpoint", "true"] if checkpoints(corpus) else []
+        with open(corpus / "log", "w+") as log:
+            command = [sys.executable, *launch, str(corpus / "fault.py"), *words, *again]
+            run = subprocess.Popen(
+                command, stdout=log, stderr=log, start_new_session=True, env={**os.environ, "FAULT": "nothing 0"}
+            )
+            deadline = time.monotonic() + 200
+            while run.poll() is None and "/60 [" not in Path(log.name).read_text() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            try:
+                run.wait(draw.uniform(0.2, 3))
+            except subprocess.TimeoutExpired:
+                os.killpg(run.pid, signal.SIGKILL)
+                run.wait()
+                killed += 1
+        assert run.returncode in (0, -signal.SIGKILL), Path(log.name).read_text()[-3000:]
+        progress.append(checkpoints(corpus))
+        if run.returncode == 0:
+            break
+    print(f"{kind}: killed {killed} times; last checkpoints {progress}")
+    assert run.returncode == 0 and killed >= 3
+    found, expected = weights(corpus / "out"), weights(corpus / "whole")
+    assert found.keys() == expected.keys() and all(torch.equal(value, expected[key]) for key, value in found.items())
+    assert losses(corpus / "out") == losses(corpus / "whole") and len(losses(corpus / "out")) == 60
+
+
+def checkpoints(corpus) -> int:
+    """The last step that is saved whole, 0 if there is none."""
+    try:
+        return int(checkpoint_to_resume("true", str(corpus / "out")).rpartition("-")[2])
+    except ValueError:
+        return 0
