@@ -6,12 +6,14 @@ import re
 import subprocess
 import sys
 import time
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
 
 from audiolm import AudioLMConfig, benchmark_measures, benchmark_steps, run_benchmark
+from audiolm.compilation import PAD_TO, compile_layers
 from audiolm.encoder_checkpoints import randomise_codebooks
 from audiolm.encoders_audiolm import MimiEncoder
 
@@ -272,6 +274,7 @@ def test_memory_counts_what_is_taken():
         (["--seconds", "nan"], "--seconds: nan: a number above 0 is wanted"),
         (["--precision", "fp16"], "--precision: invalid choice: 'fp16'"),
         (["--dataloader_num_workers", "-1"], "--dataloader_num_workers -1: 0 or more are wanted"),
+        (["--torch_compile", "--packed"], "--torch_compile: packed rows need a mask, which compiled layers do without"),
         (["--json", "nowhere/x.json"], "--json nowhere/x.json: its folder is not there"),
     ],
 )
@@ -279,6 +282,19 @@ def test_refuses_wrong_numbers(words, message, capsys):
     with pytest.raises(SystemExit):
         run_benchmark.parse(words)
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_compiled_steps_are_measured(tmp_path, monkeypatch):
+    words = ["--small", "--steps", "2", "--batch_size", "4", "--seconds", "1", "--precision", "bf16"]
+    found = []
+    monkeypatch.setattr(benchmark_measures, "compile_layers", partial(compile_layers, backend="eager"))
+    for more in ([], ["--torch_compile"]):
+        options = run_benchmark.parse([*words, *more])
+        benchmark_measures.prepare(options, str(tmp_path), True)
+        found.append(benchmark_measures.measure(options, False, str(tmp_path), True))
+    assert found[1]["losses"] == pytest.approx(found[0]["losses"], rel=1e-3)
+    padded, real = ([each["tokens_per_step"][kind] for each in found] for kind in ("padded", "real"))
+    assert padded[1] % (4 * PAD_TO / 2) == 0 and padded[1] > padded[0] >= real[0] == real[1]
 
 
 def test_errors_take_one_line(monkeypatch):
