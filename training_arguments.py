@@ -224,6 +224,8 @@ def parse(argv=None, description: str | None = None):
     for name in POSITIVE:
         if (value := getattr(space, name)) is not None and value <= 0:
             parser.error(f"--{name} {value}: a number above 0 is wanted")
+    if not 0 <= space.max_bad_audio <= 1:
+        parser.error(f"--max_bad_audio {space.max_bad_audio}: a share is wanted, from 0 to 1")
     at_once = space.per_device_train_batch_size * processes
     if ROWS_PER_STEP % at_once:
         parser.error(

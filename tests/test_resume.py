@@ -242,7 +242,7 @@ def test_a_run_killed_again_and_again_ends_the_same(corpus, tokenizer, kind):
             while run.poll() is None and "/60 [" not in Path(log.name).read_text() and time.monotonic() < deadline:
                 time.sleep(0.05)
             try:
-                run.wait(draw.uniform(0.2, 3))
+                run.wait(draw.uniform(0.1, 1))
             except subprocess.TimeoutExpired:
                 os.killpg(run.pid, signal.SIGKILL)
                 run.wait()

@@ -101,6 +101,8 @@ def test_wrong_numbers_and_files_are_one_line(tmp_path, capsys):
         "--per_device_train_batch_size 0": ["--per_device_train_batch_size", "0"],
         "--per_device_train_batch_size -4": ["--per_device_train_batch_size", "-4"],
         "--num_stats_clips 0": ["--num_stats_clips", "0"],
+        "--max_bad_audio 2.0": ["--max_bad_audio", "2"],
+        "--audio_timeout 0.0": ["--audio_timeout", "0"],
         "--max_audio_seconds 0.0": ["--max_audio_seconds", "0"],
         "makes it 4": ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "8"],
         "load_best_model_at_end": ["--load_best_model_at_end", "--validation_file", "v", "--save_steps", "7"],
