@@ -15,6 +15,8 @@ from statistics import median
 import torch
 from transformers import TrainerCallback
 
+from audiolm.parallel import not_finite
+
 logger = logging.getLogger("audiolm.train")
 
 
@@ -79,11 +81,11 @@ class SkipNonFinite(TrainerCallback):
         return len(self.skipped) > self.most
 
     def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
-        if args.fp16:  # its scaler skips them
-            return
         inner = getattr(optimizer, "optimizer", optimizer)  # as accelerate wraps it
         trained = [p for group in inner.param_groups for p in group["params"] if p.grad is not None]
-        bad = ~torch.stack(torch._foreach_norm([p.grad for p in trained])).isfinite().all()
+        if args.fp16 or not trained:  # whose scaler skips them; DeepSpeed has made its step already
+            return
+        bad = not_finite([p.grad for p in trained])
         self.pending.append((state.global_step + 1, bad))
         if inner.defaults.get("fused"):
             inner.found_inf = bad.float()

@@ -18,12 +18,23 @@ logger = logging.getLogger("audiolm.train")
 RECORD = "training_data.json"  # of a checkpoint: what it was trained on
 
 
+def _optimizer_files(folder: Path, processes: int) -> list[str]:
+    """Names of the files that hold a checkpoint's optimizer; where GPUs share a model, also weights in their form."""
+    if (folder / "latest").is_file():  # DeepSpeed writes it last
+        step = (folder / "latest").read_text().strip()
+        parts = [f"{step}/zero_pp_rank_{number}_mp_rank_00_optim_states.pt" for number in range(processes)]
+        return [f"{step}/mp_rank_00_model_states.pt", *parts]
+    if (folder / "pytorch_model_fsdp.bin").is_file():
+        return ["pytorch_model_fsdp.bin", "optimizer.bin"]
+    return ["optimizer.pt"]
+
+
 def fault(folder: str | Path) -> str | None:
     """What is missing or torn in a checkpoint, as by a process that was killed while it wrote; None if it is whole."""
     folder = Path(folder)
     weights = "adapter_model.safetensors" if (folder / "adapter_config.json").is_file() else "model.safetensors"
     states = [path.name for path in folder.glob("rng_state_*.pth")] or ["rng_state.pth"]
-    for name in (weights, "optimizer.pt", "scheduler.pt", "trainer_state.json", *states, RECORD):
+    for name in (weights, *_optimizer_files(folder, len(states)), "scheduler.pt", "trainer_state.json", *states, RECORD):
         file = folder / name
         try:
             if name.endswith(".safetensors"):
@@ -34,7 +45,7 @@ def fault(folder: str | Path) -> str | None:
                     return f"the states of {wanted} processes are wanted, but {len(states)} are there"
             elif name.endswith(".json"):
                 json.loads(file.read_text())
-            elif name in states:
+            elif name in states or name.startswith("global_step"):
                 ZipFile(file).close()  # its end lists its parts
             else:
                 torch.load(file, map_location="meta", weights_only=True)

@@ -28,6 +28,7 @@ from audiolm.guards import BadAudio, LossSpikes, SkipNonFinite, StopOnSignal, ch
 from audiolm.hub import PushToHub, load_model
 from audiolm.model_card import model_card, training_facts
 from audiolm.modeling_audiolm import TEXT_MODEL, AudioLMForConditionalGeneration, text_model_source
+from audiolm.parallel import precision, refusal, shared_by
 from audiolm.processing_audiolm import AudioLMProcessor
 from audiolm.resume import KeepRecord, check_adapters, check_encoder, check_features, check_settings, check_stream, drop_torn
 from audiolm.runtime import Lines, Progress, run_info, use_all_of_the_cpu, write_run_info
@@ -121,6 +122,8 @@ def main(argv=None):
     use_all_of_the_cpu(encodes=not data_args.feature_cache)
     set_seed(args.seed)
     try:
+        if wrong := refusal(args, model_args.lora_r, model_args.lm_learning_rate):
+            raise ValueError(wrong)
         data = read_rows(data_args, args)
         if data.evaluation is None:
             args.eval_strategy = IntervalStrategy.NO
@@ -139,6 +142,7 @@ def main(argv=None):
             check_stream(args.resume_from_checkpoint, streamed)
         sampler = bucket_sampler(data, data_args.max_audio_seconds, args)
         facts = training_facts(model, model_args, data_args, args, about_data)
+        facts["settings"]["precision"] = precision(args)
         facts["settings"]["batches"] = f"of one length, order {sampler.digest()[:16]}" if sampler else "of any length"
         settings = {"encoder_type": model_args.encoder_type, "no_audio": model_args.no_audio, **facts["settings"], **about_data}
         if args.resume_from_checkpoint and not data_args.resume_with_changes:
@@ -170,7 +174,7 @@ def main(argv=None):
             sys.exit(f"run_train.py: {error}")
         model = with_lora(model, model_args.lora_r, model_args.lora_alpha)
         facts["trained_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    elif args.bf16 and model_args.freeze_lm and not (args.fsdp or args.deepspeed):  # whose weights come and go
+    elif args.bf16 and model_args.freeze_lm and not shared_by(args):  # whose weights come and go
         cast_once(model.language_model)
     if compiled:
         try:

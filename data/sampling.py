@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from audiolm.guards import EvaluationStopped
+from audiolm.parallel import ParallelTrainer
 
 # what a row's length is measured by, whatever an arm makes of a second of audio
 TOKENS_PER_SECOND, TOKENS_PER_CHARACTER = 10, 0.25
@@ -79,7 +80,7 @@ class _Epochs(TrainerCallback):
         self.sampler.set_epoch(int((state.epoch or 0) + 1e-6))
 
 
-class BucketTrainer(Trainer):
+class BucketTrainer(ParallelTrainer):
     """The stock Trainer, whose rows come in the order of a sampler, if one is given; a loss of NaN spoils one log entry.
 
     Args:
