@@ -1,5 +1,7 @@
 """Configuration of AudioLM: which encoder, which language model, and the mapper between them."""
 
+from collections.abc import Mapping
+
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 # Every arm of the experiment: the configuration class of its encoder and what the arm adds to that configuration.
@@ -18,6 +20,14 @@ MSCLAP_FRONT_END = {
     "frequency_max": 14000.0,
     "window_seconds": 7.0,
 }
+# The most of each size that anything here needs; more is a slip, or meant to fill the memory of whoever makes a model of it.
+MOST_OF_TEXT = {
+    "hidden_size": 2**15, "intermediate_size": 2**18, "vocab_size": 2**22, "num_hidden_layers": 2**10,
+    "num_attention_heads": 2**10, "num_key_value_heads": 2**10, "head_dim": 2**12, "max_position_embeddings": 2**24,
+}  # fmt: skip
+MOST_PARAMETERS = 10**11  # of the language model, by a rough count
+MOST_OF_ENCODER = 4  # times the arm's default
+MOST_OF_MAPPER = {"mapper_hidden_size": 2**15, "max_audio_seconds": 3600.0}
 
 
 class AudioLMConfig(PreTrainedConfig):
@@ -36,7 +46,8 @@ class AudioLMConfig(PreTrainedConfig):
             length alone, but as many tokens and weights.
 
     Raises:
-        ValueError: if `encoder_type` or the language model's type is unknown, or `encoder_config` is another encoder's.
+        ValueError: if `encoder_type` or the language model's type is unknown, `encoder_config` is another encoder's, or a size
+            is none, or so large that a model of it would fill any memory.
     """
 
     model_type = "audiolm"
@@ -55,8 +66,8 @@ class AudioLMConfig(PreTrainedConfig):
         no_audio: bool = False,
         **kwargs,
     ):
-        if encoder_type not in ENCODER_TYPES:
-            raise ValueError(f"encoder_type {encoder_type!r} is none of {', '.join(ENCODER_TYPES)}")
+        if not isinstance(encoder_type, str) or encoder_type not in ENCODER_TYPES:
+            raise ValueError(f"encoder_type {encoder_type!r:.60} is none of {', '.join(ENCODER_TYPES)}")
         self.encoder_type = encoder_type
         self.encoder_config = default_encoder_config(encoder_type, encoder_config)
         if text_config is None:
@@ -69,11 +80,15 @@ class AudioLMConfig(PreTrainedConfig):
             }  # fmt: skip
         if isinstance(text_config, dict):
             text_config = dict(text_config)
-            kind = text_config.pop("model_type", "llama")
-            if kind not in CONFIG_MAPPING:
-                raise ValueError(f"text_config has model_type {kind!r}, which transformers does not know")
-            text_config = CONFIG_MAPPING[kind](**text_config)
+            text_config = _made("text_config", text_config.pop("model_type", "llama"), text_config)
         self.text_config = text_config
+        check_text_config(text_config)
+        own = {"mapper_hidden_size": mapper_hidden_size, "max_audio_seconds": max_audio_seconds}
+        check_sizes("config", own, MOST_OF_MAPPER)
+        if not isinstance(audio_token_id, int) or not 0 <= audio_token_id < text_config.vocab_size:
+            raise ValueError(f"audio_token_id is {audio_token_id!r:.60}, not one of the {text_config.vocab_size} tokens")
+        if not (isinstance(freeze_lm, bool) and isinstance(no_audio, bool)):
+            raise ValueError(f"freeze_lm is {freeze_lm!r:.60} and no_audio {no_audio!r:.60}; true or false is wanted")
         for part in (self.encoder_config, self.text_config):
             part._name_or_path = ""  # it may be a folder of somebody's machine
         self.mapper_hidden_size = mapper_hidden_size
@@ -97,18 +112,68 @@ def default_encoder_config(encoder_type: str, config: PreTrainedConfig | dict | 
     """The encoder's configuration with every field of its arm set; fields that `config` has are kept.
 
     Raises:
-        ValueError: if `config` belongs to another encoder.
+        ValueError: if `config` belongs to another encoder, or has a size far from the arm's.
     """
     model_type, fields = ENCODER_TYPES[encoder_type]
     fields = {**(MSCLAP_FRONT_END if model_type == "clap_audio_model" else {}), **fields}
+    if config is not None and not isinstance(config, (PreTrainedConfig, dict)):
+        raise ValueError(f"encoder_config is {config!r:.60}, not a configuration")
     given = config.to_dict() if isinstance(config, PreTrainedConfig) else dict(config or {})
     found = given.pop("model_type", model_type)
     if found != model_type:
-        raise ValueError(f"encoder_type {encoder_type!r} needs a {model_type!r} encoder_config, but it is {found!r}")
+        raise ValueError(f"encoder_type {encoder_type!r} needs a {model_type!r} encoder_config, but it is {found!r:.60}")
     if "num_levels" in fields and given.get("num_levels", fields["num_levels"]) != fields["num_levels"]:
         raise ValueError(
-            f"encoder_type {encoder_type!r} has {fields['num_levels']} levels, but encoder_config {given['num_levels']}"
+            f"encoder_type {encoder_type!r} has {fields['num_levels']} levels, but encoder_config {given['num_levels']!r:.60}"
         )
     if model_type == "mimi":
         given["decoder_config"] = None  # no decoder: only the encoding half is used
-    return CONFIG_MAPPING[model_type](**{**fields, **given})
+    made = _made("encoder_config", model_type, {**fields, **given})
+    default = {**CONFIG_MAPPING[model_type]().to_dict(), **fields}
+    most = {}
+    for field, value in default.items():
+        largest = max(value) if isinstance(value, list) else value
+        if isinstance(largest, (int, float)) and not isinstance(largest, bool) and largest >= 1:
+            most[field] = MOST_OF_ENCODER * largest
+            found = getattr(made, field)
+            if isinstance(value, list) and not (isinstance(found, (list, tuple)) and 0 < len(found) <= len(value)):
+                raise ValueError(f"encoder_config has {field} {found!r:.60}, not a list of 1 to {len(value)}")
+    check_sizes("encoder_config", {field: size for field in most if (size := getattr(made, field)) is not None}, most)
+    return made
+
+
+def _made(name: str, kind, fields: dict) -> PreTrainedConfig:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        raise ValueError(f"{name} has model_type {kind!r:.60}, which transformers does not know")
+    try:
+        return CONFIG_MAPPING[kind](**fields)
+    except Exception as error:  # each class of transformers has its own for what it does not like
+        raise ValueError(f"{name} is no configuration of {kind!r} ({' '.join(str(error).split())[:300]})") from error
+
+
+def check_sizes(name: str, sizes: Mapping, most: Mapping[str, int | float]) -> None:
+    """ValueError if a size is no number from 1 (of whole ones) or 0 to the most that it may be."""
+    for field, given in sizes.items():
+        limit, whole = most[field], isinstance(most[field], int)
+        for size in given if isinstance(given, (list, tuple)) else [given]:
+            number = isinstance(size, int if whole else (int, float)) and not isinstance(size, bool)
+            if not (number and whole <= size <= limit):
+                raise ValueError(f"{name} has {field} {size!r:.60}, not a number from {int(whole)} to {limit:,}")
+
+
+def check_text_config(config: PreTrainedConfig) -> None:
+    """ValueError if it is no language model's, or one of more than `MOST_PARAMETERS` parameters."""
+    sizes = {field: getattr(config, field, None) for field in MOST_OF_TEXT}
+    check_sizes("text_config", {field: size for field, size in sizes.items() if size is not None}, MOST_OF_TEXT)
+    hidden, vocabulary, layers = found = [sizes[field] for field in ("hidden_size", "vocab_size", "num_hidden_layers")]
+    if not all(isinstance(size, int) for size in found):
+        given = type(config).__name__ if isinstance(config, PreTrainedConfig) else f"{config!r:.60}"
+        raise ValueError(f"text_config is {given}, not the configuration of a language model")
+    experts = [getattr(config, field, None) or 1 for field in ("num_experts", "num_local_experts", "n_routed_experts")]
+    check_sizes("text_config", {"experts": experts}, {"experts": 2**12})
+    # some models have a size of their own for each layer
+    heads, head, inner = (max(sizes[field] or [0]) if isinstance(sizes[field], (list, tuple)) else sizes[field] or 0
+                          for field in ("num_attention_heads", "head_dim", "intermediate_size"))  # fmt: skip
+    width, inner = max(hidden, heads * head), max(experts) * (inner or 4 * hidden)
+    if (count := vocabulary * hidden + layers * (2 * hidden * width + 3 * hidden * inner)) > MOST_PARAMETERS:
+        raise ValueError(f"text_config asks for some {count:.1e} parameters, more than {MOST_PARAMETERS:.0e}")

@@ -1,6 +1,8 @@
 """From clips and a question to what the model reads: resampled audio, and ids with a placeholder for each frame."""
 
+import errno
 import math
+import os
 import wave
 from functools import lru_cache
 
@@ -16,6 +18,10 @@ try:
     import soundfile
 except ImportError:  # arrays need no reader
     soundfile = None
+
+# No recording has more; a file of a few kB can state far more, and then would fill any memory.
+MOST_RATE = 768_000  # Hz
+MOST_SAMPLES = 12_288_000  # a second in all channels: 64 at 192 kHz
 
 
 class AudioLMFeatureExtractor(SequenceFeatureExtractor):
@@ -43,19 +49,20 @@ class AudioLMFeatureExtractor(SequenceFeatureExtractor):
         """One clip (path, array at `sampling_rate`, or (array, rate)) as mono audio, of shape (samples,).
 
         Raises:
-            ValueError: if the clip is empty, not finite, or not of one or two dimensions.
+            ValueError: if the clip is empty, not finite, not of one or two dimensions, or of no rate that a recording has.
         """
-        name, rate = "the clip", self.sampling_rate
+        name, rate, channels = "the clip", self.sampling_rate, None
         if isinstance(clip, (str, bytes)) or hasattr(clip, "__fspath__"):
-            name = str(clip)
+            name, channels = str(clip), 1
             clip, rate = (read_wav if soundfile is None else read_file)(clip, self.max_audio_seconds)
         elif isinstance(clip, tuple):
             clip, rate = clip
         audio = torch.as_tensor(np.asarray(clip), dtype=torch.float32)
-        if audio.ndim == 2:  # the shorter axis holds the channels
-            audio = audio.mean(1 if audio.shape[0] >= audio.shape[1] else 0)
-        if audio.ndim != 1 or not len(audio):
+        if audio.ndim not in (1, 2) or not audio.numel():
             raise ValueError(f"{name} has shape {tuple(audio.shape)}, but (samples,) or two dimensions and a sample are wanted")
+        if audio.ndim == 2:  # of an array, the shorter axis holds the channels
+            audio = audio.mean(channels or (1 if audio.shape[0] >= audio.shape[1] else 0))
+        check_rate(name, rate)
         audio = resample(audio[: math.ceil(self.max_audio_seconds * rate)], rate, self.sampling_rate)
         if not torch.isfinite(audio).all():
             raise ValueError(f"{name} holds NaN or infinite samples")
@@ -69,9 +76,44 @@ class AudioLMFeatureExtractor(SequenceFeatureExtractor):
         return BatchFeature({"input_values": values, "input_values_mask": mask}, tensor_type=return_tensors)
 
 
+def open_file(path):
+    """An audio file of any format, opened by soundfile.
+
+    Raises:
+        FileNotFoundError: if it is no file. ValueError: if it does not tell what its samples are, or states a rate that no
+            recording has.
+    """
+    if soundfile is None:
+        raise ImportError("the package soundfile is needed to read audio files")
+    check_file(path)
+    try:
+        file = soundfile.SoundFile(path)
+    except TypeError as error:
+        raise ValueError(f"{path} does not tell the rate and format of its samples") from error
+    try:
+        check_rate(path, file.samplerate, file.channels)
+    except ValueError:
+        file.close()
+        raise
+    return file
+
+
+def check_file(path) -> None:
+    """FileNotFoundError if a path is that of no file: a pipe would be waited for, and a name be read up to its first NUL."""
+    if isinstance(path, (str, bytes, os.PathLike)) and not os.path.isfile(path):
+        raise FileNotFoundError(errno.ENOENT, "no file is there", path)
+
+
+def check_rate(name, rate: int, channels: int = 1) -> None:
+    """ValueError if there are no samples a second, or more than a recording has."""
+    if not (1 <= rate <= MOST_RATE and 1 <= channels <= MOST_SAMPLES / rate):
+        said = f"at most {MOST_RATE:,} Hz and {MOST_SAMPLES:,} samples a second are read"
+        raise ValueError(f"{name} states {channels} channels at {rate} Hz; {said}")
+
+
 def read_file(path, seconds: float) -> tuple[np.ndarray, int]:
     """The first `seconds` of an audio file of any format, (samples, channels) in float32, and its rate in Hz."""
-    with soundfile.SoundFile(path) as file:
+    with open_file(path) as file:
         return file.read(math.ceil(seconds * file.samplerate), dtype="float32", always_2d=True), file.samplerate
 
 
@@ -81,9 +123,11 @@ def read_wav(path, seconds: float) -> tuple[np.ndarray, int]:
     Raises:
         ImportError: for any other file.
     """
+    check_file(path)
     try:
         with wave.open(str(path)) as file:
             rate, bits = file.getframerate(), 8 * file.getsampwidth()
+            check_rate(path, rate, file.getnchannels())
             content = file.readframes(math.ceil(seconds * rate))
             size = file.getnchannels() * bits // 8  # of a frame; a torn file may end within one
             content = np.frombuffer(content[: len(content) // size * size], {16: "<i2", 32: "<i4"}[bits])
@@ -97,20 +141,26 @@ def resample(audio: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
 
     Args:
         audio: (samples,) at `rate` Hz.
+
+    Raises:
+        ValueError: if it is no rate that a recording has.
     """
     if rate == new_rate:
         return audio
+    check_rate("the audio", rate)
+    check_rate("the encoder", new_rate)
     common = math.gcd(int(rate), int(new_rate))
     old, new = int(rate) // common, int(new_rate) // common
     many = -(-64 // new)  # frames that make one matrix of them
     old, new = many * old, many * new
-    width, kernels = _resampling_kernels(old, new)
+    # the weights of an odd rate take up to 230 MB, and are not kept
+    width, kernels = (_resampling_kernels if max(old, new) < 100_000 else _resampling_kernels.__wrapped__)(old, new)
     frames = torch.nn.functional.pad(audio, (width, width + old)).unfold(0, 2 * width + old, old)
     result = torch.cat([frames[:, first : first + len(kernel)] @ kernel.to(audio.dtype) for first, kernel in kernels], 1)
     return result.flatten()[: math.ceil(new * len(audio) / old)]
 
 
-@lru_cache(64)
+@lru_cache(32)
 def _resampling_kernels(old: int, new: int) -> tuple[int, list[tuple[int, torch.Tensor]]]:
     """Samples that a frame of `old` ones needs before and behind it; and, for 64 of its `new` ones at a time, the first sample
     that weighs in them and the weights (samples, 64): from 32 to 44.1 kHz, 61 of a frame's 334 samples."""

@@ -16,6 +16,8 @@ import soundfile
 from datasets import DatasetDict
 from tqdm import tqdm
 
+from audiolm.processing_audiolm import open_file
+
 from .cache import Remembered, cache_folder
 from .clips import clip_identity, open_clip
 
@@ -53,12 +55,14 @@ def clip_facts(clip: str, max_seconds: float = 10.0) -> ClipFacts:
     """Facts of a clip. Its header is read first; decoded are the seconds that are used, at most `max_seconds`."""
     try:
         source = open_clip(clip)
+        if isinstance(source, str) and os.path.exists(source) and not os.path.isfile(source):
+            return ClipFacts("not readable as audio (no regular file)")  # a pipe would be waited for
         with open(source, "rb") if isinstance(source, str) else nullcontext(source) as raw:
             size, head = raw.seek(0, os.SEEK_END), raw.seek(0) or raw.read(8)
             raw.seek(0)
             if not size:
                 return ClipFacts("empty file")
-            with soundfile.SoundFile(source) as sound:
+            with open_file(source) as sound:
                 if not sound.frames:
                     return ClipFacts("no samples")
                 seconds, rate = sound.frames / sound.samplerate, sound.samplerate
@@ -69,7 +73,7 @@ def clip_facts(clip: str, max_seconds: float = 10.0) -> ClipFacts:
                 samples = sound.read(wanted, dtype="float32")
     except FileNotFoundError:
         return ClipFacts("missing")
-    except (soundfile.LibsndfileError, RuntimeError, OSError, pa.ArrowException) as error:
+    except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError, MemoryError, pa.ArrowException) as error:
         return ClipFacts(f"not readable as audio ({error})")
     if len(samples) < wanted:
         return ClipFacts(f"truncated: {len(samples)} of {wanted} samples", seconds)

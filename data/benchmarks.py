@@ -150,11 +150,11 @@ def _items(file: str | Path) -> Iterator:
     if Path(file).suffix != ".jsonl":
         yield from stream_array(file)
         return
-    for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines()):
+    for number, line in enumerate(Path(file).read_bytes().split(b"\n")):
         if line.strip():
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
+                yield json.loads(line.decode())
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{file}, line {number + 1}: not readable JSON ({error})") from error
 
 
@@ -163,6 +163,8 @@ def _choice_row(name: str, item: Mapping, where: str, audio_dir: str | Path, on_
     if not isinstance(item, dict):
         raise ValueError(f"{where}: an object is wanted, not {type(item).__name__}")
     where = f"{where} ({item.get('id')})"
+    if re.search("[\ud800-\udfff]", json.dumps(item, ensure_ascii=False)):
+        raise ValueError(f"{where}: it holds half a character (a lone surrogate)")
     for field in ("id", audio, "question", "answer", part):
         if not isinstance(item.get(field), str) or not item[field].strip():
             raise ValueError(f"{where}: field {field!r} is {item.get(field)!r}, not a text")
@@ -232,7 +234,10 @@ def _audio_path(published: str, audio_dir: str | Path, where: str, folder: str =
     if ".." in parts or not parts:
         raise ValueError(f"{where}: the audio path {published!r} leaves the audio directory, or names no file")
     places = ["/".join(parts), parts[-1], *([f"{folder}/{parts[-1]}"] if folder else [])]
-    paths = [resolve_path(place, audio_dir) for place in places]
+    try:
+        paths = [resolve_path(place, audio_dir) for place in places]
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     return next((path for path in paths if os.path.exists(path)), paths[0])
 
 

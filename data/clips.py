@@ -5,7 +5,6 @@ them; or the bytes of an audio file.
 """
 
 import io
-import math
 import os
 import re
 from bisect import bisect_right
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
-_IN_SHARD = re.compile(r"(.+\.parquet)#(\d+)(?:\.(\d))?")
+_IN_SHARD = re.compile(r"(.+\.parquet)#([0-9]{1,18})(?:\.([0-9]))?")
 Clip = str | bytes
 
 
@@ -33,10 +32,9 @@ def clip_audio(clip, seconds: float):
     source = open_clip(clip) if isinstance(clip, (str, bytes)) else clip
     if not isinstance(source, io.BytesIO):
         return source
-    import soundfile  # here, so that files that are WAV need none
+    from audiolm.processing_audiolm import read_file  # here, so that who needs no audio needs no transformers
 
-    with soundfile.SoundFile(source) as sound:
-        return sound.read(math.ceil(seconds * sound.samplerate), dtype="float32", always_2d=True), sound.samplerate
+    return read_file(source, seconds)
 
 
 def clip_identity(clip: str) -> str:
@@ -75,7 +73,13 @@ def _audio_of_group(path: str, group: int, reader: tuple[int, int]):
 
 
 def _from_shard(path: str, row: int, which: int) -> bytes:
-    _, starts = _shard(path, _reader())
-    group = bisect_right(starts, row) - 1
-    audio = _audio_of_group(path, group, _reader())[row - starts[group]].as_py()
-    return (audio[which] if isinstance(audio, list) else audio)["bytes"]
+    try:
+        _, starts = _shard(path, _reader())
+        group = bisect_right(starts, row) - 1
+        audio = _audio_of_group(path, group, _reader())[row - starts[group]].as_py()
+        content = (audio[which] if isinstance(audio, list) else audio)["bytes"]
+    except (LookupError, TypeError, ValueError) as error:  # ValueError: Arrow's too
+        raise OSError(f"{path}: no shard that holds the audio of row {row} ({error})") from error
+    if not isinstance(content, bytes):
+        raise OSError(f"{path}: no audio is in row {row}")
+    return content

@@ -19,7 +19,7 @@ import yaml
 from datasets import Audio, DatasetDict, Features, List, Value
 from tqdm import tqdm
 
-from audiolm.processing_audiolm import resample
+from audiolm.processing_audiolm import open_file, resample
 
 from .clips import clip_identity, open_clip
 from .reasonaqa import FIELDS
@@ -118,10 +118,10 @@ class Conversion:
             ValueError: if the file cannot be read.
         """
         try:
-            with soundfile.SoundFile(open_clip(self.sources[clip])) as sound:
+            with open_file(open_clip(self.sources[clip])) as sound:
                 rate = sound.samplerate
                 audio = sound.read(math.ceil(self.max_seconds * rate), dtype="float32", always_2d=True).mean(1)
-        except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+        except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError) as error:
             raise ValueError(f"{self.sources[clip]} cannot be read any more ({error})") from error
         if self.rate and rate != self.rate:
             audio = resample(torch.from_numpy(audio), rate, self.rate).numpy()[: round(self.max_seconds * self.rate)]

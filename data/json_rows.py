@@ -17,6 +17,7 @@ from .cache import cache_folder
 logger = logging.getLogger(__name__)
 LARGE = 16_000_000  # bytes of a JSON file from which on its table is kept
 CHUNK = 1 << 22  # characters read at once; an object is parsed again if it ends in the next chunk
+LONGEST = 1 << 24  # characters of an element; each chunk that it goes on costs another parsing of all of it
 BATCH = 10_000  # rows
 _SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -25,7 +26,7 @@ def stream_array(path: str | Path) -> Iterator:
     """The elements of the array in a JSON file, one after the other; memory does not grow with their number.
 
     Raises:
-        ValueError: naming the file, if it is not JSON or not an array.
+        ValueError: naming the file, if it is not JSON or not an array, or has an element that no row is as long as.
     """
     decoder, size = json.JSONDecoder(), Path(path).stat().st_size
     with open(path, encoding="utf-8") as file, tqdm(
@@ -57,9 +58,11 @@ def stream_array(path: str | Path) -> Iterator:
                     if not goes_on or not more:  # a number may go on in the next chunk
                         at = end
                         return found
-                except json.JSONDecodeError as error:
-                    if not more:
+                except (ValueError, RecursionError) as error:  # a number of too many digits; an element that is too deep
+                    if not more or not isinstance(error, json.JSONDecodeError):
                         raise ValueError(f"{path}: not a readable JSON file ({error})") from error
+                if len(text) - at > LONGEST:
+                    raise ValueError(f"{path}: not a readable JSON file (an element of more than {LONGEST:,} characters)")
                 read()
 
         def expect(wanted: str) -> str:
@@ -72,8 +75,9 @@ def stream_array(path: str | Path) -> Iterator:
             return found
 
         try:
-            if token() != "[":
-                raise ValueError(f"{path}: a list of rows is wanted, not {type(value()).__name__}")
+            if (first := token()) != "[":
+                found = "dict" if first == "{" else type(value()).__name__
+                raise ValueError(f"{path}: a list of rows is wanted, not {found}")
             expect("[")
             if token() != "]":
                 yield value()

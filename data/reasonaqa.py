@@ -40,22 +40,44 @@ def question_type(row: Mapping[str, str]) -> str:
         return "yes_no"
     if text.startswith("caption"):
         return "caption"
-    raise ValueError(f"subtype {row['subtype']!r} and question {row['input']!r} name no known question type")
+    raise ValueError(f"subtype {row['subtype'][:99]!r} and question {row['input'][:99]!r} name no known question type")
 
 
 def resolve_path(filepath: str, audio_dir: AudioDir) -> str:
-    """A row's file under `audio_dir`: backslashes, HTML entities and roots by source are seen to."""
-    parts = [p for p in re.split(r"[/\\]+", filepath) if p]
-    root = audio_dir
+    """A row's file under `audio_dir`: backslashes, HTML entities and roots by source are seen to.
+
+    Links that lie in `audio_dir` are its owner's, and are followed.
+
+    Raises:
+        ValueError: if the path leaves `audio_dir`, with or without HTML entities, or names no file in it.
+    """
+    root, parts = audio_dir, _parts(filepath)
     if isinstance(audio_dir, Mapping):
         if parts[0] not in audio_dir:
-            raise ValueError(f"{filepath}: no audio directory is given for {parts[0]!r}, only for {sorted(audio_dir)}")
-        root, parts = audio_dir[parts[0]], parts[1:]
+            raise ValueError(
+                f"{filepath[:99]!r}: no audio directory is given for {parts[0][:99]!r}, only for {sorted(audio_dir)}"
+            )
+        root, parts = audio_dir[parts[0]], _parts("/".join(parts[1:]))
     path = os.path.join(root, *parts)
-    if "&" not in path:
-        return path
-    unescaped = os.path.join(root, *(html.unescape(p) for p in parts))
-    return unescaped if os.path.exists(unescaped) or not os.path.exists(path) else path
+    if "&" in path:
+        unescaped = os.path.join(root, *_parts(html.unescape("/".join(parts))))
+        path = unescaped if os.path.exists(unescaped) or not os.path.exists(path) else path
+    return path
+
+
+def _parts(filepath: str) -> list[str]:
+    """The names in a relative path; ValueError if it leaves the folder that it is relative to, or names no file."""
+    parts, fault = [part for part in re.split(r"[/\\]+", filepath) if part], None
+    drive = re.match(r"[A-Za-z]:[/\\]", filepath) or any(os.path.splitdrive(part)[0] for part in parts)
+    if filepath[:1] in ("/", "\\") or drive:
+        fault = "is an absolute path"
+    elif ".." in parts:
+        fault = "leads out of its folder"
+    elif {*parts} <= {"."} or "\0" in filepath:
+        fault = "is no name of a file"
+    if fault:
+        raise ValueError(f"{filepath[:99]!r} {fault}; a path below the audio directory is wanted")
+    return parts
 
 
 def audio_roots(audio_dir: list[str]) -> AudioDir:
@@ -82,7 +104,8 @@ def load_reasonaqa(files: Mapping[str, str | Path], audio_dir: AudioDir) -> Data
         The eight fields, `question_type`, and the resolved `audio` paths of each row's one or two clips.
 
     Raises:
-        ValueError: naming file and row number, if a row lacks a field, holds another type or has no answer.
+        ValueError: naming file and row number, if a row lacks a field, holds another type, has no answer, or names a file
+            that is not below `audio_dir`.
     """
     return DatasetDict({split: _read(file, audio_dir) for split, file in files.items()})
 
@@ -130,6 +153,8 @@ def _checked(row: dict, file, number: int, resolved: Callable[[str], str]) -> di
         if not isinstance(value, str):
             found = type(value).__name__ if field in row else "missing"
             raise ValueError(f"{file}, row {number}: field {field!r} is {found}, not a string")
+        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+            raise ValueError(f"{file}, row {number}: field {field!r} holds half a character (a lone surrogate)")
         if (not value or value.isspace()) and field in REQUIRED:
             raise ValueError(f"{file}, row {number}: field {field!r} is empty")
     try:

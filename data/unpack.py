@@ -16,7 +16,9 @@ from typing import IO, NamedTuple
 from tqdm import tqdm
 
 MOST = 200_000  # members of an archive
+WAYS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of a zip to pack; Python unpacks others by as much as 4 GB at once
 LONGEST = 255  # bytes of a member's name
+PACKED = "it is packed in a way that is not unpacked here"
 CHUNK = 1 << 20  # bytes unpacked at once
 SCRATCH = ".unpacking."  # how the folder is called in which a file is written until it is whole
 
@@ -51,6 +53,11 @@ def need_7z():
         import py7zr
     except ImportError as error:
         raise Refused("7z archives are read with py7zr: install the extra `prepare` (uv sync --extra prepare)") from error
+    # of a header that a kB unpacks to; py7zr's own limit would let it fill 4 GB
+    py7zr.archiveinfo.MAX_NUMFILES = 2 * MOST
+    # py7zr unpacks these by a whole block at once, which may hold 32 GB
+    for way in (py7zr.FILTER_DEFLATE, py7zr.properties.FILTER_DEFLATE64, py7zr.FILTER_ZSTD):
+        py7zr.compressor.algorithm_class_map.pop(way, None)
     return py7zr
 
 
@@ -81,6 +88,8 @@ def opened(archive: Path) -> Iterator:
     except Refused as error:
         raise Refused(f"{archive}: {error}; it is not unpacked") from error
     except Exception as error:
+        if type(error).__name__ == "UnsupportedCompressionMethodError":  # of py7zr, which need not be there
+            raise Refused(f"{archive}: {PACKED}; it is not unpacked") from error
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a seek to where a torn directory says
             raise
         said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
@@ -91,6 +100,8 @@ def _members(reader) -> list[Member]:
     if isinstance(reader, zipfile.ZipFile):
         if any(info.flag_bits & 0x41 for info in reader.infolist()):
             raise Refused("it is encrypted")
+        if any(info.compress_type not in WAYS for info in reader.infolist()):
+            raise Refused(PACKED)
         kinds = [(stat.S_IFDIR if i.is_dir() else stat.S_IFMT(i.external_attr >> 16), i) for i in reader.infolist()]
         return [Member(i.orig_filename, i.file_size, kind, i) for kind, i in kinds]  # `filename` ends at a NUL
     if reader.needs_password():

@@ -1,12 +1,12 @@
 """Which option a generated text names. What names none, or more than one, is unparsed, and counts as wrong."""
 
 import re
-from bisect import bisect_left
 from collections.abc import Mapping
-from itertools import accumulate, takewhile
+from itertools import takewhile
 from typing import NamedTuple
 
-_OPTION = re.compile(r"(?:(?<=\s)|^)\(?([a-zA-Z])\)\s*(.*?)(?=\s+\(?[a-zA-Z]\)\s|$)", re.S)
+# looked for is the next option where spaces begin, not at each of them, which takes the square of their number
+_OPTION = re.compile(r"(?:(?<=\s)|^)\(?([a-zA-Z])\)\s*(.*?)(?=(?<!\s)\s+\(?[a-zA-Z]\)\s|$)", re.S)
 _LEADING = re.compile(r"\s*\(?([a-zA-Z])(?:[).:]|\s*$)")
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*[#♯♭]*")  # "isn't" and "C#" are one word
 _BREAK = re.compile(r"[,;.!?\n\u2013\u2014\u2026]|\s-+\s")  # ends a clause, and with it what a "not" governs
@@ -78,7 +78,10 @@ def parse_option(given: Mapping[str, str], text: str) -> str | None:
     if words and len(exact) == 1:
         return exact[0]
     texts = _text_mentions(plain, words)
-    covered = {i for start, end, _ in texts for i in range(start, end)}
+    covered, reached = set(), 0
+    for start, end, _ in texts:  # neither starts nor ends go back
+        covered.update(range(max(start, reached), end))
+        reached = end
     mentions: list[tuple[int, int, str]] = []
     for start, end, letter in sorted([*texts, *_letter_mentions(list(given), words, gaps, covered)]):
         if mentions and mentions[-1][1:] == (start, letter):  # "A) rain" and "rain (A)" are one mention
@@ -113,20 +116,28 @@ def _words(text: str) -> tuple[list[str], list[str]]:
 def _text_mentions(plain: Mapping[str, list[str]], words: list[str]) -> list[tuple[int, int, str]]:
     """First word, end and letter of each whole option text; none that lies within a longer one."""
     line = f" {' '.join(words)} "
-    starts = list(accumulate((len(word) + 1 for word in words), initial=0))
     found = []
     for letter, option in plain.items():
-        core = f" {_OPENING.sub('', ' '.join(option))} "
-        at = line.find(core) if option else -1
-        while at >= 0:
-            first = bisect_left(starts, at)
-            found.append((first, -(first + core.count(" ") - 1), letter))
-            at = line.find(core, at + 1)
+        core = _OPENING.sub("", " ".join(option))
+        if option and f" {core} " in line:
+            part = core.split(" ")
+            found += [(start, -(start + len(part)), letter) for start in _places(part, words)]
     kept: list[tuple[int, int, str]] = []
     for start, end, letter in sorted(found):
         if not kept or -end > kept[-1][1] or (start, -end) == kept[-1][:2]:
             kept.append((start, -end, letter))
     return kept
+
+
+def _places(part: list[str], words: list[str]) -> list[int]:
+    """Where `part` begins in `words`, overlapping too, in linear time (Knuth, Morris and Pratt): a text may repeat itself."""
+    line, borders = [*part, None, *words], [0]  # of each beginning of `line`, how many words at its end are its first ones too
+    for word in line[1:]:
+        border = borders[-1]
+        while border and line[border] != word:
+            border = borders[border - 1]
+        borders.append(border + (line[border] == word))
+    return [end - 2 * len(part) for end, border in enumerate(borders) if border == len(part)]
 
 
 def _letter_mentions(letters: list[str], words: list[str], gaps: list[str], covered: set[int]):

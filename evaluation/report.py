@@ -60,7 +60,7 @@ def write_report(
         seconds=first.metrics["max_audio_seconds"], of_all=len(first.rows),
         folders={arm: [(run.seed, shown_folder(run.folder, Path(path).parent)) for run in of] for arm, of in runs.items()},
     )  # fmt: skip
-    Path(path).write_text(html.lstrip(), encoding="utf-8")
+    Path(path).write_text(html.lstrip(), encoding="utf-8", errors="replace")  # JSON may hold half a character
 
 
 def percent(share: float) -> str:

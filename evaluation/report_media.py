@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 
+from audiolm.processing_audiolm import open_file
+
 # the first that libsndfile can write at the clip's rate; MP3 before Vorbis, which iPhones play since 2025 only
 FORMATS = (("MP3", "MPEG_LAYER_III", "audio/mpeg"), ("OGG", "VORBIS", "audio/ogg"), ("FLAC", "PCM_16", "audio/flac"),
            ("WAV", "PCM_16", "audio/wav"))  # fmt: skip
@@ -43,9 +45,9 @@ def picture(source, max_seconds: float) -> Picture:
     """The first `max_seconds` of what soundfile reads, channels averaged.
 
     Raises:
-        soundfile.LibsndfileError, OSError: if it cannot be read. ValueError: if it holds no samples.
+        soundfile.LibsndfileError, OSError: if it cannot be read. ValueError: if it holds no samples, or states too many.
     """
-    with soundfile.SoundFile(source) as sound:
+    with open_file(source) as sound:
         rate, whole = sound.samplerate, sound.frames / sound.samplerate
         samples = sound.read(math.ceil(max_seconds * rate), dtype="float32", always_2d=True).mean(1)
     if not len(samples):
