@@ -60,7 +60,7 @@ def fuzz(count: int):
 @pytest.fixture(autouse=True)
 def same_examples(monkeypatch):
     """hypothesis also draws constants of the modules that are loaded, which other test files change."""
-    monkeypatch.setattr(providers, "_get_local_constants", lambda: providers._local_constants)
+    monkeypatch.setattr(providers, "_get_local_constants", providers.Constants)
 
 
 EVERY = st.characters(exclude_categories=())  # lone surrogates and NUL too
