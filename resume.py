@@ -49,7 +49,7 @@ def fault(folder: str | Path) -> str | None:
                 ZipFile(file).close()  # its end lists its parts
             else:
                 torch.load(file, map_location="meta", weights_only=True)
-        except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, UnpicklingError, BadZipFile) as error:
+        except (OSError, SafetensorError, RuntimeError, LookupError, ValueError, EOFError, UnpicklingError, BadZipFile) as error:
             return f"{name} is missing or torn ({error})"
     return None
 

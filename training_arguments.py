@@ -239,8 +239,8 @@ def parse(argv=None, description: str | None = None):
     space.gradient_accumulation_steps = ROWS_PER_STEP // at_once
     if space.dataloader_persistent_workers is None:  # a stream's workers begin anew with each pass
         space.dataloader_persistent_workers = space.dataloader_num_workers > 0 and not space.streaming
-    if os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16" and not space.fp16:
-        space.bf16 = True  # the Trainer would compute so anyway, and a model's record would not say it
+    if (short := os.environ.get("ACCELERATE_MIXED_PRECISION")) in ("bf16", "fp16") and not (space.bf16 or space.fp16):
+        setattr(space, short, True)  # the Trainer would compute so anyway, and a model's record would not say it
     if processes > 1 and not torch.accelerator.is_available():
         space.use_cpu = True  # else each of them would take itself for the only one
     if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:

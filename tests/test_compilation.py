@@ -96,9 +96,11 @@ def test_what_compiled_layers_cannot_take_is_refused(tokenizer):
         compile_layers(sliding.language_model)
 
 
-@pytest.mark.parametrize(
-    "more", [(), ("--freeze_lm", "true", "--bf16", "true", "--use_cpu", "true"), ("--freeze_lm", "true", "--lora_r", "2")]
-)
+@pytest.mark.parametrize("more", [
+    ("--freeze_lm", "true", "--bf16", "true", "--use_cpu", "true"),
+    pytest.param((), marks=pytest.mark.slow),
+    pytest.param(("--freeze_lm", "true", "--lora_r", "2"), marks=pytest.mark.slow),
+])  # fmt: skip
 def test_training_with_compiled_layers(corpus, tokenizer, more):
     """The same losses as without; resumed, and with the setting in its record."""
     words = [

@@ -225,6 +225,7 @@ def shared(tmp_path_factory, tokenizer):
     return corpus, said
 
 
+@pytest.mark.slow
 def test_a_shared_model_learns_as_a_whole_one(shared):
     corpus, said = shared
     one, two = (torch.load(corpus / name / "seen.pt") for name in ("one", "two_whole"))
@@ -237,6 +238,7 @@ def test_a_shared_model_learns_as_a_whole_one(shared):
     assert said.count("step 3: loss or gradients are not finite; its update was skipped") == 3  # one of two processes speaks
 
 
+@pytest.mark.slow
 def test_a_shared_model_is_saved_and_gone_on_from(shared):
     corpus, _ = shared
     assert fault(corpus / "two_whole" / "checkpoint-4") is None
@@ -253,6 +255,7 @@ def test_a_shared_model_is_saved_and_gone_on_from(shared):
     assert fault(corpus / "two" / "checkpoint-2").startswith("optimizer.bin is missing or torn")
 
 
+@pytest.mark.slow
 def test_a_shared_model_in_bfloat16_hears_the_same(shared):
     corpus, _ = shared
     one, two = (torch.load(corpus / name / "seen.pt")["heard"] for name in ("one", "two_bf16"))

@@ -21,7 +21,7 @@ from audiolm import AudioLMForConditionalGeneration, AudioLMProcessor
 ENVIRONMENTS = {"oldest": ["torch==2.11.0", "transformers==5.23.0"], "newest": ["torch", "transformers", "accelerate"]}
 
 
-@pytest.fixture(scope="module", params=ENVIRONMENTS)
+@pytest.fixture(scope="module", params=["oldest", pytest.param("newest", marks=pytest.mark.slow)])
 def environment(request, tmp_path_factory):
     """Name and interpreter of a fresh environment with torch and transformers."""
     if not (uv := shutil.which("uv")) and "CI" not in os.environ:

@@ -61,6 +61,7 @@ def test_it_trains_from_the_hub(more, hub, pushed_data, tokenizer):
     assert [request for request in hub.unknown if "agent-harnesses" not in request] == []
 
 
+@pytest.mark.slow
 def test_who_may_not_push(hub, pushed_data):
     for token, said in ((READER, "not pushed to me/data"), (None, "not pushed to me/data")):
         words = ["-m", "audiolm.run_prepare", "push", str(pushed_data / "shards"), "--hub_dataset_id", "me/data"]

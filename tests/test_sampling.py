@@ -81,6 +81,7 @@ def seen(corpus, name: str, options: list[str], launch: tuple = ()) -> list[list
     return [[line.split() for line in file.read_text().splitlines()] for file in sorted(corpus.glob(f"{name}*"))]
 
 
+@pytest.mark.slow
 def test_every_arm_sees_the_same_batches_also_resumed_in_two_processes(corpus, tokenizer):
     rows = json.loads((corpus / "rows.json").read_text())
     more = [{**row, "input": row["input"] + " Listen." * i} for i in range(3) for row in rows]  # 48 rows: 3 steps an epoch
