@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from audiolm.runtime import write_run_info
 
 logger = logging.getLogger("audiolm.train")
+UNREADABLE = (OSError, SafetensorError, RuntimeError, LookupError, ValueError, EOFError, UnpicklingError, BadZipFile)
 RECORD = "training_data.json"  # of a checkpoint: what it was trained on
 
 
@@ -49,7 +50,7 @@ def fault(folder: str | Path) -> str | None:
                 ZipFile(file).close()  # its end lists its parts
             else:
                 torch.load(file, map_location="meta", weights_only=True)
-        except (OSError, SafetensorError, RuntimeError, LookupError, ValueError, EOFError, UnpicklingError, BadZipFile) as error:
+        except UNREADABLE as error:
             return f"{name} is missing or torn ({error})"
     return None
 
