@@ -179,3 +179,11 @@ def pushed(tmp_path_factory, tokenizer):
             runs[arm] = corpus, run(hub, "-c", PROBE, *arguments(corpus, arm, tokenizer, *PUSH, *private))
         yield hub, runs
         assert [request for request in hub.unknown if "agent-harnesses" not in request] == []
+
+
+@pytest.fixture
+def same_examples(monkeypatch):
+    """hypothesis also draws constants of the modules that are loaded, which other test files change."""
+    from hypothesis.internal.conjecture import providers
+
+    monkeypatch.setattr(providers, "_get_local_constants", providers.Constants)
