@@ -10,6 +10,7 @@ import json
 import math
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from transformers.hf_argparser import string_to_bool
@@ -61,6 +62,19 @@ def ratio(ours: dict, naive: dict, clip_seconds: float | None) -> dict[str, floa
     }
 
 
+def stage(what: str, function, *arguments, **environment: str):
+    """What a function returns in a process of its own; says on the standard error what is measured and how long it took."""
+    print(f"{what} ...", end=" ", file=sys.stderr, flush=True)
+    start = time.perf_counter()
+    try:
+        found = apart(function, *arguments, **environment)
+    except BaseException:
+        print(file=sys.stderr)
+        raise
+    print(duration(time.perf_counter() - start), file=sys.stderr)
+    return found
+
+
 def parse(argv=None) -> argparse.Namespace:
     def positive(kind):
         def number(text):
@@ -109,17 +123,18 @@ def main(argv=None):
     options = parse(argv)
     variants, cached, loader, generation = {}, not options.no_feature_cache, None, {}
     memory = FROM_CACHE if cached else ENCODING
+    steps = f"{options.steps} steps of {options.batch_size} rows"
     try:
         with tempfile.TemporaryDirectory() as folder:
-            clip_seconds = apart(prepare, options, folder, cached, **memory)
-            ours = apart(measure, options, False, folder, cached, **memory)
+            clip_seconds = stage("clips" + cached * " and the feature cache", prepare, options, folder, cached, **memory)
+            ours = stage(f"ours, {steps}", measure, options, False, folder, cached, **memory)
             variants["ours, " + ("cached" if cached else "encoding")] = ours
             if cached:
-                loader = apart(loader_rate, options, folder)
+                loader = stage("the loader alone", loader_rate, options, folder)
             if options.new_tokens:
-                generation = apart(generation_rates, options, folder, cached, **memory)
+                generation = stage("generation", generation_rates, options, folder, cached, **memory)
             if options.naive:
-                variants["naive"] = apart(measure, options, True, folder)
+                variants["naive"] = stage(f"naive, {steps}", measure, options, True, folder)
     except ValueError as error:
         sys.exit(f"run_benchmark.py: {error}")
     result = {"settings": vars(options), "environment": ours.pop("environment"), "variants": variants,

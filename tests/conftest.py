@@ -32,6 +32,14 @@ TEXT = {"model_type": "llama", "vocab_size": 300, "hidden_size": 32, "intermedia
         "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "max_position_embeddings": 2048}  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def as_many_threads():
+    """No test leaves another number of threads behind, with which the next one's numbers would not be a fresh process's."""
+    before = torch.get_num_threads()
+    yield
+    assert torch.get_num_threads() == before
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers

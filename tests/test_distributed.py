@@ -283,6 +283,7 @@ def test_configurations_are_accelerates(name):
 
 
 def test_fsdp_is_asked_for_as_it_is_needed(monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # which outlives the variables set here
     words = ["--config_file", str(CONFIGURATIONS / "fsdp.yaml"), "--main_process_port", free_port(), "run_train.py"]
     taken, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
     for key, value in prepare_multi_gpu_env(taken).items():

@@ -1,40 +1,72 @@
 """A pushed model of each arm where only transformers and torch are: the oldest of them that will do, and the newest."""
 
+import importlib.metadata
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import textwrap
+import venv
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from conftest import ARMS, clip
+from packaging.requirements import Requirement
 from transformers import AutoTokenizer
 
 from audiolm import AudioLMForConditionalGeneration, AudioLMProcessor
 
-# the oldest transformers that setup.cfg admits, which is also the pinned set, and the newest of everything
-ENVIRONMENTS = {"oldest": ["torch==2.11.0", "transformers==5.23.0"], "newest": ["torch", "transformers", "accelerate"]}
+NEWEST = ["torch", "transformers", "accelerate"]
+
+
+def needed(*names: str) -> set[str]:
+    """The installed distributions of these names and all that they need, without extras."""
+    found, open_ = set(), list(names)
+    while open_:
+        if (name := open_.pop()) not in found:
+            found.add(name)
+            wanted = map(Requirement, importlib.metadata.requires(name) or [])
+            open_ += [need.name for need in wanted if need.marker is None or need.marker.evaluate({"extra": ""})]
+    return found
+
+
+def link_oldest(folder: Path) -> Path:
+    """An environment with torch and transformers of the oldest versions that setup.cfg admits, which are this one's: links to
+    its packages, and to no others. Returns its interpreter."""
+    venv.create(folder, symlinks=True)
+    paths = {"base": str(folder), "platbase": str(folder)}
+    here, there = (Path(sysconfig.get_path("purelib", vars=vars_)) for vars_ in (None, paths))
+    for name in needed("torch", "transformers"):
+        for top in {file.parts[0] for file in importlib.metadata.files(name)} - {"..", "__pycache__"}:
+            if not (there / top).is_symlink():
+                (there / top).symlink_to(here / top)
+    return folder / "bin" / "python"
+
+
+def install_newest(folder: Path) -> Path:
+    """An environment with the newest torch, transformers and accelerate. Returns its interpreter."""
+    if not (uv := shutil.which("uv")) and "CI" not in os.environ:
+        pytest.skip("making environments needs uv")  # a user may lack it; with CI set nothing is skipped here
+    subprocess.run([uv, "venv", "-q", "--python", sys.executable, str(folder)], check=True)
+    python = folder / "bin" / "python"
+    install = [uv, "pip", "install", "-q", "--no-config", "--python", str(python), *NEWEST]
+    made = subprocess.run(install, capture_output=True, text=True)
+    if ("dns error" in made.stderr or "error sending request" in made.stderr) and "CI" not in os.environ:
+        pytest.skip("no package index is within reach")
+    assert made.returncode == 0, made.stderr
+    return python
 
 
 @pytest.fixture(scope="module", params=["oldest", pytest.param("newest", marks=pytest.mark.slow)])
 def environment(request, tmp_path_factory):
     """Name and interpreter of a fresh environment with torch and transformers."""
-    if not (uv := shutil.which("uv")) and "CI" not in os.environ:
-        pytest.skip("making environments needs uv")  # a user may lack it; with CI set nothing is skipped here
     folder = tmp_path_factory.mktemp("environment") / request.param
-    subprocess.run([uv, "venv", "-q", "--python", sys.executable, str(folder)], check=True)
-    python = folder / "bin" / "python"
-    install = [uv, "pip", "install", "-q", "--no-config", "--python", str(python), *ENVIRONMENTS[request.param]]
-    made = subprocess.run(install, capture_output=True, text=True)
-    if ("dns error" in made.stderr or "error sending request" in made.stderr) and "CI" not in os.environ:
-        pytest.skip("no package index is within reach")
-    assert made.returncode == 0, made.stderr
-    yield request.param, str(python)
+    yield request.param, str((link_oldest if request.param == "oldest" else install_newest)(folder))
     shutil.rmtree(folder)  # 5 GB, most of it links into uv's cache
 
 

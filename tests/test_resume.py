@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TWO_PROCESSES, arguments, weights
+from conftest import TWO_PROCESSES, arguments, make_corpus, weights
 
 from audiolm.guards import StopOnSignal, disk_fault
 from audiolm.resume import checkpoint_to_resume, drop_torn, fault
@@ -78,11 +78,20 @@ def assert_same_end(folder, expected) -> None:
     assert losses(folder) == expected[1] and len(expected[1]) == 6
 
 
-@pytest.fixture
-def run(corpus, tokenizer):
-    """Arguments of a run, and how it ends if nothing happens to it."""
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tokenizer):
+    """A corpus with a run in its folder `whole` to which nothing happened, and the run's arguments."""
+    corpus = make_corpus(tmp_path_factory.mktemp("resume"))
     words = arguments(corpus, "mimi_semantic", tokenizer, *WORDS)
     go_on(corpus, [*words, "--output_dir", str(corpus / "whole")])
+    return corpus, words
+
+
+@pytest.fixture
+def run(corpus, whole):
+    """Arguments of a run in a corpus of its own, and how it ends if nothing happens to it."""
+    shutil.copytree(whole[0], corpus, dirs_exist_ok=True)
+    words = [word.replace(str(whole[0]), str(corpus)) for word in whole[1]]
     return words, (weights(corpus / "whole"), losses(corpus / "whole"))
 
 
