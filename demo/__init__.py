@@ -1,1 +1,11 @@
-"""Small encoders and a small language model for soundscapes, and the scripts that train them; README.md is their card."""
+"""Small encoders, a small language model and three trained AudioLMs for soundscapes, and what makes them; README.md is the card."""
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "models"
+ARMS = ("htsat", "mimi_semantic", "mimi_full")
+
+
+def models() -> dict[str, Path]:
+    """Folders of the demo's trained models, by arm."""
+    return {arm: FOLDER / arm for arm in ARMS}

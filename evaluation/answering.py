@@ -78,12 +78,13 @@ def answer_batch(
     features: Mapping[Clip, torch.Tensor],
     protocols: tuple[str, ...],
     max_new_tokens: int = 64,
+    streamer=None,
 ) -> list[dict]:
     """What the model says to rows whose clips are encoded.
 
     Args:
         rows: with `input`, `answer`, `question_type` and `audio`, the clips. features: of `encode_clips`, by clip.
-        protocols: of "likelihood" and "generate".
+        protocols: of "likelihood" and "generate". streamer: of transformers, is given the text of a single row as it comes.
 
     Returns:
         Of each row: `loss`, summed over the `n_tokens` tokens of the right answer; with "likelihood" `scores`, the
@@ -125,7 +126,7 @@ def answer_batch(
         cache.crop(size - 1 - cache.get_seq_length())  # the prompt's last token runs again, for the first token of the answer
         text = model.generate(
             input_ids=made["input_ids"][:, :size], attention_mask=made["prompt"], past_key_values=cache, do_sample=False,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=max_new_tokens, streamer=streamer,
         )  # fmt: skip
         for result, ids in zip(results, text[:, size:]):
             result["text"] = processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
