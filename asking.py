@@ -1,14 +1,14 @@
-"""Asking a trained model: clips and a question in, text and the options' probabilities out; for the command, page and notebook."""
+"""Asking a trained model: clips and a question in, text and the options' probabilities out (command, page, notebook)."""
 
-import csv
-import json
 import math
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from transformers import TextIteratorStreamer
 
 from audiolm.data.clips import Clip, open_clip
 from audiolm.data.features import encode_clips
@@ -24,7 +24,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def with_options(question: str, options: list[str]) -> str:
-    """A question with its options as ReasonAQA writes them: "… A) rain B) wind", or for yes and no a sentence that asks for one.
+    """A question with its options as ReasonAQA writes them: "… A) rain B) wind"; of yes and no, a sentence that asks for one.
 
     Raises:
         ValueError: if there are options in the question already, fewer than two or more than 26, or two that are equal.
@@ -132,6 +132,19 @@ class LoadedModel:
         )
         seconds = time.perf_counter() - start
         return [Answer(of["text"], probabilities(of["scores"]), likeliest(of["scores"]), seconds) for of in made]
+
+    def stream(
+        self, question: str, heard: list[Heard], muted: bool = False, max_new_tokens: int = 64
+    ) -> Iterator[str | Answer]:
+        """The text of an answer as far as it is written, again and again, and last the whole [`Answer`]."""
+        streamer, text = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True), ""
+        with ThreadPoolExecutor(1) as pool:
+            made = pool.submit(self.ask, [question], [heard], muted, max_new_tokens, streamer)
+            made.add_done_callback(lambda _: streamer.end())  # also where it has failed, or the loop would wait for ever
+            for piece in streamer:
+                text += piece
+                yield text.strip()
+            yield made.result()[0]
 
 
 def probabilities(scores: dict[str, tuple[float, int]]) -> dict[str, float]:

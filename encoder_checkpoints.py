@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, MimiModel, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
 from audiolm.configuration_audiolm import default_encoder_config
@@ -181,13 +181,22 @@ def _load_mimi(encoder_type: str, name_or_path: str | None) -> MimiEncoder:
         encoder = MimiEncoder(default_encoder_config(encoder_type, _config(source)))
         _fill(encoder.model, {k: v for k, v in state.items() if not k.startswith("decoder")}, path)
     else:
-        encoder = MimiEncoder(default_encoder_config(encoder_type, _config(source)))
-        model, info = MimiModel.from_pretrained(source, config=encoder.config, dtype=torch.float32, output_loading_info=True)
-        bad = {k: sorted(map(str, info[k])) for k in ("missing_keys", "mismatched_keys") if info[k]}
-        if bad:
-            raise ValueError(f"{path} does not fit MimiModel: " + "; ".join(f"{k} {v[:3]}" for k, v in bad.items()))
-        encoder.model = model
+        encoder = _load_transformers(encoder_type, source)
     encoder.forget_codebook_cache()
+    return encoder.eval()
+
+
+def _load_transformers(encoder_type: str, name_or_path: str | None) -> AudioEncoder:
+    """An encoder whose `model` is a class of transformers, from a folder or repository in that format."""
+    path = checkpoint_file(encoder_type, name_or_path)
+    source = name_or_path or PUBLISHED[default_encoder_config(encoder_type).model_type]
+    encoder = build_encoder(default_encoder_config(encoder_type, _config(source)))
+    kind = type(encoder.model)
+    model, info = kind.from_pretrained(source, config=encoder.config, dtype=torch.float32, output_loading_info=True)
+    bad = {k: sorted(map(str, info[k])) for k in ("missing_keys", "mismatched_keys") if info[k]}
+    if bad:
+        raise ValueError(f"{path} does not fit {kind.__name__}: " + "; ".join(f"{k} {v[:3]}" for k, v in bad.items()))
+    encoder.model = model
     return encoder.eval()
 
 
@@ -209,6 +218,9 @@ def _mimi_names(state: dict[str, torch.Tensor], heads: int) -> dict[str, torch.T
     return renamed
 
 
+LOADERS = {"clap_audio_model": _load_htsat, "mimi": _load_mimi}  # of formats beside transformers' own
+
+
 def checkpoint_file(encoder_type: str, name_or_path: str | None = None) -> str:
     """The file that [`load_encoder`] reads, found in a folder or fetched from the Hub.
 
@@ -216,7 +228,9 @@ def checkpoint_file(encoder_type: str, name_or_path: str | None = None) -> str:
         ValueError: if there is none.
     """
     kind = default_encoder_config(encoder_type).model_type
-    return _find(name_or_path or PUBLISHED[kind], *FILES[kind])
+    if not (source := name_or_path or PUBLISHED.get(kind)):
+        raise ValueError(f"--encoder_name_or_path: for {encoder_type} a folder or Hub name is wanted")
+    return _find(source, *FILES.get(kind, ("model.safetensors", "pytorch_model.bin")))
 
 
 def load_encoder(encoder_type: str, name_or_path: str | None = None) -> AudioEncoder:
@@ -231,5 +245,4 @@ def load_encoder(encoder_type: str, name_or_path: str | None = None) -> AudioEnc
     """
     if name_or_path == "random":
         return _load_random(encoder_type)
-    kind = default_encoder_config(encoder_type).model_type
-    return (_load_mimi if kind == "mimi" else _load_htsat)(encoder_type, name_or_path)
+    return LOADERS.get(default_encoder_config(encoder_type).model_type, _load_transformers)(encoder_type, name_or_path)

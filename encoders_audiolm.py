@@ -227,6 +227,9 @@ class MimiEncoder(AudioEncoder):
                 module._embed = None
 
 
+ENCODERS: dict[str, type[AudioEncoder]] = {"clap_audio_model": HTSATEncoder, "mimi": MimiEncoder}  # by `model_type`
+
+
 def build_encoder(config: PreTrainedConfig) -> AudioEncoder:
     """The encoder of a configuration, with the weights that its initialisation gives."""
-    return (MimiEncoder if config.model_type == "mimi" else HTSATEncoder)(config)
+    return ENCODERS[config.model_type](config)

@@ -1,4 +1,4 @@
-"""Small encoders, a small language model and three trained AudioLMs for soundscapes, and what makes them; README.md is the card."""
+"""Small encoders, a small language model and three trained AudioLMs for soundscapes; README.md is their card."""
 
 from pathlib import Path
 

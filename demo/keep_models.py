@@ -20,7 +20,9 @@ def keep(run: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
         shutil.copyfile(run / name, folder / name)
-    weights = {name: of.half() if of.dtype == torch.float32 else of for name, of in load_file(run / "model.safetensors").items()}
+    weights = {
+        name: of.half() if of.dtype == torch.float32 else of for name, of in load_file(run / "model.safetensors").items()
+    }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
