@@ -242,7 +242,7 @@ def main(argv=None):
             made.launch(server_name=args.host, server_port=args.port, share=args.share, max_file_size=MAX_FILE, css=CSS,
                         ssr_mode=False, footer_links=[])  # fmt: skip
     except (ValueError, OSError) as error:
-        sys.exit(f"app.py: {error}")
+        sys.exit(f"app.py: {error}".replace("--model_name_or_path ", ""))
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def ends_with_a_line(path: Path) -> bool:
 
 def answered(model: LoadedModel, args, rows: list[dict], features: dict) -> Iterator[dict]:
     """The added columns of some rows, in their order."""
-    clips = [[os.path.join(args.csv.parent, row[key]) for key in ("audio", "audio2") if row.get(key)] for row in rows]
+    clips = [[str(args.csv.parent / row[key]) for key in ("audio", "audio2") if row.get(key)] for row in rows]
     new = [clip for clip in dict.fromkeys(clip for of in clips for clip in of) if clip not in features]
     for clip in list(features)[: max(0, len(features) + len(new) - KEPT_CLIPS)]:
         if clip not in {clip for of in clips for clip in of}:

@@ -42,7 +42,7 @@ def parse(argv=None) -> argparse.Namespace:
     if args.csv and args.output.exists() and args.csv.exists() and args.output.samefile(args.csv):
         parser.error(f"--output {args.output}: that is the table of questions")
     if not args.csv and not 2 <= len(args.words) <= 3:
-        parser.error(f"one or two clips and a question are wanted; {len(args.words)} words are given")
+        parser.error(f"one or two clips and a question are wanted; given: {len(args.words)}")
     if args.words.count("-") > 1:
         parser.error("-: the standard input is read once, as a clip or as the question")
     if len(args.model) > 1 and args.revision:
@@ -72,8 +72,8 @@ def ask_once(args) -> None:
         (answer,) = model.ask([question], [heard], args.muted, args.max_new_tokens)
         made["answers"].append({
             "model": name, "encoder_type": model.model.config.encoder_type, "answer": answer.text, "choice": answer.choice,
-            "options": answer.options, "muted": args.muted,
-            "seconds": {"clips": [of.whole for of in heard], "heard": [of.used for of in heard],
+            "options": {option: round(share, 6) for option, share in answer.options.items()}, "muted": args.muted,
+            "seconds": {"clips": [round(of.whole, 3) for of in heard], "heard": [round(of.used, 3) for of in heard],
                         "listening": round(listening, 3), "answering": round(answer.seconds, 3)},
         })  # fmt: skip
         if not args.json:
@@ -101,8 +101,11 @@ def note(model, heard: list, seconds: dict) -> None:
 
 def main(argv=None):
     args = parse(argv)
-    from audiolm.runtime import use_all_of_the_cpu  # here: who asks for help, or gives wrong options, need not wait for torch
+    from transformers.utils.logging import disable_progress_bar  # here: who asks for help need not wait for torch
 
+    from audiolm.runtime import use_all_of_the_cpu
+
+    disable_progress_bar()
     use_all_of_the_cpu()
     try:
         if not args.csv:
@@ -113,7 +116,7 @@ def main(argv=None):
         if errors := ask_table(args):
             sys.exit(f"run_ask.py: {errors} rows were not answered; the column `error` of {args.output} says why")
     except (ValueError, OSError) as error:
-        sys.exit(f"run_ask.py: {error}")
+        sys.exit(f"run_ask.py: {error}".replace("--model_name_or_path", "--model"))
     except KeyboardInterrupt:
         sys.exit("run_ask.py: stopped" + ("; the same command goes on" if args.csv else ""))
 

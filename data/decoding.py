@@ -45,7 +45,8 @@ class ClipDecoder:
         except queue.Empty:
             raise BadClip(f"{name}: not decoded within {self.timeout:g} s") from None
         except Exception as error:  # decoders fail in many ways
-            raise BadClip(f"{name}: {str(error).replace(name + ' ', '') or type(error).__name__}") from error
+            said = isinstance(error, OSError) and error.strerror or str(error).replace(name + " ", "")
+            raise BadClip(f"{name}: {said or type(error).__name__}") from error
         finally:
             self._note("")
 

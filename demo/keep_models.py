@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from audiolm.demo import ARMS, FOLDER
 
-KEPT = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+KEPT = ("config.json", "generation_config.json", "processor_config.json", "chat_template.jinja", "tokenizer.json",
+        "tokenizer_config.json")  # fmt: skip
 
 
 def keep(run: Path, folder: Path) -> None:
@@ -29,10 +30,9 @@ def keep(run: Path, folder: Path) -> None:
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comparison", type=Path, help="output_dir of `run_compare.py --config configs/demo.yaml`")
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     for arm in ARMS:
-        keep(args.comparison / arm / f"seed-{args.seed}", FOLDER / arm)
+        keep(args.comparison / arm, FOLDER / arm)
 
 
 if __name__ == "__main__":

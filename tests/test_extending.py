@@ -13,7 +13,8 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16,
-         "num_feat_extract_layers": 7, "conv_dim": [8] * 7, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}  # fmt: skip
+         "num_feat_extract_layers": 7, "conv_dim": [8] * 7, "num_conv_pos_embeddings": 8,
+         "num_conv_pos_embedding_groups": 2}  # fmt: skip
 
 # a padded clip gives what it gives alone, and as many frames as are said
 ALONE = """
