@@ -7,6 +7,7 @@ folder that is a Space of the Hub: `hf upload me/audiolm FOLDER --repo-type spac
 import argparse
 import html
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -19,7 +20,9 @@ try:
 except ImportError:
     sys.exit("app.py: the page needs gradio: `uv sync --extra app`, or `pip install gradio`")
 
-from audiolm.asking import Answer, Heard, LoadedModel, with_options
+from transformers.utils.logging import disable_progress_bar
+
+from audiolm.asking import Answer, Heard, LoadedModel, question_kind, with_options
 from audiolm.data.decoding import BadClip
 from audiolm.data.soundscapes import make_soundscapes
 from audiolm.demo import ARMS
@@ -38,7 +41,7 @@ CSS = """
 """
 DEMO_NOTE = """The models are small ones that come with the demo and know twenty synthetic sounds: try the examples below. What
 they say about other recordings means nothing."""
-EXAMPLES = {"mcq": 2, "yes_no": 1, "difference": 1}  # of the demo's corpus, by question type
+EXAMPLES = {"mcq": 3, "yes_no": 2, "pair": 1}  # of the demo's corpus, by what is asked
 
 
 def figures(clips: list[str], models: list[LoadedModel]) -> str:
@@ -52,7 +55,7 @@ def figures(clips: list[str], models: list[LoadedModel]) -> str:
         top = shown.hertz[-1][1] if shown.hertz else "?"
         made.append(
             f'<figure><img src="{shown.spectrogram}" alt="Spectrogram of clip {number}, time to the right, pitch upwards">'
-            f"<figcaption>{html.escape(says)}. Spectrogram: {shown.used:g} s to the right, mel bands upwards, past {top} kHz."
+            f"<figcaption>{html.escape(says)}. Spectrogram: {shown.used:.1f} s to the right, mel bands upwards, past {top} kHz."
             "</figcaption></figure>"
         )
     return f'<div class="heard">{"".join(made)}</div>'
@@ -93,8 +96,8 @@ def ask(models: list[LoadedModel], clip: str | None, other: str | None, question
     for at, model in enumerate(models):
         start = time.perf_counter()
         try:
-            shown[0] = shown[0] or figures(clips, models)
             heard = model.listen(clips)
+            shown[0] = shown[0] or figures(clips, models)
         except Exception as error:  # whatever a decoder makes of what somebody uploads
             said = str(error) if isinstance(error, BadClip) else type(error).__name__
             for path in clips:
@@ -119,16 +122,14 @@ def ask(models: list[LoadedModel], clip: str | None, other: str | None, question
 def examples(folder: Path) -> list[list]:
     """Rows of the demo's corpus as the page takes them: clip, other clip, question, options."""
     file = make_soundscapes(folder, 40, 7)["test"]
-    rows, left = json.loads(file.read_text(encoding="utf-8")), dict(EXAMPLES)
-    made = []
-    for row in rows:
-        kind = "difference" if row["filepath2"] else "yes_no" if row["input"].endswith("yes or no.") else "mcq"
-        if (kind == "mcq" and len(option_spans(row["input"])) < 2) or left[kind] == 0:
-            continue
-        left[kind] -= 1
-        made.append(
-            [str(folder / row["filepath1"]), str(folder / row["filepath2"]) if row["filepath2"] else None, row["input"], ""]
-        )
+    left, used, made = dict(EXAMPLES), set(), []
+    for row in json.loads(file.read_text(encoding="utf-8")):
+        kind = "pair" if row["filepath2"] else "yes_no" if question_kind(row["input"]) == "yes_no" else "mcq"
+        if question_kind(row["input"]) != "open" and left[kind] and row["filepath1"] not in used:
+            left[kind] -= 1
+            used.add(row["filepath1"])
+            clips = [str(folder / row[name]) if row[name] else None for name in ("filepath1", "filepath2")]
+            made.append([*clips, row["input"], ""])
     return made
 
 
@@ -150,21 +151,23 @@ def page(models: list[LoadedModel], given: list[list]) -> gr.Blocks:
             )
             options = gr.Textbox(label="Options, one a line (optional)", placeholder="rain\na dog", lines=2, max_lines=6,
                                  elem_id="options")  # fmt: skip
+        gr.Examples(given, [clip, other, question, options], label="Examples: synthetic scenes, and a question about each",
+                    example_labels=[question for _, _, question, _ in given])  # fmt: skip
+        clip.keep_in_cache |= clip.temp_files | other.temp_files  # gradio would delete those of examples too, once they are old
         with gr.Row():
             muted = gr.Checkbox(label="Mute the audio: what is answered without listening (control)", elem_id="muted", scale=2)
             button = gr.Button("Ask", variant="primary", elem_id="ask")
+        heard = gr.HTML(elem_id="heard")
         with gr.Row():
             shown = []
             for model in models:
                 with gr.Column(min_width=260, elem_classes="arm"):
-                    gr.Markdown(
-                        f"### {html.escape(model.name)}\n{model.model.config.encoder_type}, hears {model.max_audio_seconds:g} s"
-                    )
+                    arm = model.model.config.encoder_type
+                    arm = "" if arm == model.name else f"{arm}, "
+                    gr.Markdown(f"### {html.escape(model.name)}\n{arm}hears {model.max_audio_seconds:g} s of a clip")
                     shown += [gr.Textbox(label="Answer", lines=2, interactive=False, elem_classes="answer"),
                               gr.Label(label="Probability of each option", show_heading=False),
                               gr.Markdown(elem_classes="took")]  # fmt: skip
-        heard = gr.HTML(elem_id="heard")
-        gr.Examples(given, [clip, other, question, options], label="Examples, synthetic scenes")
 
         def answers(*words):
             yield from ask(models, *words)
@@ -236,8 +239,10 @@ def main(argv=None):
             print(f"{args.space} is a Space; `hf upload USER/NAME {args.space} --repo-type space` publishes it")
             return
         use_all_of_the_cpu()
+        disable_progress_bar()
         models = [LoadedModel(name) for name in args.models or ARMS]
         with tempfile.TemporaryDirectory() as folder:
+            os.environ["GRADIO_TEMP_DIR"] = str(Path(folder, "uploads"))  # so that none outlives the page
             made = page(models, examples(Path(folder)))
             made.launch(server_name=args.host, server_port=args.port, share=args.share, max_file_size=MAX_FILE, css=CSS,
                         ssr_mode=False, footer_links=[])  # fmt: skip

@@ -1,6 +1,7 @@
 """A table of questions about clips, answered row by row into another: what `audiolm ask --csv` does."""
 
 import csv
+import io
 import os
 from collections.abc import Iterator
 from itertools import islice
@@ -65,8 +66,14 @@ def taken_up(args, header: list[str], name: str) -> tuple[int, int]:
     Raises:
         ValueError: if the output is of another table or model.
     """
-    if not args.output.exists() or not args.output.stat().st_size:
+    if not args.output.exists():
         return 0, 0
+    line = io.StringIO()
+    csv.writer(line).writerow(header)
+    with open(args.output, newline="", encoding="utf-8", errors="replace") as out:
+        if line.getvalue().startswith(out.read(len(line.getvalue()) + 1)):  # no row, and perhaps not all of the header
+            os.truncate(args.output, 0)
+            return 0, 0
     again = f"{args.output} holds other answers ({{}}); give another --output"
     whole, done, errors = args.output.with_name(args.output.name + ".new"), 0, 0
     with (open(args.csv, newline="", encoding="utf-8-sig") as file, open(args.output, newline="", encoding="utf-8") as out,

@@ -45,7 +45,7 @@ class ClipDecoder:
         except queue.Empty:
             raise BadClip(f"{name}: not decoded within {self.timeout:g} s") from None
         except Exception as error:  # decoders fail in many ways
-            said = isinstance(error, OSError) and error.strerror or str(error).replace(name + " ", "")
+            said = (isinstance(error, OSError) and error.strerror) or str(error).replace(name + " ", "")
             raise BadClip(f"{name}: {said or type(error).__name__}") from error
         finally:
             self._note("")

@@ -1,7 +1,10 @@
 """A small model of each arm, with the real modules at small sizes and a tokenizer made here."""
 
+import importlib.util
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import traceback
@@ -20,6 +23,8 @@ from hub_server import WRITER, Hub
 from torch.utils._python_dispatch import TorchDispatchMode
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "mini_reasonaqa"
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PLAYWRIGHT = importlib.util.find_spec("playwright") is not None
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the recordings of mini_reasonaqa are not beside the checkout")
 ARMS = ["htsat", "mimi_semantic", "mimi_full"]
 SMALL_HTSAT = {"patch_embeds_hidden_size": 8, "hidden_size": 64, "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 2, 2],
@@ -79,6 +84,12 @@ def clip(seconds: float, rate: int = 24000, seed: int = 0) -> np.ndarray:
     random = np.random.default_rng(seed)
     t = np.arange(int(seconds * rate)) / rate
     return (0.4 * np.sin(2 * np.pi * 300 * (seed + 1) * t) + 0.05 * random.standard_normal(len(t))).astype("float32")
+
+
+def free_port() -> str:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return str(taken.getsockname()[1])
 
 
 EMPTY = {key: "" for key in ("taskname", "filepath2", "caption1", "caption2")}
@@ -195,3 +206,18 @@ def same_examples(monkeypatch):
     from hypothesis.internal.conjecture import providers
 
     monkeypatch.setattr(providers, "_get_local_constants", providers.Constants)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    for there, missing in ((PLAYWRIGHT, "the package playwright (it is in the group dev)"),
+                           (BROWSER, "chromium, chromium-browser or google-chrome")):  # fmt: skip
+        if not there:  # a user may lack it; with CI set nothing is skipped here
+            (pytest.fail if os.environ.get("CI") else pytest.skip)(f"not installed: {missing}")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        options = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
+        chromium = playwright.chromium.launch(executable_path=BROWSER, args=options)
+        yield chromium
+        chromium.close()

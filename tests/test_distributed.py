@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
-from conftest import arguments, make_corpus, small_model, weights
+from conftest import arguments, free_port, make_corpus, small_model, weights
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
@@ -48,12 +47,6 @@ def kill_all_of(folder: Path) -> None:
 def launch(configuration: str, *words: str) -> list[str]:
     """`accelerate launch` with a configuration of ours, on CPUs, where bfloat16 is slow."""
     return [*LAUNCH, "--config_file", str(CONFIGURATIONS / configuration), "--mixed_precision", "no", *words]
-
-
-def free_port() -> str:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return str(taken.getsockname()[1])
 
 
 def uneven(corpus: Path, number: int) -> None:

@@ -1,12 +1,9 @@
 """The report: its pictures by hand, what it escapes, its clips, and its rows, filters and widths in a browser."""
 
 import base64
-import importlib.util
 import io
 import json
 import math
-import os
-import shutil
 import struct
 import zlib
 from html.parser import HTMLParser
@@ -363,25 +360,6 @@ def test_figures_say_where_they_come_from(made, audio):
     before = (audio / "report.html").read_bytes()
     write_report(audio / "report.html", *made, audio)
     assert (audio / "report.html").read_bytes() == before
-
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-PLAYWRIGHT = importlib.util.find_spec("playwright") is not None
-
-
-@pytest.fixture(scope="module")
-def browser():
-    for there, missing in ((PLAYWRIGHT, "the package playwright (it is in the group dev)"),
-                           (BROWSER, "chromium, chromium-browser or google-chrome")):  # fmt: skip
-        if not there:  # a user may lack it; with CI set nothing is skipped here
-            (pytest.fail if os.environ.get("CI") else pytest.skip)(f"not installed: {missing}")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        options = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
-        chromium = playwright.chromium.launch(executable_path=BROWSER, args=options)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
