@@ -1,0 +1,37 @@
+"""The notebook runs from its first cell to its last, and shows what its text says."""
+
+import re
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+NOTEBOOK = Path(__file__).parents[1] / "examples" / "ask_and_train.ipynb"
+
+
+def outputs(book) -> tuple[str, int]:
+    """What its cells print, and how many pictures they show."""
+    made = [output for cell in book.cells for output in cell.get("outputs", [])]
+    text = "".join(output.text for output in made if output.get("name") == "stdout")
+    return text, sum("image/png" in output.get("data", {}) for output in made)
+
+
+def test_the_notebook(tmp_path):
+    book = nbformat.read(NOTEBOOK, 4)
+    kept = outputs(book)
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            cell["outputs"] = []
+    NotebookClient(book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    text, pictures = outputs(book)
+    assert pictures == kept[1] == 2 and len(text.splitlines()) == len(kept[0].splitlines())
+    for said in (text, kept[0]):
+        heard = re.search(r"heard: D\) alarm .*D (\d+)", said)
+        muted = re.search(r"muted: .*D (\d+)", said)
+        assert int(heard[1]) > 90 > 30 > int(muted[1])
+        total, words, right = map(
+            int, re.search(r"of (\d+) sounds in 8 scenes, the nearest word of (\d+) names (\d+)", said).groups()
+        )
+        assert total == 18 and words == 20 and right >= 15
+        right, total = map(int, re.search(r"(\d+) of (\d+) answers are now word for word", said).groups())
+        assert total == 96 and right >= 40
