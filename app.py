@@ -31,6 +31,7 @@ from audiolm.evaluation.report_media import picture
 from audiolm.runtime import use_all_of_the_cpu
 
 MAX_FILE, MAX_WAITING = "50mb", 32  # of an upload; users in the queue
+MAX_TEXT = 4000  # characters of a question with its options
 FREQUENCY, AGE = 600, 3600  # seconds: how often uploads are looked at, and how old one may be
 ANALYSED_SECONDS = 60.0  # of a clip, at most, are decoded for its picture
 CSS = """
@@ -77,6 +78,11 @@ def took(listening: float, first: float | None, answer: Answer, heard: list[Hear
     return " · ".join(filter(None, [*words, f"heard the first {limit:g} s" if cut else ""]))
 
 
+def complaint(text: str, title: str) -> gr.Error:
+    """What is shown to the user, and not written to the log."""
+    return gr.Error(html.escape(text), title=title, print_exception=False)
+
+
 def ask(models: list[LoadedModel], clip: str | None, other: str | None, question: str, options: str, muted: bool):
     """What the page shows, again and again as it grows: spectrograms, then of each model its text, probabilities and times.
 
@@ -85,13 +91,15 @@ def ask(models: list[LoadedModel], clip: str | None, other: str | None, question
     """
     clips = [path for path in (clip, other) if path]
     if not clips:
-        raise gr.Error("There is no clip yet: upload or record one, or pick an example.", title="Nothing to hear")
+        raise complaint("There is no clip yet: upload or record one, or pick an example.", "Nothing to hear")
     if not (question or "").strip():
-        raise gr.Error("Write a question first.", title="Nothing was asked")
+        raise complaint("Write a question first.", "Nothing was asked")
+    if len(question) + len(options or "") > MAX_TEXT:
+        raise complaint(f"Question and options are at most {MAX_TEXT:,} characters.", "Too long")
     try:
-        asked = with_options(question, options.splitlines())
+        asked = with_options(question, (options or "").splitlines())
     except ValueError as error:
-        raise gr.Error(html.escape(f"{error}"), title="Options") from error
+        raise complaint(f"{error}.", "Options") from error
     shown: list = ["", *[part for _ in models for part in ("", None, "waits")]]
     for at, model in enumerate(models):
         start = time.perf_counter()
@@ -102,21 +110,21 @@ def ask(models: list[LoadedModel], clip: str | None, other: str | None, question
             said = str(error) if isinstance(error, BadClip) else type(error).__name__
             for path in clips:
                 said = said.replace(path, Path(path).name)  # where it lies on the server is nobody's business
-            known = "WAV, FLAC, OGG and MP3 are read"
-            raise gr.Error(html.escape(f"This clip cannot be read ({said}). {known}."), title="Not audio?") from error
+            raise complaint(f"This clip cannot be read ({said}). WAV, FLAC, OGG and MP3 are read.", "Not audio?") from error
         listening, first, begun = time.perf_counter() - start, None, time.perf_counter()
         shown[3 + 3 * at] = f"listened {listening:.2f} s"
         yield shown
-        for made in model.stream(asked, heard, muted):
-            if isinstance(made, Answer):
-                limit = model.max_audio_seconds
-                shown[1 + 3 * at : 4 + 3 * at] = [
-                    made.text or "(it said nothing)", shares(asked, made), took(listening, first, made, heard, limit)
-                ]  # fmt: skip
-            else:
-                first = time.perf_counter() - begun if first is None else first
-                shown[1 + 3 * at] = made
-            yield shown
+        try:
+            for made in model.stream(asked, heard, muted):
+                if isinstance(made, Answer):
+                    times = took(listening, first, made, heard, model.max_audio_seconds)
+                    shown[1 + 3 * at : 4 + 3 * at] = [made.text or "(it said nothing)", shares(asked, made), times]
+                else:
+                    first = time.perf_counter() - begun if first is None else first
+                    shown[1 + 3 * at] = made
+                yield shown
+        except ValueError as error:
+            raise complaint(f"{error}.", "Too long") from error
 
 
 def examples(folder: Path) -> list[list]:

@@ -119,12 +119,20 @@ class LoadedModel:
         Args:
             muted: every frame is the mean of training's, and the same number of them: what the model says without listening.
             streamer: of transformers, is given the text's tokens as they come; for one question alone.
+
+        Raises:
+            ValueError: if clips and question come to more tokens than the language model takes.
         """
         start = time.perf_counter()
         every = {id(clip): clip.features for clips in heard for clip in clips}
+        frames = {key: len(of) if of.is_floating_point() else of.shape[-1] for key, of in every.items()}
         if muted or self.model.config.no_audio:
-            size = {key: len(of) if of.is_floating_point() else of.shape[-1] for key, of in every.items()}
-            every = {key: silenced(self.model, frames) for key, frames in size.items()}
+            every = {key: silenced(self.model, count) for key, count in frames.items()}
+        most = self.model.config.text_config.max_position_embeddings
+        for question, clips in zip(questions, heard):
+            prompt = self.processor.prompt_ids(question, [frames[id(clip)] for clip in clips])
+            if (count := len(prompt) + max_new_tokens) > most:
+                raise ValueError(f"clips, question and answer come to {count:,} tokens; {self.name} takes {most:,}")
         rows = [{"input": question, "answer": "yes", "question_type": question_kind(question), "audio": [id(c) for c in clips]}
                 for question, clips in zip(questions, heard)]  # fmt: skip
         made = answer_batch(

@@ -132,12 +132,24 @@ def answered(model: LoadedModel, args, rows: list[dict], features: dict) -> Iter
         made.append({"error": fault} if fault else {"question": question})
     good = [i for i, of in enumerate(made) if "error" not in of]
     asked = [[features[clip] for clip in clips[i]] for i in good]
-    answers = model.ask([made[i]["question"] for i in good], asked, args.muted, args.max_new_tokens) if good else []
-    for i, heard, answer in zip(good, asked, answers):
-        made[i] = {"answer": answer.text, "choice": answer.choice or "",
-                   "probability": f"{answer.options[answer.choice]:.4f}" if answer.choice else "",
-                   "heard_seconds": " ".join(f"{of.used:.4g}" for of in heard)}  # fmt: skip
+    for i, heard, answer in zip(good, asked, said(model, args, [made[i]["question"] for i in good], asked)):
+        if isinstance(answer, ValueError):
+            made[i] = {"error": str(answer)}
+            continue
+        share = f"{answer.options[answer.choice]:.4f}" if answer.choice else ""
+        seconds = " ".join(f"{of.used:.4g}" for of in heard)
+        made[i] = {"answer": answer.text, "choice": answer.choice or "", "probability": share, "heard_seconds": seconds}
     yield from made
+
+
+def said(model: LoadedModel, args, questions: list[str], heard: list) -> list:
+    """The answer to each question, or what is wrong with it: too long, as it may be."""
+    try:
+        return model.ask(questions, heard, args.muted, args.max_new_tokens) if questions else []
+    except ValueError as error:
+        if len(questions) == 1:
+            return [error]
+        return [answer for pair in zip(questions, heard) for answer in said(model, args, *([of] for of in pair))]
 
 
 def listened(model: LoadedModel, clips: list) -> dict:

@@ -6,10 +6,12 @@ import random
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-
-from datasets import Dataset
+from typing import TYPE_CHECKING
 
 from audiolm.evaluation.parsing import option_spans, parse_answer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 # AudioEntailment's columns (github.com/microsoft/AudioEntailment, data/CLE/*.csv), and the option that each stands for
 LABELS = {"Entailment": "it is definitely true", "Contradiction": "it is definitely false", "Neutral": "it is plausible"}
@@ -128,7 +130,7 @@ class Mending:
         row = fix_cle_label(row, self.labels) if self.fixes else row
         return row if self.shuffle_seed is None else shuffle_options(row, self.shuffle_seed)
 
-    def rows(self, rows: Dataset) -> Dataset:
+    def rows(self, rows: "Dataset") -> "Dataset":
         """The rows, mended when they are read whole; single columns stay as they are."""
         return rows.with_transform(self._batch) if self.fixes or self.shuffle_seed is not None else rows
 

@@ -172,6 +172,11 @@ def test_what_is_wrong_is_one_friendly_line(opened, corpus):
     upload(opened, clip(corpus))
     ask(opened, "Which? A) one B) two", ("three", "four"), wait=False)
     assert "names options already" in complaint(opened)
+    opened.reload()
+    opened.wait_for_selector("#ask")
+    upload(opened, clip(corpus))
+    ask(opened, "What? " * 1000, wait=False)
+    assert "at most 4,000 characters" in complaint(opened)
     ask(opened, *ALARM)  # and it goes on
 
 

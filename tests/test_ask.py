@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -164,13 +165,14 @@ def test_what_is_wrong_is_one_line(scenes, words, code, message, capsys):
 
 @pytest.fixture
 def table(scenes, tmp_path):
-    """A table of 40 questions beside its clips, of which four cannot be answered."""
+    """A table of 42 questions beside its clips, of which five cannot be answered."""
     shutil.copytree(scenes[0] / "audio", tmp_path / "audio")
     shutil.copyfile(scenes[0] / "not_audio.wav", tmp_path / "not_audio.wav")
     rows = [{"audio": row["filepath1"], "audio2": row["filepath2"], "question": row["input"]} for row in scenes[1][:36]]
     rows += [{"audio": "not_audio.wav", "question": "What?"}, {"audio": "", "question": "What?"},
              {"audio": "audio/test/00000.flac", "question": "Which, of\nthese, \"is\" it?", "options": "only one"},
              {"audio": "audio/test/00000.flac", "question": ""}]  # fmt: skip
+    rows.append({"audio": "audio/test/00000.flac", "question": "What? " * 5000})
     rows.insert(5, {"audio": "audio/test/00000.flac", "question": ALARM[0], "options": "|".join(ALARM[2:])})
     with open(tmp_path / "q.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, ["id", "audio", "audio2", "question", "options"])
@@ -187,13 +189,13 @@ def ask_table(folder, *words) -> str:
 
 def test_a_table_is_answered_row_by_row(table, scenes, model):
     assert ask_table(table, "--batch_size", "7") == (
-        f"run_ask.py: 4 rows were not answered; the column `error` of {table}/a.csv says why"
+        f"run_ask.py: 5 rows were not answered; the column `error` of {table}/a.csv says why"
     )
     rows = list(csv.DictReader(io.StringIO((table / "a.csv").read_text())))
-    assert [row["id"] for row in rows] == [str(i) for i in range(41)]
+    assert [row["id"] for row in rows] == [str(i) for i in range(42)]
     assert rows[5]["answer"] == "D) alarm" and rows[5]["choice"] == "d" and float(rows[5]["probability"]) > 0.9
     errors = {int(row["id"]): row["error"] for row in rows if row["error"]}
-    assert list(errors) == [37, 38, 39, 40]
+    assert list(errors) == [37, 38, 39, 40, 41] and re.search(r"come to [\d,]+ tokens; mimi_full takes [\d,]+$", errors[41])
     assert errors[37].endswith(
         "not_audio.wav: Error opening " + repr(str(table / "not_audio.wav")) + ": Format not recognised."
     )
@@ -214,7 +216,7 @@ def test_a_table_goes_on_where_it_was_torn(table):
     whole = (table / "a.csv").read_bytes()
     for cut in (0, 3, 60, 500, 2000, len(whole) - 200, len(whole) - 1, len(whole)):
         (table / "a.csv").write_bytes(whole[:cut])
-        assert "4 rows were not answered" in ask_table(table)
+        assert "5 rows were not answered" in ask_table(table)
         assert (table / "a.csv").read_bytes() == whole
     assert sorted(file.name for file in table.iterdir()) == ["a.csv", "audio", "not_audio.wav", "q.csv"]
 
