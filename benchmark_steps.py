@@ -10,7 +10,7 @@ import transformers
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import nn
 
-from audiolm.configuration_audiolm import ENCODER_TYPES, AudioLMConfig
+from audiolm.configuration_audiolm import AudioLMConfig, arm_of
 from audiolm.modeling_audiolm import AudioLMForConditionalGeneration
 from audiolm.processing_audiolm import AudioLMProcessor
 
@@ -28,6 +28,8 @@ SMALL = {
     "mimi": {"hidden_size": 32, "num_filters": 4, "num_hidden_layers": 1, "intermediate_size": 32, "num_attention_heads": 2,
              "num_key_value_heads": 2, "head_dim": 16, "codebook_dim": 16, "codebook_size": 64, "upsample_groups": 32,
              "vector_quantization_hidden_dimension": 16, "num_quantizers": 8},
+    "encodec": {"hidden_size": 16, "num_filters": 2, "codebook_size": 64, "codebook_dim": 16, "target_bandwidths": [3.6]},
+    "dac": {"encoder_hidden_size": 2, "decoder_hidden_size": 32, "codebook_size": 64, "codebook_dim": 4},
     "text": {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
              "num_key_value_heads": 2, "head_dim": 8, "tie_word_embeddings": True, "eos_token_id": 2, "pad_token_id": 2,
              "max_position_embeddings": 2048},
@@ -83,13 +85,14 @@ def build(options) -> tuple[AudioLMForConditionalGeneration, AudioLMProcessor]:
     """The model and its processor; the same weights in every process."""
     parts = {}
     if options.small:
-        encoder = SMALL[ENCODER_TYPES[options.encoder_type][0]]
+        encoder = SMALL[arm_of(options.encoder_type)[0]]
         parts = {"encoder_config": encoder, "text_config": SMALL["text"], "mapper_hidden_size": 32}
-    config = AudioLMConfig(options.encoder_type, max_audio_seconds=options.seconds, freeze_lm=options.freeze_lm, **parts)
+    config = AudioLMConfig(options.encoder_type, max_audio_seconds=options.seconds, freeze_lm=options.freeze_lm,
+                           audio_tokens=options.audio_tokens, **parts)  # fmt: skip
     torch.manual_seed(options.seed)
     model = AudioLMForConditionalGeneration(config)
     for name, buffer in model.encoder.named_buffers():
-        if name.endswith("embed_sum"):  # Mimi's codebooks begin as zeros, and so would all its features
+        if name.endswith(("embed_sum", "codebook.embed")):  # Mimi's and EnCodec's begin as zeros, and so would all features
             buffer.normal_()
     return model, AudioLMProcessor.from_config(config, word_tokenizer(config.text_config.vocab_size))
 

@@ -4,12 +4,24 @@ from collections.abc import Mapping
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-# Every arm of the experiment: the configuration class of its encoder and what the arm adds to that configuration.
-ENCODER_TYPES = {
+# Every arm: the configuration class of its encoder (`model_type`) and what the arm adds to that configuration. The first three
+# are those of the experiment.
+ENCODER_TYPES: dict[str, tuple[str, dict]] = {
     "htsat": ("clap_audio_model", {}),
     "mimi_semantic": ("mimi", {"num_levels": 1}),
     "mimi_full": ("mimi", {"num_levels": 8}),
+    "mimi_acoustic": ("mimi", {"num_levels": 8, "first_level": 1}),
+    "mimi_continuous": ("mimi", {"num_levels": 0}),
+    "encodec": ("encodec", {"num_levels": 8}),
+    "dac": ("dac", {"num_levels": 9}),
 }
+# and arms "NAME=NUMBER": `model_type`, what else is set, the field that the number goes to, the least and the most of it
+NUMBERED = {
+    "mimi_levels": ("mimi", {}, "num_levels", 1, 32),
+    "mimi_transformer_layer": ("mimi", {"num_levels": 0}, "transformer_layer", 1, 8),
+    "htsat_layer": ("clap_audio_model", {}, "layer", 1, 3),
+}
+OF_ARMS = ("num_levels", "first_level", "transformer_layer", "layer")  # fields that no encoder's own configuration has
 # How MS-CLAP 2023 hears: 44.1 kHz audio through the mel filters of a 32 kHz bank, windows of 7 s.
 MSCLAP_FRONT_END = {
     "sampling_rate": 44100,
@@ -27,14 +39,14 @@ MOST_OF_TEXT = {
 }  # fmt: skip
 MOST_PARAMETERS = 10**11  # of the language model, by a rough count
 MOST_OF_ENCODER = 4  # times the arm's default
-MOST_OF_MAPPER = {"mapper_hidden_size": 2**15, "max_audio_seconds": 3600.0}
+MOST_OF_MAPPER = {"mapper_hidden_size": 2**15, "max_audio_seconds": 3600.0, "audio_tokens": 2**15}
 
 
 class AudioLMConfig(PreTrainedConfig):
     """Configuration of [`AudioLMForConditionalGeneration`].
 
     Args:
-        encoder_type: the arm: "htsat", "mimi_semantic" or "mimi_full".
+        encoder_type: the arm: "htsat", "mimi_semantic", "mimi_full", or another of [`arms`].
         encoder_config: configuration (or its dict) of the encoder: `ClapAudioConfig` with the fields of
             `MSCLAP_FRONT_END`, or `MimiConfig` with `num_levels`. Defaults to the arm's.
         text_config: configuration (or its dict) of the language model. Defaults to SmolLM2-135M's.
@@ -42,6 +54,8 @@ class AudioLMConfig(PreTrainedConfig):
         audio_token_id: id that stands for one audio frame in `input_ids`.
         max_audio_seconds: longest clip that is used, in s.
         freeze_lm: whether the language model's weights stay as they are in training.
+        audio_tokens: tokens that each clip comes to, whatever its length: its frames are averaged, or repeated, to so many.
+            None: one for each frame.
         no_audio: every frame is the mean of the training clips' features: the model that has the text and the clip's
             length alone, but as many tokens and weights.
 
@@ -64,10 +78,10 @@ class AudioLMConfig(PreTrainedConfig):
         max_audio_seconds: float = 10.0,
         freeze_lm: bool = True,
         no_audio: bool = False,
+        audio_tokens: int | None = None,
         **kwargs,
     ):
-        if not isinstance(encoder_type, str) or encoder_type not in ENCODER_TYPES:
-            raise ValueError(f"encoder_type {encoder_type!r:.60} is none of {', '.join(ENCODER_TYPES)}")
+        arm_of(encoder_type)
         self.encoder_type = encoder_type
         self.encoder_config = default_encoder_config(encoder_type, encoder_config)
         if text_config is None:
@@ -84,6 +98,7 @@ class AudioLMConfig(PreTrainedConfig):
         self.text_config = text_config
         check_text_config(text_config)
         own = {"mapper_hidden_size": mapper_hidden_size, "max_audio_seconds": max_audio_seconds}
+        own |= {} if audio_tokens is None else {"audio_tokens": audio_tokens}
         check_sizes("config", own, MOST_OF_MAPPER)
         if not isinstance(audio_token_id, int) or not 0 <= audio_token_id < text_config.vocab_size:
             raise ValueError(f"audio_token_id is {audio_token_id!r:.60}, not one of the {text_config.vocab_size} tokens")
@@ -96,6 +111,7 @@ class AudioLMConfig(PreTrainedConfig):
         self.max_audio_seconds = max_audio_seconds
         self.freeze_lm = freeze_lm
         self.no_audio = no_audio
+        self.audio_tokens = audio_tokens
         # a pushed model answers to each of these
         model = "modeling_audiolm.AudioLMForConditionalGeneration"
         kwargs.setdefault("auto_map", {
@@ -108,27 +124,50 @@ class AudioLMConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
 
+def arms() -> list[str]:
+    """The name of every arm; those of numbers as "NAME=1..32"."""
+    return [*ENCODER_TYPES, *(f"{name}={least}..{most}" for name, (*_, least, most) in NUMBERED.items())]
+
+
+def arm_of(encoder_type: str) -> tuple[str, dict]:
+    """The `model_type` of an arm's encoder, and what the arm adds to its configuration.
+
+    Raises:
+        ValueError: if there is no such arm.
+    """
+    if isinstance(encoder_type, str) and encoder_type in ENCODER_TYPES:
+        return ENCODER_TYPES[encoder_type]
+    name, _, number = encoder_type.partition("=") if isinstance(encoder_type, str) else ("", "", "")
+    if name in NUMBERED and number.isascii() and number.isdecimal() and len(number) < 3:
+        model_type, fields, field, least, most = NUMBERED[name]
+        if least <= int(number) <= most and str(int(number)) == number:  # one name for each
+            return model_type, {**fields, field: int(number)}
+    raise ValueError(f"encoder_type {encoder_type!r:.60} is none of {', '.join(arms())}")
+
+
 def default_encoder_config(encoder_type: str, config: PreTrainedConfig | dict | None = None) -> PreTrainedConfig:
     """The encoder's configuration with every field of its arm set; fields that `config` has are kept.
 
     Raises:
         ValueError: if `config` belongs to another encoder, or has a size far from the arm's.
     """
-    model_type, fields = ENCODER_TYPES[encoder_type]
-    fields = {**(MSCLAP_FRONT_END if model_type == "clap_audio_model" else {}), **fields}
+    model_type, of_arm = arm_of(encoder_type)
+    fields = {**(MSCLAP_FRONT_END if model_type == "clap_audio_model" else {}), **of_arm}
     if config is not None and not isinstance(config, (PreTrainedConfig, dict)):
         raise ValueError(f"encoder_config is {config!r:.60}, not a configuration")
     given = config.to_dict() if isinstance(config, PreTrainedConfig) else dict(config or {})
     found = given.pop("model_type", model_type)
     if found != model_type:
         raise ValueError(f"encoder_type {encoder_type!r} needs a {model_type!r} encoder_config, but it is {found!r:.60}")
-    if "num_levels" in fields and given.get("num_levels", fields["num_levels"]) != fields["num_levels"]:
-        raise ValueError(
-            f"encoder_type {encoder_type!r} has {fields['num_levels']} levels, but encoder_config {given['num_levels']!r:.60}"
-        )
+    for field in OF_ARMS:
+        if given.get(field) is not None and given[field] != of_arm.get(field):
+            wanted = of_arm.get(field, "none")
+            raise ValueError(f"encoder_type {encoder_type!r} has {field} {wanted}, but encoder_config {given[field]!r:.60}")
     if model_type == "mimi":
         given["decoder_config"] = None  # no decoder: only the encoding half is used
     made = _made("encoder_config", model_type, {**fields, **given})
+    if (levels := of_arm.get("num_levels", 0)) > (there := getattr(made, "num_quantizers", levels)):
+        raise ValueError(f"encoder_type {encoder_type!r} has {levels} levels, but the codec of encoder_config {there}")
     default = {**CONFIG_MAPPING[model_type]().to_dict(), **fields}
     most = {}
     for field, value in default.items():

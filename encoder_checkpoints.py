@@ -13,8 +13,8 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
-from audiolm.configuration_audiolm import default_encoder_config
-from audiolm.encoders_audiolm import AudioEncoder, HTSATEncoder, MimiEncoder, build_encoder
+from audiolm.configuration_audiolm import OF_ARMS, default_encoder_config
+from audiolm.encoders_audiolm import AudioEncoder, CodecEncoder, HTSATEncoder, MimiEncoder, build_encoder
 
 MOSHI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
 # by encoder: the repository of the published weights, and the files in which they come, there or elsewhere
@@ -28,17 +28,27 @@ FILES = {
 def _load_random(encoder_type: str) -> AudioEncoder:
     warnings.warn(f"{encoder_type}: the encoder's weights are RANDOM; results say nothing about it", stacklevel=3)
     encoder = build_encoder(default_encoder_config(encoder_type)).eval()
-    if isinstance(encoder, MimiEncoder):
+    if isinstance(encoder, (MimiEncoder, CodecEncoder)):
         randomise_codebooks(encoder)
     return encoder
 
 
 @torch.no_grad()
-def randomise_codebooks(encoder: MimiEncoder) -> None:
-    """Draws the used codebooks from the encoder's own outputs on gliding tones and noise, so that codes vary."""
+def randomise_codebooks(encoder: MimiEncoder | CodecEncoder) -> None:
+    """Draws codebooks that begin as zeros from the encoder's own outputs on gliding tones and noise, so that codes vary."""
     seconds = torch.arange(24 * encoder.sample_rate) / encoder.sample_rate
     sweep = torch.sin(2 * torch.pi * (80 * seconds + 60 * seconds**2 / 2)) * (0.5 + 0.5 * torch.sin(3 * seconds))
     audio = torch.stack([0.5 * sweep, 0.2 * torch.randn_like(sweep) * torch.sin(seconds).abs(), 0.3 * sweep.flip(0)])
+    if encoder.config.model_type == "encodec":
+        residual = encoder.model.encoder(audio[:, None])
+        for layer in encoder.model.quantizer.layers:
+            points = residual.transpose(1, 2).flatten(0, 1)
+            drawn = points[torch.randint(len(points), (layer.codebook.codebook_size,))]
+            layer.codebook.embed.copy_(drawn + 0.5 * points.std(0) * torch.randn_like(drawn))
+            residual = residual - layer.decode(layer.encode(residual))
+        return
+    if not isinstance(encoder, MimiEncoder):
+        return  # DAC's begin at random
     latents = encoder.latents(audio).transpose(1, 2)
     rvq = encoder.model.quantizer
     for quantizer in (rvq.semantic_residual_vector_quantizer, rvq.acoustic_residual_vector_quantizer):
@@ -85,11 +95,16 @@ def _read(path: str) -> dict[str, torch.Tensor]:
 
 
 def _config(source: str) -> PreTrainedConfig | None:
-    """The configuration of a folder, a Hub repository, or beside a file; None if a file has none beside it."""
-    if not Path(source).is_file():
-        return AutoConfig.from_pretrained(source)
-    folder = Path(source).parent
-    return AutoConfig.from_pretrained(folder) if (folder / "config.json").is_file() else None
+    """The configuration of a folder, a Hub repository, or beside a file, without what an arm added to it; None if a file has
+    none beside it."""
+    if Path(source).is_file():
+        source = Path(source).parent
+        if not (source / "config.json").is_file():
+            return None
+    config = AutoConfig.from_pretrained(source)
+    for field in OF_ARMS:
+        config.__dict__.pop(field, None)
+    return config
 
 
 def _fill(module: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
@@ -171,14 +186,14 @@ _MOSHI_NAMES = [
 ]  # fmt: skip
 
 
-def _load_mimi(encoder_type: str, name_or_path: str | None) -> MimiEncoder:
+def _load_mimi(encoder_type: str, name_or_path: str | None) -> AudioEncoder:
     source, path = name_or_path or PUBLISHED["mimi"], checkpoint_file(encoder_type, name_or_path)
     state = _read(path)
     if any(k.startswith("encoder.model.") for k in state):  # moshi's own format
-        encoder = MimiEncoder(default_encoder_config(encoder_type))
+        encoder = build_encoder(default_encoder_config(encoder_type))
         _fill(encoder.model, _mimi_names(state, encoder.config.num_attention_heads), path)
     elif Path(source).is_file():
-        encoder = MimiEncoder(default_encoder_config(encoder_type, _config(source)))
+        encoder = build_encoder(default_encoder_config(encoder_type, _config(source)))
         _fill(encoder.model, {k: v for k, v in state.items() if not k.startswith("decoder")}, path)
     else:
         encoder = _load_transformers(encoder_type, source)

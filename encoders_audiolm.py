@@ -1,11 +1,12 @@
 """The frozen audio encoders behind one interface, in torch and transformers alone."""
 
+import math
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import ClapAudioModel, MimiModel, PreTrainedConfig
+from transformers import ClapAudioModel, DacModel, EncodecModel, MimiModel, PreTrainedConfig
 from transformers.audio_utils import mel_filter_bank
 
 
@@ -103,7 +104,8 @@ class HTSATEncoder(AudioEncoder):
 
     A window gives a grid of (dim, 2 frequency, 32 time) cells, read time-major as 64 frames. A clip shorter than a
     window is tiled to one, the last window of a longer one ends with it. Kept are the cells whose centre lies in the
-    clip and in no earlier window; the first cell always.
+    clip and in no earlier window; the first cell always. With `config.layer` the cells are those behind that stage,
+    averaged to this grid.
     """
 
     def __init__(self, config: PreTrainedConfig):
@@ -119,7 +121,8 @@ class HTSATEncoder(AudioEncoder):
             )  # fmt: skip
             self.register_buffer("mel_filters", torch.tensor(mel, dtype=torch.float32))
             self.register_buffer("window", torch.hann_window(config.n_fft))
-        self.dim = config.patch_embeds_hidden_size * 2 ** (len(config.depths) - 1)
+        self.layer = getattr(config, "layer", None)
+        self.dim = config.patch_embeds_hidden_size * 2 ** ((self.layer or len(config.depths)) - 1)
         self.sample_rate = config.sampling_rate
         self.window_samples = round(config.window_seconds * config.sampling_rate)
         side = config.spec_size // config.patch_stride[0] // 2 ** (len(config.depths) - 1)
@@ -144,8 +147,20 @@ class HTSATEncoder(AudioEncoder):
 
     def encode_windows(self, waveform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Grid (batch, dim, frequency, time) and latent (batch, dim) of clips that are one window long."""
-        output = self.model(input_features=self.log_mel(waveform)[:, None])
-        return output.last_hidden_state, output.pooler_output
+        kept = []
+        stage = self.model.audio_encoder.layers[self.layer - 1] if self.layer else None
+        handle = stage.register_forward_hook(lambda module, inputs, output: kept.append(output[1])) if stage else None
+        try:
+            output = self.model(input_features=self.log_mel(waveform)[:, None])
+        finally:
+            if handle:
+                handle.remove()
+        grid = output.last_hidden_state
+        if kept:  # an image of time slices one below the other, (batch, side * side, dim), before it is halved
+            side, slices = math.isqrt(kept[0].shape[1]), self.config.spec_size // self.config.num_mel_bins
+            image = kept[0].transpose(1, 2).unflatten(2, (slices, side // slices, side))
+            grid = nn.functional.avg_pool2d(image.transpose(2, 3).flatten(3), side // slices // self.frequency_cells)
+        return grid, output.pooler_output
 
     def _encode(self, waveform, num_samples):
         crops, places = [], []
@@ -163,8 +178,29 @@ class HTSATEncoder(AudioEncoder):
         return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
-class MimiEncoder(AudioEncoder):
-    """Mimi (arXiv 2410.00037): codes of the first `num_levels` RVQ levels, decoded to the quantised latent.
+class FramedEncoder(AudioEncoder):
+    """An encoder that gives a frame for each `frame_size` samples; a clip is filled up to whole frames with zeros.
+
+    Attributes:
+        frame_size: samples.
+    """
+
+    frame_size: int
+
+    def num_frames(self, num_samples: int) -> int:
+        return -(-num_samples // self.frame_size)
+
+    def whole_frames(self, waveform: torch.Tensor, num_samples: list[int]) -> torch.Tensor:
+        """(batch, samples) with zeros behind each clip, up to the end of the longest one's last frame."""
+        padded = waveform.new_zeros(len(waveform), self.num_frames(max(num_samples)) * self.frame_size)
+        for row, clip, length in zip(padded, waveform, num_samples):
+            row[:length] = clip[:length]
+        return padded
+
+
+class MimiLatentEncoder(FramedEncoder):
+    """Mimi (arXiv 2410.00037) before it quantises: its latents, or the hidden states behind its transformer's layer
+    `transformer_layer`, of which there are twice as many.
 
     Each clip is zero-padded to whole frames first, as moshi does; Mimi is causal, so a batch then equals its clips.
     """
@@ -173,41 +209,32 @@ class MimiEncoder(AudioEncoder):
         super().__init__()
         self.config = config
         self.model = MimiModel(config)
+        self.layer = getattr(config, "transformer_layer", None)
         self.dim = config.hidden_size
         self.sample_rate = config.sampling_rate
-        self.frame_rate = config.frame_rate
+        self.frame_rate = config.encodec_frame_rate if self.layer else config.frame_rate
         self.frame_size = round(self.sample_rate / self.frame_rate)
-        self.num_levels = config.num_levels
-
-    def num_frames(self, num_samples: int) -> int:
-        return -(-num_samples // self.frame_size)
 
     def latents(self, waveform: torch.Tensor) -> torch.Tensor:
         """Latents before quantisation, of shape (batch, frames, dim), of whole frames of audio."""
         self.sizes_to_host()
         return self.model.encoder(waveform[:, None]).latents.transpose(1, 2)
 
-    def _codes(self, waveform, num_samples):
-        frames = self.num_frames(max(num_samples))
-        padded = waveform.new_zeros(len(waveform), frames * self.frame_size)
-        for row, clip, length in zip(padded, waveform, num_samples):
-            row[:length] = clip[:length]
-        return self.model.quantizer.encode(self.latents(padded).transpose(1, 2), self.num_levels).transpose(0, 1)
-
-    @torch.no_grad()
-    def codes(self, waveform: torch.Tensor, num_samples: list[int] | None = None) -> torch.Tensor:
-        """Codes of shape (batch, levels, frames); those behind a clip's last frame mean nothing."""
-        with full_precision(waveform.device.type):
-            return self._codes(waveform.float(), num_samples or [waveform.shape[1]] * len(waveform))
-
-    @torch.no_grad()
-    def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
-        """Features (batch, frames, dim) of codes (batch, levels, frames)."""
-        with full_precision(codes.device.type):
-            return self.model.quantizer.decode(codes.long()).transpose(1, 2)
+    def hidden_states(self, waveform: torch.Tensor) -> torch.Tensor:
+        """Behind layer `transformer_layer`, of shape (batch, frames, dim), of whole frames of audio."""
+        self.sizes_to_host()
+        kept = []
+        layer = self.model.encoder.encoder_transformer.layers[self.layer - 1]
+        handle = layer.register_forward_hook(lambda module, inputs, output: kept.append(output))
+        try:
+            self.model.encoder(waveform[:, None])
+        finally:
+            handle.remove()
+        return kept[0]
 
     def _encode(self, waveform, num_samples):
-        features = self.decode_codes(self._codes(waveform, num_samples))
+        padded = self.whole_frames(waveform, num_samples)
+        features = self.hidden_states(padded) if self.layer else self.latents(padded)
         return features * self.frame_mask(num_samples).to(features.device)[..., None]
 
     def sizes_to_host(self):
@@ -227,9 +254,93 @@ class MimiEncoder(AudioEncoder):
                 module._embed = None
 
 
-ENCODERS: dict[str, type[AudioEncoder]] = {"clap_audio_model": HTSATEncoder, "mimi": MimiEncoder}  # by `model_type`
+class MimiEncoder(MimiLatentEncoder):
+    """Mimi (arXiv 2410.00037): codes of the first `num_levels` RVQ levels, without the semantic one if `first_level` is 1,
+    decoded to the quantised latent.
+    """
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__(config)
+        self.first_level = getattr(config, "first_level", None) or 0
+        self.num_levels = config.num_levels - self.first_level
+
+    def _codes(self, waveform, num_samples):
+        latents = self.latents(self.whole_frames(waveform, num_samples)).transpose(1, 2)
+        codes = self.model.quantizer.encode(latents, self.first_level + self.num_levels)
+        return codes.transpose(0, 1)[:, self.first_level :]
+
+    @torch.no_grad()
+    def codes(self, waveform: torch.Tensor, num_samples: list[int] | None = None) -> torch.Tensor:
+        """Codes of shape (batch, levels, frames); those behind a clip's last frame mean nothing."""
+        with full_precision(waveform.device.type):
+            return self._codes(waveform.float(), num_samples or [waveform.shape[1]] * len(waveform))
+
+    @torch.no_grad()
+    def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
+        """Features (batch, frames, dim) of codes (batch, levels, frames)."""
+        with full_precision(codes.device.type):
+            quantizer = self.model.quantizer
+            if self.first_level:
+                quantizer = quantizer.acoustic_residual_vector_quantizer
+            return quantizer.decode(codes.long()).transpose(1, 2)
+
+    def _encode(self, waveform, num_samples):
+        features = self.decode_codes(self._codes(waveform, num_samples))
+        return features * self.frame_mask(num_samples).to(features.device)[..., None]
+
+
+class CodecEncoder(FramedEncoder):
+    """EnCodec at 24 kHz (arXiv 2210.13438) or DAC (arXiv 2306.06546): codes of `num_levels` RVQ levels, decoded to the latent.
+
+    Each clip is encoded alone, filled up to whole frames: DAC looks ahead, and EnCodec mirrors the ends of a clip.
+    """
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.config = config
+        self.model = {"encodec": EncodecModel, "dac": DacModel}[config.model_type](config)
+        self.dim = config.hidden_size
+        self.sample_rate = config.sampling_rate
+        self.frame_size = config.hop_length
+        self.frame_rate = self.sample_rate / self.frame_size
+        self.num_levels = config.num_levels
+
+    @torch.no_grad()
+    def codes(self, waveform: torch.Tensor, num_samples: list[int] | None = None) -> torch.Tensor:
+        """Codes of shape (batch, levels, frames); those behind a clip's last frame mean nothing."""
+        lengths = num_samples or [waveform.shape[1]] * len(waveform)
+        with full_precision(waveform.device.type):
+            made = [self._codes_of(clip[None, :length].float(), length) for clip, length in zip(waveform, lengths)]
+        return nn.utils.rnn.pad_sequence([codes[0].T for codes in made], batch_first=True).transpose(1, 2)
+
+    def _codes_of(self, clip, length):
+        latents = self.model.encoder(self.whole_frames(clip, [length])[:, None])[..., : self.num_frames(length)]
+        if self.config.model_type == "encodec":
+            bits = self.num_levels * self.config.codebook_nbits * self.config.frame_rate / 1000
+            return self.model.quantizer.encode(latents, bits).transpose(0, 1)
+        return self.model.quantizer(latents, self.num_levels)[1]
+
+    @torch.no_grad()
+    def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
+        """Features (batch, frames, dim) of codes (batch, levels, frames)."""
+        with full_precision(codes.device.type):
+            if self.config.model_type == "encodec":
+                return self.model.quantizer.decode(codes.long().transpose(0, 1)).transpose(1, 2)
+            return self.model.quantizer.from_codes(codes.long())[0].transpose(1, 2)
+
+    def _encode(self, waveform, num_samples):
+        features = self.decode_codes(self.codes(waveform, num_samples))
+        return features * self.frame_mask(num_samples).to(features.device)[..., None]
+
+
+# by the configuration's `model_type`; Mimi without levels is its latent
+ENCODERS: dict[str, type[AudioEncoder]] = {
+    "clap_audio_model": HTSATEncoder, "mimi": MimiEncoder, "mimi latents": MimiLatentEncoder, "encodec": CodecEncoder,
+    "dac": CodecEncoder,
+}  # fmt: skip
 
 
 def build_encoder(config: PreTrainedConfig) -> AudioEncoder:
     """The encoder of a configuration, with the weights that its initialisation gives."""
-    return ENCODERS[config.model_type](config)
+    latents = config.model_type == "mimi" and not config.num_levels
+    return ENCODERS[config.model_type + latents * " latents"](config)

@@ -137,6 +137,9 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 mask = torch.arange(features.shape[1])[None] < torch.tensor(num_frames)[:, None]
         if self.config.no_audio:
             features = self.mapper.feature_mean.expand_as(features)
+        if self.config.audio_tokens:
+            lengths = num_frames if num_frames is not None else mask.sum(1).tolist()
+            return self.mapper(pooled(features, lengths, self.config.audio_tokens).flatten(0, 1))
         kept = mask.flatten().nonzero()[:, 0].to(features.device, non_blocking=True)
         return self.mapper(features.flatten(0, 1)[kept])
 
@@ -248,6 +251,12 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
         )
         return input_ids, {**model_kwargs, **clips}
+
+
+def pooled(features: torch.Tensor, lengths: list[int], tokens: int) -> torch.Tensor:
+    """Frames of clips, (clips, frames, dim), of which each has so many, averaged to `tokens` of equal share, or repeated."""
+    clips = [clip[:length].T[None] for clip, length in zip(features, lengths)]
+    return torch.cat([nn.functional.adaptive_avg_pool1d(clip, tokens) for clip in clips]).transpose(1, 2)
 
 
 def summed_loss(hidden: torch.Tensor, head: nn.Module, wanted: torch.Tensor) -> torch.Tensor:

@@ -184,8 +184,10 @@ def _resampling_kernels(old: int, new: int) -> tuple[int, list[tuple[int, torch.
 class AudioLMProcessor(ProcessorMixin):
     """One text with one or two clips, or a list of texts with a list of clips for each."""
 
-    def __init__(self, feature_extractor=None, tokenizer=None, audio_token_id=3, chat_template=None, **kwargs):
-        self.audio_token_id = audio_token_id
+    def __init__(
+        self, feature_extractor=None, tokenizer=None, audio_token_id=3, audio_tokens=None, chat_template=None, **kwargs
+    ):
+        self.audio_token_id, self.audio_tokens = audio_token_id, audio_tokens
         chat_template = chat_template or (
             "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}"
             "{% if c.type == 'text' %}{{ c.text }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
@@ -211,7 +213,7 @@ class AudioLMProcessor(ProcessorMixin):
         )  # fmt: skip
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        return cls(extractor, tokenizer, config.audio_token_id)
+        return cls(extractor, tokenizer, config.audio_token_id, config.audio_tokens)
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         # a question that contains a special token's text must not inject one
@@ -228,7 +230,7 @@ class AudioLMProcessor(ProcessorMixin):
         for question, counts in zip(self._ids([f"{question.strip()}\nAnswer:" for question in questions]), frames):
             prompt = []
             for name, count in zip(names, counts):
-                prompt += [*name, *[self.audio_token_id] * count, *end]
+                prompt += [*name, *[self.audio_token_id] * (self.audio_tokens or count), *end]
             made.append(prompt + question)
         return made
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from transformers.hf_argparser import string_to_bool
 
 from audiolm.benchmark_measures import ARM_STEPS, PARTS, apart, generation_rates, loader_rate, measure, prepare
-from audiolm.configuration_audiolm import ENCODER_TYPES
+from audiolm.configuration_audiolm import arm_of, arms
 
 CLIPS = 54_046  # of ReasonAQA, each encoded once where features are cached
 # of our processes, as of run_train.py, in pages of 2 MB: what is freed of 4 MB and more goes back to the system, or
@@ -85,7 +85,8 @@ def parse(argv=None) -> argparse.Namespace:
         return number
 
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--encoder_type", choices=list(ENCODER_TYPES), default="htsat", help="the arm (default: htsat)")
+    parser.add_argument("--encoder_type", default="htsat", metavar="ARM", help=f"{', '.join(arms())} (default: htsat)")
+    parser.add_argument("--audio_tokens", type=positive(int), help="tokens of each clip (default: one for each frame)")
     parser.add_argument("--batch_size", type=positive(int), default=16, help="rows a step (default: 16)")
     parser.add_argument("--steps", type=positive(int), default=10, help="steps that count, after the warm-up (default: 10)")
     parser.add_argument("--seconds", type=positive(float), default=10.0, help="length of the clips (default: 10)")
@@ -112,6 +113,10 @@ def parse(argv=None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.dataloader_num_workers < 0:
         parser.error(f"--dataloader_num_workers {options.dataloader_num_workers}: 0 or more are wanted")
+    try:
+        arm_of(options.encoder_type)
+    except ValueError as error:
+        parser.error(f"--{error}")
     if options.torch_compile and options.packed:
         parser.error("--torch_compile: packed rows need a mask, which compiled layers do without")
     if options.json and not Path(options.json).absolute().parent.is_dir():

@@ -136,7 +136,7 @@ def loaded(name: str, revision: str | None, device):
     model, tokenizer = load_model(name, revision)
     if "flash" in str(model.config.text_config._attn_implementation):
         model.set_attn_implementation("sdpa")  # options are scored under a mask that flash attention does not take
-    about = {name: getattr(model.config, name, None) for name in ("encoder_type", "no_audio", "training")}
+    about = {name: getattr(model.config, name, None) for name in ("encoder_type", "no_audio", "audio_tokens", "training")}
     state = Path(name, "trainer_state.json")
     about["step"] = json.loads(state.read_text(encoding="utf-8"))["global_step"] if state.is_file() else None
     about["weights_sha256"] = model_digest(model)

@@ -21,7 +21,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from safetensors import SafetensorError
 
-from audiolm.configuration_audiolm import ENCODER_TYPES
+from audiolm.configuration_audiolm import ENCODER_TYPES, arm_of, arms
 from audiolm.data import FeatureCache, encode_clips, sound_rows
 from audiolm.encoder_checkpoints import load_encoder
 from audiolm.evaluation import probes
@@ -39,7 +39,8 @@ def parse(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--encoder_type", nargs="+", required=True, choices=ENCODER_TYPES, help="the arms")
+    parser.add_argument("--encoder_type", nargs="+", required=True, metavar="ARM", help="of "
+                        + ", ".join(arms()))  # fmt: skip
     parser.add_argument("--encoder_name_or_path", nargs="+", default=[], metavar="NAME", help="weights: one for each arm in "
                         "order, or ARM=NAME; a folder, file or Hub name, or `random`; default: the published ones")  # fmt: skip
     parser.add_argument("--labels", metavar="CSV", help="see above")
@@ -60,8 +61,14 @@ def parse(argv=None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if len(set(args.encoder_type)) < len(args.encoder_type):
         parser.error(f"--encoder_type {' '.join(args.encoder_type)}: each arm once")
-    words = [word.partition("=") for word in args.encoder_name_or_path]
-    named = {arm: name for arm, equals, name in words if equals and arm in ENCODER_TYPES}
+    try:
+        for encoder_type in args.encoder_type:
+            arm_of(encoder_type)
+    except ValueError as error:
+        parser.error(f"--{error}")
+    words = args.encoder_name_or_path
+    known = sorted([*args.encoder_type, *ENCODER_TYPES], key=len)
+    named = {of: word[len(of) + 1 :] for word in words for of in known if word.startswith(f"{of}=")}
     if unknown := sorted(set(named) - set(args.encoder_type)):
         parser.error(f"--encoder_name_or_path {unknown[0]}=...: {unknown[0]} is not in --encoder_type")
     if len(named) < len(words):

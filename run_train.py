@@ -59,13 +59,14 @@ def build(model_args: ModelArguments, data_args: DataArguments) -> tuple[AudioLM
         "freeze_lm": model_args.freeze_lm,
         "no_audio": model_args.no_audio,
         "max_audio_seconds": data_args.max_audio_seconds,
+        "audio_tokens": model_args.audio_tokens,
     }
     if name := model_args.model_name_or_path:
         model, tokenizer = load_model(name)
         if model.config.encoder_type != model_args.encoder_type:
             raise ValueError(f"--model_name_or_path {name} is of the arm {model.config.encoder_type}, but --encoder_type is "
                              f"{model_args.encoder_type}")  # fmt: skip
-        for field in ("no_audio", "max_audio_seconds"):
+        for field in ("no_audio", "max_audio_seconds", "audio_tokens"):
             if (earlier := getattr(model.config, field)) != fields[field]:
                 raise ValueError(
                     f"--model_name_or_path {name} was trained with --{field} {str(earlier).lower()}: give the same"
@@ -144,7 +145,8 @@ def main(argv=None):
         facts = training_facts(model, model_args, data_args, args, about_data)
         facts["settings"]["precision"] = precision(args)
         facts["settings"]["batches"] = f"of one length, order {sampler.digest()[:16]}" if sampler else "of any length"
-        settings = {"encoder_type": model_args.encoder_type, "no_audio": model_args.no_audio, **facts["settings"], **about_data}
+        settings = {"encoder_type": model_args.encoder_type, "no_audio": model_args.no_audio,
+                    "audio_tokens": model_args.audio_tokens, **facts["settings"], **about_data}  # fmt: skip
         if args.resume_from_checkpoint and not data_args.resume_with_changes:
             check_settings(args.resume_from_checkpoint, settings)
         model.config.training = {**facts["settings"], "data": about_data}  # two models are comparable where these are equal
@@ -154,7 +156,8 @@ def main(argv=None):
         sys.exit(f"run_train.py: {error}")
     compiled, extractor = taken_compilation(args), processor.feature_extractor
     samples = int(data_args.max_audio_seconds * extractor.sampling_rate)
-    logger.info("%s: %d tokens for %g s", model_args.encoder_type, extractor.num_frames(samples), data_args.max_audio_seconds)
+    tokens = model.config.audio_tokens or extractor.num_frames(samples)
+    logger.info("%s: %d tokens for %g s", model_args.encoder_type, tokens, data_args.max_audio_seconds)
     model.to(args.device)
     if not (data_args.feature_cache or data_args.streaming) and (times := encodings(data, args)) > 2:
         logger.info("each clip is decoded and encoded %.0f times; --feature_cache DIR does it once", times)

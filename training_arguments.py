@@ -12,7 +12,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
-from audiolm.configuration_audiolm import ENCODER_TYPES
+from audiolm.configuration_audiolm import arm_of, arms
 from audiolm.data import QUESTION_TYPES
 from audiolm.modeling_audiolm import TEXT_MODEL
 from audiolm.resume import checkpoint_to_resume
@@ -33,7 +33,7 @@ DEFAULTS = {
 
 @dataclass
 class ModelArguments:
-    encoder_type: str = field(default="htsat", metadata={"help": "the arm: " + ", ".join(ENCODER_TYPES)})
+    encoder_type: str = field(default="htsat", metadata={"help": "the arm: " + ", ".join(arms())})
     encoder_name_or_path: str | None = field(
         default=None, metadata={"help": "Hub name, folder or file of its weights, or `random`; default: the published ones"}
     )
@@ -53,6 +53,10 @@ class ModelArguments:
     lora_push: str = field(
         default="merged",
         metadata={"help": "push the whole model, `merged`, or `adapter`: of the model in --model_name_or_path"},
+    )
+    audio_tokens: int | None = field(
+        default=None,
+        metadata={"help": "tokens of each clip: its frames are averaged, or repeated, to so many; default: one for each frame"},
     )
     no_audio: bool = field(
         default=False, metadata={"help": "control: every frame is the mean feature, so that the text alone is learnt from"}
@@ -245,12 +249,14 @@ def parse(argv=None, description: str | None = None):
         space.use_cpu = True  # else each of them would take itself for the only one
     if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
         parser.error(f"start {processes} GPUs with `accelerate launch`; one process cannot split a batch of clips")
-    if space.encoder_type not in ENCODER_TYPES:
-        parser.error(f"--encoder_type {space.encoder_type!r} is none of {', '.join(ENCODER_TYPES)}")
+    try:
+        arm_of(space.encoder_type)
+    except ValueError as error:
+        parser.error(f"--{error}")
     if space.lora_r and space.lora_alpha is None:
         space.lora_alpha = 2 * space.lora_r
     if space.output_dir is None:
-        space.output_dir = f"outputs/{space.encoder_type}"
+        space.output_dir = f"outputs/{space.encoder_type.replace('=', '-')}"  # a repository has its name
     for name, values in (("on_bad_audio", ("error", "skip")), ("lora_push", ("merged", "adapter"))):
         if (value := getattr(space, name)) not in values:
             parser.error(f"--{name} {value!r} is neither {values[0]} nor {values[1]}")

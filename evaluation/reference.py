@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from audiolm.configuration_audiolm import ENCODER_TYPES
 from audiolm.encoder_checkpoints import load_encoder
 from audiolm.encoders_audiolm import HTSATEncoder
 from audiolm.processing_audiolm import AudioLMFeatureExtractor
@@ -58,7 +57,7 @@ class MoshiReference:
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoder_type", required=True, choices=list(ENCODER_TYPES), help="the arm")
+    parser.add_argument("--encoder_type", required=True, choices=["htsat", "mimi_semantic", "mimi_full"], help="the arm")
     parser.add_argument("--encoder_name_or_path", required=True, help="CLAP_weights_2023.pth, or moshi's safetensors file")
     parser.add_argument("--max_audio_seconds", type=float, default=10.0, help="seconds used of each file")
     parser.add_argument("--output_dir", help="save the reference's features there, one .pt for each file")

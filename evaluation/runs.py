@@ -65,7 +65,7 @@ def _comparable(run: Run, of_one_arm: bool, may_differ: tuple[str, ...]) -> dict
     settings = {name: value for name, value in run.metrics["settings"].items() if name not in NO_ANSWERS}
     model = dict(settings.pop("model"))
     training = {name: value for name, value in model["training"].items() if name not in may_differ}
-    arm = {name: model[name] for name in ("encoder_type", "no_audio")} if of_one_arm else {}
+    arm = {name: model.get(name) for name in ("encoder_type", "no_audio", "audio_tokens")} if of_one_arm else {}
     if of_one_arm:
         training = {name: value for name, value in training.items() if name not in OF_A_SEED}
     return _flat({"protocol": run.metrics["protocol"], **settings, **arm, "step": model.get("step"), "training": training})
@@ -129,7 +129,7 @@ def model_facts(folder: str | Path) -> dict:
     return {
         "trained_parameters": count,
         "max_audio_seconds": config.max_audio_seconds,
-        "tokens_per_clip": extractor.num_frames(int(config.max_audio_seconds * extractor.sampling_rate)),
+        "tokens_per_clip": config.audio_tokens or extractor.num_frames(int(config.max_audio_seconds * extractor.sampling_rate)),
         "learning_curves": learning_curves(state["log_history"]),
     }
 
