@@ -13,7 +13,7 @@ ENCODER_TYPES: dict[str, tuple[str, dict]] = {
     "mimi_acoustic": ("mimi", {"num_levels": 8, "first_level": 1}),
     "mimi_continuous": ("mimi", {"num_levels": 0}),
     "encodec": ("encodec", {"num_levels": 8}),
-    "dac": ("dac", {"num_levels": 9}),
+    "dac": ("dac", {"num_levels": 9, "n_codebooks": 9, "sampling_rate": 44100}),
 }
 # and arms "NAME=NUMBER": `model_type`, what else is set, the field that the number goes to, the least and the most of it
 NUMBERED = {

@@ -18,7 +18,8 @@ from audiolm.encoders_audiolm import AudioEncoder, CodecEncoder, HTSATEncoder, M
 
 MOSHI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
 # by encoder: the repository of the published weights, and the files in which they come, there or elsewhere
-PUBLISHED = {"clap_audio_model": "microsoft/msclap", "mimi": "kyutai/mimi"}
+PUBLISHED = {"clap_audio_model": "microsoft/msclap", "mimi": "kyutai/mimi", "encodec": "facebook/encodec_24khz",
+             "dac": "descript/dac_44khz"}  # fmt: skip
 FILES = {
     "clap_audio_model": ("CLAP_weights_2023.pth", "HTSAT_AudioSet_Saved_1.ckpt", "model.safetensors", "pytorch_model.bin"),
     "mimi": ("model.safetensors", MOSHI_FILE),

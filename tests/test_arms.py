@@ -147,11 +147,8 @@ def test_codecs_equal_transformers_own(encoders, name):
 def test_published_sizes():
     for name, (dim, rate, levels, frame) in {"encodec": (128, 24000, 8, 320), "dac": (1024, 44100, 9, 512)}.items():
         with torch.device("meta"):
-            encoder = build_encoder(default_encoder_config(name, DAC_44 if name == "dac" else None))
+            encoder = build_encoder(default_encoder_config(name))
         assert (encoder.dim, encoder.sample_rate, encoder.num_levels, encoder.frame_size) == (dim, rate, levels, frame)
-
-
-DAC_44 = {"sampling_rate": 44100, "downsampling_ratios": [2, 4, 8, 8], "upsampling_ratios": [8, 8, 4, 2], "hidden_size": 1024}
 
 
 def test_pooled_frames():
