@@ -251,7 +251,7 @@ def test_what_is_wrong_is_said_in_a_line(fault, tones, tmp_path, capsys):
     (["--encoder_type", "htsat", "htsat"], "each arm once"),
     (["--encoder_type", "htsat", "mimi_full", "--encoder_name_or_path", "x"], "1 given; one for each of 2 arms"),
     (["--encoder_type", "htsat", "--encoder_name_or_path", "mimi_full=x"], "mimi_full is not in --encoder_type"),
-    (["--encoder_type", "encodec"], "invalid choice: 'encodec'"),
+    (["--encoder_type", "soundstream"], "--encoder_type 'soundstream' is none of htsat"),
     (["--encoder_type", "htsat", "--controls", "attention"], "--controls attention: not in --pooling"),
     (["--encoder_type", "htsat", "--folds", "0"], "--folds of 2 or more"),
     (["--encoder_type", "htsat", "--max_audio_seconds", "nan"], "--max_audio_seconds above 0"),
