@@ -34,7 +34,10 @@ def main(argv: list[str] | None = None) -> None:
         print(__version__)
     elif words[0] in COMMANDS:
         sys.argv[0] = f"audiolm {words[0]}"  # as it is called in the command's own help
-        import_module(f"audiolm.{COMMANDS[words[0]]}").main(words[1:])
+        try:
+            import_module(f"audiolm.{COMMANDS[words[0]]}").main(words[1:])
+        except KeyboardInterrupt:
+            sys.exit(130)
     else:
         print(f"audiolm: {words[0]!r} is no command; there are {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)

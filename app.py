@@ -7,8 +7,10 @@ folder that is a Space of the Hub: `hf upload me/audiolm FOLDER --repo-type spac
 import argparse
 import html
 import json
+import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -34,6 +36,7 @@ MAX_FILE, MAX_WAITING = "50mb", 32  # of an upload; users in the queue
 MAX_TEXT = 4000  # characters of a question with its options
 FREQUENCY, AGE = 600, 3600  # seconds: how often uploads are looked at, and how old one may be
 ANALYSED_SECONDS = 60.0  # of a clip, at most, are decoded for its picture
+logger = logging.getLogger("audiolm.app")
 CSS = """
 .gradio-container { max-width: 72rem !important; margin: 0 auto; }
 .heard img { width: 100%; height: 9rem; display: block; border-radius: .4rem; }
@@ -50,7 +53,7 @@ def figures(clips: list[str], models: list[LoadedModel]) -> str:
     made = []
     for number, clip in enumerate(clips, 1):
         used = min(ANALYSED_SECONDS, max(model.max_audio_seconds for model in models))
-        shown = picture(clip, used)
+        shown = picture(clip, used, playable=False)
         cut = shown.whole > shown.used + 0.05
         says = f"Clip {number}: {shown.whole:.1f} s" + (f"; the first {shown.used:g} s were heard" if cut else "")
         top = shown.hertz[-1][1] if shown.hertz else "?"
@@ -83,7 +86,18 @@ def complaint(text: str, title: str) -> gr.Error:
     return gr.Error(html.escape(text), title=title, print_exception=False)
 
 
-def ask(models: list[LoadedModel], clip: str | None, other: str | None, question: str, options: str, muted: bool):
+def ask(models: list[LoadedModel], *words):
+    """As [`_ask`]; what fails for another reason than the user's is in the log."""
+    try:
+        yield from _ask(models, *words)
+    except gr.Error:
+        raise
+    except Exception as error:
+        logger.exception("asking failed")
+        raise complaint("Something went wrong here, not with your clip; it is in the log of the page.", "Sorry") from error
+
+
+def _ask(models: list[LoadedModel], clip: str | None, other: str | None, question: str, options: str, muted: bool):
     """What the page shows, again and again as it grows: spectrograms, then of each model its text, probabilities and times.
 
     Raises:
@@ -105,12 +119,12 @@ def ask(models: list[LoadedModel], clip: str | None, other: str | None, question
         start = time.perf_counter()
         try:
             heard = model.listen(clips)
-            shown[0] = shown[0] or figures(clips, models)
-        except Exception as error:  # whatever a decoder makes of what somebody uploads
-            said = str(error) if isinstance(error, BadClip) else type(error).__name__
+        except BadClip as error:
+            said = str(error)
             for path in clips:
-                said = said.replace(path, Path(path).name)  # where it lies on the server is nobody's business
+                said = said.replace(f"{Path(path).parent}/", "")  # where it lies on the server is nobody's business
             raise complaint(f"This clip cannot be read ({said}). WAV, FLAC, OGG and MP3 are read.", "Not audio?") from error
+        shown[0] = shown[0] or figures(clips, models)
         listening, first, begun = time.perf_counter() - start, None, time.perf_counter()
         shown[3 + 3 * at] = f"listened {listening:.2f} s"
         yield shown
@@ -182,8 +196,12 @@ def page(models: list[LoadedModel], given: list[list]) -> gr.Blocks:
 
         inputs = [clip, other, question, options, muted]
         for event in (button.click, question.submit):
-            event(answers, inputs, [heard, *shown], api_name="ask" if event == button.click else False, show_progress="minimal",
-                  concurrency_id="ask", concurrency_limit=1)  # fmt: skip
+            # former answers go first, and do not stand below a new question that waits or fails
+            empty = event(lambda: ["", *[None] * len(shown)], None, [heard, *shown], queue=False, api_name=False,
+                          show_progress="hidden")  # fmt: skip
+            name = "ask" if event == button.click else False
+            empty.then(answers, inputs, [heard, *shown], api_name=name, show_progress="minimal", concurrency_id="ask",
+                       concurrency_limit=1)  # fmt: skip
     return made.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
 
 
@@ -233,7 +251,9 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("models", nargs="*", metavar="MODEL", help="trained AudioLMs, a folder or Hub name each "
                         f"(default: the demo's {', '.join(ARMS)})")  # fmt: skip
     parser.add_argument("--host", help="address that it listens on (default: this machine alone)")
-    parser.add_argument("--port", type=int, help="(default: the first that is free from 7860 on)")
+    parser.add_argument(
+        "--port", type=int, choices=range(1, 65536), metavar="PORT", help="(default: the first that is free from 7860 on)"
+    )
     parser.add_argument("--share", action="store_true", help="also a public address for three days, through gradio's servers")
     parser.add_argument("--space", type=Path, metavar="FOLDER", help="write a Space there, and start nothing")
     return parser.parse_args(argv)
@@ -246,6 +266,7 @@ def main(argv=None):
             write_space(args.space, args.models)
             print(f"{args.space} is a Space; `hf upload USER/NAME {args.space} --repo-type space` publishes it")
             return
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what was uploaded goes then too
         use_all_of_the_cpu()
         disable_progress_bar()
         models = [LoadedModel(name) for name in args.models or ARMS]
@@ -255,7 +276,10 @@ def main(argv=None):
             made.launch(server_name=args.host, server_port=args.port, share=args.share, max_file_size=MAX_FILE, css=CSS,
                         ssr_mode=False, footer_links=[])  # fmt: skip
     except (ValueError, OSError) as error:
-        sys.exit(f"app.py: {error}".replace("--model_name_or_path ", ""))
+        said = str(error).replace("--model_name_or_path ", "").split("\n")[0]
+        sys.exit(f"app.py: {f'--port {args.port}: ' if 'port' in said else ''}{said}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Asking a trained model: clips and a question in, text and the options' probabilities out (command, page, notebook)."""
 
 import math
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,12 +31,18 @@ def with_options(question: str, options: list[str]) -> str:
         ValueError: if there are options in the question already, fewer than two or more than 26, or two that are equal.
     """
     options = [option.strip() for option in options if option.strip()]
+    try:
+        " ".join([question, *options]).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("the question is no text in UTF-8") from error
     if not options:
         return question.strip()
     if question_kind(question) != "open":
         raise ValueError("the question names options already: leave them there, or give them apart")
     if not 2 <= len(options) <= len(LETTERS) or len({option.casefold() for option in options}) < len(options):
         raise ValueError(f"2 to {len(LETTERS)} options are wanted, each another")
+    if any(re.match(r"\(?[A-Za-z]\)\s", option) for option in options):
+        raise ValueError("options are given without letters; they get them here")
     if {option.casefold() for option in options} == {"yes", "no"}:
         return f"{question.strip()} {YES_NO}"
     asked = f"{question.strip()} " + " ".join(f"{letter}) {option}" for letter, option in zip(LETTERS, options))
@@ -91,7 +98,8 @@ class LoadedModel:
     """
 
     def __init__(self, name_or_path: str, revision: str | None = None, device: str | torch.device | None = None):
-        self.name, self.is_demo = name_or_path, name_or_path in demo_models() and not Path(name_or_path).exists()
+        self.name = name_or_path
+        self.is_demo = name_or_path in demo_models() and not Path(name_or_path, "config.json").is_file()
         model, tokenizer = load_model(str(demo_models()[name_or_path] if self.is_demo else name_or_path), revision)
         device = device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
         self.model = model.to(device).eval()

@@ -3,8 +3,8 @@
 The last word is the question; `-` in its place reads it from the standard input, `-` in a clip's place reads a clip. With
 --csv, questions about many clips: columns `audio`, `question` and, where wanted, `audio2` and `options` ("rain|a dog"), with
 paths from the file's folder; the output has these and `answer`, `choice`, `probability`, `heard_seconds`, `model` and `error`.
-The same command goes on with an output that is not complete. It ends with 0 if all was answered, 1 if something was not, and
-2 if the options are wrong.
+The same command goes on with an output that is not complete; rows that failed stay so. It ends with 0 if all was answered, 1 if
+something was not, 2 if the options are wrong, and 130 if it was interrupted.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from audiolm.demo import ARMS
 def parse(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("words", nargs="*", metavar="CLIP [CLIP2] QUESTION", help="one or two audio files, and the question")
-    parser.add_argument("--options", nargs="+", default=[], metavar="OPTION", help="makes the question multiple-choice, or "
-                        "one of yes and no; each gets its probability")  # fmt: skip
+    parser.add_argument("--options", nargs="+", default=[], metavar="OPTION", help="several, without letters: they make "
+                        "the question multiple-choice, or one of yes and no; each gets its probability")  # fmt: skip
     parser.add_argument("--model", nargs="+", default=["mimi_full"], metavar="MODEL", help="trained AudioLMs, a folder or Hub "
                         f"name each, or one that ships with the demo and knows synthetic sounds alone: {', '.join(ARMS)} "
                         "(default: mimi_full)")  # fmt: skip
@@ -28,7 +28,12 @@ def parse(argv=None) -> argparse.Namespace:
     parser.add_argument("--muted", action="store_true", help="what it says without listening: every frame is the mean one")
     parser.add_argument("--max_new_tokens", type=int, default=64, help="longest answer (default: 64)")
     parser.add_argument("--json", action="store_true", help="one JSON object on the standard output")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="a table of questions, in place of clips and question")
+    parser.add_argument(
+        "--csv",
+        type=Path,
+        metavar="FILE",
+        help="a table of questions, comma-separated in UTF-8, in place of clips and question",
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="the table with its answers, for --csv")
     parser.add_argument("--batch_size", type=int, default=16, help="rows of --csv at once (default: 16)")
     args = parser.parse_args(argv)
@@ -42,7 +47,9 @@ def parse(argv=None) -> argparse.Namespace:
     if args.csv and args.output.exists() and args.csv.exists() and args.output.samefile(args.csv):
         parser.error(f"--output {args.output}: that is the table of questions")
     if not args.csv and not 2 <= len(args.words) <= 3:
-        parser.error(f"one or two clips and a question are wanted; given: {len(args.words)}")
+        parser.error(f"one or two clips and a question are wanted, before --options and --model; given: {len(args.words)}")
+    if args.words and Path(args.words[-1]).is_file():
+        parser.error(f"{args.words[-1]} is a file; the question comes last")
     if args.words.count("-") > 1:
         parser.error("-: the standard input is read once, as a clip or as the question")
     if len(args.model) > 1 and args.revision:
@@ -64,8 +71,7 @@ def ask_once(args) -> None:
         raise ValueError("the question is empty")
     question = with_options(question, args.options)
     made = {"question": question, "clips": ["-" if isinstance(clip, bytes) else clip for clip in clips], "answers": []}
-    for name in args.model:
-        model = LoadedModel(name, args.revision)
+    for name, model in [(name, LoadedModel(name, args.revision)) for name in args.model]:
         start = time.perf_counter()
         heard = model.listen(clips)
         listening = time.perf_counter() - start
@@ -114,11 +120,13 @@ def main(argv=None):
         from audiolm.question_table import ask_table
 
         if errors := ask_table(args):
-            sys.exit(f"run_ask.py: {errors} rows were not answered; the column `error` of {args.output} says why")
+            sys.exit(f"run_ask.py: rows not answered: {errors}; the column `error` of {args.output} says why, and without that "
+                     "file the same command asks all of them again")  # fmt: skip
     except (ValueError, OSError) as error:
         sys.exit(f"run_ask.py: {error}".replace("--model_name_or_path", "--model"))
     except KeyboardInterrupt:
-        sys.exit("run_ask.py: stopped" + ("; the same command goes on" if args.csv else ""))
+        print("run_ask.py: stopped" + ("; the same command goes on" if args.csv else ""), file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

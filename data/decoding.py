@@ -6,14 +6,13 @@ import re
 from collections.abc import Callable
 from ctypes import c_char
 from multiprocessing.sharedctypes import RawArray
-from threading import Thread, local
+from threading import Thread
 
 import torch
 from torch.utils.data import get_worker_info
 
 from .clips import Clip, clip_audio
 
-_helper = local()  # of each thread, the process and the queue of the one that decodes for it
 WORKERS, NOTE = 64, 1024  # processes of a loader that are known, and bytes of what one is at
 
 
@@ -31,6 +30,7 @@ class ClipDecoder:
     def __init__(self, extractor, timeout: float = 60.0, skip: bool = False):
         self.extractor, self.timeout, self.skip = extractor, timeout, skip
         self.notes = RawArray(c_char, WORKERS * NOTE)  # shared with the loader's processes
+        self._process, self._idle = os.getpid(), []  # helpers' queues; in another process there are none
 
     def __call__(self, clip: Clip, name: str | None = None) -> torch.Tensor:
         """(samples,).
@@ -46,12 +46,13 @@ class ClipDecoder:
             raise BadClip(f"{name}: not decoded within {self.timeout:g} s") from None
         except Exception as error:  # decoders fail in many ways
             said = (isinstance(error, OSError) and error.strerror) or str(error).replace(name + " ", "")
+            said = re.sub(r"<_io\.BytesIO object at \w+>", "it", said)
             raise BadClip(f"{name}: {said or type(error).__name__}") from error
         finally:
             self._note("")
 
     def _decoded(self, clip: Clip) -> torch.Tensor:
-        if isinstance(clip, str) and os.path.exists(clip):  # else it is inside a shard, or gone
+        if isinstance(clip, str) and os.path.isfile(clip):  # else it is inside a shard, or gone, or a pipe
             with open(clip, "rb") as file:  # where this hangs, nobody else does; soundfile opens one file at a time
                 file.read(1)
         return self.extractor.load(clip_audio(clip, self.extractor.max_audio_seconds))
@@ -59,19 +60,35 @@ class ClipDecoder:
     def _in_time(self, work: Callable):
         """What `work` returns. A thread does it, since a read from a network that is gone hears no signal; where one hangs, it
         is left behind, and the next clip gets another."""
-        if getattr(_helper, "process", None) != os.getpid():
-            _helper.process, _helper.jobs = os.getpid(), queue.SimpleQueue()
-            Thread(target=_serve, args=[_helper.jobs], daemon=True).start()
+        if self._process != os.getpid():
+            self._process, self._idle = os.getpid(), []
+        try:
+            jobs = self._idle.pop()
+        except IndexError:
+            jobs = queue.SimpleQueue()
+            Thread(target=_serve, args=[jobs], daemon=True).start()
         answer: queue.SimpleQueue = queue.SimpleQueue()
-        _helper.jobs.put((work, answer))
+        jobs.put((work, answer))
         try:
             result, error = answer.get(timeout=self.timeout)
         except queue.Empty:
-            _helper.process = None
+            jobs.put(None)  # it ends, should it ever return
             raise
+        self._idle.append(jobs)
         if error is not None:
             raise error
         return result
+
+    def close(self) -> None:
+        """Ends its threads; it may be used again."""
+        while self._idle and self._process == os.getpid():
+            self._idle.pop().put(None)
+
+    def __del__(self):
+        self.close()
+
+    def __getstate__(self):
+        return {**self.__dict__, "_idle": []}
 
     def _note(self, name: str) -> None:
         worker = get_worker_info()
@@ -87,8 +104,8 @@ class ClipDecoder:
 
 
 def _serve(jobs: queue.SimpleQueue) -> None:
-    while True:
-        work, answer = jobs.get()
+    while (job := jobs.get()) is not None:
+        work, answer = job
         try:
             answer.put((work(), None))
         except Exception as error:

@@ -14,6 +14,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def encode_clips(
                 heard.append((clip, samples if alter is None else alter(clip, samples)))
         return [clip for clip, _ in heard], extractor([samples for _, samples in heard]) if heard else None
 
-    with ThreadPoolExecutor(decoders) as pool, bar:
+    with closing(decoder), ThreadPoolExecutor(decoders) as pool, bar:
         ahead = deque((len(batch), pool.submit(decode, batch)) for batch in islice(batches, decoders))
         while ahead:
             size, decoded = ahead.popleft()

@@ -41,8 +41,8 @@ class Picture(NamedTuple):
     times: list[tuple[float, str]]
 
 
-def picture(source, max_seconds: float) -> Picture:
-    """The first `max_seconds` of what soundfile reads, channels averaged.
+def picture(source, max_seconds: float, playable: bool = True) -> Picture:
+    """The first `max_seconds` of what soundfile reads, channels averaged; its audio is empty unless `playable`.
 
     Raises:
         soundfile.LibsndfileError, OSError: if it cannot be read. ValueError: if it holds no samples, or states too many.
@@ -55,7 +55,7 @@ def picture(source, max_seconds: float) -> Picture:
     used, top = len(samples) / rate, mel(rate / 2)
     step = next(step for step in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 600) if used / step <= 6 or step == 600)
     return Picture(
-        audio_uri(samples, rate), data_uri("image/png", png(spectrogram(samples, rate))), whole, used,
+        audio_uri(samples, rate) if playable else "", data_uri("image/png", png(spectrogram(samples, rate))), whole, used,
         [(100 - 100 * mel(1000 * mark) / top, f"{mark:g}") for mark in MARKS if 1000 * mark <= 0.97 * rate / 2],
         [(100 * second / used, f"{second:g}") for second in np.arange(0, used, step).round(6).tolist()],
     )  # fmt: skip

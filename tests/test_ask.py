@@ -1,6 +1,7 @@
 """Asking: questions with options, one model and several, tables that are torn or go on, and the one entry point."""
 
 import csv
+import fcntl
 import importlib.util
 import io
 import json
@@ -8,6 +9,8 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -143,7 +146,7 @@ def test_standard_input(scenes, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("words", "code", "message"), [
-    (["clip"], 2, "one or two clips and a question are wanted; given: 1"),
+    (["clip"], 2, "one or two clips and a question are wanted, before --options and --model; given: 1"),
     (["a", "b", "c", "d"], 2, "given: 4"),
     (["CLIP", "What?", "--max_new_tokens", "0"], 2, "--max_new_tokens 0: 1 or more is wanted"),
     (["CLIP", "What?", "--csv", "q.csv", "--output", "a.csv"], 2, "--csv: clips, questions and options stand in the table"),
@@ -152,6 +155,9 @@ def test_standard_input(scenes, monkeypatch, capsys):
     (["missing.wav", "What?"], 1, "run_ask.py: missing.wav: no file is there"),
     (["NOT_AUDIO", "What?"], 1, "not_audio.wav: Error opening"),
     (["CLIP", "  "], 1, "the question is empty"),
+    (["CLIP", "CLIP"], 2, "is a file; the question comes last"),
+    (["CLIP", "What\udcff?"], 1, "the question is no text in UTF-8"),
+    (["CLIP", "What?", "--options", "A) rain", "B) wind"], 1, "options are given without letters; they get them here"),
     (["CLIP", "What?", "--options", "rain"], 1, "2 to 26 options are wanted"),
     (["CLIP", "What?", "--model", "nothing"], 1, "run_ask.py: --model nothing is neither a folder with config.json nor a Hub"),
 ])  # fmt: skip
@@ -189,7 +195,8 @@ def ask_table(folder, *words) -> str:
 
 def test_a_table_is_answered_row_by_row(table, scenes, model):
     assert ask_table(table, "--batch_size", "7") == (
-        f"run_ask.py: 5 rows were not answered; the column `error` of {table}/a.csv says why"
+        f"run_ask.py: rows not answered: 5; the column `error` of {table}/a.csv says why, and without that file the same "
+        "command asks all of them again"
     )
     rows = list(csv.DictReader(io.StringIO((table / "a.csv").read_text())))
     assert [row["id"] for row in rows] == [str(i) for i in range(42)]
@@ -211,46 +218,94 @@ def test_a_table_is_answered_row_by_row(table, scenes, model):
             assert float(row["probability"]) == pytest.approx(alone.options[alone.choice], abs=2e-4)
 
 
-def test_a_table_goes_on_where_it_was_torn(table):
-    ask_table(table)
+def test_a_table_goes_on_wherever_it_was_torn(table, model, monkeypatch):
+    monkeypatch.setattr(question_table, "LoadedModel", lambda *words: model)
+    rows = (table / "q.csv").read_text().split("\n")
+    (table / "q.csv").write_bytes(
+        "\ufeff".encode() + "\r\n".join([*rows[:4], '5,nothing.wav,,"Which, of', 'these?",', ""]).encode()
+    )
+    assert "rows not answered: 1;" in ask_table(table)
     whole = (table / "a.csv").read_bytes()
-    for cut in (0, 3, 60, 500, 2000, len(whole) - 200, len(whole) - 1, len(whole)):
+    assert whole.count(b"\n") == 6  # one of them in a cell
+    kept: dict = {}  # the model is asked once about each row, and not again for each byte
+    inner = question_table.answered
+
+    def answered(model, args, rows, features):
+        for row in rows:
+            if row["id"] not in kept:
+                kept[row["id"]] = inner(model, args, [row], features)[0]
+        return [kept[row["id"]] for row in rows]
+
+    monkeypatch.setattr(question_table, "answered", answered)
+    for cut in range(len(whole) + 1):
         (table / "a.csv").write_bytes(whole[:cut])
-        assert "5 rows were not answered" in ask_table(table)
-        assert (table / "a.csv").read_bytes() == whole
+        assert "rows not answered: 1;" in ask_table(table), cut
+        assert (table / "a.csv").read_bytes() == whole, cut
     assert sorted(file.name for file in table.iterdir()) == ["a.csv", "audio", "not_audio.wav", "q.csv"]
 
 
-def test_a_table_of_other_answers_is_left_alone(table, monkeypatch):
+def test_a_table_of_other_answers_is_left_alone(table):
     ask_table(table)
-    whole = (table / "a.csv").read_bytes()
-    assert "row 1 is by mimi_full" in ask_table(table, "--muted") and "row 1 is by" in ask_table(table, "--model", "htsat")
-    text = (table / "q.csv").read_text()
-    (table / "q.csv").write_text(text.replace("Can the cat", "Can the dog", 1))
-    assert "is another question" in ask_table(table)
-    (table / "q.csv").write_text("\n".join(text.split("\n")[:4]) + "\n")
-    assert "row 4 is another question" in ask_table(table)
-    (table / "q.csv").write_text("audio,what\n")
-    assert "no column question" in ask_table(table)
-    (table / "q.csv").write_text("audio,question,answer\n")
-    assert "the output's own columns stand in it: answer" in ask_table(table)
+    whole, text = (table / "a.csv").read_bytes(), (table / "q.csv").read_text()
+    for words in (["--muted"], ["--model", "htsat"], ["--max_new_tokens", "9"]):
+        assert "row 1 is by mimi_full" in ask_table(table, *words)
+    for written, message in {
+        text.replace("Can the cat", "Can the dog", 1): "is another question",
+        "\n".join(text.split("\n")[:4]) + "\n": "row 4 is another question",
+        "audio,what\n": "no column question; it has audio, what",
+        "audio;question\n": "it has audio;question; commas are wanted between them",
+        "audio,question,answer\n": "the output's own columns stand in it: answer",
+        "audio,question,question\n": "a column stands in it twice",
+        "": "it has none",
+        f"audio,question\n{'x' * 200_000},What?\n": "is no table: field larger than field limit",
+    }.items():
+        (table / "q.csv").write_text(written)
+        assert message in ask_table(table)
     (table / "q.csv").write_bytes(b"\xff\xfe\x00")
     assert "is no table" in ask_table(table)
     assert (table / "a.csv").read_bytes() == whole
-    again = ["--csv", str(table / "q.csv"), "--output", str(table / "q.csv")]
-    with pytest.raises(SystemExit) as ended:
-        run_ask.main(again)
-    assert ended.value.code == 2
+    for output in ("q.csv", "nowhere/a.csv", "audio"):
+        with pytest.raises(SystemExit) as ended:
+            run_ask.main(["--csv", str(table / "q.csv"), "--output", str(table / output)])
+        assert ended.value.code == 2 or "--output" in ended.value.code or "no table" in ended.value.code
+    assert sorted(file.name for file in table.iterdir()) == ["a.csv", "audio", "not_audio.wav", "q.csv"]
+
+
+def test_a_comma_that_is_not_quoted_is_an_error(table):
+    (table / "q.csv").write_text("audio,question\naudio/test/00000.flac,What is heard, if anything?\n")
+    assert "rows not answered: 1;" in ask_table(table)
+    assert "more cells than columns" in (table / "a.csv").read_text()
+
+
+def test_two_commands_do_not_write_one_table(table):
+    with open(table / "a.csv", "a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert "another command writes it" in ask_table(table)
+    assert (table / "a.csv").read_text() == ""
 
 
 def test_features_are_kept_for_some_clips_alone(table, monkeypatch):
-    heard = []
-    inner = question_table.listened
+    heard, sizes = [], []
+    listened, answered = question_table.listened, question_table.answered
     monkeypatch.setattr(question_table, "KEPT_CLIPS", 3)
-    monkeypatch.setattr(question_table, "listened", lambda model, clips: heard.append(clips) or inner(model, clips))
-    ask_table(table, "--batch_size", "4")
-    of_scene_0 = sum(str(table / "audio" / "test" / "00000.flac") in clips for clips in heard)
-    assert 1 <= of_scene_0 < 6
+    monkeypatch.setattr(question_table, "listened", lambda model, clips: heard.append(clips) or listened(model, clips))
+
+    def count(model, args, rows, features):
+        made = answered(model, args, rows, features)
+        sizes.append(len(features))
+        return made
+
+    monkeypatch.setattr(question_table, "answered", count)
+    ask_table(table, "--batch_size", "2")
+    assert 3 <= max(sizes) <= 4 and len(heard) < len(sizes)  # two rows are about four clips at most
+
+
+def test_asking_leaves_no_thread_behind(scenes, model):
+    before = threading.active_count()
+    for _ in range(20):
+        model.listen([clip(scenes), clip(scenes, 1)])
+    time.sleep(0.2)
+    assert threading.active_count() <= before + 1
 
 
 def test_the_demos_models_are_whole():
