@@ -52,7 +52,7 @@ class ClipDecoder:
             self._note("")
 
     def _decoded(self, clip: Clip) -> torch.Tensor:
-        if isinstance(clip, str) and os.path.isfile(clip):  # else it is inside a shard, or gone, or a pipe
+        if isinstance(clip, str) and os.path.exists(clip):  # else it is inside a shard, or gone
             with open(clip, "rb") as file:  # where this hangs, nobody else does; soundfile opens one file at a time
                 file.read(1)
         return self.extractor.load(clip_audio(clip, self.extractor.max_audio_seconds))
