@@ -85,7 +85,8 @@ class ClipDecoder:
             self._idle.pop().put(None)
 
     def __del__(self):
-        self.close()
+        if self.__dict__.get("_idle"):  # not if its making failed
+            self.close()
 
     def __getstate__(self):
         return {**self.__dict__, "_idle": []}
