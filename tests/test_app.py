@@ -318,18 +318,31 @@ def test_wrong_options_are_one_line(words, message, capsys):
     assert message in f"{ended.value.code} {capsys.readouterr().err}"
 
 
-def test_a_space_runs_by_itself(tmp_path, browser, corpus):
-    space = tmp_path / "space"
-    words = [sys.executable, "-m", "audiolm.app", "--space"]
-    subprocess.run([*words, str(space)], check=True, cwd=tmp_path)
-    again = subprocess.run([*words, str(space)], capture_output=True, text=True, cwd=tmp_path)
-    assert again.returncode == 1 and "File exists" in again.stderr and "Traceback" not in again.stderr
-    local = subprocess.run([*words, str(space) + "2", str(space)], capture_output=True, text=True, cwd=tmp_path)
-    assert local.returncode == 1 and "push it to the Hub" in local.stderr
+def written_space(folder: Path) -> Path:
+    app.main(["--space", str(folder)])
+    return folder
+
+
+def test_a_space_is_written(tmp_path):
+    space = written_space(tmp_path / "space")
+    with pytest.raises(SystemExit, match="File exists"):
+        app.main(["--space", str(space)])
+    with pytest.raises(SystemExit, match="push it to the Hub"):
+        app.main(["--space", str(tmp_path / "other"), str(space)])
     card = (space / "README.md").read_text()
     assert card.startswith("---\ntitle: AudioLM\n") and "\nsdk: gradio\n" in card and "\napp_file: app.py\n" in card
     wanted = (space / "requirements.txt").read_text().splitlines()
     assert any(line.startswith("torch ==") for line in wanted) and not any(line.startswith((" ", "#")) for line in wanted)
+    assert {path.name for path in (space / "audiolm" / "demo" / "models").iterdir()} == set(ARMS)
+    app.main(["--space", str(tmp_path / "named"), "me/one", "me/two"])
+    assert "\nmodels:\n- me/one\n- me/two\n" in (tmp_path / "named" / "README.md").read_text()
+    assert not (tmp_path / "named" / "audiolm" / "demo" / "models").exists()
+    assert (tmp_path / "named" / "app.py").read_text().endswith("main(['me/one', 'me/two'])\n")
+
+
+@pytest.mark.slow
+def test_a_space_runs_by_itself(tmp_path, browser, corpus):
+    space = written_space(tmp_path / "space")
     served_from = (
         "import audiolm, runpy, sys; print(audiolm.__file__, flush=True); sys.argv[0] = 'app.py'; runpy.run_path('app.py')"
     )

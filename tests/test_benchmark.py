@@ -215,6 +215,7 @@ def test_loader_rate_counts_rows(options, tmp_path, monkeypatch):
     assert 100 < benchmark_measures.loader_rate(options, tmp_path) < 4 / 0.02
 
 
+@pytest.mark.slow
 def test_runs_with_four_packages_alone(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(WITHOUT)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1"}

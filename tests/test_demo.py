@@ -96,6 +96,7 @@ def test_demo_config_names_what_ships():
     assert all((DEMO.parent / path / "model.safetensors").is_file() for path in named)
 
 
+@pytest.mark.slow
 def test_small_encoders_are_trained_and_load_as_any_checkpoint(tmp_path):
     few = ["--scenes", "16", "--unseen", "8", "--htsat_steps", "2", "--mimi_steps", "2"]
     train_encoders.main([*few, "--output", str(tmp_path)])

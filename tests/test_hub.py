@@ -261,7 +261,7 @@ def test_no_code_of_a_repository_runs(pushed):
     assert run(hub, "-c", load.format(True)).returncode == 0 and mark.exists()
 
 
-@pytest.mark.parametrize("what", ["merged", "adapter"])
+@pytest.mark.parametrize("what", ["merged", pytest.param("adapter", marks=pytest.mark.slow)])
 def test_adapters_are_pushed_merged_or_alone(what, pushed, tokenizer):
     hub, runs = pushed
     (corpus, _), base, repo = runs["mimi_full"], "me/mimi_full", f"me/{what}"
@@ -318,6 +318,7 @@ def test_no_file_reads_a_pickle_that_can_run_code():
     assert len(files) > 25 and calls and all("weights_only=True" in call for call in calls)
 
 
+@pytest.mark.slow
 def test_two_processes_train_adapters_and_push_once(corpus, tokenizer, hub):
     words = arguments(
         corpus, "mimi_semantic", tokenizer, *PUSH, "--freeze_lm", "true", "--lora_r", "4", "--learning_rate", "1e-3"

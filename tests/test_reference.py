@@ -182,7 +182,9 @@ def tied_frames(encoder, clip, codes, others) -> list[int]:
     return frames
 
 
-@pytest.mark.parametrize(("arm", "levels"), [("mimi_semantic", 1), ("mimi_full", 8)])
+@pytest.mark.parametrize(
+    ("arm", "levels"), [pytest.param("mimi_semantic", 1, marks=pytest.mark.slow), ("mimi_full", 8)]
+)  # whose first level it is
 def test_mimi_equals_moshi(moshi, arm, levels):
     from moshi.models import loaders
 
