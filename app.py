@@ -211,7 +211,8 @@ def write_space(folder: Path, models: list[str]) -> None:
     Raises:
         ValueError: if a model is a folder, which the Space would not have. OSError: if something is there already.
     """
-    if local := [model for model in models if Path(model).exists() or (model not in ARMS and len(Path(model).parts) != 2)]:
+    own = [model for model in models if model not in ARMS]
+    if local := [model for model in own if Path(model).exists() or len(Path(model).parts) != 2]:
         raise ValueError(f"--space: {local[0]} is on this machine alone; push it to the Hub, and give its name there")
     here = Path(__file__).resolve().parent
     folder.mkdir(parents=True)
@@ -219,13 +220,12 @@ def write_space(folder: Path, models: list[str]) -> None:
     for part in ("data", "evaluation", "demo"):
         shutil.copytree(here / part, folder / "audiolm" / part, ignore=left_out)
     for file in [*here.glob("*.py"), here / "LICENSE"]:
-        if file.name != "setup.py":
-            shutil.copyfile(file, folder / "audiolm" / file.name)
+        shutil.copyfile(file, folder / "audiolm" / file.name)
     metadata = ConfigParser()
     metadata.read(here / "setup.cfg", encoding="utf-8")
     (folder / "requirements.txt").write_text(metadata["options"]["install_requires"].strip() + "\n", encoding="utf-8")
     (folder / "app.py").write_text(f"from audiolm.app import main\n\nmain({models!r})\n", encoding="utf-8")
-    named = "".join(f"\n- {model}" for model in models if model not in ARMS)
+    named = "".join(f"\n- {model}" for model in own)
     (folder / "README.md").write_text(
         f"""---
 title: AudioLM
