@@ -135,7 +135,7 @@ class LoadedModel:
         every = {id(clip): clip.features for clips in heard for clip in clips}
         frames = {key: len(of) if of.is_floating_point() else of.shape[-1] for key, of in every.items()}
         if muted or self.model.config.no_audio:
-            every = {key: silenced(self.model, count) for key, count in frames.items()}
+            every = {key: silenced(self.model, of) for key, of in every.items()}
         most = self.model.config.text_config.max_position_embeddings
         for question, clips in zip(questions, heard):
             prompt = self.processor.prompt_ids(question, [frames[id(clip)] for clip in clips])

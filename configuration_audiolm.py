@@ -12,16 +12,23 @@ ENCODER_TYPES: dict[str, tuple[str, dict]] = {
     "mimi_full": ("mimi", {"num_levels": 8}),
     "mimi_acoustic": ("mimi", {"num_levels": 8, "first_level": 1}),
     "mimi_continuous": ("mimi", {"num_levels": 0}),
+    "htsat_posteriors": ("clap_audio_model", {"posteriors": True}),
     "encodec": ("encodec", {"num_levels": 8}),
     "dac": ("dac", {"num_levels": 9, "n_codebooks": 9, "sampling_rate": 44100}),
-}
+    "silence": ("audiolm_silence", {"num_tokens": 125}),
+    "mellow": ("clap_audio_model", {"posteriors": True, "posterior_repeats": 4, "whole_windows": True, "sampling_rate": 32000,
+                                    "window_seconds": 10.0}),
+}  # fmt: skip
 # and arms "NAME=NUMBER": `model_type`, what else is set, the field that the number goes to, the least and the most of it
 NUMBERED = {
     "mimi_levels": ("mimi", {}, "num_levels", 1, 32),
     "mimi_transformer_layer": ("mimi", {"num_levels": 0}, "transformer_layer", 1, 8),
     "htsat_layer": ("clap_audio_model", {}, "layer", 1, 3),
+    "silence": ("audiolm_silence", {}, "num_tokens", 1, 999),
 }
-OF_ARMS = ("num_levels", "first_level", "transformer_layer", "layer")  # fields that no encoder's own configuration has
+# fields that no encoder's own configuration has
+OF_ARMS = ("num_levels", "first_level", "transformer_layer", "layer", "posteriors", "posterior_repeats", "whole_windows",
+           "num_tokens")  # fmt: skip
 # How MS-CLAP 2023 hears: 44.1 kHz audio through the mel filters of a 32 kHz bank, windows of 7 s.
 MSCLAP_FRONT_END = {
     "sampling_rate": 44100,
@@ -42,6 +49,32 @@ MOST_OF_ENCODER = 4  # times the arm's default
 MOST_OF_MAPPER = {"mapper_hidden_size": 2**15, "max_audio_seconds": 3600.0, "audio_tokens": 2**15}
 
 
+class SilenceConfig(PreTrainedConfig):
+    """Of learnt tokens in place of an encoder: `num_tokens` of width `hidden_size` for every clip."""
+
+    model_type = "audiolm_silence"
+
+    def __init__(self, num_tokens: int = 125, hidden_size: int = 512, sampling_rate: int = 24000, **kwargs):
+        self.num_tokens, self.hidden_size, self.sampling_rate = num_tokens, hidden_size, sampling_rate
+        super().__init__(**kwargs)
+
+
+class PairConfig(PreTrainedConfig):
+    """Of two encoders whose frames stand one after the other."""
+
+    model_type = "audiolm_pair"
+    sub_configs = {"first": AutoConfig, "second": AutoConfig}
+    has_no_defaults_at_init = True
+
+    def __init__(self, first: PreTrainedConfig | None = None, second: PreTrainedConfig | None = None, **kwargs):
+        self.first, self.second = first, second
+        super().__init__(**kwargs)
+
+
+FORMATS = {"mapper_type": ("mlp", "mellow"), "prompt_format": ("audiolm", "mellow")}
+OWN = {kind.model_type: kind for kind in (SilenceConfig, PairConfig)}
+
+
 class AudioLMConfig(PreTrainedConfig):
     """Configuration of [`AudioLMForConditionalGeneration`].
 
@@ -56,6 +89,10 @@ class AudioLMConfig(PreTrainedConfig):
         freeze_lm: whether the language model's weights stay as they are in training.
         audio_tokens: tokens that each clip comes to, whatever its length: its frames are averaged, or repeated, to so many.
             None: one for each frame.
+        learn_code_embeddings: whether the mapper learns a table of embeddings for each level of a codec's codes, whose sum
+            takes the place of the codec's own; always so for "silence".
+        mapper_type: "mlp", or "mellow": Mellow's residual projection of a clip's latent and its posteriors.
+        prompt_format: "audiolm", or "mellow", as Mellow is asked.
         no_audio: every frame is the mean of the training clips' features: the model that has the text and the clip's
             length alone, but as many tokens and weights.
 
@@ -79,9 +116,12 @@ class AudioLMConfig(PreTrainedConfig):
         freeze_lm: bool = True,
         no_audio: bool = False,
         audio_tokens: int | None = None,
+        learn_code_embeddings: bool = False,
+        mapper_type: str = "mlp",
+        prompt_format: str = "audiolm",
         **kwargs,
     ):
-        arm_of(encoder_type)
+        kind, of_arm = arm_of(encoder_type)
         self.encoder_type = encoder_type
         self.encoder_config = default_encoder_config(encoder_type, encoder_config)
         if text_config is None:
@@ -102,8 +142,24 @@ class AudioLMConfig(PreTrainedConfig):
         check_sizes("config", own, MOST_OF_MAPPER)
         if not isinstance(audio_token_id, int) or not 0 <= audio_token_id < text_config.vocab_size:
             raise ValueError(f"audio_token_id is {audio_token_id!r:.60}, not one of the {text_config.vocab_size} tokens")
-        if not (isinstance(freeze_lm, bool) and isinstance(no_audio, bool)):
-            raise ValueError(f"freeze_lm is {freeze_lm!r:.60} and no_audio {no_audio!r:.60}; true or false is wanted")
+        flags = {"freeze_lm": freeze_lm, "no_audio": no_audio, "learn_code_embeddings": learn_code_embeddings}
+        for name, value in flags.items():
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} is {value!r:.60}; true or false is wanted")
+        learn_code_embeddings = learn_code_embeddings or kind == "audiolm_silence"
+        if learn_code_embeddings and not (of_arm.get("num_levels") or kind == "audiolm_silence"):
+            raise ValueError(f"learn_code_embeddings: {encoder_type} has no codes")
+        if learn_code_embeddings and no_audio:
+            raise ValueError(
+                "no_audio hears the mean of the encoder's features; with learn_code_embeddings or silence there is none"
+            )
+        if no_audio and (kind == "audiolm_pair" or of_arm.get("posteriors")):
+            raise ValueError(f"no_audio: {encoder_type} has two kinds of frames; take an arm of one kind for the control")
+        for name, value in (("mapper_type", mapper_type), ("prompt_format", prompt_format)):
+            if value not in FORMATS[name]:
+                raise ValueError(f"{name} is {value!r:.60}, which is none of {', '.join(FORMATS[name])}")
+        if mapper_type == "mellow" and not of_arm.get("posteriors"):
+            raise ValueError(f"mapper_type mellow: {encoder_type} has no posteriors; mellow and htsat_posteriors have")
         for part in (self.encoder_config, self.text_config):
             part._name_or_path = ""  # it may be a folder of somebody's machine
         self.mapper_hidden_size = mapper_hidden_size
@@ -112,6 +168,9 @@ class AudioLMConfig(PreTrainedConfig):
         self.freeze_lm = freeze_lm
         self.no_audio = no_audio
         self.audio_tokens = audio_tokens
+        self.learn_code_embeddings = learn_code_embeddings
+        self.mapper_type = mapper_type
+        self.prompt_format = prompt_format
         # a pushed model answers to each of these
         model = "modeling_audiolm.AudioLMForConditionalGeneration"
         kwargs.setdefault("auto_map", {
@@ -125,8 +184,8 @@ class AudioLMConfig(PreTrainedConfig):
 
 
 def arms() -> list[str]:
-    """The name of every arm; those of numbers as "NAME=1..32"."""
-    return [*ENCODER_TYPES, *(f"{name}={least}..{most}" for name, (*_, least, most) in NUMBERED.items())]
+    """The name of every arm; those of numbers as "NAME=1..32", and last what any two make."""
+    return [*ENCODER_TYPES, *(f"{name}={least}..{most}" for name, (*_, least, most) in NUMBERED.items()), "ARM+ARM"]
 
 
 def arm_of(encoder_type: str) -> tuple[str, dict]:
@@ -137,8 +196,15 @@ def arm_of(encoder_type: str) -> tuple[str, dict]:
     """
     if isinstance(encoder_type, str) and encoder_type in ENCODER_TYPES:
         return ENCODER_TYPES[encoder_type]
+    if isinstance(encoder_type, str) and encoder_type.count("+") == 1:
+        kinds = [arm_of(name)[0] for name in encoder_type.split("+")]
+        if encoder_type.split("+")[0] == encoder_type.split("+")[1] or "audiolm_silence" in kinds:
+            raise ValueError(f"encoder_type {encoder_type!r:.60}: a pair is of two arms that hear, and not the same one twice")
+        if any(of.get("posteriors") for of in (arm_of(name)[1] for name in encoder_type.split("+"))):
+            raise ValueError(f"encoder_type {encoder_type!r:.60}: posteriors and their latent are a pair already")
+        return "audiolm_pair", {}
     name, _, number = encoder_type.partition("=") if isinstance(encoder_type, str) else ("", "", "")
-    if name in NUMBERED and number.isascii() and number.isdecimal() and len(number) < 3:
+    if name in NUMBERED and number.isascii() and number.isdecimal() and len(number) <= 3:
         model_type, fields, field, least, most = NUMBERED[name]
         if least <= int(number) <= most and str(int(number)) == number:  # one name for each
             return model_type, {**fields, field: int(number)}
@@ -152,6 +218,8 @@ def default_encoder_config(encoder_type: str, config: PreTrainedConfig | dict | 
         ValueError: if `config` belongs to another encoder, or has a size far from the arm's.
     """
     model_type, of_arm = arm_of(encoder_type)
+    if model_type == "audiolm_pair":
+        return default_pair_config(encoder_type, config)
     fields = {**(MSCLAP_FRONT_END if model_type == "clap_audio_model" else {}), **of_arm}
     if config is not None and not isinstance(config, (PreTrainedConfig, dict)):
         raise ValueError(f"encoder_config is {config!r:.60}, not a configuration")
@@ -168,7 +236,8 @@ def default_encoder_config(encoder_type: str, config: PreTrainedConfig | dict | 
     made = _made("encoder_config", model_type, {**fields, **given})
     if (levels := of_arm.get("num_levels", 0)) > (there := getattr(made, "num_quantizers", levels)):
         raise ValueError(f"encoder_type {encoder_type!r} has {levels} levels, but the codec of encoder_config {there}")
-    default = {**CONFIG_MAPPING[model_type]().to_dict(), **fields}
+    check_band(made)
+    default = {**(OWN.get(model_type) or CONFIG_MAPPING[model_type])().to_dict(), **fields}
     most = {}
     for field, value in default.items():
         largest = max(value) if isinstance(value, list) else value
@@ -181,11 +250,32 @@ def default_encoder_config(encoder_type: str, config: PreTrainedConfig | dict | 
     return made
 
 
+def default_pair_config(encoder_type: str, config: PreTrainedConfig | dict | None = None) -> PairConfig:
+    """As [`default_encoder_config`], for two encoders: `config` holds theirs as `first` and `second`."""
+    given = config.to_dict() if isinstance(config, PreTrainedConfig) else config or {}
+    if not isinstance(given, dict) or given.get("model_type", "audiolm_pair") != "audiolm_pair":
+        raise ValueError(f"encoder_type {encoder_type!r} needs an encoder_config with first and second, not {given!r:.60}")
+    made = [default_encoder_config(name, given.get(part)) for name, part in zip(encoder_type.split("+"), ("first", "second"))]
+    pair = PairConfig(*made)
+    if given.get("band_limit") is not None:
+        pair.band_limit = given["band_limit"]
+        check_band(pair)
+    return pair
+
+
+def check_band(config: PreTrainedConfig) -> None:
+    """ValueError if `band_limit`, samples a second, is set to what no recording has."""
+    if (limit := getattr(config, "band_limit", None)) is not None:
+        check_sizes("encoder_config", {"band_limit": limit}, {"band_limit": 768_000})
+        if limit < 1000:
+            raise ValueError(f"encoder_config has band_limit {limit}, fewer than 1,000 samples a second")
+
+
 def _made(name: str, kind, fields: dict) -> PreTrainedConfig:
-    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in {*CONFIG_MAPPING, *OWN}:
         raise ValueError(f"{name} has model_type {kind!r:.60}, which transformers does not know")
     try:
-        return CONFIG_MAPPING[kind](**fields)
+        return (OWN.get(kind) or CONFIG_MAPPING[kind])(**fields)
     except Exception as error:  # each class of transformers has its own for what it does not like
         raise ValueError(f"{name} is no configuration of {kind!r} ({' '.join(str(error).split())[:300]})") from error
 

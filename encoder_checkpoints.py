@@ -1,5 +1,6 @@
 """Readers of the encoders' checkpoints, in each format that is published; a model that was saved whole does not need them."""
 
+import copy
 import json
 import re
 import warnings
@@ -13,7 +14,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
-from audiolm.configuration_audiolm import OF_ARMS, default_encoder_config
+from audiolm.configuration_audiolm import OF_ARMS, arm_of, check_band, default_encoder_config
 from audiolm.encoders_audiolm import AudioEncoder, CodecEncoder, HTSATEncoder, MimiEncoder, build_encoder
 
 MOSHI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
@@ -129,19 +130,20 @@ _HTSAT_NAMES = [
     (r"\.attn\.proj\.", ".attention.output.dense."), (r"\.attn\.", ".attention.self."),
     (r"\.mlp\.fc1\.", ".intermediate.dense."), (r"\.mlp\.fc2\.", ".output.dense."),
 ]  # fmt: skip
-_HTSAT_UNUSED = r"^(spectrogram_extractor|logmel_extractor|tscam_conv|head)\.|attn_mask$"
+_HTSAT_UNUSED = r"^(spectrogram_extractor|logmel_extractor|head)\.|attn_mask$"
 
 
 def _load_htsat(encoder_type: str, name_or_path: str | None) -> HTSATEncoder:
     source, path = name_or_path or PUBLISHED["clap_audio_model"], checkpoint_file(encoder_type, name_or_path)
-    state, fields = _read(path), {}
+    (state, fields), posteriors = (_read(path), {}), {}
     prefix = next((p for p in ("audio_encoder.base.htsat.", "sed_model.", "audio_model.audio_encoder.", "audio_encoder.")
                    if any(k.startswith(p) for k in state)), "")  # fmt: skip
     state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     if prefix in ("audio_encoder.base.htsat.", "sed_model."):
         if prefix == "sed_model.":  # HTS-AT's own AudioSet weights: 32 kHz, clips of 10 s
             fields = {"sampling_rate": 32000, "window_seconds": 10.0}
-        state = _clap_names({k: v for k, v in state.items() if not re.search(_HTSAT_UNUSED, k)})
+        posteriors = {k: v for k, v in state.items() if k.startswith("tscam_conv.")}
+        state = _clap_names({k: v for k, v in state.items() if not re.search(_HTSAT_UNUSED, k) and k not in posteriors})
         config = default_encoder_config(encoder_type, fields)
     else:
         config = _config(source)
@@ -157,6 +159,8 @@ def _load_htsat(encoder_type: str, name_or_path: str | None) -> HTSATEncoder:
         config = default_encoder_config(encoder_type, {**config, **fields})
     encoder = HTSATEncoder(config)
     _fill(encoder.model.audio_encoder, state, path)
+    if encoder.posteriors:
+        _fill(encoder.classifier, {k.removeprefix("tscam_conv."): v for k, v in posteriors.items()}, path)
     return encoder.eval()
 
 
@@ -234,7 +238,24 @@ def _mimi_names(state: dict[str, torch.Tensor], heads: int) -> dict[str, torch.T
     return renamed
 
 
-LOADERS = {"clap_audio_model": _load_htsat, "mimi": _load_mimi}  # of formats beside transformers' own
+def _load_pair(encoder_type: str, name_or_path: str | None) -> AudioEncoder:
+    names = name_or_path.split("+") if name_or_path else [None, None]
+    if len(names) != 2:
+        raise ValueError(f"--encoder_name_or_path {name_or_path}: for the pair {encoder_type}, FIRST+SECOND is wanted")
+    parts = [load_encoder(arm, name or None) for arm, name in zip(encoder_type.split("+"), names)]
+    pair = build_encoder(default_encoder_config(encoder_type, {"first": parts[0].config, "second": parts[1].config}))
+    pair.first, pair.second = parts
+    return pair.eval()
+
+
+def _load_silence(encoder_type: str, name_or_path: str | None) -> AudioEncoder:
+    if name_or_path:
+        raise ValueError(f"--encoder_name_or_path {name_or_path}: {encoder_type} has no weights")
+    return build_encoder(default_encoder_config(encoder_type)).eval()
+
+
+# of formats beside transformers' own
+LOADERS = {"clap_audio_model": _load_htsat, "mimi": _load_mimi, "audiolm_pair": _load_pair, "audiolm_silence": _load_silence}
 
 
 def checkpoint_file(encoder_type: str, name_or_path: str | None = None) -> str:
@@ -243,7 +264,7 @@ def checkpoint_file(encoder_type: str, name_or_path: str | None = None) -> str:
     Raises:
         ValueError: if there is none.
     """
-    kind = default_encoder_config(encoder_type).model_type
+    kind = arm_of(encoder_type)[0]
     if not (source := name_or_path or PUBLISHED.get(kind)):
         raise ValueError(f"--encoder_name_or_path: for {encoder_type} a folder or Hub name is wanted")
     return _find(source, *FILES.get(kind, ("model.safetensors", "pytorch_model.bin")))
@@ -259,6 +280,33 @@ def load_encoder(encoder_type: str, name_or_path: str | None = None) -> AudioEnc
     Raises:
         ValueError: if the checkpoint does not fit; it names the first missing and unexpected keys.
     """
-    if name_or_path == "random":
+    if name_or_path == "random" and "+" not in encoder_type:
         return _load_random(encoder_type)
+    if name_or_path == "random":
+        name_or_path = "random+random"
     return LOADERS.get(default_encoder_config(encoder_type).model_type, _load_transformers)(encoder_type, name_or_path)
+
+
+def altered(encoder: AudioEncoder, band_limit: int | None = None, window_seconds: float | None = None) -> AudioEncoder:
+    """An encoder of the same weights that hears otherwise.
+
+    Args:
+        band_limit: a recording of so many samples a second is all that it hears. window_seconds: of HTSAT's windows.
+
+    Raises:
+        ValueError: if it has no windows, or not of this length; or no recording has that band.
+    """
+    config = copy.deepcopy(encoder.config)
+    if band_limit is not None:
+        config.band_limit = band_limit
+        check_band(config)
+    if window_seconds is not None:
+        parts = [config, getattr(config, "first", None), getattr(config, "second", None)]
+        if not (windowed := [part for part in parts if hasattr(part, "window_seconds")]):
+            raise ValueError("--window_seconds: HTSAT alone hears by windows")
+        for part in windowed:
+            part.window_seconds = window_seconds
+    changed = build_encoder(config)
+    changed.load_state_dict(encoder.state_dict())
+    changed.forget_codebook_cache()
+    return changed.eval()

@@ -2,12 +2,18 @@
 
 import math
 from contextlib import contextmanager
+from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import ClapAudioModel, DacModel, EncodecModel, MimiModel, PreTrainedConfig
 from transformers.audio_utils import mel_filter_bank
+
+# No recording has more; a file of a few kB can state far more, and then would fill any memory.
+MOST_RATE = 768_000  # Hz
+MOST_SAMPLES = 12_288_000  # a second in all channels: 64 at 192 kHz
 
 
 @contextmanager
@@ -26,26 +32,110 @@ def full_precision(device_type: str):
             setattr(backend, name, value)
 
 
+def resample(audio: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
+    """Band-limited sinc interpolation with a Hann window, 6 zero crossings and roll-off 0.99: torchaudio's defaults.
+
+    Args:
+        audio: (..., samples) at `rate` Hz.
+
+    Raises:
+        ValueError: if it is no rate that a recording has.
+    """
+    if rate == new_rate:
+        return audio
+    check_rate("the audio", rate)
+    check_rate("the encoder", new_rate)
+    common = math.gcd(int(rate), int(new_rate))
+    old, new = int(rate) // common, int(new_rate) // common
+    many = -(-64 // new)  # frames that make one matrix of them
+    old, new = many * old, many * new
+    # the weights of an odd rate take up to 230 MB, and are not kept
+    width, kernels = (_resampling_kernels if max(old, new) < 100_000 else _resampling_kernels.__wrapped__)(old, new)
+    frames = nn.functional.pad(audio, (width, width + old)).unfold(-1, 2 * width + old, old)
+    result = torch.cat([frames[..., first : first + len(kernel)] @ kernel.to(audio) for first, kernel in kernels], -1)
+    return result.flatten(-2)[..., : math.ceil(new * audio.shape[-1] / old)]
+
+
+@lru_cache(32)
+def _resampling_kernels(old: int, new: int) -> tuple[int, list[tuple[int, torch.Tensor]]]:
+    """Samples that a frame of `old` ones needs before and behind it; and, for 64 of its `new` ones at a time, the first sample
+    that weighs in them and the weights (samples, 64): from 32 to 44.1 kHz, 61 of a frame's 334 samples."""
+    base, zeros = min(old, new) * 0.99, 6
+    reach = zeros * old / base
+    width, kernels = math.ceil(reach), []
+    for phase in torch.arange(new, dtype=torch.float64).split(64):
+        centres = phase * old / new
+        first, last = math.ceil(centres[0].item() - reach), math.floor(centres[-1].item() + reach)
+        t = ((torch.arange(first, last + 1)[:, None] - centres) * base / old).clamp(-zeros, zeros)
+        weights = torch.sinc(t) * torch.cos(t * math.pi / zeros / 2) ** 2 * base / old
+        kernels.append((width + first, weights.float()))
+    return width, kernels
+
+
+def check_rate(name, rate: int, channels: int = 1) -> None:
+    """ValueError if there are no samples a second, or more than a recording has."""
+    if not (1 <= rate <= MOST_RATE and 1 <= channels <= MOST_SAMPLES / rate):
+        said = f"at most {MOST_RATE:,} Hz and {MOST_SAMPLES:,} samples a second are read"
+        raise ValueError(f"{name} states {channels} channels at {rate} Hz; {said}")
+
+
 class AudioEncoder(nn.Module):
     """One clip in, a sequence of feature vectors out; always frozen, in eval mode and in float32.
 
     Attributes:
         dim: channels of a feature vector. sample_rate: Hz. frame_rate: feature vectors per second of a long clip.
+        config: what it is built of; with `band_limit`, clips lose what a recording of so many samples a second lacks.
     """
 
     dim: int
     sample_rate: int
     frame_rate: float
+    config: PreTrainedConfig
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Channels of each kind of frame, of which most have one; a frame has zeros in the channels of the other kind."""
+        return (self.dim,)
+
+    @property
+    def device(self) -> torch.device:
+        return next(chain(self.parameters(), self.buffers())).device
+
+    def frame_counts(self) -> dict:
+        """Arguments of [`count_frames`] by which it counts the encoder's frames."""
+        raise NotImplementedError
 
     def num_frames(self, num_samples: int) -> int:
         """Feature vectors of a clip of `num_samples` samples at `sample_rate`."""
-        raise NotImplementedError
+        return count_frames(num_samples, **self.frame_counts())
 
     def _encode(self, waveform: torch.Tensor, num_samples: list[int]) -> torch.Tensor:
         raise NotImplementedError
 
+    def heard(self, waveform: torch.Tensor, num_samples: list[int]) -> torch.Tensor:
+        """(batch, samples) in float32, limited to the band of `config.band_limit`."""
+        waveform, limit = waveform.float(), getattr(self.config, "band_limit", None)
+        if not limit or limit >= self.sample_rate:
+            return waveform
+        ends = torch.tensor(num_samples, device=waveform.device)[:, None]
+        clips = waveform.where(torch.arange(waveform.shape[1], device=waveform.device) < ends, 0)
+        return resample(resample(clips, self.sample_rate, limit), limit, self.sample_rate)[:, : waveform.shape[1]]
+
     def sizes_to_host(self):
-        """See [`MimiEncoder.sizes_to_host`]; others keep no sizes in buffers."""
+        """Takes sizes that each convolution asks for as numbers off the GPU, where every one is a wait, and out of the buffers.
+
+        Before the first clip is encoded, or in all processes together: those of a distributed run must hold the same buffers.
+        """
+        for conv in self.modules():
+            for name in ("stride", "kernel_size", "padding_total"):
+                if name in conv._buffers:
+                    conv.__dict__[name] = conv._buffers.pop(name).cpu()
+
+    def forget_codebook_cache(self):
+        """Makes a quantizer compute its tables from the weights that it holds now."""
+        for module in self.modules():
+            if hasattr(module, "_embed"):
+                module._embed = None
 
     def _apply(self, fn, recurse=True):
         # .to(dtype), .half() and .bfloat16() move an encoder and never round it: a third of Mimi's codes would flip
@@ -76,7 +166,7 @@ class AudioEncoder(nn.Module):
         if len(lengths) != len(waveform) or min(lengths, default=1) < 1 or max(lengths, default=1) > waveform.shape[1]:
             raise ValueError(f"num_samples {lengths} do not fit a waveform of shape {tuple(waveform.shape)}")
         with full_precision(waveform.device.type):
-            return self._encode(waveform.float(), lengths)
+            return self._encode(self.heard(waveform, lengths), lengths)
 
     def frame_mask(self, num_samples: list[int]) -> torch.Tensor:
         """True where `encode` gives a frame of a clip, False behind its end; of shape (batch, frames), on the CPU."""
@@ -84,8 +174,43 @@ class AudioEncoder(nn.Module):
         return torch.arange(max(frames))[None] < torch.tensor(frames)[:, None]
 
 
-def htsat_windows(num_samples: int, window_samples: int, time_cells: int) -> list[tuple[int, int, int]]:
-    """(first sample, first kept time cell, end of the kept time cells) of each window of a clip."""
+def count_frames(
+    num_samples: int,
+    frame_size: int | None = None,
+    window_samples: int | None = None,
+    time_cells: int | None = None,
+    frequency_cells: int | None = None,
+    window_latents: int = 0,
+    whole_windows: bool = False,
+    tokens: int | None = None,
+    parts: list[dict] | None = None,
+    sampling_rate: int | None = None,
+) -> int:
+    """Frames of a clip of `num_samples` samples, by whichever of these an encoder counts them.
+
+    Args:
+        frame_size: samples of a frame. window_samples, time_cells, whole_windows: of [`htsat_windows`], with `frequency_cells`
+            frames for each of the time cells that are kept, and `window_latents` for each window. tokens: of every clip.
+        parts: of each encoder of a pair, these arguments; its `sampling_rate` is that to which a clip is resampled from
+            `sampling_rate`.
+    """
+    if parts:
+        common = [math.gcd(part["sampling_rate"], sampling_rate) for part in parts]
+        lengths = [-(-num_samples * (part["sampling_rate"] // by) // (sampling_rate // by)) for part, by in zip(parts, common)]
+        return sum(count_frames(length, **part) for length, part in zip(lengths, parts))
+    if tokens is not None:
+        return tokens
+    if window_samples is None:
+        return -(-num_samples // frame_size)
+    windows = htsat_windows(num_samples, window_samples, time_cells, whole_windows)
+    return sum(frequency_cells * (end - first) + window_latents for _, first, end in windows)
+
+
+def htsat_windows(
+    num_samples: int, window_samples: int, time_cells: int, whole_windows: bool = False
+) -> list[tuple[int, int, int]]:
+    """(first sample, first kept time cell, end of the kept time cells) of each window of a clip; with `whole_windows`, all
+    cells of each are kept."""
     found, covered = [], 0
     while covered < num_samples or not found:
         start = max(0, min(covered, num_samples - window_samples))
@@ -94,7 +219,9 @@ def htsat_windows(num_samples: int, window_samples: int, time_cells: int) -> lis
         if not found and not len(kept):
             kept = np.array([0])
         covered = start + window_samples
-        if len(kept):
+        if whole_windows:
+            found.append((start, 0, time_cells))
+        elif len(kept):
             found.append((start, int(kept[0]), int(kept[-1]) + 1))
     return found
 
@@ -105,7 +232,11 @@ class HTSATEncoder(AudioEncoder):
     A window gives a grid of (dim, 2 frequency, 32 time) cells, read time-major as 64 frames. A clip shorter than a
     window is tiled to one, the last window of a longer one ends with it. Kept are the cells whose centre lies in the
     clip and in no earlier window; the first cell always. With `config.layer` the cells are those behind that stage,
-    averaged to this grid.
+    averaged to this grid. With `config.posteriors` a window gives, as in Mellow (arXiv 2503.08540), its latent and then the
+    class posteriors of each time cell, `config.posterior_repeats` times: two kinds of frames.
+
+    Raises:
+        ValueError: if `config` is of CLAP with feature fusion, or its windows are longer than the image that the model takes.
     """
 
     def __init__(self, config: PreTrainedConfig):
@@ -128,14 +259,29 @@ class HTSATEncoder(AudioEncoder):
         side = config.spec_size // config.patch_stride[0] // 2 ** (len(config.depths) - 1)
         ratio = config.spec_size // config.num_mel_bins
         self.frequency_cells, self.time_cells = side // ratio, side * ratio
-        self.frame_rate = self.frequency_cells * self.time_cells / config.window_seconds
+        most = config.spec_size * ratio  # columns of the spectrogram
+        if not config.n_fft <= self.window_samples or self.window_samples // config.hop_length >= most:
+            longest = most * config.hop_length / config.sampling_rate
+            raise ValueError(f"window_seconds is {config.window_seconds:g}, but HTSAT hears up to {longest:.2f} s at once")
+        self.latent_dim, self.posteriors = self.dim, bool(getattr(config, "posteriors", None))
+        self.repeats = (getattr(config, "posterior_repeats", None) or 1) if self.posteriors else self.frequency_cells
+        self.whole_windows = bool(getattr(config, "whole_windows", None))
+        if self.posteriors:
+            self.dim += config.num_classes
+            self.classifier = nn.Conv2d(self.latent_dim, config.num_classes, (self.frequency_cells, 3), padding=(0, 1))
+        self.frame_rate = (self.repeats * self.time_cells + self.posteriors) / config.window_seconds
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        return (self.latent_dim, self.config.num_classes) if self.posteriors else (self.dim,)
+
+    def frame_counts(self) -> dict:
+        return {"window_samples": self.window_samples, "time_cells": self.time_cells, "frequency_cells": self.repeats,
+                "window_latents": int(self.posteriors), "whole_windows": self.whole_windows}  # fmt: skip
 
     def windows(self, num_samples: int) -> list[tuple[int, int, int]]:
         """(first sample, first kept time cell, end of the kept time cells) of each window of a clip."""
-        return htsat_windows(num_samples, self.window_samples, self.time_cells)
-
-    def num_frames(self, num_samples: int) -> int:
-        return self.frequency_cells * sum(end - first for _, first, end in self.windows(num_samples))
+        return htsat_windows(num_samples, self.window_samples, self.time_cells, self.whole_windows)
 
     def log_mel(self, waveform: torch.Tensor) -> torch.Tensor:
         """Log-mel spectrogram in dB, of shape (batch, samples // hop + 1, mel bins)."""
@@ -168,11 +314,17 @@ class HTSATEncoder(AudioEncoder):
             tiled = clip[:length].repeat(-(-self.window_samples // length)) if length < self.window_samples else clip
             places.append(self.windows(length))
             crops += [tiled[start : start + self.window_samples] for start, _, _ in places[-1]]
-        grid, _ = self.encode_windows(torch.stack(crops))
+        grid, latent = self.encode_windows(torch.stack(crops))
+        if self.posteriors:  # one row of frequency, repeated
+            grid = self.classifier(grid).sigmoid().expand(-1, -1, self.repeats, -1)
         tokens = grid.permute(0, 3, 2, 1)  # (window, time, frequency, dim)
+        if self.posteriors:
+            tokens, latent = nn.functional.pad(tokens, (self.latent_dim, 0)), nn.functional.pad(latent, (0, self.dims[1]))
         rows, window = [], 0
         for windows in places:
-            kept = [tokens[window + i, first:end].flatten(0, 1) for i, (_, first, end) in enumerate(windows)]
+            kept = []
+            for i, (_, first, end) in enumerate(windows, window):
+                kept += [latent[i, None]] * self.posteriors + [tokens[i, first:end].flatten(0, 1)]
             rows.append(torch.cat(kept))
             window += len(windows)
         return nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -187,8 +339,8 @@ class FramedEncoder(AudioEncoder):
 
     frame_size: int
 
-    def num_frames(self, num_samples: int) -> int:
-        return -(-num_samples // self.frame_size)
+    def frame_counts(self) -> dict:
+        return {"frame_size": self.frame_size}
 
     def whole_frames(self, waveform: torch.Tensor, num_samples: list[int]) -> torch.Tensor:
         """(batch, samples) with zeros behind each clip, up to the end of the longest one's last frame."""
@@ -237,22 +389,6 @@ class MimiLatentEncoder(FramedEncoder):
         features = self.hidden_states(padded) if self.layer else self.latents(padded)
         return features * self.frame_mask(num_samples).to(features.device)[..., None]
 
-    def sizes_to_host(self):
-        """Takes sizes that each convolution asks for as numbers off the GPU, where every one is a wait, and out of the buffers.
-
-        Before the first clip is encoded, or in all processes together: those of a distributed run must hold the same buffers.
-        """
-        for conv in self.modules():
-            for name in ("stride", "kernel_size", "padding_total"):
-                if name in conv._buffers:
-                    conv.__dict__[name] = conv._buffers.pop(name).cpu()
-
-    def forget_codebook_cache(self):
-        """Makes the quantizer compute its tables from the weights that it holds now."""
-        for module in self.modules():
-            if hasattr(module, "_embed"):
-                module._embed = None
-
 
 class MimiEncoder(MimiLatentEncoder):
     """Mimi (arXiv 2410.00037): codes of the first `num_levels` RVQ levels, without the semantic one if `first_level` is 1,
@@ -262,7 +398,7 @@ class MimiEncoder(MimiLatentEncoder):
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
         self.first_level = getattr(config, "first_level", None) or 0
-        self.num_levels = config.num_levels - self.first_level
+        self.num_levels, self.codebook_size = config.num_levels - self.first_level, config.codebook_size
 
     def _codes(self, waveform, num_samples):
         latents = self.latents(self.whole_frames(waveform, num_samples)).transpose(1, 2)
@@ -272,8 +408,9 @@ class MimiEncoder(MimiLatentEncoder):
     @torch.no_grad()
     def codes(self, waveform: torch.Tensor, num_samples: list[int] | None = None) -> torch.Tensor:
         """Codes of shape (batch, levels, frames); those behind a clip's last frame mean nothing."""
+        lengths = num_samples or [waveform.shape[1]] * len(waveform)
         with full_precision(waveform.device.type):
-            return self._codes(waveform.float(), num_samples or [waveform.shape[1]] * len(waveform))
+            return self._codes(self.heard(waveform, lengths), lengths)
 
     @torch.no_grad()
     def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
@@ -303,14 +440,17 @@ class CodecEncoder(FramedEncoder):
         self.sample_rate = config.sampling_rate
         self.frame_size = config.hop_length
         self.frame_rate = self.sample_rate / self.frame_size
-        self.num_levels = config.num_levels
+        self.num_levels, self.codebook_size = config.num_levels, config.codebook_size
 
     @torch.no_grad()
     def codes(self, waveform: torch.Tensor, num_samples: list[int] | None = None) -> torch.Tensor:
         """Codes of shape (batch, levels, frames); those behind a clip's last frame mean nothing."""
         lengths = num_samples or [waveform.shape[1]] * len(waveform)
         with full_precision(waveform.device.type):
-            made = [self._codes_of(clip[None, :length].float(), length) for clip, length in zip(waveform, lengths)]
+            return self._codes(self.heard(waveform, lengths), lengths)
+
+    def _codes(self, waveform, lengths):
+        made = [self._codes_of(clip[None, :length], length) for clip, length in zip(waveform, lengths)]
         return nn.utils.rnn.pad_sequence([codes[0].T for codes in made], batch_first=True).transpose(1, 2)
 
     def _codes_of(self, clip, length):
@@ -329,14 +469,75 @@ class CodecEncoder(FramedEncoder):
             return self.model.quantizer.from_codes(codes.long())[0].transpose(1, 2)
 
     def _encode(self, waveform, num_samples):
-        features = self.decode_codes(self.codes(waveform, num_samples))
+        features = self.decode_codes(self._codes(waveform, num_samples))
         return features * self.frame_mask(num_samples).to(features.device)[..., None]
+
+
+class SilenceEncoder(AudioEncoder):
+    """Hears nothing: every clip, whatever its length, has the codes 0, 1, ... of its tokens, whose embeddings are learnt."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.config, self.dim, self.sample_rate = config, config.hidden_size, config.sampling_rate
+        self.num_levels, self.codebook_size, self.frame_rate = 1, config.num_tokens, 0.0
+        self.register_buffer("positions", torch.arange(config.num_tokens)[None])
+
+    def frame_counts(self) -> dict:
+        return {"tokens": self.codebook_size}
+
+    def codes(self, waveform: torch.Tensor, num_samples: list[int] | None = None) -> torch.Tensor:
+        """(batch, 1, tokens)."""
+        return self.positions.expand(len(waveform), -1, -1)
+
+    def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
+        """Features (batch, tokens, dim) that tell tokens apart, for who does not learn embeddings: one channel of each is 1."""
+        return nn.functional.one_hot(codes[:, 0].long() % self.dim, self.dim).float()
+
+    def _encode(self, waveform, num_samples):
+        return self.decode_codes(self.codes(waveform))
+
+
+class PairEncoder(AudioEncoder):
+    """Two encoders: the frames of the first and then those of the second, each with zeros in the other's channels.
+
+    Clips come at the higher of their rates; the other one hears them resampled.
+    """
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.config = config
+        self.first, self.second = build_encoder(config.first), build_encoder(config.second)
+        self.dim = self.first.dim + self.second.dim
+        self.sample_rate = max(self.first.sample_rate, self.second.sample_rate)
+        self.frame_rate = self.first.frame_rate + self.second.frame_rate
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        return self.first.dim, self.second.dim
+
+    def frame_counts(self) -> dict:
+        parts = [{**part.frame_counts(), "sampling_rate": part.sample_rate} for part in (self.first, self.second)]
+        return {"parts": parts, "sampling_rate": self.sample_rate}
+
+    def _encode(self, waveform, num_samples):
+        made, before = [[] for _ in num_samples], 0
+        ends = torch.tensor(num_samples, device=waveform.device)[:, None]
+        waveform = waveform.where(torch.arange(waveform.shape[1], device=waveform.device) < ends, 0)
+        for part in (self.first, self.second):
+            clips = resample(waveform, self.sample_rate, part.sample_rate)
+            by = math.gcd(self.sample_rate, part.sample_rate)
+            lengths = [-(-n * (part.sample_rate // by) // (self.sample_rate // by)) for n in num_samples]
+            features = nn.functional.pad(part.encode(clips, lengths), (before, self.dim - before - part.dim))
+            for row, clip, length in zip(made, features, lengths):
+                row.append(clip[: part.num_frames(length)])
+            before += part.dim
+        return nn.utils.rnn.pad_sequence([torch.cat(row) for row in made], batch_first=True)
 
 
 # by the configuration's `model_type`; Mimi without levels is its latent
 ENCODERS: dict[str, type[AudioEncoder]] = {
     "clap_audio_model": HTSATEncoder, "mimi": MimiEncoder, "mimi latents": MimiLatentEncoder, "encodec": CodecEncoder,
-    "dac": CodecEncoder,
+    "dac": CodecEncoder, "audiolm_silence": SilenceEncoder, "audiolm_pair": PairEncoder,
 }  # fmt: skip
 
 

@@ -9,28 +9,89 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .configuration_audiolm import AudioLMConfig
-from .encoders_audiolm import AudioEncoder, MimiEncoder, build_encoder
+from .encoders_audiolm import AudioEncoder, build_encoder
 
 TEXT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 LABELS_AT_ONCE = 512  # whose logits exist together in training: 100 MB in float32
 
 
 class AudioMapper(nn.Module):
-    """Standardised encoder features to vectors of the language model: Linear, GELU, Linear."""
+    """Standardised encoder features to vectors of the language model: Linear, GELU, Linear.
 
-    def __init__(self, dim: int, hidden_size: int, text_size: int):
+    Where an encoder gives two kinds of frames, the `second` kind goes through layers of its own.
+
+    Args:
+        dims: channels of each kind of frame. codes: levels and codes of each, if the embeddings of codes are learnt.
+    """
+
+    def __init__(self, dims: tuple[int, ...], hidden_size: int, text_size: int, codes: tuple[int, int] | None = None):
         super().__init__()
+        self.dims = dims
         # persistent: `from_pretrained` builds on the meta device, where other buffers come back as garbage
-        self.register_buffer("feature_mean", torch.zeros(dim))
-        self.register_buffer("feature_std", torch.ones(dim))
-        self.linear_1 = nn.Linear(dim, hidden_size)
+        self.register_buffer("feature_mean", torch.zeros(sum(dims)))
+        self.register_buffer("feature_std", torch.ones(sum(dims)))
+        self.build(hidden_size, text_size)
+        self.codes = codes
+        if codes:
+            self.code_embeddings = nn.Embedding(codes[0] * codes[1], dims[0])
+
+    def build(self, hidden_size: int, text_size: int) -> None:
+        """Makes the layers that learn."""
+        self.linear_1 = nn.Linear(self.dims[0], hidden_size)
         self.act = nn.GELU()
         self.linear_2 = nn.Linear(hidden_size, text_size)
+        self.second = nn.ModuleDict()
+        if len(self.dims) > 1:
+            self.second["linear_1"] = nn.Linear(self.dims[1], hidden_size)
+            self.second["linear_2"] = nn.Linear(hidden_size, text_size)
+
+    def embedded(self, codes: torch.Tensor) -> torch.Tensor:
+        """Sums of learnt embeddings, (clips, frames, dim), of codes (clips, levels, frames)."""
+        first = torch.arange(self.codes[0], device=codes.device)[:, None] * self.codes[1]
+        return self.code_embeddings(codes.long() + first).sum(1)
+
+    def of_first_kind(self, features: torch.Tensor) -> torch.Tensor:
+        """True where frames (..., dim) are of the first kind, with a last dimension of 1; where not, its channels are zeros."""
+        return features[..., : self.dims[0]].any(-1, keepdim=True)
+
+    def mean(self, features: torch.Tensor) -> torch.Tensor:
+        """What stands for frames that are not heard, as many and of the kinds of `features` (..., dim)."""
+        if len(self.dims) == 1:
+            return self.feature_mean.float().expand_as(features)
+        first = self.of_first_kind(features)
+        return self.feature_mean.float() * torch.cat([first.expand(*first.shape[:-1], self.dims[0]),
+                                                      ~first.expand(*first.shape[:-1], self.dims[1])], -1)  # fmt: skip
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(..., dim) to (..., text_size)."""
+        first = self.of_first_kind(features) if len(self.dims) > 1 else None
         features = (features.float() - self.feature_mean.float()) / self.feature_std.float().clamp(min=1e-5)
-        return self.linear_2(self.act(self.linear_1(features.to(self.linear_1.weight.dtype))))
+        features = features.to(self.linear_1.weight.dtype)
+        mapped = self.linear_2(self.act(self.linear_1(features[..., : self.dims[0]])))
+        if first is None:
+            return mapped
+        second = self.second["linear_2"](self.act(self.second["linear_1"](features[..., self.dims[0] :])))
+        return torch.where(first, mapped, second)
+
+
+class MellowMapper(AudioMapper):
+    """Mellow's projection (arXiv 2503.08540) of a clip's latent, and of its posteriors that a linear layer first makes as wide:
+    a linear layer without bias, another on its GELU added to it, with dropout, and a layer norm. Features are not standardised.
+    """
+
+    def build(self, hidden_size, text_size):
+        self.posteriors = nn.Linear(self.dims[1], self.dims[0])
+        self.linear_1 = nn.Linear(self.dims[0], text_size, bias=False)
+        self.linear_2 = nn.Linear(text_size, text_size, bias=False)
+        self.dropout = nn.Dropout(0.5)
+        self.norm = nn.LayerNorm(text_size)
+
+    def forward(self, features):
+        first = self.of_first_kind(features)
+        features = features.to(self.linear_1.weight.dtype)
+        wide = torch.where(first, features[..., : self.dims[0]], self.posteriors(features[..., self.dims[0] :]))
+        projected = self.linear_1(wide)
+        return self.norm(projected + self.dropout(self.linear_2(nn.functional.gelu(projected))))
 
 
 class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -50,7 +111,9 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def __init__(self, config: AudioLMConfig):
         super().__init__(config)
         self.encoder = build_encoder(config.encoder_config)
-        self.mapper = AudioMapper(self.encoder.dim, config.mapper_hidden_size, config.text_config.hidden_size)
+        codes = (self.encoder.num_levels, self.encoder.codebook_size) if config.learn_code_embeddings else None
+        mapper = {"mlp": AudioMapper, "mellow": MellowMapper}[config.mapper_type]
+        self.mapper = mapper(self.encoder.dims, config.mapper_hidden_size, config.text_config.hidden_size, codes)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.post_init()
         self.train(self.training)
@@ -84,7 +147,10 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         # the mapper alone: encoder and language model initialise themselves or are loaded
         if isinstance(module, nn.Linear) and any(module is m for m in self.mapper.modules()):
             nn.init.normal_(module.weight, std=0.02)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif module is getattr(self.mapper, "code_embeddings", None):
+            nn.init.normal_(module.weight, std=self.mapper.codes[0] ** -0.5)  # sums of deviation 1, as standardised features
 
     def train(self, mode: bool = True):
         """As `nn.Module.train`, but the encoder stays frozen and in eval mode, and the language model frozen if asked."""
@@ -97,8 +163,7 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         for name, parameter in self.language_model.named_parameters():
             if ".lora_" not in name:  # adapters on a frozen model train
                 parameter.requires_grad_(not self.config.freeze_lm)
-        if isinstance(self.encoder, MimiEncoder):
-            self.encoder.forget_codebook_cache()
+        self.encoder.forget_codebook_cache()
         return self
 
     def get_input_embeddings(self):
@@ -129,17 +194,20 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if num_samples is None:
                 full = [input_values.shape[1]] * len(input_values)
                 num_samples = full if input_values_mask is None else input_values_mask.sum(1).tolist()
-            features, mask = self.encoder.encode(input_values, num_samples), self.encoder.frame_mask(num_samples)
+            encode = self.encoder.codes if self.config.learn_code_embeddings else self.encoder.encode
+            features, mask = encode(input_values, num_samples), self.encoder.frame_mask(num_samples)
         else:
-            features = input_features if input_features.is_floating_point() else self.encoder.decode_codes(input_features)
-            mask = torch.ones(features.shape[:2]) if input_features_mask is None else input_features_mask
+            features, frames = input_features, input_features.shape[1 if input_features.is_floating_point() else 2]
+            mask = torch.ones(len(features), frames) if input_features_mask is None else input_features_mask
             if num_frames is not None:
-                mask = torch.arange(features.shape[1])[None] < torch.tensor(num_frames)[:, None]
+                mask = torch.arange(frames)[None] < torch.tensor(num_frames)[:, None]
+        if not features.is_floating_point():
+            features = (self.mapper.embedded if self.config.learn_code_embeddings else self.encoder.decode_codes)(features)
         if self.config.no_audio:
-            features = self.mapper.feature_mean.expand_as(features)
+            features = self.mapper.mean(features)
         if self.config.audio_tokens:
             lengths = num_frames if num_frames is not None else mask.sum(1).tolist()
-            return self.mapper(pooled(features, lengths, self.config.audio_tokens).flatten(0, 1))
+            return pooled(self.mapper(features), lengths, self.config.audio_tokens).flatten(0, 1)
         kept = mask.flatten().nonzero()[:, 0].to(features.device, non_blocking=True)
         return self.mapper(features.flatten(0, 1)[kept])
 
@@ -254,9 +322,13 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
 
 def pooled(features: torch.Tensor, lengths: list[int], tokens: int) -> torch.Tensor:
-    """Frames of clips, (clips, frames, dim), of which each has so many, averaged to `tokens` of equal share, or repeated."""
+    """Vectors of clips, (clips, frames, dim), of which each has so many, averaged to `tokens` of equal share, or repeated."""
     clips = [clip[:length].T[None] for clip, length in zip(features, lengths)]
-    return torch.cat([nn.functional.adaptive_avg_pool1d(clip, tokens) for clip in clips]).transpose(1, 2)
+    return (
+        torch.cat([nn.functional.adaptive_avg_pool1d(clip.float(), tokens) for clip in clips])
+        .transpose(1, 2)
+        .to(features.dtype)
+    )
 
 
 def summed_loss(hidden: torch.Tensor, head: nn.Module, wanted: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,6 @@ import errno
 import math
 import os
 import wave
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -12,16 +11,12 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 
 from .configuration_audiolm import AudioLMConfig
-from .encoders_audiolm import build_encoder, htsat_windows
+from .encoders_audiolm import AudioEncoder, build_encoder, check_rate, count_frames, resample
 
 try:
     import soundfile
 except ImportError:  # arrays need no reader
     soundfile = None
-
-# No recording has more; a file of a few kB can state far more, and then would fill any memory.
-MOST_RATE = 768_000  # Hz
-MOST_SAMPLES = 12_288_000  # a second in all channels: 64 at 192 kHz
 
 
 class AudioLMFeatureExtractor(SequenceFeatureExtractor):
@@ -29,21 +24,19 @@ class AudioLMFeatureExtractor(SequenceFeatureExtractor):
 
     model_input_names = ["input_values", "input_values_mask"]
 
-    def __init__(
-        self, sampling_rate=24000, max_audio_seconds=10.0, frame_size=1920, window_samples=None, time_cells=None,
-        frequency_cells=None, **kwargs,
-    ):  # fmt: skip
+    def __init__(self, sampling_rate=24000, max_audio_seconds=10.0, frame_counts=None, **kwargs):
         kwargs = {"feature_size": 1, "padding_value": 0.0, **kwargs}  # a saved one gives them too
         super().__init__(sampling_rate=sampling_rate, **kwargs)
-        self.max_audio_seconds, self.frame_size, self.window_samples = max_audio_seconds, frame_size, window_samples
-        self.time_cells, self.frequency_cells = time_cells, frequency_cells
+        self.max_audio_seconds, self.frame_counts = max_audio_seconds, frame_counts or {"frame_size": 1920}
+
+    @classmethod
+    def of_encoder(cls, encoder: AudioEncoder, max_audio_seconds: float) -> "AudioLMFeatureExtractor":
+        """What an encoder wants to hear."""
+        return cls(encoder.sample_rate, max_audio_seconds, encoder.frame_counts())
 
     def num_frames(self, num_samples: int) -> int:
         """Frames that the encoder gives for a clip of so many samples at `sampling_rate`."""
-        if self.window_samples is None:
-            return -(-num_samples // self.frame_size)
-        windows = htsat_windows(num_samples, self.window_samples, self.time_cells)
-        return self.frequency_cells * sum(end - first for _, first, end in windows)
+        return count_frames(num_samples, **self.frame_counts)
 
     def load(self, clip) -> torch.Tensor:
         """One clip (path, array at `sampling_rate`, or (array, rate)) as mono audio, of shape (samples,).
@@ -106,13 +99,6 @@ def check_file(path) -> None:
         raise FileNotFoundError(errno.ENOENT, "no file is there", path)
 
 
-def check_rate(name, rate: int, channels: int = 1) -> None:
-    """ValueError if there are no samples a second, or more than a recording has."""
-    if not (1 <= rate <= MOST_RATE and 1 <= channels <= MOST_SAMPLES / rate):
-        said = f"at most {MOST_RATE:,} Hz and {MOST_SAMPLES:,} samples a second are read"
-        raise ValueError(f"{name} states {channels} channels at {rate} Hz; {said}")
-
-
 def read_file(path, seconds: float) -> tuple[np.ndarray, int]:
     """The first `seconds` of an audio file of any format, (samples, channels) in float32, and its rate in Hz."""
     with open_file(path) as file:
@@ -142,53 +128,24 @@ def read_wav(path, seconds: float) -> tuple[np.ndarray, int]:
         raise ImportError(f"{path}: reading it needs the package soundfile; or give (array, rate)") from error
 
 
-def resample(audio: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
-    """Band-limited sinc interpolation with a Hann window, 6 zero crossings and roll-off 0.99: torchaudio's defaults.
-
-    Args:
-        audio: (samples,) at `rate` Hz.
-
-    Raises:
-        ValueError: if it is no rate that a recording has.
-    """
-    if rate == new_rate:
-        return audio
-    check_rate("the audio", rate)
-    check_rate("the encoder", new_rate)
-    common = math.gcd(int(rate), int(new_rate))
-    old, new = int(rate) // common, int(new_rate) // common
-    many = -(-64 // new)  # frames that make one matrix of them
-    old, new = many * old, many * new
-    # the weights of an odd rate take up to 230 MB, and are not kept
-    width, kernels = (_resampling_kernels if max(old, new) < 100_000 else _resampling_kernels.__wrapped__)(old, new)
-    frames = torch.nn.functional.pad(audio, (width, width + old)).unfold(0, 2 * width + old, old)
-    result = torch.cat([frames[:, first : first + len(kernel)] @ kernel.to(audio.dtype) for first, kernel in kernels], 1)
-    return result.flatten()[: math.ceil(new * len(audio) / old)]
-
-
-@lru_cache(32)
-def _resampling_kernels(old: int, new: int) -> tuple[int, list[tuple[int, torch.Tensor]]]:
-    """Samples that a frame of `old` ones needs before and behind it; and, for 64 of its `new` ones at a time, the first sample
-    that weighs in them and the weights (samples, 64): from 32 to 44.1 kHz, 61 of a frame's 334 samples."""
-    base, zeros = min(old, new) * 0.99, 6
-    reach = zeros * old / base
-    width, kernels = math.ceil(reach), []
-    for phase in torch.arange(new, dtype=torch.float64).split(64):
-        centres = phase * old / new
-        first, last = math.ceil(centres[0].item() - reach), math.floor(centres[-1].item() + reach)
-        t = ((torch.arange(first, last + 1)[:, None] - centres) * base / old).clamp(-zeros, zeros)
-        weights = torch.sinc(t) * torch.cos(t * math.pi / zeros / 2) ** 2 * base / old
-        kernels.append((width + first, weights.float()))
-    return width, kernels
+MELLOW_PROMPT = 129  # tokens, whatever the question
+MELLOW_SEPARATOR = 0  # the token behind each clip
 
 
 class AudioLMProcessor(ProcessorMixin):
-    """One text with one or two clips, or a list of texts with a list of clips for each."""
+    """One text with one or two clips, or a list of texts with a list of clips for each.
+
+    Args:
+        prompt_format: "audiolm" names each clip before its frames, then comes the question. "mellow" is what Mellow (arXiv
+            2503.08540) was trained on: two clips, each with a separator behind it, and the question in lower case, cut or
+            filled up with "!" to 129 tokens; answers are in lower case too.
+    """
 
     def __init__(
-        self, feature_extractor=None, tokenizer=None, audio_token_id=3, audio_tokens=None, chat_template=None, **kwargs
-    ):
-        self.audio_token_id, self.audio_tokens = audio_token_id, audio_tokens
+        self, feature_extractor=None, tokenizer=None, audio_token_id=3, audio_tokens=None, prompt_format="audiolm",
+        chat_template=None, **kwargs,
+    ):  # fmt: skip
+        self.audio_token_id, self.audio_tokens, self.prompt_format = audio_token_id, audio_tokens, prompt_format
         chat_template = chat_template or (
             "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}"
             "{% if c.type == 'text' %}{{ c.text }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
@@ -208,13 +165,10 @@ class AudioLMProcessor(ProcessorMixin):
             raise ValueError(f"audio_token_id {config.audio_token_id} is no spare special token of the tokenizer, but {word!r}")
         with torch.device("meta"):
             encoder = build_encoder(config.encoder_config)
-        extractor = AudioLMFeatureExtractor(
-            encoder.sample_rate, config.max_audio_seconds,
-            *(getattr(encoder, k, None) for k in ("frame_size", "window_samples", "time_cells", "frequency_cells")),
-        )  # fmt: skip
+        extractor = AudioLMFeatureExtractor.of_encoder(encoder, config.max_audio_seconds)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        return cls(extractor, tokenizer, config.audio_token_id, config.audio_tokens)
+        return cls(extractor, tokenizer, config.audio_token_id, config.audio_tokens, config.prompt_format)
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         # a question that contains a special token's text must not inject one
@@ -225,7 +179,12 @@ class AudioLMProcessor(ProcessorMixin):
 
         Args:
             frames: for each question the frames of each of its clips.
+
+        Raises:
+            ValueError: if a question of Mellow's does not have two clips.
         """
+        if self.prompt_format == "mellow":
+            return self._mellow_prompts(questions, frames)
         end, *names = self._ids(["\n", *(f"Audio {i + 1}: " for i in range(max(map(len, frames), default=0)))])
         made = []
         for question, counts in zip(self._ids([f"{question.strip()}\nAnswer:" for question in questions]), frames):
@@ -233,6 +192,15 @@ class AudioLMProcessor(ProcessorMixin):
             for name, count in zip(names, counts):
                 prompt += [*name, *[self.audio_token_id] * (self.audio_tokens or count), *end]
             made.append(prompt + question)
+        return made
+
+    def _mellow_prompts(self, questions, frames):
+        made, filler = [], self._ids(["!"])[0]
+        for question, counts in zip(self._ids([question.strip().lower() for question in questions]), frames):
+            if len(counts) != 2:
+                raise ValueError(f"a question in Mellow's format is about two clips, not {len(counts)}; give one twice")
+            audio = [[*[self.audio_token_id] * (self.audio_tokens or count), MELLOW_SEPARATOR] for count in counts]
+            made.append(audio[0] + audio[1] + (question + filler * MELLOW_PROMPT)[:MELLOW_PROMPT])
         return made
 
     def prompt_ids(self, question: str, frames: list[int]) -> list[int]:
@@ -245,7 +213,9 @@ class AudioLMProcessor(ProcessorMixin):
 
     def answers(self, answers: list[str]) -> list[list[int]]:
         """Ids of answers, each with its EOS."""
-        return [[*ids, self.tokenizer.eos_token_id] for ids in self._ids([" " + answer.strip() for answer in answers])]
+        mellow = self.prompt_format == "mellow"
+        texts = [answer.strip().lower() if mellow else " " + answer.strip() for answer in answers]
+        return [[*ids, self.tokenizer.eos_token_id] for ids in self._ids(texts)]
 
     def __call__(self, text=None, audio=None, answer=None, padding_side="left", return_tensors="pt", **kwargs) -> BatchFeature:
         """Model inputs.

@@ -36,6 +36,9 @@ from audiolm.processing_audiolm import AudioLMProcessor
 from audiolm.runtime import run_info, use_all_of_the_cpu, write_run_info
 from audiolm.training_data import data_set_folder
 
+# what a model's configuration says of its arm and how it was trained
+OF_MODEL = ("encoder_type", "no_audio", "audio_tokens", "learn_code_embeddings", "mapper_type", "prompt_format", "training")
+
 
 def parse(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -136,7 +139,8 @@ def loaded(name: str, revision: str | None, device):
     model, tokenizer = load_model(name, revision)
     if "flash" in str(model.config.text_config._attn_implementation):
         model.set_attn_implementation("sdpa")  # options are scored under a mask that flash attention does not take
-    about = {name: getattr(model.config, name, None) for name in ("encoder_type", "no_audio", "audio_tokens", "training")}
+    about = {name: getattr(model.config, name, None) for name in OF_MODEL}
+    about |= {name: getattr(model.config.encoder_config, name, None) for name in ("band_limit", "window_seconds")}
     state = Path(name, "trainer_state.json")
     about["step"] = json.loads(state.read_text(encoding="utf-8"))["global_step"] if state.is_file() else None
     about["weights_sha256"] = model_digest(model)

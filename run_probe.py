@@ -165,17 +165,14 @@ def labelled_clips(args: argparse.Namespace) -> tuple[list[dict[str, str]], str]
 
 def features_of(encoder, arm: str, paths: list[str], args: argparse.Namespace) -> tuple[np.ndarray, list, list[int]]:
     """Means over frames (clips, dim); features (frames, dim) of each clip, if a probe wants them; frames of each clip."""
-    extractor = AudioLMFeatureExtractor(
-        encoder.sample_rate, args.max_audio_seconds,
-        *(getattr(encoder, k, None) for k in ("frame_size", "window_samples", "time_cells", "frequency_cells")),
-    )  # fmt: skip
+    extractor = AudioLMFeatureExtractor.of_encoder(encoder, args.max_audio_seconds)
     if args.feature_cache:
         cache = FeatureCache(args.feature_cache, encoder, extractor)
         cache.fill(paths)
         encoded = ((path, cache[path]) for path in paths)
     else:
         encoded = encode_clips(encoder, extractor, sorted(set(paths)), desc=f"encoding clips, {arm}")
-    device, means, kept, frames = next(encoder.parameters()).device, {}, {}, {}
+    device, means, kept, frames = encoder.device, {}, {}, {}
     for path, clip in encoded:
         coded = not clip.is_floating_point()  # others are rounded as the cache rounds them, which thus changes no figure
         clip = encoder.decode_codes(clip[None].to(device))[0].cpu() if coded else clip.bfloat16().float()

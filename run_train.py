@@ -21,7 +21,7 @@ from audiolm.compilation import PAD_TO, compile_layers
 from audiolm.data import QUESTION_TYPES, ReasonAQACollator
 from audiolm.data.decoding import BadClip, ClipDecoder
 from audiolm.data.sampling import BucketTrainer
-from audiolm.encoder_checkpoints import load_encoder
+from audiolm.encoder_checkpoints import altered, load_encoder
 from audiolm.evaluation.loss import token_loss, token_losses
 from audiolm.finetuning import cast_once, merged, optimizer_by_part, with_lora
 from audiolm.guards import BadAudio, LossSpikes, SkipNonFinite, StopOnSignal, check_room, disk_fault
@@ -47,6 +47,7 @@ from audiolm.training_data import (
 )
 
 logger = logging.getLogger("audiolm.train")
+OF_MODEL = ("audio_tokens", "learn_code_embeddings", "mapper_type", "prompt_format")  # fields of its configuration
 
 
 def build(model_args: ModelArguments, data_args: DataArguments) -> tuple[AudioLMForConditionalGeneration, AudioLMProcessor]:
@@ -59,14 +60,14 @@ def build(model_args: ModelArguments, data_args: DataArguments) -> tuple[AudioLM
         "freeze_lm": model_args.freeze_lm,
         "no_audio": model_args.no_audio,
         "max_audio_seconds": data_args.max_audio_seconds,
-        "audio_tokens": model_args.audio_tokens,
+        **{name: getattr(model_args, name) for name in OF_MODEL},
     }
     if name := model_args.model_name_or_path:
         model, tokenizer = load_model(name)
         if model.config.encoder_type != model_args.encoder_type:
             raise ValueError(f"--model_name_or_path {name} is of the arm {model.config.encoder_type}, but --encoder_type is "
                              f"{model_args.encoder_type}")  # fmt: skip
-        for field in ("no_audio", "max_audio_seconds", "audio_tokens"):
+        for field in ("no_audio", "max_audio_seconds", *OF_MODEL):
             if (earlier := getattr(model.config, field)) != fields[field]:
                 raise ValueError(
                     f"--model_name_or_path {name} was trained with --{field} {str(earlier).lower()}: give the same"
@@ -75,6 +76,8 @@ def build(model_args: ModelArguments, data_args: DataArguments) -> tuple[AudioLM
         model.train(False)  # frozen as the new configuration says
     else:
         encoder = load_encoder(model_args.encoder_type, model_args.encoder_name_or_path)
+        if model_args.band_limit or model_args.window_seconds:
+            encoder = altered(encoder, model_args.band_limit, model_args.window_seconds)
         text_model = model_args.text_model_name_or_path or TEXT_MODEL
         model = AudioLMForConditionalGeneration.from_pretrained_parts(model_args.encoder_type, encoder, text_model, **fields)
         tokenizer = AutoTokenizer.from_pretrained(**text_model_source(text_model))
@@ -145,8 +148,10 @@ def main(argv=None):
         facts = training_facts(model, model_args, data_args, args, about_data)
         facts["settings"]["precision"] = precision(args)
         facts["settings"]["batches"] = f"of one length, order {sampler.digest()[:16]}" if sampler else "of any length"
-        settings = {"encoder_type": model_args.encoder_type, "no_audio": model_args.no_audio,
-                    "audio_tokens": model_args.audio_tokens, **facts["settings"], **about_data}  # fmt: skip
+        arm = {name: getattr(model_args, name) for name in ("band_limit", "window_seconds", *OF_MODEL)}
+        arm = {name: value for name, value in arm.items() if value not in (None, False, "mlp", "audiolm")}
+        settings = {"encoder_type": model_args.encoder_type, "no_audio": model_args.no_audio, "audio_tokens": None, **arm,
+                    **facts["settings"], **about_data}  # fmt: skip
         if args.resume_from_checkpoint and not data_args.resume_with_changes:
             check_settings(args.resume_from_checkpoint, settings)
         model.config.training = {**facts["settings"], "data": about_data}  # two models are comparable where these are equal

@@ -12,7 +12,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
-from audiolm.configuration_audiolm import arm_of, arms
+from audiolm.configuration_audiolm import FORMATS, arm_of, arms
 from audiolm.data import QUESTION_TYPES
 from audiolm.modeling_audiolm import TEXT_MODEL
 from audiolm.resume import checkpoint_to_resume
@@ -29,6 +29,8 @@ DEFAULTS = {
     "dataloader_num_workers": 2, "per_device_eval_batch_size": 8, "report_to": "none", "remove_unused_columns": False,
     "logging_nan_inf_filter": False, "label_names": ["labels"], "seed": 0, "dataloader_pin_memory": torch.cuda.is_available(),
 }  # fmt: skip
+RECIPES = {"mellow": {"encoder_type": "mellow", "mapper_type": "mellow", "prompt_format": "mellow", "freeze_lm": False,
+                      "learning_rate": 1e-3}}  # fmt: skip
 
 
 @dataclass
@@ -57,6 +59,24 @@ class ModelArguments:
     audio_tokens: int | None = field(
         default=None,
         metadata={"help": "tokens of each clip: its frames are averaged, or repeated, to so many; default: one for each frame"},
+    )
+    learn_code_embeddings: bool = field(
+        default=False, metadata={"help": "learn a table of embeddings for each level of a codec's codes, in place of its own"}
+    )
+    band_limit: int | None = field(
+        default=None,
+        metadata={"help": "the encoder hears what a recording of so many samples a second holds, such as Mimi's 24000"},
+    )
+    window_seconds: float | None = field(
+        default=None, metadata={"help": "of HTSAT's windows; default: those of its checkpoint"}
+    )
+    mapper_type: str = field(default="mlp", metadata={"help": "mlp, or `mellow`: Mellow's projection of latent and posteriors"})
+    prompt_format: str = field(
+        default="audiolm", metadata={"help": "how questions are written: audiolm, or `mellow`, of 129 lower-cased tokens"}
+    )
+    recipe: str | None = field(
+        default=None,
+        metadata={"help": "`mellow`: Mellow's encoder, mapper and prompts, all of the language model trained, at 1e-3"},
     )
     no_audio: bool = field(
         default=False, metadata={"help": "control: every frame is the mean feature, so that the text alone is learnt from"}
@@ -154,9 +174,11 @@ def contradiction(options) -> str | None:
         return "--streaming: a stream has no end; give --max_steps with it, and no --num_train_epochs"
     if options.streaming and options.feature_cache:
         return "--streaming: its clips pass by once; leave --feature_cache out"
-    for part in ("encoder_name_or_path", "text_model_name_or_path"):
+    for part in ("encoder_name_or_path", "text_model_name_or_path", "band_limit", "window_seconds"):
         if options.model_name_or_path and getattr(options, part):
             return f"--{part}: the model of --model_name_or_path brings its own"
+    if options.prompt_format == "mellow" and options.streaming:
+        return "--prompt_format mellow: the second clips of its rows are drawn from all, which a stream does not know"
     return None
 
 
@@ -177,6 +199,7 @@ def parse(argv=None, description: str | None = None):
     argv = list(sys.argv[1:] if argv is None else argv)
     pre = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     pre.add_argument("--config")
+    pre.add_argument("--recipe")
     given, rest = pre.parse_known_args(argv)
     parser = HfArgumentParser(
         (ModelArguments, DataArguments, TrainingArguments), description=description, allow_abbrev=False,
@@ -199,7 +222,10 @@ def parse(argv=None, description: str | None = None):
             parser.error(f"--config {given.config}: hub_token: {NO_TOKEN}")
     processes = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else max(1, torch.cuda.device_count())
     computed = dict.fromkeys(["per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_persistent_workers"])
-    parser.set_defaults(**{**DEFAULTS, **computed, **settings})
+    recipe = given.recipe or settings.get("recipe")
+    if recipe is not None and recipe not in RECIPES:
+        parser.error(f"--recipe {recipe!r}: {', '.join(RECIPES)} is there")
+    parser.set_defaults(**{**DEFAULTS, **computed, **RECIPES.get(recipe, {}), **settings, "recipe": recipe})
     for action in parser._actions:
         if action.nargs == "+" and isinstance(action.default, str):
             action.default = [action.default]
@@ -257,7 +283,7 @@ def parse(argv=None, description: str | None = None):
         space.lora_alpha = 2 * space.lora_r
     if space.output_dir is None:
         space.output_dir = f"outputs/{space.encoder_type.replace('=', '-')}"  # a repository has its name
-    for name, values in (("on_bad_audio", ("error", "skip")), ("lora_push", ("merged", "adapter"))):
+    for name, values in (("on_bad_audio", ("error", "skip")), ("lora_push", ("merged", "adapter")), *FORMATS.items()):
         if (value := getattr(space, name)) not in values:
             parser.error(f"--{name} {value!r} is neither {values[0]} nor {values[1]}")
     if wrong := contradiction(space):

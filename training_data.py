@@ -204,7 +204,7 @@ def encoded(model, extractor, data: TrainingData, data_args, args, standardise: 
         made = dict(encode_clips(model.encoder, extractor, sounds, desc="evaluation clips", on_bad=on_bad))
         features = {name: made[sound] for name, sound in zip(names, sounds) if sound in made}
         heard = (clip for _, clip in encode_clips(model.encoder, extractor, chosen, desc="feature statistics", on_bad=on_bad))
-    if standardise:
+    if standardise and not model.config.learn_code_embeddings:
         mean, deviation = feature_statistics(model.encoder, heard)
         model.mapper.feature_mean.copy_(mean)
         model.mapper.feature_std.copy_(deviation)

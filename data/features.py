@@ -53,7 +53,7 @@ def encode_clips(
     Raises:
         BadClip: if a clip cannot be decoded, and no `on_bad` is given.
     """
-    device = next(encoder.parameters()).device
+    device = encoder.device
     batch_size = batch_size or (8 if device.type == "cpu" else 32)
     encode = getattr(encoder, "codes", encoder.encode)
     bar = tqdm(total=len(paths), desc=desc, unit="clip", disable=None if desc else True)
@@ -97,7 +97,7 @@ def encode_clips(
 @torch.no_grad()
 def feature_statistics(encoder, clips: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of each channel, (dim,) in float64, over all frames of clips of [`encode_clips`]."""
-    device = next(encoder.parameters()).device
+    device = encoder.device
     total = square = 0.0
     frames = 0
     for clip in clips:
@@ -105,7 +105,14 @@ def feature_statistics(encoder, clips: Iterable[torch.Tensor]) -> tuple[torch.Te
         if not features.is_floating_point():
             features = encoder.decode_codes(features[None])[0]
         features = features.double()
-        total, square, frames = total + features.sum(0), square + features.square().sum(0), frames + len(features)
+        total, square = total + features.sum(0), square + features.square().sum(0)
+        if len(encoder.dims) == 1:
+            frames += len(features)
+        else:  # of each kind of frames, whose channels are zeros in others
+            first = int(features[:, : encoder.dims[0]].any(1).sum())
+            frames = frames + torch.repeat_interleave(
+                torch.tensor([first, len(features) - first]), torch.tensor(encoder.dims)
+            ).to(device)
     mean = total / frames
     return mean, (square / frames - mean.square()).clamp(min=0).sqrt()
 
@@ -118,6 +125,14 @@ def pad_features(clips: list[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
     return (padded.transpose(1, 2) if codes else padded), frames
 
 
+def _facts(config: dict) -> list[tuple]:
+    """What a configuration's dict says, in order; not where weights come from."""
+    made_by = ("transformers_version", "architectures", "dtype")
+    named = {str(k): v for k, v in config.items()}
+    kept = {k: _facts(v) if isinstance(v, dict) else v for k, v in named.items() if not k.startswith("_") and k not in made_by}
+    return sorted(kept.items())
+
+
 class FeatureCache:
     """Clips of [`encode_clips`] by path, kept in a directory from run to run, in memory-mapped shards.
 
@@ -128,9 +143,7 @@ class FeatureCache:
 
     def __init__(self, directory: str | Path, encoder, extractor):
         self.encoder, self.extractor = encoder, extractor
-        made_by = ("transformers_version", "architectures", "dtype")  # what says where weights come from, not what they do
-        fields = {k: v for k, v in encoder.config.to_dict().items() if not k.startswith("_") and k not in made_by}
-        made_with = (VERSION, transformers.__version__, extractor.max_audio_seconds, sorted(fields.items()))
+        made_with = (VERSION, transformers.__version__, extractor.max_audio_seconds, _facts(encoder.config.to_dict()))
         digest = hashlib.sha256(repr(made_with).encode())
         for source in (type(encoder), type(extractor)):
             digest.update(Path(inspect.getfile(source)).read_bytes())

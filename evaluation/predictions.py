@@ -89,7 +89,7 @@ class Answerer:
         for control in self.controls:
             asked, heard = list(enumerate(rows)), features
             if control == "no_audio":
-                heard = {clip: silenced(self.model, self._frames(features[clip])) for clip in clips}
+                heard = {clip: silenced(self.model, features[clip]) for clip in clips}
             elif control == "noise":
                 heard = clip_features(self.model, extractor, clips, alter=noise_of_equal_power)
             elif control == "other_audio":

@@ -207,7 +207,7 @@ def test_the_cache_knows_arms_of_the_same_weights_apart(encoders, tmp_path):
     folders = set()
     for name in ("mimi_full", "mimi_acoustic", "mimi_continuous", "mimi_transformer_layer=1", "mimi_levels=3"):
         encoder = encoders[name]
-        extractor = AudioLMFeatureExtractor(encoder.sample_rate, 10.0, encoder.frame_size)
+        extractor = AudioLMFeatureExtractor.of_encoder(encoder, 10.0)
         folders.add(FeatureCache(tmp_path, encoder, extractor).folder)
     assert len(folders) == 5
 

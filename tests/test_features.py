@@ -124,7 +124,7 @@ def test_processes_share_the_work(files, tmp_path):
 def small_processor(model):
     from audiolm import AudioLMFeatureExtractor
 
-    return AudioLMFeatureExtractor(model.encoder.sample_rate, 10.0, model.encoder.frame_size)
+    return AudioLMFeatureExtractor.of_encoder(model.encoder, 10.0)
 
 
 def test_an_interrupted_fill_goes_on(files, tmp_path, monkeypatch):
