@@ -132,6 +132,8 @@ class LoadedModel:
             ValueError: if clips and question come to more tokens than the language model takes.
         """
         start = time.perf_counter()
+        if self.processor.prompt_format == "mellow":  # is always asked about two
+            heard = [clips * 2 if len(clips) == 1 else clips for clips in heard]
         every = {id(clip): clip.features for clips in heard for clip in clips}
         frames = {key: len(of) if of.is_floating_point() else of.shape[-1] for key, of in every.items()}
         if muted or self.model.config.no_audio:

@@ -77,7 +77,7 @@ def _find(name_or_path: str, *candidates: str) -> str:
     raise ValueError(f"{name_or_path} is no file, nor a folder or a Hub repository within reach with {' or '.join(candidates)}")
 
 
-def _read(path: str) -> dict[str, torch.Tensor]:
+def read_checkpoint(path: str) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint by key, whatever object or wrapper holds them; no code of the file runs.
 
     Raises:
@@ -109,7 +109,7 @@ def _config(source: str) -> PreTrainedConfig | None:
     return config
 
 
-def _fill(module: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
+def fill(module: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
     """Copies `state` into `module`, of which every tensor must be met by one of the same shape."""
     wanted = {k: v for k, v in module.state_dict().items() if not k.endswith("relative_position_index")}
     missing = [k for k in wanted if k not in state]
@@ -122,7 +122,7 @@ def _fill(module: nn.Module, state: dict[str, torch.Tensor], source: str) -> Non
             f"{len(unexpected)} unexpected ({', '.join(unexpected[:3])}), "
             f"{len(shapes)} of another shape ({'; '.join(shapes[:3])})"
         )
-    module.load_state_dict(state, strict=False)
+    module.load_state_dict({k: state[k] for k in wanted}, strict=False)  # relative_position_index is the architecture's
 
 
 _HTSAT_NAMES = [
@@ -130,20 +130,21 @@ _HTSAT_NAMES = [
     (r"\.attn\.proj\.", ".attention.output.dense."), (r"\.attn\.", ".attention.self."),
     (r"\.mlp\.fc1\.", ".intermediate.dense."), (r"\.mlp\.fc2\.", ".output.dense."),
 ]  # fmt: skip
-_HTSAT_UNUSED = r"^(spectrogram_extractor|logmel_extractor|head)\.|attn_mask$"
+HTSAT_UNUSED = r"^(spectrogram_extractor|logmel_extractor|head)\.|attn_mask$"
 
 
 def _load_htsat(encoder_type: str, name_or_path: str | None) -> HTSATEncoder:
     source, path = name_or_path or PUBLISHED["clap_audio_model"], checkpoint_file(encoder_type, name_or_path)
-    (state, fields), posteriors = (_read(path), {}), {}
+    state, fields, posteriors = read_checkpoint(path), {}, {}
     prefix = next((p for p in ("audio_encoder.base.htsat.", "sed_model.", "audio_model.audio_encoder.", "audio_encoder.")
                    if any(k.startswith(p) for k in state)), "")  # fmt: skip
+    of_mellow = "audio_encoder.base.c2l.weight" in state
     state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     if prefix in ("audio_encoder.base.htsat.", "sed_model."):
-        if prefix == "sed_model.":  # HTS-AT's own AudioSet weights: 32 kHz, clips of 10 s
+        if prefix == "sed_model." or of_mellow:  # HTS-AT's own AudioSet weights: 32 kHz, clips of 10 s
             fields = {"sampling_rate": 32000, "window_seconds": 10.0}
         posteriors = {k: v for k, v in state.items() if k.startswith("tscam_conv.")}
-        state = _clap_names({k: v for k, v in state.items() if not re.search(_HTSAT_UNUSED, k) and k not in posteriors})
+        state = clap_names({k: v for k, v in state.items() if not re.search(HTSAT_UNUSED, k) and k not in posteriors})
         config = default_encoder_config(encoder_type, fields)
     else:
         config = _config(source)
@@ -158,13 +159,13 @@ def _load_htsat(encoder_type: str, name_or_path: str | None) -> HTSATEncoder:
                       "frequency_min": given["frequency_min"], "frequency_max": given["frequency_max"]}  # fmt: skip
         config = default_encoder_config(encoder_type, {**config, **fields})
     encoder = HTSATEncoder(config)
-    _fill(encoder.model.audio_encoder, state, path)
+    fill(encoder.model.audio_encoder, state, path)
     if encoder.posteriors:
-        _fill(encoder.classifier, {k.removeprefix("tscam_conv."): v for k, v in posteriors.items()}, path)
+        fill(encoder.classifier, {k.removeprefix("tscam_conv."): v for k, v in posteriors.items()}, path)
     return encoder.eval()
 
 
-def _clap_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def clap_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """HTS-AT's keys as ClapAudioModel's; its joint qkv projections split in three."""
     renamed = {}
     for key, value in state.items():
@@ -193,13 +194,13 @@ _MOSHI_NAMES = [
 
 def _load_mimi(encoder_type: str, name_or_path: str | None) -> AudioEncoder:
     source, path = name_or_path or PUBLISHED["mimi"], checkpoint_file(encoder_type, name_or_path)
-    state = _read(path)
+    state = read_checkpoint(path)
     if any(k.startswith("encoder.model.") for k in state):  # moshi's own format
         encoder = build_encoder(default_encoder_config(encoder_type))
-        _fill(encoder.model, _mimi_names(state, encoder.config.num_attention_heads), path)
+        fill(encoder.model, _mimi_names(state, encoder.config.num_attention_heads), path)
     elif Path(source).is_file():
         encoder = build_encoder(default_encoder_config(encoder_type, _config(source)))
-        _fill(encoder.model, {k: v for k, v in state.items() if not k.startswith("decoder")}, path)
+        fill(encoder.model, {k: v for k, v in state.items() if not k.startswith("decoder")}, path)
     else:
         encoder = _load_transformers(encoder_type, source)
     encoder.forget_codebook_cache()
@@ -264,7 +265,10 @@ def checkpoint_file(encoder_type: str, name_or_path: str | None = None) -> str:
     Raises:
         ValueError: if there is none.
     """
-    kind = arm_of(encoder_type)[0]
+    kind, of_arm = arm_of(encoder_type)
+    if not name_or_path and of_arm.get("posteriors"):  # what was trained on captions has forgotten its classes
+        raise ValueError(f"--encoder_name_or_path: for {encoder_type} HTS-AT's own checkpoint is wanted, "
+                         "HTSAT_AudioSet_Saved_1.ckpt")  # fmt: skip
     if not (source := name_or_path or PUBLISHED.get(kind)):
         raise ValueError(f"--encoder_name_or_path: for {encoder_type} a folder or Hub name is wanted")
     return _find(source, *FILES.get(kind, ("model.safetensors", "pytorch_model.bin")))

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoTokenizer, TrainerCallback
 
 from audiolm.configuration_audiolm import AudioLMConfig
 from audiolm.finetuning import merged
+from audiolm.mellow import load_mellow, mellow_checkpoint
 from audiolm.model_card import EVAL_FILE, eval_results, file_facts, with_results
 from audiolm.modeling_audiolm import AudioLMForConditionalGeneration
 
@@ -218,11 +219,17 @@ def push_results(
 
 
 def load_model(name: str, revision: str | None = None):
-    """A trained AudioLM in float32 and its tokenizer, every weight of it read; no code of a repository runs.
+    """A trained AudioLM in float32 and its tokenizer, every weight of it read; no code of a repository runs. Also Mellow's
+    published checkpoint.
 
     Raises:
         ValueError: in one line, if `name` is none, or lacks weights.
     """
+    try:
+        if not Path(name, "model.safetensors").is_file() and (checkpoint := mellow_checkpoint(name, revision)):
+            return load_mellow(checkpoint)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"--model_name_or_path {name}: {plain(error, get_token())}") from error
     if not Path(name, "config.json").is_file() and (Path(name).exists() or len(Path(name).parts) != 2):
         raise ValueError(f"--model_name_or_path {name} is neither a folder with config.json nor a Hub name like user/model")
     # this code reads the model, not the copy beside its weights, about which transformers would ask

@@ -13,6 +13,7 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from audiolm import __version__
+from audiolm.configuration_audiolm import arm_of
 from audiolm.encoder_checkpoints import PUBLISHED, checkpoint_file
 from audiolm.evaluation.answering import NAMES
 from audiolm.modeling_audiolm import TEXT_MODEL
@@ -80,6 +81,19 @@ def code_facts() -> dict[str, str]:
     return facts | {name: version(name) for name in ("torch", "transformers")} | {"python": platform.python_version()}
 
 
+def encoder_facts(encoder_type: str, name_or_path: str | None) -> dict[str, str]:
+    """As [`part_facts`], of an arm's encoder, or of both of a pair."""
+    if "+" in encoder_type:
+        names = name_or_path.split("+") if name_or_path and name_or_path != "random" else [name_or_path] * 2
+        both = [encoder_facts(arm, name or None) for arm, name in zip(encoder_type.split("+"), names)]
+        return {key: " and ".join(facts.get(key, "none") for facts in both) for key in dict.fromkeys([*both[0], *both[1]])}
+    kind = arm_of(encoder_type)[0]
+    if name_or_path == "random" or kind == "audiolm_silence":
+        return {"name": "random weights" if name_or_path else "none, tokens are learnt", "licence": "none"}
+    file = checkpoint_file(encoder_type, name_or_path)
+    return part_facts(name_or_path or PUBLISHED[kind], file)
+
+
 def training_facts(model, model_args, data_args, args, data: dict) -> dict:
     """What [`model_card`] tells of a run: its parts, its data, its settings and its code.
 
@@ -88,11 +102,6 @@ def training_facts(model, model_args, data_args, args, data: dict) -> dict:
             `name`, `sha256`, `rows` and `clips`.
     """
     base = model_args.model_name_or_path
-    encoder = model_args.encoder_name_or_path or PUBLISHED[model.config.encoder_config.model_type]
-    if base or encoder == "random":
-        of_encoder = part_facts(base) if base else {"name": "random weights", "licence": "none"}
-    else:
-        of_encoder = part_facts(encoder, checkpoint_file(model_args.encoder_type, encoder))
     trains = "LoRA adapters" if model_args.lora_r else "frozen" if model_args.freeze_lm else "all of it"
     settings = {
         "steps": args.max_steps if args.max_steps > 0 else None,
@@ -113,7 +122,9 @@ def training_facts(model, model_args, data_args, args, data: dict) -> dict:
     trained = [p for name, p in model.named_parameters() if p.requires_grad]
     return {
         "continued_from": base and public_name(base), "encoder_type": model_args.encoder_type,
-        "no_audio": model_args.no_audio, "encoder": of_encoder,
+        "no_audio": model_args.no_audio,
+        "encoder": part_facts(base) if base else encoder_facts(model_args.encoder_type, model_args.encoder_name_or_path),
+        "hears": {name: value for name in ("band_limit", "window_seconds") if (value := getattr(model_args, name)) is not None},
         "text_model": part_facts(base or model_args.text_model_name_or_path or TEXT_MODEL),
         "data": data, "code": code_facts(),
         "settings": settings, "seconds": data_args.max_audio_seconds,
@@ -174,6 +185,7 @@ print(processor.tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0, 
         _table(
             {
                 "encoder, frozen": _part(facts["encoder"]),
+                **{name.replace("_", " "): value for name, value in facts.get("hears", {}).items()},
                 "language model": _part(facts["text_model"]),
                 "data": f"`{facts['data']['name']}`, SHA-256 `{facts['data']['sha256']}`, {facts['data']['rows']:,} rows about "
                 f"{facts['data']['clips']:,} clips; if it is of {DATA_SOURCE}, its record and recordings say the licence",

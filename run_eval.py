@@ -19,6 +19,7 @@ from datasets import DatasetDict
 from safetensors import SafetensorError
 
 from audiolm import __version__
+from audiolm.configuration_audiolm import FORMATS
 from audiolm.data import FeatureCache, audio_roots, load_reasonaqa, sound_rows
 from audiolm.data.audio import examine
 from audiolm.data.benchmarks import BENCHMARKS, official_metrics, read_benchmark, submission
@@ -32,6 +33,7 @@ from audiolm.evaluation.predictions import Answerer, answer_rows, model_digest, 
 from audiolm.evaluation.scores import predicted_rows, score
 from audiolm.evaluation.tables import table
 from audiolm.hub import load_model, push_results
+from audiolm.mellow import second_clips
 from audiolm.processing_audiolm import AudioLMProcessor
 from audiolm.runtime import run_info, use_all_of_the_cpu, write_run_info
 from audiolm.training_data import data_set_folder
@@ -44,7 +46,11 @@ def parse(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--model_name_or_path", required=True, help="a trained AudioLM: folder or Hub name")
+    parser.add_argument(
+        "--model_name_or_path",
+        required=True,
+        help="a trained AudioLM: folder or Hub name; or Mellow: soham97/mellow, or its v0_s.ckpt",
+    )
     parser.add_argument("--test_file", help="ReasonAQA's test.json")
     parser.add_argument("--audio_dir", nargs="+", help="folder of the audio, or SOURCE=FOLDER for each source")
     parser.add_argument("--benchmark", choices=BENCHMARKS, help="--test_file is this one's published file: its own metric and "
@@ -60,6 +66,8 @@ def parse(argv=None) -> argparse.Namespace:
                         help="the same rows without what an honest answer needs; `all`: those that can be run")  # fmt: skip
     parser.add_argument("--train_file", help="ReasonAQA's train.json, for the control `majority`")
     parser.add_argument("--question_only_model", help="a model of run_train.py --no_audio, for the control `question_only`")
+    parser.add_argument("--prompt_format", choices=FORMATS["prompt_format"], help="how questions are written, as for an "
+                        "AudioLM or Mellow's own way; default: as the model was trained")  # fmt: skip
     parser.add_argument("--max_samples", type=int, help="answer the first rows of each question type only")
     parser.add_argument("--batch_size", type=int, default=16, help="rows at once")
     parser.add_argument("--max_new_tokens", type=int, default=64, help="longest answer in text")
@@ -156,7 +164,9 @@ def main(argv=None):
     try:
         output.mkdir(parents=True, exist_ok=True)
         model, processor, about = loaded(args.model_name_or_path, args.revision, state.device)
+        about["prompt_format"] = processor.prompt_format = args.prompt_format or model.config.prompt_format
         whole, rows, seconds, training = read_rows(args, model.config.max_audio_seconds)
+        heard = second_clips(rows, 0) if processor.prompt_format == "mellow" else rows
         changes = getattr(model.config, "data_changes", {})
         if ("fix_cle_labels" in changes) != (args.fix_cle_labels is not None):
             print("run_eval.py: --fix_cle_labels is not as in training; CLE's labels mean something else", file=sys.stderr)
@@ -188,7 +198,7 @@ def main(argv=None):
         except (ValueError, OSError, SafetensorError) as error:  # no room, a full disk, a clip that is gone
             sys.exit(f"run_eval.py: {error}")
     start = time.perf_counter()
-    said = answer_rows(rows, answerers, output, settings, state)
+    said = answer_rows(heard, answerers, output, settings, state)
     if said is None:
         return
     taken = time.perf_counter() - start

@@ -26,6 +26,7 @@ from audiolm.evaluation.loss import token_loss, token_losses
 from audiolm.finetuning import cast_once, merged, optimizer_by_part, with_lora
 from audiolm.guards import BadAudio, LossSpikes, SkipNonFinite, StopOnSignal, check_room, disk_fault
 from audiolm.hub import PushToHub, load_model
+from audiolm.mellow import second_clips
 from audiolm.model_card import model_card, training_facts
 from audiolm.modeling_audiolm import TEXT_MODEL, AudioLMForConditionalGeneration, text_model_source
 from audiolm.parallel import precision, refusal, shared_by
@@ -129,6 +130,10 @@ def main(argv=None):
         if wrong := refusal(args, model_args.lora_r, model_args.lm_learning_rate):
             raise ValueError(wrong)
         data = read_rows(data_args, args)
+        if model_args.prompt_format == "mellow":
+            data = data._replace(rows=second_clips(data.rows, args.seed), evaluation=data.evaluation and {
+                kind: second_clips(rows, args.seed) for kind, rows in data.evaluation.items()
+            })  # fmt: skip
         if data.evaluation is None:
             args.eval_strategy = IntervalStrategy.NO
         model, processor = build(model_args, data_args)
