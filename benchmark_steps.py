@@ -85,7 +85,8 @@ def build(options) -> tuple[AudioLMForConditionalGeneration, AudioLMProcessor]:
     """The model and its processor; the same weights in every process."""
     parts = {}
     if options.small:
-        encoder = SMALL[arm_of(options.encoder_type)[0]]
+        small = [SMALL.get(arm_of(arm)[0]) for arm in options.encoder_type.split("+")]
+        encoder = small[0] if len(small) == 1 else dict(zip(("first", "second"), small))
         parts = {"encoder_config": encoder, "text_config": SMALL["text"], "mapper_hidden_size": 32}
     config = AudioLMConfig(options.encoder_type, max_audio_seconds=options.seconds, freeze_lm=options.freeze_lm,
                            audio_tokens=options.audio_tokens, **parts)  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 from conftest import SMALL_HTSAT, arguments, make_corpus
 from safetensors.torch import load_file
 
-from audiolm import AudioLMProcessor
+from audiolm import AudioLMConfig, AudioLMForConditionalGeneration, AudioLMProcessor
 from audiolm.configuration_audiolm import default_encoder_config
 from audiolm.data import load_reasonaqa
 from audiolm.encoders_audiolm import build_encoder
@@ -169,3 +169,11 @@ def test_the_recipe_trains_all_but_the_encoder(tmp_path, tokenizer, monkeypatch)
         train([*words, "--recipe", "whiskey"])
     with pytest.raises(SystemExit):
         train([*words, "--recipe", "mellow", "--encoder_type", "mimi_full"])
+
+
+def test_it_has_as_many_parameters_as_is_published():
+    with torch.device("meta"):
+        model = AudioLMForConditionalGeneration(AudioLMConfig("mellow", mapper_type="mellow"))
+    count = sum(parameter.numel() for parameter in model.parameters())
+    filters, unused = 2 * 513 * 1024 + 513 * 64, 527 * 527 + 527  # of STFT and mel; a layer that its output does not use
+    assert count + filters + unused == 167_020_951
