@@ -251,7 +251,7 @@ class Sweep:
 
     def _apart(self, stage: str, words: list[str], log: Path) -> str | None:
         """Runs a script in processes of its own, a group; what went wrong, None if nothing did."""
-        place, environment = self.places.get(), dict(os.environ)
+        place, environment = self.places.get(), {**os.environ, "PYTHONUNBUFFERED": "1"}  # what a killed one has said is kept
         if place is not None:
             environment["CUDA_VISIBLE_DEVICES"] = place
         else:  # runs share the cores
