@@ -88,8 +88,11 @@ def _measure(run: Planned, folder: str) -> dict:
         words += ["--validation_file", sample(data_args.validation_file, ROWS, folder), "--max_eval_samples", str(ROWS)]
     if data_args.feature_cache:
         words += ["--feature_cache", str(Path(folder, "features"))]
-    trainer.DEFAULT_CALLBACKS.append(clock)
-    run_train.main([*run.train, *words])
+    trainer.DEFAULT_CALLBACKS.append(clock)  # the stock Trainer's way in, as nothing of the run is to be changed
+    try:
+        run_train.main([*run.train, *words])
+    finally:
+        trainer.DEFAULT_CALLBACKS.remove(clock)
     took = time.perf_counter() - start
     log = json.loads((trained / "trainer_state.json").read_text())["log_history"]
     validation = sum(entry[key] for entry in log for key in entry if key.startswith("eval_") and key.endswith("_runtime"))

@@ -151,7 +151,7 @@ def model_facts(folder: str | Path) -> dict:
         "max_audio_seconds": config.max_audio_seconds,
         "tokens_per_clip": tokens,
         "tokens_per_second": tokens / config.max_audio_seconds,
-        "bits_per_second": None if config.no_audio else bits_per_second(encoder),
+        "bits_per_second": None if config.no_audio else 0.0 if config.encoder_type == "silence" else bits_per_second(encoder),
         "learning_curves": learning_curves(state["log_history"]),
     }
 
