@@ -193,6 +193,8 @@ def main(argv=None):
             parser.error(f"--{option} {value}: 1 or more are wanted")
     if args.processes_per_run > 1 and not args.parallel:
         parser.error(f"--processes_per_run {args.processes_per_run}: give --parallel with it, how many runs at once")
+    if args.dry_run and (args.processes_per_run, args.share) != (1, "1/1"):
+        parser.error("--dry_run: of all runs, in one process each; leave --processes_per_run and --share out")
     start = time.perf_counter()
     try:
         args.share = part_of(args.share)

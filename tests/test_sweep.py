@@ -249,6 +249,7 @@ def test_wrong_options_are_one_line(config, capsys):
             main([*given, *more])
     for words_, message in (([*given, "--parallel", "0"], "--parallel 0: 1 or more are wanted"),
                             ([*given, "--processes_per_run", "2"], "--processes_per_run 2: give --parallel with it"),
+                            ([*given, "--dry_run", "--share", "1/2"], "--dry_run: of all runs, in one process each"),
                             (["--evaluations", "a=b", "--dry_run"], "--dry_run: with --config alone")):  # fmt: skip
         with pytest.raises(SystemExit):
             main(words_)
