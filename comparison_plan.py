@@ -1,7 +1,8 @@
-"""What a comparison's YAML file describes: the runs, each of an arm, a seed and a learning rate, and their options.
+"""What a comparison's YAML file describes: the runs, each of an arm, a seed, a learning rate and a number of steps.
 
-Arms may differ in their encoder alone. `seeds` trains each arm several times; `learning_rates` each arm at others too, of
-which the best on validation stands beside the equal ones.
+Arms may differ in their encoder alone, and in what it hears or hands on. `seeds` trains each arm several times; `budgets` each
+arm for other numbers of steps too, and `learning_rates` at others, of which the best on validation stands beside the equal
+ones.
 """
 
 import contextlib
@@ -14,12 +15,18 @@ from typing import NamedTuple
 import yaml
 
 from audiolm import run_eval, run_train
+from audiolm.evaluation.runs import OF_AN_ARM
+from audiolm.training_arguments import DEFAULTS as OF_TRAINING
 
-DEFAULTS = {"output_dir": "outputs/compare", "seed": 0, "seeds": None, "learning_rates": None, "probe": None, "note": "",
-            "corpus": None,
+DEFAULTS = {"output_dir": "outputs/compare", "seed": 0, "seeds": None, "learning_rates": None, "budgets": None, "probe": None,
+            "note": "", "corpus": None,
             "train": {}, "eval": {}, "feature_cache": False}  # fmt: skip
-ARM_KEYS = {"encoder_type", "encoder_name_or_path", "no_audio"}
-SET_HERE = {"config", "output_dir", "seed", "feature_cache", "model_name_or_path", "resume_from_checkpoint"} | ARM_KEYS
+# What an arm is: its encoder, how much of a clip that one hears (`band_limit`, `window_seconds`), and what it hands on
+# (`audio_tokens`, `learn_code_embeddings`). All of these change the representation, which is what a comparison is about;
+# rows, steps and the language model stay the same.
+ARM_KEYS = {"encoder_name_or_path", *OF_AN_ARM}
+SET_HERE = {"config", "output_dir", "seed", "feature_cache", "model_name_or_path", "resume_from_checkpoint", "encoder_type",
+            "encoder_name_or_path", "no_audio"}  # fmt: skip
 FILES = {"train_file", "validation_file", "test_file", "audio_dir"}
 
 
@@ -29,6 +36,7 @@ class Planned(NamedTuple):
     arm: str
     seed: int
     learning_rate: float
+    max_steps: int
     folder: Path
     train: list[str]
     evaluate: list[str]
@@ -63,13 +71,15 @@ def read_config(path: str, seeds: list[int] | None = None, output_dir: str | Non
         if other := sorted(set(map(str, options)) - ARM_KEYS):
             raise ValueError(
                 f"--config {path}: arm {arm} sets {', '.join(other)}; arms may differ in {', '.join(sorted(ARM_KEYS))} only, "
-                "or their results would not differ by the encoder alone. What all arms share stands under `train` and `eval`"
+                "or their results would not differ by what they hear alone. What all arms share stands under `train` and `eval`"
             )
     config["seeds"] = [config["seed"]] if config["seeds"] is None else config["seeds"]
-    for key, kind, wanted in (("seeds", int, "whole numbers"), ("learning_rates", float, "numbers above 0")):
+    for key, kind, wanted in (("seeds", int, "whole numbers"), ("learning_rates", float, "numbers above 0"),
+                              ("budgets", int, "numbers of steps above 0")):  # fmt: skip
         values = config[key]
         if values is not None and (not isinstance(values, list) or not values or len(set(map(str, values))) != len(values)
-                                   or any(type(value) is not kind for value in values)):  # fmt: skip
+                                   or any(type(value) is not kind for value in values)
+                                   or (key == "budgets" and min(values) < 1)):  # fmt: skip
             raise ValueError(f"--config {path}: {key} is {values!r}; a list of different {wanted} is wanted")
     if config["probe"] and not config["corpus"] and not isinstance(config["probe"].get("labels"), dict):
         raise ValueError(f"--config {path}: probe wants `labels`, a csv file by what it is about, and audio_dir")
@@ -97,26 +107,42 @@ def flags(options: dict) -> list[str]:
 
 
 def runs(config: dict) -> list[Planned]:
-    """All runs, in the order in which they are done: every arm of a seed, at equal learning rates first."""
-    usual = float(config["train"].get("learning_rate", 1e-4))
-    rates = [usual, *(rate for rate in config["learning_rates"] or [] if rate != usual)]
+    """All runs, in the order in which they are done: every arm of a seed, at equal learning rates and for the usual number of
+    steps first; then for other numbers of steps; then at other learning rates."""
+    rate, steps = usual(config)
+    points = [
+        (rate, steps),
+        *((rate, other) for other in config["budgets"] or [] if other != steps),
+        *((other, steps) for other in config["learning_rates"] or [] if other != rate),
+    ]
     return [
-        planned(config, arm, seed, rate, rate == usual)
-        for rate in rates
+        planned(config, arm, seed, *point)
+        for point in points
         for seed in config["seeds"]
         for arm, options in config["arms"].items()
-        if rate == usual or not options.get("no_audio")
+        if point[0] == rate or not options.get("no_audio")
     ]
 
 
-def planned(config: dict, arm: str, seed: int, learning_rate: float, usual: bool = True) -> Planned:
-    """One of them. Its folder is the arm's; with several seeds, or at another learning rate, one inside."""
+def usual(config: dict) -> tuple[float, int]:
+    """Learning rate and number of steps of the main comparison."""
+    train = {**OF_TRAINING, **config["train"]}
+    return float(train["learning_rate"]), train["max_steps"]
+
+
+def planned(config: dict, arm: str, seed: int, learning_rate: float, max_steps: int) -> Planned:
+    """One of them. Its folder is the arm's; with several seeds, at another learning rate or for other steps, one inside."""
     output, corpus = Path(config["output_dir"]), Path(config["output_dir"], "corpus")
-    folder = output / arm / ("" if usual else f"lr-{learning_rate:g}") / (f"seed-{seed}" if len(config["seeds"]) > 1 else "")
+    rate, steps = usual(config)
+    point = "" if learning_rate == rate else f"lr-{learning_rate:g}"
+    point = point if max_steps == steps else f"steps-{max_steps}"
+    folder = output / arm / point / (f"seed-{seed}" if len(config["seeds"]) > 1 else "")
     cache = {"feature_cache": output / "features"} if config["feature_cache"] else {}
     train, test = {**config["train"]}, {**config["eval"]}
-    if not usual:
+    if learning_rate != rate:
         train["learning_rate"] = learning_rate
+    if max_steps != steps:
+        train["max_steps"] = max_steps
     if config["corpus"]:
         train |= {"train_file": corpus / "train.json", "validation_file": corpus / "val.json", "audio_dir": corpus}
         test |= {"test_file": corpus / "test.json", "audio_dir": corpus}
@@ -126,9 +152,9 @@ def planned(config: dict, arm: str, seed: int, learning_rate: float, usual: bool
         test["controls"] = controls = ["majority"] if {"all", "majority"} & set(controls) else []
     if {"all", "majority"} & set(controls):
         test = {"train_file": train.get("train_file"), **test}
-    train = {**config["arms"][arm], **train, **cache, "output_dir": folder, "seed": seed}
+    train = {**config["arms"][arm], **train, **config["arms"][arm], **cache, "output_dir": folder, "seed": seed}
     test = {**test, **cache, "model_name_or_path": folder, "output_dir": folder / "evaluation"}
-    return Planned(arm, seed, learning_rate, folder, flags(train), flags(test))
+    return Planned(arm, seed, learning_rate, max_steps, folder, flags(train), flags(test))
 
 
 def probe_flags(config: dict, labels: dict[str, Path]) -> dict[str, list[str]]:

@@ -1,8 +1,12 @@
 """Arms beside each other: `python run_compare.py --config configs/demo.yaml` trains, evaluates and compares them.
 
 The config names the arms, the seeds, the corpus (made here, or files in `train` and `eval`), and options of run_train.py and
-run_eval.py. `output_dir` gets a folder for each arm, `comparison.json`, `report.html` and `timings.json`. The same command goes
-on where it was interrupted: an arm is run again only if its options, its corpus' JSON or its checkpoints changed.
+run_eval.py. `output_dir` gets a folder for each arm, `comparison.json`, `report.html`, `figure.svg` and `timings.json`. The
+same command goes on where it was interrupted: an arm is run again only if its options, its corpus' JSON or its checkpoints
+changed. A run that fails is named in the end, and arms that have all their seeds are compared without it.
+
+`--parallel N` runs N of them at once, `--share I/N` a part of them on each of N machines with one folder; the command without
+it then finds them done. `--dry_run` says beforehand what all of it costs.
 
 `python run_compare.py --evaluations htsat=A mimi_full=B` compares folders of run_eval.py; an arm's name again is another seed
 of it.
@@ -15,89 +19,19 @@ import sys
 import time
 from pathlib import Path
 
-from audiolm import run_eval, run_probe, run_train
-from audiolm.comparison_plan import Planned, digest, plan, probe_flags, read_config
+from filelock import FileLock
+
+from audiolm import run_probe
+from audiolm.comparison_plan import Planned, digest, plan, probe_flags, read_config, usual
 from audiolm.data import audio_roots
 from audiolm.data.soundscapes import make_soundscapes, write_labels
-from audiolm.evaluation.comparison import compare
+from audiolm.dry_run import dry_run
+from audiolm.evaluation.comparison import compare, macros
+from audiolm.evaluation.figure import write_figure
 from audiolm.evaluation.report import write_report
 from audiolm.evaluation.runs import Run, check_comparable, model_facts, read_run, validation_loss
 from audiolm.evaluation.tables import comparison_table
-
-
-def clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
-def as_json(value) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-
-
-def write_json(path: Path, value) -> None:
-    part = path.with_name(path.name + ".part")  # whole or not at all
-    part.write_text(as_json(value), encoding="utf-8")
-    part.replace(path)
-
-
-class Stages:
-    """Runs the stages of a comparison that are not done with today's options, and says how far it is.
-
-    Args:
-        runs: all that may be run. records: what each depends on, by folder.
-    """
-
-    def __init__(self, output: Path, runs: list[Planned], records: dict[Path, dict], start: float):
-        self.output, self.runs, self.records, self.start = output, runs, records, start
-        file = output / "timings.json"
-        self.timings = json.loads(file.read_text()) if file.is_file() else {"arms": {}}
-        names = [self.name(run) for run in runs]
-        self.timings["arms"] = {name: seconds for name, seconds in self.timings["arms"].items() if name in names}
-
-    def name(self, run: Planned) -> str:
-        return run.folder.relative_to(self.output).as_posix()
-
-    def keep(self) -> None:
-        write_json(self.output / "timings.json", self.timings)
-
-    def done(self, stage: str, run: Planned) -> bool:
-        record, made = (
-            run.folder / f"{stage}.json",
-            {"train": "trainer_state.json", "evaluate": "evaluation/metrics.json"}[stage],
-        )
-        return record.is_file() and record.read_text() == as_json(self.records[run.folder]) and (run.folder / made).is_file()
-
-    def left(self) -> str:
-        """Time left, by what each stage has taken so far."""
-        seconds = 0.0
-        for stage in ("train", "evaluate"):
-            took = [of[stage] for of in self.timings["arms"].values() if stage in of]
-            todo = sum(not self.done(stage, run) for run in self.runs)
-            if todo and not took:
-                return "time left is known after the first arm"
-            seconds += todo * sum(took) / max(1, len(took))
-        return f"about {clock(seconds)} left"
-
-    def run(self, stage: str, run: Planned) -> None:
-        """`train` or `evaluate`, unless its record is there."""
-        number = f"[{self.runs.index(run) + 1}/{len(self.runs)}]"
-        if self.done(stage, run):
-            print(f"{number} {self.name(run)}: {stage} is done, with today's options; not run again", flush=True)
-            return
-        script, words = (run_train, run.train) if stage == "train" else (run_eval, run.evaluate)
-        saying = {"train": "training", "evaluate": "evaluating"}[stage]
-        print(
-            f"{number} {self.name(run)}: {saying}… ({clock(time.perf_counter() - self.start)} passed, {self.left()})",
-            flush=True,
-        )
-        run.folder.mkdir(parents=True, exist_ok=True)
-        for stale in ("train", "evaluate") if stage == "train" else ("evaluate",):
-            (run.folder / f"{stale}.json").unlink(missing_ok=True)
-        before = time.perf_counter()
-        with open(run.folder / f"{stage}.log", "w", encoding="utf-8") as log, contextlib.redirect_stdout(log):
-            script.main(words)
-        self.timings["arms"].setdefault(self.name(run), {})[stage] = round(time.perf_counter() - before, 1)
-        self.keep()
-        write_json(run.folder / f"{stage}.json", self.records[run.folder])
+from audiolm.sweep import Sweep, as_json, clock, part_of, write_json
 
 
 def probed(config: dict, output: Path) -> dict[str, dict]:
@@ -134,8 +68,35 @@ def evaluated(runs: list[Planned]) -> dict[str, list[Run]]:
     return found
 
 
-def from_config(args, start: float) -> tuple[dict, dict[str, list[Run]], object]:
-    """Trains and evaluates what a config describes; the comparison, its runs, and where the audio is."""
+def of_budgets(runs: list[Planned]) -> dict[str, dict]:
+    """What arms answer after each number of steps: macro accuracy, and how far it is above the best control."""
+    found = {}
+    for steps in sorted({run.max_steps for run in runs}):
+        of = evaluated([run for run in runs if run.max_steps == steps])
+        check_comparable(of)
+        found[str(steps)] = macros(of)
+    return found
+
+
+def of_rates(runs: list[Planned], sweep: Sweep) -> dict:
+    """Each arm at its best learning rate, evaluated if it is not yet, and the statistics of their differences."""
+    rates = best_rates(runs)
+    chosen = [run for run in runs if run.learning_rate == rates[run.arm]["best"]]
+    sweep.do([(run, ("evaluate",)) for run in chosen])
+    tuned = evaluated(sorted(sweep.whole(chosen), key=lambda run: list(rates).index(run.arm)))
+    check_comparable(tuned, may_differ=("learning rate",))
+    beside = compare(tuned)
+    return {"rates": rates, "macro": {arm: of.get("macro") for arm, of in beside["arms"].items()},
+            **{key: beside.get(key) for key in ("statistics", "conclusion")}}  # fmt: skip
+
+
+def from_config(args, start: float):
+    """Trains and evaluates what a config describes.
+
+    Returns:
+        The comparison, its runs, where it goes and where the audio is, and what failed. The comparison is None of a share of
+        the runs, or if all arms failed.
+    """
     config = read_config(args.config, args.seeds, args.output_dir)
     runs, reads = plan(config, args.config)
     output = Path(config["output_dir"])
@@ -143,21 +104,25 @@ def from_config(args, start: float) -> tuple[dict, dict[str, list[Run]], object]
     print(config["note"], end="\n" if config["note"] else "", flush=True)
     corpus_start = time.perf_counter()
     if config["corpus"]:
-        make_soundscapes(output_dir=output / "corpus", **config["corpus"])
+        with FileLock(output / "corpus.lock"):  # another share may be about to
+            make_soundscapes(output_dir=output / "corpus", **config["corpus"])
     corpus, checkpoints = digest(reads["files"]), {arm: digest(of) for arm, of in reads["checkpoints"].items()}
     records = {run.folder: {"train": run.train, "evaluate": run.evaluate, "corpus": corpus, "checkpoints": checkpoints[run.arm]}
                for run in runs}  # fmt: skip
-    stages = Stages(output, runs, records, start)
-    if config["corpus"]:
-        stages.timings.setdefault("corpus", round(time.perf_counter() - corpus_start, 1))  # a complete corpus is only read
-        stages.keep()
-    usual = runs[0].learning_rate
-    equal = [run for run in runs if run.learning_rate == usual]
-    for run in equal:
-        stages.run("train", run)
-        stages.run("evaluate", run)
-    for run in runs[len(equal) :]:
-        stages.run("train", run)
+    sweep = Sweep(output, runs, records, start, args.parallel, args.processes_per_run, args.share)
+    timings = output / "timings.json"
+    known = json.loads(timings.read_text()) if timings.is_file() else {}
+    if config["corpus"] and args.share == (1, 1):
+        known = {"corpus": round(time.perf_counter() - corpus_start, 1), **known}  # a complete corpus is only read
+        write_json(timings, {**known, "arms": sweep.timings()})
+    rate, steps = usual(config)
+    sweep.do([(run, ("train", "evaluate") if run.learning_rate == rate else ("train",)) for run in runs])
+    if args.share != (1, 1):
+        return None, {}, output, None, sweep.failures
+    whole = sweep.whole(runs)
+    equal = [run for run in whole if (run.learning_rate, run.max_steps) == (rate, steps)]
+    if not equal:
+        return None, {}, output, None, sweep.failures
     found = evaluated(equal)
     check_comparable(found)
     # how long it took and where it lies stay out: the same command gives the same bytes
@@ -165,29 +130,24 @@ def from_config(args, start: float) -> tuple[dict, dict[str, list[Run]], object]
         "command": f"run_compare.py --config {args.config} --seeds {' '.join(map(str, config['seeds']))}",
         **{key: config[key] for key in ("note", "corpus", "train", "eval")}, **compare(found),
     }  # fmt: skip
+    if left_out := [arm for arm in config["arms"] if arm not in found]:
+        comparison["left_out"] = left_out
     comparison["rows"]["train"] = len(json.loads(Path(reads["files"][0]).read_text(encoding="utf-8")))
     for run in equal:
         if run.seed == config["seeds"][0]:
             comparison["arms"][run.arm] |= {**config["arms"][run.arm], **model_facts(run.folder)}
+    if config["budgets"]:
+        comparison["budgets"] = of_budgets([run for run in whole if run.learning_rate == rate])
     if config["probe"]:
         comparison["probes"] = probed(config, output)
     if config["learning_rates"]:
-        rates = best_rates(runs)
-        chosen = [run for run in runs if run.learning_rate == rates[run.arm]["best"]]
-        for run in chosen:
-            stages.run("evaluate", run)
-        tuned = {arm: of for arm, of in sorted(evaluated(chosen).items(), key=lambda item: list(found).index(item[0]))}
-        check_comparable(tuned, may_differ=("learning rate",))
-        beside = compare(tuned)
-        comparison["best_learning_rates"] = {
-            "rates": rates, "macro": {arm: of.get("macro") for arm, of in beside["arms"].items()},
-            **{key: beside.get(key) for key in ("statistics", "conclusion")},
-        }  # fmt: skip
-    return comparison, found, output, audio_roots(reads["audio_dir"])
+        comparison["best_learning_rates"] = of_rates([run for run in whole if run.max_steps == steps], sweep)
+    write_json(timings, {**known, "arms": sweep.timings()})
+    return comparison, found, output, audio_roots(reads["audio_dir"]), sweep.failures
 
 
-def from_folders(args) -> tuple[dict, dict[str, list[Run]], object]:
-    """Compares evaluations that are there."""
+def from_folders(args):
+    """Compares evaluations that are there; returns what [`from_config`] does."""
     found: dict[str, list[Run]] = {}
     for word in args.evaluations:
         arm, _, folder = word.partition("=")
@@ -204,7 +164,7 @@ def from_folders(args) -> tuple[dict, dict[str, list[Run]], object]:
     for arm, of in found.items():
         if (of[0].folder.parent / "trainer_state.json").is_file():
             comparison["arms"][arm] |= model_facts(of[0].folder.parent)
-    return comparison, found, output, audio_roots(args.audio_dir) if args.audio_dir else None
+    return comparison, found, output, audio_roots(args.audio_dir) if args.audio_dir else None, []
 
 
 def main(argv=None):
@@ -217,19 +177,49 @@ def main(argv=None):
     parser.add_argument("--seeds", type=int, nargs="+", help="of every arm's training; overrides the config's")
     parser.add_argument("--output_dir", help="where everything goes; overrides the config's")
     parser.add_argument("--audio_dir", nargs="+", help="with --evaluations: the audio, for the report; without it, it has none")
+    parser.add_argument("--parallel", type=int, metavar="N", help="N runs at once, each in processes and on GPUs of its own "
+                        "(default: one after another in this process)")  # fmt: skip
+    parser.add_argument("--processes_per_run", type=int, default=1, metavar="P", help="with --parallel: processes of a run, as "
+                        "`accelerate launch --num_processes P` starts them (default: 1)")  # fmt: skip
+    parser.add_argument("--share", default="1/1", metavar="I/N", help="run the I-th of N parts of the runs alone, and compare "
+                        "nothing; for machines that share output_dir")  # fmt: skip
+    parser.add_argument("--dry_run", action="store_true", help="print what each arm costs, from ten steps of it, and run and "
+                        "write nothing else")  # fmt: skip
     args = parser.parse_args(argv)
+    if args.evaluations and (args.parallel, args.processes_per_run, args.share, args.dry_run) != (None, 1, "1/1", False):
+        parser.error("--parallel, --processes_per_run, --share and --dry_run: with --config alone")
+    for option in ("parallel", "processes_per_run"):
+        if (value := getattr(args, option)) is not None and value < 1:
+            parser.error(f"--{option} {value}: 1 or more are wanted")
+    if args.processes_per_run > 1 and not args.parallel:
+        parser.error(f"--processes_per_run {args.processes_per_run}: give --parallel with it, how many runs at once")
+    if args.dry_run and (args.processes_per_run, args.share) != (1, "1/1"):
+        parser.error("--dry_run: of all runs, in one process each; leave --processes_per_run and --share out")
     start = time.perf_counter()
     try:
-        comparison, found, output, audio_dir = from_config(args, start) if args.config else from_folders(args)
+        args.share = part_of(args.share)
+        if args.dry_run:
+            return print(dry_run(read_config(args.config, args.seeds, args.output_dir), args.config, args.parallel or 1))
+        comparison, found, output, audio_dir, failures = from_config(args, start) if args.config else from_folders(args)
     except (ValueError, OSError) as error:
         sys.exit(f"run_compare.py: {error}")
-    write_json(output / "comparison.json", comparison)
-    write_report(output / "report.html", comparison, found, audio_dir)
-    print(comparison_table(comparison))
-    if comparison.get("conclusion"):
-        print(comparison["conclusion"])
-    print(comparison["note"], end="\n" if comparison["note"] else "")
-    print(f"{output / 'comparison.json'} and {output / 'report.html'} are written; {clock(time.perf_counter() - start)} in all")
+    if comparison:
+        write_json(output / "comparison.json", comparison)
+        figure = write_figure(output / "figure.svg", comparison)
+        write_report(output / "report.html", comparison, found, audio_dir)
+        print(comparison_table(comparison))
+        if comparison.get("conclusion"):
+            print(comparison["conclusion"])
+        print(comparison["note"], end="\n" if comparison["note"] else "")
+        files = ", ".join(str(output / name) for name in ("comparison.json", "report.html", *["figure.svg"] * figure))
+        print(f"{files} are written; {clock(time.perf_counter() - start)} in all")
+    elif not failures:
+        number, count = args.share
+        print(f"part {number} of {count} is done in {clock(time.perf_counter() - start)}; when all are, the same command "
+              "without --share compares them")  # fmt: skip
+    if failures:
+        print(f"{len(failures)} runs failed; the same command tries them again:", *failures, sep="\n  ", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

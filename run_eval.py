@@ -30,6 +30,7 @@ from audiolm.data.shards import MANIFEST, load_shards
 from audiolm.evaluation.answering import PROTOCOLS
 from audiolm.evaluation.controls import CONTROLS
 from audiolm.evaluation.predictions import Answerer, answer_rows, model_digest, rows_digest
+from audiolm.evaluation.runs import OF_AN_ARM, heard_otherwise
 from audiolm.evaluation.scores import predicted_rows, score
 from audiolm.evaluation.tables import table
 from audiolm.hub import load_model, push_results
@@ -37,9 +38,6 @@ from audiolm.mellow import second_clips
 from audiolm.processing_audiolm import AudioLMProcessor
 from audiolm.runtime import run_info, use_all_of_the_cpu, write_run_info
 from audiolm.training_data import data_set_folder
-
-# what a model's configuration says of its arm and how it was trained
-OF_MODEL = ("encoder_type", "no_audio", "audio_tokens", "learn_code_embeddings", "mapper_type", "prompt_format", "training")
 
 
 def parse(argv=None) -> argparse.Namespace:
@@ -147,8 +145,8 @@ def loaded(name: str, revision: str | None, device):
     model, tokenizer = load_model(name, revision)
     if "flash" in str(model.config.text_config._attn_implementation):
         model.set_attn_implementation("sdpa")  # options are scored under a mask that flash attention does not take
-    about = {name: getattr(model.config, name, None) for name in OF_MODEL}
-    about |= {name: getattr(model.config.encoder_config, name, None) for name in ("band_limit", "window_seconds")}
+    about = {name: getattr(model.config, name, None) for name in (*OF_AN_ARM, "mapper_type", "prompt_format", "training")}
+    about |= heard_otherwise(model.config.encoder_config)
     state = Path(name, "trainer_state.json")
     about["step"] = json.loads(state.read_text(encoding="utf-8"))["global_step"] if state.is_file() else None
     about["weights_sha256"] = model_digest(model)
@@ -216,7 +214,8 @@ def main(argv=None):
     with open(output / "predictions.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in results)
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    write_run_info(output, run_info("run_eval.py", argv, rows_sha256=settings["rows_sha256"], model=about))
+    facts = {"rows_sha256": settings["rows_sha256"], "model": about, "seconds": taken}
+    write_run_info(output, run_info("run_eval.py", argv, **facts))
     for part in output.glob("predictions.part*.jsonl"):
         part.unlink()
     print(table(metrics))

@@ -235,6 +235,18 @@ def conclusion(comparison: Mapping) -> str:
     return f"On {about} (in points, 95 % intervals and p after Holm in brackets): " + "; ".join(said) + "."
 
 
+def macros(runs: Mapping[str, list[Run]]) -> dict[str, dict]:
+    """Of each arm of comparable runs, `macro`: the mean accuracy of closed question types, and `listening`: the same above its
+    best control, each with its interval; None where there are no such rows or controls."""
+    first = next(iter(runs.values()))[0]
+    if not any(row["question_type"] in SCORED for row in first.rows):
+        return {arm: {"macro": None, "listening": None} for arm in runs}
+    of = outcomes(runs)
+    above = {arm: above_best_control(of.arms[arm], of.controls[arm], of.kinds, of.kind, of.clips) for arm in of.arms}
+    return {arm: {"macro": found["macro"], "listening": above[arm].get("macro")}
+            for arm, found in accuracies(of, first.metrics["max_audio_seconds"]).items()}  # fmt: skip
+
+
 def compare(runs: Mapping[str, list[Run]]) -> dict:
     """Arms beside each other, of comparable runs: what each answers, what it gets from listening, how the arms differ."""
     first = next(iter(runs.values()))[0]

@@ -13,7 +13,18 @@ from jinja2 import Environment, StrictUndefined
 from audiolm.data.reasonaqa import QUESTION_TYPES, AudioDir
 from audiolm.evaluation.answering import NAMES as PROTOCOLS
 from audiolm.evaluation.controls import CONTROLS
-from audiolm.evaluation.report_figures import MEAN, MINUS, dot_rows, forest, in_order, learning_charts, of_control, reliability
+from audiolm.evaluation.figure import CAPTION, panels
+from audiolm.evaluation.report_figures import (
+    MEAN,
+    MINUS,
+    arm_styles,
+    dot_rows,
+    forest,
+    in_order,
+    learning_charts,
+    of_control,
+    reliability,
+)
 from audiolm.evaluation.report_page import PAGE
 from audiolm.evaluation.report_rows import browsed_rows, filters
 from audiolm.evaluation.runs import Run
@@ -27,7 +38,6 @@ NAMES = {
 }  # fmt: skip
 SECTIONS = {"overall": "Overall", "question_type": "By question type", "category": "By category"}
 GROUPINGS = {"heard": "heard", "clips": "clips a row", "answer_words": "length of the right answer"}
-SHAPES = 5  # marks and colours of the page; the text-only arm has a mark of its own
 ROWS = 60  # to look through
 
 
@@ -56,7 +66,8 @@ def write_report(
         pairs={family: forest(pair_rows(comparison, family)) for family in ("primary", "by_type", "by_category")},
         control_rows=control_rows(comparison, columns), by_protocol=protocol_rows(runs), open=open_columns(comparison),
         calibration={arm: reliability(of["calibration"]) for arm, of in comparison["arms"].items() if of["calibration"]},
-        charts=learning_charts(curves, NAMES), asked=rows, filters=filters(rows), has_audio=audio_dir is not None,
+        panels=panels(comparison), caption=CAPTION, charts=learning_charts(curves, NAMES),
+        asked=rows, filters=filters(rows), has_audio=audio_dir is not None,
         seconds=first.metrics["max_audio_seconds"], of_all=len(first.rows),
         folders={arm: [(run.seed, shown_folder(run.folder, Path(path).parent)) for run in of] for arm, of in runs.items()},
     )  # fmt: skip
@@ -76,15 +87,6 @@ def shown_folder(folder: Path, output: Path) -> str:
     """As the footer names it: under the report's own folder without that."""
     inside = os.path.relpath(folder, output)
     return Path(folder if inside.startswith(os.pardir) else inside).as_posix()
-
-
-def arm_styles(comparison: Mapping) -> dict[str, str]:
-    """Style of each arm: colour and mark; arms without audio look alike and unlike the others."""
-    styles, used = {}, 0
-    for arm, options in comparison["arms"].items():
-        styles[arm] = "deaf" if options["no_audio"] else f"arm{used % SHAPES}"
-        used += not options["no_audio"]
-    return styles
 
 
 def listening_rows(hearing: Mapping[str, Mapping]) -> list[dict]:

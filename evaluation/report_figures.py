@@ -8,7 +8,17 @@ from audiolm.evaluation.tables import MAJORITY, table_rows
 
 MEAN = "mean of types"
 MINUS = "\N{MINUS SIGN}"  # as wide as the plus
+SHAPES = 5  # marks and colours of arms; the text-only arm has a mark of its own
 LANE, BENEATH = 14, 11  # px that an arm takes in a dot plot, and that its controls take under it
+
+
+def arm_styles(comparison: Mapping) -> dict[str, str]:
+    """Style of each arm: colour and mark; arms without audio look alike and unlike the others."""
+    styles, used = {}, 0
+    for arm, options in comparison["arms"].items():
+        styles[arm] = "deaf" if options["no_audio"] else f"arm{used % SHAPES}"
+        used += not options["no_audio"]
+    return styles
 
 
 def of_control(arm: Mapping, control: Mapping, section: str, name: str) -> float | None:

@@ -1,6 +1,6 @@
-"""Jinja2 macros of report_page.py: marks, pictures of the figures of report_figures.py, clips and tables."""
+"""Jinja2 macros of report_page.py: marks, pictures of the figures of report_figures.py, clips and tables; and of figure.py."""
 
-MACROS = """\
+PANEL = """\
 {# an arm's mark around the origin #}
 {% macro mark(style) %}
 {% if style == "arm0" %}<circle r="5"/>
@@ -12,6 +12,36 @@ MACROS = """\
 {% endif %}
 {% endmacro %}
 
+{# of figure.py, whose places are px #}
+{% macro px(x) %}{{ "%.1f"|format(x) }}{% endmacro %}
+{% macro panel(of) %}
+<svg width="{{ of.width }}" height="{{ of.height }}" viewBox="0 0 {{ of.width }} {{ of.height }}" class="panel" role="img"
+ aria-label="Points above the best control by {{ of.title }}:{% for p in of.points %} {{ p.says }};{% endfor %}">
+{% for y, text in of.y %}
+<line x1="{{ of.area.left }}" x2="{{ of.area.right }}" y1="{{ px(y) }}" y2="{{ px(y) }}" class="grid"/>
+<text x="{{ of.area.left - 8 }}" y="{{ px(y) }}" dy="4" text-anchor="end">{{ text }}</text>
+{% endfor %}
+{% for x, text in of.x %}
+<line x1="{{ px(x) }}" x2="{{ px(x) }}" y1="{{ of.area.top }}" y2="{{ of.area.bottom }}" class="grid"/>
+<text x="{{ px(x) }}" y="{{ of.area.bottom + 18 }}" text-anchor="middle">{{ text }}</text>
+{% endfor %}
+<line x1="{{ of.area.left }}" x2="{{ of.area.right }}" y1="{{ px(of.zero) }}" y2="{{ px(of.zero) }}" class="zero"/>
+<text x="{{ px((of.area.left + of.area.right) / 2) }}" y="{{ of.area.bottom + 38 }}" text-anchor="middle">{{ of.title }}</text>
+{% for p in of.points %}
+<g class="{{ p.style }}"><title>{{ p.says }}</title>
+<line x1="{{ px(p.x) }}" x2="{{ px(p.x) }}" y1="{{ px(p.low) }}" y2="{{ px(p.high) }}" class="whisker"/>
+{% if p.lead %}
+<line x1="{{ px(p.x) }}" y1="{{ px(p.y) }}" x2="{{ px(p.lead[0]) }}" y2="{{ px(p.lead[1]) }}" class="lead"/>
+{% endif %}
+<svg x="{{ px(p.x) }}" y="{{ px(p.y) }}" class="mark">{{ mark(p.style) }}</svg></g>
+{% endfor %}
+{% for p in of.points %}<text x="{{ px(p.label[0]) }}" y="{{ px(p.label[1]) }}" class="name">{{ p.arm }}</text>{% endfor %}
+</svg>
+{% endmacro %}
+"""
+MACROS = (
+    PANEL
+    + """\
 {# a control's mark: small, hollow, in the colour of text #}
 {% macro control_mark(name) %}
 {% if name == "no_audio" %}<path d="M-3.2-3.2 3.2 3.2M3.2-3.2-3.2 3.2"/>
@@ -160,3 +190,4 @@ MACROS = """\
 {% endif %}
 {% endmacro %}
 """
+)

@@ -11,6 +11,9 @@ TOP = """\
 {% if comparison.conclusion is defined %}<p class="claim">{{ comparison.conclusion }}</p>
 {% else %}<p class="claim">No question here has options, so nothing is claimed about accuracy.</p>{% endif %}
 {% if comparison.note %}<p class="note">{{ comparison.note }}</p>{% endif %}
+{% if comparison.left_out is defined %}
+<p class="note">Left out, as a run of theirs failed: {{ comparison.left_out|join(", ") }}.</p>
+{% endif %}
 <p>The same model was trained {{ seeds|length if seeds|length > 1 }} {{ "times" if seeds|length > 1 else "once" }} for each
 arm, with equal hyperparameters{% if comparison.rows.train is defined %} on the same {{ "{:,}".format(comparison.rows.train) }}
 rows{% endif %}, and answered the same {{ "{:,}".format(comparison.rows.test) }} test rows.
@@ -37,6 +40,8 @@ The intervals cover which test clips were drawn, not what another training would
 </ul>{% endif %}
 <nav aria-label="Contents">
 {% if dots %}<a href="#accuracy">Accuracy</a><a href="#listening">Listening</a>{% endif %}
+{% if panels %}<a href="#costs">Bits and tokens</a>{% endif %}
+{% if comparison.budgets is defined %}<a href="#budgets">Budgets</a>{% endif %}
 {% if pairs.primary.rows %}<a href="#pairs">Differences</a>{% endif %}
 {% if comparison.probes is defined %}<a href="#probes">Probes</a>{% endif %}
 {% if comparison.best_learning_rates is defined %}<a href="#rates">Learning rates</a>{% endif %}
@@ -135,6 +140,25 @@ the same text when all stand under other letters. <span class="hint">The table s
 <td>{{ share(row.same) }}</td></tr>
 {% endfor %}</tbody>{% endcall %}</details>
 {% endif %}
+{% endif %}
+
+{% if panels %}
+<h2 id="costs">What it takes</h2>
+<p class="muted">{{ caption }}</p>
+<div class="panels">{% for of in panels %}{{ panel(of) }}{% endfor %}</div>
+{% endif %}
+
+{% if comparison.budgets is defined %}
+<h2 id="budgets">By number of steps</h2>
+<p class="muted">Macro accuracy in per cent with its 95&nbsp;% interval over clips, of trainings of so many steps; beneath it
+the points above the best control.</p>
+{% call scroll("Table of budgets") %}
+<thead><tr><th scope="col">steps</th>{% for arm in arms %}<th scope="col">{{ key(arm) }}</th>{% endfor %}</tr></thead><tbody>
+{% for steps, found in comparison.budgets.items() %}
+<tr><th scope="row">{{ "{:,}".format(steps|int) }}</th>
+{% for arm in arms %}{% set of = found.get(arm) %}<td>{{ cell(of.macro if of else none) }}
+{% if of and of.listening %}<small>{{ of.listening.difference|points }}</small>{% endif %}</td>{% endfor %}</tr>
+{% endfor %}</tbody>{% endcall %}
 {% endif %}
 
 {% macro pair_name(of) %}{{ of.b }} &minus; {{ of.a }}{% endmacro %}

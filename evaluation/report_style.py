@@ -1,15 +1,37 @@
-"""The style sheet of report_page.py.
+"""The style sheet of report_page.py; colours and marks, also of figure.py.
 
 Colours are Okabe and Ito's, which colour-blind readers tell apart; each arm has a mark and a dash pattern of its own too.
 """
 
-STYLE = """\
+COLOURS = """\
 :root { color-scheme: light dark; --page: #fbfbf9; --card: #fff; --ink: #1c1e21; --muted: #5c6167; --rule: #dedfda;
   --grid: #e8e8e3; --good: #00694c; --bad: #a84300;
   --arm0: #0072b2; --arm1: #d55e00; --arm2: #009e73; --arm3: #b8568f; --arm4: #b07d00; --deaf: #6b7076; }
 @media (prefers-color-scheme: dark) { :root { --page: #131518; --card: #1b1e22; --ink: #eceded; --muted: #a3a9b0;
   --rule: #33383e; --grid: #2a2e33; --good: #4fd3ac; --bad: #ff9a5c;
   --arm0: #56b4e9; --arm1: #f0803c; --arm2: #1fc796; --arm3: #cc79a7; --arm4: #f0e442; --deaf: #a9afb6; } }
+"""
+MARKS = """\
+.arm0 { --tone: var(--arm0); } .arm1 { --tone: var(--arm1); --dash: 7 3; } .arm2 { --tone: var(--arm2); --dash: 2 3; }
+.arm3 { --tone: var(--arm3); --dash: 9 3 2 3; } .arm4 { --tone: var(--arm4); --dash: 12 4; }
+.deaf { --tone: var(--deaf); --dash: 4 4; } .base { --tone: var(--muted); } .pair { --tone: var(--ink); }
+svg { display: block; overflow: visible; flex: none; }
+svg text { fill: var(--muted); font: .8125rem system-ui, sans-serif; }
+.mark { fill: var(--tone); stroke: var(--tone); stroke-width: 1; }
+.mark.deaf, .deaf .mark { fill: var(--page); stroke-width: 2; }
+.control { fill: none; stroke: var(--ink); stroke-width: 1.4; }
+.line { fill: none; stroke: var(--tone); stroke-width: 2; stroke-dasharray: var(--dash, none); stroke-linejoin: round;
+  vector-effect: non-scaling-stroke; }
+.whisker { stroke: var(--tone); stroke-width: 2; opacity: .65; }
+.panel .whisker, .lead { stroke-width: 1; stroke: var(--tone); opacity: .6; }
+.panel .name { fill: var(--ink); font-size: .75rem; }
+.majority { stroke: var(--ink); stroke-width: 2; stroke-dasharray: 3 2; }
+.grid { stroke: var(--grid); } .zero { stroke: var(--muted); }
+"""
+STYLE = (
+    COLOURS
+    + MARKS
+    + """\
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: var(--page); color: var(--ink);
@@ -30,9 +52,6 @@ a { color: inherit; text-underline-offset: .2em; text-decoration-color: var(--mu
   margin: 1rem 0; }
 nav { display: flex; flex-wrap: wrap; gap: .1rem 1.1rem; margin: 1.25rem 0 0; font-size: .9375rem; }
 nav a { padding: .3rem 0; }
-.arm0 { --tone: var(--arm0); } .arm1 { --tone: var(--arm1); --dash: 7 3; } .arm2 { --tone: var(--arm2); --dash: 2 3; }
-.arm3 { --tone: var(--arm3); --dash: 9 3 2 3; } .arm4 { --tone: var(--arm4); --dash: 12 4; }
-.deaf { --tone: var(--deaf); --dash: 4 4; } .base { --tone: var(--muted); } .pair { --tone: var(--ink); }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .75rem; margin: 1.5rem 0 .5rem;
   padding: 0; list-style: none; }
 .cards li { background: var(--card); border: 1px solid var(--rule); border-top: 3px solid var(--tone); border-radius: .5rem;
@@ -58,16 +77,6 @@ tr.first td, tr.first th { font-weight: 650; }
 .legend { display: flex; flex-wrap: wrap; gap: .35rem 1.25rem; margin: .75rem 0 1rem; max-width: none; font-size: .9375rem; }
 .legend + .legend { margin-top: -.5rem; font-size: .875rem; color: var(--muted); }
 .key { display: inline-flex; align-items: center; gap: .45rem; vertical-align: bottom; min-width: 0; overflow-wrap: anywhere; }
-svg { display: block; overflow: visible; flex: none; }
-svg text { fill: var(--muted); font: .8125rem system-ui, sans-serif; }
-.mark { fill: var(--tone); stroke: var(--tone); stroke-width: 1; }
-.mark.deaf, .deaf .mark { fill: var(--page); stroke-width: 2; }
-.control { fill: none; stroke: var(--ink); stroke-width: 1.4; }
-.line { fill: none; stroke: var(--tone); stroke-width: 2; stroke-dasharray: var(--dash, none); stroke-linejoin: round;
-  vector-effect: non-scaling-stroke; }
-.whisker { stroke: var(--tone); stroke-width: 2; opacity: .65; }
-.majority { stroke: var(--ink); stroke-width: 2; stroke-dasharray: 3 2; }
-.grid { stroke: var(--grid); } .zero { stroke: var(--muted); }
 .dots h3 { margin: 1.25rem 0 .35rem; font-size: .8125rem; color: var(--muted); }
 .dots .row { display: grid; grid-template-columns: 11rem 1fr; gap: 0 1.25rem; align-items: center;
   border-top: 1px solid var(--grid); padding: .15rem .75rem .15rem 0; }
@@ -77,6 +86,8 @@ svg text { fill: var(--muted); font: .8125rem system-ui, sans-serif; }
 .pairs .row { grid-template-columns: 19rem 1fr; padding-top: .3rem; padding-bottom: .3rem; }
 .chart { padding: .75rem 1rem 0 2.75rem; }
 .multiples { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); gap: .5rem 1.5rem; }
+.panels { display: flex; flex-wrap: wrap; gap: .5rem; }
+.panels .panel { flex: 1 1 22rem; max-width: 34rem; min-width: 0; height: auto; }
 .multiples h3 { margin: .75rem 0 0; }
 .bins { fill: var(--tone); fill-opacity: .8; stroke: var(--page); }
 .gap { stroke: var(--tone); stroke-width: 1.5; opacity: .5; }
@@ -151,3 +162,4 @@ code { font: .875em ui-monospace, SFMono-Regular, Menlo, monospace; background: 
   .asked > summary, .inside { padding-right: .8rem; } .inside { padding-left: .8rem; }
 }
 """
+)

@@ -7,14 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from audiolm.configuration_audiolm import AudioLMConfig
 from audiolm.data.reasonaqa import FIELDS, QUESTION_TYPES
+from audiolm.encoders_audiolm import AudioEncoder, build_encoder
 from audiolm.processing_audiolm import AudioLMProcessor
 
 NO_ANSWERS = ("question_only", "batch_size", "controls")  # settings on which the answers do not depend
+# what makes an arm, beside its weights; of run_train.py's options, and of a model's configuration
+OF_AN_ARM = ("encoder_type", "no_audio", "audio_tokens", "band_limit", "window_seconds", "learn_code_embeddings")
 OF_A_SEED = ("seed", "shuffle options", "batches")  # what differs between the seeds of one arm
 
 
@@ -65,7 +69,7 @@ def _comparable(run: Run, of_one_arm: bool, may_differ: tuple[str, ...]) -> dict
     settings = {name: value for name, value in run.metrics["settings"].items() if name not in NO_ANSWERS}
     model = dict(settings.pop("model"))
     training = {name: value for name, value in model["training"].items() if name not in may_differ}
-    arm = {name: model.get(name) for name in ("encoder_type", "no_audio", "audio_tokens")} if of_one_arm else {}
+    arm = {name: model.get(name) for name in OF_AN_ARM} if of_one_arm else {}
     if of_one_arm:
         training = {name: value for name, value in training.items() if name not in OF_A_SEED}
     return _flat({"protocol": run.metrics["protocol"], **settings, **arm, "step": model.get("step"), "training": training})
@@ -116,20 +120,49 @@ def learning_curves(log_history: list[dict]) -> dict:
     }
 
 
+def bits_per_second(encoder: AudioEncoder) -> float:
+    """Bits that an encoder's representation of a second of a long clip takes, before `--audio_tokens` averages it.
+
+    Of codes: frames/s x levels x log2(codebook size). Of continuous features: frames/s x channels x 16, as a feature cache
+    keeps them in bfloat16; what they hold may be less. A pair of encoders has the sum of both.
+    """
+    if hasattr(encoder, "first"):
+        return bits_per_second(encoder.first) + bits_per_second(encoder.second)
+    if hasattr(encoder, "codes"):
+        return encoder.frame_rate * encoder.num_levels * math.log2(encoder.codebook_size)
+    if len(encoder.dims) > 1:  # a latent and posteriors, of which repeated ones hold no more
+        latent, classes = encoder.dims
+        return 16.0 * (latent + encoder.time_cells * classes) / encoder.config.window_seconds
+    return encoder.frame_rate * encoder.dim * 16.0
+
+
+def heard_otherwise(config: PreTrainedConfig) -> dict:
+    """`band_limit` and `window_seconds` of an encoder's configuration, or of one of a pair's; None where it has none."""
+    parts = [part for part in (config, getattr(config, "first", None), getattr(config, "second", None)) if part is not None]
+    return {name: next((value for part in parts if (value := getattr(part, name, None)) is not None), None)
+            for name in ("band_limit", "window_seconds")}  # fmt: skip
+
+
 def model_facts(folder: str | Path) -> dict:
-    """Trained parameters of a saved model, the seconds it uses of a clip, the tokens it makes of them, and its learning
-    curves."""
+    """Of a saved model: trained parameters, the seconds that it uses of a clip, the tokens that it makes of them and of one of
+    them, bits/s of what its encoder hands on (none where the audio is taken away), and its learning curves."""
     AutoConfig.register("audiolm", AudioLMConfig, exist_ok=True)  # or the code beside the weights would be asked about
     config, tokenizer = AudioLMConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     extractor = AudioLMProcessor.from_config(config, tokenizer).feature_extractor
-    trained = ("mapper.linear",) if config.freeze_lm else ("mapper.linear", "language_model.")
+    trained = ("mapper.",) if config.freeze_lm else ("mapper.", "language_model.")
     with safe_open(Path(folder, "model.safetensors"), "pt") as file:
-        count = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys() if key.startswith(trained))  # noqa: SIM118
+        count = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys()  # noqa: SIM118
+                    if key.startswith(trained) and not key.startswith("mapper.feature_"))  # fmt: skip
     state = json.loads(Path(folder, "trainer_state.json").read_text())
+    tokens = config.audio_tokens or extractor.num_frames(int(config.max_audio_seconds * extractor.sampling_rate))
+    with torch.device("meta"):  # its sizes alone
+        encoder = build_encoder(config.encoder_config)
     return {
         "trained_parameters": count,
         "max_audio_seconds": config.max_audio_seconds,
-        "tokens_per_clip": config.audio_tokens or extractor.num_frames(int(config.max_audio_seconds * extractor.sampling_rate)),
+        "tokens_per_clip": tokens,
+        "tokens_per_second": tokens / config.max_audio_seconds,
+        "bits_per_second": None if config.no_audio else bits_per_second(encoder),
         "learning_curves": learning_curves(state["log_history"]),
     }
 

@@ -161,7 +161,9 @@ def comparison_table(comparison: dict) -> str:
             lines.append(titles[section])
         cells = "".join(f"{cell(row['cells'][name]):>{w}}" for name, w in zip(columns, widths))
         lines.append(f"{'  ' + row['name']:<{first}}{row['n'] or '':>6}{cells}")
-    return "\n".join([*lines, *_of_listening(comparison), *_of_pairs(comparison), *_of_probes(comparison)])
+    return "\n".join(
+        [*lines, *_of_listening(comparison), *_of_budgets(comparison), *_of_pairs(comparison), *_of_probes(comparison)]
+    )
 
 
 def _of_listening(comparison: dict) -> list[str]:
@@ -171,6 +173,15 @@ def _of_listening(comparison: dict) -> list[str]:
             interval = f"({100 * above['ci95_low']:+.1f} to {100 * above['ci95_high']:+.1f})"
             lines.append(f"  {arm:<26}{100 * above['difference']:+6.1f} {interval}, over {above['best_control']}")
     return lines if len(lines) > 1 else []
+
+
+def _of_budgets(comparison: dict) -> list[str]:
+    budgets, lines = comparison.get("budgets", {}), []
+    for arm in comparison["arms"] if budgets else ():
+        macros = [found.get(arm, {}).get("macro") for found in budgets.values()]
+        cells = [f"{macro['accuracy']:.3f}" if macro else "-" for macro in macros]
+        lines.append(f"  {arm:<26}" + "".join(f"{cell:>10}" for cell in cells))
+    return [f"{'macro accuracy by steps':<28}" + "".join(f"{int(steps):>10,}" for steps in budgets), *lines] if lines else []
 
 
 def _of_probes(comparison: dict) -> list[str]:

@@ -122,7 +122,7 @@ def test_wrong_configs_are_one_line(parts, tmp_path):
         "arm a lacks encoder_type": {**config, "arms": {"a": {}}},
         "arm '../a' cannot be a folder's name": {**config, "arms": {"../a": one}},
         "arm 'corpus' cannot be": {**config, "arms": {"corpus": one}},
-        "arm b sets learning_rate; arms may differ in encoder_name_or_path, encoder_type, no_audio only": {
+        "arm b sets learning_rate; arms may differ in audio_tokens, band_limit, encoder_name_or_path, encoder_type": {
             **config, "arms": {**arms, "b": {**one, "learning_rate": 0.1}}},
         "train: unrecognized arguments: --learning_speed 1": {**config, "train": {**config["train"], "learning_speed": 1}},
         "eval: unrecognized arguments: --batch 1": {**config, "eval": {**config["eval"], "batch": 1}},
@@ -223,7 +223,7 @@ def test_the_best_learning_rate_is_chosen_on_validation(tmp_path):
             folder.mkdir()
             log = [{"step": 1, "eval_mcq_token_loss": 0.1}, {"step": 9, "eval_mcq_token_loss": last, "loss": 9.0}]
             (folder / "trainer_state.json").write_text(json.dumps({"log_history": log}))
-            made.append(Planned("a", seed, rate, folder, [], []))
+            made.append(Planned("a", seed, rate, 9, folder, [], []))
     found = best_rates(made)["a"]
     assert found["best"] == 3e-4 and found["loss"] == {"0.0001": 1.5, "0.0003": pytest.approx(1.2)}
 
