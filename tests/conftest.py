@@ -37,6 +37,14 @@ TEXT = {"model_type": "llama", "vocab_size": 300, "hidden_size": 32, "intermedia
         "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "max_position_embeddings": 2048}  # fmt: skip
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
+def pytest_collection_modifyitems(items):
+    """The tests of a file run in one process, and files that share what is pushed in the same one."""
+    for item in items:
+        shared = item.path.stem in ("test_hub", "test_load_anywhere")
+        item.add_marker(pytest.mark.xdist_group("pushed" if shared else item.path.stem))
+
+
 @pytest.fixture(autouse=True)
 def as_many_threads():
     """No test leaves another number of threads behind, with which the next one's numbers would not be a fresh process's."""

@@ -164,6 +164,7 @@ def test_a_hub_that_never_answers_stops_nothing(corpus, tokenizer, hub):
     assert done.returncode == 1 and "steps                6" in done.stdout and "hf upload me/x" in done.stderr
 
 
+@pytest.mark.slow
 def test_with_xet_a_refused_upload_leaves_the_checkpoint(corpus, tokenizer, hub):
     """This Hub offers Xet and refuses its token: a client that is not told to do without cannot upload."""
     done = train(hub, arguments(corpus, "mimi_semantic", tokenizer, *PUSH), HF_HUB_DISABLE_XET="0")

@@ -105,7 +105,8 @@ def test_loads_anywhere(arm, environment, loaded, pushed):
         assert (here == there).all() and "device_map" not in found
     else:
         assert np.abs(here - there).max() < 1e-4 * np.abs(here).max() and found["device_map"]
-    assert found["saved_again"] and found["processor_again"] and found["compiled"] < 1e-4
+    assert found["saved_again"] and found["processor_again"]
+    assert found["compiled"] < 1e-4 if arm == "mimi_full" else "compiled" not in found
     assert 0 < found["bf16"] < 0.1 and found["dtypes"] == ["torch.float32"]
     assert found["language_model_dtypes"] == ["torch.bfloat16"]
     model, processor = trained(runs[arm][0] / "out")

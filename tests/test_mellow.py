@@ -125,17 +125,18 @@ def test_second_clips(tmp_path):
 @needed
 def test_it_is_evaluated_by_both_protocols_and_saved_like_any_model(whole, tmp_path):
     corpus, found = make_corpus(tmp_path), {}
-    said = ["--test_file", str(corpus / "rows.json"), "--audio_dir", str(corpus), "--max_samples", "2", "--max_new_tokens", "4"]
-    for name, more in (("its own", []), ("again", []), ("ours", ["--prompt_format", "audiolm"])):
+    said = ["--test_file", str(corpus / "rows.json"), "--audio_dir", str(corpus), "--max_samples", "1", "--max_new_tokens", "4"]
+    for name, more in (("its own", []), ("ours", ["--prompt_format", "audiolm"])):
         folder = tmp_path / name
         evaluate(["--model_name_or_path", str(whole / "v0.ckpt"), *said, "--output_dir", str(folder), *more])
         found[name] = json.loads((folder / "metrics.json").read_text()), (folder / "predictions.jsonl").read_text()
-    assert found["its own"][1] == found["again"][1] != found["ours"][1]
+    assert found["its own"][1] != found["ours"][1]
     assert [found[name][0]["settings"]["model"]["prompt_format"] for name in ("its own", "ours")] == ["mellow", "audiolm"]
     model, tokenizer = load_model(str(whole))
     model.save_pretrained(tmp_path / "saved")
     tokenizer.save_pretrained(tmp_path / "saved")
     evaluate(["--model_name_or_path", str(tmp_path / "saved"), *said, "--output_dir", str(tmp_path / "of saved")])
+    # also the same second clips
     assert (tmp_path / "of saved" / "predictions.jsonl").read_text() == found["its own"][1]
 
 

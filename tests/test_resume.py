@@ -121,6 +121,7 @@ def test_a_stopped_run_is_saved_and_ends_the_same(corpus, run, what):
     assert_same_end(corpus / "out", expected)
 
 
+@pytest.mark.slow
 def test_two_processes_stop_at_one_step(corpus, tokenizer):
     words = arguments(corpus, "mimi_semantic", tokenizer, *WORDS)
     whole = happens(corpus, "nothing 0", [*words, "--output_dir", str(corpus / "whole")], tuple(TWO_PROCESSES))
