@@ -136,6 +136,10 @@ class LoadedModel:
             heard = [clips * 2 if len(clips) == 1 else clips for clips in heard]
         every = {id(clip): clip.features for clips in heard for clip in clips}
         frames = {key: len(of) if of.is_floating_point() else of.shape[-1] for key, of in every.items()}
+        if muted and not self.model.mapper.feature_mean.any():
+            raise ValueError(
+                f"{self.name} does not hold the mean of its training's features, and cannot be asked without audio"
+            )
         if muted or self.model.config.no_audio:
             every = {key: silenced(self.model, of) for key, of in every.items()}
         most = self.model.config.text_config.max_position_embeddings

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import io
 import re
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ import yaml
 from audiolm import run_eval, run_train
 from audiolm.evaluation.runs import OF_AN_ARM
 from audiolm.training_arguments import DEFAULTS as OF_TRAINING
+from audiolm.training_arguments import RECIPES
 
 DEFAULTS = {"output_dir": "outputs/compare", "seed": 0, "seeds": None, "learning_rates": None, "budgets": None, "probe": None,
             "note": "", "corpus": None,
@@ -28,6 +30,9 @@ ARM_KEYS = {"encoder_name_or_path", *OF_AN_ARM}
 SET_HERE = {"config", "output_dir", "seed", "feature_cache", "model_name_or_path", "resume_from_checkpoint", "encoder_type",
             "encoder_name_or_path", "no_audio"}  # fmt: skip
 FILES = {"train_file", "validation_file", "test_file", "audio_dir"}
+
+
+HEARD_OTHERWISE = {"band_limit", "window_seconds"}  # such arms are not probed
 
 
 class Planned(NamedTuple):
@@ -126,7 +131,7 @@ def runs(config: dict) -> list[Planned]:
 
 def usual(config: dict) -> tuple[float, int]:
     """Learning rate and number of steps of the main comparison."""
-    train = {**OF_TRAINING, **config["train"]}
+    train = {**OF_TRAINING, **RECIPES.get(config["train"].get("recipe"), {}), **config["train"]}
     return float(train["learning_rate"]), train["max_steps"]
 
 
@@ -158,10 +163,10 @@ def planned(config: dict, arm: str, seed: int, learning_rate: float, max_steps: 
 
 
 def probe_flags(config: dict, labels: dict[str, Path]) -> dict[str, list[str]]:
-    """What run_probe.py is called with for each csv of labels: the arms that hear, each encoder once."""
+    """What run_probe.py is called with for each csv of labels: the arms that hear, each encoder once, as it is by itself."""
     output, arms = Path(config["output_dir"]), {}
     for options in config["arms"].values():
-        if not options.get("no_audio"):
+        if not options.get("no_audio") and not HEARD_OTHERWISE & set(options):
             arms.setdefault(options["encoder_type"], options.get("encoder_name_or_path"))
     given = {key: value for key, value in config["probe"].items() if key != "labels"}
     if config["corpus"]:
@@ -201,15 +206,16 @@ def digest(paths: list[str]) -> str:
     return found.hexdigest()
 
 
-def plan(config: dict, path: str) -> tuple[list[Planned], dict]:
-    """The runs, checked before minutes are spent, and what all of them read: `files` and `checkpoints`, and `audio_dir`.
+def plan(config: dict, path: str, processes: int = 1) -> tuple[list[Planned], dict]:
+    """The runs, each of so many processes, checked before minutes are spent, and what all of them read: `files` and
+    `checkpoints`, and `audio_dir`.
 
     Raises:
         ValueError: in one line, if an option is unknown or wrong, or a file of the data is not there.
     """
     made, checkpoints = runs(config), {}
     for run in made:
-        model, data, _ = checked(run_train.parse, run.train, f"--config {path}: train")
+        model, data, _ = checked(partial(run_train.parse, processes=processes), run.train, f"--config {path}: train")
         evaluation = checked(run_eval.parse, run.evaluate, f"--config {path}: eval")
         if data.dataset_name or evaluation.dataset_name:
             raise ValueError("dataset_name: the comparison reads train_file, validation_file and test_file")
@@ -218,5 +224,7 @@ def plan(config: dict, path: str) -> tuple[list[Planned], dict]:
             raise ValueError(f"--config {path}: there is no file {missing[0]}")
         if config["learning_rates"] and not data.validation_file:
             raise ValueError(f"--config {path}: learning_rates are chosen on a validation_file; give one under `train`")
-        checkpoints[run.arm] = [p for p in (model.encoder_name_or_path, model.text_model_name_or_path) if p]
+        encoder = model.encoder_name_or_path or ""
+        encoders = encoder.split("+") if "+" in model.encoder_type else [encoder]
+        checkpoints[run.arm] = [p for p in (*encoders, model.text_model_name_or_path) if p]
     return made, {"files": files, "checkpoints": checkpoints, "audio_dir": evaluation.audio_dir}

@@ -234,8 +234,12 @@ def default_encoder_config(encoder_type: str, config: PreTrainedConfig | dict | 
     if model_type == "mimi":
         given["decoder_config"] = None  # no decoder: only the encoding half is used
     made = _made("encoder_config", model_type, {**fields, **given})
-    if (levels := of_arm.get("num_levels", 0)) > (there := getattr(made, "num_quantizers", levels)):
-        raise ValueError(f"encoder_type {encoder_type!r} has {levels} levels, but the codec of encoder_config {there}")
+    depths = getattr(made, "depths", ())
+    for field, what, there in (("num_levels", "levels", getattr(made, "num_quantizers", getattr(made, "n_codebooks", None))),
+                               ("transformer_layer", "layers", getattr(made, "num_hidden_layers", None)),
+                               ("layer", "stages", len(depths) if isinstance(depths, (list, tuple)) else 0)):  # fmt: skip
+        if field in of_arm and isinstance(there, int) and of_arm[field] > there:
+            raise ValueError(f"encoder_type {encoder_type!r} has {of_arm[field]} {what}, but encoder_config {there}")
     check_band(made)
     default = {**(OWN.get(model_type) or CONFIG_MAPPING[model_type])().to_dict(), **fields}
     most = {}
@@ -266,6 +270,8 @@ def default_pair_config(encoder_type: str, config: PreTrainedConfig | dict | Non
 def check_band(config: PreTrainedConfig) -> None:
     """ValueError if `band_limit`, samples a second, is set to what no recording has."""
     if (limit := getattr(config, "band_limit", None)) is not None:
+        if not isinstance(limit, int):
+            raise ValueError(f"encoder_config has band_limit {limit!r:.60}, not a number of samples a second")
         check_sizes("encoder_config", {"band_limit": limit}, {"band_limit": 768_000})
         if limit < 1000:
             raise ValueError(f"encoder_config has band_limit {limit}, fewer than 1,000 samples a second")

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import random
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ from audiolm.data import FeatureCache, ReasonAQACollator, audio_roots, load_reas
 from audiolm.data.reasonaqa import question_type
 from audiolm.data.soundscapes import make_soundscapes
 from audiolm.evaluation.runs import model_facts
+from audiolm.mellow import second_clips
 from audiolm.run_benchmark import duration
 from audiolm.sweep import devices
 from audiolm.training_data import clips, rows_per_step
@@ -71,6 +73,8 @@ def _measure(run: Planned, folder: str) -> dict:
     model, processor = run_train.build(model_args, data_args)
     cache = FeatureCache(Path(folder, "features"), model.encoder.to(args.device), processor.feature_extractor)
     heard = load_reasonaqa({"train": rows}, audio_roots(data_args.audio_dir))["train"]
+    if model_args.prompt_format == "mellow":
+        heard = second_clips(heard, args.seed)
     paths = clips(heard)
     first = paths[: max(1, len(paths) // 4)]
     cache.fill(first)  # the first ones warm up
@@ -118,7 +122,7 @@ def clips_of(rows: list[dict]) -> set[str]:
 
 def run_seconds(run: Planned, found: dict, evaluated: bool) -> float:
     """Seconds of a run, by what [`measure`] has found, without the encoding of clips for a cache."""
-    _, data_args, args = run_train.parse(run.train)
+    _, data_args, args = run_train.parse(run.train, processes=1)
     kinds: dict[str, int] = {}
     for row in rows_of(data_args.validation_file):
         kinds[question_type(row)] = kinds.get(question_type(row), 0) + 1
@@ -129,7 +133,7 @@ def run_seconds(run: Planned, found: dict, evaluated: bool) -> float:
         seconds += data_args.num_stats_clips * found["clip_seconds"]
     if evaluated:
         evaluation = run_eval.parse(run.evaluate)
-        asked = len(rows_of(evaluation.test_file))
+        asked = min(evaluation.max_samples or sys.maxsize, len(rows_of(evaluation.test_file)))
         seconds += found["evaluate_seconds"] + asked * found["test_row_seconds"]
     return seconds
 
@@ -138,13 +142,14 @@ def size(count: float) -> str:
     return f"{count / 2**30:.2f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"
 
 
-def dry_run(config: dict, path: str, parallel: int = 1) -> str:
-    """The table of what a comparison costs: of each arm, at each learning rate and number of steps, and in all.
+def dry_run(config: dict, path: str, parallel: int = 1) -> tuple[str, list[str]]:
+    """The table of what a comparison costs, of each arm, at each learning rate and number of steps, and in all; and a line for
+    each arm that could not take its few steps.
 
     Raises:
-        ValueError: in one line, if an option is wrong, or an arm cannot take its few steps.
+        ValueError: in one line, if an option is wrong.
     """
-    lines, spent, encoded, measured = [], 0.0, {}, {}
+    lines, spent, encoded, measured, refused = [], 0.0, {}, {}, {}
     with tempfile.TemporaryDirectory() as folder:
         config = {**config, "output_dir": folder}
         runs, reads = plan(config, path)
@@ -163,8 +168,10 @@ def dry_run(config: dict, path: str, parallel: int = 1) -> str:
                     try:
                         gpu = {} if place is None else {"CUDA_VISIBLE_DEVICES": place}
                         measured[arm] = apart(measure, of[0], inside, **gpu)
-                    except (SystemExit, ValueError) as error:
-                        raise ValueError(f"{arm}: {error}") from error
+                    except (SystemExit, Exception) as error:  # whatever it is, the other arms can be measured
+                        measured[arm], refused[arm] = None, f"{arm}: {' '.join(str(error).split()) or type(error).__name__}"
+            if arm in refused:
+                continue
             found, filled = measured[arm], len(heard) if config["feature_cache"] else 0
             encoded[found["cache"]] = filled * found["clip_seconds"]
             each = run_seconds(of[0], found, entry[1] == rate)
@@ -180,4 +187,5 @@ def dry_run(config: dict, path: str, parallel: int = 1) -> str:
            f"in all {duration(total)}, one after another"]  # fmt: skip
     if parallel > 1:
         end.append(f"{parallel} at once, if they do not wait for each other: {duration(total / parallel)}")
-    return "\n".join([f"{'arm':<28}" + "".join(f"{title:>14}" for title in titles), *lines, *end])
+    table = "\n".join([f"{'arm':<28}" + "".join(f"{title:>14}" for title in titles), *lines, *end])
+    return table, list(refused.values())

@@ -135,7 +135,8 @@ HTSAT_UNUSED = r"^(spectrogram_extractor|logmel_extractor|head)\.|attn_mask$"
 
 def _load_htsat(encoder_type: str, name_or_path: str | None) -> HTSATEncoder:
     source, path = name_or_path or PUBLISHED["clap_audio_model"], checkpoint_file(encoder_type, name_or_path)
-    state, fields, posteriors = read_checkpoint(path), {}, {}
+    fields, posteriors = {}, {}
+    state = {key.removeprefix("module."): value for key, value in read_checkpoint(path).items()}
     prefix = next((p for p in ("audio_encoder.base.htsat.", "sed_model.", "audio_model.audio_encoder.", "audio_encoder.")
                    if any(k.startswith(p) for k in state)), "")  # fmt: skip
     of_mellow = "audio_encoder.base.c2l.weight" in state

@@ -50,14 +50,15 @@ def resample(audio: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
     many = -(-64 // new)  # frames that make one matrix of them
     old, new = many * old, many * new
     # the weights of an odd rate take up to 230 MB, and are not kept
-    width, kernels = (_resampling_kernels if max(old, new) < 100_000 else _resampling_kernels.__wrapped__)(old, new)
+    make = _resampling_kernels if max(old, new) < 100_000 else _resampling_kernels.__wrapped__
+    width, kernels = make(old, new, str(audio.device))
     frames = nn.functional.pad(audio, (width, width + old)).unfold(-1, 2 * width + old, old)
     result = torch.cat([frames[..., first : first + len(kernel)] @ kernel.to(audio) for first, kernel in kernels], -1)
     return result.flatten(-2)[..., : math.ceil(new * audio.shape[-1] / old)]
 
 
 @lru_cache(32)
-def _resampling_kernels(old: int, new: int) -> tuple[int, list[tuple[int, torch.Tensor]]]:
+def _resampling_kernels(old: int, new: int, device: str) -> tuple[int, list[tuple[int, torch.Tensor]]]:
     """Samples that a frame of `old` ones needs before and behind it; and, for 64 of its `new` ones at a time, the first sample
     that weighs in them and the weights (samples, 64): from 32 to 44.1 kHz, 61 of a frame's 334 samples."""
     base, zeros = min(old, new) * 0.99, 6
@@ -68,8 +69,16 @@ def _resampling_kernels(old: int, new: int) -> tuple[int, list[tuple[int, torch.
         first, last = math.ceil(centres[0].item() - reach), math.floor(centres[-1].item() + reach)
         t = ((torch.arange(first, last + 1)[:, None] - centres) * base / old).clamp(-zeros, zeros)
         weights = torch.sinc(t) * torch.cos(t * math.pi / zeros / 2) ** 2 * base / old
-        kernels.append((width + first, weights.float()))
+        kernels.append((width + first, weights.float().to(device)))
     return width, kernels
+
+
+def ended(waveform: torch.Tensor, num_samples: list[int]) -> torch.Tensor:
+    """A copy of (batch, samples) with zeros behind each clip's end."""
+    waveform = waveform.clone()
+    for row, length in zip(waveform, num_samples):
+        row[length:] = 0
+    return waveform
 
 
 def check_rate(name, rate: int, channels: int = 1) -> None:
@@ -117,9 +126,10 @@ class AudioEncoder(nn.Module):
         waveform, limit = waveform.float(), getattr(self.config, "band_limit", None)
         if not limit or limit >= self.sample_rate:
             return waveform
-        ends = torch.tensor(num_samples, device=waveform.device)[:, None]
-        clips = waveform.where(torch.arange(waveform.shape[1], device=waveform.device) < ends, 0)
-        return resample(resample(clips, self.sample_rate, limit), limit, self.sample_rate)[:, : waveform.shape[1]]
+        by = math.gcd(self.sample_rate, limit)
+        low = resample(ended(waveform, num_samples), self.sample_rate, limit)
+        low = ended(low, [-(-n * (limit // by) // (self.sample_rate // by)) for n in num_samples])
+        return resample(low, limit, self.sample_rate)[:, : waveform.shape[1]]
 
     def sizes_to_host(self):
         """Takes sizes that each convolution asks for as numbers off the GPU, where every one is a wait, and out of the buffers.
@@ -521,8 +531,7 @@ class PairEncoder(AudioEncoder):
 
     def _encode(self, waveform, num_samples):
         made, before = [[] for _ in num_samples], 0
-        ends = torch.tensor(num_samples, device=waveform.device)[:, None]
-        waveform = waveform.where(torch.arange(waveform.shape[1], device=waveform.device) < ends, 0)
+        waveform = ended(waveform, num_samples)
         for part in (self.first, self.second):
             clips = resample(waveform, self.sample_rate, part.sample_rate)
             by = math.gcd(self.sample_rate, part.sample_rate)

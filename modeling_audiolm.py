@@ -105,7 +105,7 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _asked = None  # what `train` was told last
     _supports_sdpa = True
     _supports_flash_attn = True
-    _keep_in_fp32_modules_strict = ["encoder(?!.*(relative_position_index|num_batches_tracked))"]
+    _keep_in_fp32_modules_strict = ["encoder(?!.*(relative_position_index|num_batches_tracked|positions))"]
     _tied_weights_keys = {"language_model.lm_head.weight": "language_model.model.embed_tokens.weight"}
 
     def __init__(self, config: AudioLMConfig):

@@ -26,8 +26,10 @@ class AudioLMFeatureExtractor(SequenceFeatureExtractor):
 
     def __init__(self, sampling_rate=24000, max_audio_seconds=10.0, frame_counts=None, **kwargs):
         kwargs = {"feature_size": 1, "padding_value": 0.0, **kwargs}  # a saved one gives them too
+        names = ("frame_size", "window_samples", "time_cells", "frequency_cells")  # as they were saved at first
+        earlier = {name: value for name in names if (value := kwargs.pop(name, None)) is not None}
         super().__init__(sampling_rate=sampling_rate, **kwargs)
-        self.max_audio_seconds, self.frame_counts = max_audio_seconds, frame_counts or {"frame_size": 1920}
+        self.max_audio_seconds, self.frame_counts = max_audio_seconds, frame_counts or earlier or {"frame_size": 1920}
 
     @classmethod
     def of_encoder(cls, encoder: AudioEncoder, max_audio_seconds: float) -> "AudioLMFeatureExtractor":

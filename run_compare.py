@@ -19,6 +19,7 @@ import sys
 import time
 from pathlib import Path
 
+import torch
 from filelock import FileLock
 
 from audiolm import run_probe
@@ -84,6 +85,8 @@ def of_rates(runs: list[Planned], sweep: Sweep) -> dict:
     chosen = [run for run in runs if run.learning_rate == rates[run.arm]["best"]]
     sweep.do([(run, ("evaluate",)) for run in chosen])
     tuned = evaluated(sorted(sweep.whole(chosen), key=lambda run: list(rates).index(run.arm)))
+    if not tuned:
+        raise ValueError("no arm was evaluated at its best learning rate")
     check_comparable(tuned, may_differ=("learning rate",))
     beside = compare(tuned)
     return {"rates": rates, "macro": {arm: of.get("macro") for arm, of in beside["arms"].items()},
@@ -98,7 +101,7 @@ def from_config(args, start: float):
         the runs, or if all arms failed.
     """
     config = read_config(args.config, args.seeds, args.output_dir)
-    runs, reads = plan(config, args.config)
+    runs, reads = plan(config, args.config, args.processes_per_run)
     output = Path(config["output_dir"])
     output.mkdir(parents=True, exist_ok=True)
     print(config["note"], end="\n" if config["note"] else "", flush=True)
@@ -115,11 +118,19 @@ def from_config(args, start: float):
     if config["corpus"] and args.share == (1, 1):
         known = {"corpus": round(time.perf_counter() - corpus_start, 1), **known}  # a complete corpus is only read
         write_json(timings, {**known, "arms": sweep.timings()})
-    rate, steps = usual(config)
+    rate, _ = usual(config)
     sweep.do([(run, ("train", "evaluate") if run.learning_rate == rate else ("train",)) for run in runs])
     if args.share != (1, 1):
         return None, {}, output, None, sweep.failures
-    whole = sweep.whole(runs)
+    try:
+        return compared(config, args, sweep, reads, known)
+    except ValueError as error:
+        raise ValueError("; ".join([str(error), *map(str, sweep.failures)])) from error
+
+
+def compared(config: dict, args, sweep: Sweep, reads: dict, timings: dict):
+    """What [`from_config`] returns, of the runs of a sweep that came to an end."""
+    output, whole, (rate, steps) = sweep.output, sweep.whole(sweep.runs), usual(config)
     equal = [run for run in whole if (run.learning_rate, run.max_steps) == (rate, steps)]
     if not equal:
         return None, {}, output, None, sweep.failures
@@ -142,7 +153,7 @@ def from_config(args, start: float):
         comparison["probes"] = probed(config, output)
     if config["learning_rates"]:
         comparison["best_learning_rates"] = of_rates([run for run in whole if run.max_steps == steps], sweep)
-    write_json(timings, {**known, "arms": sweep.timings()})
+    write_json(output / "timings.json", {**timings, "arms": sweep.timings()})
     return comparison, found, output, audio_roots(reads["audio_dir"]), sweep.failures
 
 
@@ -156,10 +167,14 @@ def from_folders(args):
         found.setdefault(arm, []).append(read_run(folder))
     if len(found) < 2:
         raise ValueError("--evaluations: two arms or more are wanted")
+    most = max(map(len, found.values()))
+    found = {arm: of * most if of[0].published and len(of) == 1 else of for arm, of in found.items()}  # it has no seeds
     check_comparable(found)
+    elsewhere = ", ".join(arm for arm, of in found.items() if of[0].published)
     output = Path(args.output_dir or "outputs/compare")
     output.mkdir(parents=True, exist_ok=True)
-    comparison = {"command": f"run_compare.py --evaluations {' '.join(args.evaluations)}", "note": "", "corpus": None,
+    note = f"{elsewhere}: trained by its authors, on other settings; it differs in more than its encoder." if elsewhere else ""
+    comparison = {"command": f"run_compare.py --evaluations {' '.join(args.evaluations)}", "note": note, "corpus": None,
                   "train": {}, "eval": {}, **compare(found)}  # fmt: skip
     for arm, of in found.items():
         if (of[0].folder.parent / "trainer_state.json").is_file():
@@ -195,11 +210,15 @@ def main(argv=None):
         parser.error(f"--processes_per_run {args.processes_per_run}: give --parallel with it, how many runs at once")
     if args.dry_run and (args.processes_per_run, args.share) != (1, "1/1"):
         parser.error("--dry_run: of all runs, in one process each; leave --processes_per_run and --share out")
+    if args.config and not args.parallel and torch.cuda.device_count() > 1:
+        args.parallel = 1  # a process with one of the GPUs: one process does not train on several
     start = time.perf_counter()
     try:
         args.share = part_of(args.share)
         if args.dry_run:
-            return print(dry_run(read_config(args.config, args.seeds, args.output_dir), args.config, args.parallel or 1))
+            table, refused = dry_run(read_config(args.config, args.seeds, args.output_dir), args.config, args.parallel or 1)
+            print(table)
+            return sys.exit(f"run_compare.py: {'; '.join(refused)}") if refused else None
         comparison, found, output, audio_dir, failures = from_config(args, start) if args.config else from_folders(args)
     except (ValueError, OSError) as error:
         sys.exit(f"run_compare.py: {error}")

@@ -164,10 +164,12 @@ def main(argv=None):
         model, processor, about = loaded(args.model_name_or_path, args.revision, state.device)
         about["prompt_format"] = processor.prompt_format = args.prompt_format or model.config.prompt_format
         whole, rows, seconds, training = read_rows(args, model.config.max_audio_seconds)
-        heard = second_clips(rows, 0) if processor.prompt_format == "mellow" else rows
         changes = getattr(model.config, "data_changes", {})
         if ("fix_cle_labels" in changes) != (args.fix_cle_labels is not None):
             print("run_eval.py: --fix_cle_labels is not as in training; CLE's labels mean something else", file=sys.stderr)
+        if "no_audio" in args.controls and not model.mapper.feature_mean.any():
+            args.controls.remove("no_audio")
+            args.not_run["no_audio"] = "the model does not hold the mean of training's features"
         clips, cache = sorted({clip for row in rows for clip in row["audio"]}), None
         if len(clips) < 2 and "other_audio" in args.controls:
             args.controls.remove("other_audio")
@@ -181,11 +183,14 @@ def main(argv=None):
             settings["features"] = "of a cache"  # HTSAT's are rounded there
         asked = (args.batch_size, args.max_new_tokens)
         given = [c for c in args.controls if c not in ("majority", "question_only")]
-        answerers = {"": Answerer(model, processor, args.protocol, given, *asked, precision=args.precision)}
+        pairs = second_clips(rows, 0) if processor.prompt_format == "mellow" else None
+        answerers = {"": Answerer(model, processor, args.protocol, given, *asked, precision=args.precision, rows=pairs)}
         if "question_only" in args.controls:
             deaf, its, settings["question_only"] = loaded(args.question_only_model, None, state.device)
             if not deaf.config.no_audio:
                 raise ValueError(f"--question_only_model {args.question_only_model} was trained without --no_audio")
+            if deaf.config.prompt_format != "audiolm":
+                raise ValueError(f"--question_only_model {args.question_only_model} was trained on Mellow's prompts")
             answerers["question_only"] = Answerer(deaf, its, args.protocol[:1], (), *asked, precision=args.precision)
     except (ValueError, OSError) as error:
         sys.exit(f"run_eval.py: {error}")
@@ -196,7 +201,7 @@ def main(argv=None):
         except (ValueError, OSError, SafetensorError) as error:  # no room, a full disk, a clip that is gone
             sys.exit(f"run_eval.py: {error}")
     start = time.perf_counter()
-    said = answer_rows(heard, answerers, output, settings, state)
+    said = answer_rows(rows, answerers, output, settings, state)
     if said is None:
         return
     taken = time.perf_counter() - start

@@ -68,7 +68,8 @@ def parse(argv=None) -> argparse.Namespace:
         parser.error(f"--{error}")
     words = args.encoder_name_or_path
     known = sorted([*args.encoder_type, *ENCODER_TYPES], key=len)
-    named = {of: word[len(of) + 1 :] for word in words for of in known if word.startswith(f"{of}=")}
+    found = {word: [of for of in known if word.startswith(f"{of}=")] for word in words}
+    named = {of[-1]: word[len(of[-1]) + 1 :] for word, of in found.items() if of}  # the longest: silence=9=... is of silence=9
     if unknown := sorted(set(named) - set(args.encoder_type)):
         parser.error(f"--encoder_name_or_path {unknown[0]}=...: {unknown[0]} is not in --encoder_type")
     if len(named) < len(words):

@@ -26,7 +26,7 @@ from audiolm.evaluation.loss import token_loss, token_losses
 from audiolm.finetuning import cast_once, merged, optimizer_by_part, with_lora
 from audiolm.guards import BadAudio, LossSpikes, SkipNonFinite, StopOnSignal, check_room, disk_fault
 from audiolm.hub import PushToHub, load_model
-from audiolm.mellow import second_clips
+from audiolm.mellow import first_clips, second_clips
 from audiolm.model_card import model_card, training_facts
 from audiolm.modeling_audiolm import TEXT_MODEL, AudioLMForConditionalGeneration, text_model_source
 from audiolm.parallel import precision, refusal, shared_by
@@ -131,8 +131,9 @@ def main(argv=None):
             raise ValueError(wrong)
         data = read_rows(data_args, args)
         if model_args.prompt_format == "mellow":
+            known = {name: clip for of in (data.evaluation or {}).values() for name, clip in first_clips(of).items()}
             data = data._replace(rows=second_clips(data.rows, args.seed), evaluation=data.evaluation and {
-                kind: second_clips(rows, args.seed) for kind, rows in data.evaluation.items()
+                kind: second_clips(rows, args.seed, known) for kind, rows in data.evaluation.items()
             })  # fmt: skip
         if data.evaluation is None:
             args.eval_strategy = IntervalStrategy.NO

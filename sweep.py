@@ -175,7 +175,7 @@ class Sweep:
         def stop(number, frame):
             sys.exit(128 + number)
 
-        before = signal.signal(signal.SIGTERM, stop)
+        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
         pool = ThreadPoolExecutor(self.parallel)
         try:
             for future in [pool.submit(self._job, *job) for job in jobs]:
@@ -190,7 +190,8 @@ class Sweep:
             raise
         finally:
             pool.shutdown()
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _job(self, run: Planned, stages: tuple[str, ...]) -> None:
         number = f"[{self.runs.index(run) + 1}/{len(self.runs)}] {self.name(run)}"

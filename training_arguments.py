@@ -21,7 +21,7 @@ ROWS_PER_STEP = 16  # of every arm, over all processes
 NO_TOKEN = "others can read command lines and files; use `hf auth login` or HF_TOKEN"
 POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "num_stats_clips", "max_train_samples",
             "max_eval_samples", "audio_timeout", "max_rows_per_clip", "shuffle_buffer", "max_audio_seconds", "lm_learning_rate",
-            "lora_r", "lora_alpha")  # fmt: skip
+            "lora_r", "lora_alpha", "audio_tokens", "band_limit", "window_seconds")  # fmt: skip
 DEFAULTS = {
     "train_sampling_strategy": "group_by_length",
     "output_dir": None, "learning_rate": 1e-4, "max_steps": 20_000, "lr_scheduler_type": "cosine", "warmup_steps": 0.01,
@@ -194,8 +194,13 @@ def taken_compilation(args: TrainingArguments) -> tuple[str, str | None] | None:
     return wanted
 
 
-def parse(argv=None, description: str | None = None):
-    """Arguments from flags over `--config` over the experiment's defaults; unknown names are errors."""
+def parse(argv=None, description: str | None = None, processes: int | None = None):
+    """Arguments from flags over `--config` over the experiment's defaults; unknown names are errors.
+
+    Args:
+        processes: that a run will have which another process plans; by default those of this run.
+    """
+    planned = processes is not None
     argv = list(sys.argv[1:] if argv is None else argv)
     pre = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     pre.add_argument("--config")
@@ -220,7 +225,9 @@ def parse(argv=None, description: str | None = None):
             parser.error(f"--config {given.config}: unknown options {', '.join(unknown)}")
         if "hub_token" in settings:
             parser.error(f"--config {given.config}: hub_token: {NO_TOKEN}")
-    processes = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else max(1, torch.cuda.device_count())
+    processes = processes or (
+        int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else max(1, torch.cuda.device_count())
+    )
     computed = dict.fromkeys(["per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_persistent_workers"])
     recipe = given.recipe or settings.get("recipe")
     if recipe is not None and recipe not in RECIPES:
@@ -273,7 +280,7 @@ def parse(argv=None, description: str | None = None):
         setattr(space, short, True)  # the Trainer would compute so anyway, and a model's record would not say it
     if processes > 1 and not torch.accelerator.is_available():
         space.use_cpu = True  # else each of them would take itself for the only one
-    if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
+    if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ and not planned:
         parser.error(f"start {processes} GPUs with `accelerate launch`; one process cannot split a batch of clips")
     try:
         arm_of(space.encoder_type)

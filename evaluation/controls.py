@@ -42,23 +42,16 @@ def noise_of_equal_power(clip: Clip, samples: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def silenced(model, frames: int | torch.Tensor) -> torch.Tensor:
-    """A clip of the mean feature of the training's clips, (frames, dim), as a model with `no_audio` hears it; where embeddings
-    of codes are learnt, of what they come to on average.
+    """A clip of the mean feature of the training's clips, (frames, dim), as a model with `no_audio` hears it. Of no use where
+    the mapper does not hold that mean, which is zero then: learnt embeddings of codes, and Mellow's checkpoint.
 
     Args:
         frames: how many, or the clip's own features or codes.
     """
-    mapper, codes = model.mapper, model.config.learn_code_embeddings
-    if not torch.is_tensor(frames):
-        return mapper.feature_mean.float().cpu().expand(frames, -1)
-    if codes and model.config.encoder_type.startswith("silence"):
-        return frames  # nothing was heard
-    if codes:
-        mean = mapper.code_embeddings.weight.float().unflatten(0, mapper.codes).mean(1).sum(0)
-        return mean.cpu().expand(frames.shape[-1], -1)
-    if frames.is_floating_point():
-        return mapper.mean(frames.to(model.device)).cpu()
-    return mapper.feature_mean.float().cpu().expand(frames.shape[-1], -1)
+    if torch.is_tensor(frames) and frames.is_floating_point():
+        return model.mapper.mean(frames.to(model.device)).cpu()
+    count = frames.shape[-1] if torch.is_tensor(frames) else frames
+    return model.mapper.feature_mean.float().cpu().expand(count, -1)
 
 
 def clip_features(model, extractor, clips: list[Clip], alter=None) -> dict[Clip, torch.Tensor]:

@@ -63,13 +63,23 @@ class Answerer:
 
     Args:
         protocols: of "likelihood" and "generate". controls: of `CONTROLS`, those that change what this model is given.
-        precision: "fp32", or "bf16" by autocast. cache: a [`FeatureCache`] that holds all clips.
+        precision: "fp32", or "bf16" by autocast. cache: a [`FeatureCache`] that holds all clips. rows: that are asked in
+            place of those of the evaluation, as many.
     """
 
     def __init__(
-        self, model, processor, protocols, controls=(), batch_size=16, max_new_tokens=64, precision="fp32", cache=None
+        self,
+        model,
+        processor,
+        protocols,
+        controls=(),
+        batch_size=16,
+        max_new_tokens=64,
+        precision="fp32",
+        cache=None,
+        rows=None,
     ):
-        self.model, self.processor, self.cache = model, processor, cache
+        self.model, self.processor, self.cache, self.rows = model, processor, cache, rows
         self.protocols, self.controls = tuple(protocols), tuple(controls)
         self.batch_size, self.max_new_tokens, self.precision = batch_size, max_new_tokens, precision
         self.seconds = {"encoding": 0.0, "answering": 0.0, "controls": 0.0}
@@ -162,9 +172,10 @@ def answer_rows(rows: Dataset, answerers: dict[str, Answerer], output_dir: Path,
     with open(output_dir / f"predictions.part{state.process_index}.jsonl", "w", encoding="utf-8") as part, bar:
         part.write(json.dumps(settings) + "\n")
         for chunk in mine:
-            asked = [rows[i] for i in work[chunk]]
-            found: list[dict] = [{} for _ in asked]
+            found: list[dict] = [{} for _ in work[chunk]]
             for name, answerer in answerers.items():
+                source = rows if answerer.rows is None else answerer.rows
+                asked = [source[i] for i in work[chunk]]
                 for row, made in zip(found, answerer.chunk(asked, bar)):
                     row |= {name: made["heard"]} if name else made
             part.write(json.dumps({"chunk": chunk, "results": {str(i): of for i, of in zip(work[chunk], found)}}) + "\n")

@@ -34,6 +34,11 @@ class Run(NamedTuple):
         return (self.metrics["settings"]["model"]["training"] or {}).get("seed")
 
     @property
+    def published(self) -> bool:
+        """Whether the model was trained elsewhere, as Mellow was, and converted."""
+        return "published" in (self.metrics["settings"]["model"]["training"] or {})
+
+    @property
     def deaf(self) -> bool:
         return self.metrics["settings"]["model"]["no_audio"]
 
@@ -64,15 +69,20 @@ def _flat(settings: Mapping, prefix: str = "") -> dict[str, object]:
     return found
 
 
-def _comparable(run: Run, of_one_arm: bool, may_differ: tuple[str, ...]) -> dict[str, object]:
-    """What must be equal: of two arms of one seed, or of two seeds of one arm."""
+def _comparable(run: Run, of_one_arm: bool, may_differ: tuple[str, ...], of_published: bool) -> dict[str, object]:
+    """What must be equal: of two arms of one seed, or of two seeds of one arm; if one was trained elsewhere, how both were
+    asked alone."""
     settings = {name: value for name, value in run.metrics["settings"].items() if name not in NO_ANSWERS}
     model = dict(settings.pop("model"))
+    if of_published:
+        return _flat({"protocol": run.metrics["protocol"], **settings})
+    asked = {name: model.get(name) or usual for name, usual in (("mapper_type", "mlp"), ("prompt_format", "audiolm"))}
     training = {name: value for name, value in model["training"].items() if name not in may_differ}
     arm = {name: model.get(name) for name in OF_AN_ARM} if of_one_arm else {}
     if of_one_arm:
         training = {name: value for name, value in training.items() if name not in OF_A_SEED}
-    return _flat({"protocol": run.metrics["protocol"], **settings, **arm, "step": model.get("step"), "training": training})
+    fixed = {"protocol": run.metrics["protocol"], **settings, **asked}
+    return _flat({**fixed, **arm, "step": model.get("step"), "training": training})
 
 
 def check_comparable(runs: Mapping[str, list[Run]], may_differ: tuple[str, ...] = ()) -> None:
@@ -88,7 +98,8 @@ def check_comparable(runs: Mapping[str, list[Run]], may_differ: tuple[str, ...] 
     def check(one: Run, other: Run, of_one_arm: bool) -> None:
         if [[row[field] for field in FIELDS] for row in one.rows] != [[row[field] for field in FIELDS] for row in other.rows]:
             raise ValueError(f"{one.folder} and {other.folder} hold answers to different rows; evaluate both on one test file")
-        a, b = (_comparable(run, of_one_arm, may_differ) for run in (one, other))
+        published = one.published or other.published
+        a, b = (_comparable(run, of_one_arm, may_differ, published) for run in (one, other))
         known = [
             name for name in dict.fromkeys([*a, *b]) if name != "step" or None not in (a[name], b[name])
         ]  # the Hub has none
@@ -97,7 +108,11 @@ def check_comparable(runs: Mapping[str, list[Run]], may_differ: tuple[str, ...] 
             raise ValueError(f"{one.folder} and {other.folder} differ in more than the arm: {', '.join(differing)}")
 
     first, *others = runs.values()
+    if trained := [of for of in runs.values() if not of[0].published]:
+        first, *others = *trained, *(of for of in runs.values() if of[0].published)
     for arm, of in runs.items():
+        if of[0].published and len(of) == len(first):
+            continue
         if [run.seed for run in of] != [run.seed for run in first]:
             seeds = {name: [run.seed for run in found] for name, found in runs.items()}
             raise ValueError(f"each arm wants the same seeds in the same order, but they are {seeds}")

@@ -77,6 +77,23 @@ def made_run(
     return Run(Path(name), {**metrics, "settings": {"model": model, "rows_sha256": "r", "precision": "fp32", **settings}}, made)
 
 
+def test_a_model_that_was_trained_elsewhere_stands_beside_others():
+    """Mellow's checkpoint: nothing is known of its training, but it must be asked and scored as the others are."""
+    ours = [made_run([1, 0, 1] * 4, training={**TRAINING, "seed": seed}) for seed in (0, 1)]
+    mellow = made_run([1, 1, 0] * 4, "m", training={"published": "soham97/mellow"}, encoder_type="mellow", step=None)
+    assert mellow.published and not ours[0].published
+    for found in ({"htsat": ours, "mellow": [mellow] * 2}, {"mellow": [mellow] * 2, "htsat": ours}):
+        check_comparable(found)
+        assert set(compare(found)["arms"]) == {"htsat", "mellow"}
+    with pytest.raises(ValueError, match="precision"):
+        other = made_run([1, 0, 1] * 4, "m", training={"published": "x"}, encoder_type="mellow", precision="bf16")
+        check_comparable({"htsat": ours[:1], "mellow": [other]})
+    asked = made_run([1, 0, 1] * 4, "other prompt")
+    asked.metrics["settings"]["model"]["prompt_format"] = "mellow"
+    with pytest.raises(ValueError, match=r"prompt_format \(audiolm and mellow\)"):
+        check_comparable({"htsat": ours[:1], "mimi": [asked]})
+
+
 def test_what_differs_in_more_than_the_arm_is_refused_and_named():
     one = made_run([1, 0, 1] * 4, "one")
     fine = made_run([1, 1, 1] * 4, "fine", encoder_type="mimi_full")

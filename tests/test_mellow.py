@@ -1,6 +1,7 @@
 """Mellow: what its published code computes, its prompts, and that it is evaluated, trained, saved and loaded like any model."""
 
 import json
+import re
 import zlib
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from audiolm.configuration_audiolm import default_encoder_config
 from audiolm.data import load_reasonaqa
 from audiolm.encoders_audiolm import build_encoder
 from audiolm.hub import load_model
-from audiolm.mellow import load_mellow, second_clips
+from audiolm.mellow import first_clips, load_mellow, second_clips
 from audiolm.modeling_audiolm import MellowMapper
 from audiolm.run_eval import main as evaluate
 from audiolm.run_train import main as train
@@ -120,17 +121,28 @@ def test_second_clips(tmp_path):
     assert second_clips(rows.select(range(15, -1, -1)), 0)["audio"] == paired["audio"][::-1]  # whatever their order
     with pytest.raises(ValueError, match="one alone"):
         second_clips(rows.select([0]), 0)
+    assert len(set(second_clips(rows.select([0]), 0, first_clips(rows))["audio"][0])) == 2
+    # rows that are mended as they are read are mended once, as they were, whether some were left out or not
+    twice = iter(range(10**6))
+
+    def mended(batch):
+        return {**batch, "input": [f"{text} {next(twice)}" for text in batch["input"]]} if "input" in batch else batch
+
+    for part in (rows, rows.select(range(2, 9))):
+        paired = second_clips(part.with_transform(mended), 0)
+        assert re.fullmatch(re.escape(part[1]["input"]) + r" \d+", paired[1]["input"]) and len(paired[1]["audio"]) == 2
 
 
 @needed
 def test_it_is_evaluated_by_both_protocols_and_saved_like_any_model(whole, tmp_path):
     corpus, found = make_corpus(tmp_path), {}
     said = ["--test_file", str(corpus / "rows.json"), "--audio_dir", str(corpus), "--max_samples", "1", "--max_new_tokens", "4"]
-    for name, more in (("its own", []), ("ours", ["--prompt_format", "audiolm"])):
+    for name, more in (("its own", []), ("ours", ["--prompt_format", "audiolm", "--controls", "no_audio"])):
         folder = tmp_path / name
         evaluate(["--model_name_or_path", str(whole / "v0.ckpt"), *said, "--output_dir", str(folder), *more])
         found[name] = json.loads((folder / "metrics.json").read_text()), (folder / "predictions.jsonl").read_text()
     assert found["its own"][1] != found["ours"][1]
+    assert found["ours"][0]["not_run"]["no_audio"] == "the model does not hold the mean of training's features"
     assert [found[name][0]["settings"]["model"]["prompt_format"] for name in ("its own", "ours")] == ["mellow", "audiolm"]
     model, tokenizer = load_model(str(whole))
     model.save_pretrained(tmp_path / "saved")
@@ -142,7 +154,10 @@ def test_it_is_evaluated_by_both_protocols_and_saved_like_any_model(whole, tmp_p
 
 def test_what_is_not_mellow_is_one_line(tmp_path):
     torch.save({"audio_encoder.base.htsat.bn0.weight": torch.ones(64)}, tmp_path / "v0.ckpt")
-    with pytest.raises(ValueError, match=r"v0.ckpt does not fit ClapAudioEncoder: \d+ keys missing"):
+    with pytest.raises(ValueError, match="v0.ckpt holds 0 tensors of language model layers"):
+        load_model(str(tmp_path))
+    torch.save({"module.caption_decoder.lm.model.layers.1000.x": torch.ones(1)}, tmp_path / "v0.ckpt")
+    with pytest.raises(ValueError, match="holds 1 tensors of language model layers, not 9 of each"):
         load_model(str(tmp_path))
     (tmp_path / "v0.ckpt").write_bytes(b"PK\x03\x04 torn")
     with pytest.raises(ValueError, match="is not a readable checkpoint"):

@@ -13,7 +13,7 @@ import yaml
 from conftest import MCQ, YES_NO, clip, small_model
 from transformers import trainer
 
-from audiolm.comparison_plan import Planned, read_config, runs
+from audiolm.comparison_plan import Planned, digest, plan, read_config, runs
 from audiolm.dry_run import Clock, run_seconds
 from audiolm.evaluation.runs import read_run
 from audiolm.resume import RECORD
@@ -286,6 +286,33 @@ def test_seconds_of_a_run_by_hand(config):
              "test_row_seconds": 2.0, "evaluate_seconds": 20.0}  # fmt: skip
     # two steps, one validation of 8 rows; 8 test rows
     assert run_seconds(run, found, False) == 10 + 2 * 3 + 8 * 0.5 and run_seconds(run, found, True) == 20 + 20 + 8 * 2
+
+
+def test_runs_are_planned_where_there_are_several_gpus(config, monkeypatch):
+    """Each will have one, whatever the process that plans them sees."""
+    folder, options = config
+    path = words(folder, options, "gpus", seeds=[0])[1]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    with pytest.raises(SystemExit):
+        parse(runs(read_config(path))[0].train)
+    made, _ = plan(read_config(path), path)
+    assert len(made) == 2
+    plan(read_config(path), path, 2)
+    with pytest.raises(ValueError, match="16 rows"):
+        plan(read_config(path), path, 3)
+
+
+def test_weights_of_both_of_a_pair_count(config, tmp_path):
+    folder, options = config
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    arms = {"pair": {"encoder_type": "htsat+mimi_full", "encoder_name_or_path": f"{tmp_path / 'a'}+{tmp_path / 'b'}"}}
+    path = words(folder, options, "pair", arms=arms, seeds=[0])[1]
+    _, reads = plan(read_config(path), path)
+    assert reads["checkpoints"]["pair"][:2] == [str(tmp_path / "a"), str(tmp_path / "b")]
+    before = digest(reads["checkpoints"]["pair"])
+    (tmp_path / "b" / "model.safetensors").write_text("other")
+    assert digest(reads["checkpoints"]["pair"]) != before
 
 
 def test_configs_of_sweeps_are_read():
