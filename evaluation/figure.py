@@ -23,7 +23,7 @@ CAPTION = (
 AXES = {"bits_per_second": "bits/s of the representation", "tokens_per_second": "tokens/s"}
 WIDTH, HEIGHT = 480, 400  # px of a panel
 LEFT, RIGHT, TOP, BOTTOM = 44, 14, 14, 46  # px around what is drawn in it
-LETTER, LINE = 6.3, 13  # px: width of a letter at 12 px, rather too wide, and height of a line
+LETTER, LINE = 6.9, 13  # px: width of a letter at 12 px, rather too wide, and height of a line
 
 
 class Box(NamedTuple):
