@@ -15,6 +15,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # two processes of several threads each
 
 from pathlib import Path
 
+LEAN = str(Path(__file__).parent / "lean")
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [LEAN, os.environ.get("PYTHONPATH")]))  # of processes that tests start
+
 import numpy as np
 import pytest
 import soundfile

@@ -267,6 +267,7 @@ def test_no_file_of_the_machine_can_be_read(served, corpus, tmp_path):
         assert "event: error" in said and "event: complete" not in said and "listened" not in said, said
 
 
+@pytest.mark.slow
 def test_uploads_are_deleted_and_examples_are_not(tmp_path, corpus):
     process, address = started(["-c", QUICK.format(words="__import__('sys').argv[1:]"), "htsat"], tmp_path)
     try:

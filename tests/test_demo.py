@@ -50,7 +50,7 @@ def events_told_apart(encoder, audio, kinds) -> float:
     return float(right.float().mean())
 
 
-@pytest.mark.parametrize("arm", ["htsat", "mimi_semantic", "mimi_full"])
+@pytest.mark.parametrize("arm", ["htsat", pytest.param("mimi_semantic", marks=pytest.mark.slow), "mimi_full"])
 def test_shipped_encoders_tell_events_apart_that_untrained_ones_mix_up(arm, one_event):
     part = arm.split("_")[0]
     torch.manual_seed(0)
@@ -62,6 +62,7 @@ def test_shipped_encoders_tell_events_apart_that_untrained_ones_mix_up(arm, one_
     )
 
 
+@pytest.mark.slow
 def test_shipped_codec_can_be_listened_to(one_event):
     audio = one_event[0][:32]
     codec = MimiModel.from_pretrained(DEMO / "mimi", dtype=torch.float32)

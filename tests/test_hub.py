@@ -114,6 +114,7 @@ def test_a_hub_that_is_away_leaves_a_command_that_pushes(corpus, tokenizer, hub)
     assert hub.repos["me/x"]["private"]
 
 
+@pytest.mark.slow
 def test_a_token_that_expires_stops_no_training(corpus, tokenizer, hub):
     hub.fault = lambda method, path: 401 if "/repos/create" not in path else None
     done = train(hub, arguments(corpus, "mimi_semantic", tokenizer, *PUSH))
@@ -153,6 +154,7 @@ def test_what_cannot_be_pushed_is_said_before_training(corpus, tokenizer, hub):
     assert not (corpus / "out" / "checkpoint-2").exists() and READER not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_hub_that_never_answers_stops_nothing(corpus, tokenizer, hub):
     """A connection that is taken and not served, as by a firewall: the client alone would wait for ever."""
     with socket.create_server(("127.0.0.1", 0)) as deaf:
@@ -262,7 +264,8 @@ def test_no_code_of_a_repository_runs(pushed):
     assert run(hub, "-c", load.format(True)).returncode == 0 and mark.exists()
 
 
-@pytest.mark.parametrize("what", ["merged", pytest.param("adapter", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["merged", "adapter"])
 def test_adapters_are_pushed_merged_or_alone(what, pushed, tokenizer):
     hub, runs = pushed
     (corpus, _), base, repo = runs["mimi_full"], "me/mimi_full", f"me/{what}"

@@ -147,6 +147,7 @@ def test_whole_are_arms_of_which_no_seed_failed(tmp_path):
     assert [run.folder.name for run in sweep.whole(made)] == ["b09", "b19", "b05", "b15"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_and_one_that_is_told_to_stop(config):
     folder, options = config
     train = {**options["train"], "max_steps": 100_000, "save_strategy": "steps", "save_steps": 100_000}
