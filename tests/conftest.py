@@ -15,9 +15,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # two processes of several threads each
 
 from pathlib import Path
 
-LEAN = str(Path(__file__).parent / "lean")
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [LEAN, os.environ.get("PYTHONPATH")]))  # of processes that tests start
-
 import numpy as np
 import pytest
 import soundfile
@@ -25,6 +22,8 @@ import torch
 from hub_server import WRITER, Hub
 from torch.utils._python_dispatch import TorchDispatchMode
 
+# of processes that tests start
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent / "lean"), os.environ.get("PYTHONPATH")]))
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "mini_reasonaqa"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PLAYWRIGHT = importlib.util.find_spec("playwright") is not None
