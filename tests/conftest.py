@@ -22,8 +22,6 @@ import torch
 from hub_server import WRITER, Hub
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# of processes that tests start
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent / "lean"), os.environ.get("PYTHONPATH")]))
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "mini_reasonaqa"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PLAYWRIGHT = importlib.util.find_spec("playwright") is not None
@@ -39,12 +37,24 @@ TEXT = {"model_type": "llama", "vocab_size": 300, "hidden_size": 32, "intermedia
         "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "max_position_embeddings": 2048}  # fmt: skip
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
-def pytest_collection_modifyitems(items):
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
     """The tests of a file run in one process, and files that share what is pushed in the same one."""
-    for item in items:
-        shared = item.path.stem in ("test_hub", "test_load_anywhere")
-        item.add_marker(pytest.mark.xdist_group("pushed" if shared else item.path.stem))
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "pushed" if Path(file).stem in ("test_hub", "test_load_anywhere") else file
+
+    return Scheduling(config, log)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def lean_processes():
+    """Of what tests start, as `lean/sitecustomize.py` says."""
+    earlier = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent / "lean"), earlier]))
 
 
 @pytest.fixture(autouse=True)
