@@ -260,6 +260,8 @@ def default_pair_config(encoder_type: str, config: PreTrainedConfig | dict | Non
     if not isinstance(given, dict) or given.get("model_type", "audiolm_pair") != "audiolm_pair":
         raise ValueError(f"encoder_type {encoder_type!r} needs an encoder_config with first and second, not {given!r:.60}")
     made = [default_encoder_config(name, given.get(part)) for name, part in zip(encoder_type.split("+"), ("first", "second"))]
+    for part in made:
+        part.dtype = None  # of the file that it was read from; transformers would build it in that, this far down
     pair = PairConfig(*made)
     if given.get("band_limit") is not None:
         pair.band_limit = given["band_limit"]

@@ -302,6 +302,7 @@ def altered(encoder: AudioEncoder, band_limit: int | None = None, window_seconds
         ValueError: if it has no windows, or not of this length; or no recording has that band.
     """
     config = copy.deepcopy(encoder.config)
+    config.dtype = None  # of the file that it was read from, in which transformers would build it again
     if band_limit is not None:
         config.band_limit = band_limit
         check_band(config)

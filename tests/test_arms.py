@@ -1,5 +1,6 @@
 """Arms beside the three of the experiment: what each hears, and that each trains, is kept and loads."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -218,6 +219,25 @@ def test_a_pair_is_its_two_encoders(encoders):
         assert torch.allclose(row[: len(first), : pair.first.dim], first, atol=1e-4)
         assert torch.allclose(row[len(first) : len(first) + len(second), pair.first.dim :], second, atol=1e-4)
         assert not row[: len(first), pair.first.dim :].any() and not row[len(first) :, : pair.first.dim].any()
+
+
+def test_a_pair_of_encoders_that_were_kept_in_half_precision(encoders, tmp_path, tokenizer):
+    for name, arm in (("first", "htsat"), ("second", "mimi_full")):
+        copy.deepcopy(encoders[arm].model).half().save_pretrained(tmp_path / name)
+    (tmp_path / "first" / "preprocessor_config.json").write_text(json.dumps(
+        {"sampling_rate": 48000, "fft_window_size": 1024, "hop_length": 480, "max_length_s": 1, "frequency_min": 50,
+         "frequency_max": 14000}))  # fmt: skip
+    limited = altered(load_encoder("mimi_full", str(tmp_path / "second")), band_limit=12000)
+    assert {str(p.dtype) for p in limited.parameters()} == {"torch.float32"}
+    pair = load_encoder(PAIR, f"{tmp_path / 'first'}+{tmp_path / 'second'}")
+    config = AudioLMConfig(PAIR, pair.config, TEXT, 32)
+    model = AudioLMForConditionalGeneration(config)
+    model.encoder = pair
+    tokenizer.save_pretrained(tmp_path / "model")
+    again, _ = load_model(saved(model, tmp_path / "model"))
+    assert {str(p.dtype) for p in again.encoder.parameters()} == {"torch.float32"}
+    clips, lengths = noise(pair, 1.1, 0.4)
+    assert torch.equal(again.encoder.encode(clips, lengths), pair.encode(clips, lengths))
 
 
 def test_each_of_two_kinds_of_frames_is_standardised_and_mapped_by_itself(encoders):
