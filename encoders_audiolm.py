@@ -32,6 +32,12 @@ def full_precision(device_type: str):
             setattr(backend, name, value)
 
 
+def resampled_length(num_samples: int, rate: int, new_rate: int) -> int:
+    """Samples that [`resample`] makes of so many."""
+    common = math.gcd(rate, new_rate)
+    return -(-num_samples * (new_rate // common) // (rate // common))
+
+
 def resample(audio: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
     """Band-limited sinc interpolation with a Hann window, 6 zero crossings and roll-off 0.99: torchaudio's defaults.
 
@@ -126,9 +132,8 @@ class AudioEncoder(nn.Module):
         waveform, limit = waveform.float(), getattr(self.config, "band_limit", None)
         if not limit or limit >= self.sample_rate:
             return waveform
-        by = math.gcd(self.sample_rate, limit)
         low = resample(ended(waveform, num_samples), self.sample_rate, limit)
-        low = ended(low, [-(-n * (limit // by) // (self.sample_rate // by)) for n in num_samples])
+        low = ended(low, [resampled_length(n, self.sample_rate, limit) for n in num_samples])
         return resample(low, limit, self.sample_rate)[:, : waveform.shape[1]]
 
     def sizes_to_host(self):
@@ -205,8 +210,7 @@ def count_frames(
             `sampling_rate`.
     """
     if parts:
-        common = [math.gcd(part["sampling_rate"], sampling_rate) for part in parts]
-        lengths = [-(-num_samples * (part["sampling_rate"] // by) // (sampling_rate // by)) for part, by in zip(parts, common)]
+        lengths = [resampled_length(num_samples, sampling_rate, part["sampling_rate"]) for part in parts]
         return sum(count_frames(length, **part) for length, part in zip(lengths, parts))
     if tokens is not None:
         return tokens
@@ -534,8 +538,7 @@ class PairEncoder(AudioEncoder):
         waveform = ended(waveform, num_samples)
         for part in (self.first, self.second):
             clips = resample(waveform, self.sample_rate, part.sample_rate)
-            by = math.gcd(self.sample_rate, part.sample_rate)
-            lengths = [-(-n * (part.sample_rate // by) // (self.sample_rate // by)) for n in num_samples]
+            lengths = [resampled_length(n, self.sample_rate, part.sample_rate) for n in num_samples]
             features = nn.functional.pad(part.encode(clips, lengths), (before, self.dim - before - part.dim))
             for row, clip, length in zip(made, features, lengths):
                 row.append(clip[: part.num_frames(length)])

@@ -100,6 +100,14 @@ def parts(request, tokenizer):
     return request.param, model, AudioLMProcessor.from_config(model.config, tokenizer)
 
 
+def save_parts(folder: Path, tokenizer) -> None:
+    """Mimi of a small model in `mimi` and its language model, with the tokenizer, in `text`."""
+    model = small_model("mimi_full")
+    model.encoder.model.save_pretrained(folder / "mimi")
+    model.language_model.save_pretrained(folder / "text")
+    tokenizer.save_pretrained(folder / "text")
+
+
 def clip(seconds: float, rate: int = 24000, seed: int = 0) -> np.ndarray:
     random = np.random.default_rng(seed)
     t = np.arange(int(seconds * rate)) / rate

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import soundfile
 import yaml
-from conftest import EMPTY, MCQ, YES_NO, clip, small_model
+from conftest import EMPTY, MCQ, YES_NO, clip, save_parts, small_model
 
 from audiolm.comparison_plan import Planned, probe_flags, read_config, runs
 from audiolm.evaluation.runs import read_run
@@ -31,10 +31,7 @@ def parts(tmp_path_factory, tokenizer):
         if i >= 8:
             rows[-1]["filepath2"] = f"{i - 8}.flac"
     (folder / "rows.json").write_text(json.dumps(rows))
-    model = small_model("mimi_full")
-    model.encoder.model.save_pretrained(folder / "mimi")
-    model.language_model.save_pretrained(folder / "text")
-    tokenizer.save_pretrained(folder / "text")
+    save_parts(folder, tokenizer)
     data, audio = str(folder / "rows.json"), str(folder)
     config = {
         "note": "small", "feature_cache": True,

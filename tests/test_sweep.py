@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import MCQ, YES_NO, clip, small_model
+from conftest import MCQ, YES_NO, clip, save_parts, small_model
 from transformers import trainer
 
 from audiolm.comparison_plan import Planned, digest, plan, read_config, runs
@@ -34,10 +34,7 @@ def config(tmp_path_factory, tokenizer):
         answer = [("B) high" if i % 2 else "A) low"), ("no" if i % 2 else "yes")][i // 4]
         rows.append({**(MCQ, YES_NO)[i // 4], "filepath1": f"{i}.flac", "answer": answer})
     (folder / "rows.json").write_text(json.dumps(rows))
-    model = small_model("mimi_full")
-    model.encoder.model.save_pretrained(folder / "mimi")
-    model.language_model.save_pretrained(folder / "text")
-    tokenizer.save_pretrained(folder / "text")
+    save_parts(folder, tokenizer)
     data, audio = str(folder / "rows.json"), str(folder)
     arms = {arm: {"encoder_type": arm, "encoder_name_or_path": str(folder / "mimi")} for arm in ("mimi_semantic", "mimi_full")}
     return folder, {
