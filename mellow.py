@@ -1,6 +1,5 @@
 """Mellow (arXiv 2503.08540) of its published checkpoint, as an AudioLM; and the second clip that each of its questions has."""
 
-import logging
 import random
 import re
 from pathlib import Path
@@ -14,7 +13,6 @@ from audiolm.configuration_audiolm import AudioLMConfig
 from audiolm.encoder_checkpoints import HTSAT_UNUSED, clap_names, fill, read_checkpoint
 from audiolm.modeling_audiolm import AudioLMForConditionalGeneration
 
-logger = logging.getLogger("audiolm.mellow")
 PUBLISHED, CHECKPOINT = "soham97/mellow", "v0.ckpt"
 TEXT_MODEL = "HuggingFaceTB/SmolLM2-135M"  # whose tokenizer it has
 # by the beginnings of its keys: the parts of an AudioLM; what is left are the encoder's
@@ -53,9 +51,8 @@ def load_mellow(path: str):
     parts: dict[str, dict[str, torch.Tensor]] = {"encoder": {}, "posteriors": {}, "rest": {}}
     for key, value in state.items():
         name = key.removeprefix(ENCODER)
-        if new := next((new for old, new in PARTS.items() if key.startswith(old)), None):
-            old = next(old for old in PARTS if key.startswith(old))
-            parts["rest"][new + key.removeprefix(old)] = value
+        if begins := next((begins for begins in PARTS if key.startswith(begins)), None):
+            parts["rest"][PARTS[begins] + key.removeprefix(begins)] = value
         elif name.startswith("tscam_conv."):
             parts["posteriors"][name.removeprefix("tscam_conv.")] = value
         elif not re.search(HTSAT_UNUSED, name):
