@@ -208,8 +208,10 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if self.config.audio_tokens:
             lengths = num_frames if num_frames is not None else mask.sum(1).tolist()
             return pooled(self.mapper(features), lengths, self.config.audio_tokens).flatten(0, 1)
-        kept = mask.flatten().nonzero()[:, 0].to(features.device, non_blocking=True)
-        return self.mapper(features.flatten(0, 1)[kept])
+        kept = mask.flatten().nonzero()[:, 0]
+        if features.is_cuda and not kept.is_cuda:
+            kept = kept.pin_memory()  # from other memory, a large copy waits for the GPU
+        return self.mapper(features.flatten(0, 1)[kept.to(features.device, non_blocking=True)])
 
     def put_audio(
         self,

@@ -64,6 +64,8 @@ def not_finite(gradients: list[torch.Tensor]) -> torch.Tensor:
 class ParallelTrainer(Trainer):
     """The stock Trainer, whose steps and checkpoints are those of one process, however many there are."""
 
+    _trained: list[torch.nn.Parameter] | None = None
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if (plugin := getattr(self.accelerator.state, "fsdp_plugin", None)) is not None:
@@ -91,6 +93,14 @@ class ParallelTrainer(Trainer):
             before = batch["label_index"] < batch["labels"][:kept].numel()
             batch["label_index"] = batch["label_index"][before]
         return batch
+
+    def _clip_grad_norm(self, model):
+        """The Trainer's, without a way through all that is frozen in each step."""
+        if shared_by(self.args):
+            return super()._clip_grad_norm(model)
+        if self._trained is None:
+            self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return self.accelerator.clip_grad_norm_(self._trained, self.args.max_grad_norm)
 
     def _save(self, output_dir=None, state_dict=None):
         kind = type(self.model)

@@ -276,6 +276,8 @@ def parse(argv=None, description: str | None = None, processes: int | None = Non
     space.gradient_accumulation_steps = ROWS_PER_STEP // at_once
     if space.dataloader_persistent_workers is None:  # a stream's workers begin anew with each pass
         space.dataloader_persistent_workers = space.dataloader_num_workers > 0 and not space.streaming
+    if space.accelerator_config is None:  # else each copy of a batch to the GPU waits for all that it was told before
+        space.accelerator_config = {"non_blocking": space.dataloader_pin_memory}
     if (short := os.environ.get("ACCELERATE_MIXED_PRECISION")) in ("bf16", "fp16") and not (space.bf16 or space.fp16):
         setattr(space, short, True)  # the Trainer would compute so anyway, and a model's record would not say it
     if processes > 1 and not torch.accelerator.is_available():

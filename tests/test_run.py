@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TWO_PROCESSES, arguments, small_model, weights
+from conftest import TWO_PROCESSES, Waits, arguments, small_model, weights
 from safetensors import safe_open
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from audiolm import AudioLMForConditionalGeneration
+from audiolm import AudioLMForConditionalGeneration, run_train
 from audiolm.data import features
 from audiolm.resume import checkpoint_to_resume
 from audiolm.run_eval import main as evaluate
@@ -47,6 +48,66 @@ def test_a_plain_run_says_what_a_cache_would_save(corpus, tokenizer, caplog):
         caplog.clear()
         train([*options, "--feature_cache", str(corpus / "cache")])
         assert "does it once" not in caplog.text and "up to 0.0 MB for the features of 16 clips" in caplog.text
+
+
+# What asks values of the CPU: the codes and texts that become a batch, a new epoch's seed, and the mask of frames
+ON_THE_HOST = ("features.py, __getitem__", "collator.py, __call__", "data_loader.py, __iter__",
+               "modeling_audiolm.py, get_audio_features")  # fmt: skip
+
+
+class Watch(TrainerCallback):
+    """Looks at all that a Trainer does from the second step to the fourth: three batches taken, nothing logged."""
+
+    def __init__(self, strict: bool):
+        self.waits, self.strict = Waits(), strict and torch.cuda.is_available()
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            self.waits.__enter__()
+            if self.strict:
+                torch.cuda.set_sync_debug_mode("error")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 4:
+            self.waits.__exit__(None, None, None)
+            if self.strict:
+                torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("logged, nothing", [(5, True), (3, False)])
+def test_no_step_of_the_trainer_waits_for_the_gpu(logged, nothing, corpus, tokenizer, monkeypatch):
+    watch, kind = Watch(nothing), run_train.BucketTrainer
+    monkeypatch.setattr(run_train, "BucketTrainer", lambda callbacks, **more: kind(callbacks=[*callbacks, watch], **more))
+    where = [] if torch.cuda.is_available() else ["--use_cpu", "true"]
+    train([*arguments(corpus, "mimi_full", tokenizer), "--max_steps", "5", "--eval_strategy", "no", "--freeze_lm", "true",
+           "--logging_steps", str(logged), "--feature_cache", str(corpus / "cache"), "--bf16", "true", *where])  # fmt: skip
+    found = {place for place in watch.waits.found if not place.endswith(ON_THE_HOST)}
+    assert watch.waits.found and (not found) == nothing, found
+
+
+def test_gradients_are_clipped_as_by_the_trainer(tmp_path):
+    norms, clipped = [], []
+    for kind in (run_train.BucketTrainer, Trainer):
+        model = small_model("mimi_full", freeze_lm=True).train()
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        trainer = kind(model=model, args=TrainingArguments(str(tmp_path), max_grad_norm=0.5, report_to="none"))
+        for seed in range(2):
+            draw = torch.Generator().manual_seed(seed)
+            for parameter in trained:
+                parameter.grad = torch.randn(parameter.shape, generator=draw)
+            norms.append(trainer._clip_grad_norm(model))
+            clipped += [parameter.grad.clone() for parameter in trained]
+    assert norms[0] > 0.5 and norms[:2] == norms[2:] and norms[0] != norms[1]
+    half = len(clipped) // 2
+    assert half == 8 and all(torch.equal(ours, theirs) for ours, theirs in zip(clipped[:half], clipped[half:]))
+
+
+def test_batches_are_copied_without_waiting():
+    for pinned in ("true", "false"):
+        args = parse(["--dataloader_pin_memory", pinned])[2]
+        assert args.accelerator_config.non_blocking is (pinned == "true")
+    given = parse(["--dataloader_pin_memory", "true", "--accelerator_config", '{"even_batches": true}'])[2]
+    assert given.accelerator_config.non_blocking is False  # whoever gives a configuration gives all of it
 
 
 def test_a_disk_that_fills_up_is_one_line(corpus, tokenizer, monkeypatch):
