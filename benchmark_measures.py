@@ -1,5 +1,6 @@
-"""What run_benchmark.py measures, each in a process of its own: filling the cache, steps, the loader alone, generation."""
+"""What run_benchmark.py measures, one after the other: filling the cache, steps, the loader alone, generation."""
 
+import gc
 import os
 import platform
 import random
@@ -35,6 +36,7 @@ from audiolm.finetuning import cast_once
 ARM_STEPS = 20_000
 LOADER_BATCHES = 200
 PARTS = ("data", "encode", "forward", "backward", "optimizer")
+OUT_OF_MEMORY = "the memory does not suffice, as it seems; take a smaller --batch_size"
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L4": 121.0}
 
 
@@ -110,9 +112,10 @@ def measure(options, naive: bool, folder: str, cached: bool = False) -> dict:
     Raises:
         ValueError: if the clips are too long for the language model.
     """
-    before = resident("VmRSS")
     cuda, device = torch.cuda.is_available(), device_of()
+    before = torch.cuda.memory_reserved() if cuda else resident("VmRSS")
     name = torch.cuda.get_device_name() if cuda else f"CPU ({torch.backends.cpu.get_cpu_capability()})"
+    torch._dynamo.utils.counters.clear()
     model, processor = build(options)
     config, dim, extractor = model.config, model.encoder.dim, processor.feature_extractor
     frames = extractor.num_frames(round(options.seconds * extractor.sampling_rate))
@@ -166,7 +169,9 @@ def measure(options, naive: bool, folder: str, cached: bool = False) -> dict:
         losses.append(loss.detach())
         mark()
     seconds = mark.seconds()[-options.steps :]
-    peak = torch.cuda.max_memory_reserved() if cuda else before and resident("VmHWM") - before
+    peak = torch.cuda.max_memory_reserved() if cuda else resident("VmHWM")
+    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    recorded = getattr(model.language_model.model.forward, "graphs", {})  # of each padded length, None where it came once
     tokens = {"real": sum(lengths[first:]), "padded": sum(padded[-options.steps :]), "labels": sum(said[first:])}
     heard = sum(len(row["audio"]) for row in rows[first:])
     total, flops = seconds.sum().item(), step_flops(config, dim, lengths[first:], tokens["labels"], heard * frames)
@@ -179,7 +184,9 @@ def measure(options, naive: bool, folder: str, cached: bool = False) -> dict:
         "tokens_per_step": {kind: count / options.steps for kind, count in tokens.items()},
         "tokens_per_second": {kind: count / total for kind, count in tokens.items()},
         "clips_per_step": heard / options.steps,
-        "peak_memory_bytes": peak,
+        "peak_memory_bytes": None if before is None else peak - before,
+        "compiled_graphs": compiled,
+        "recorded_graphs": sum(graph is not None for graph in recorded.values()),
         "flops_per_step": flops / options.steps,
         "tflops": flops / total / 1e12,
         "peak_tflops": assumed,
@@ -236,20 +243,37 @@ def generation_rates(options, folder: str, cached: bool) -> dict[str, float]:
 
 
 def apart(function, *arguments, **environment: str):
-    """What a function returns in a new process with these variables, so that no variant's memory is another's.
+    """What a function returns with a memory of its own: on a CPU in a new process, which has these variables; on a GPU, where
+    a process would take longer to start than most of these functions, in this one, with nothing left from those before.
 
     Raises:
         ValueError: also if the memory does not suffice.
     """
+    if torch.cuda.is_available():
+        return in_this_process(function, *arguments)
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)  # glibc reads them as the process starts
     try:
         with ProcessPoolExecutor(1, get_context("spawn")) as process:
             return process.submit(function, *arguments).result()
     except RuntimeError as error:
-        if isinstance(error, (torch.OutOfMemoryError, BrokenProcessPool)) or "allocate memory" in str(error):
-            raise ValueError("a process ran out of memory, as it seems; take a smaller --batch_size") from error
+        if isinstance(error, BrokenProcessPool) or "allocate memory" in str(error):
+            raise ValueError(OUT_OF_MEMORY) from error
         raise
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def in_this_process(function, *arguments):
+    """What a function returns, leaving nothing of it on the GPU."""
+    try:
+        return function(*arguments)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(OUT_OF_MEMORY) from error
+    finally:
+        torch._dynamo.reset()  # it holds what it has compiled
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()

@@ -85,6 +85,7 @@ class _Graph:
     """A function's forward and backward pass for inputs of one shape, recorded with nothing else on the GPU in between."""
 
     def __init__(self, function, inputs: torch.Tensor, pool=None):
+        torch.cuda.empty_cache()  # of what plain passes left, which the other stream cannot take
         self.inputs = inputs.detach().clone().requires_grad_()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())

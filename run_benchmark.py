@@ -1,8 +1,8 @@
 """Measures the training step at real dimensions with random weights: `python run_benchmark.py --encoder_type htsat --naive`.
 
 It needs torch, torchaudio, transformers and accelerate alone (`pip install --no-deps -e .` makes the package known) and
-downloads nothing: clips are files of noise that it makes. Each variant runs in a process of its own. On a GPU a part's time
-is what the GPU spends on it or waits for it.
+downloads nothing: clips are files of noise that it makes. On CPUs each variant runs in a process of its own. On a GPU a
+part's time is what the GPU spends on it or waits for it.
 """
 
 import argparse
@@ -48,6 +48,9 @@ def table(variants: dict[str, dict]) -> str:
         "loss, first step": lambda found: f"{found['losses'][0]:.5f}",
     }.items():
         rows[label] = [show(found) for found in variants.values()]
+    if any(found["compiled_graphs"] for found in variants.values()):
+        said = "{compiled_graphs} compiled, {recorded_graphs} recorded"
+        rows["graphs"] = [said.format_map(found) if found["compiled_graphs"] else "" for found in variants.values()]
     return "\n".join(f"{label:<18}" + "".join(f"{cell:<36}" for cell in cells).rstrip() for label, cells in rows.items())
 
 
@@ -63,7 +66,7 @@ def ratio(ours: dict, naive: dict, clip_seconds: float | None) -> dict[str, floa
 
 
 def stage(what: str, function, *arguments, **environment: str):
-    """What a function returns in a process of its own; says on the standard error what is measured and how long it took."""
+    """What a function returns with a memory of its own; says on the standard error what is measured and how long it took."""
     print(f"{what} ...", end=" ", file=sys.stderr, flush=True)
     start = time.perf_counter()
     try:
@@ -71,7 +74,8 @@ def stage(what: str, function, *arguments, **environment: str):
     except BaseException:
         print(file=sys.stderr)
         raise
-    print(duration(time.perf_counter() - start), file=sys.stderr)
+    rate = f", {found['samples_per_second']:,.2f} samples/s" if function is measure else ""
+    print(f"{duration(time.perf_counter() - start)}{rate}", file=sys.stderr)
     return found
 
 

@@ -296,10 +296,15 @@ def test_compiled_steps_are_measured(tmp_path, monkeypatch):
     assert found[1]["losses"] == pytest.approx(found[0]["losses"], rel=1e-3)
     padded, real = ([each["tokens_per_step"][kind] for each in found] for kind in ("padded", "real"))
     assert padded[1] % (4 * PAD_TO / 2) == 0 and padded[1] > padded[0] >= real[0] == real[1]
+    assert [each["compiled_graphs"] for each in found] == [0, 1]  # of all layers and lengths
+    assert ("1 compiled" in run_benchmark.table({"ours": found[1]})) > ("compiled" in run_benchmark.table({"ours": found[0]}))
 
 
 def test_errors_take_one_line(monkeypatch):
-    monkeypatch.setattr(run_benchmark, "apart", lambda function, *arguments, **environment: function(*arguments))
+    def here(function, *arguments, **environment):  # as on a GPU
+        return benchmark_measures.in_this_process(function, *arguments)
+
+    monkeypatch.setattr(run_benchmark, "apart", here)
     monkeypatch.setattr(benchmark_measures, "LOADER_BATCHES", 20)
     with pytest.raises(SystemExit, match=r"^run_benchmark.py: --seconds 1e-06: at 44100 Hz that is no sample$"):
         run_benchmark.main([*SMALL, "--seconds", "1e-6", "--no_feature_cache"])
@@ -307,4 +312,11 @@ def test_errors_take_one_line(monkeypatch):
     with pytest.raises(
         SystemExit, match=r"^run_benchmark.py: --seconds 1.3: a row has \d+ tokens, but the language model takes 20$"
     ):
+        run_benchmark.main(SMALL)
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(run_benchmark, "measure", full)
+    with pytest.raises(SystemExit, match=r"^run_benchmark.py: the memory does not suffice, .* --batch_size$"):
         run_benchmark.main(SMALL)
