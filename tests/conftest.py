@@ -51,6 +51,16 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 @pytest.fixture(scope="session", autouse=True)
+def kept_memory():
+    """Of this process, as of a run: an encoder loses half its time where freed memory goes back to the system."""
+    from audiolm.runtime import use_all_of_the_cpu
+
+    threads = torch.get_num_threads()
+    use_all_of_the_cpu()
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def lean_processes():
     """Of what tests start, as `lean/sitecustomize.py` says."""
     earlier = os.environ.get("PYTHONPATH")

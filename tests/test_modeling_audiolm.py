@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -141,29 +142,34 @@ def test_save_and_load(parts, tmp_path, dtype):
     assert not any(p.requires_grad for p in loaded.encoder.parameters())
 
 
-def test_loads_in_a_fresh_process(parts, tmp_path):
-    _, model, processor = parts
-    model.save_pretrained(tmp_path / "m")
-    processor.save_pretrained(tmp_path / "m")
-    torch.save(model(**batch(processor)).logits, tmp_path / "logits.pt")
-    torch.save(dict(batch(processor)), tmp_path / "inputs.pt")
+def test_loads_in_a_fresh_process(tokenizer, tmp_path):
+    for arm in ARMS:
+        model = small_model(arm)
+        processor = AudioLMProcessor.from_config(model.config, tokenizer)
+        model.save_pretrained(tmp_path / arm)
+        processor.save_pretrained(tmp_path / arm)
+        torch.save(model(**batch(processor)).logits, tmp_path / arm / "logits.pt")
+        torch.save(dict(batch(processor)), tmp_path / arm / "inputs.pt")
     code = """
-import torch, transformers as t, numpy as np, sys
-for auto in (t.AutoModel, t.AutoModelForCausalLM, t.AutoModelForMultimodalLM):
-    m = auto.from_pretrained("m", trust_remote_code=True)
-    assert torch.equal(m(**torch.load("inputs.pt")).logits, torch.load("logits.pt")), auto
-p = t.AutoProcessor.from_pretrained("m", trust_remote_code=True)
-again = p(text="What is heard?", audio=[(np.ones(2400, "float32") / 9, 24000)])
-assert m.generate(**again, max_new_tokens=3).shape[1] > again["input_ids"].shape[1]
-pipe = t.pipeline("any-to-any", model="m", trust_remote_code=True)
-content = [{"type": "audio", "audio": np.ones(2400, "float32") / 9}, {"type": "text", "text": "What?"}]
-talk = [{"role": "user", "content": content}]
-print("PIPE", pipe(talk, max_new_tokens=3, return_full_text=False))
+import os, torch, transformers as t, numpy as np, sys
+for arm in sys.argv[1:]:
+    os.chdir(arm)
+    for auto in (t.AutoModel, t.AutoModelForCausalLM, t.AutoModelForMultimodalLM):
+        m = auto.from_pretrained(".", trust_remote_code=True)
+        assert torch.equal(m(**torch.load("inputs.pt")).logits, torch.load("logits.pt")), (arm, auto)
+    p = t.AutoProcessor.from_pretrained(".", trust_remote_code=True)
+    again = p(text="What is heard?", audio=[(np.ones(2400, "float32") / 9, 24000)])
+    assert m.generate(**again, max_new_tokens=3).shape[1] > again["input_ids"].shape[1]
+    pipe = t.pipeline("any-to-any", model=".", trust_remote_code=True)
+    content = [{"type": "audio", "audio": np.ones(2400, "float32") / 9}, {"type": "text", "text": "What?"}]
+    talk = [{"role": "user", "content": content}]
+    print("PIPE", pipe(talk, max_new_tokens=3, return_full_text=False))
+    os.chdir("..")
 assert not any(k == "audiolm" or k.startswith(("msclap", "moshi")) for k in sys.modules)
 """
-    env = {"HF_HOME": str(tmp_path / "home"), "PATH": "", "HF_HUB_OFFLINE": "1"}
-    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert run.returncode == 0 and "PIPE" in run.stdout, run.stderr[-3000:]
+    env = {"HF_HOME": str(tmp_path / "home"), "PATH": "", "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.environ["PYTHONPATH"]}
+    run = subprocess.run([sys.executable, "-c", code, *ARMS], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert run.returncode == 0 and run.stdout.count("PIPE") == len(ARMS), run.stderr[-3000:]
 
 
 def test_generate(parts):

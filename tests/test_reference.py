@@ -165,6 +165,8 @@ def tied_frames(encoder, clip, codes, others) -> list[int]:
     One of 640 frames on some CPUs, with one thread: its distances to two random codewords differ by 5e-6, at 0.33.
     """
     frames = (codes != others).any(0).nonzero()[:, 0].tolist()
+    if not frames:
+        return frames
     padded = torch.nn.functional.pad(clip, (0, codes.shape[1] * encoder.frame_size - len(clip)))
     with torch.no_grad():
         latents = encoder.latents(padded[None]).transpose(1, 2)
@@ -191,23 +193,32 @@ def test_mimi_equals_moshi(moshi, arm, levels):
     reference = loaders.get_mimi(moshi, num_codebooks=levels)
     ours = load_encoder(arm, str(moshi))
     clips = [sound(seconds, 24000, seed) for seed, seconds in enumerate([*SECONDS, 9.3, 10.0, 8.8])]
-    codes, ties = [], 0
-    for clip in clips:
-        with torch.no_grad():
-            codes.append(reference.encode(clip[None, None]))
-            latent = reference.decode_latent(codes[-1]).transpose(1, 2)
-        tied = tied_frames(ours, clip, ours.codes(clip[None])[0], codes[-1][0])
-        apart = (ours.encode(clip[None]) - latent).abs().amax(-1)[0]
+    codes, latents, ties = [], [], 0
+
+    def agree(clip, found, features, number) -> int:
+        tied = tied_frames(ours, clip, found, codes[number][0])
+        apart = (features - latents[number]).abs().amax(-1)
         apart[tied] = 0
         assert apart.max() <= 1e-4
-        ties += len(tied)
-        assert latent.shape[1] == ours.num_frames(len(clip))
-    lengths = [len(clip) for clip in clips]
-    batch = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
-    together, features = ours.codes(batch, lengths), ours.encode(batch, lengths)
-    for row, clip, expected, vectors in zip(together, clips, codes, features):
-        ties += len(tied_frames(ours, clip, row[:, : expected.shape[2]], expected[0]))
-        assert not vectors[expected.shape[2] :].any()
+        return len(tied)
+
+    for number, clip in enumerate(clips):
+        with torch.no_grad():
+            codes.append(reference.encode(clip[None, None]))
+            latents.append(reference.decode_latent(codes[-1])[0].T)
+        alone = ours.codes(clip[None])
+        ties += agree(clip, alone[0], ours.decode_codes(alone)[0], number)
+        assert len(latents[-1]) == ours.num_frames(len(clip))
+    lengths, padded = [len(clip) for clip in clips], torch.nn.utils.rnn.pad_sequence
+    together = ours.codes(padded(clips, batch_first=True), lengths)
+    for number, (row, clip) in enumerate(zip(together, clips)):
+        row = row[:, : len(latents[number])]
+        ties += agree(clip, row, ours.decode_codes(row[None])[0], number)
+    encoded = ours.encode(padded(clips[:3], batch_first=True), lengths[:3])  # the same, with zeros behind a clip's end
+    for number, row in enumerate(encoded):
+        frames = len(latents[number])
+        assert torch.allclose(row[:frames], ours.decode_codes(together[number : number + 1, :, :frames])[0], atol=1e-5)
+        assert not row[frames:].any() and len(row) == len(latents[2])
     assert ties <= 2  # of 1,290 frames; all others are equal to the bit
     assert all(len(level.unique()) >= 100 for level in torch.cat(codes, 2)[0])
 

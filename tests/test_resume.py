@@ -95,8 +95,23 @@ def run(corpus, whole):
     return words, (weights(corpus / "whole"), losses(corpus / "whole"))
 
 
-@pytest.mark.parametrize("what", ["SIGKILL 3", "optimizer.pt 4", *(
-    pytest.param(what, marks=pytest.mark.slow) for what in ("SIGKILL 4", "scheduler.pt 4"))])  # fmt: skip
+def test_a_run_killed_killed_in_a_save_and_stopped_ends_the_same(corpus, run):
+    words, expected = run
+    again = [*words, "--resume_from_checkpoint", "true"]
+    assert happens(corpus, "SIGKILL 3", words).returncode == -signal.SIGKILL
+    assert checkpoints(corpus) == 2 and not (corpus / "out" / "checkpoint-4").exists()
+    assert happens(corpus, "optimizer.pt 4", again).returncode == -signal.SIGKILL
+    assert checkpoints(corpus) == 2 and (corpus / "out" / "checkpoint-4").exists()
+    stopped = happens(corpus, "SIGTERM 4", again)
+    assert "checkpoint-4 is passed over: optimizer.pt is missing or torn" in stopped.stderr
+    assert stopped.returncode == 128 + signal.SIGTERM and "step 5 is saved" in stopped.stderr and checkpoints(corpus) == 5
+    assert not (corpus / "out" / "model.safetensors").exists()
+    assert "passed over" not in go_on(corpus, again)
+    assert_same_end(corpus / "out", expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["SIGKILL 3", "SIGKILL 4", "optimizer.pt 4", "scheduler.pt 4"])
 def test_a_killed_run_ends_the_same(corpus, run, what):
     words, expected = run
     assert happens(corpus, what, words).returncode == -signal.SIGKILL
@@ -108,7 +123,8 @@ def test_a_killed_run_ends_the_same(corpus, run, what):
     assert (f"checkpoint-4 is passed over: {what.split()[0]} is missing or torn" in said) is torn
 
 
-@pytest.mark.parametrize("what", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["SIGTERM", "SIGINT"])
 def test_a_stopped_run_is_saved_and_ends_the_same(corpus, run, what):
     words, expected = run
     done = happens(corpus, f"{what} 2", words)
