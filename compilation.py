@@ -43,7 +43,7 @@ class _Unmasked:
         self.plain, self.language_model = body.forward, language_model
         self.casts = [module for module in language_model.modules() if isinstance(module, CastLinear)]
         self.graphs: dict[tuple, _Graph] = {}
-        self.pool = None
+        self.pool = self.stream = None
         self.pending = None  # the replayed pass whose backward is still to come
 
     def __call__(self, inputs_embeds=None, attention_mask=None, position_ids=None, past_key_values=None, **kwargs):
@@ -71,7 +71,8 @@ class _Unmasked:
             self.graphs[key] = None
             return self.hidden(inputs.clone())
         if self.graphs[key] is None:
-            self.graphs[key] = _Graph(self.hidden, inputs, self.pool)
+            self.stream = self.stream or torch.cuda.Stream()  # memory is shared among graphs of one stream alone
+            self.graphs[key] = _Graph(self.hidden, inputs, self.stream, self.pool)
             self.pool = self.graphs[key].pool
         outputs = _Replay.apply(inputs, self.graphs[key])
         self.pending = weakref.ref(outputs.grad_fn)
@@ -84,10 +85,9 @@ class _Unmasked:
 class _Graph:
     """A function's forward and backward pass for inputs of one shape, recorded with nothing else on the GPU in between."""
 
-    def __init__(self, function, inputs: torch.Tensor, pool=None):
+    def __init__(self, function, inputs: torch.Tensor, stream: torch.cuda.Stream, pool=None):
         torch.cuda.empty_cache()  # of what plain passes left, which the other stream cannot take
         self.inputs = inputs.detach().clone().requires_grad_()
-        stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         cast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
         with (

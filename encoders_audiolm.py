@@ -18,9 +18,10 @@ MOST_SAMPLES = 12_288_000  # a second in all channels: 64 at 192 kHz
 
 @contextmanager
 def full_precision(device_type: str):
-    """float32 as it is written: without autocast, and without the TF32 that cuDNN's convolutions use unless told."""
-    names = {"fp32_precision": "ieee"} if hasattr(torch.backends.cudnn, "conv") else {"allow_tf32": False}  # torch < 2.9
-    backends = [torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv", torch.backends.cudnn)]
+    """float32 as it is written: without autocast, and without the TF32 that cuDNN uses unless told."""
+    cudnn = torch.backends.cudnn
+    names = {"fp32_precision": "ieee"} if hasattr(cudnn, "conv") else {"allow_tf32": False}  # torch < 2.9
+    backends = [torch.backends.cuda.matmul, *([cudnn.conv, cudnn.rnn] if hasattr(cudnn, "conv") else [cudnn])]
     before = [(backend, name, getattr(backend, name)) for backend in backends for name in names]
     try:
         for backend, name, _ in before:
@@ -182,6 +183,12 @@ class AudioEncoder(nn.Module):
             raise ValueError(f"num_samples {lengths} do not fit a waveform of shape {tuple(waveform.shape)}")
         with full_precision(waveform.device.type):
             return self._encode(self.heard(waveform, lengths), lengths)
+
+    def silenced(self, features: torch.Tensor, num_samples: list[int]) -> torch.Tensor:
+        """Features, (batch, frames, dim), with zeros behind each clip's end."""
+        mask = self.frame_mask(num_samples)
+        mask = mask.pin_memory() if features.is_cuda else mask  # from other memory, the copy waits for the GPU
+        return features * mask.to(features.device, non_blocking=True)[..., None]
 
     def frame_mask(self, num_samples: list[int]) -> torch.Tensor:
         """True where `encode` gives a frame of a clip, False behind its end; of shape (batch, frames), on the CPU."""
@@ -401,7 +408,7 @@ class MimiLatentEncoder(FramedEncoder):
     def _encode(self, waveform, num_samples):
         padded = self.whole_frames(waveform, num_samples)
         features = self.hidden_states(padded) if self.layer else self.latents(padded)
-        return features * self.frame_mask(num_samples).to(features.device)[..., None]
+        return self.silenced(features, num_samples)
 
 
 class MimiEncoder(MimiLatentEncoder):
@@ -437,7 +444,7 @@ class MimiEncoder(MimiLatentEncoder):
 
     def _encode(self, waveform, num_samples):
         features = self.decode_codes(self._codes(waveform, num_samples))
-        return features * self.frame_mask(num_samples).to(features.device)[..., None]
+        return self.silenced(features, num_samples)
 
 
 class CodecEncoder(FramedEncoder):
@@ -484,7 +491,7 @@ class CodecEncoder(FramedEncoder):
 
     def _encode(self, waveform, num_samples):
         features = self.decode_codes(self._codes(waveform, num_samples))
-        return features * self.frame_mask(num_samples).to(features.device)[..., None]
+        return self.silenced(features, num_samples)
 
 
 class SilenceEncoder(AudioEncoder):

@@ -24,13 +24,18 @@ class EvaluationStopped(Exception):
     """A signal came while an evaluation ran."""
 
 
+def ask(args, state, control) -> bool:
+    """Whether several processes ask one another in this step: on a GPU, which would wait for it, not in each."""
+    return args.device.type == "cpu" or control.should_log or state.global_step % 10 == 0
+
+
 class StopOnSignal(TrainerCallback):
     """On SIGTERM or SIGINT, which a machine that is taken back or a person sends, lets the step end and saves it.
 
     An evaluation of one process is broken off; several end it, since one that leaves would let the others wait for ever.
 
     Several processes agree on the step: a signal does not reach all of them in the same one. On a GPU they ask one another
-    where a step is logged, which waits anyway. A second signal ends the process at once.
+    in every tenth step and where one is logged. A second signal ends the process at once.
     """
 
     def __init__(self):
@@ -51,7 +56,7 @@ class StopOnSignal(TrainerCallback):
             signal.signal(number, handler)
 
     def on_step_end(self, args, state, control, **kwargs):
-        if args.world_size > 1 and (args.device.type == "cpu" or control.should_log):
+        if args.world_size > 1 and ask(args, state, control):
             number = torch.tensor(self.received or 0, device=args.device)
             torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
             stop = self.received = number.item() or None
@@ -159,20 +164,29 @@ class BadAudio(TrainerCallback):
     def failed(self) -> bool:
         return self.clips > self.most
 
+    def found(self, fault: str) -> None:
+        """Takes note of what is wrong with a clip."""
+        if fault in self.faults:
+            return
+        self.faults[fault], line = 0, fault.replace("\n", " ") + "\n"
+        logger.warning("%s; another row of its batch takes its place", fault)
+        self.listing.parent.mkdir(parents=True, exist_ok=True)
+        with self.listing.open("a+", encoding="utf-8") as file:
+            file.seek(0)
+            if line not in file:  # of another process
+                file.write(line)
+
     def __call__(self, fault: str) -> None:
-        if fault not in self.faults:
-            logger.warning("%s; another row of its batch takes its place", fault)
-            self.listing.parent.mkdir(parents=True, exist_ok=True)
-            with self.listing.open("a", encoding="utf-8") as file:
-                file.write(fault.replace("\n", " ") + "\n")
-        self.faults[fault] = self.faults.get(fault, 0) + 1
+        """Counts a row that was replaced for it."""
+        self.found(fault)
+        self.faults[fault] += 1
 
     def on_step_end(self, args, state, control, **kwargs):
         self.clips = len(self.faults)
-        if args.world_size > 1 and (args.device.type == "cpu" or control.should_log):
-            count = torch.tensor(self.clips, device=args.device)
-            torch.distributed.all_reduce(count)
-            self.clips = count.item()
+        if args.world_size > 1 and ask(args, state, control):
+            of_all = [None] * args.world_size
+            torch.distributed.all_gather_object(of_all, list(self.faults))
+            self.clips = len(set().union(*of_all))
         elif args.world_size > 1:
             self.clips = 0  # of the others nothing is known in this step
         if self.failed:

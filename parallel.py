@@ -6,6 +6,7 @@ import torch
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from transformers import Trainer
+from transformers.trainer_utils import has_length
 
 CONFIGURATIONS = "configs/accelerate"
 FSDP_SETTINGS = {"FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
@@ -25,7 +26,9 @@ def precision(args) -> str:
     if autocast.get("enabled"):  # DeepSpeed's own
         return "fp16 autocast" if autocast.get("dtype") == "float16" else "bf16 autocast"
     short = "bf16" if args.bf16 else "fp16" if args.fp16 else None
-    return "fp32" if short is None else short if shared_by(args) == "FSDP" else f"{short} autocast"
+    if short is None:
+        return "tf32" if args.tf32 else "fp32"
+    return short if shared_by(args) == "FSDP" else f"{short} autocast"
 
 
 def refusal(args, lora_r: int | None, lm_learning_rate: float | None) -> str | None:
@@ -77,17 +80,29 @@ class ParallelTrainer(Trainer):
                 )
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        return super().get_batch_samples(map(self._without_repeated, epoch_iterator), num_batches, device)
+        made = super().get_batch_samples(map(self._without_repeated, epoch_iterator), num_batches, device)
+        if (loader := self.accelerator.gradient_state.active_dataloader) is not None:
+            loader._non_blocking = self.accelerator.non_blocking  # that of a resumed epoch has lost it
+        return made
+
+    def _get_dataloader(self, *args, **kwargs):
+        """The Trainer's, whose workers' seeds are no draws from the run's own numbers: a resumed run makes its loaders anew."""
+        loader = super()._get_dataloader(*args, **kwargs)
+        getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(self.args.seed)
+        return loader
 
     def _without_repeated(self, batch: dict) -> dict:
         """A batch; in the last one of an epoch, nothing is learnt from rows that are there a second time.
 
-        accelerate puts first ones behind the last ones, so that all processes have as many rows.
+        accelerate puts first ones behind the last ones, so that all processes have as many rows; how many there are, it does
+        not know in an epoch that is resumed.
         """
         state, rows = self.accelerator.gradient_state, self.args.train_batch_size
-        if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
+        if self.args.world_size == 1 or not state.end_of_dataloader or not has_length(self.train_dataset):
             return batch
-        kept = min(max(state.remainder - self.args.process_index * rows, 0), rows)
+        if not (remainder := len(self.train_dataset) % (rows * self.args.world_size)):
+            return batch
+        kept = min(max(remainder - self.args.process_index * rows, 0), rows)
         batch["labels"][kept:] = -100
         if "label_index" in batch:
             before = batch["label_index"] < batch["labels"][:kept].numel()

@@ -10,7 +10,6 @@ from zipfile import BadZipFile, ZipFile
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import TrainerCallback
 
 from audiolm.runtime import write_run_info
 
@@ -90,22 +89,16 @@ def drop_torn(output_dir: str, step: int) -> str:
     return f"{saved}; free some room, or lower --save_total_limit; {whole}"
 
 
-class KeepRecord(TrainerCallback):
-    """Writes into each checkpoint what it was trained on, where adapters alone are saved too.
+def keep_record(record: dict, info: dict, folder: Path) -> None:
+    """Writes into a checkpoint what it was trained on, where adapters alone are saved too.
 
     Args:
         record: `data`, `changes`, `settings`, the number of `processes` and, if rows are streamed, `stream`: what their order
             depends on. info: of [`run_info`].
     """
-
-    def __init__(self, record: dict, info: dict):
-        self.record, self.info = record, info
-
-    def on_save(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
-            (folder / RECORD).write_text(json.dumps(self.record, indent=2) + "\n", encoding="utf-8")
-            write_run_info(folder, self.info)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_run_info(folder, info)
 
 
 def check_settings(folder: str, settings: dict) -> None:

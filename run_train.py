@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -24,14 +25,14 @@ from audiolm.data.sampling import BucketTrainer
 from audiolm.encoder_checkpoints import altered, load_encoder
 from audiolm.evaluation.loss import token_loss, token_losses
 from audiolm.finetuning import cast_once, merged, optimizer_by_part, with_lora
-from audiolm.guards import BadAudio, LossSpikes, SkipNonFinite, StopOnSignal, check_room, disk_fault
+from audiolm.guards import BadAudio, EvaluationStopped, LossSpikes, SkipNonFinite, StopOnSignal, check_room, disk_fault
 from audiolm.hub import PushToHub, load_model
 from audiolm.mellow import first_clips, second_clips
 from audiolm.model_card import model_card, training_facts
 from audiolm.modeling_audiolm import TEXT_MODEL, AudioLMForConditionalGeneration, text_model_source
 from audiolm.parallel import precision, refusal, shared_by
 from audiolm.processing_audiolm import AudioLMProcessor
-from audiolm.resume import KeepRecord, check_adapters, check_encoder, check_features, check_settings, check_stream, drop_torn
+from audiolm.resume import check_adapters, check_encoder, check_features, check_settings, check_stream, drop_torn, keep_record
 from audiolm.runtime import Lines, Progress, run_info, use_all_of_the_cpu, write_run_info
 from audiolm.training_arguments import DataArguments, ModelArguments, parse, taken_compilation
 from audiolm.training_data import (
@@ -177,7 +178,7 @@ def main(argv=None):
     decoder = ClipDecoder(extractor, data_args.audio_timeout, skips)
     standardise = model_args.model_name_or_path is None  # an earlier mapper learnt with its own
     try:
-        features = encoded(model, extractor, data, data_args, args, standardise, bad if skips else None)
+        features = encoded(model, extractor, data, data_args, args, standardise, bad.found if skips else None)
     except (ValueError, OSError, SafetensorError) as error:  # no room, a full disk, a clip that is gone
         sys.exit(f"run_train.py: {error}")
     if model_args.lora_r:
@@ -203,9 +204,10 @@ def main(argv=None):
     trainer = BucketTrainer(
         sampler=sampler, model=model, args=args, train_dataset=data.rows, eval_dataset=data.evaluation,
         data_collator=ReasonAQACollator(processor, False, features, PAD_TO if compiled else 1, decoder), on_bad=bad,
+        keep_record=partial(keep_record, record, info),
         processing_class=processor,
         compute_metrics=token_loss, preprocess_logits_for_metrics=token_losses,
-        callbacks=[KeepRecord(record, info), skip, bad, LossSpikes(), stop, *([push] if push else [])],
+        callbacks=[skip, bad, LossSpikes(), stop, *([push] if push else [])],
         optimizers=(optimizer_by_part(model, args, model_args.lm_learning_rate) if model_args.lm_learning_rate else None, None),
     )  # fmt: skip
     stock, ours = (PrinterCallback, Lines) if args.disable_tqdm else (ProgressCallback, Progress)
@@ -241,7 +243,8 @@ def main(argv=None):
                   "--resume_from_checkpoint true goes on", file=sys.stderr)  # fmt: skip
         sys.exit(128 + stop.received)
     if data.evaluation and not any("eval" in key for e in trainer.state.log_history if e["step"] == done for key in e):
-        trainer.evaluate()
+        with suppress(EvaluationStopped):  # by a signal: the model is saved below
+            trainer.evaluate()
     trainer.save_state()
     if not model_args.lora_r:
         trainer.save_model()

@@ -280,6 +280,8 @@ def parse(argv=None, description: str | None = None, processes: int | None = Non
         space.accelerator_config = {"non_blocking": space.dataloader_pin_memory}
     if (short := os.environ.get("ACCELERATE_MIXED_PRECISION")) in ("bf16", "fp16") and not (space.bf16 or space.fp16):
         setattr(space, short, True)  # the Trainer would compute so anyway, and a model's record would not say it
+    if space.torch_compile and space.tf32 is None:
+        space.tf32 = False  # which TrainingArguments would turn on with it
     if processes > 1 and not torch.accelerator.is_available():
         space.use_cpu = True  # else each of them would take itself for the only one
     if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ and not planned:

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 import transformers
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
@@ -204,7 +205,7 @@ class FeatureCache:
         Raises:
             ValueError: if the disk has no room for them.
         """
-        mine = [path for path in sorted(set(paths))[process::processes] if self.identity(path) not in self._where]
+        mine = [path for path in sorted(set(paths))[process::processes] if path not in self]
         if not mine:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -230,10 +231,14 @@ class FeatureCache:
             ValueError: if the disk has no room for the features.
         """
         state = PartialState()
-        self.fill(paths, process=state.process_index, processes=state.num_processes, on_bad=on_bad)
+        share = {"process": state.process_index, "processes": state.num_processes}
+        self.fill(paths, **share, on_bad=on_bad)
+        bad = set(
+            gather_object([path for path in sorted(set(paths))[share["process"] :: share["processes"]] if path not in self])
+        )
         state.wait_for_everyone()
         self.refresh()
-        self.fill(paths, on_bad=on_bad)  # none, unless a file was lost meanwhile
+        self.fill([path for path in paths if path not in bad], on_bad=on_bad)  # none, unless a file was lost meanwhile
 
     def _write(self, made: dict[str, torch.Tensor]) -> None:
         clips = {str(i): self.identity(path) for i, path in enumerate(made)}

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from torch.utils.data import Sampler
@@ -84,14 +85,16 @@ class BucketTrainer(ParallelTrainer):
     """The stock Trainer, whose rows come in the order of a sampler, if one is given; a loss of NaN spoils one log entry.
 
     Args:
-        on_bad: is told what is wrong with the clips whose rows a batch replaced.
+        on_bad: is told what is wrong with the clips whose rows a batch replaced. keep_record: writes into a checkpoint's
+            folder what the run was given.
     """
 
     _flops_per_token = None
 
-    def __init__(self, *args, sampler: LengthBucketSampler | None = None, on_bad: Callable | None = None, **kwargs):
+    def __init__(self, *args, sampler: LengthBucketSampler | None = None, on_bad: Callable | None = None,
+                 keep_record: Callable[[Path], None] | None = None, **kwargs):  # fmt: skip
         super().__init__(*args, **kwargs)
-        self.sampler, self.on_bad = sampler, on_bad
+        self.sampler, self.on_bad, self.keep_record = sampler, on_bad, keep_record
         if sampler is not None:
             self.add_callback(_Epochs(sampler))
 
@@ -109,12 +112,26 @@ class BucketTrainer(ParallelTrainer):
         else:
             super()._run_epoch(*args, **kwargs)
 
-    def evaluate(self, *args, **kwargs):
+    def _evaluate(self, *args, **kwargs):
         try:
-            return super().evaluate(*args, **kwargs)
+            return super()._evaluate(*args, **kwargs)
         except EvaluationStopped:
+            self.control.should_evaluate = False
             self.control.should_save = self.control.should_training_stop = True
             return {}
+
+    def _determine_best_metric(self, metrics, trial):
+        return bool(metrics) and super()._determine_best_metric(metrics, trial)
+
+    def _save_checkpoint(self, *args, **kwargs):
+        if self.keep_record is not None and self.is_world_process_zero():  # whole before an earlier one gives way to it
+            self.keep_record(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"))
+        super()._save_checkpoint(*args, **kwargs)
+
+    def _finalize_training(self, *args, **kwargs):
+        if self.state.global_step < self.state.max_steps:  # the Trainer would leave the best one alone; the last one goes on
+            self.state.best_model_checkpoint = None
+        return super()._finalize_training(*args, **kwargs)
 
     def floating_point_ops(self, inputs):
         """The Trainer's estimate, which goes through all parameters, by its first value."""

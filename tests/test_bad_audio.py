@@ -5,14 +5,16 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import arguments, clip, weights
+from conftest import arguments, clip, small_model, weights
 
 from audiolm.data import decoding
 from audiolm.data.decoding import BadClip, ClipDecoder, replaced
-from audiolm.guards import StopOnSignal
+from audiolm.data.features import FeatureCache
+from audiolm.guards import BadAudio, StopOnSignal
 from audiolm.processing_audiolm import AudioLMFeatureExtractor
 from audiolm.run_train import main as train
 
@@ -64,6 +66,38 @@ def test_a_clip_that_turns_bad_is_replaced_named_and_counted(corpus, tokenizer, 
     assert len(listed) == 1 and says in listed[0]
     assert sum("another row of its batch takes its place" in record.message for record in caplog.records) == 1
     assert "rows were replaced, since 1 clips turned bad" in capsys.readouterr().err
+
+
+def test_processes_count_a_bad_clip_once(tmp_path, monkeypatch):
+    bad, other = BadAudio(1, str(tmp_path)), BadAudio(1, str(tmp_path))
+    for guard, fault in ((bad, "3.wav: torn"), (other, "3.wav: torn"), (bad, "4.wav: gone")):
+        guard.found(fault)
+    bad("3.wav: torn")
+    assert (tmp_path / "bad_audio.txt").read_text().splitlines() == ["3.wav: torn", "4.wav: gone"]
+
+    def gather(of_all, mine):
+        of_all[:] = [mine, list(other.faults)]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    args, state = SimpleNamespace(world_size=2, device=torch.device("cuda")), SimpleNamespace(global_step=10)
+    control = SimpleNamespace(should_log=False, should_save=False, should_training_stop=False)
+    bad.on_step_end(args, state, control)
+    assert bad.clips == 2 and control.should_training_stop and str(bad).startswith("1 rows were replaced, since 2 clips")
+    state.global_step = 11  # on a GPU nothing is asked then
+    bad.on_step_end(args, state, control)
+    assert bad.clips == 0
+
+
+@pytest.mark.parametrize("kind", ["gone", "torn"])
+def test_a_bad_clip_is_told_of_once_where_a_cache_is_filled(corpus, kind):
+    spoil(corpus, kind)
+    encoder, told = small_model("mimi_full").encoder, []
+    cache = FeatureCache(corpus / "cache", encoder, AudioLMFeatureExtractor.of_encoder(encoder, 10.0))
+    clips = [str(corpus / f"{i}.wav") for i in range(5)]
+    cache.fill_together(clips, told.append)
+    assert len(told) == 1 and "3.wav" in told[0] and [path in cache for path in clips] == [True] * 3 + [False, True]
+    with pytest.raises(BadClip, match=r"3\.wav"):
+        cache.fill(clips)
 
 
 def test_what_takes_a_rows_place_is_the_same_each_time(corpus, tokenizer, monkeypatch):

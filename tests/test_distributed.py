@@ -16,12 +16,12 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
-from conftest import arguments, free_port, make_corpus, small_model, weights
+from conftest import TWO_PROCESSES, arguments, free_port, make_corpus, small_model, weights
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from audiolm import run_train
-from audiolm.parallel import not_finite, precision, refusal
+from audiolm.parallel import ParallelTrainer, not_finite, precision, refusal
 from audiolm.resume import RECORD, fault
 from audiolm.run_train import main as train
 from audiolm.run_train import parse
@@ -259,6 +259,33 @@ def test_a_shared_model_in_bfloat16_hears_the_same(shared):
     assert found["grad_norm"] != pytest.approx(logged(corpus / "two")["grad_norm"], rel=1e-4)
     settings = [json.loads((corpus / name / "config.json").read_text())["training"] for name in ("one_bf16", "two_bf16", "two")]
     assert [of["precision"] for of in settings] == ["bf16 autocast", "bf16", "fp32"]
+
+
+@pytest.mark.parametrize("process, kept", [(0, 1), (1, 0)])
+def test_rows_that_come_twice_are_learnt_once_also_where_accelerate_does_not_know(process, kept):
+    """The last batch of 17 rows by two processes of 8: accelerate's own count is -1 in an epoch that is resumed."""
+    state = SimpleNamespace(end_of_dataloader=True, remainder=-1)
+    args = SimpleNamespace(train_batch_size=8, world_size=2, process_index=process)
+    run = SimpleNamespace(accelerator=SimpleNamespace(gradient_state=state), args=args, train_dataset=range(17))
+    batch = {"labels": torch.ones(8, 3, dtype=torch.long), "label_index": torch.arange(24)}
+    found = ParallelTrainer._without_repeated(run, batch)
+    assert (found["labels"] != -100).any(1).tolist() == [True] * kept + [False] * (8 - kept)
+    assert found["label_index"].tolist() == list(range(3 * kept))
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_in_an_uneven_epoch(corpus, tokenizer):
+    rows = json.loads((corpus / "rows.json").read_text())
+    (corpus / "rows.json").write_text(json.dumps([*rows, {**rows[0], "input": "Once more: which tone? A) low B) high"}]))
+    words = [*arguments(corpus, "mimi_full", tokenizer, *SHORT), "--save_steps", "1", "--save_total_limit", "9"]
+    words += ["--eval_strategy", "no"]  # 17 rows: steps 2 and 4 end an epoch
+    for more in (["--output_dir", str(corpus / "whole")], []):
+        subprocess.run([sys.executable, *TWO_PROCESSES, "-m", "audiolm.run_train", *words, *more], check=True)
+    expected = weights(corpus / "whole")
+    shutil.rmtree(corpus / "out" / "checkpoint-4")
+    again = ["--resume_from_checkpoint", str(corpus / "out" / "checkpoint-1")]
+    subprocess.run([sys.executable, *TWO_PROCESSES, "-m", "audiolm.run_train", *words, *again], check=True)
+    assert all(torch.equal(value, expected[key]) for key, value in weights(corpus / "out").items())
 
 
 def test_one_gradient_is_enough():

@@ -207,7 +207,7 @@ def test_autocast_changes_no_feature(parts):
 def test_encoders_use_full_precision(parts, monkeypatch):
     """No TF32 inside an encoder whatever is set outside, and what was set outside comes back."""
     _, model, _ = parts
-    backends = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn
     inside, encode = [], type(model.encoder)._encode
 
     def precisions():
@@ -219,7 +219,7 @@ def test_encoders_use_full_precision(parts, monkeypatch):
         for backend in backends:
             backend.fp32_precision = "tf32"
         model.encoder.encode(torch.from_numpy(clip(0.5, model.encoder.sample_rate))[None])
-        assert inside == [["ieee", "ieee"]] and precisions() == ["tf32", "tf32"]
+        assert inside == [["ieee"] * 3] and precisions() == ["tf32"] * 3
     finally:
         for backend, value in zip(backends, before):
             backend.fp32_precision = value

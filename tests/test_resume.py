@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TWO_PROCESSES, arguments, make_corpus, weights
+from transformers import trainer
 
+from audiolm import run_train
 from audiolm.guards import StopOnSignal, disk_fault
 from audiolm.resume import checkpoint_to_resume, drop_torn, fault
 from audiolm.run_prepare import main as prepare
@@ -197,6 +199,34 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(corpus, run):
     assert_same_end(corpus / "out", expected)
 
 
+def test_a_stopped_run_keeps_its_last_step_and_not_its_best(corpus, tokenizer, monkeypatch):
+    best = ["--load_best_model_at_end", "true", "--metric_for_best_model", "mcq_loss", "--save_total_limit", "1"]
+    words = arguments(corpus, "mimi_semantic", tokenizer, *WORDS, "--eval_strategy", "steps", "--eval_steps", "2", *best)
+    inner = StopOnSignal.on_step_end
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        inner(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(StopOnSignal, "on_step_end", on_step_end)
+    with pytest.raises(SystemExit):
+        train(words)
+    assert checkpoints(corpus) == 5
+
+
+def test_a_checkpoint_is_whole_before_an_earlier_one_gives_way(corpus, tokenizer, monkeypatch):
+    rotate, found = trainer.rotate_checkpoints, []
+
+    def look(output_dir, **options):
+        found.append(fault(max(Path(output_dir).glob("checkpoint-*"), key=lambda folder: int(folder.name[11:]))))
+        rotate(output_dir=output_dir, **options)
+
+    monkeypatch.setattr(trainer, "rotate_checkpoints", look)
+    train([*arguments(corpus, "mimi_semantic", tokenizer, *WORDS), "--save_total_limit", "1"])
+    assert found == [None] * 3
+
+
 def test_a_whole_checkpoint_is_never_dropped(corpus, run):
     assert drop_torn(str(corpus / "whole"), 6).startswith("step 6 is saved; ")
     assert fault(corpus / "whole" / "checkpoint-6") is None
@@ -217,11 +247,15 @@ def test_a_disk_without_room_is_noticed_before_the_run(corpus, tokenizer, monkey
         train(arguments(corpus, "mimi_semantic", tokenizer, *WORDS))
 
 
-def test_a_signal_breaks_an_evaluation_off_and_the_step_is_saved(corpus, tokenizer, monkeypatch):
+@pytest.mark.parametrize("more", [[], ["--load_best_model_at_end", "true", "--metric_for_best_model", "mcq_loss",
+                                       "--save_total_limit", "1"]])  # fmt: skip
+def test_a_signal_breaks_an_evaluation_off_and_the_step_is_saved(more, corpus, tokenizer, monkeypatch):
     words = arguments(corpus, "mimi_semantic", tokenizer, *WORDS, "--eval_strategy", "steps", "--eval_steps", "3",
-                      "--per_device_eval_batch_size", "1", "--save_steps", "6")  # fmt: skip
+                      "--per_device_eval_batch_size", "1", "--save_steps", "6", *more)  # fmt: skip
     train([*words, "--output_dir", str(corpus / "whole")])
-    inner, asked = StopOnSignal.on_prediction_step, []
+    inner, asked, saved, save = StopOnSignal.on_prediction_step, [], [], run_train.BucketTrainer._save_checkpoint
+    monkeypatch.setattr(run_train.BucketTrainer, "_save_checkpoint",
+                        lambda self, *args: saved.append(self.state.global_step) or save(self, *args))  # fmt: skip
 
     def on_prediction_step(self, args, state, control, **kwargs):
         asked.append(state.global_step)
@@ -233,7 +267,7 @@ def test_a_signal_breaks_an_evaluation_off_and_the_step_is_saved(corpus, tokeniz
     with pytest.raises(SystemExit) as stopped:
         train(words)
     assert stopped.value.code == 128 + signal.SIGTERM and 2 <= len(asked) < 8  # of 16 batches
-    assert set(asked) == {3}
+    assert set(asked) == {3} and saved == [3]
     assert fault(corpus / "out" / "checkpoint-3") is None
     train([*words, "--resume_from_checkpoint", "true"])
     assert_same_end(corpus / "out", (weights(corpus / "whole"), losses(corpus / "whole")))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import GradientState
 from conftest import TWO_PROCESSES, Waits, arguments, small_model, weights
 from safetensors import safe_open
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -106,8 +107,40 @@ def test_batches_are_copied_without_waiting():
     for pinned in ("true", "false"):
         args = parse(["--dataloader_pin_memory", pinned])[2]
         assert args.accelerator_config.non_blocking is (pinned == "true")
+    assert parse(["--torch_compile", "true"])[2].tf32 is False  # which TrainingArguments would turn on with it
     given = parse(["--dataloader_pin_memory", "true", "--accelerator_config", '{"even_batches": true}'])[2]
     assert given.accelerator_config.non_blocking is False  # whoever gives a configuration gives all of it
+
+
+class Copies(TrainerCallback):
+    """How the batches of each step are copied."""
+
+    def __init__(self):
+        self.found, self.loader = [], None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.found.append((state.global_step, GradientState().active_dataloader._non_blocking))
+
+
+def test_a_resumed_epoch_copies_as_the_others_and_draws_nothing(corpus, tokenizer, monkeypatch):
+    rows = json.loads((corpus / "rows.json").read_text())
+    (corpus / "rows.json").write_text(json.dumps(rows * 3))  # three steps an epoch
+    copies, kind, made = Copies(), run_train.BucketTrainer, []
+
+    def trainer(callbacks, **more):
+        made.append(kind(callbacks=[*callbacks, copies], **more))
+        return made[-1]
+
+    monkeypatch.setattr(run_train, "BucketTrainer", trainer)
+    words = [*arguments(corpus, "mimi_semantic", tokenizer), "--max_steps", "3", "--save_steps", "1", "--eval_strategy", "no",
+             "--dataloader_pin_memory", "true", "--save_total_limit", "9", "--feature_cache", str(corpus / "c")]  # fmt: skip
+    train(words)
+    train([*words, "--resume_from_checkpoint", str(corpus / "out" / "checkpoint-1")])
+    assert copies.found == [(1, True), (2, True), (3, True), (2, True), (3, True)]
+    before = torch.get_rng_state()  # a loader that draws its workers' seed from it shifts a resumed run's dropout
+    next(iter(made[0].get_train_dataloader()))
+    next(iter(made[0].get_eval_dataloader(made[0].train_dataset)))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_disk_that_fills_up_is_one_line(corpus, tokenizer, monkeypatch):
