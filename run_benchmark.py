@@ -123,6 +123,8 @@ def parse(argv=None) -> argparse.Namespace:
         parser.error(f"--{error}")
     if options.torch_compile and options.packed:
         parser.error("--torch_compile: packed rows need a mask, which compiled layers do without")
+    if options.json and Path(options.json).is_dir():
+        parser.error(f"--json {options.json}: a file is wanted, and this is a folder")
     if options.json and not Path(options.json).absolute().parent.is_dir():
         parser.error(f"--json {options.json}: its folder is not there")
     return options

@@ -144,8 +144,14 @@ def main(argv=None):
             check_adapters(args.resume_from_checkpoint, model_args.lora_r, model_args.lora_alpha)
         elif args.resume_from_checkpoint:
             check_encoder(model, args.resume_from_checkpoint)
-        for folder in (args.output_dir, data_args.feature_cache):
-            Path(folder or ".").mkdir(parents=True, exist_ok=True)
+        for option, folder in (("output_dir", args.output_dir), ("feature_cache", data_args.feature_cache)):
+            try:
+                Path(folder or ".").mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ValueError(f"--{option} {folder}: {error.strerror}") from error
+        if not args.resume_from_checkpoint and list(Path(args.output_dir).glob("checkpoint-*")):
+            logger.warning("%s: checkpoints of an earlier run are there, and give way to this one's; to go on from them, give "
+                           "--resume_from_checkpoint true", args.output_dir)  # fmt: skip
         check_room(model, args, adapters=bool(model_args.lora_r))
         about_data = data_facts(data_args, data)
         streamed = stream_settings(data_args, args, about_data)
@@ -181,6 +187,10 @@ def main(argv=None):
         features = encoded(model, extractor, data, data_args, args, standardise, bad.found if skips else None)
     except (ValueError, OSError, SafetensorError) as error:  # no room, a full disk, a clip that is gone
         sys.exit(f"run_train.py: {error}")
+    except KeyboardInterrupt:
+        kept = f"; what is encoded is kept in {data_args.feature_cache}" if data_args.feature_cache else ""
+        print(f"\nrun_train.py: interrupted before the first step{kept}", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     if model_args.lora_r:
         try:
             if args.resume_from_checkpoint:

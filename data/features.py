@@ -216,13 +216,15 @@ class FeatureCache:
         logger.info("%s: up to %s", self.folder, room)
         made: dict[str, torch.Tensor] = {}
         desc = "" if process else "encoding clips" if processes == 1 else f"encoding clips, 1 of {processes} parts"
-        for path, clip in encode_clips(self.encoder, self.extractor, mine, batch_size, desc, on_bad=on_bad):
-            made[path] = clip.bfloat16() if clip.is_floating_point() else clip
-            if len(made) == CLIPS_PER_SHARD:
+        try:
+            for path, clip in encode_clips(self.encoder, self.extractor, mine, batch_size, desc, on_bad=on_bad):
+                made[path] = clip.bfloat16() if clip.is_floating_point() else clip
+                if len(made) == CLIPS_PER_SHARD:
+                    full, made = made, {}
+                    self._write(full)
+        finally:  # also where somebody interrupts it
+            if made:
                 self._write(made)
-                made = {}
-        if made:
-            self._write(made)
 
     def fill_together(self, paths: list[str], on_bad: Callable[[str], None] | None = None) -> None:
         """`fill`, by all processes of a run, which share the work.

@@ -277,6 +277,7 @@ def test_memory_counts_what_is_taken():
         (["--dataloader_num_workers", "-1"], "--dataloader_num_workers -1: 0 or more are wanted"),
         (["--torch_compile", "--packed"], "--torch_compile: packed rows need a mask, which compiled layers do without"),
         (["--json", "nowhere/x.json"], "--json nowhere/x.json: its folder is not there"),
+        (["--json", "."], "--json .: a file is wanted, and this is a folder"),
     ],
 )
 def test_refuses_wrong_numbers(words, message, capsys):

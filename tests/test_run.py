@@ -143,6 +143,34 @@ def test_a_resumed_epoch_copies_as_the_others_and_draws_nothing(corpus, tokenize
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_an_interrupted_encoding_keeps_what_it_has(corpus, tokenizer, monkeypatch, capsys, caplog):
+    inner = features.encode_clips
+
+    def interrupted(*args, **options):
+        for number, found in enumerate(inner(*args, **options)):
+            if number == 5:
+                raise KeyboardInterrupt
+            yield found
+
+    words = [*arguments(corpus, "mimi_semantic", tokenizer), "--max_steps", "1", "--save_steps", "1", "--eval_strategy", "no",
+             "--feature_cache", str(corpus / "cache")]  # fmt: skip
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(features, "encode_clips", interrupted)
+        train(words)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.endswith(f"before the first step; what is encoded is kept in {corpus / 'cache'}\n")
+    with caplog.at_level("INFO", "audiolm"):
+        train(words)
+        assert "for the features of 11 clips" in caplog.text and "give way to this one's" not in caplog.text
+        train(words)
+        assert "checkpoints of an earlier run are there, and give way to this one's" in caplog.text
+
+
+def test_a_folder_that_cannot_be_is_named(corpus, tokenizer):
+    with pytest.raises(SystemExit, match=r"^run_train.py: --feature_cache .*rows.json: File exists$"):
+        train([*arguments(corpus, "mimi_semantic", tokenizer), "--feature_cache", str(corpus / "rows.json")])
+
+
 def test_a_disk_that_fills_up_is_one_line(corpus, tokenizer, monkeypatch):
     def full(tensors, file, metadata):
         Path(file).write_bytes(b"half")
