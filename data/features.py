@@ -194,8 +194,8 @@ class FeatureCache:
         process: int = 0,
         processes: int = 1,
         on_bad: Callable[[str], None] | None = None,
-    ) -> None:
-        """Encodes the clips that are not there yet.
+    ) -> list[str]:
+        """Encodes the clips that are not there yet; returns those of which `on_bad` was told.
 
         Args:
             batch_size, on_bad: as [`encode_clips`] takes them.
@@ -207,7 +207,7 @@ class FeatureCache:
         """
         mine = [path for path in sorted(set(paths))[process::processes] if path not in self]
         if not mine:
-            return
+            return []
         self.folder.mkdir(parents=True, exist_ok=True)
         needed, free = processes * len(mine) * self.bytes_per_clip(), shutil.disk_usage(self.folder).free
         room = f"{needed / 1e6:,.1f} MB for the features of {processes * len(mine):,} clips, of {free / 1e6:,.1f} MB free"
@@ -225,6 +225,7 @@ class FeatureCache:
         finally:  # also where somebody interrupts it
             if made:
                 self._write(made)
+        return [path for path in mine if path not in self]
 
     def fill_together(self, paths: list[str], on_bad: Callable[[str], None] | None = None) -> None:
         """`fill`, by all processes of a run, which share the work.
@@ -233,11 +234,7 @@ class FeatureCache:
             ValueError: if the disk has no room for the features.
         """
         state = PartialState()
-        share = {"process": state.process_index, "processes": state.num_processes}
-        self.fill(paths, **share, on_bad=on_bad)
-        bad = set(
-            gather_object([path for path in sorted(set(paths))[share["process"] :: share["processes"]] if path not in self])
-        )
+        bad = set(gather_object(self.fill(paths, None, state.process_index, state.num_processes, on_bad)))
         state.wait_for_everyone()
         self.refresh()
         self.fill([path for path in paths if path not in bad], on_bad=on_bad)  # none, unless a file was lost meanwhile
