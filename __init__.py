@@ -12,16 +12,16 @@ _NAMES = {
     "AudioLMForConditionalGeneration": "modeling_audiolm",
     "AudioLMFeatureExtractor": "processing_audiolm",
     "AudioLMProcessor": "processing_audiolm",
-    "load_encoder": "encoder_checkpoints",
+    "load_encoder": "checkpoints.encoders",
     "load_reasonaqa": "data",
 }
 __all__ = sorted(_NAMES)
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .checkpoints.encoders import load_encoder
     from .configuration_audiolm import AudioLMConfig
     from .data import load_reasonaqa
-    from .encoder_checkpoints import load_encoder
     from .encoders_audiolm import HTSATEncoder, MimiEncoder
     from .modeling_audiolm import AudioLMForConditionalGeneration
     from .processing_audiolm import AudioLMFeatureExtractor, AudioLMProcessor

@@ -8,13 +8,21 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-COMMANDS = {"ask": "run_ask", "app": "app", "train": "run_train", "eval": "run_eval", "compare": "run_compare",
-            "probe": "run_probe", "prepare": "run_prepare", "benchmark": "run_benchmark"}  # fmt: skip
+COMMANDS = {
+    "ask": "ask.cli",
+    "app": "ask.app",
+    "train": "training.train",
+    "eval": "evaluation.evaluate",
+    "compare": "comparison.run",
+    "probe": "evaluation.probe_command",
+    "prepare": "data.prepare",
+    "benchmark": "benchmark.cli",
+}
 
 
 def said_of(module: str) -> str:
     """The first sentence of a module's docstring, read without importing it."""
-    text = ast.get_docstring(ast.parse((Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8")))
+    text = ast.get_docstring(ast.parse(Path(__file__).parent.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")))
     return " ".join(text.split("\n\n")[0].split(": `")[0].split()).removesuffix(".")
 
 
@@ -29,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
         print(help_text())
         sys.exit(None if words else 2)
     if words[0] == "--version":
-        from audiolm import __version__
+        from . import __version__
 
         print(__version__)
     elif words[0] in COMMANDS:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import PrinterCallback, ProgressCallback
 
-from audiolm.model_card import code_facts
+from .hub.model_card import code_facts
 
 FILE = "run_info.json"
 PACKAGES = ("torchaudio", "datasets", "accelerate", "evaluate", "huggingface_hub", "tokenizers", "numpy", "soundfile", "peft")

@@ -6,8 +6,8 @@ The names below load on first use, as those of the package: clips and batches ne
 from typing import TYPE_CHECKING
 
 _NAMES = {
-    "check_audio": "audio",
-    "sound_rows": "audio",
+    "check_audio": "audio_check",
+    "sound_rows": "audio_check",
     "ReasonAQACollator": "collator",
     "FeatureCache": "features",
     "encode_clips": "features",
@@ -16,16 +16,16 @@ _NAMES = {
     "audio_roots": "reasonaqa",
     "load_reasonaqa": "reasonaqa",
     "resolve_path": "reasonaqa",
-    "select_rows": "selection",
+    "select_rows": "subsets",
 }
 __all__ = sorted(_NAMES)
 
 if TYPE_CHECKING:
-    from .audio import check_audio, sound_rows
+    from .audio_check import check_audio, sound_rows
     from .collator import ReasonAQACollator
     from .features import FeatureCache, encode_clips, feature_statistics
     from .reasonaqa import QUESTION_TYPES, audio_roots, load_reasonaqa, resolve_path
-    from .selection import select_rows
+    from .subsets import select_rows
 
 
 def __getattr__(name: str):

@@ -22,10 +22,9 @@ from pathlib import Path
 import pyarrow as pa
 from datasets import Dataset
 
-from audiolm.evaluation.mmau import official_accuracy
-from audiolm.evaluation.parsing import options, parse_answer, parse_option
-
-from .json_rows import stream_array
+from ..evaluation.benchmarks import official_accuracy
+from .answer_parsing import options, parse_answer, parse_option
+from .json_table import stream_array
 from .reasonaqa import SCHEMA, resolve_path
 
 # By benchmark: its name in subtypes, the field with the audio, the field in the subtype, the groups of its script, and the

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch.utils.data import get_worker_info
 
-from .decoding import BadClip, ClipDecoder, replaced
+from .decoder import BadClip, ClipDecoder, replaced
 from .features import pad_features
 
 SMALL = 2**18  # bytes

@@ -26,8 +26,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from .clips import Clip, clip_identity
-from .decoding import BadClip, ClipDecoder
+from .audio_files import Clip, clip_identity
+from .decoder import BadClip, ClipDecoder
 
 logger = logging.getLogger(__name__)
 VERSION = 1  # of these files; another one makes earlier caches unknown

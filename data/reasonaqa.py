@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 from datasets import Dataset, DatasetDict
 
-from . import audiocaps
-from .json_rows import arrow_rows
+from .download import audiocaps
+from .json_table import arrow_rows
 
 FIELDS = ("taskname", "filepath1", "filepath2", "caption1", "caption2", "input", "answer", "subtype")
 REQUIRED = ("filepath1", "input", "answer", "subtype")  # the others may be empty

@@ -18,10 +18,10 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import ClapFeatureExtractor, MimiConfig, MimiModel, get_cosine_schedule_with_warmup, set_seed
 
-from audiolm.configuration_audiolm import default_encoder_config
-from audiolm.data.synthesis import CLASSES, SAMPLE_RATE, draw_scene, render
-from audiolm.encoders_audiolm import HTSATEncoder
-from audiolm.runtime import use_all_of_the_cpu
+from ..configuration_audiolm import default_encoder_config
+from ..data.soundscapes.scenes import CLASSES, SAMPLE_RATE, draw_scene, render
+from ..encoders_audiolm import HTSATEncoder
+from ..runtime import use_all_of_the_cpu
 
 SCENE_SEED = 990_000_000  # apart from any seed of a corpus
 WINDOW_SECONDS = 5

@@ -12,10 +12,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from audiolm import AudioLMFeatureExtractor, AudioLMProcessor
-from audiolm.data.soundscapes import draw_corpus
-from audiolm.demo.train_encoders import optimiser, record, steps
-from audiolm.runtime import use_all_of_the_cpu
+from .. import AudioLMFeatureExtractor, AudioLMProcessor
+from ..data.soundscapes.corpus import draw_corpus
+from ..runtime import use_all_of_the_cpu
+from .train_encoders import optimiser, record, steps
 
 SEED = 980_000_000  # apart from any seed of a corpus
 SPECIAL = ["<unk>", "<s>", "<|im_end|>", "<audio>"]  # <audio> is AudioLMConfig's audio_token_id, 3

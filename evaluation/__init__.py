@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from .parsing import parse_answer
+from ..data.answer_parsing import parse_answer
 
 if TYPE_CHECKING:
     from .metric import ReasonAQAMetric

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 import torch
 from torch.nn.functional import cross_entropy
 
-from audiolm.data.clips import Clip
-from audiolm.data.features import pad_features
-from audiolm.evaluation.parsing import option_spans
+from ..data.answer_parsing import option_spans
+from ..data.audio_files import Clip
+from ..data.features import pad_features
 
 PROTOCOLS = {"likelihood": ("likelihood", "likelihood_normalised"), "generate": ("generate",)}  # and the answers each gives
 NAMES = {"likelihood": "log-likelihood", "likelihood_normalised": "log-likelihood per token", "generate": "greedy text, parsed"}

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from audiolm.data.clips import Clip, clip_audio
-from audiolm.data.features import encode_clips
-from audiolm.data.mending import speaks_of_others
-from audiolm.data.reasonaqa import question_type
-from audiolm.evaluation.parsing import option_spans, parse_answer
+from ..data.answer_parsing import option_spans, parse_answer
+from ..data.audio_files import Clip, clip_audio
+from ..data.features import encode_clips
+from ..data.label_fixes import speaks_of_others
+from ..data.reasonaqa import question_type
 
 CONTROLS = ("majority", "no_audio", "noise", "other_audio", "relettered", "question_only")
 

@@ -8,14 +8,14 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 
-from audiolm.data.reasonaqa import FIELDS, QUESTION_TYPES
-from audiolm.evaluation.answering import likeliest
-from audiolm.evaluation.categories import categories
-from audiolm.evaluation.controls import CONTROLS, commonest_answers, reletter
-from audiolm.evaluation.metric import SCORED, ReasonAQAMetric
-from audiolm.evaluation.parsing import parse_answer
-from audiolm.evaluation.statistics import clip_bootstrap, interval
-from audiolm.evaluation.texts import text_metrics
+from ..data.answer_parsing import parse_answer
+from ..data.reasonaqa import FIELDS, QUESTION_TYPES
+from .answering import likeliest
+from .categories import categories
+from .controls import CONTROLS, commonest_answers, reletter
+from .metric import SCORED, ReasonAQAMetric
+from .statistics import clip_bootstrap, interval
+from .text_metrics import text_metrics
 
 DEAF = tuple(control for control in CONTROLS if control != "relettered")  # what an answer without listening scores
 WORDS = (1, 3, 6, 12)

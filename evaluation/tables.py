@@ -8,9 +8,9 @@ import json
 import sys
 from pathlib import Path
 
-from audiolm.evaluation.answering import NAMES
-from audiolm.evaluation.categories import CATEGORIES
-from audiolm.evaluation.metric import SCORED
+from .answering import NAMES
+from .categories import CATEGORIES
+from .metric import SCORED
 
 MAJORITY = "majority"
 
@@ -215,7 +215,7 @@ def _of_pairs(comparison: dict) -> list[str]:
 
 
 def main(argv=None):
-    from audiolm.evaluation.scores import score  # which imports more than a table needs
+    from .scores import score  # which imports more than a table needs
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("predictions", help="predictions.jsonl of run_eval.py")

@@ -10,12 +10,12 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, MimiModel
 
 from audiolm import AudioLMFeatureExtractor, AudioLMProcessor
+from audiolm.checkpoints.encoders import load_encoder, randomise_codebooks
 from audiolm.configuration_audiolm import default_encoder_config
-from audiolm.data.sound_events import CLASSES
-from audiolm.data.soundscapes import draw_corpus
-from audiolm.data.synthesis import draw_scene, labels, render
+from audiolm.data.soundscapes.corpus import draw_corpus
+from audiolm.data.soundscapes.events import CLASSES
+from audiolm.data.soundscapes.scenes import draw_scene, labels, render
 from audiolm.demo import train_encoders, train_text
-from audiolm.encoder_checkpoints import load_encoder, randomise_codebooks
 from audiolm.encoders_audiolm import build_encoder
 
 DEMO = Path(train_text.__file__).parent

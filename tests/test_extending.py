@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import arguments
+from support.builders import arguments
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 ROOT = Path(__file__).parents[1]

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ARMS, PUSH, TWO_PROCESSES, arguments, run, train
-from hub_server import READER, WRITER, Hub
 from huggingface_hub import EvalResultEntry, ModelCard, parse_eval_result_entries
+from support.builders import ARMS, PUSH, TWO_PROCESSES, arguments, run, train
+from support.hub_server import READER, WRITER, Hub
 
 from audiolm import AudioLMForConditionalGeneration
-from audiolm.hub import plain
-from audiolm.model_card import EVAL_FILE, model_card, part_facts
-from audiolm.training_arguments import parse
+from audiolm.hub.model_card import EVAL_FILE, model_card, part_facts
+from audiolm.hub.push import plain
+from audiolm.training.arguments import parse
 
 SOURCES = {f"{name}_audiolm.py" for name in ("configuration", "encoders", "modeling", "processing")}
 PUSHED = SOURCES | {".gitattributes", "README.md", "chat_template.jinja", "config.json", "generation_config.json",

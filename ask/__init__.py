@@ -1,0 +1,1 @@
+"""Asking a trained model: `audiolm ask` and the web page."""

@@ -1,0 +1,1 @@
+"""Comparing encoders: planning, running and reading many runs, and their paired statistics."""

@@ -1,0 +1,1 @@
+"""Downloading ReasonAQA and its audio."""

@@ -1,0 +1,1 @@
+"""A synthetic corpus: sound events, scenes and balanced questions about them."""

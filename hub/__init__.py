@@ -1,0 +1,1 @@
+"""Pushing models and evaluation results to the Hugging Face Hub."""

@@ -1,0 +1,371 @@
+"""Asking: questions with options, one model and several, tables that are torn or go on, and the one entry point."""
+
+import csv
+import fcntl
+import importlib.util
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from audiolm import __main__ as entry
+from audiolm import __version__
+from audiolm.ask import cli as run_ask
+from audiolm.ask import table as question_table
+from audiolm.ask.model import LoadedModel, probabilities, question_kind, with_options
+from audiolm.data.answer_parsing import options, parse_answer
+from audiolm.data.soundscapes.corpus import make_soundscapes
+from audiolm.demo import ARMS, models
+
+ROOT = Path(__file__).parents[2]
+ALARM = ["Which sound can be heard?", "--options", "cricket", "engine", "footsteps", "alarm"]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """The demo's test scenes of seed 7, and their rows."""
+    folder = tmp_path_factory.mktemp("scenes")
+    rows = json.loads(make_soundscapes(folder, 40, 7)["test"].read_text())
+    (folder / "not_audio.wav").write_text("RIFF, but no more than that")
+    return folder, rows
+
+
+@pytest.fixture(scope="module")
+def model():
+    return LoadedModel("mimi_full")
+
+
+def clip(scenes, number: int = 0) -> str:
+    return str(scenes[0] / "audio" / "test" / f"{number:05}.flac")
+
+
+def test_options_become_reasonaqas_words():
+    assert with_options(" Which? ", []) == "Which?" and question_kind("Which?") == "open"
+    asked = with_options("Which?", ["rain", " a dog ", ""])
+    assert asked == "Which? A) rain B) a dog" and question_kind(asked) == "mcq"
+    asked = with_options("Is it rain?", ["No", "yes"])
+    assert asked == "Is it rain? Answer only using yes or no." and question_kind(asked) == "yes_no"
+    for wrong in (["rain"], ["rain", "Rain"], [str(i) for i in range(27)], ["a b) c", "d"]):
+        with pytest.raises(ValueError):
+            with_options("Which?", wrong)
+    with pytest.raises(ValueError, match="options already"):
+        with_options(asked, ["a", "b"])
+
+
+@given(st.lists(st.text(st.characters(categories=["L", "N", "P", "Zs"]), min_size=1), min_size=2, max_size=8))
+def test_options_are_read_as_they_were_given_or_refused(given_options):
+    try:
+        asked = with_options("Which?", given_options)
+    except ValueError:
+        return
+    if question_kind(asked) == "mcq":
+        assert list(options(asked).values()) == [option.strip() for option in given_options if option.strip()]
+
+
+def test_probabilities_are_of_the_sums():
+    found = probabilities({"a": (-1000.0, 3), "b": (-1000.0 - np.log(3), 1)})
+    assert found == pytest.approx({"a": 0.75, "b": 0.25}) and probabilities({}) == {}
+
+
+def test_a_question(scenes, capsys):
+    run_ask.main([clip(scenes), *ALARM])
+    out, err = capsys.readouterr()
+    text, shares = out.splitlines()
+    assert text == "D) alarm" and shares.startswith("    A ") and "D 99." in shares
+    assert "mimi_full; a model of the demo, which knows synthetic sounds alone; listened for " in err and "heard" not in err
+
+
+def test_several_models_as_json(scenes, capsys):
+    run_ask.main([clip(scenes), *ALARM, "--model", *ARMS, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["question"] == "Which sound can be heard? A) cricket B) engine C) footsteps D) alarm"
+    assert found["clips"] == [clip(scenes)] and [of["model"] for of in found["answers"]] == list(ARMS)
+    for of in found["answers"]:
+        assert of["choice"] == "d" and sum(of["options"].values()) == pytest.approx(1, abs=1e-4) and of["answer"]
+        assert of["seconds"]["clips"] == of["seconds"]["heard"] == [4.208] and not of["muted"]
+
+
+def test_muted_only_the_clips_length_is_known(scenes, model):
+    question, features = with_options(ALARM[0], ALARM[2:]), {i: model.listen([clip(scenes, i)]) for i in range(8)}
+    by_frames: dict[int, set] = {}
+    for heard in features.values():
+        (answer,) = model.ask([question], [heard], muted=True)
+        by_frames.setdefault(heard[0].features.shape[-1], set()).add((answer.text, *answer.options.values()))
+    assert all(len(found) == 1 for found in by_frames.values())
+    heard = {model.ask([question], [of])[0].options["d"] for of in features.values()}
+    assert max(heard) > 0.9 and min(heard) < 0.1
+
+
+def test_it_streams_what_it_says_at_once(scenes, model):
+    heard = model.listen([clip(scenes), clip(scenes, 2)])
+    *texts, answer = model.stream("explain the difference in few words", heard)
+    assert answer.text == texts[-1] and len(set(texts)) > 3 and answer.options == {} and answer.choice is None
+    assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
+    (alone,) = model.ask(["explain the difference in few words"], [heard])
+    assert alone.text == answer.text
+
+
+def test_what_fails_in_the_stream_is_heard_of(scenes, model, monkeypatch):
+    monkeypatch.setattr(LoadedModel, "ask", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(model.stream("What?", model.listen([clip(scenes)])))
+
+
+def test_of_a_long_clip_it_says_what_was_heard(scenes, tmp_path, capsys):
+    soundfile.write(tmp_path / "long.wav", 0.1 * np.sin(np.arange(12 * 24000) / 9), 24000)
+    run_ask.main([str(tmp_path / "long.wav"), clip(scenes), "explain the difference in few words"])
+    assert "of clip 1 the first 5 of 12.0 s were heard;" in capsys.readouterr().err
+
+
+def test_standard_input(scenes, monkeypatch, capsys):
+    def run(*words, of: bytes) -> str:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(of)))
+        run_ask.main(list(words))
+        return capsys.readouterr().out.splitlines()[0]
+
+    assert run("-", *ALARM, of=Path(clip(scenes)).read_bytes()) == "D) alarm"
+    assert run(clip(scenes), "-", *ALARM[1:], of=b"Which sound can be heard?\n") == "D) alarm"
+    with pytest.raises(SystemExit, match=r"^run_ask.py: a clip that has no name: "):
+        run("-", "What?", of=b"no audio")
+    with pytest.raises(SystemExit):
+        run("-", "-", of=b"")
+    assert "is read once" in capsys.readouterr().err.splitlines()[-1]
+    words = [sys.executable, "-m", "audiolm", "ask", "-", *ALARM]
+    done = subprocess.run(words, input=Path(clip(scenes)).read_bytes(), capture_output=True, cwd=scenes[0])
+    assert (done.returncode, done.stdout.split(b"\n")[0]) == (0, b"D) alarm")
+
+
+@pytest.mark.parametrize(("words", "code", "message"), [
+    (["clip"], 2, "one or two clips and a question are wanted, before --options and --model; given: 1"),
+    (["a", "b", "c", "d"], 2, "given: 4"),
+    (["CLIP", "What?", "--max_new_tokens", "0"], 2, "--max_new_tokens 0: 1 or more is wanted"),
+    (["CLIP", "What?", "--csv", "q.csv", "--output", "a.csv"], 2, "--csv: clips, questions and options stand in the table"),
+    (["--csv", "q.csv"], 2, "--csv and --output: one wants the other"),
+    (["CLIP", "What?", "--model", "a", "b", "--revision", "main"], 2, "--revision: of which --model?"),
+    (["missing.wav", "What?"], 1, "run_ask.py: missing.wav: no file is there"),
+    (["NOT_AUDIO", "What?"], 1, "not_audio.wav: Error opening"),
+    (["CLIP", "  "], 1, "the question is empty"),
+    (["CLIP", "CLIP"], 2, "is a file; the question comes last"),
+    (["CLIP", "What\udcff?"], 1, "the question is no text in UTF-8"),
+    (["CLIP", "What?", "--options", "A) rain", "B) wind"], 1, "options are given without letters; they get them here"),
+    (["CLIP", "What?", "--options", "rain"], 1, "2 to 26 options are wanted"),
+    (["CLIP", "What?", "--model", "nothing"], 1, "run_ask.py: --model nothing is neither a folder with config.json nor a Hub"),
+])  # fmt: skip
+def test_what_is_wrong_is_one_line(scenes, words, code, message, capsys):
+    named = {"CLIP": clip(scenes), "NOT_AUDIO": str(scenes[0] / "not_audio.wav")}
+    with pytest.raises(SystemExit) as ended:
+        run_ask.main([named.get(word, word) for word in words])
+    said = ended.value.code if isinstance(ended.value.code, str) else capsys.readouterr().err.splitlines()[-1]
+    assert message in said and "\n" not in said and (1 if isinstance(ended.value.code, str) else ended.value.code) == code
+
+
+@pytest.fixture
+def table(scenes, tmp_path):
+    """A table of 42 questions beside its clips, of which five cannot be answered."""
+    shutil.copytree(scenes[0] / "audio", tmp_path / "audio")
+    shutil.copyfile(scenes[0] / "not_audio.wav", tmp_path / "not_audio.wav")
+    rows = [{"audio": row["filepath1"], "audio2": row["filepath2"], "question": row["input"]} for row in scenes[1][:36]]
+    rows += [{"audio": "not_audio.wav", "question": "What?"}, {"audio": "", "question": "What?"},
+             {"audio": "audio/test/00000.flac", "question": "Which, of\nthese, \"is\" it?", "options": "only one"},
+             {"audio": "audio/test/00000.flac", "question": ""}]  # fmt: skip
+    rows.append({"audio": "audio/test/00000.flac", "question": "What? " * 5000})
+    rows.insert(5, {"audio": "audio/test/00000.flac", "question": ALARM[0], "options": "|".join(ALARM[2:])})
+    with open(tmp_path / "q.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, ["id", "audio", "audio2", "question", "options"])
+        writer.writeheader()
+        writer.writerows({"id": i, **row} for i, row in enumerate(rows))
+    return tmp_path
+
+
+def ask_table(folder, *words) -> str:
+    with pytest.raises(SystemExit) as ended:
+        run_ask.main(["--csv", str(folder / "q.csv"), "--output", str(folder / "a.csv"), *words])
+    return ended.value.code
+
+
+def test_a_table_is_answered_row_by_row(table, scenes, model):
+    assert ask_table(table, "--batch_size", "7") == (
+        f"run_ask.py: rows not answered: 5; the column `error` of {table}/a.csv says why, and without that file the same "
+        "command asks all of them again"
+    )
+    rows = list(csv.DictReader(io.StringIO((table / "a.csv").read_text())))
+    assert [row["id"] for row in rows] == [str(i) for i in range(42)]
+    assert rows[5]["answer"] == "D) alarm" and rows[5]["choice"] == "d" and float(rows[5]["probability"]) > 0.9
+    errors = {int(row["id"]): row["error"] for row in rows if row["error"]}
+    assert list(errors) == [37, 38, 39, 40, 41] and re.search(r"come to [\d,]+ tokens; mimi_full takes [\d,]+$", errors[41])
+    assert errors[37].endswith(
+        "not_audio.wav: Error opening " + repr(str(table / "not_audio.wav")) + ": Format not recognised."
+    )
+    assert (
+        errors[38] == "no clip is named" and errors[39].startswith("2 to 26 options") and errors[40] == "no question is asked"
+    )
+    for row in rows[:5] + rows[6:37]:
+        clips = [str(table / row[name]) for name in ("audio", "audio2") if row[name]]
+        (alone,) = model.ask([row["question"]], [model.listen(clips)])
+        assert row["answer"] == alone.text and row["choice"] == (alone.choice or "")
+        assert len(row["heard_seconds"].split()) == len(clips) and row["model"].startswith("mimi_full ")
+        if alone.choice:
+            assert float(row["probability"]) == pytest.approx(alone.options[alone.choice], abs=2e-4)
+
+
+def test_a_table_goes_on_wherever_it_was_torn(table, model, monkeypatch):
+    monkeypatch.setattr(question_table, "LoadedModel", lambda *words: model)
+    rows = (table / "q.csv").read_text().split("\n")
+    (table / "q.csv").write_bytes(
+        "\ufeff".encode() + "\r\n".join([*rows[:4], '5,nothing.wav,,"Which, of', 'these?",', ""]).encode()
+    )
+    assert "rows not answered: 1;" in ask_table(table)
+    whole = (table / "a.csv").read_bytes()
+    assert whole.count(b"\n") == 6  # one of them in a cell
+    kept: dict = {}  # the model is asked once about each row, and not again for each byte
+    inner = question_table.answered
+
+    def answered(model, args, rows, features):
+        for row in rows:
+            if row["id"] not in kept:
+                kept[row["id"]] = inner(model, args, [row], features)[0]
+        return [kept[row["id"]] for row in rows]
+
+    monkeypatch.setattr(question_table, "answered", answered)
+    for cut in range(len(whole) + 1):
+        (table / "a.csv").write_bytes(whole[:cut])
+        assert "rows not answered: 1;" in ask_table(table), cut
+        assert (table / "a.csv").read_bytes() == whole, cut
+    assert sorted(file.name for file in table.iterdir()) == ["a.csv", "audio", "not_audio.wav", "q.csv"]
+
+
+def test_a_table_of_other_answers_is_left_alone(table):
+    ask_table(table)
+    whole, text = (table / "a.csv").read_bytes(), (table / "q.csv").read_text()
+    for words in (["--muted"], ["--model", "htsat"], ["--max_new_tokens", "9"]):
+        assert "row 1 is by mimi_full" in ask_table(table, *words)
+    for written, message in {
+        text.replace("Can the cat", "Can the dog", 1): "is another question",
+        "\n".join(text.split("\n")[:4]) + "\n": "row 4 is another question",
+        "audio,what\n": "no column question; it has audio, what",
+        "audio;question\n": "it has audio;question; commas are wanted between them",
+        "audio,question,answer\n": "the output's own columns stand in it: answer",
+        "audio,question,question\n": "a column stands in it twice",
+        "": "it has none",
+        f"audio,question\n{'x' * 200_000},What?\n": "is no table: field larger than field limit",
+    }.items():
+        (table / "q.csv").write_text(written)
+        assert message in ask_table(table)
+    (table / "q.csv").write_bytes(b"\xff\xfe\x00")
+    assert "is no table" in ask_table(table)
+    assert (table / "a.csv").read_bytes() == whole
+    for output in ("q.csv", "nowhere/a.csv", "audio"):
+        with pytest.raises(SystemExit) as ended:
+            run_ask.main(["--csv", str(table / "q.csv"), "--output", str(table / output)])
+        assert ended.value.code == 2 or "--output" in ended.value.code or "no table" in ended.value.code
+    assert sorted(file.name for file in table.iterdir()) == ["a.csv", "audio", "not_audio.wav", "q.csv"]
+
+
+def test_a_comma_that_is_not_quoted_is_an_error(table):
+    (table / "q.csv").write_text("audio,question\naudio/test/00000.flac,What is heard, if anything?\n")
+    assert "rows not answered: 1;" in ask_table(table)
+    assert "more cells than columns" in (table / "a.csv").read_text()
+
+
+def test_two_commands_do_not_write_one_table(table):
+    with open(table / "a.csv", "a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert "another command writes it" in ask_table(table)
+    assert (table / "a.csv").read_text() == ""
+
+
+def test_features_are_kept_for_some_clips_alone(table, monkeypatch):
+    heard, sizes = [], []
+    listened, answered = question_table.listened, question_table.answered
+    monkeypatch.setattr(question_table, "KEPT_CLIPS", 3)
+    monkeypatch.setattr(question_table, "listened", lambda model, clips: heard.append(clips) or listened(model, clips))
+
+    def count(model, args, rows, features):
+        made = answered(model, args, rows, features)
+        sizes.append(len(features))
+        return made
+
+    monkeypatch.setattr(question_table, "answered", count)
+    ask_table(table, "--batch_size", "2")
+    assert 3 <= max(sizes) <= 4 and len(heard) < len(sizes)  # two rows are about four clips at most
+
+
+def test_asking_leaves_no_thread_behind(scenes, model):
+    before = threading.active_count()
+    for _ in range(20):
+        model.listen([clip(scenes), clip(scenes, 1)])
+    time.sleep(0.2)
+    assert threading.active_count() <= before + 1
+
+
+def test_the_demos_models_are_whole():
+    for arm, folder in models().items():
+        model = LoadedModel(arm)
+        assert model.model.config.encoder_type == arm and model.is_demo
+        assert LoadedModel(str(folder)).is_demo is False
+        config = (folder / "config.json").read_text()
+        assert "/home" not in config and "/root" not in config and "/tmp" not in config
+
+
+def test_the_demos_models_listen(scenes):
+    """Of 72 closed questions about scenes that none of them was trained on, they answer many more than muted."""
+    folder, rows = scenes
+    rows = [row for row in rows if question_kind(row["input"]) != "open"]
+    clips = [[str(folder / row[name]) for name in ("filepath1", "filepath2") if row[name]] for row in rows]
+    every = sorted({clip for of in clips for clip in of})
+    for arm in ARMS:
+        model, right = LoadedModel(arm), []
+        heard = dict(zip(every, model.listen(every)))
+        for muted in (False, True):
+            asked = [row["input"] for row in rows]
+            answers = model.ask(asked, [[heard[clip] for clip in of] for of in clips], muted=muted)
+            right.append(sum(answer.choice == parse_answer(question_kind(row["input"]), row["input"], row["answer"])
+                             for row, answer in zip(rows, answers)))  # fmt: skip
+        assert len(rows) == 72 and right[0] > 36 and right[0] - right[1] > 10, (arm, right)
+
+
+def test_one_entry_point(capsys):
+    with pytest.raises(SystemExit) as ended:
+        entry.main(["--help"])
+    text = capsys.readouterr().out
+    assert not ended.value.code and text.startswith("usage: audiolm")
+    for command, module in entry.COMMANDS.items():
+        assert f"  {command} " in text and (ROOT / f"{module}.py").is_file() and len(entry.said_of(module)) > 15
+    entry.main(["--version"])
+    assert capsys.readouterr().out == f"{__version__}\n"
+    for words, message in ((["trian"], "audiolm: 'trian' is no command; there are ask, app, train, "), ([], "")):
+        with pytest.raises(SystemExit) as ended:
+            entry.main(words)
+        assert ended.value.code == 2 and capsys.readouterr().err.startswith(message)
+    light = "import sys; from audiolm import __main__; from audiolm.ask import cli as run_ask; __main__.help_text(); assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", light]).returncode == 0
+
+
+@pytest.mark.parametrize("command", [name for name in entry.COMMANDS if name not in ("ask", "app")])
+def test_each_command_is_its_script(command, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["audiolm"])
+    with pytest.raises(SystemExit) as ended:
+        entry.main([command, "--no_such_option"])
+    assert ended.value.code == 2
+    assert f"audiolm {command}" in capsys.readouterr().err
+
+
+def test_the_page_of_options_is_what_the_commands_say():
+    spec = importlib.util.spec_from_file_location("make_commands", ROOT / "docs" / "make_commands.py")
+    make_commands = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_commands)
+    assert make_commands.made() == (ROOT / "docs" / "commands.md").read_text(encoding="utf-8"), (
+        "run: python docs/make_commands.py"
+    )

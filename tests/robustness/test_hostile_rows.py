@@ -1,0 +1,186 @@
+"""Hostile rows and paths, fuzzed: one line of why it is refused, no traceback, no hang, no memory that it names itself.
+
+The same examples are drawn in each run. What once broke something stands as an example of its own.
+"""
+
+import json
+import posixpath
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from support.hostile import PIECES, VALUES, fuzz, one_line
+
+from audiolm.data import json_table as json_rows
+from audiolm.data import load_reasonaqa, resolve_path
+from audiolm.data.benchmarks import read_benchmark
+from audiolm.data.reasonaqa import FIELDS
+
+pytestmark = pytest.mark.usefixtures("same_examples")
+
+# --- rows ---
+ROW = {"taskname": "audioqa", "filepath1": "a/x.wav", "filepath2": "", "caption1": "", "caption2": "",
+       "input": "Is it low? Answer only using yes or no.", "answer": "yes", "subtype": "ClothoAQA.json"}  # fmt: skip
+WHOLE = json.dumps([ROW, {**ROW, "answer": "é\u2028\U0001f415"}], ensure_ascii=False).encode()
+
+
+def of_row(**fields) -> bytes:
+    return json.dumps([{**ROW, **fields}]).encode()
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(json_rows, "CHUNK", 64)
+
+
+def reads_or_refuses(folder: Path, content: bytes) -> None:
+    file = folder / "rows.json"
+    file.write_bytes(content)
+    try:
+        rows = load_reasonaqa({"train": file}, folder)["train"]
+    except ValueError as error:
+        return one_line(error, file)
+    assert [{name: row[name] for name in FIELDS} for row in rows] == [
+        {name: row[name] for name in FIELDS} for row in json.loads(content)
+    ]
+
+
+@fuzz(150)
+@given(st.binary(max_size=100) | st.text(st.sampled_from('[]{}",:0e.-nulltrue \\ud8\n'), max_size=60).map(str.encode))
+@example(b"[" * 100_000)
+@example(b'[{"a":' * 50_000)
+@example(b"[" + b'{"a":' * 3000 + b"1" + b"}" * 3000 + b"]")
+@example(b"[" + b"1" * 5000 + b"]")
+@example(b"\xef\xbb\xbf" + WHOLE)
+@example(json.dumps([ROW]).encode("utf-16"))
+@example(b"\0" * 100)
+@example(b"[NaN, 1e999, -Infinity]")
+def test_files_of_any_bytes(tmp_path, small_chunks, content):
+    reads_or_refuses(tmp_path, content)
+
+
+@fuzz(100)
+@given(st.integers(0, len(WHOLE)), st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), max_size=3))
+@example(len(WHOLE), [])
+def test_files_that_are_torn_or_damaged(tmp_path, small_chunks, size, changes):
+    content = bytearray(WHOLE)
+    for at, byte in changes:
+        content[at] = byte
+    reads_or_refuses(tmp_path, bytes(content[:size]))
+
+
+@fuzz(150)
+@given(st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=3), st.sets(st.sampled_from(FIELDS), max_size=1))
+@example({"answer": "yes\ud800"}, set())
+@example({"filepath1": "\udcff.wav"}, set())
+@example({"input": "x" * 10**6, "subtype": "unknown"}, set())
+@example({"answer": 10**4000, "input": 1e308}, set())
+def test_rows_of_any_values(tmp_path, changes, missing):
+    row = {name: value for name, value in {**ROW, **changes}.items() if name not in missing}
+    reads_or_refuses(tmp_path, json.dumps([row]).encode())
+
+
+def test_the_last_of_two_equal_keys_counts(tmp_path):
+    (tmp_path / "rows.json").write_text(json.dumps([ROW])[:-2] + ', "answer": "no"}]')
+    assert load_reasonaqa({"train": tmp_path / "rows.json"}, tmp_path)["train"]["answer"] == ["no"]
+
+
+def test_an_element_without_end_is_given_up(tmp_path, monkeypatch):
+    """Each further chunk would have it parsed again, the square of its length in time."""
+    monkeypatch.setattr(json_rows, "CHUNK", 100)
+    monkeypatch.setattr(json_rows, "LONGEST", 2000)
+    file = tmp_path / "rows.json"
+    file.write_bytes(of_row(caption1="x" * 1500))
+    assert len(load_reasonaqa({"train": file}, tmp_path)["train"]) == 1
+    for content in (of_row(caption1="x" * 2500), b'[{"a": [' + b"0," * 2000, b'["' + b"x" * 3000):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"rows.json: .*an element of more than 2,000 characters") as error:
+            load_reasonaqa({"train": file}, tmp_path)
+        one_line(error.value, file)
+
+
+MMAR_ITEM = {"id": "1", "audio_path": "a.wav", "question": "What?", "choices": ["x", "y"], "answer": "x", "modality": "m"}
+
+
+@fuzz(100)
+@given(st.dictionaries(st.sampled_from(list(MMAR_ITEM)), VALUES, max_size=2), st.binary(max_size=20))
+@example({}, b"\xff")
+@example({}, b"[" * 100_000)
+@example({}, b"1" * 5000)
+@example({"question": "What\ud800?"}, b"")
+@example({"category": "\ud800"}, b"")
+@example({"audio_path": "a/&#46;&#46;/&#46;&#46;/x.wav"}, b"")
+def test_items_of_a_benchmark(tmp_path, changes, end):
+    file = tmp_path / "mmar.jsonl"
+    file.write_bytes(json.dumps({**MMAR_ITEM, **changes}).encode() + b"\n" + end)
+    try:
+        rows = read_benchmark("mmar", file, tmp_path)
+        assert all(inside(path, tmp_path) for row in rows["audio"] for path in row)
+    except ValueError as error:
+        one_line(error, file)
+
+
+# --- paths ---
+def inside(path: str, folder: Path) -> bool:
+    return posixpath.normpath(path).startswith(f"{folder}/") and ".." not in path.split("/")
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """A folder of audio beside one that no row may reach."""
+    for name in ("audio/a", "audio/b", "elsewhere"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "x.wav").touch()
+    (tmp_path / "elsewhere" / "Yabcdefghijk.wav").touch()
+    return tmp_path
+
+
+@fuzz(400)
+@given(st.lists(st.sampled_from(PIECES), max_size=7).map("".join))
+@example("")
+@example("/")
+@example("/a/x.wav")
+@example("a")
+@example("../elsewhere/x.wav")
+@example("a/../../elsewhere/x.wav")
+@example("..\\elsewhere\\x.wav")
+@example("C:\\x.wav")
+@example("&#46;&#46;/elsewhere/x.wav")
+@example("a/&#46;&#46;&#47;&#46;&#46;&#47;elsewhere&#47;x.wav")
+@example("&#47;etc&#47;passwd")
+@example("a/&#47;etc&#47;passwd")
+@example("a&bsol;..&bsol;..&bsol;elsewhere&bsol;x.wav")
+@example("a/" + "n" * 10_000)
+def test_paths_stay_in_their_folder(folders, filepath):
+    audio = folders / "audio"
+    for roots in (audio, {"a": audio / "a", "b": audio / "b"}):
+        try:
+            path = resolve_path(filepath, roots)
+        except ValueError as error:
+            one_line(error)
+            continue
+        assert inside(path, audio if isinstance(roots, Path) else roots[filepath[0]])
+        assert Path(path).resolve().is_relative_to(audio) if "\ud800" not in path and "n" * 999 not in path else True
+
+
+@pytest.mark.parametrize("name", ["Yabcdefghijk.wav", "x.wav"])
+@pytest.mark.parametrize(
+    "way", ["..{0}elsewhere{0}", "a{0}..{0}..{0}elsewhere{0}", "{1}{0}elsewhere{0}", "&#46;&#46;{0}elsewhere{0}"]
+)
+@pytest.mark.parametrize("separator", ["/", "\\", "&#47;"])
+def test_rows_that_lead_elsewhere_are_refused(folders, name, way, separator):
+    file, filepath = folders / "rows.json", way.format(separator, folders) + name
+    file.write_bytes(of_row(filepath1=filepath))
+    for roots in (folders / "audio", {"a": folders / "audio", "..": folders / "audio"}):
+        with pytest.raises(ValueError) as error:
+            load_reasonaqa({"train": file}, roots)
+        one_line(error.value, f"{file}, row 0: ")
+
+
+def test_links_in_the_folder_are_its_owners(folders):
+    (folders / "audio" / "link").symlink_to(folders / "elsewhere")
+    assert Path(resolve_path("link/x.wav", folders / "audio")).is_file()
+    (folders / "audio" / "rows.json").write_bytes(of_row(filepath1="link/Yabcdefghijk.wav"))
+    rows = load_reasonaqa({"train": folders / "audio" / "rows.json"}, folders / "audio")
+    assert rows["train"]["audio"] == [[str(folders / "audio" / "link" / "Yabcdefghijk.wav")]]

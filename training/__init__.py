@@ -1,0 +1,1 @@
+"""Training: options, examples, the run, the Trainer and its callbacks, checkpoints."""
