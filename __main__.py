@@ -22,7 +22,14 @@ COMMANDS = {
 
 def said_of(module: str) -> str:
     """The first sentence of a module's docstring, read without importing it."""
-    text = ast.get_docstring(ast.parse(Path(__file__).parent.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")))
+    text = ast.get_docstring(
+        ast.parse(
+            Path(__file__)
+            .parent.joinpath(*module.split("."))
+            .with_suffix(".py")
+            .read_text(encoding="utf-8")
+        )
+    )
     return " ".join(text.split("\n\n")[0].split(": `")[0].split()).removesuffix(".")
 
 
@@ -47,7 +54,9 @@ def main(argv: list[str] | None = None) -> None:
         except KeyboardInterrupt:
             sys.exit(130)
     else:
-        print(f"audiolm: {words[0]!r} is no command; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        print(
+            f"audiolm: {words[0]!r} is no command; there are {', '.join(COMMANDS)}", file=sys.stderr
+        )
         sys.exit(2)
 
 

@@ -16,9 +16,17 @@ ENCODER_TYPES: dict[str, tuple[str, dict]] = {
     "encodec": ("encodec", {"num_levels": 8}),
     "dac": ("dac", {"num_levels": 9, "n_codebooks": 9, "sampling_rate": 44100}),
     "silence": ("audiolm_silence", {"num_tokens": 125}),
-    "mellow": ("clap_audio_model", {"posteriors": True, "posterior_repeats": 4, "whole_windows": True, "sampling_rate": 32000,
-                                    "window_seconds": 10.0}),
-}  # fmt: skip
+    "mellow": (
+        "clap_audio_model",
+        {
+            "posteriors": True,
+            "posterior_repeats": 4,
+            "whole_windows": True,
+            "sampling_rate": 32000,
+            "window_seconds": 10.0,
+        },
+    ),
+}
 # and arms "NAME=NUMBER": `model_type`, what else is set, the field that the number goes to, the least and the most of it
 NUMBERED = {
     "mimi_levels": ("mimi", {}, "num_levels", 1, 32),
@@ -27,8 +35,16 @@ NUMBERED = {
     "silence": ("audiolm_silence", {}, "num_tokens", 1, 999),
 }
 # fields that no encoder's own configuration has
-OF_ARMS = ("num_levels", "first_level", "transformer_layer", "layer", "posteriors", "posterior_repeats", "whole_windows",
-           "num_tokens")  # fmt: skip
+OF_ARMS = (
+    "num_levels",
+    "first_level",
+    "transformer_layer",
+    "layer",
+    "posteriors",
+    "posterior_repeats",
+    "whole_windows",
+    "num_tokens",
+)
 # How MS-CLAP 2023 hears: 44.1 kHz audio through the mel filters of a 32 kHz bank, windows of 7 s.
 MSCLAP_FRONT_END = {
     "sampling_rate": 44100,
@@ -41,9 +57,15 @@ MSCLAP_FRONT_END = {
 }
 # The most of each size that anything here needs; more is a slip, or meant to fill the memory of whoever makes a model of it.
 MOST_OF_TEXT = {
-    "hidden_size": 2**15, "intermediate_size": 2**18, "vocab_size": 2**22, "num_hidden_layers": 2**10,
-    "num_attention_heads": 2**10, "num_key_value_heads": 2**10, "head_dim": 2**12, "max_position_embeddings": 2**24,
-}  # fmt: skip
+    "hidden_size": 2**15,
+    "intermediate_size": 2**18,
+    "vocab_size": 2**22,
+    "num_hidden_layers": 2**10,
+    "num_attention_heads": 2**10,
+    "num_key_value_heads": 2**10,
+    "head_dim": 2**12,
+    "max_position_embeddings": 2**24,
+}
 MOST_PARAMETERS = 10**11  # of the language model, by a rough count
 MOST_OF_ENCODER = 4  # times the arm's default
 MOST_OF_MAPPER = {"mapper_hidden_size": 2**15, "max_audio_seconds": 3600.0, "audio_tokens": 2**15}
@@ -54,8 +76,14 @@ class SilenceConfig(PreTrainedConfig):
 
     model_type = "audiolm_silence"
 
-    def __init__(self, num_tokens: int = 125, hidden_size: int = 512, sampling_rate: int = 24000, **kwargs):
-        self.num_tokens, self.hidden_size, self.sampling_rate = num_tokens, hidden_size, sampling_rate
+    def __init__(
+        self, num_tokens: int = 125, hidden_size: int = 512, sampling_rate: int = 24000, **kwargs
+    ):
+        self.num_tokens, self.hidden_size, self.sampling_rate = (
+            num_tokens,
+            hidden_size,
+            sampling_rate,
+        )
         super().__init__(**kwargs)
 
 
@@ -66,7 +94,12 @@ class PairConfig(PreTrainedConfig):
     sub_configs = {"first": AutoConfig, "second": AutoConfig}
     has_no_defaults_at_init = True
 
-    def __init__(self, first: PreTrainedConfig | None = None, second: PreTrainedConfig | None = None, **kwargs):
+    def __init__(
+        self,
+        first: PreTrainedConfig | None = None,
+        second: PreTrainedConfig | None = None,
+        **kwargs,
+    ):
         self.first, self.second = first, second
         super().__init__(**kwargs)
 
@@ -126,12 +159,22 @@ class AudioLMConfig(PreTrainedConfig):
         self.encoder_config = default_encoder_config(encoder_type, encoder_config)
         if text_config is None:
             text_config = {
-                "model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
-                "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64,
-                "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
+                "model_type": "llama",
+                "vocab_size": 49152,
+                "hidden_size": 576,
+                "intermediate_size": 1536,
+                "num_hidden_layers": 30,
+                "num_attention_heads": 9,
+                "num_key_value_heads": 3,
+                "head_dim": 64,
+                "max_position_embeddings": 8192,
+                "rms_norm_eps": 1e-5,
+                "tie_word_embeddings": True,
                 "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0},
-                "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2,
-            }  # fmt: skip
+                "bos_token_id": 1,
+                "eos_token_id": 2,
+                "pad_token_id": 2,
+            }
         if isinstance(text_config, dict):
             text_config = dict(text_config)
             text_config = _made("text_config", text_config.pop("model_type", "llama"), text_config)
@@ -141,8 +184,14 @@ class AudioLMConfig(PreTrainedConfig):
         own |= {} if audio_tokens is None else {"audio_tokens": audio_tokens}
         check_sizes("config", own, MOST_OF_MAPPER)
         if not isinstance(audio_token_id, int) or not 0 <= audio_token_id < text_config.vocab_size:
-            raise ValueError(f"audio_token_id is {audio_token_id!r:.60}, not one of the {text_config.vocab_size} tokens")
-        flags = {"freeze_lm": freeze_lm, "no_audio": no_audio, "learn_code_embeddings": learn_code_embeddings}
+            raise ValueError(
+                f"audio_token_id is {audio_token_id!r:.60}, not one of the {text_config.vocab_size} tokens"
+            )
+        flags = {
+            "freeze_lm": freeze_lm,
+            "no_audio": no_audio,
+            "learn_code_embeddings": learn_code_embeddings,
+        }
         for name, value in flags.items():
             if not isinstance(value, bool):
                 raise ValueError(f"{name} is {value!r:.60}; true or false is wanted")
@@ -154,12 +203,18 @@ class AudioLMConfig(PreTrainedConfig):
                 "no_audio hears the mean of the encoder's features; with learn_code_embeddings or silence there is none"
             )
         if no_audio and (kind == "audiolm_pair" or of_arm.get("posteriors")):
-            raise ValueError(f"no_audio: {encoder_type} has two kinds of frames; take an arm of one kind for the control")
+            raise ValueError(
+                f"no_audio: {encoder_type} has two kinds of frames; take an arm of one kind for the control"
+            )
         for name, value in (("mapper_type", mapper_type), ("prompt_format", prompt_format)):
             if value not in FORMATS[name]:
-                raise ValueError(f"{name} is {value!r:.60}, which is none of {', '.join(FORMATS[name])}")
+                raise ValueError(
+                    f"{name} is {value!r:.60}, which is none of {', '.join(FORMATS[name])}"
+                )
         if mapper_type == "mellow" and not of_arm.get("posteriors"):
-            raise ValueError(f"mapper_type mellow: {encoder_type} has no posteriors; mellow and htsat_posteriors have")
+            raise ValueError(
+                f"mapper_type mellow: {encoder_type} has no posteriors; mellow and htsat_posteriors have"
+            )
         for part in (self.encoder_config, self.text_config):
             part._name_or_path = ""  # it may be a folder of somebody's machine
         self.mapper_hidden_size = mapper_hidden_size
@@ -173,19 +228,30 @@ class AudioLMConfig(PreTrainedConfig):
         self.prompt_format = prompt_format
         # a pushed model answers to each of these
         model = "modeling_audiolm.AudioLMForConditionalGeneration"
-        kwargs.setdefault("auto_map", {
-            "AutoConfig": "configuration_audiolm.AudioLMConfig",
-            "AutoModel": model, "AutoModelForCausalLM": model, "AutoModelForMultimodalLM": model,
-        })  # fmt: skip
+        kwargs.setdefault(
+            "auto_map",
+            {
+                "AutoConfig": "configuration_audiolm.AudioLMConfig",
+                "AutoModel": model,
+                "AutoModelForCausalLM": model,
+                "AutoModelForMultimodalLM": model,
+            },
+        )
         for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
             kwargs.setdefault(token, getattr(text_config, token, None))
-        kwargs.setdefault("tie_word_embeddings", bool(getattr(text_config, "tie_word_embeddings", False)))
+        kwargs.setdefault(
+            "tie_word_embeddings", bool(getattr(text_config, "tie_word_embeddings", False))
+        )
         super().__init__(**kwargs)
 
 
 def arms() -> list[str]:
     """The name of every arm; those of numbers as "NAME=1..32", and last what any two make."""
-    return [*ENCODER_TYPES, *(f"{name}={least}..{most}" for name, (*_, least, most) in NUMBERED.items()), "ARM+ARM"]
+    return [
+        *ENCODER_TYPES,
+        *(f"{name}={least}..{most}" for name, (*_, least, most) in NUMBERED.items()),
+        "ARM+ARM",
+    ]
 
 
 def arm_of(encoder_type: str) -> tuple[str, dict]:
@@ -199,9 +265,15 @@ def arm_of(encoder_type: str) -> tuple[str, dict]:
     if isinstance(encoder_type, str) and encoder_type.count("+") == 1:
         kinds = [arm_of(name)[0] for name in encoder_type.split("+")]
         if encoder_type.split("+")[0] == encoder_type.split("+")[1] or "audiolm_silence" in kinds:
-            raise ValueError(f"encoder_type {encoder_type!r:.60}: a pair is of two arms that hear, and not the same one twice")
-        if any(of.get("posteriors") for of in (arm_of(name)[1] for name in encoder_type.split("+"))):
-            raise ValueError(f"encoder_type {encoder_type!r:.60}: posteriors and their latent are a pair already")
+            raise ValueError(
+                f"encoder_type {encoder_type!r:.60}: a pair is of two arms that hear, and not the same one twice"
+            )
+        if any(
+            of.get("posteriors") for of in (arm_of(name)[1] for name in encoder_type.split("+"))
+        ):
+            raise ValueError(
+                f"encoder_type {encoder_type!r:.60}: posteriors and their latent are a pair already"
+            )
         return "audiolm_pair", {}
     name, _, number = encoder_type.partition("=") if isinstance(encoder_type, str) else ("", "", "")
     if name in NUMBERED and number.isascii() and number.isdecimal() and len(number) <= 3:
@@ -211,7 +283,9 @@ def arm_of(encoder_type: str) -> tuple[str, dict]:
     raise ValueError(f"encoder_type {encoder_type!r:.60} is none of {', '.join(arms())}")
 
 
-def default_encoder_config(encoder_type: str, config: PreTrainedConfig | dict | None = None) -> PreTrainedConfig:
+def default_encoder_config(
+    encoder_type: str, config: PreTrainedConfig | dict | None = None
+) -> PreTrainedConfig:
     """The encoder's configuration with every field of its arm set; fields that `config` has are kept.
 
     Raises:
@@ -226,20 +300,32 @@ def default_encoder_config(encoder_type: str, config: PreTrainedConfig | dict | 
     given = config.to_dict() if isinstance(config, PreTrainedConfig) else dict(config or {})
     found = given.pop("model_type", model_type)
     if found != model_type:
-        raise ValueError(f"encoder_type {encoder_type!r} needs a {model_type!r} encoder_config, but it is {found!r:.60}")
+        raise ValueError(
+            f"encoder_type {encoder_type!r} needs a {model_type!r} encoder_config, but it is {found!r:.60}"
+        )
     for field in OF_ARMS:
         if given.get(field) is not None and given[field] != of_arm.get(field):
             wanted = of_arm.get(field, "none")
-            raise ValueError(f"encoder_type {encoder_type!r} has {field} {wanted}, but encoder_config {given[field]!r:.60}")
+            raise ValueError(
+                f"encoder_type {encoder_type!r} has {field} {wanted}, but encoder_config {given[field]!r:.60}"
+            )
     if model_type == "mimi":
         given["decoder_config"] = None  # no decoder: only the encoding half is used
     made = _made("encoder_config", model_type, {**fields, **given})
     depths = getattr(made, "depths", ())
-    for field, what, there in (("num_levels", "levels", getattr(made, "num_quantizers", getattr(made, "n_codebooks", None))),
-                               ("transformer_layer", "layers", getattr(made, "num_hidden_layers", None)),
-                               ("layer", "stages", len(depths) if isinstance(depths, (list, tuple)) else 0)):  # fmt: skip
+    for field, what, there in (
+        (
+            "num_levels",
+            "levels",
+            getattr(made, "num_quantizers", getattr(made, "n_codebooks", None)),
+        ),
+        ("transformer_layer", "layers", getattr(made, "num_hidden_layers", None)),
+        ("layer", "stages", len(depths) if isinstance(depths, (list, tuple)) else 0),
+    ):
         if field in of_arm and isinstance(there, int) and of_arm[field] > there:
-            raise ValueError(f"encoder_type {encoder_type!r} has {of_arm[field]} {what}, but encoder_config {there}")
+            raise ValueError(
+                f"encoder_type {encoder_type!r} has {of_arm[field]} {what}, but encoder_config {there}"
+            )
     check_band(made)
     default = {**(OWN.get(model_type) or CONFIG_MAPPING[model_type])().to_dict(), **fields}
     most = {}
@@ -248,18 +334,33 @@ def default_encoder_config(encoder_type: str, config: PreTrainedConfig | dict | 
         if isinstance(largest, (int, float)) and not isinstance(largest, bool) and largest >= 1:
             most[field] = MOST_OF_ENCODER * largest
             found = getattr(made, field)
-            if isinstance(value, list) and not (isinstance(found, (list, tuple)) and 0 < len(found) <= len(value)):
-                raise ValueError(f"encoder_config has {field} {found!r:.60}, not a list of 1 to {len(value)}")
-    check_sizes("encoder_config", {field: size for field in most if (size := getattr(made, field)) is not None}, most)
+            if isinstance(value, list) and not (
+                isinstance(found, (list, tuple)) and 0 < len(found) <= len(value)
+            ):
+                raise ValueError(
+                    f"encoder_config has {field} {found!r:.60}, not a list of 1 to {len(value)}"
+                )
+    check_sizes(
+        "encoder_config",
+        {field: size for field in most if (size := getattr(made, field)) is not None},
+        most,
+    )
     return made
 
 
-def default_pair_config(encoder_type: str, config: PreTrainedConfig | dict | None = None) -> PairConfig:
+def default_pair_config(
+    encoder_type: str, config: PreTrainedConfig | dict | None = None
+) -> PairConfig:
     """As [`default_encoder_config`], for two encoders: `config` holds theirs as `first` and `second`."""
     given = config.to_dict() if isinstance(config, PreTrainedConfig) else config or {}
     if not isinstance(given, dict) or given.get("model_type", "audiolm_pair") != "audiolm_pair":
-        raise ValueError(f"encoder_type {encoder_type!r} needs an encoder_config with first and second, not {given!r:.60}")
-    made = [default_encoder_config(name, given.get(part)) for name, part in zip(encoder_type.split("+"), ("first", "second"))]
+        raise ValueError(
+            f"encoder_type {encoder_type!r} needs an encoder_config with first and second, not {given!r:.60}"
+        )
+    made = [
+        default_encoder_config(name, given.get(part))
+        for name, part in zip(encoder_type.split("+"), ("first", "second"))
+    ]
     for part in made:
         part.dtype = None  # of the file that it was read from; transformers would build it in that, this far down
     pair = PairConfig(*made)
@@ -273,10 +374,14 @@ def check_band(config: PreTrainedConfig) -> None:
     """ValueError if `band_limit`, samples a second, is set to what no recording has."""
     if (limit := getattr(config, "band_limit", None)) is not None:
         if not isinstance(limit, int):
-            raise ValueError(f"encoder_config has band_limit {limit!r:.60}, not a number of samples a second")
+            raise ValueError(
+                f"encoder_config has band_limit {limit!r:.60}, not a number of samples a second"
+            )
         check_sizes("encoder_config", {"band_limit": limit}, {"band_limit": 768_000})
         if limit < 1000:
-            raise ValueError(f"encoder_config has band_limit {limit}, fewer than 1,000 samples a second")
+            raise ValueError(
+                f"encoder_config has band_limit {limit}, fewer than 1,000 samples a second"
+            )
 
 
 def _made(name: str, kind, fields: dict) -> PreTrainedConfig:
@@ -285,7 +390,9 @@ def _made(name: str, kind, fields: dict) -> PreTrainedConfig:
     try:
         return (OWN.get(kind) or CONFIG_MAPPING[kind])(**fields)
     except Exception as error:  # each class of transformers has its own for what it does not like
-        raise ValueError(f"{name} is no configuration of {kind!r} ({' '.join(str(error).split())[:300]})") from error
+        raise ValueError(
+            f"{name} is no configuration of {kind!r} ({' '.join(str(error).split())[:300]})"
+        ) from error
 
 
 def check_sizes(name: str, sizes: Mapping, most: Mapping[str, int | float]) -> None:
@@ -295,22 +402,50 @@ def check_sizes(name: str, sizes: Mapping, most: Mapping[str, int | float]) -> N
         for size in given if isinstance(given, (list, tuple)) else [given]:
             number = isinstance(size, int if whole else (int, float)) and not isinstance(size, bool)
             if not (number and whole <= size <= limit):
-                raise ValueError(f"{name} has {field} {size!r:.60}, not a number from {int(whole)} to {limit:,}")
+                raise ValueError(
+                    f"{name} has {field} {size!r:.60}, not a number from {int(whole)} to {limit:,}"
+                )
 
 
 def check_text_config(config: PreTrainedConfig) -> None:
     """ValueError if it is no language model's, or one of more than `MOST_PARAMETERS` parameters."""
     sizes = {field: getattr(config, field, None) for field in MOST_OF_TEXT}
-    check_sizes("text_config", {field: size for field, size in sizes.items() if size is not None}, MOST_OF_TEXT)
-    hidden, vocabulary, layers = found = [sizes[field] for field in ("hidden_size", "vocab_size", "num_hidden_layers")]
+    check_sizes(
+        "text_config",
+        {field: size for field, size in sizes.items() if size is not None},
+        MOST_OF_TEXT,
+    )
+    hidden, vocabulary, layers = found = [
+        sizes[field] for field in ("hidden_size", "vocab_size", "num_hidden_layers")
+    ]
     if not all(isinstance(size, int) for size in found):
         given = type(config).__name__ if isinstance(config, PreTrainedConfig) else f"{config!r:.60}"
         raise ValueError(f"text_config is {given}, not the configuration of a language model")
-    experts = [getattr(config, field, None) or 1 for field in ("num_experts", "num_local_experts", "n_routed_experts")]
+    experts = [
+        getattr(config, field, None) or 1
+        for field in ("num_experts", "num_local_experts", "n_routed_experts")
+    ]
     check_sizes("text_config", {"experts": experts}, {"experts": 2**12})
     # some models have a size of their own for each layer
-    heads, head, inner = (max(sizes[field] or [0]) if isinstance(sizes[field], (list, tuple)) else sizes[field] or 0
-                          for field in ("num_attention_heads", "head_dim", "intermediate_size"))  # fmt: skip
+    heads, head, inner = (
+        max(sizes[field] or [0]) if isinstance(sizes[field], (list, tuple)) else sizes[field] or 0
+        for field in ("num_attention_heads", "head_dim", "intermediate_size")
+    )
     width, inner = max(hidden, heads * head), max(experts) * (inner or 4 * hidden)
-    if (count := vocabulary * hidden + layers * (2 * hidden * width + 3 * hidden * inner)) > MOST_PARAMETERS:
-        raise ValueError(f"text_config asks for some {count:.1e} parameters, more than {MOST_PARAMETERS:.0e}")
+    if (
+        count := vocabulary * hidden + layers * (2 * hidden * width + 3 * hidden * inner)
+    ) > MOST_PARAMETERS:
+        raise ValueError(
+            f"text_config asks for some {count:.1e} parameters, more than {MOST_PARAMETERS:.0e}"
+        )
+
+
+# what makes an arm, beside its weights; of run_train.py's options, and of a model's configuration
+OF_AN_ARM = (
+    "encoder_type",
+    "no_audio",
+    "audio_tokens",
+    "band_limit",
+    "window_seconds",
+    "learn_code_embeddings",
+)

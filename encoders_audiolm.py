@@ -20,8 +20,13 @@ MOST_SAMPLES = 12_288_000  # a second in all channels: 64 at 192 kHz
 def full_precision(device_type: str):
     """float32 as it is written: without autocast, and without the TF32 that cuDNN uses unless told."""
     cudnn = torch.backends.cudnn
-    names = {"fp32_precision": "ieee"} if hasattr(cudnn, "conv") else {"allow_tf32": False}  # torch < 2.9
-    backends = [torch.backends.cuda.matmul, *([cudnn.conv, cudnn.rnn] if hasattr(cudnn, "conv") else [cudnn])]
+    names = (
+        {"fp32_precision": "ieee"} if hasattr(cudnn, "conv") else {"allow_tf32": False}
+    )  # torch < 2.9
+    backends = [
+        torch.backends.cuda.matmul,
+        *([cudnn.conv, cudnn.rnn] if hasattr(cudnn, "conv") else [cudnn]),
+    ]
     before = [(backend, name, getattr(backend, name)) for backend in backends for name in names]
     try:
         for backend, name, _ in before:
@@ -60,12 +65,17 @@ def resample(audio: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
     make = _resampling_kernels if max(old, new) < 100_000 else _resampling_kernels.__wrapped__
     width, kernels = make(old, new, str(audio.device))
     frames = nn.functional.pad(audio, (width, width + old)).unfold(-1, 2 * width + old, old)
-    result = torch.cat([frames[..., first : first + len(kernel)] @ kernel.to(audio) for first, kernel in kernels], -1)
+    result = torch.cat(
+        [frames[..., first : first + len(kernel)] @ kernel.to(audio) for first, kernel in kernels],
+        -1,
+    )
     return result.flatten(-2)[..., : math.ceil(new * audio.shape[-1] / old)]
 
 
 @lru_cache(32)
-def _resampling_kernels(old: int, new: int, device: str) -> tuple[int, list[tuple[int, torch.Tensor]]]:
+def _resampling_kernels(
+    old: int, new: int, device: str
+) -> tuple[int, list[tuple[int, torch.Tensor]]]:
     """Samples that a frame of `old` ones needs before and behind it; and, for 64 of its `new` ones at a time, the first sample
     that weighs in them and the weights (samples, 64): from 32 to 44.1 kHz, 61 of a frame's 334 samples."""
     base, zeros = min(old, new) * 0.99, 6
@@ -177,17 +187,31 @@ class AudioEncoder(nn.Module):
             ValueError: if a clip is empty, or `waveform` is not of that shape.
         """
         if waveform.ndim != 2:
-            raise ValueError(f"waveform has shape {tuple(waveform.shape)}, but (batch, samples) is wanted")
-        lengths = [waveform.shape[1]] * len(waveform) if num_samples is None else [int(n) for n in num_samples]
-        if len(lengths) != len(waveform) or min(lengths, default=1) < 1 or max(lengths, default=1) > waveform.shape[1]:
-            raise ValueError(f"num_samples {lengths} do not fit a waveform of shape {tuple(waveform.shape)}")
+            raise ValueError(
+                f"waveform has shape {tuple(waveform.shape)}, but (batch, samples) is wanted"
+            )
+        lengths = (
+            [waveform.shape[1]] * len(waveform)
+            if num_samples is None
+            else [int(n) for n in num_samples]
+        )
+        if (
+            len(lengths) != len(waveform)
+            or min(lengths, default=1) < 1
+            or max(lengths, default=1) > waveform.shape[1]
+        ):
+            raise ValueError(
+                f"num_samples {lengths} do not fit a waveform of shape {tuple(waveform.shape)}"
+            )
         with full_precision(waveform.device.type):
             return self._encode(self.heard(waveform, lengths), lengths)
 
     def silenced(self, features: torch.Tensor, num_samples: list[int]) -> torch.Tensor:
         """Features, (batch, frames, dim), with zeros behind each clip's end."""
         mask = self.frame_mask(num_samples)
-        mask = mask.pin_memory() if features.is_cuda else mask  # from other memory, the copy waits for the GPU
+        mask = (
+            mask.pin_memory() if features.is_cuda else mask
+        )  # from other memory, the copy waits for the GPU
         return features * mask.to(features.device, non_blocking=True)[..., None]
 
     def frame_mask(self, num_samples: list[int]) -> torch.Tensor:
@@ -217,7 +241,9 @@ def count_frames(
             `sampling_rate`.
     """
     if parts:
-        lengths = [resampled_length(num_samples, sampling_rate, part["sampling_rate"]) for part in parts]
+        lengths = [
+            resampled_length(num_samples, sampling_rate, part["sampling_rate"]) for part in parts
+        ]
         return sum(count_frames(length, **part) for length, part in zip(lengths, parts))
     if tokens is not None:
         return tokens
@@ -263,14 +289,21 @@ class HTSATEncoder(AudioEncoder):
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
         if config.enable_fusion:
-            raise ValueError("CLAP checkpoints with feature fusion are not supported; use an unfused one")
+            raise ValueError(
+                "CLAP checkpoints with feature fusion are not supported; use an unfused one"
+            )
         self.config = config
         self.model = ClapAudioModel(config)
         with torch.device("cpu"):
             mel = mel_filter_bank(
-                config.n_fft // 2 + 1, config.num_mel_bins, config.frequency_min, config.frequency_max,
-                config.mel_sampling_rate, norm="slaney", mel_scale="slaney",
-            )  # fmt: skip
+                config.n_fft // 2 + 1,
+                config.num_mel_bins,
+                config.frequency_min,
+                config.frequency_max,
+                config.mel_sampling_rate,
+                norm="slaney",
+                mel_scale="slaney",
+            )
             self.register_buffer("mel_filters", torch.tensor(mel, dtype=torch.float32))
             self.register_buffer("window", torch.hann_window(config.n_fft))
         self.layer = getattr(config, "layer", None)
@@ -281,15 +314,26 @@ class HTSATEncoder(AudioEncoder):
         ratio = config.spec_size // config.num_mel_bins
         self.frequency_cells, self.time_cells = side // ratio, side * ratio
         most = config.spec_size * ratio  # columns of the spectrogram
-        if not config.n_fft <= self.window_samples or self.window_samples // config.hop_length >= most:
+        if (
+            not config.n_fft <= self.window_samples
+            or self.window_samples // config.hop_length >= most
+        ):
             longest = most * config.hop_length / config.sampling_rate
-            raise ValueError(f"window_seconds is {config.window_seconds:g}, but HTSAT hears up to {longest:.2f} s at once")
+            raise ValueError(
+                f"window_seconds is {config.window_seconds:g}, but HTSAT hears up to {longest:.2f} s at once"
+            )
         self.latent_dim, self.posteriors = self.dim, bool(getattr(config, "posteriors", None))
-        self.repeats = (getattr(config, "posterior_repeats", None) or 1) if self.posteriors else self.frequency_cells
+        self.repeats = (
+            (getattr(config, "posterior_repeats", None) or 1)
+            if self.posteriors
+            else self.frequency_cells
+        )
         self.whole_windows = bool(getattr(config, "whole_windows", None))
         if self.posteriors:
             self.dim += config.num_classes
-            self.classifier = nn.Conv2d(self.latent_dim, config.num_classes, (self.frequency_cells, 3), padding=(0, 1))
+            self.classifier = nn.Conv2d(
+                self.latent_dim, config.num_classes, (self.frequency_cells, 3), padding=(0, 1)
+            )
         self.frame_rate = (self.repeats * self.time_cells + self.posteriors) / config.window_seconds
 
     @property
@@ -297,8 +341,13 @@ class HTSATEncoder(AudioEncoder):
         return (self.latent_dim, self.config.num_classes) if self.posteriors else (self.dim,)
 
     def frame_counts(self) -> dict:
-        return {"window_samples": self.window_samples, "time_cells": self.time_cells, "frequency_cells": self.repeats,
-                "window_latents": int(self.posteriors), "whole_windows": self.whole_windows}  # fmt: skip
+        return {
+            "window_samples": self.window_samples,
+            "time_cells": self.time_cells,
+            "frequency_cells": self.repeats,
+            "window_latents": int(self.posteriors),
+            "whole_windows": self.whole_windows,
+        }
 
     def windows(self, num_samples: int) -> list[tuple[int, int, int]]:
         """(first sample, first kept time cell, end of the kept time cells) of each window of a clip."""
@@ -307,7 +356,12 @@ class HTSATEncoder(AudioEncoder):
     def log_mel(self, waveform: torch.Tensor) -> torch.Tensor:
         """Log-mel spectrogram in dB, of shape (batch, samples // hop + 1, mel bins)."""
         stft = torch.stft(
-            waveform, self.config.n_fft, self.config.hop_length, window=self.window, pad_mode="reflect", return_complex=True
+            waveform,
+            self.config.n_fft,
+            self.config.hop_length,
+            window=self.window,
+            pad_mode="reflect",
+            return_complex=True,
         )
         power = stft.real.square() + stft.imag.square()
         return 10 * torch.log10((power.transpose(1, 2) @ self.mel_filters).clamp(min=1e-10))
@@ -316,7 +370,11 @@ class HTSATEncoder(AudioEncoder):
         """Grid (batch, dim, frequency, time) and latent (batch, dim) of clips that are one window long."""
         kept = []
         stage = self.model.audio_encoder.layers[self.layer - 1] if self.layer else None
-        handle = stage.register_forward_hook(lambda module, inputs, output: kept.append(output[1])) if stage else None
+        handle = (
+            stage.register_forward_hook(lambda module, inputs, output: kept.append(output[1]))
+            if stage
+            else None
+        )
         try:
             output = self.model(input_features=self.log_mel(waveform)[:, None])
         finally:
@@ -324,15 +382,24 @@ class HTSATEncoder(AudioEncoder):
                 handle.remove()
         grid = output.last_hidden_state
         if kept:  # an image of time slices one below the other, (batch, side * side, dim), before it is halved
-            side, slices = math.isqrt(kept[0].shape[1]), self.config.spec_size // self.config.num_mel_bins
+            side, slices = (
+                math.isqrt(kept[0].shape[1]),
+                self.config.spec_size // self.config.num_mel_bins,
+            )
             image = kept[0].transpose(1, 2).unflatten(2, (slices, side // slices, side))
-            grid = nn.functional.avg_pool2d(image.transpose(2, 3).flatten(3), side // slices // self.frequency_cells)
+            grid = nn.functional.avg_pool2d(
+                image.transpose(2, 3).flatten(3), side // slices // self.frequency_cells
+            )
         return grid, output.pooler_output
 
     def _encode(self, waveform, num_samples):
         crops, places = [], []
         for clip, length in zip(waveform, num_samples):
-            tiled = clip[:length].repeat(-(-self.window_samples // length)) if length < self.window_samples else clip
+            tiled = (
+                clip[:length].repeat(-(-self.window_samples // length))
+                if length < self.window_samples
+                else clip
+            )
             places.append(self.windows(length))
             crops += [tiled[start : start + self.window_samples] for start, _, _ in places[-1]]
         grid, latent = self.encode_windows(torch.stack(crops))
@@ -340,7 +407,10 @@ class HTSATEncoder(AudioEncoder):
             grid = self.classifier(grid).sigmoid().expand(-1, -1, self.repeats, -1)
         tokens = grid.permute(0, 3, 2, 1)  # (window, time, frequency, dim)
         if self.posteriors:
-            tokens, latent = nn.functional.pad(tokens, (self.latent_dim, 0)), nn.functional.pad(latent, (0, self.dims[1]))
+            tokens, latent = (
+                nn.functional.pad(tokens, (self.latent_dim, 0)),
+                nn.functional.pad(latent, (0, self.dims[1])),
+            )
         rows, window = [], 0
         for windows in places:
             kept = []
@@ -365,7 +435,9 @@ class FramedEncoder(AudioEncoder):
 
     def whole_frames(self, waveform: torch.Tensor, num_samples: list[int]) -> torch.Tensor:
         """(batch, samples) with zeros behind each clip, up to the end of the longest one's last frame."""
-        padded = waveform.new_zeros(len(waveform), self.num_frames(max(num_samples)) * self.frame_size)
+        padded = waveform.new_zeros(
+            len(waveform), self.num_frames(max(num_samples)) * self.frame_size
+        )
         for row, clip, length in zip(padded, waveform, num_samples):
             row[:length] = clip[:length]
         return padded
@@ -419,7 +491,10 @@ class MimiEncoder(MimiLatentEncoder):
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
         self.first_level = getattr(config, "first_level", None) or 0
-        self.num_levels, self.codebook_size = config.num_levels - self.first_level, config.codebook_size
+        self.num_levels, self.codebook_size = (
+            config.num_levels - self.first_level,
+            config.codebook_size,
+        )
 
     def _codes(self, waveform, num_samples):
         latents = self.latents(self.whole_frames(waveform, num_samples)).transpose(1, 2)
@@ -471,11 +546,17 @@ class CodecEncoder(FramedEncoder):
             return self._codes(self.heard(waveform, lengths), lengths)
 
     def _codes(self, waveform, lengths):
-        made = [self._codes_of(clip[None, :length], length) for clip, length in zip(waveform, lengths)]
-        return nn.utils.rnn.pad_sequence([codes[0].T for codes in made], batch_first=True).transpose(1, 2)
+        made = [
+            self._codes_of(clip[None, :length], length) for clip, length in zip(waveform, lengths)
+        ]
+        return nn.utils.rnn.pad_sequence(
+            [codes[0].T for codes in made], batch_first=True
+        ).transpose(1, 2)
 
     def _codes_of(self, clip, length):
-        latents = self.model.encoder(self.whole_frames(clip, [length])[:, None])[..., : self.num_frames(length)]
+        latents = self.model.encoder(self.whole_frames(clip, [length])[:, None])[
+            ..., : self.num_frames(length)
+        ]
         if self.config.model_type == "encodec":
             bits = self.num_levels * self.config.codebook_nbits * self.config.frame_rate / 1000
             return self.model.quantizer.encode(latents, bits).transpose(0, 1)
@@ -537,7 +618,10 @@ class PairEncoder(AudioEncoder):
         return self.first.dim, self.second.dim
 
     def frame_counts(self) -> dict:
-        parts = [{**part.frame_counts(), "sampling_rate": part.sample_rate} for part in (self.first, self.second)]
+        parts = [
+            {**part.frame_counts(), "sampling_rate": part.sample_rate}
+            for part in (self.first, self.second)
+        ]
         return {"parts": parts, "sampling_rate": self.sample_rate}
 
     def _encode(self, waveform, num_samples):
@@ -546,7 +630,9 @@ class PairEncoder(AudioEncoder):
         for part in (self.first, self.second):
             clips = resample(waveform, self.sample_rate, part.sample_rate)
             lengths = [resampled_length(n, self.sample_rate, part.sample_rate) for n in num_samples]
-            features = nn.functional.pad(part.encode(clips, lengths), (before, self.dim - before - part.dim))
+            features = nn.functional.pad(
+                part.encode(clips, lengths), (before, self.dim - before - part.dim)
+            )
             for row, clip, length in zip(made, features, lengths):
                 row.append(clip[: part.num_frames(length)])
             before += part.dim
@@ -555,9 +641,14 @@ class PairEncoder(AudioEncoder):
 
 # by the configuration's `model_type`; Mimi without levels is its latent
 ENCODERS: dict[str, type[AudioEncoder]] = {
-    "clap_audio_model": HTSATEncoder, "mimi": MimiEncoder, "mimi latents": MimiLatentEncoder, "encodec": CodecEncoder,
-    "dac": CodecEncoder, "audiolm_silence": SilenceEncoder, "audiolm_pair": PairEncoder,
-}  # fmt: skip
+    "clap_audio_model": HTSATEncoder,
+    "mimi": MimiEncoder,
+    "mimi latents": MimiLatentEncoder,
+    "encodec": CodecEncoder,
+    "dac": CodecEncoder,
+    "audiolm_silence": SilenceEncoder,
+    "audiolm_pair": PairEncoder,
+}
 
 
 def build_encoder(config: PreTrainedConfig) -> AudioEncoder:

@@ -24,7 +24,13 @@ class AudioMapper(nn.Module):
         dims: channels of each kind of frame. codes: levels and codes of each, if the embeddings of codes are learnt.
     """
 
-    def __init__(self, dims: tuple[int, ...], hidden_size: int, text_size: int, codes: tuple[int, int] | None = None):
+    def __init__(
+        self,
+        dims: tuple[int, ...],
+        hidden_size: int,
+        text_size: int,
+        codes: tuple[int, int] | None = None,
+    ):
         super().__init__()
         self.dims = dims
         # persistent: `from_pretrained` builds on the meta device, where other buffers come back as garbage
@@ -59,18 +65,27 @@ class AudioMapper(nn.Module):
         if len(self.dims) == 1:
             return self.feature_mean.float().expand_as(features)
         first = self.of_first_kind(features)
-        return self.feature_mean.float() * torch.cat([first.expand(*first.shape[:-1], self.dims[0]),
-                                                      ~first.expand(*first.shape[:-1], self.dims[1])], -1)  # fmt: skip
+        return self.feature_mean.float() * torch.cat(
+            [
+                first.expand(*first.shape[:-1], self.dims[0]),
+                ~first.expand(*first.shape[:-1], self.dims[1]),
+            ],
+            -1,
+        )
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(..., dim) to (..., text_size)."""
         first = self.of_first_kind(features) if len(self.dims) > 1 else None
-        features = (features.float() - self.feature_mean.float()) / self.feature_std.float().clamp(min=1e-5)
+        features = (features.float() - self.feature_mean.float()) / self.feature_std.float().clamp(
+            min=1e-5
+        )
         features = features.to(self.linear_1.weight.dtype)
         mapped = self.linear_2(self.act(self.linear_1(features[..., : self.dims[0]])))
         if first is None:
             return mapped
-        second = self.second["linear_2"](self.act(self.second["linear_1"](features[..., self.dims[0] :])))
+        second = self.second["linear_2"](
+            self.act(self.second["linear_1"](features[..., self.dims[0] :]))
+        )
         return torch.where(first, mapped, second)
 
 
@@ -89,7 +104,9 @@ class MellowMapper(AudioMapper):
     def forward(self, features):
         first = self.of_first_kind(features)
         features = features.to(self.linear_1.weight.dtype)
-        wide = torch.where(first, features[..., : self.dims[0]], self.posteriors(features[..., self.dims[0] :]))
+        wide = torch.where(
+            first, features[..., : self.dims[0]], self.posteriors(features[..., self.dims[0] :])
+        )
         projected = self.linear_1(wide)
         return self.norm(projected + self.dropout(self.linear_2(nn.functional.gelu(projected))))
 
@@ -105,15 +122,25 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _asked = None  # what `train` was told last
     _supports_sdpa = True
     _supports_flash_attn = True
-    _keep_in_fp32_modules_strict = ["encoder(?!.*(relative_position_index|num_batches_tracked|positions))"]
-    _tied_weights_keys = {"language_model.lm_head.weight": "language_model.model.embed_tokens.weight"}
+    _keep_in_fp32_modules_strict = [
+        "encoder(?!.*(relative_position_index|num_batches_tracked|positions))"
+    ]
+    _tied_weights_keys = {
+        "language_model.lm_head.weight": "language_model.model.embed_tokens.weight"
+    }
 
     def __init__(self, config: AudioLMConfig):
         super().__init__(config)
         self.encoder = build_encoder(config.encoder_config)
-        codes = (self.encoder.num_levels, self.encoder.codebook_size) if config.learn_code_embeddings else None
+        codes = (
+            (self.encoder.num_levels, self.encoder.codebook_size)
+            if config.learn_code_embeddings
+            else None
+        )
         mapper = {"mlp": AudioMapper, "mellow": MellowMapper}[config.mapper_type]
-        self.mapper = mapper(self.encoder.dims, config.mapper_hidden_size, config.text_config.hidden_size, codes)
+        self.mapper = mapper(
+            self.encoder.dims, config.mapper_hidden_size, config.text_config.hidden_size, codes
+        )
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.post_init()
         self.train(self.training)
@@ -135,7 +162,9 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             config_fields: further fields of [`AudioLMConfig`].
         """
         if not isinstance(text_model, PreTrainedModel):
-            text_model = AutoModelForCausalLM.from_pretrained(**text_model_source(text_model), dtype=torch.float32)
+            text_model = AutoModelForCausalLM.from_pretrained(
+                **text_model_source(text_model), dtype=torch.float32
+            )
         config = AudioLMConfig(encoder_type, encoder.config, text_model.config, **config_fields)
         model = cls(config)
         model.encoder, model.language_model = encoder, text_model
@@ -150,12 +179,18 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif module is getattr(self.mapper, "code_embeddings", None):
-            nn.init.normal_(module.weight, std=self.mapper.codes[0] ** -0.5)  # sums of deviation 1, as standardised features
+            nn.init.normal_(
+                module.weight, std=self.mapper.codes[0] ** -0.5
+            )  # sums of deviation 1, as standardised features
 
     def train(self, mode: bool = True):
         """As `nn.Module.train`, but the encoder stays frozen and in eval mode, and the language model frozen if asked."""
         asked = mode, self.config.freeze_lm
-        if mode and self._asked == asked and all(part.training == (part is not self.encoder) for part in self.children()):
+        if (
+            mode
+            and self._asked == asked
+            and all(part.training == (part is not self.encoder) for part in self.children())
+        ):
             return self  # as the Trainer asks before each step: going through all modules takes a good part of one
         super().train(mode)
         self._asked = asked
@@ -193,16 +228,31 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if input_features is None:
             if num_samples is None:
                 full = [input_values.shape[1]] * len(input_values)
-                num_samples = full if input_values_mask is None else input_values_mask.sum(1).tolist()
-            encode = self.encoder.codes if self.config.learn_code_embeddings else self.encoder.encode
+                num_samples = (
+                    full if input_values_mask is None else input_values_mask.sum(1).tolist()
+                )
+            encode = (
+                self.encoder.codes if self.config.learn_code_embeddings else self.encoder.encode
+            )
             features, mask = encode(input_values, num_samples), self.encoder.frame_mask(num_samples)
         else:
-            features, frames = input_features, input_features.shape[1 if input_features.is_floating_point() else 2]
-            mask = torch.ones(len(features), frames) if input_features_mask is None else input_features_mask
+            features, frames = (
+                input_features,
+                input_features.shape[1 if input_features.is_floating_point() else 2],
+            )
+            mask = (
+                torch.ones(len(features), frames)
+                if input_features_mask is None
+                else input_features_mask
+            )
             if num_frames is not None:
                 mask = torch.arange(frames)[None] < torch.tensor(num_frames)[:, None]
         if not features.is_floating_point():
-            features = (self.mapper.embedded if self.config.learn_code_embeddings else self.encoder.decode_codes)(features)
+            features = (
+                self.mapper.embedded
+                if self.config.learn_code_embeddings
+                else self.encoder.decode_codes
+            )(features)
         if self.config.no_audio:
             features = self.mapper.mean(features)
         if self.config.audio_tokens:
@@ -231,9 +281,15 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if audio_index is None:
             audio_index = (input_ids == self.config.audio_token_id).flatten().nonzero()[:, 0]
         if len(audio_index) != len(audio):
-            raise ValueError(f"{len(audio_index)} audio placeholders stand in input_ids, but the audio has {len(audio)} frames")
+            raise ValueError(
+                f"{len(audio_index)} audio placeholders stand in input_ids, but the audio has {len(audio)} frames"
+            )
         size, audio = inputs_embeds.shape, audio.to(inputs_embeds.dtype)
-        return inputs_embeds.flatten(0, 1).index_copy(0, audio_index.to(audio.device), audio).view(size)
+        return (
+            inputs_embeds.flatten(0, 1)
+            .index_copy(0, audio_index.to(audio.device), audio)
+            .view(size)
+        )
 
     def forward(
         self,
@@ -281,30 +337,54 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if input_values is not None or input_features is not None:
             audio = self.get_audio_features(
-                input_values, input_values_mask, input_features, input_features_mask, num_samples, num_frames
+                input_values,
+                input_values_mask,
+                input_features,
+                input_features_mask,
+                num_samples,
+                num_frames,
             )
             inputs_embeds = self.put_audio(inputs_embeds, audio, input_ids, audio_index)
         outputs = self.language_model.model(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids,
-            past_key_values=past_key_values, **kwargs,
-        )  # fmt: skip
-        hidden, head, loss, logits = outputs.last_hidden_state, self.get_output_embeddings(), None, None
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        hidden, head, loss, logits = (
+            outputs.last_hidden_state,
+            self.get_output_embeddings(),
+            None,
+            None,
+        )
         every = labels is None or (label_index is None and not self.training)
         if labels is not None:
             if label_index is None:
-                label_index = nn.functional.pad(labels[:, 1:], (1, 0), value=-100).flatten().ne(-100).nonzero()[:, 0]
+                label_index = (
+                    nn.functional.pad(labels[:, 1:], (1, 0), value=-100)
+                    .flatten()
+                    .ne(-100)
+                    .nonzero()[:, 0]
+                )
             before, wanted = hidden.flatten(0, 1)[label_index - 1], labels.flatten()[label_index]
             if self.training:
                 total = summed_loss(before, head, wanted)
             else:
                 logits = head(before)
                 total = nn.functional.cross_entropy(logits.float(), wanted, reduction="sum")
-            loss = total / (max(1, len(wanted)) if num_items_in_batch is None else num_items_in_batch)
+            loss = total / (
+                max(1, len(wanted)) if num_items_in_batch is None else num_items_in_batch
+            )
         if every:
             logits = head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
+        return CausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=outputs.past_key_values
+        )
 
-    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
+    def _expand_inputs_for_generation(
+        self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs
+    ):
         """Repeats rows for beams and samples together with their clips, of which a row may have two."""
         names = [f"input_{kind}{mask}" for kind in ("values", "features") for mask in ("", "_mask")]
         clips = {k: model_kwargs.pop(k) for k in names if model_kwargs.get(k) is not None}
@@ -318,7 +398,10 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 first += count
             clips = {k: v[torch.tensor(order, device=v.device)] for k, v in clips.items()}
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
-            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
+            expand_size=expand_size,
+            is_encoder_decoder=is_encoder_decoder,
+            input_ids=input_ids,
+            **model_kwargs,
         )
         return input_ids, {**model_kwargs, **clips}
 
@@ -345,7 +428,9 @@ def summed_loss(hidden: torch.Tensor, head: nn.Module, wanted: torch.Tensor) -> 
     if len(wanted) <= LABELS_AT_ONCE:
         return part(hidden, wanted)
     pairs = zip(hidden.split(LABELS_AT_ONCE), wanted.split(LABELS_AT_ONCE))
-    return torch.stack([checkpoint(part, h, w, use_reentrant=False, preserve_rng_state=False) for h, w in pairs]).sum()
+    return torch.stack(
+        [checkpoint(part, h, w, use_reentrant=False, preserve_rng_state=False) for h, w in pairs]
+    ).sum()
 
 
 def text_model_source(name_or_path: str) -> dict[str, str]:

@@ -26,13 +26,23 @@ class AudioLMFeatureExtractor(SequenceFeatureExtractor):
 
     def __init__(self, sampling_rate=24000, max_audio_seconds=10.0, frame_counts=None, **kwargs):
         kwargs = {"feature_size": 1, "padding_value": 0.0, **kwargs}  # a saved one gives them too
-        names = ("frame_size", "window_samples", "time_cells", "frequency_cells")  # as they were saved at first
+        names = (
+            "frame_size",
+            "window_samples",
+            "time_cells",
+            "frequency_cells",
+        )  # as they were saved at first
         earlier = {name: value for name in names if (value := kwargs.pop(name, None)) is not None}
         super().__init__(sampling_rate=sampling_rate, **kwargs)
-        self.max_audio_seconds, self.frame_counts = max_audio_seconds, frame_counts or earlier or {"frame_size": 1920}
+        self.max_audio_seconds, self.frame_counts = (
+            max_audio_seconds,
+            frame_counts or earlier or {"frame_size": 1920},
+        )
 
     @classmethod
-    def of_encoder(cls, encoder: AudioEncoder, max_audio_seconds: float) -> "AudioLMFeatureExtractor":
+    def of_encoder(
+        cls, encoder: AudioEncoder, max_audio_seconds: float
+    ) -> "AudioLMFeatureExtractor":
         """What an encoder wants to hear."""
         return cls(encoder.sample_rate, max_audio_seconds, encoder.frame_counts())
 
@@ -49,19 +59,31 @@ class AudioLMFeatureExtractor(SequenceFeatureExtractor):
         name, rate, channels = "the clip", self.sampling_rate, None
         if isinstance(clip, (str, bytes)) or hasattr(clip, "__fspath__"):
             name, channels = str(clip), 1
-            clip, rate = (read_wav if soundfile is None else read_file)(clip, self.max_audio_seconds)
+            clip, rate = (read_wav if soundfile is None else read_file)(
+                clip, self.max_audio_seconds
+            )
         elif isinstance(clip, tuple):
             clip, rate = clip
         audio = torch.as_tensor(np.asarray(clip), dtype=torch.float32)
         if audio.ndim not in (1, 2) or not audio.numel():
-            raise ValueError(f"{name} has shape {tuple(audio.shape)}, but (samples,) or two dimensions and a sample are wanted")
+            raise ValueError(
+                f"{name} has shape {tuple(audio.shape)}, but (samples,) or two dimensions and a sample are wanted"
+            )
         if audio.ndim == 2:  # of an array, the shorter axis holds the channels
-            audio = audio if (channels or (1 if audio.shape[0] >= audio.shape[1] else 0)) == 1 else audio.T
+            audio = (
+                audio
+                if (channels or (1 if audio.shape[0] >= audio.shape[1] else 0)) == 1
+                else audio.T
+            )
             # the mean to the bit, and six times as fast
             audio = (audio[:, 0] + audio[:, 1]) / 2 if audio.shape[1] == 2 else audio.mean(1)
         check_rate(name, rate)
-        audio = resample(audio[: math.ceil(self.max_audio_seconds * rate)], rate, self.sampling_rate)
-        if not torch.isfinite(audio.sum()) and not torch.isfinite(audio).all():  # a sum alone may be too large
+        audio = resample(
+            audio[: math.ceil(self.max_audio_seconds * rate)], rate, self.sampling_rate
+        )
+        if (
+            not torch.isfinite(audio.sum()) and not torch.isfinite(audio).all()
+        ):  # a sum alone may be too large
             raise ValueError(f"{name} holds NaN or infinite samples")
         return audio[: round(self.max_audio_seconds * self.sampling_rate)]
 
@@ -70,7 +92,9 @@ class AudioLMFeatureExtractor(SequenceFeatureExtractor):
         clips = [self.load(clip) for clip in audio]
         values = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
         mask = torch.arange(values.shape[1])[None] < torch.tensor([len(c) for c in clips])[:, None]
-        return BatchFeature({"input_values": values, "input_values_mask": mask}, tensor_type=return_tensors)
+        return BatchFeature(
+            {"input_values": values, "input_values_mask": mask}, tensor_type=return_tensors
+        )
 
 
 def open_file(path):
@@ -107,7 +131,9 @@ def read_file(path, seconds: float) -> tuple[np.ndarray, int]:
         frames = math.ceil(seconds * file.samplerate)
         if file.subtype == "PCM_16" and frames * file.channels <= 2**24:
             # libsndfile's own scaling takes three times as long, but less memory
-            return file.read(frames, dtype="int16", always_2d=True) * np.float32(2**-15), file.samplerate
+            return file.read(frames, dtype="int16", always_2d=True) * np.float32(
+                2**-15
+            ), file.samplerate
         return file.read(frames, dtype="float32", always_2d=True), file.samplerate
 
 
@@ -124,10 +150,16 @@ def read_wav(path, seconds: float) -> tuple[np.ndarray, int]:
             check_rate(path, rate, file.getnchannels())
             content = file.readframes(math.ceil(seconds * rate))
             size = file.getnchannels() * bits // 8  # of a frame; a torn file may end within one
-            content = np.frombuffer(content[: len(content) // size * size], {16: "<i2", 32: "<i4"}[bits])
-            return content.reshape(-1, file.getnchannels()).astype("float32") / 2 ** (bits - 1), rate
+            content = np.frombuffer(
+                content[: len(content) // size * size], {16: "<i2", 32: "<i4"}[bits]
+            )
+            return content.reshape(-1, file.getnchannels()).astype("float32") / 2 ** (
+                bits - 1
+            ), rate
     except (wave.Error, KeyError, EOFError) as error:
-        raise ImportError(f"{path}: reading it needs the package soundfile; or give (array, rate)") from error
+        raise ImportError(
+            f"{path}: reading it needs the package soundfile; or give (array, rate)"
+        ) from error
 
 
 MELLOW_PROMPT = 129  # tokens, whatever the question
@@ -144,10 +176,20 @@ class AudioLMProcessor(ProcessorMixin):
     """
 
     def __init__(
-        self, feature_extractor=None, tokenizer=None, audio_token_id=3, audio_tokens=None, prompt_format="audiolm",
-        chat_template=None, **kwargs,
-    ):  # fmt: skip
-        self.audio_token_id, self.audio_tokens, self.prompt_format = audio_token_id, audio_tokens, prompt_format
+        self,
+        feature_extractor=None,
+        tokenizer=None,
+        audio_token_id=3,
+        audio_tokens=None,
+        prompt_format="audiolm",
+        chat_template=None,
+        **kwargs,
+    ):
+        self.audio_token_id, self.audio_tokens, self.prompt_format = (
+            audio_token_id,
+            audio_tokens,
+            prompt_format,
+        )
         chat_template = chat_template or (
             "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}"
             "{% if c.type == 'text' %}{{ c.text }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
@@ -164,17 +206,25 @@ class AudioLMProcessor(ProcessorMixin):
         placeholder = tokenizer.added_tokens_decoder.get(config.audio_token_id)
         if placeholder is None or not placeholder.special:
             word = tokenizer.convert_ids_to_tokens(config.audio_token_id)
-            raise ValueError(f"audio_token_id {config.audio_token_id} is no spare special token of the tokenizer, but {word!r}")
+            raise ValueError(
+                f"audio_token_id {config.audio_token_id} is no spare special token of the tokenizer, but {word!r}"
+            )
         with torch.device("meta"):
             encoder = build_encoder(config.encoder_config)
         extractor = AudioLMFeatureExtractor.of_encoder(encoder, config.max_audio_seconds)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        return cls(extractor, tokenizer, config.audio_token_id, config.audio_tokens, config.prompt_format)
+        return cls(
+            extractor, tokenizer, config.audio_token_id, config.audio_tokens, config.prompt_format
+        )
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         # a question that contains a special token's text must not inject one
-        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids if texts else []
+        return (
+            self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
+            if texts
+            else []
+        )
 
     def prompts(self, questions: list[str], frames: list[list[int]]) -> list[list[int]]:
         """Ids of prompts: each clip named and standing for its frames, then the question.
@@ -187,9 +237,13 @@ class AudioLMProcessor(ProcessorMixin):
         """
         if self.prompt_format == "mellow":
             return self._mellow_prompts(questions, frames)
-        end, *names = self._ids(["\n", *(f"Audio {i + 1}: " for i in range(max(map(len, frames), default=0)))])
+        end, *names = self._ids(
+            ["\n", *(f"Audio {i + 1}: " for i in range(max(map(len, frames), default=0)))]
+        )
         made = []
-        for question, counts in zip(self._ids([f"{question.strip()}\nAnswer:" for question in questions]), frames):
+        for question, counts in zip(
+            self._ids([f"{question.strip()}\nAnswer:" for question in questions]), frames
+        ):
             prompt = []
             for name, count in zip(names, counts):
                 prompt += [*name, *[self.audio_token_id] * (self.audio_tokens or count), *end]
@@ -198,10 +252,17 @@ class AudioLMProcessor(ProcessorMixin):
 
     def _mellow_prompts(self, questions, frames):
         made, filler = [], self._ids(["!"])[0]
-        for question, counts in zip(self._ids([question.strip().lower() for question in questions]), frames):
+        for question, counts in zip(
+            self._ids([question.strip().lower() for question in questions]), frames
+        ):
             if len(counts) != 2:
-                raise ValueError(f"a question in Mellow's format is about two clips, not {len(counts)}; give one twice")
-            audio = [[*[self.audio_token_id] * (self.audio_tokens or count), MELLOW_SEPARATOR] for count in counts]
+                raise ValueError(
+                    f"a question in Mellow's format is about two clips, not {len(counts)}; give one twice"
+                )
+            audio = [
+                [*[self.audio_token_id] * (self.audio_tokens or count), MELLOW_SEPARATOR]
+                for count in counts
+            ]
             made.append(audio[0] + audio[1] + (question + filler * MELLOW_PROMPT)[:MELLOW_PROMPT])
         return made
 
@@ -219,7 +280,9 @@ class AudioLMProcessor(ProcessorMixin):
         texts = [answer.strip().lower() if mellow else " " + answer.strip() for answer in answers]
         return [[*ids, self.tokenizer.eos_token_id] for ids in self._ids(texts)]
 
-    def __call__(self, text=None, audio=None, answer=None, padding_side="left", return_tensors="pt", **kwargs) -> BatchFeature:
+    def __call__(
+        self, text=None, audio=None, answer=None, padding_side="left", return_tensors="pt", **kwargs
+    ) -> BatchFeature:
         """Model inputs.
 
         Args:
@@ -259,7 +322,10 @@ class AudioLMProcessor(ProcessorMixin):
         longest = max(len(prompt) + len(end) for prompt, end in zip(prompts, ends))
         size = -(-longest // pad_to_multiple_of) * pad_to_multiple_of
         filled = {"input_ids": self.tokenizer.pad_token_id, "attention_mask": 0, "labels": -100}
-        data = {name: np.full((len(prompts), size), value, dtype=np.int64) for name, value in filled.items()}
+        data = {
+            name: np.full((len(prompts), size), value, dtype=np.int64)
+            for name, value in filled.items()
+        }
         for i, (prompt, end) in enumerate(zip(prompts, ends)):
             length = len(prompt) + len(end)
             first = size - length if padding_side == "left" else 0

@@ -1,7 +1,5 @@
 """Asking a trained model: clips and a question in, text and the options' probabilities out (command, page, notebook)."""
 
-import math
-import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,51 +9,15 @@ from pathlib import Path
 import torch
 from transformers import TextIteratorStreamer
 
-from ..data.answer_parsing import option_spans
+from ..checkpoints.load import load_model
+from ..data.answer_parsing import question_kind
 from ..data.audio_files import Clip, open_clip
 from ..data.features import encode_clips
 from ..demo import models as demo_models
 from ..evaluation.answering import answer_batch, likeliest
 from ..evaluation.controls import silenced
-from ..hub.push import load_model
+from ..evaluation.scores import probabilities
 from ..processing_audiolm import AudioLMProcessor, open_file
-
-YES_NO = "Answer only using yes or no."  # with which ReasonAQA ends such a question
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-
-
-def with_options(question: str, options: list[str]) -> str:
-    """A question with its options as ReasonAQA writes them: "… A) rain B) wind"; of yes and no, a sentence that asks for one.
-
-    Raises:
-        ValueError: if there are options in the question already, fewer than two or more than 26, or two that are equal.
-    """
-    options = [option.strip() for option in options if option.strip()]
-    try:
-        " ".join([question, *options]).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("the question is no text in UTF-8") from error
-    if not options:
-        return question.strip()
-    if question_kind(question) != "open":
-        raise ValueError("the question names options already: leave them there, or give them apart")
-    if not 2 <= len(options) <= len(LETTERS) or len({option.casefold() for option in options}) < len(options):
-        raise ValueError(f"2 to {len(LETTERS)} options are wanted, each another")
-    if any(re.match(r"\(?[A-Za-z]\)\s", option) for option in options):
-        raise ValueError("options are given without letters; they get them here")
-    if {option.casefold() for option in options} == {"yes", "no"}:
-        return f"{question.strip()} {YES_NO}"
-    asked = f"{question.strip()} " + " ".join(f"{letter}) {option}" for letter, option in zip(LETTERS, options))
-    if [option.text for option in option_spans(asked)] != options:
-        raise ValueError('an option that holds what begins one, such as "b) ", cannot be told from two')
-    return asked
-
-
-def question_kind(question: str) -> str:
-    """`mcq` if two options or more stand in a question, `yes_no` if it asks for yes or no in ReasonAQA's words, else `open`."""
-    if len(option_spans(question)) > 1:
-        return "mcq"
-    return "yes_no" if question.strip().lower().endswith("using yes or no.") else "open"
 
 
 @dataclass
@@ -97,11 +59,22 @@ class LoadedModel:
         ValueError: in one line, if there is no such model.
     """
 
-    def __init__(self, name_or_path: str, revision: str | None = None, device: str | torch.device | None = None):
+    def __init__(
+        self,
+        name_or_path: str,
+        revision: str | None = None,
+        device: str | torch.device | None = None,
+    ):
         self.name = name_or_path
-        self.is_demo = name_or_path in demo_models() and not Path(name_or_path, "config.json").is_file()
-        model, tokenizer = load_model(str(demo_models()[name_or_path] if self.is_demo else name_or_path), revision)
-        device = device or (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu")
+        self.is_demo = (
+            name_or_path in demo_models() and not Path(name_or_path, "config.json").is_file()
+        )
+        model, tokenizer = load_model(
+            str(demo_models()[name_or_path] if self.is_demo else name_or_path), revision
+        )
+        device = device or (
+            torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+        )
         self.model = model.to(device).eval()
         self.processor = AudioLMProcessor.from_config(model.config, tokenizer)
 
@@ -115,12 +88,24 @@ class LoadedModel:
         Raises:
             BadClip: naming the first that cannot be decoded.
         """
-        made = dict(encode_clips(self.model.encoder, self.processor.feature_extractor, list(dict.fromkeys(clips))))
+        made = dict(
+            encode_clips(
+                self.model.encoder, self.processor.feature_extractor, list(dict.fromkeys(clips))
+            )
+        )
         whole = {clip: seconds_of(clip) for clip in made}
-        return [Heard(made[clip], whole[clip], min(whole[clip], self.max_audio_seconds)) for clip in clips]
+        return [
+            Heard(made[clip], whole[clip], min(whole[clip], self.max_audio_seconds))
+            for clip in clips
+        ]
 
     def ask(
-        self, questions: list[str], heard: list[list[Heard]], muted: bool = False, max_new_tokens: int = 64, streamer=None
+        self,
+        questions: list[str],
+        heard: list[list[Heard]],
+        muted: bool = False,
+        max_new_tokens: int = 64,
+        streamer=None,
     ) -> list[Answer]:
         """Answers to questions together, each about clips of its own.
 
@@ -135,7 +120,9 @@ class LoadedModel:
         if self.processor.prompt_format == "mellow":  # is always asked about two
             heard = [clips * 2 if len(clips) == 1 else clips for clips in heard]
         every = {id(clip): clip.features for clips in heard for clip in clips}
-        frames = {key: len(of) if of.is_floating_point() else of.shape[-1] for key, of in every.items()}
+        frames = {
+            key: len(of) if of.is_floating_point() else of.shape[-1] for key, of in every.items()
+        }
         if muted and not self.model.mapper.feature_mean.any():
             raise ValueError(
                 f"{self.name} does not hold the mean of its training's features, and cannot be asked without audio"
@@ -146,34 +133,52 @@ class LoadedModel:
         for question, clips in zip(questions, heard):
             prompt = self.processor.prompt_ids(question, [frames[id(clip)] for clip in clips])
             if (count := len(prompt) + max_new_tokens) > most:
-                raise ValueError(f"clips, question and answer come to {count:,} tokens; {self.name} takes {most:,}")
-        rows = [{"input": question, "answer": "yes", "question_type": question_kind(question), "audio": [id(c) for c in clips]}
-                for question, clips in zip(questions, heard)]  # fmt: skip
+                raise ValueError(
+                    f"clips, question and answer come to {count:,} tokens; {self.name} takes {most:,}"
+                )
+        rows = [
+            {
+                "input": question,
+                "answer": "yes",
+                "question_type": question_kind(question),
+                "audio": [id(c) for c in clips],
+            }
+            for question, clips in zip(questions, heard)
+        ]
         made = answer_batch(
-            self.model, self.processor, rows, every, ("likelihood", "generate"), max_new_tokens, streamer=streamer
+            self.model,
+            self.processor,
+            rows,
+            every,
+            ("likelihood", "generate"),
+            max_new_tokens,
+            streamer=streamer,
         )
         seconds = time.perf_counter() - start
-        return [Answer(of["text"], probabilities(of["scores"]), likeliest(of["scores"]), seconds) for of in made]
+        return [
+            Answer(of["text"], probabilities(of["scores"]), likeliest(of["scores"]), seconds)
+            for of in made
+        ]
 
     def stream(
         self, question: str, heard: list[Heard], muted: bool = False, max_new_tokens: int = 64
     ) -> Iterator[str | Answer]:
         """The text of an answer as far as it is written, again and again, and last the whole [`Answer`]."""
-        streamer, text = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True), ""
+        streamer, text = (
+            TextIteratorStreamer(
+                self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True
+            ),
+            "",
+        )
         with ThreadPoolExecutor(1) as pool:
             made = pool.submit(self.ask, [question], [heard], muted, max_new_tokens, streamer)
-            made.add_done_callback(lambda _: streamer.end())  # also where it has failed, or the loop would wait for ever
+            made.add_done_callback(
+                lambda _: streamer.end()
+            )  # also where it has failed, or the loop would wait for ever
             for piece in streamer:
                 text += piece
                 yield text.strip()
             yield made.result()[0]
-
-
-def probabilities(scores: dict[str, tuple[float, int]]) -> dict[str, float]:
-    """Of options by their log-likelihoods, (sum, tokens) each: softmax of the sums."""
-    most = max((total for total, _ in scores.values()), default=0.0)
-    weights = {option: math.exp(total - most) for option, (total, _) in scores.items()}
-    return {option: weight / sum(weights.values()) for option, weight in weights.items()}
 
 
 def seconds_of(clip: Clip) -> float:

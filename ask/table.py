@@ -9,9 +9,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..data.answer_parsing import with_options
 from ..data.decoder import BadClip
 from ..evaluation.predict import model_digest
-from .model import LoadedModel, with_options
+from .model import LoadedModel
 
 try:
     import fcntl
@@ -54,10 +55,18 @@ def look_at(table: Path) -> tuple[list[str], int]:
         columns = next(csv.reader(file), [])
         total = sum(bool(row) for row in csv.reader(file))
     if missing := {"audio", "question"} - set(columns):
-        hint = "; commas are wanted between them" if any(";" in column or "\t" in column for column in columns) else ""
-        raise ValueError(f"{table}: no column {' and '.join(sorted(missing))}; it has {', '.join(columns) or 'none'}{hint}")
+        hint = (
+            "; commas are wanted between them"
+            if any(";" in column or "\t" in column for column in columns)
+            else ""
+        )
+        raise ValueError(
+            f"{table}: no column {' and '.join(sorted(missing))}; it has {', '.join(columns) or 'none'}{hint}"
+        )
     if taken := set(ADDED) & set(columns):
-        raise ValueError(f"{table}: the output's own columns stand in it: {', '.join(sorted(taken))}")
+        raise ValueError(
+            f"{table}: the output's own columns stand in it: {', '.join(sorted(taken))}"
+        )
     if len(set(columns)) < len(columns):
         raise ValueError(f"{table}: a column stands in it twice: {', '.join(columns)}")
     return columns, total
@@ -68,8 +77,11 @@ def _ask_table(args, columns: list[str], total: int) -> int:
     name = f"{args.model[0]} {model_digest(model.model)[:12]}{' muted' if args.muted else ''}"
     name += "" if args.max_new_tokens == 64 else f" {args.max_new_tokens} tokens"
     header, features = [*columns, *ADDED], {}
-    with (open(args.csv, newline="", encoding="utf-8-sig") as file, open(args.output, "a", newline="", encoding="utf-8") as out,
-          tqdm(total=total, desc="asking", unit="row", disable=None) as bar):  # fmt: skip
+    with (
+        open(args.csv, newline="", encoding="utf-8-sig") as file,
+        open(args.output, "a", newline="", encoding="utf-8") as out,
+        tqdm(total=total, desc="asking", unit="row", disable=None) as bar,
+    ):
         if fcntl:
             try:
                 fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -83,7 +95,9 @@ def _ask_table(args, columns: list[str], total: int) -> int:
         rows = islice(csv.DictReader(file), done, None)
         while batch := list(islice(rows, args.batch_size)):
             for row, made in zip(batch, answered(model, args, batch, features)):
-                writer.writerow({**{column: row[column] or "" for column in columns}, "model": name, **made})
+                writer.writerow(
+                    {**{column: row[column] or "" for column in columns}, "model": name, **made}
+                )
                 errors += "error" in made
             out.flush()
             bar.update(len(batch))
@@ -96,7 +110,9 @@ def whole_rows(path: Path) -> Iterator[tuple[list[str], int]]:
         kept, end = b"", 0
         for line in file:
             kept += line
-            if kept.count(b'"') % 2 == 0 and kept.endswith(b"\n"):  # else a line ends within a cell, or is torn
+            if kept.count(b'"') % 2 == 0 and kept.endswith(
+                b"\n"
+            ):  # else a line ends within a cell, or is torn
                 end += len(kept)
                 yield next(csv.reader(io.StringIO(kept.decode("utf-8"), newline="")), []), end
                 kept = b""
@@ -122,7 +138,9 @@ def taken_up(args, header: list[str], name: str) -> tuple[int, int]:
         asked = csv.DictReader(file)
         for cells, after in rows:
             row, question = dict(zip(header, cells)), next(asked, None)
-            same = question is not None and all(row[key] == (of or "") for key, of in question.items() if key)
+            same = question is not None and all(
+                row[key] == (of or "") for key, of in question.items() if key
+            )
             if len(cells) != len(header) or not same:
                 raise ValueError(again.format(f"row {done + 1} is another question"))
             if row["model"] != name:
@@ -134,15 +152,22 @@ def taken_up(args, header: list[str], name: str) -> tuple[int, int]:
 
 def answered(model: LoadedModel, args, rows: list[dict], features: dict) -> list[dict]:
     """The added columns of some rows, in their order; keeps what is heard of clips in `features`."""
-    clips = [[str(args.csv.parent / row[key]) for key in ("audio", "audio2") if row.get(key)] for row in rows]
+    clips = [
+        [str(args.csv.parent / row[key]) for key in ("audio", "audio2") if row.get(key)]
+        for row in rows
+    ]
     wanted = dict.fromkeys(clip for of in clips for clip in of)
     new = [clip for clip in wanted if clip not in features]
-    for clip in [clip for clip in features if clip not in wanted][: max(0, len(features) + len(new) - KEPT_CLIPS)]:
+    for clip in [clip for clip in features if clip not in wanted][
+        : max(0, len(features) + len(new) - KEPT_CLIPS)
+    ]:
         del features[clip]
     features |= listened(model, new) if new else {}
     made: list[dict] = []
     for row, of in zip(rows, clips):
-        fault = next((str(features[clip]) for clip in of if isinstance(features[clip], BadClip)), None)
+        fault = next(
+            (str(features[clip]) for clip in of if isinstance(features[clip], BadClip)), None
+        )
         if None in row:
             fault = "more cells than columns; a comma in a cell wants quotes around it"
         elif not row["audio"]:
@@ -156,13 +181,20 @@ def answered(model: LoadedModel, args, rows: list[dict], features: dict) -> list
         made.append({"error": fault} if fault else {"question": question})
     good = [i for i, of in enumerate(made) if "error" not in of]
     asked = [[features[clip] for clip in clips[i]] for i in good]
-    for i, heard, answer in zip(good, asked, said(model, args, [made[i]["question"] for i in good], asked)):
+    for i, heard, answer in zip(
+        good, asked, said(model, args, [made[i]["question"] for i in good], asked)
+    ):
         if isinstance(answer, ValueError):
             made[i] = {"error": str(answer)}
             continue
         share = f"{answer.options[answer.choice]:.4f}" if answer.choice else ""
         seconds = " ".join(f"{of.used:.4g}" for of in heard)
-        made[i] = {"answer": answer.text, "choice": answer.choice or "", "probability": share, "heard_seconds": seconds}
+        made[i] = {
+            "answer": answer.text,
+            "choice": answer.choice or "",
+            "probability": share,
+            "heard_seconds": seconds,
+        }
     return made
 
 
@@ -173,7 +205,11 @@ def said(model: LoadedModel, args, questions: list[str], heard: list) -> list:
     except ValueError as error:
         if len(questions) == 1:
             return [error]
-        return [answer for pair in zip(questions, heard) for answer in said(model, args, *([of] for of in pair))]
+        return [
+            answer
+            for pair in zip(questions, heard)
+            for answer in said(model, args, *([of] for of in pair))
+        ]
 
 
 def listened(model: LoadedModel, clips: list) -> dict:

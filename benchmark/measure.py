@@ -1,16 +1,10 @@
 """What run_benchmark.py measures, one after the other: filling the cache, steps, the loader alone, generation."""
 
-import gc
-import os
 import platform
 import random
 import re
 import time
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from multiprocessing import get_context
-from pathlib import Path
 
 import torch
 import transformers
@@ -18,29 +12,32 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..data import FeatureCache, ReasonAQACollator
-from ..training.adapters import cast_once
-from ..training.compile import PAD_TO, compile_layers
-from .workload import build, clip_files, draw_rows, encode, naive_batch, naive_loss, our_loss, packed, step_flops, write_clips
+from ..runtime import resident_memory
+from ..training.compile import PAD_TO, cast_once, compile_layers
+from .workload import (
+    build,
+    clip_files,
+    draw_rows,
+    encode,
+    naive_batch,
+    naive_loss,
+    our_loss,
+    packed,
+    step_flops,
+    write_clips,
+)
 
 ARM_STEPS = 20_000
 LOADER_BATCHES = 200
 PARTS = ("data", "encode", "forward", "backward", "optimizer")
-OUT_OF_MEMORY = "the memory does not suffice, as it seems; take a smaller --batch_size"
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L4": 121.0}
-
-
-def resident(kind: str) -> int | None:
-    """This process's memory in bytes, `VmRSS` now or `VmHWM` at most; None where Linux does not tell."""
-    try:
-        found = re.search(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    except OSError:
-        return None
-    return int(found[1]) * 1024 if found else None
 
 
 def peak_tflops(device: str) -> float | None:
     """What a GPU of this name multiplies at most, dense in bfloat16; None if it is not known."""
-    return next((peak for name, peak in PEAK_TFLOPS.items() if re.search(rf"\b{name}\b", device)), None)
+    return next(
+        (peak for name, peak in PEAK_TFLOPS.items() if re.search(rf"\b{name}\b", device)), None
+    )
 
 
 def quartiles(seconds: torch.Tensor) -> list[float]:
@@ -79,17 +76,24 @@ def prepare(options, folder: str, cached: bool) -> float | None:
     if not cached:
         return None
     model.encoder.to(device_of())
-    cache, clips = FeatureCache(folder, model.encoder, processor.feature_extractor), clip_files(folder)
+    cache, clips = (
+        FeatureCache(folder, model.encoder, processor.feature_extractor),
+        clip_files(folder),
+    )
     cache.fill(clips[: len(clips) // 3])  # the first ones warm up
     start = time.perf_counter()
     cache.fill(clips)
     return (time.perf_counter() - start) / (len(clips) - len(clips) // 3)
 
 
-def collator(options, model, processor, folder: str, cached: bool, generate: bool = False) -> ReasonAQACollator:
+def collator(
+    options, model, processor, folder: str, cached: bool, generate: bool = False
+) -> ReasonAQACollator:
     """That of training, with the features that [`prepare`] has kept in `folder`, or decoding each clip anew."""
     cache = FeatureCache(folder, model.encoder, processor.feature_extractor) if cached else None
-    return ReasonAQACollator(processor, generate, cache, PAD_TO if options.torch_compile and not generate else 1)
+    return ReasonAQACollator(
+        processor, generate, cache, PAD_TO if options.torch_compile and not generate else 1
+    )
 
 
 def measure(options, naive: bool, folder: str, cached: bool = False) -> dict:
@@ -102,13 +106,19 @@ def measure(options, naive: bool, folder: str, cached: bool = False) -> dict:
         ValueError: if the clips are too long for the language model.
     """
     cuda, device = torch.cuda.is_available(), device_of()
-    before = torch.cuda.memory_reserved() if cuda else resident("VmRSS")
-    name = torch.cuda.get_device_name() if cuda else f"CPU ({torch.backends.cpu.get_cpu_capability()})"
+    before = torch.cuda.memory_reserved() if cuda else resident_memory("VmRSS")
+    name = (
+        torch.cuda.get_device_name() if cuda else f"CPU ({torch.backends.cpu.get_cpu_capability()})"
+    )
     torch._dynamo.utils.counters.clear()
     model, processor = build(options)
     config, dim, extractor = model.config, model.encoder.dim, processor.feature_extractor
     frames = extractor.num_frames(round(options.seconds * extractor.sampling_rate))
-    make = partial(naive_batch, processor=processor) if naive else collator(options, model, processor, folder, cached)
+    make = (
+        partial(naive_batch, processor=processor)
+        if naive
+        else collator(options, model, processor, folder, cached)
+    )
     model.to(device).train()
     if options.precision == "bf16" and options.freeze_lm and not naive:
         cast_once(model.language_model)
@@ -116,22 +126,38 @@ def measure(options, naive: bool, folder: str, cached: bool = False) -> dict:
         compile_layers(model.language_model)
     warmup = 3 if cuda else 1
     count = (warmup + options.steps) * options.batch_size
-    rows = draw_rows(count, options.seed, config.text_config.vocab_size, clip_files(folder), options.one_clip)
+    rows = draw_rows(
+        count, options.seed, config.text_config.vocab_size, clip_files(folder), options.one_clip
+    )
     said = [len(processor.answer_ids(row["answer"])) for row in rows]
-    lengths = [len(processor.prompt_ids(row["input"], [frames] * len(row["audio"]))) + n for row, n in zip(rows, said)]
+    lengths = [
+        len(processor.prompt_ids(row["input"], [frames] * len(row["audio"]))) + n
+        for row, n in zip(rows, said)
+    ]
     if max(lengths) > (most := config.text_config.max_position_embeddings):
-        raise ValueError(f"--seconds {options.seconds:g}: a row has {max(lengths)} tokens, but the language model takes {most}")
+        raise ValueError(
+            f"--seconds {options.seconds:g}: a row has {max(lengths)} tokens, but the language model takes {most}"
+        )
     order, first = list(range(count)), warmup * options.batch_size  # warm-up rows are not counted
-    if not naive and options.train_sampling_strategy == "group_by_length":  # those that count, each once as in the naive steps
+    if (
+        not naive and options.train_sampling_strategy == "group_by_length"
+    ):  # those that count, each once as in the naive steps
         by_length = sorted(order[first:], key=lambda i: lengths[i])
-        steps = [by_length[start : start + options.batch_size] for start in range(0, len(by_length), options.batch_size)]
+        steps = [
+            by_length[start : start + options.batch_size]
+            for start in range(0, len(by_length), options.batch_size)
+        ]
         random.Random(options.seed).shuffle(steps)
         order[first:] = [i for step in steps for i in step]
     if options.torch_compile and cuda and not naive:
-        order[:first] += order[first:] * 2  # each length is seen once, recorded as a graph the second time, and then counts
+        order[:first] += (
+            order[first:] * 2
+        )  # each length is seen once, recorded as a graph the second time, and then counts
     starts = range(0, len(order), options.batch_size)
     batches = [[rows[i] for i in order[start : start + options.batch_size]] for start in starts]
-    loader = DataLoader(batches, None, collate_fn=make, num_workers=options.dataloader_num_workers, pin_memory=cuda)
+    loader = DataLoader(
+        batches, None, collate_fn=make, num_workers=options.dataloader_num_workers, pin_memory=cuda
+    )
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)  # the Trainer's
     bf16 = options.precision == "bf16" and not naive
@@ -141,8 +167,15 @@ def measure(options, naive: bool, folder: str, cached: bool = False) -> dict:
         if start == len(order) - (count - first):
             ahead = time.perf_counter() - began
         if options.packed and not naive:
-            batch = packed(batch, [lengths[i] for i in order[start : start + options.batch_size]], config.audio_token_id)
-        batch = {k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
+            batch = packed(
+                batch,
+                [lengths[i] for i in order[start : start + options.batch_size]],
+                config.audio_token_id,
+            )
+        batch = {
+            k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v
+            for k, v in batch.items()
+        }
         padded.append(batch["input_ids"].numel())
         mark()
         encode(model, batch)
@@ -158,16 +191,28 @@ def measure(options, naive: bool, folder: str, cached: bool = False) -> dict:
         losses.append(loss.detach())
         mark()
     seconds = mark.seconds()[-options.steps :]
-    peak = torch.cuda.max_memory_reserved() if cuda else resident("VmHWM")
+    peak = torch.cuda.max_memory_reserved() if cuda else resident_memory("VmHWM")
     compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    recorded = getattr(model.language_model.model.forward, "graphs", {})  # of each padded length, None where it came once
-    tokens = {"real": sum(lengths[first:]), "padded": sum(padded[-options.steps :]), "labels": sum(said[first:])}
+    recorded = getattr(
+        model.language_model.model.forward, "graphs", {}
+    )  # of each padded length, None where it came once
+    tokens = {
+        "real": sum(lengths[first:]),
+        "padded": sum(padded[-options.steps :]),
+        "labels": sum(said[first:]),
+    }
     heard = sum(len(row["audio"]) for row in rows[first:])
-    total, flops = seconds.sum().item(), step_flops(config, dim, lengths[first:], tokens["labels"], heard * frames)
+    total, flops = (
+        seconds.sum().item(),
+        step_flops(config, dim, lengths[first:], tokens["labels"], heard * frames),
+    )
     assumed = options.peak_tflops or peak_tflops(name)
     return {
         "precision": "bf16" if bf16 else "fp32",
-        "seconds": {part: quartiles(spans) for part, spans in zip((*PARTS, "step"), [*seconds.T, seconds.sum(1)])},
+        "seconds": {
+            part: quartiles(spans)
+            for part, spans in zip((*PARTS, "step"), [*seconds.T, seconds.sum(1)])
+        },
         "mean_step_seconds": total / options.steps,
         "samples_per_second": options.steps * options.batch_size / total,
         "tokens_per_step": {kind: count / options.steps for kind, count in tokens.items()},
@@ -185,10 +230,13 @@ def measure(options, naive: bool, folder: str, cached: bool = False) -> dict:
         "losses": torch.stack(losses).tolist(),
         "trained_parameters": sum(parameter.numel() for parameter in trained),
         "environment": {
-            "device": name, "threads": torch.get_num_threads(), "torch": torch.__version__,
-            "transformers": transformers.__version__, "python": platform.python_version(),
+            "device": name,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
         },
-    }  # fmt: skip
+    }
 
 
 def loader_rate(options, folder: str) -> float:
@@ -196,12 +244,25 @@ def loader_rate(options, folder: str) -> float:
     model, processor = build(options)
     make = collator(options, model, processor, folder, cached=True)
     count = LOADER_BATCHES * options.batch_size
-    rows = draw_rows(count, options.seed, model.config.text_config.vocab_size, clip_files(folder), options.one_clip)
-    batches = [rows[start : start + options.batch_size] for start in range(0, count, options.batch_size)]
-    loader, ends = DataLoader(batches, None, collate_fn=make, num_workers=options.dataloader_num_workers), []
+    rows = draw_rows(
+        count,
+        options.seed,
+        model.config.text_config.vocab_size,
+        clip_files(folder),
+        options.one_clip,
+    )
+    batches = [
+        rows[start : start + options.batch_size] for start in range(0, count, options.batch_size)
+    ]
+    loader, ends = (
+        DataLoader(batches, None, collate_fn=make, num_workers=options.dataloader_num_workers),
+        [],
+    )
     for _ in loader:
         ends.append(time.perf_counter())
-    first = 10 + 2 * options.dataloader_num_workers  # what was made ahead while processes started is not counted
+    first = (
+        10 + 2 * options.dataloader_num_workers
+    )  # what was made ahead while processes started is not counted
     return (LOADER_BATCHES - 1 - first) * options.batch_size / (ends[-1] - ends[first])
 
 
@@ -210,9 +271,15 @@ def generation_rates(options, folder: str, cached: bool) -> dict[str, float]:
     """Tokens a second that `batch_size` rows generate together, the reading of the prompts included, by kind of cache."""
     model, processor = build(options)
     make, device = collator(options, model, processor, folder, cached, generate=True), device_of()
-    model.to(device, torch.bfloat16 if options.precision == "bf16" else torch.float32)  # the encoder stays in fp32
+    model.to(
+        device, torch.bfloat16 if options.precision == "bf16" else torch.float32
+    )  # the encoder stays in fp32
     rows = draw_rows(
-        options.batch_size, options.seed, model.config.text_config.vocab_size, clip_files(folder), options.one_clip
+        options.batch_size,
+        options.seed,
+        model.config.text_config.vocab_size,
+        clip_files(folder),
+        options.one_clip,
     )
     batch = {name: value.to(device) for name, value in make(rows).items()}
     encode(model, batch)  # what an evaluation does once, for all questions about a clip
@@ -222,47 +289,13 @@ def generation_rates(options, folder: str, cached: bool) -> dict[str, float]:
         for _ in range(3):  # the first one warms up
             start = time.perf_counter()
             made = model.generate(
-                **batch, min_new_tokens=options.new_tokens, max_new_tokens=options.new_tokens, do_sample=False,
+                **batch,
+                min_new_tokens=options.new_tokens,
+                max_new_tokens=options.new_tokens,
+                do_sample=False,
                 cache_implementation=kind,
-            ).cpu()  # fmt: skip
+            ).cpu()
             spans.append(time.perf_counter() - start)
         assert made[:, -options.new_tokens :].shape == (len(rows), options.new_tokens)
         rates[kind] = made[:, -options.new_tokens :].numel() / min(spans[1:])
     return rates
-
-
-def apart(function, *arguments, **environment: str):
-    """What a function returns with a memory of its own: on a CPU in a new process, which has these variables; on a GPU, where
-    a process would take longer to start than most of these functions, in this one, with nothing left from those before.
-
-    Raises:
-        ValueError: also if the memory does not suffice.
-    """
-    if torch.cuda.is_available():
-        return in_this_process(function, *arguments)
-    before = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)  # glibc reads them as the process starts
-    try:
-        with ProcessPoolExecutor(1, get_context("spawn")) as process:
-            return process.submit(function, *arguments).result()
-    except RuntimeError as error:
-        if isinstance(error, BrokenProcessPool) or "allocate memory" in str(error):
-            raise ValueError(OUT_OF_MEMORY) from error
-        raise
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-def in_this_process(function, *arguments):
-    """What a function returns, leaving nothing of it on the GPU."""
-    try:
-        return function(*arguments)
-    except torch.OutOfMemoryError as error:
-        raise ValueError(OUT_OF_MEMORY) from error
-    finally:
-        torch._dynamo.reset()  # it holds what it has compiled
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()

@@ -19,16 +19,28 @@ from ..encoders_audiolm import AudioEncoder, CodecEncoder, HTSATEncoder, MimiEnc
 
 MOSHI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
 # by encoder: the repository of the published weights, and the files in which they come, there or elsewhere
-PUBLISHED = {"clap_audio_model": "microsoft/msclap", "mimi": "kyutai/mimi", "encodec": "facebook/encodec_24khz",
-             "dac": "descript/dac_44khz"}  # fmt: skip
+PUBLISHED = {
+    "clap_audio_model": "microsoft/msclap",
+    "mimi": "kyutai/mimi",
+    "encodec": "facebook/encodec_24khz",
+    "dac": "descript/dac_44khz",
+}
 FILES = {
-    "clap_audio_model": ("CLAP_weights_2023.pth", "HTSAT_AudioSet_Saved_1.ckpt", "model.safetensors", "pytorch_model.bin"),
+    "clap_audio_model": (
+        "CLAP_weights_2023.pth",
+        "HTSAT_AudioSet_Saved_1.ckpt",
+        "model.safetensors",
+        "pytorch_model.bin",
+    ),
     "mimi": ("model.safetensors", MOSHI_FILE),
 }
 
 
 def _load_random(encoder_type: str) -> AudioEncoder:
-    warnings.warn(f"{encoder_type}: the encoder's weights are RANDOM; results say nothing about it", stacklevel=3)
+    warnings.warn(
+        f"{encoder_type}: the encoder's weights are RANDOM; results say nothing about it",
+        stacklevel=3,
+    )
     encoder = build_encoder(default_encoder_config(encoder_type)).eval()
     if isinstance(encoder, (MimiEncoder, CodecEncoder)):
         randomise_codebooks(encoder)
@@ -39,8 +51,12 @@ def _load_random(encoder_type: str) -> AudioEncoder:
 def randomise_codebooks(encoder: MimiEncoder | CodecEncoder) -> None:
     """Draws codebooks that begin as zeros from the encoder's own outputs on gliding tones and noise, so that codes vary."""
     seconds = torch.arange(24 * encoder.sample_rate) / encoder.sample_rate
-    sweep = torch.sin(2 * torch.pi * (80 * seconds + 60 * seconds**2 / 2)) * (0.5 + 0.5 * torch.sin(3 * seconds))
-    audio = torch.stack([0.5 * sweep, 0.2 * torch.randn_like(sweep) * torch.sin(seconds).abs(), 0.3 * sweep.flip(0)])
+    sweep = torch.sin(2 * torch.pi * (80 * seconds + 60 * seconds**2 / 2)) * (
+        0.5 + 0.5 * torch.sin(3 * seconds)
+    )
+    audio = torch.stack(
+        [0.5 * sweep, 0.2 * torch.randn_like(sweep) * torch.sin(seconds).abs(), 0.3 * sweep.flip(0)]
+    )
     if encoder.config.model_type == "encodec":
         residual = encoder.model.encoder(audio[:, None])
         for layer in encoder.model.quantizer.layers:
@@ -53,7 +69,10 @@ def randomise_codebooks(encoder: MimiEncoder | CodecEncoder) -> None:
         return  # DAC's begin at random
     latents = encoder.latents(audio).transpose(1, 2)
     rvq = encoder.model.quantizer
-    for quantizer in (rvq.semantic_residual_vector_quantizer, rvq.acoustic_residual_vector_quantizer):
+    for quantizer in (
+        rvq.semantic_residual_vector_quantizer,
+        rvq.acoustic_residual_vector_quantizer,
+    ):
         residual = latents if quantizer.input_proj is None else quantizer.input_proj(latents)
         for layer in quantizer.layers:
             points, codebook = residual.transpose(1, 2).flatten(0, 1), layer.codebook
@@ -74,7 +93,9 @@ def _find(name_or_path: str, *candidates: str) -> str:
             break
         if found := cached_file(name_or_path, name, _raise_exceptions_for_missing_entries=False):
             return found
-    raise ValueError(f"{name_or_path} is no file, nor a folder or a Hub repository within reach with {' or '.join(candidates)}")
+    raise ValueError(
+        f"{name_or_path} is no file, nor a folder or a Hub repository within reach with {' or '.join(candidates)}"
+    )
 
 
 def read_checkpoint(path: str) -> dict[str, torch.Tensor]:
@@ -88,10 +109,20 @@ def read_checkpoint(path: str) -> dict[str, torch.Tensor]:
             return load_file(path)
         # Lightning checkpoints name classes of packages that are not needed here: placeholders stand for them.
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        with torch.serialization.safe_globals([(type("Ignored", (dict,), {}), name) for name in names]):
+        with torch.serialization.safe_globals(
+            [(type("Ignored", (dict,), {}), name) for name in names]
+        ):
             state = torch.load(path, map_location="cpu", weights_only=True)
         return dict(state.get("model", state.get("state_dict", state)))
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, AttributeError, TypeError, ValueError) as error:
+    except (
+        SafetensorError,
+        UnpicklingError,
+        RuntimeError,
+        EOFError,
+        AttributeError,
+        TypeError,
+        ValueError,
+    ) as error:
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ValueError(f"{path} is not a readable checkpoint ({why})") from error
 
@@ -111,58 +142,102 @@ def _config(source: str) -> PreTrainedConfig | None:
 
 def fill(module: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
     """Copies `state` into `module`, of which every tensor must be met by one of the same shape."""
-    wanted = {k: v for k, v in module.state_dict().items() if not k.endswith("relative_position_index")}
+    wanted = {
+        k: v for k, v in module.state_dict().items() if not k.endswith("relative_position_index")
+    }
     missing = [k for k in wanted if k not in state]
     unexpected = [k for k in state if k not in wanted and not k.endswith("relative_position_index")]
-    shapes = [f"{k} {tuple(state[k].shape)}, not {tuple(v.shape)}" for k, v in wanted.items()
-              if k in state and state[k].shape != v.shape]  # fmt: skip
+    shapes = [
+        f"{k} {tuple(state[k].shape)}, not {tuple(v.shape)}"
+        for k, v in wanted.items()
+        if k in state and state[k].shape != v.shape
+    ]
     if missing or unexpected or shapes:
         raise ValueError(
             f"{source} does not fit {type(module).__name__}: {len(missing)} keys missing ({', '.join(missing[:3])}), "
             f"{len(unexpected)} unexpected ({', '.join(unexpected[:3])}), "
             f"{len(shapes)} of another shape ({'; '.join(shapes[:3])})"
         )
-    module.load_state_dict({k: state[k] for k in wanted}, strict=False)  # relative_position_index is the architecture's
+    module.load_state_dict(
+        {k: state[k] for k in wanted}, strict=False
+    )  # relative_position_index is the architecture's
 
 
 _HTSAT_NAMES = [
-    (r"^bn0\.", "batch_norm."), (r"\.norm1\.", ".layernorm_before."), (r"\.norm2\.", ".layernorm_after."),
-    (r"\.attn\.proj\.", ".attention.output.dense."), (r"\.attn\.", ".attention.self."),
-    (r"\.mlp\.fc1\.", ".intermediate.dense."), (r"\.mlp\.fc2\.", ".output.dense."),
-]  # fmt: skip
+    (r"^bn0\.", "batch_norm."),
+    (r"\.norm1\.", ".layernorm_before."),
+    (r"\.norm2\.", ".layernorm_after."),
+    (r"\.attn\.proj\.", ".attention.output.dense."),
+    (r"\.attn\.", ".attention.self."),
+    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+]
 HTSAT_UNUSED = r"^(spectrogram_extractor|logmel_extractor|head)\.|attn_mask$"
 
 
 def _load_htsat(encoder_type: str, name_or_path: str | None) -> HTSATEncoder:
-    source, path = name_or_path or PUBLISHED["clap_audio_model"], checkpoint_file(encoder_type, name_or_path)
+    source, path = (
+        name_or_path or PUBLISHED["clap_audio_model"],
+        checkpoint_file(encoder_type, name_or_path),
+    )
     fields, posteriors = {}, {}
     state = {key.removeprefix("module."): value for key, value in read_checkpoint(path).items()}
-    prefix = next((p for p in ("audio_encoder.base.htsat.", "sed_model.", "audio_model.audio_encoder.", "audio_encoder.")
-                   if any(k.startswith(p) for k in state)), "")  # fmt: skip
+    prefix = next(
+        (
+            p
+            for p in (
+                "audio_encoder.base.htsat.",
+                "sed_model.",
+                "audio_model.audio_encoder.",
+                "audio_encoder.",
+            )
+            if any(k.startswith(p) for k in state)
+        ),
+        "",
+    )
     of_mellow = "audio_encoder.base.c2l.weight" in state
     state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     if prefix in ("audio_encoder.base.htsat.", "sed_model."):
-        if prefix == "sed_model." or of_mellow:  # HTS-AT's own AudioSet weights: 32 kHz, clips of 10 s
+        if (
+            prefix == "sed_model." or of_mellow
+        ):  # HTS-AT's own AudioSet weights: 32 kHz, clips of 10 s
             fields = {"sampling_rate": 32000, "window_seconds": 10.0}
         posteriors = {k: v for k, v in state.items() if k.startswith("tscam_conv.")}
-        state = clap_names({k: v for k, v in state.items() if not re.search(HTSAT_UNUSED, k) and k not in posteriors})
+        state = clap_names(
+            {
+                k: v
+                for k, v in state.items()
+                if not re.search(HTSAT_UNUSED, k) and k not in posteriors
+            }
+        )
         config = default_encoder_config(encoder_type, fields)
     else:
         config = _config(source)
         config = getattr(config, "audio_config", config).to_dict() if config else {}
         folder = str(Path(source).parent) if Path(source).is_file() else source
-        front_end = cached_file(folder, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+        front_end = cached_file(
+            folder, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False
+        )
         if front_end:  # LAION's: 48 kHz, hop 480, windows of 10 s
             given = json.loads(Path(front_end).read_text())
-            fields = {"sampling_rate": given["sampling_rate"], "mel_sampling_rate": given["sampling_rate"],
-                      "n_fft": given["fft_window_size"], "hop_length": given["hop_length"],
-                      "window_seconds": given["max_length_s"],
-                      "frequency_min": given["frequency_min"], "frequency_max": given["frequency_max"]}  # fmt: skip
+            fields = {
+                "sampling_rate": given["sampling_rate"],
+                "mel_sampling_rate": given["sampling_rate"],
+                "n_fft": given["fft_window_size"],
+                "hop_length": given["hop_length"],
+                "window_seconds": given["max_length_s"],
+                "frequency_min": given["frequency_min"],
+                "frequency_max": given["frequency_max"],
+            }
         config = default_encoder_config(encoder_type, {**config, **fields})
     encoder = HTSATEncoder(config)
     fill(encoder.model.audio_encoder, state, path)
     if encoder.posteriors:
-        fill(encoder.classifier, {k.removeprefix("tscam_conv."): v for k, v in posteriors.items()}, path)
+        fill(
+            encoder.classifier,
+            {k.removeprefix("tscam_conv."): v for k, v in posteriors.items()},
+            path,
+        )
     return encoder.eval()
 
 
@@ -184,13 +259,20 @@ _MOSHI_NAMES = [
     (r"^encoder\.model\.(.*)\.conv\.conv\.", r"encoder.encoder_seanet.layers.\1.conv."),
     (r"^encoder_transformer\.transformer\.", "encoder.encoder_transformer."),
     (r"^downsample\.conv\.conv\.conv\.", "encoder.downsample.conv."),
-    (r"out_projs\.0\.", "o_proj."), (r"\.norm1\.", ".input_layernorm."), (r"\.norm2\.", ".post_attention_layernorm."),
-    (r"\.linear1\.", ".mlp.fc1."), (r"\.linear2\.", ".mlp.fc2."),
-    (r"layer_scale_1", "self_attn_layer_scale"), (r"layer_scale_2", "mlp_layer_scale"),
-    (r"rvq_first\.", "semantic_residual_vector_quantizer."), (r"rvq_rest\.", "acoustic_residual_vector_quantizer."),
-    (r"quantizer\.vq\.layers", "quantizer.layers"), (r"\._codebook\._initialized", ".codebook.initialized"),
-    (r"\._codebook\.embedding_sum", ".codebook.embed_sum"), (r"\._codebook\.", ".codebook."),
-]  # fmt: skip
+    (r"out_projs\.0\.", "o_proj."),
+    (r"\.norm1\.", ".input_layernorm."),
+    (r"\.norm2\.", ".post_attention_layernorm."),
+    (r"\.linear1\.", ".mlp.fc1."),
+    (r"\.linear2\.", ".mlp.fc2."),
+    (r"layer_scale_1", "self_attn_layer_scale"),
+    (r"layer_scale_2", "mlp_layer_scale"),
+    (r"rvq_first\.", "semantic_residual_vector_quantizer."),
+    (r"rvq_rest\.", "acoustic_residual_vector_quantizer."),
+    (r"quantizer\.vq\.layers", "quantizer.layers"),
+    (r"\._codebook\._initialized", ".codebook.initialized"),
+    (r"\._codebook\.embedding_sum", ".codebook.embed_sum"),
+    (r"\._codebook\.", ".codebook."),
+]
 
 
 def _load_mimi(encoder_type: str, name_or_path: str | None) -> AudioEncoder:
@@ -214,10 +296,15 @@ def _load_transformers(encoder_type: str, name_or_path: str | None) -> AudioEnco
     source = name_or_path or PUBLISHED[default_encoder_config(encoder_type).model_type]
     encoder = build_encoder(default_encoder_config(encoder_type, _config(source)))
     kind = type(encoder.model)
-    model, info = kind.from_pretrained(source, config=encoder.config, dtype=torch.float32, output_loading_info=True)
+    model, info = kind.from_pretrained(
+        source, config=encoder.config, dtype=torch.float32, output_loading_info=True
+    )
     bad = {k: sorted(map(str, info[k])) for k in ("missing_keys", "mismatched_keys") if info[k]}
     if bad:
-        raise ValueError(f"{path} does not fit {kind.__name__}: " + "; ".join(f"{k} {v[:3]}" for k, v in bad.items()))
+        raise ValueError(
+            f"{path} does not fit {kind.__name__}: "
+            + "; ".join(f"{k} {v[:3]}" for k, v in bad.items())
+        )
     encoder.model = model
     return encoder.eval()
 
@@ -243,9 +330,13 @@ def _mimi_names(state: dict[str, torch.Tensor], heads: int) -> dict[str, torch.T
 def _load_pair(encoder_type: str, name_or_path: str | None) -> AudioEncoder:
     names = name_or_path.split("+") if name_or_path else [None, None]
     if len(names) != 2:
-        raise ValueError(f"--encoder_name_or_path {name_or_path}: for the pair {encoder_type}, FIRST+SECOND is wanted")
+        raise ValueError(
+            f"--encoder_name_or_path {name_or_path}: for the pair {encoder_type}, FIRST+SECOND is wanted"
+        )
     parts = [load_encoder(arm, name or None) for arm, name in zip(encoder_type.split("+"), names)]
-    pair = build_encoder(default_encoder_config(encoder_type, {"first": parts[0].config, "second": parts[1].config}))
+    pair = build_encoder(
+        default_encoder_config(encoder_type, {"first": parts[0].config, "second": parts[1].config})
+    )
     pair.first, pair.second = parts
     return pair.eval()
 
@@ -257,7 +348,12 @@ def _load_silence(encoder_type: str, name_or_path: str | None) -> AudioEncoder:
 
 
 # of formats beside transformers' own
-LOADERS = {"clap_audio_model": _load_htsat, "mimi": _load_mimi, "audiolm_pair": _load_pair, "audiolm_silence": _load_silence}
+LOADERS = {
+    "clap_audio_model": _load_htsat,
+    "mimi": _load_mimi,
+    "audiolm_pair": _load_pair,
+    "audiolm_silence": _load_silence,
+}
 
 
 def checkpoint_file(encoder_type: str, name_or_path: str | None = None) -> str:
@@ -267,11 +363,17 @@ def checkpoint_file(encoder_type: str, name_or_path: str | None = None) -> str:
         ValueError: if there is none.
     """
     kind, of_arm = arm_of(encoder_type)
-    if not name_or_path and of_arm.get("posteriors"):  # what was trained on captions has forgotten its classes
-        raise ValueError(f"--encoder_name_or_path: for {encoder_type} HTS-AT's own checkpoint is wanted, "
-                         "HTSAT_AudioSet_Saved_1.ckpt")  # fmt: skip
+    if not name_or_path and of_arm.get(
+        "posteriors"
+    ):  # what was trained on captions has forgotten its classes
+        raise ValueError(
+            f"--encoder_name_or_path: for {encoder_type} HTS-AT's own checkpoint is wanted, "
+            "HTSAT_AudioSet_Saved_1.ckpt"
+        )
     if not (source := name_or_path or PUBLISHED.get(kind)):
-        raise ValueError(f"--encoder_name_or_path: for {encoder_type} a folder or Hub name is wanted")
+        raise ValueError(
+            f"--encoder_name_or_path: for {encoder_type} a folder or Hub name is wanted"
+        )
     return _find(source, *FILES.get(kind, ("model.safetensors", "pytorch_model.bin")))
 
 
@@ -289,10 +391,14 @@ def load_encoder(encoder_type: str, name_or_path: str | None = None) -> AudioEnc
         return _load_random(encoder_type)
     if name_or_path == "random":
         name_or_path = "random+random"
-    return LOADERS.get(default_encoder_config(encoder_type).model_type, _load_transformers)(encoder_type, name_or_path)
+    return LOADERS.get(default_encoder_config(encoder_type).model_type, _load_transformers)(
+        encoder_type, name_or_path
+    )
 
 
-def altered(encoder: AudioEncoder, band_limit: int | None = None, window_seconds: float | None = None) -> AudioEncoder:
+def altered(
+    encoder: AudioEncoder, band_limit: int | None = None, window_seconds: float | None = None
+) -> AudioEncoder:
     """An encoder of the same weights that hears otherwise.
 
     Args:
@@ -302,7 +408,9 @@ def altered(encoder: AudioEncoder, band_limit: int | None = None, window_seconds
         ValueError: if it has no windows, or not of this length; or no recording has that band.
     """
     config = copy.deepcopy(encoder.config)
-    config.dtype = None  # of the file that it was read from, in which transformers would build it again
+    config.dtype = (
+        None  # of the file that it was read from, in which transformers would build it again
+    )
     if band_limit is not None:
         config.band_limit = band_limit
         check_band(config)

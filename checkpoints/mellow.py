@@ -1,11 +1,9 @@
 """Mellow (arXiv 2503.08540) of its published checkpoint, as an AudioLM; and the second clip that each of its questions has."""
 
-import random
 import re
 from pathlib import Path
 
 import torch
-from datasets import Dataset, List, Value
 from transformers import AutoTokenizer
 from transformers.utils import cached_file
 
@@ -16,8 +14,12 @@ from .encoders import HTSAT_UNUSED, clap_names, fill, read_checkpoint
 PUBLISHED, CHECKPOINT = "soham97/mellow", "v0.ckpt"
 TEXT_MODEL = "HuggingFaceTB/SmolLM2-135M"  # whose tokenizer it has
 # by the beginnings of its keys: the parts of an AudioLM; what is left are the encoder's
-PARTS = {"audio_encoder.base.c2l.": "mapper.posteriors.", "audio_encoder.projection.linear": "mapper.linear_",
-         "audio_encoder.projection.layer_norm.": "mapper.norm.", "caption_decoder.lm.": "language_model."}  # fmt: skip
+PARTS = {
+    "audio_encoder.base.c2l.": "mapper.posteriors.",
+    "audio_encoder.projection.linear": "mapper.linear_",
+    "audio_encoder.projection.layer_norm.": "mapper.norm.",
+    "caption_decoder.lm.": "language_model.",
+}
 TENSORS_OF_A_LAYER = 9
 ENCODER = "audio_encoder.base.htsat."
 
@@ -58,17 +60,31 @@ def load_mellow(path: str):
         elif not re.search(HTSAT_UNUSED, name):
             parts["encoder"][name] = value
     text = AudioLMConfig("mellow").text_config.to_dict()
-    layers = [int(found[1]) for key in state if (found := re.match(r"caption_decoder\.lm\.model\.layers\.(\d+)\.", key))]
+    layers = [
+        int(found[1])
+        for key in state
+        if (found := re.match(r"caption_decoder\.lm\.model\.layers\.(\d+)\.", key))
+    ]
     count = len(layers) // TENSORS_OF_A_LAYER
-    if not count or sorted(layers) != sorted(TENSORS_OF_A_LAYER * list(range(count))):  # before a model of so many is made
-        raise ValueError(f"{path} holds {len(layers)} tensors of language model layers, not {TENSORS_OF_A_LAYER} of each")
+    if not count or sorted(layers) != sorted(
+        TENSORS_OF_A_LAYER * list(range(count))
+    ):  # before a model of so many is made
+        raise ValueError(
+            f"{path} holds {len(layers)} tensors of language model layers, not {TENSORS_OF_A_LAYER} of each"
+        )
     text |= {"num_hidden_layers": count, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    config = AudioLMConfig("mellow", text_config=text, mapper_type="mellow", prompt_format="mellow", freeze_lm=False)
+    config = AudioLMConfig(
+        "mellow", text_config=text, mapper_type="mellow", prompt_format="mellow", freeze_lm=False
+    )
     model = AudioLMForConditionalGeneration(config)
     fill(model.encoder.model.audio_encoder, clap_names(parts["encoder"]), path)
     fill(model.encoder.classifier, parts["posteriors"], path)
     for part in ("mapper", "language_model"):
-        mine = {k.removeprefix(f"{part}."): v for k, v in parts["rest"].items() if k.startswith(f"{part}.")}
+        mine = {
+            k.removeprefix(f"{part}."): v
+            for k, v in parts["rest"].items()
+            if k.startswith(f"{part}.")
+        }
         if part == "mapper":  # not standardised
             mine |= {name: getattr(model.mapper, name) for name in ("feature_mean", "feature_std")}
         fill(getattr(model, part), mine, path)
@@ -76,37 +92,8 @@ def load_mellow(path: str):
     model.generation_config.suppress_tokens = [config.audio_token_id]
     model.config.training = {"published": PUBLISHED}  # not by this package
     folder = Path(path).parent
-    tokenizer = AutoTokenizer.from_pretrained(folder if (folder / "tokenizer.json").is_file() else TEXT_MODEL)
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder if (folder / "tokenizer.json").is_file() else TEXT_MODEL
+    )
     tokenizer.eos_token = tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
     return model.train(False), tokenizer
-
-
-def first_clips(rows: Dataset) -> dict[str, str]:
-    """The first clips of rows, by the names that the rows have for them."""
-    return {name: of[0] for name, of in zip(rows["filepath1"], rows["audio"])}
-
-
-def second_clips(rows: Dataset, seed: int, clips: dict[str, str] | None = None) -> Dataset:
-    """The rows, where those about one clip have a second, another one of `clips`, drawn by `seed` and the first one's name.
-
-    The published code draws one anew whenever it reads a row.
-
-    Args:
-        clips: by name; by default the first clips of these rows.
-
-    Raises:
-        ValueError: if there is one clip alone.
-    """
-    written, rows = rows.format, rows.with_format(None)  # what mends rows as they are read goes on doing so, once
-    names, audio = rows["filepath1"], rows["audio"]
-    clips = clips or first_clips(rows)
-    known = sorted(clips)
-    if len(known) < 2:
-        raise ValueError("Mellow's questions are about two clips, and its rows have one alone")
-    drawn = {}
-    for at, name in enumerate(known):  # any two are as likely
-        other = random.Random(f"{seed}|{name}").randrange(len(known) - 1)
-        drawn[name] = clips[known[other + (other >= at)]]
-    paired = [list(of) if len(of) == 2 else [of[0], drawn[name]] for name, of in zip(names, audio)]
-    made = rows.remove_columns("audio").add_column("audio", paired, feature=List(Value("string")))
-    return made.with_transform(written["format_kwargs"]["transform"]) if written["type"] == "custom" else made

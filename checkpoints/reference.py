@@ -24,7 +24,9 @@ class MSClapReference:
         self.model = HTSATWrapper(44100, 1024, 320, 64, 50, 14000, 527, 768).htsat.eval()
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)["model"]
         prefix = "audio_encoder.base.htsat."
-        self.model.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        self.model.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        )
         self.model.tscam_conv.register_forward_pre_hook(self._keep)
 
     def _keep(self, _module, args):
@@ -34,7 +36,11 @@ class MSClapReference:
     def encode(self, waveform: torch.Tensor, ours: HTSATEncoder) -> torch.Tensor:
         """(1, samples) at 44.1 kHz to (1, frames, 768)."""
         size, kept = ours.window_samples, []
-        clip = waveform[0].repeat(-(-size // waveform.shape[1])) if waveform.shape[1] < size else waveform[0]
+        clip = (
+            waveform[0].repeat(-(-size // waveform.shape[1]))
+            if waveform.shape[1] < size
+            else waveform[0]
+        )
         for start, first, end in ours.windows(waveform.shape[1]):
             self.model(clip[None, start : start + size])
             kept.append(self.grid[0].permute(2, 1, 0)[first:end].flatten(0, 1))
@@ -56,17 +62,36 @@ class MoshiReference:
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoder_type", required=True, choices=["htsat", "mimi_semantic", "mimi_full"], help="the arm")
-    parser.add_argument("--encoder_name_or_path", required=True, help="CLAP_weights_2023.pth, or moshi's safetensors file")
-    parser.add_argument("--max_audio_seconds", type=float, default=10.0, help="seconds used of each file")
-    parser.add_argument("--output_dir", help="save the reference's features there, one .pt for each file")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--encoder_type",
+        required=True,
+        choices=["htsat", "mimi_semantic", "mimi_full"],
+        help="the arm",
+    )
+    parser.add_argument(
+        "--encoder_name_or_path",
+        required=True,
+        help="CLAP_weights_2023.pth, or moshi's safetensors file",
+    )
+    parser.add_argument(
+        "--max_audio_seconds", type=float, default=10.0, help="seconds used of each file"
+    )
+    parser.add_argument(
+        "--output_dir", help="save the reference's features there, one .pt for each file"
+    )
     parser.add_argument("audio", nargs="+", help="audio files")
     args = parser.parse_args(argv)
     try:
         ours = load_encoder(args.encoder_type, args.encoder_name_or_path)
         path = args.encoder_name_or_path
-        reference = MSClapReference(path) if isinstance(ours, HTSATEncoder) else MoshiReference(path, ours.num_levels)
+        reference = (
+            MSClapReference(path)
+            if isinstance(ours, HTSATEncoder)
+            else MoshiReference(path, ours.num_levels)
+        )
         extractor = AudioLMFeatureExtractor(ours.sample_rate, args.max_audio_seconds)
         worst = 0.0
         for file in args.audio:

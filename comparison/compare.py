@@ -71,7 +71,11 @@ def outcomes(runs: Mapping[str, list[Run]]) -> Outcomes:
     arms = {arm: of.mean(0) for arm, of in by_seed.items()}
     controls = {}
     for arm, of in runs.items():
-        names = [name for name in DEAF if all(name in run.rows[i]["controls"] for run in of for i in numbers)]
+        names = [
+            name
+            for name in DEAF
+            if all(name in run.rows[i]["controls"] for run in of for i in numbers)
+        ]
         controls[arm] = {name: np.mean([right(run, name) for run in of], 0) for name in names}
         if not of[0].deaf:
             controls[arm] |= {other: arms[other] for other, its in runs.items() if its[0].deaf}
@@ -98,43 +102,76 @@ def accuracies(of: Outcomes, max_audio_seconds: float) -> dict[str, dict]:
         number = np.array([order.index(name) for name in names])
         samples = clip_bootstrap(stacked, of.clips, number, RESAMPLES)
         for column, (arm, outcome) in enumerate(of.arms.items()):
-            cells = {name: _cell(outcome[number == g].mean(), samples[:, g, column], int((number == g).sum()))
-                     for g, name in enumerate(order)}  # fmt: skip
+            cells = {
+                name: _cell(
+                    outcome[number == g].mean(), samples[:, g, column], int((number == g).sum())
+                )
+                for g, name in enumerate(order)
+            }
             found[arm][grouping] = cells[""] if grouping == "micro" else cells
             if grouping == "question_type":
                 macro = _cell(of.means(outcome).mean(), samples[:, :, column].mean(1), len(of.rows))
                 seeds = [float(of.means(one).mean()) for one in of.by_seed[arm]]
-                found[arm] |= {"macro_accuracy": macro["accuracy"], "macro": macro, "macro_by_seed": seeds}
+                found[arm] |= {
+                    "macro_accuracy": macro["accuracy"],
+                    "macro": macro,
+                    "macro_by_seed": seeds,
+                }
     return found
 
 
 def differences(of: Outcomes, arms: list[str], max_audio_seconds: float) -> dict:
     """Every pair of these arms: by macro accuracy, the primary endpoint, by question type, and by category without a test."""
     pairs = list(combinations(arms, 2))
-    first = [clips[:1] for clips in of.clips]  # rows about two clips would chain all of them into one that nothing can flip
+    first = [
+        clips[:1] for clips in of.clips
+    ]  # rows about two clips would chain all of them into one that nothing can flip
     paired = np.stack([of.arms[b] - of.arms[a] for a, b in pairs], 1)
     samples, means = clip_bootstrap(paired, of.clips, of.kind, RESAMPLES), of.means(paired)
     primary, by_type = [], []
     for column, (a, b) in enumerate(pairs):
         drawn = samples[:, :, column].mean(1)
         low, high = interval(drawn)
-        seeds = [float((of.means(two) - of.means(one)).mean()) for one, two in zip(of.by_seed[a], of.by_seed[b])]
-        primary.append({
-            "a": a, "b": b, "difference": float(means[:, column].mean()), "ci95_low": float(low), "ci95_high": float(high),
-            "p": clip_permutation_test(paired[:, column], first, of.kind, RESAMPLES), "by_seed": seeds,
-            "minimum_detectable_difference": minimum_detectable_difference(float(np.nanstd(drawn, ddof=1)), len(pairs), LEVEL),
-        })  # fmt: skip
+        seeds = [
+            float((of.means(two) - of.means(one)).mean())
+            for one, two in zip(of.by_seed[a], of.by_seed[b])
+        ]
+        primary.append(
+            {
+                "a": a,
+                "b": b,
+                "difference": float(means[:, column].mean()),
+                "ci95_low": float(low),
+                "ci95_high": float(high),
+                "p": clip_permutation_test(paired[:, column], first, of.kind, RESAMPLES),
+                "by_seed": seeds,
+                "minimum_detectable_difference": minimum_detectable_difference(
+                    float(np.nanstd(drawn, ddof=1)), len(pairs), LEVEL
+                ),
+            }
+        )
         for number, kind in enumerate(of.kinds):
             inside = of.kind == number
             low, high = interval(samples[:, number, column])
             clips = [clips for clips, keep in zip(first, inside) if keep]
-            by_type.append({
-                "question_type": kind, "a": a, "b": b, "n": int(inside.sum()), "clips": len(set(clips)),
-                "difference": float(means[number, column]),
-                "ci95_low": float(low), "ci95_high": float(high),
-                "p": clip_permutation_test(paired[inside, column], clips, np.zeros(inside.sum(), int), RESAMPLES),
-                "mcnemar": mcnemar(of.by_seed[a][0][inside] > 0, of.by_seed[b][0][inside] > 0),  # of the first seed
-            })  # fmt: skip
+            by_type.append(
+                {
+                    "question_type": kind,
+                    "a": a,
+                    "b": b,
+                    "n": int(inside.sum()),
+                    "clips": len(set(clips)),
+                    "difference": float(means[number, column]),
+                    "ci95_low": float(low),
+                    "ci95_high": float(high),
+                    "p": clip_permutation_test(
+                        paired[inside, column], clips, np.zeros(inside.sum(), int), RESAMPLES
+                    ),
+                    "mcnemar": mcnemar(
+                        of.by_seed[a][0][inside] > 0, of.by_seed[b][0][inside] > 0
+                    ),  # of the first seed
+                }
+            )
     for family in (primary, by_type):
         for entry, corrected in zip(family, holm([entry["p"] for entry in family])):
             entry["p_holm"] = corrected
@@ -145,12 +182,23 @@ def differences(of: Outcomes, arms: list[str], max_audio_seconds: float) -> dict
     number = np.array([order.index(name) for name in names])
     samples = clip_bootstrap(paired, of.clips, number, RESAMPLES)
     by_category = [
-        {"category": name, "a": a, "b": b, "n": int((number == g).sum()),
-         "difference": float(paired[number == g, column].mean()),
-         **dict(zip(("ci95_low", "ci95_high"), map(float, interval(samples[:, g, column]))))}
-        for g, name in enumerate(order) for column, (a, b) in enumerate(pairs)
-    ]  # fmt: skip
-    return {"primary": primary, "by_type": by_type, "by_category": by_category, "resamples": RESAMPLES}
+        {
+            "category": name,
+            "a": a,
+            "b": b,
+            "n": int((number == g).sum()),
+            "difference": float(paired[number == g, column].mean()),
+            **dict(zip(("ci95_low", "ci95_high"), map(float, interval(samples[:, g, column])))),
+        }
+        for g, name in enumerate(order)
+        for column, (a, b) in enumerate(pairs)
+    ]
+    return {
+        "primary": primary,
+        "by_type": by_type,
+        "by_category": by_category,
+        "resamples": RESAMPLES,
+    }
 
 
 def _mean(values: list) -> float | None:
@@ -164,13 +212,20 @@ def _of_controls(runs: list[Run]) -> dict[str, dict]:
         of = [run.metrics["controls"][control] for run in runs]
         if all(of):
             found[control] = {
-                grouping: {name: {"n": one["n"], "accuracy": _mean([o[grouping][name]["accuracy"] for o in of])}
-                           for name, one in of[0][grouping].items()}
+                grouping: {
+                    name: {
+                        "n": one["n"],
+                        "accuracy": _mean([o[grouping][name]["accuracy"] for o in of]),
+                    }
+                    for name, one in of[0][grouping].items()
+                }
                 for grouping in ("question_type", "category")
-            } | {"macro_accuracy": _mean([o["macro_accuracy"] for o in of])}  # fmt: skip
+            } | {"macro_accuracy": _mean([o["macro_accuracy"] for o in of])}
             if "consistency" in of[0]:
-                found[control]["same_option"] = {k: _mean([o["consistency"][k]["same_option"] for o in of])
-                                                 for k in of[0]["consistency"]}  # fmt: skip
+                found[control]["same_option"] = {
+                    k: _mean([o["consistency"][k]["same_option"] for o in of])
+                    for k in of[0]["consistency"]
+                }
     return found
 
 
@@ -179,11 +234,22 @@ def _of_texts(runs: list[Run]) -> dict[str, dict]:
     found = {}
     for kind, of in runs[0].metrics["text"].items():
         all_of = [run.metrics["text"][kind] for run in runs]
-        found[kind] = {"n": of["n"], "loss_per_answer_token": _mean([o["loss_per_answer_token"] for o in all_of])}
+        found[kind] = {
+            "n": of["n"],
+            "loss_per_answer_token": _mean([o["loss_per_answer_token"] for o in all_of]),
+        }
         if "generated" in of:
-            names = [name for name in ("bleu_4", "rouge_l", "cider_d", "meteor", "spice", "spider") if name in of["generated"]]
-            found[kind]["generated"] = {name: _mean([o["generated"][name] for o in all_of]) for name in names}
-        found[kind]["control_loss"] = {name: _mean([o["control_loss"][name] for o in all_of]) for name in of["control_loss"]}
+            names = [
+                name
+                for name in ("bleu_4", "rouge_l", "cider_d", "meteor", "spice", "spider")
+                if name in of["generated"]
+            ]
+            found[kind]["generated"] = {
+                name: _mean([o["generated"][name] for o in all_of]) for name in names
+            }
+        found[kind]["control_loss"] = {
+            name: _mean([o["control_loss"][name] for o in all_of]) for name in of["control_loss"]
+        }
     return found
 
 
@@ -194,7 +260,12 @@ def _calibration(runs: list[Run]) -> dict | None:
         return None
     best = np.array([max(found.values()) for found in given])
     right = np.array(
-        [bool(row["answers"]["likelihood"]["correct"]) for run in runs for row in run.rows if option_probabilities(row)]
+        [
+            bool(row["answers"]["likelihood"]["correct"])
+            for run in runs
+            for row in run.rows
+            if option_probabilities(row)
+        ]
     )
     return expected_calibration_error(best, right)
 
@@ -217,10 +288,14 @@ def conclusion(comparison: Mapping) -> str:
         if pair["p_holm"] < LEVEL and steady:
             said.append(f"{better} answers better than {worse} {by}, in every seed")
         elif pair["p_holm"] < LEVEL:
-            said.append(f"{better} leads {worse} {by}, but not in every seed: no difference was shown")
+            said.append(
+                f"{better} leads {worse} {by}, but not in every seed: no difference was shown"
+            )
         else:
             least = 100 * pair["minimum_detectable_difference"]
-            none.append(f"between {pair['a']} and {pair['b']} ({spread(pair)}; one of {least:.1f} would have been found)")
+            none.append(
+                f"between {pair['a']} and {pair['b']} ({spread(pair)}; one of {least:.1f} would have been found)"
+            )
     if none:
         said.append(f"no difference was shown {', nor '.join(none)}")
     for arm, of in arms.items():
@@ -228,11 +303,17 @@ def conclusion(comparison: Mapping) -> str:
         if above and above["ci95_low"] <= 0:
             said.append(f"{arm} is not shown to listen: {above['best_control']} does as well")
     if seeds < SEEDS:
-        said.append(f"with {'one seed' if seeds == 1 else f'{seeds} seeds'}, fewer than the protocol's {SEEDS}, this is "
-                    "exploratory and says nothing about another training")  # fmt: skip
+        said.append(
+            f"with {'one seed' if seeds == 1 else f'{seeds} seeds'}, fewer than the protocol's {SEEDS}, this is "
+            "exploratory and says nothing about another training"
+        )
     said.append(f"nothing follows for codecs and classifiers as such: {TRAINED_ON}")
     about = f"{statistics['rows']:,} closed rows about {statistics['clips']:,} clips, by {NAMES[comparison['protocol']]}"
-    return f"On {about} (in points, 95 % intervals and p after Holm in brackets): " + "; ".join(said) + "."
+    return (
+        f"On {about} (in points, 95 % intervals and p after Holm in brackets): "
+        + "; ".join(said)
+        + "."
+    )
 
 
 def macros(runs: Mapping[str, list[Run]]) -> dict[str, dict]:
@@ -242,9 +323,14 @@ def macros(runs: Mapping[str, list[Run]]) -> dict[str, dict]:
     if not any(row["question_type"] in SCORED for row in first.rows):
         return {arm: {"macro": None, "listening": None} for arm in runs}
     of = outcomes(runs)
-    above = {arm: above_best_control(of.arms[arm], of.controls[arm], of.kinds, of.kind, of.clips) for arm in of.arms}
-    return {arm: {"macro": found["macro"], "listening": above[arm].get("macro")}
-            for arm, found in accuracies(of, first.metrics["max_audio_seconds"]).items()}  # fmt: skip
+    above = {
+        arm: above_best_control(of.arms[arm], of.controls[arm], of.kinds, of.kind, of.clips)
+        for arm in of.arms
+    }
+    return {
+        arm: {"macro": found["macro"], "listening": above[arm].get("macro")}
+        for arm, found in accuracies(of, first.metrics["max_audio_seconds"]).items()
+    }
 
 
 def compare(runs: Mapping[str, list[Run]]) -> dict:
@@ -253,22 +339,36 @@ def compare(runs: Mapping[str, list[Run]]) -> dict:
     seconds = first.metrics["max_audio_seconds"]
     arms = {
         arm: {
-            "encoder_type": of[0].metrics["settings"]["model"]["encoder_type"], "no_audio": of[0].deaf,
-            "text": _of_texts(of), "controls": _of_controls(of), "calibration": _calibration(of),
-            "training": of[0].metrics["settings"]["model"]["training"], "listening": {},
+            "encoder_type": of[0].metrics["settings"]["model"]["encoder_type"],
+            "no_audio": of[0].deaf,
+            "text": _of_texts(of),
+            "controls": _of_controls(of),
+            "calibration": _calibration(of),
+            "training": of[0].metrics["settings"]["model"]["training"],
+            "listening": {},
         }
         for arm, of in runs.items()
-    }  # fmt: skip
-    comparison = {"protocol": first.metrics["protocol"], "seeds": [run.seed for run in next(iter(runs.values()))],
-                  "rows": {"test": len(first.rows)}, "arms": arms, "statistics": {},
-                  "majority": first.metrics.get("controls", {}).get("majority", {})}  # fmt: skip
+    }
+    comparison = {
+        "protocol": first.metrics["protocol"],
+        "seeds": [run.seed for run in next(iter(runs.values()))],
+        "rows": {"test": len(first.rows)},
+        "arms": arms,
+        "statistics": {},
+        "majority": first.metrics.get("controls", {}).get("majority", {}),
+    }
     if any(row["question_type"] in SCORED for row in first.rows):
         of = outcomes(runs)
         for arm, found in accuracies(of, seconds).items():
             arms[arm] |= found
-            arms[arm]["listening"] = above_best_control(of.arms[arm], of.controls[arm], of.kinds, of.kind, of.clips)
+            arms[arm]["listening"] = above_best_control(
+                of.arms[arm], of.controls[arm], of.kinds, of.kind, of.clips
+            )
         hearing = [arm for arm, its in runs.items() if not its[0].deaf]
         comparison["statistics"] = differences(of, hearing, seconds) if len(hearing) > 1 else {}
-        comparison["statistics"] |= {"rows": len(of.rows), "clips": len({clip for clips in of.clips for clip in clips})}
+        comparison["statistics"] |= {
+            "rows": len(of.rows),
+            "clips": len({clip for clips in of.clips for clip in clips}),
+        }
         comparison["conclusion"] = conclusion(comparison)
     return comparison

@@ -9,16 +9,18 @@ from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoTokenizer
 
-from ..configuration_audiolm import AudioLMConfig
+from ..configuration_audiolm import OF_AN_ARM, AudioLMConfig
 from ..data.reasonaqa import FIELDS, QUESTION_TYPES
 from ..encoders_audiolm import AudioEncoder, build_encoder
 from ..processing_audiolm import AudioLMProcessor
 
-NO_ANSWERS = ("question_only", "batch_size", "controls")  # settings on which the answers do not depend
-# what makes an arm, beside its weights; of run_train.py's options, and of a model's configuration
-OF_AN_ARM = ("encoder_type", "no_audio", "audio_tokens", "band_limit", "window_seconds", "learn_code_embeddings")
+NO_ANSWERS = (
+    "question_only",
+    "batch_size",
+    "controls",
+)  # settings on which the answers do not depend
 OF_A_SEED = ("seed", "shuffle options", "batches")  # what differs between the seeds of one arm
 
 
@@ -65,18 +67,29 @@ def read_run(folder: str | Path) -> Run:
 def _flat(settings: Mapping, prefix: str = "") -> dict[str, object]:
     found = {}
     for name, value in settings.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        found |= (
+            _flat(value, f"{prefix}{name}.")
+            if isinstance(value, Mapping)
+            else {f"{prefix}{name}": value}
+        )
     return found
 
 
-def _comparable(run: Run, of_one_arm: bool, may_differ: tuple[str, ...], of_published: bool) -> dict[str, object]:
+def _comparable(
+    run: Run, of_one_arm: bool, may_differ: tuple[str, ...], of_published: bool
+) -> dict[str, object]:
     """What must be equal: of two arms of one seed, or of two seeds of one arm; if one was trained elsewhere, how both were
     asked alone."""
-    settings = {name: value for name, value in run.metrics["settings"].items() if name not in NO_ANSWERS}
+    settings = {
+        name: value for name, value in run.metrics["settings"].items() if name not in NO_ANSWERS
+    }
     model = dict(settings.pop("model"))
     if of_published:
         return _flat({"protocol": run.metrics["protocol"], **settings})
-    asked = {name: model.get(name) or usual for name, usual in (("mapper_type", "mlp"), ("prompt_format", "audiolm"))}
+    asked = {
+        name: model.get(name) or usual
+        for name, usual in (("mapper_type", "mlp"), ("prompt_format", "audiolm"))
+    }
     training = {name: value for name, value in model["training"].items() if name not in may_differ}
     arm = {name: model.get(name) for name in OF_AN_ARM} if of_one_arm else {}
     if of_one_arm:
@@ -96,16 +109,28 @@ def check_comparable(runs: Mapping[str, list[Run]], may_differ: tuple[str, ...] 
     """
 
     def check(one: Run, other: Run, of_one_arm: bool) -> None:
-        if [[row[field] for field in FIELDS] for row in one.rows] != [[row[field] for field in FIELDS] for row in other.rows]:
-            raise ValueError(f"{one.folder} and {other.folder} hold answers to different rows; evaluate both on one test file")
+        if [[row[field] for field in FIELDS] for row in one.rows] != [
+            [row[field] for field in FIELDS] for row in other.rows
+        ]:
+            raise ValueError(
+                f"{one.folder} and {other.folder} hold answers to different rows; evaluate both on one test file"
+            )
         published = one.published or other.published
         a, b = (_comparable(run, of_one_arm, may_differ, published) for run in (one, other))
         known = [
-            name for name in dict.fromkeys([*a, *b]) if name != "step" or None not in (a[name], b[name])
+            name
+            for name in dict.fromkeys([*a, *b])
+            if name != "step" or None not in (a[name], b[name])
         ]  # the Hub has none
-        differing = [f"{name} ({a.get(name)} and {b.get(name)})" for name in known if a.get(name) != b.get(name)]
+        differing = [
+            f"{name} ({a.get(name)} and {b.get(name)})"
+            for name in known
+            if a.get(name) != b.get(name)
+        ]
         if differing:
-            raise ValueError(f"{one.folder} and {other.folder} differ in more than the arm: {', '.join(differing)}")
+            raise ValueError(
+                f"{one.folder} and {other.folder} differ in more than the arm: {', '.join(differing)}"
+            )
 
     first, *others = runs.values()
     if trained := [of for of in runs.values() if not of[0].published]:
@@ -115,9 +140,13 @@ def check_comparable(runs: Mapping[str, list[Run]], may_differ: tuple[str, ...] 
             continue
         if [run.seed for run in of] != [run.seed for run in first]:
             seeds = {name: [run.seed for run in found] for name, found in runs.items()}
-            raise ValueError(f"each arm wants the same seeds in the same order, but they are {seeds}")
+            raise ValueError(
+                f"each arm wants the same seeds in the same order, but they are {seeds}"
+            )
         if len({run.seed for run in of}) != len(of):
-            raise ValueError(f"{arm}: the seed {of[0].seed} is there twice; a second seed wants a second training")
+            raise ValueError(
+                f"{arm}: the seed {of[0].seed} is there twice; a second seed wants a second training"
+            )
         for run in of[1:]:
             check(of[0], run, True)
     for of in others:
@@ -128,7 +157,10 @@ def check_comparable(runs: Mapping[str, list[Run]], may_differ: tuple[str, ...] 
 def learning_curves(log_history: list[dict]) -> dict:
     """Training loss and loss per answer token of each question type, as [step, loss] pairs, of a `trainer_state.json`."""
     keys = {kind: f"eval_{kind}_token_loss" for kind in QUESTION_TYPES}
-    found = {kind: [[e["step"], float(e[key])] for e in log_history if key in e] for kind, key in keys.items()}
+    found = {
+        kind: [[e["step"], float(e[key])] for e in log_history if key in e]
+        for kind, key in keys.items()
+    }
     return {
         "train_loss": [[e["step"], float(e["loss"])] for e in log_history if "loss" in e],
         "eval_loss": {kind: points for kind, points in found.items() if points},
@@ -151,25 +183,28 @@ def bits_per_second(encoder: AudioEncoder) -> float:
     return encoder.frame_rate * encoder.dim * 16.0
 
 
-def heard_otherwise(config: PreTrainedConfig) -> dict:
-    """`band_limit` and `window_seconds` of an encoder's configuration, or of one of a pair's; None where it has none."""
-    parts = [part for part in (config, getattr(config, "first", None), getattr(config, "second", None)) if part is not None]
-    return {name: next((value for part in parts if (value := getattr(part, name, None)) is not None), None)
-            for name in ("band_limit", "window_seconds")}  # fmt: skip
-
-
 def model_facts(folder: str | Path) -> dict:
     """Of a saved model: trained parameters, the seconds that it uses of a clip, the tokens that it makes of them and of one of
     them, bits/s of what its encoder hands on (none where the audio is taken away), and its learning curves."""
-    AutoConfig.register("audiolm", AudioLMConfig, exist_ok=True)  # or the code beside the weights would be asked about
-    config, tokenizer = AudioLMConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    AutoConfig.register(
+        "audiolm", AudioLMConfig, exist_ok=True
+    )  # or the code beside the weights would be asked about
+    config, tokenizer = (
+        AudioLMConfig.from_pretrained(folder),
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
+    )
     extractor = AudioLMProcessor.from_config(config, tokenizer).feature_extractor
     trained = ("mapper.",) if config.freeze_lm else ("mapper.", "language_model.")
     with safe_open(Path(folder, "model.safetensors"), "pt") as file:
-        count = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys()  # noqa: SIM118
-                    if key.startswith(trained) and not key.startswith("mapper.feature_"))  # fmt: skip
+        count = sum(
+            math.prod(file.get_slice(key).get_shape())
+            for key in file.keys()  # noqa: SIM118
+            if key.startswith(trained) and not key.startswith("mapper.feature_")
+        )
     state = json.loads(Path(folder, "trainer_state.json").read_text())
-    tokens = config.audio_tokens or extractor.num_frames(int(config.max_audio_seconds * extractor.sampling_rate))
+    tokens = config.audio_tokens or extractor.num_frames(
+        int(config.max_audio_seconds * extractor.sampling_rate)
+    )
     with torch.device("meta"):  # its sizes alone
         encoder = build_encoder(config.encoder_config)
     return {
@@ -188,7 +223,9 @@ def validation_loss(folder: str | Path) -> float:
     Raises:
         ValueError: if it was never evaluated.
     """
-    curves = learning_curves(json.loads(Path(folder, "trainer_state.json").read_text())["log_history"])["eval_loss"]
+    curves = learning_curves(
+        json.loads(Path(folder, "trainer_state.json").read_text())["log_history"]
+    )["eval_loss"]
     if not curves:
         raise ValueError(f"{folder}/trainer_state.json holds no loss on a validation split")
     return sum(points[-1][1] for points in curves.values()) / len(curves)

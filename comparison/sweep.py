@@ -29,8 +29,14 @@ from .plan import Planned
 SCRIPTS = {"train": run_train, "evaluate": run_eval}
 SAYING = {"train": "training", "evaluate": "evaluating"}
 MADE = {"train": "trainer_state.json", "evaluate": "evaluation/metrics.json"}
-STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit statuses of a run that was told to stop
-OF_LAUNCHERS = ("ChildFailedError", "CalledProcessError")  # which say only that a process of theirs has failed
+STOPPED = (
+    128 + signal.SIGINT,
+    128 + signal.SIGTERM,
+)  # exit statuses of a run that was told to stop
+OF_LAUNCHERS = (
+    "ChildFailedError",
+    "CalledProcessError",
+)  # which say only that a process of theirs has failed
 
 
 def clock(seconds: float) -> str:
@@ -55,7 +61,9 @@ def part_of(share: str) -> tuple[int, int]:
     """
     found = re.fullmatch(r"(\d+)/(\d+)", share)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise ValueError(f"--share {share}: I/N is wanted, such as 1/2 on one machine and 2/2 on another")
+        raise ValueError(
+            f"--share {share}: I/N is wanted, such as 1/2 on one machine and 2/2 on another"
+        )
     return int(found[1]), int(found[2])
 
 
@@ -70,7 +78,9 @@ def devices(parallel: int, each: int) -> list[str | None]:
     names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
     names = names.split(",")[:count]
     if parallel * each > count:
-        raise ValueError(f"--parallel {parallel} with {each} GPUs a run wants {parallel * each} GPUs, but {count} are here")
+        raise ValueError(
+            f"--parallel {parallel} with {each} GPUs a run wants {parallel * each} GPUs, but {count} are here"
+        )
     return [",".join(names[i * each : (i + 1) * each]) for i in range(parallel)]
 
 
@@ -78,8 +88,25 @@ def command(module: str, words: list[str], processes: int) -> list[str]:
     """The command line of a script, in so many processes."""
     if processes == 1:
         return [sys.executable, "-m", module, *words]
-    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_machines", "1"]
-    own = ["--num_processes", str(processes), "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.accelerate_cli",
+        "launch",
+        "--multi_gpu",
+        "--num_machines",
+        "1",
+    ]
+    own = [
+        "--num_processes",
+        str(processes),
+        "--main_process_port",
+        "0",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ]
     return [*launch, *own, "-m", module, *words]
 
 
@@ -87,8 +114,12 @@ def last_words(log: Path) -> str:
     """The last line of a log that says what went wrong; else its last line."""
     lines = re.split(r"[\r\n]+", log.read_text(encoding="utf-8", errors="replace"))
     lines = [said for line in lines if (said := re.sub(r"^\[rank\d+\]: ?", "", line).strip())]
-    telling = [line for line in lines if re.match(r"run_\w+\.py: |[\w.]*(Error|Exception)\b", line)
-               and not any(name in line for name in OF_LAUNCHERS)]  # fmt: skip
+    telling = [
+        line
+        for line in lines
+        if re.match(r"run_\w+\.py: |[\w.]*(Error|Exception)\b", line)
+        and not any(name in line for name in OF_LAUNCHERS)
+    ]
     return (telling or lines or ["it said nothing"])[-1]
 
 
@@ -117,8 +148,16 @@ class Sweep:
         failures: of the runs that were tried.
     """
 
-    def __init__(self, output: Path, runs: list[Planned], records: dict[Path, dict], start: float, parallel: int | None = None,
-                 processes: int = 1, share: tuple[int, int] = (1, 1)):  # fmt: skip
+    def __init__(
+        self,
+        output: Path,
+        runs: list[Planned],
+        records: dict[Path, dict],
+        start: float,
+        parallel: int | None = None,
+        processes: int = 1,
+        share: tuple[int, int] = (1, 1),
+    ):
         self.output, self.runs, self.records, self.start = output, runs, records, start
         self.mine = runs[share[0] - 1 :: share[1]]
         self.parallel, self.processes = parallel, processes
@@ -135,7 +174,9 @@ class Sweep:
     def timings(self) -> dict[str, dict[str, float]]:
         """Seconds of each run's stages, whoever ran them."""
         files = {self.name(run): run.folder / "timings.json" for run in self.runs}
-        return {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
+        return {
+            name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()
+        }
 
     def done(self, stage: str, run: Planned) -> bool:
         record = run.folder / f"{stage}.json"
@@ -147,7 +188,9 @@ class Sweep:
 
     def whole(self, runs: list[Planned]) -> list[Planned]:
         """Those of `runs` that did not fail, nor did the same with another seed."""
-        failed = {failure.run[:1] + failure.run[2:4] for failure in self.failures}  # arm, learning rate, steps
+        failed = {
+            failure.run[:1] + failure.run[2:4] for failure in self.failures
+        }  # arm, learning rate, steps
         return [run for run in runs if run[:1] + run[2:4] not in failed]
 
     def left(self) -> str:
@@ -204,7 +247,9 @@ class Sweep:
             print(f"{number}: {SAYING[stage]}… ({passed} passed, {self.left()})", flush=True)
             log, before = run.folder / f"{stage}.log", time.perf_counter()
             words = self._prepare(stage, run)
-            said = self._apart(stage, words, log) if self.parallel else self._here(stage, words, log)
+            said = (
+                self._apart(stage, words, log) if self.parallel else self._here(stage, words, log)
+            )
             if self.stopped:
                 return
             if said is None and not (run.folder / MADE[stage]).is_file():
@@ -214,7 +259,9 @@ class Sweep:
                 print(f"{number}: {SAYING[stage]} failed: {said}", flush=True)
                 return
             file, took = run.folder / "timings.json", round(time.perf_counter() - before, 1)
-            write_json(file, {**(json.loads(file.read_text()) if file.is_file() else {}), stage: took})
+            write_json(
+                file, {**(json.loads(file.read_text()) if file.is_file() else {}), stage: took}
+            )
             write_json(run.folder / f"{stage}.json", self.records[run.folder])
 
     def _prepare(self, stage: str, run: Planned) -> list[str]:
@@ -245,7 +292,9 @@ class Sweep:
                 if error.code in STOPPED:
                     raise
                 print(error.code, file=file)
-                return f"exit status {error.code}" if isinstance(error.code, int) else str(error.code)
+                return (
+                    f"exit status {error.code}" if isinstance(error.code, int) else str(error.code)
+                )
             except Exception as error:
                 traceback.print_exc(file=file)
                 return " ".join(f"{type(error).__name__}: {error}".split())
@@ -253,7 +302,10 @@ class Sweep:
 
     def _apart(self, stage: str, words: list[str], log: Path) -> str | None:
         """Runs a script in processes of its own, a group; what went wrong, None if nothing did."""
-        place, environment = self.places.get(), {**os.environ, "PYTHONUNBUFFERED": "1"}  # what a killed one has said is kept
+        place, environment = (
+            self.places.get(),
+            {**os.environ, "PYTHONUNBUFFERED": "1"},
+        )  # what a killed one has said is kept
         if place is not None:
             environment["CUDA_VISIBLE_DEVICES"] = place
         else:  # runs share the cores
@@ -265,7 +317,9 @@ class Sweep:
                 with self.lock:
                     if self.stopped:
                         return None
-                    process = subprocess.Popen(words, stdout=file, stderr=file, env=environment, start_new_session=True)
+                    process = subprocess.Popen(
+                        words, stdout=file, stderr=file, env=environment, start_new_session=True
+                    )
                     self.started.add(process)
                 status = process.wait()
                 with self.lock:

@@ -45,9 +45,17 @@ class ClipFacts(NamedTuple):
     def kind(self) -> str:
         """ "sound", or what is the matter: "missing", "unreadable", "not finite", "too loud", "silent", "too short"."""
         if self.fault is None:
-            return "silent" if self.peak < SILENT else "too short" if self.seconds < SHORTEST else "sound"
+            return (
+                "silent"
+                if self.peak < SILENT
+                else "too short"
+                if self.seconds < SHORTEST
+                else "sound"
+            )
         named = {"missing": "missing", "NaN": "not finite", "samples up to": "too loud"}
-        return next((kind for start, kind in named.items() if self.fault.startswith(start)), "unreadable")
+        return next(
+            (kind for start, kind in named.items() if self.fault.startswith(start)), "unreadable"
+        )
 
 
 def clip_facts(clip: str, max_seconds: float = 10.0) -> ClipFacts:
@@ -55,7 +63,9 @@ def clip_facts(clip: str, max_seconds: float = 10.0) -> ClipFacts:
     try:
         source = open_clip(clip)
         if isinstance(source, str) and os.path.exists(source) and not os.path.isfile(source):
-            return ClipFacts("not readable as audio (no regular file)")  # a pipe would be waited for
+            return ClipFacts(
+                "not readable as audio (no regular file)"
+            )  # a pipe would be waited for
         with open(source, "rb") if isinstance(source, str) else nullcontext(source) as raw:
             size, head = raw.seek(0, os.SEEK_END), raw.seek(0) or raw.read(8)
             raw.seek(0)
@@ -72,19 +82,31 @@ def clip_facts(clip: str, max_seconds: float = 10.0) -> ClipFacts:
                 samples = sound.read(wanted, dtype="float32")
     except FileNotFoundError:
         return ClipFacts("missing")
-    except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError, MemoryError, pa.ArrowException) as error:
+    except (
+        soundfile.LibsndfileError,
+        RuntimeError,
+        OSError,
+        ValueError,
+        MemoryError,
+        pa.ArrowException,
+    ) as error:
         return ClipFacts(f"not readable as audio ({error})")
     if len(samples) < wanted:
         return ClipFacts(f"truncated: {len(samples)} of {wanted} samples", seconds)
     if not np.isfinite(samples).all():
         return ClipFacts("NaN or infinite samples", seconds)
     peak = float(np.abs(samples).max())
-    digest = hashlib.blake2b(np.ascontiguousarray(samples), digest_size=16, key=str(rate).encode()).hexdigest()
+    digest = hashlib.blake2b(
+        np.ascontiguousarray(samples), digest_size=16, key=str(rate).encode()
+    ).hexdigest()
     return ClipFacts(f"samples up to {peak:.1f}" if peak > LOUDEST else None, seconds, peak, digest)
 
 
 def examine(
-    clips: list[str], max_seconds: float = 10.0, cache_file: str | Path | None = None, look: Callable = clip_facts
+    clips: list[str],
+    max_seconds: float = 10.0,
+    cache_file: str | Path | None = None,
+    look: Callable = clip_facts,
 ) -> dict[str, ClipFacts]:
     """Facts of all clips, by clip; in parallel, remembered by size and modification time, also when it is interrupted.
 
@@ -114,7 +136,9 @@ def examine(
         for clip in ready:
             del new[clip]
 
-    bar = tqdm(total=len(unknown), desc="checking audio", unit="file", disable=None if unknown else True)
+    bar = tqdm(
+        total=len(unknown), desc="checking audio", unit="file", disable=None if unknown else True
+    )
     try:
         with ThreadPoolExecutor() as pool, bar:
             for _ in _in_parallel(pool, find, unknown):
@@ -130,7 +154,9 @@ def _in_parallel(pool: ThreadPoolExecutor, find: Callable, clips: list[str]) -> 
     """Comes back for each clip; few are under way at once, so that an interruption ends it soon."""
     waiting, left = set(), iter(clips)
     while True:
-        waiting |= {pool.submit(find, clip) for clip in islice(left, 4 * pool._max_workers - len(waiting))}
+        waiting |= {
+            pool.submit(find, clip) for clip in islice(left, 4 * pool._max_workers - len(waiting))
+        }
         if not waiting:
             return
         done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
@@ -138,9 +164,15 @@ def _in_parallel(pool: ThreadPoolExecutor, find: Callable, clips: list[str]) -> 
             yield future.result()
 
 
-def check_audio(paths: list[str], max_seconds: float = 10.0, cache_file: str | Path | None = None) -> dict[str, str]:
+def check_audio(
+    paths: list[str], max_seconds: float = 10.0, cache_file: str | Path | None = None
+) -> dict[str, str]:
     """The faults of all clips that have one, by clip."""
-    return {path: facts.fault for path, facts in examine(paths, max_seconds, cache_file).items() if facts.fault}
+    return {
+        path: facts.fault
+        for path, facts in examine(paths, max_seconds, cache_file).items()
+        if facts.fault
+    }
 
 
 def _write_whole(file: Path, text: str) -> None:
@@ -150,13 +182,17 @@ def _write_whole(file: Path, text: str) -> None:
     part.replace(file)
 
 
-def sound_rows(data: DatasetDict, seconds: float, on_bad_audio: str, output_dir: str | Path) -> DatasetDict:
+def sound_rows(
+    data: DatasetDict, seconds: float, on_bad_audio: str, output_dir: str | Path
+) -> DatasetDict:
     """The rows whose audio is there and whole; the faults are counted, named and written to `output_dir`/bad_audio.txt.
 
     Raises:
         ValueError: if there is a fault and `on_bad_audio` is "error", or if no row of a split is left.
     """
-    faults = check_audio([path for split in data.values() for row in split["audio"] for path in row], seconds)
+    faults = check_audio(
+        [path for split in data.values() for row in split["audio"] for path in row], seconds
+    )
     if not faults:
         return data
     listing = Path(output_dir, "bad_audio.txt")

@@ -24,7 +24,9 @@ def open_clip(clip: Clip) -> str | io.BytesIO:
     if isinstance(clip, bytes):
         return io.BytesIO(clip)
     inside = _IN_SHARD.fullmatch(clip)
-    return io.BytesIO(_from_shard(inside[1], int(inside[2]), int(inside[3] or 0))) if inside else clip
+    return (
+        io.BytesIO(_from_shard(inside[1], int(inside[2]), int(inside[3] or 0))) if inside else clip
+    )
 
 
 def clip_audio(clip, seconds: float):
@@ -32,7 +34,9 @@ def clip_audio(clip, seconds: float):
     source = open_clip(clip) if isinstance(clip, (str, bytes)) else clip
     if not isinstance(source, io.BytesIO):
         return source
-    from ..processing_audiolm import read_file  # here, so that who needs no audio needs no transformers
+    from ..processing_audiolm import (
+        read_file,
+    )  # here, so that who needs no audio needs no transformers
 
     return read_file(source, seconds)
 
@@ -69,7 +73,11 @@ def _shard(path: str, reader: tuple[int, int]) -> tuple["pq.ParquetFile", list[i
 @lru_cache(8)
 def _audio_of_group(path: str, group: int, reader: tuple[int, int]):
     # use_threads: Arrow's are not there in a forked worker
-    return _shard(path, reader)[0].read_row_group(group, columns=["audio"], use_threads=False)["audio"].combine_chunks()
+    return (
+        _shard(path, reader)[0]
+        .read_row_group(group, columns=["audio"], use_threads=False)["audio"]
+        .combine_chunks()
+    )
 
 
 def _from_shard(path: str, row: int, which: int) -> bytes:

@@ -22,26 +22,40 @@ from pathlib import Path
 import pyarrow as pa
 from datasets import Dataset
 
-from ..evaluation.benchmarks import official_accuracy
-from .answer_parsing import options, parse_answer, parse_option
+from .answer_parsing import options, parse_option
 from .json_table import stream_array
 from .reasonaqa import SCHEMA, resolve_path
 
 # By benchmark: its name in subtypes, the field with the audio, the field in the subtype, the groups of its script, and the
 # keys under which versions of the script look for an answer.
 _CHOICES = {
-    "mmau": ("MMAU", "audio_id", "task", ("task", "difficulty", "sub-category"), ("model_output", "model_prediction")),
-    "mmar": ("MMAR", "audio_path", "modality", ("modality", "category", "sub-category"),
-             ("answer_prediction", "model_prediction")),
-}  # fmt: skip
+    "mmau": (
+        "MMAU",
+        "audio_id",
+        "task",
+        ("task", "difficulty", "sub-category"),
+        ("model_output", "model_prediction"),
+    ),
+    "mmar": (
+        "MMAR",
+        "audio_path",
+        "modality",
+        ("modality", "category", "sub-category"),
+        ("answer_prediction", "model_prediction"),
+    ),
+}
 BENCHMARKS = (*_CHOICES, "clothoaqa")
 YES_NO = " Answer only using yes or no."  # as ReasonAQA asks
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _COLUMNS = ("file_name", "QuestionText", "answer", "confidence")
-_SCHEMA = pa.schema([*SCHEMA, ("id", pa.string()), ("choices", pa.list_(pa.string())), ("item", pa.string())])
+_SCHEMA = pa.schema(
+    [*SCHEMA, ("id", pa.string()), ("choices", pa.list_(pa.string())), ("item", pa.string())]
+)
 
 
-def read_benchmark(name: str, file: str | Path, audio_dir: str | Path, on_bad_item: str = "error") -> Dataset:
+def read_benchmark(
+    name: str, file: str | Path, audio_dir: str | Path, on_bad_item: str = "error"
+) -> Dataset:
     """Rows of a benchmark's published file, with the columns of [`load_reasonaqa`] and `id`, `choices` and `item`.
 
     The choices stand in the question in their published order, "question A) … B) …", and the answer is "B) text". ClothoAQA's
@@ -65,77 +79,23 @@ def read_benchmark(name: str, file: str | Path, audio_dir: str | Path, on_bad_it
     if _known(name) == "clothoaqa":
         rows = list(_clotho_rows(file, audio_dir))
     else:
-        rows = [_choice_row(name, item, f"{file}, item {n}", audio_dir, on_bad_item) for n, item in enumerate(_items(file))]
+        rows = [
+            _choice_row(name, item, f"{file}, item {n}", audio_dir, on_bad_item)
+            for n, item in enumerate(_items(file))
+        ]
     if not rows:
         raise ValueError(f"{file}: a list of items is wanted, not an empty one")
     return Dataset(pa.Table.from_pylist(rows, _SCHEMA))
 
 
-def submission(name: str, rows: Iterable[Mapping], predictions: Sequence[str | None]) -> list[dict] | str:
-    """The file that the benchmark's own script reads: the published items with the answers, of ClothoAQA the text of a CSV.
-
-    Submitted is the text of the option that a generated text names, "yes" or "no", or else the generated text as it is. Both
-    keys are there under which versions of MMAU's and MMAR's scripts look. None is no prediction: the item has no such key.
-
-    Raises:
-        ValueError: if there are not as many predictions as rows.
-    """
-    pairs = _pairs(rows, predictions)
-    if _known(name) == "clothoaqa":
-        out = io.StringIO()
-        table = csv.writer(out, lineterminator="\n")
-        table.writerow(_COLUMNS[:3])
-        for row, text in pairs:
-            item = json.loads(row["item"])
-            named = parse_answer(row["question_type"], row["input"], text or "")
-            table.writerow([item["file_name"], item["QuestionText"], named or text or ""])
-        return out.getvalue()
-    items = []
-    for row, text in pairs:
-        said = text if text is None else _named_choice(row, text) or text
-        items.append(json.loads(row["item"]) | ({} if said is None else dict.fromkeys(_CHOICES[name][4], said)))
-    return items
-
-
-def official_metrics(name: str, rows: Iterable[Mapping], predictions: Sequence[str | None]) -> dict:
-    """The benchmark's own metric of generated texts, with the `protocol` it comes from and `n_unparsed`.
-
-    MMAU, MMAR: [`official_accuracy`] of the submission, by task and difficulty, or modality and category. ClothoAQA: for
-    "yes_no" and "detail" (single words, top 1) the accuracy against each annotator's answer (`all_answers`, as its authors
-    count), against the answer of more than half of them (`majority`), and where all three agree (`unanimous`). Words are
-    compared without case and punctuation; a word given to a yes/no question, or the reverse, counts nowhere.
-
-    Raises:
-        ValueError: if there are not as many predictions as rows.
-    """
-    pairs = _pairs(rows, predictions)
-    if _known(name) != "clothoaqa":
-        title, _, _, groups, keys = _CHOICES[name]
-        found = official_accuracy(submission(name, *zip(*pairs)) if pairs else [], keys[0], groups)
-        unparsed = sum(_named_choice(row, text or "") is None for row, text in pairs)
-        return {"protocol": f"{title} string match", "n_unparsed": unparsed} | found
-    result: dict = {"protocol": "ClothoAQA exact match"}
-    for kind in ("yes_no", "detail"):
-        asked = [(row, text or "") for row, text in pairs if row["question_type"] == kind]
-        said = [parse_answer(kind, row["input"], text) or "" if kind == "yes_no" else _plain(text) for row, text in asked]
-        all_given = [[answer for answer in map(_plain, json.loads(row["item"])["answers"]) if answer] for row, _ in asked]
-        given = [[answer for answer in answers if _is_yes_no(answer) == (kind == "yes_no")] for answers in all_given]
-        sets = {
-            "all_answers": [(mine, answer) for mine, answers in zip(said, given) for answer in answers],
-            "majority": [(mine, most) for mine, answers in zip(said, given) if (most := _majority(answers))],
-            "unanimous": [(mine, a[0]) for mine, a in zip(said, given) if len(a) >= 3 and len(set(a)) == 1],
-        }
-        result[kind] = {"n_questions": len(asked), "n_unparsed": said.count("")} | {
-            of: {"n": len(found), "accuracy": sum(mine == right for mine, right in found) / len(found) if found else None}
-            for of, found in sets.items()
-        }
-    return result
-
-
-def _pairs(rows: Iterable[Mapping], predictions: Sequence[str | None]) -> list[tuple[Mapping, str | None]]:
+def _pairs(
+    rows: Iterable[Mapping], predictions: Sequence[str | None]
+) -> list[tuple[Mapping, str | None]]:
     rows = list(rows)
     if len(rows) != len(predictions):
-        raise ValueError(f"{len(predictions)} predictions for {len(rows)} rows; one for each row is wanted, None for no answer")
+        raise ValueError(
+            f"{len(predictions)} predictions for {len(rows)} rows; one for each row is wanted, None for no answer"
+        )
     return list(zip(rows, predictions))
 
 
@@ -154,10 +114,14 @@ def _items(file: str | Path) -> Iterator:
             try:
                 yield json.loads(line.decode())
             except (ValueError, RecursionError) as error:
-                raise ValueError(f"{file}, line {number + 1}: not readable JSON ({error})") from error
+                raise ValueError(
+                    f"{file}, line {number + 1}: not readable JSON ({error})"
+                ) from error
 
 
-def _choice_row(name: str, item: Mapping, where: str, audio_dir: str | Path, on_bad_item: str) -> dict:
+def _choice_row(
+    name: str, item: Mapping, where: str, audio_dir: str | Path, on_bad_item: str
+) -> dict:
     title, audio, part, _, _ = _CHOICES[name]
     if not isinstance(item, dict):
         raise ValueError(f"{where}: an object is wanted, not {type(item).__name__}")
@@ -173,9 +137,15 @@ def _choice_row(name: str, item: Mapping, where: str, audio_dir: str | Path, on_
     if len(choices) > len(LETTERS):
         raise ValueError(f"{where}: {len(choices)} choices; there are letters for {len(LETTERS)}")
     texts = [" ".join(choice.split()) for choice in choices]
-    question = " ".join([item["question"].strip(), *(f"{letter}) {text}" for letter, text in zip(LETTERS, texts))])
+    question = " ".join(
+        [item["question"].strip(), *(f"{letter}) {text}" for letter, text in zip(LETTERS, texts))]
+    )
     answer, fault = " ".join(item["answer"].split()), None
-    same = [text == answer for text in texts] if answer in texts else [t.casefold() == answer.casefold() for t in texts]
+    same = (
+        [text == answer for text in texts]
+        if answer in texts
+        else [t.casefold() == answer.casefold() for t in texts]
+    )
     if not any(same):
         fault = f"the answer {answer!r} is not among the choices {choices} (early files of MMAU have '(A) text')"
     elif list(options(question).values()) != texts:
@@ -185,7 +155,18 @@ def _choice_row(name: str, item: Mapping, where: str, audio_dir: str | Path, on_
     if fault and on_bad_item != "keep":
         raise ValueError(f"{where}: {fault}")
     path = _audio_path(item[audio], audio_dir, where)
-    return _row(title, item[audio], path, question, answer, "mcq", f"{title}/{item[part]}", item["id"], choices, item)
+    return _row(
+        title,
+        item[audio],
+        path,
+        question,
+        answer,
+        "mcq",
+        f"{title}/{item[part]}",
+        item["id"],
+        choices,
+        item,
+    )
 
 
 def _clotho_rows(file: str | Path, audio_dir: str | Path) -> Iterator[dict]:
@@ -196,14 +177,21 @@ def _clotho_rows(file: str | Path, audio_dir: str | Path) -> Iterator[dict]:
         text = raw.decode("latin-1")
     table = csv.DictReader(io.StringIO(text, newline=""))
     if missing := [column for column in _COLUMNS if column not in (table.fieldnames or ())]:
-        raise ValueError(f"{file}: columns {', '.join(_COLUMNS)} are wanted; {', '.join(missing)} are not there")
+        raise ValueError(
+            f"{file}: columns {', '.join(_COLUMNS)} are wanted; {', '.join(missing)} are not there"
+        )
     asked: dict[tuple[str, str], dict] = {}
     for line in table:
-        name, question, answer, confidence = (str(line[column] or "").strip() for column in _COLUMNS)
+        name, question, answer, confidence = (
+            str(line[column] or "").strip() for column in _COLUMNS
+        )
         if not (name and question and answer):
-            raise ValueError(f"{file}, line {table.line_num}: file_name, QuestionText or answer is empty")
+            raise ValueError(
+                f"{file}, line {table.line_num}: file_name, QuestionText or answer is empty"
+            )
         item = asked.setdefault(
-            (name, question), {"file_name": name, "QuestionText": question, "answers": [], "confidences": []}
+            (name, question),
+            {"file_name": name, "QuestionText": question, "answers": [], "confidences": []},
         )
         item["answers"].append(answer)
         item["confidences"].append(confidence)
@@ -212,26 +200,51 @@ def _clotho_rows(file: str | Path, audio_dir: str | Path) -> Iterator[dict]:
         given = [_plain(answer) or answer for answer in item["answers"]]
         closed = [answer for answer in given if _is_yes_no(answer)]
         kind = "yes_no" if 2 * len(closed) > len(given) else "detail"
-        answer = Counter(closed if kind == "yes_no" else [a for a in given if a not in closed] or given).most_common(1)[0][0]
+        answer = Counter(
+            closed if kind == "yes_no" else [a for a in given if a not in closed] or given
+        ).most_common(1)[0][0]
         path = _audio_path(name, audio_dir, f"{file}, {name}", "audio_files")
         question += YES_NO if kind == "yes_no" else ""
-        yield _row("ClothoAQA", name, path, question, answer, kind, "ClothoAQA", f"{name}#{numbers[name]}", [], item)
+        yield _row(
+            "ClothoAQA",
+            name,
+            path,
+            question,
+            answer,
+            kind,
+            "ClothoAQA",
+            f"{name}#{numbers[name]}",
+            [],
+            item,
+        )
         numbers[name] += 1
 
 
 def _row(title, filepath, path, question, answer, kind, subtype, identity, choices, item) -> dict:
     return {
-        "taskname": title, "filepath1": filepath, "filepath2": "", "caption1": "", "caption2": "", "input": question,
-        "answer": answer, "subtype": subtype, "question_type": kind, "audio": [path], "id": identity, "choices": choices,
+        "taskname": title,
+        "filepath1": filepath,
+        "filepath2": "",
+        "caption1": "",
+        "caption2": "",
+        "input": question,
+        "answer": answer,
+        "subtype": subtype,
+        "question_type": kind,
+        "audio": [path],
+        "id": identity,
+        "choices": choices,
         "item": json.dumps(item, ensure_ascii=False),
-    }  # fmt: skip
+    }
 
 
 def _audio_path(published: str, audio_dir: str | Path, where: str, folder: str = "") -> str:
     """A published path under `audio_dir`, or its file name there or in `folder`: the first that exists, else the first."""
     parts = [part for part in re.split(r"[/\\]+", published) if part not in ("", ".")]
     if ".." in parts or not parts:
-        raise ValueError(f"{where}: the audio path {published!r} leaves the audio directory, or names no file")
+        raise ValueError(
+            f"{where}: the audio path {published!r} leaves the audio directory, or names no file"
+        )
     places = ["/".join(parts), parts[-1], *([f"{folder}/{parts[-1]}"] if folder else [])]
     try:
         paths = [resolve_path(place, audio_dir) for place in places]

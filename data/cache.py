@@ -32,7 +32,9 @@ class Remembered:
     def _open(self) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         self._database = sqlite3.connect(self.file, timeout=30)
-        self._database.execute("CREATE TABLE IF NOT EXISTS known (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID")
+        self._database.execute(
+            "CREATE TABLE IF NOT EXISTS known (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID"
+        )
 
     def _failed(self, error: Exception) -> None:
         database, self._database = self._database, None
@@ -44,7 +46,11 @@ class Remembered:
                 return
             except (sqlite3.Error, OSError) as again:
                 error, self._database = again, None
-        logger.warning("%s cannot be used (%s); the next run finds out again what it would hold", self.file, error)
+        logger.warning(
+            "%s cannot be used (%s); the next run finds out again what it would hold",
+            self.file,
+            error,
+        )
 
     def get(self, keys: list[str]) -> dict[str, object]:
         """The values of those keys that are known."""
@@ -53,7 +59,9 @@ class Remembered:
             part = keys[start : start + AT_ONCE]
             asked = f"SELECT key, value FROM known WHERE key IN ({','.join('?' * len(part))})"
             try:
-                found.update((key, json.loads(value)) for key, value in self._database.execute(asked, part))
+                found.update(
+                    (key, json.loads(value)) for key, value in self._database.execute(asked, part)
+                )
             except (sqlite3.Error, ValueError) as error:
                 self._failed(error)
                 break

@@ -32,7 +32,10 @@ class ReasonAQACollator:
         decoder: ClipDecoder | None = None,
     ):
         self.processor, self.generate, self.features = processor, generate, features
-        self.pad_to_multiple_of, self.decoder = pad_to_multiple_of, decoder or ClipDecoder(processor.feature_extractor)
+        self.pad_to_multiple_of, self.decoder = (
+            pad_to_multiple_of,
+            decoder or ClipDecoder(processor.feature_extractor),
+        )
 
     def __call__(self, rows: list[dict]) -> dict:
         extractor = self.processor.feature_extractor
@@ -41,7 +44,9 @@ class ReasonAQACollator:
         if self.features is not None and all(path in self.features for path in paths):
             batch["input_features"], frames = pad_features([self.features[path] for path in paths])
             if self.generate:
-                batch["input_features_mask"] = torch.arange(max(frames))[None] < torch.tensor(frames)[:, None]
+                batch["input_features_mask"] = (
+                    torch.arange(max(frames))[None] < torch.tensor(frames)[:, None]
+                )
             else:
                 batch["num_frames"] = frames
         else:
@@ -64,10 +69,16 @@ class ReasonAQACollator:
         )
         if not self.generate:
             text["label_index"] = (text["labels"].flatten() != -100).nonzero()[:, 0]
-            text["audio_index"] = (text["input_ids"].flatten() == self.processor.audio_token_id).nonzero()[:, 0]
+            text["audio_index"] = (
+                text["input_ids"].flatten() == self.processor.audio_token_id
+            ).nonzero()[:, 0]
             del text["attention_mask"]  # padding is on the right, where no earlier token looks
         made = {**text, **batch}  # the Trainer counts rows on the first entry
-        return made if get_worker_info() is None else {name: _through_pipe(value) for name, value in made.items()}
+        return (
+            made
+            if get_worker_info() is None
+            else {name: _through_pipe(value) for name, value in made.items()}
+        )
 
     def decoded(self, rows: list[dict]) -> tuple[list[dict], list[torch.Tensor], list[str]]:
         """The rows, of which some may be replaced, the samples of all their clips, and what was wrong with bad ones.
@@ -77,9 +88,13 @@ class ReasonAQACollator:
         """
         samples, bad = [], {}
         for i, row in enumerate(rows):
-            names = row.get("names") or [None] * len(row["audio"])  # of clips that are given as bytes
+            names = row.get("names") or [None] * len(
+                row["audio"]
+            )  # of clips that are given as bytes
             try:
-                samples.append([self.decoder(clip, name) for clip, name in zip(row["audio"], names)])
+                samples.append(
+                    [self.decoder(clip, name) for clip, name in zip(row["audio"], names)]
+                )
             except BadClip as error:
                 if not self.decoder.skip:
                     raise
@@ -93,7 +108,9 @@ class ReasonAQACollator:
 
 def _through_pipe(value):
     """A small tensor of a loader's process, to be sent through its pipe: shared memory takes a connection for each."""
-    small = torch.is_tensor(value) and value.nbytes <= SMALL and value.dtype != torch.bfloat16  # which numpy does not know
+    small = (
+        torch.is_tensor(value) and value.nbytes <= SMALL and value.dtype != torch.bfloat16
+    )  # which numpy does not know
     return _Sent(value) if small else value
 
 

@@ -30,7 +30,10 @@ class ClipDecoder:
     def __init__(self, extractor, timeout: float = 60.0, skip: bool = False):
         self.extractor, self.timeout, self.skip = extractor, timeout, skip
         self.notes = RawArray(c_char, WORKERS * NOTE)  # shared with the loader's processes
-        self._process, self._idle = os.getpid(), []  # helpers' queues; in another process there are none
+        self._process, self._idle = (
+            os.getpid(),
+            [],
+        )  # helpers' queues; in another process there are none
 
     def __call__(self, clip: Clip, name: str | None = None) -> torch.Tensor:
         """(samples,).
@@ -45,7 +48,9 @@ class ClipDecoder:
         except queue.Empty:
             raise BadClip(f"{name}: not decoded within {self.timeout:g} s") from None
         except Exception as error:  # decoders fail in many ways
-            said = (isinstance(error, OSError) and error.strerror) or str(error).replace(name + " ", "")
+            said = (isinstance(error, OSError) and error.strerror) or str(error).replace(
+                name + " ", ""
+            )
             said = re.sub(r"<_io\.BytesIO object at \w+>", "it", said)
             raise BadClip(f"{name}: {said or type(error).__name__}") from error
         finally:
@@ -53,7 +58,9 @@ class ClipDecoder:
 
     def _decoded(self, clip: Clip) -> torch.Tensor:
         if isinstance(clip, str) and os.path.exists(clip):  # else it is inside a shard, or gone
-            with open(clip, "rb") as file:  # where this hangs, nobody else does; soundfile opens one file at a time
+            with open(
+                clip, "rb"
+            ) as file:  # where this hangs, nobody else does; soundfile opens one file at a time
                 file.read(1)
         return self.extractor.load(clip_audio(clip, self.extractor.max_audio_seconds))
 
@@ -99,9 +106,14 @@ class ClipDecoder:
 
     def at_death(self, message: str) -> str | None:
         """What the process decoded whose number stands in the loader's message of its death; None if nothing is known."""
-        notes = (self.notes[at : at + NOTE].rstrip(b"\0").decode(errors="replace") for at in range(0, WORKERS * NOTE, NOTE))
+        notes = (
+            self.notes[at : at + NOTE].rstrip(b"\0").decode(errors="replace")
+            for at in range(0, WORKERS * NOTE, NOTE)
+        )
         known = dict(note.split(" ", 1) for note in notes if note)
-        return next((known[number] for number in re.findall(r"\d+", message) if number in known), None)
+        return next(
+            (known[number] for number in re.findall(r"\d+", message) if number in known), None
+        )
 
 
 def _serve(jobs: queue.SimpleQueue) -> None:
@@ -125,4 +137,7 @@ def replaced(rows: list[dict], bad: dict[int, str]) -> list[dict]:
     if len(bad) == len(rows):
         raise BadClip(f"no clip of a batch can be used ({next(iter(bad.values()))})")
     sound = [i for i in range(len(rows)) if i not in bad]
-    return [rows[next((j for j in sound if j > i), sound[0])] if i in bad else row for i, row in enumerate(rows)]
+    return [
+        rows[next((j for j in sound if j > i), sound[0])] if i in bad else row
+        for i, row in enumerate(rows)
+    ]

@@ -58,8 +58,12 @@ def encode_clips(
     batch_size = batch_size or (8 if device.type == "cpu" else 32)
     encode = getattr(encoder, "codes", encoder.encode)
     bar = tqdm(total=len(paths), desc=desc, unit="clip", disable=None if desc else True)
-    batches = iter([paths[start : start + batch_size] for start in range(0, len(paths), batch_size)])
-    decoders = 1 if device.type == "cpu" else min(8, os.cpu_count() or 1)  # a GPU encodes faster than one decodes
+    batches = iter(
+        [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
+    )
+    decoders = (
+        1 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+    )  # a GPU encodes faster than one decodes
 
     decoder = ClipDecoder(extractor)
 
@@ -74,10 +78,14 @@ def encode_clips(
                 on_bad(str(error))
             else:
                 heard.append((clip, samples if alter is None else alter(clip, samples)))
-        return [clip for clip, _ in heard], extractor([samples for _, samples in heard]) if heard else None
+        return [clip for clip, _ in heard], extractor(
+            [samples for _, samples in heard]
+        ) if heard else None
 
     with closing(decoder), ThreadPoolExecutor(decoders) as pool, bar:
-        ahead = deque((len(batch), pool.submit(decode, batch)) for batch in islice(batches, decoders))
+        ahead = deque(
+            (len(batch), pool.submit(decode, batch)) for batch in islice(batches, decoders)
+        )
         while ahead:
             size, decoded = ahead.popleft()
             batch, audio = decoded.result()
@@ -91,7 +99,10 @@ def encode_clips(
                 made = made.to(torch.int16)
             for path, clip, length in zip(batch, made.cpu(), lengths):
                 frames = encoder.num_frames(length)
-                yield path, (clip[:frames] if clip.is_floating_point() else clip[:, :frames]).clone()
+                yield (
+                    path,
+                    (clip[:frames] if clip.is_floating_point() else clip[:, :frames]).clone(),
+                )
             bar.update(len(batch))
 
 
@@ -122,7 +133,9 @@ def pad_features(clips: list[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
     """Clips of [`encode_clips`] as one batch, padded with zeros, and the frames of each."""
     codes = not clips[0].is_floating_point()
     frames = [clip.shape[-1] if codes else len(clip) for clip in clips]
-    padded = torch.nn.utils.rnn.pad_sequence([clip.T if codes else clip for clip in clips], batch_first=True)
+    padded = torch.nn.utils.rnn.pad_sequence(
+        [clip.T if codes else clip for clip in clips], batch_first=True
+    )
     return (padded.transpose(1, 2) if codes else padded), frames
 
 
@@ -130,7 +143,11 @@ def _facts(config: dict) -> list[tuple]:
     """What a configuration's dict says, in order; not where weights come from."""
     made_by = ("transformers_version", "architectures", "dtype")
     named = {str(k): v for k, v in config.items()}
-    kept = {k: _facts(v) if isinstance(v, dict) else v for k, v in named.items() if not k.startswith("_") and k not in made_by}
+    kept = {
+        k: _facts(v) if isinstance(v, dict) else v
+        for k, v in named.items()
+        if not k.startswith("_") and k not in made_by
+    }
     return sorted(kept.items())
 
 
@@ -144,12 +161,20 @@ class FeatureCache:
 
     def __init__(self, directory: str | Path, encoder, extractor):
         self.encoder, self.extractor = encoder, extractor
-        made_with = (VERSION, transformers.__version__, extractor.max_audio_seconds, _facts(encoder.config.to_dict()))
+        made_with = (
+            VERSION,
+            transformers.__version__,
+            extractor.max_audio_seconds,
+            _facts(encoder.config.to_dict()),
+        )
         digest = hashlib.sha256(repr(made_with).encode())
         for source in (type(encoder), type(extractor)):
             digest.update(Path(inspect.getfile(source)).read_bytes())
         for name, tensor in sorted(encoder.state_dict().items()):
-            digest.update(name.encode() + tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(
+                name.encode()
+                + tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+            )
         self.folder = Path(directory, digest.hexdigest()[:16])
         self._where: dict[str, tuple[str, str]] = {}  # identity of a clip: shard and key inside
         self._open: dict[str, tuple[int, safe_open]] = {}
@@ -185,7 +210,11 @@ class FeatureCache:
         """Of the longest clips: 16-bit codes of all levels, or channels in bfloat16, of each frame."""
         extractor = self.extractor
         frames = self.encoder.num_frames(int(extractor.max_audio_seconds * extractor.sampling_rate))
-        return 2 * frames * (self.encoder.num_levels if hasattr(self.encoder, "codes") else self.encoder.dim)
+        return (
+            2
+            * frames
+            * (self.encoder.num_levels if hasattr(self.encoder, "codes") else self.encoder.dim)
+        )
 
     def fill(
         self,
@@ -209,15 +238,26 @@ class FeatureCache:
         if not mine:
             return []
         self.folder.mkdir(parents=True, exist_ok=True)
-        needed, free = processes * len(mine) * self.bytes_per_clip(), shutil.disk_usage(self.folder).free
+        needed, free = (
+            processes * len(mine) * self.bytes_per_clip(),
+            shutil.disk_usage(self.folder).free,
+        )
         room = f"{needed / 1e6:,.1f} MB for the features of {processes * len(mine):,} clips, of {free / 1e6:,.1f} MB free"
         if needed > free:
             raise ValueError(f"--feature_cache {self.folder.parent}: no room: up to {room}")
         logger.info("%s: up to %s", self.folder, room)
         made: dict[str, torch.Tensor] = {}
-        desc = "" if process else "encoding clips" if processes == 1 else f"encoding clips, 1 of {processes} parts"
+        desc = (
+            ""
+            if process
+            else "encoding clips"
+            if processes == 1
+            else f"encoding clips, 1 of {processes} parts"
+        )
         try:
-            for path, clip in encode_clips(self.encoder, self.extractor, mine, batch_size, desc, on_bad=on_bad):
+            for path, clip in encode_clips(
+                self.encoder, self.extractor, mine, batch_size, desc, on_bad=on_bad
+            ):
                 made[path] = clip.bfloat16() if clip.is_floating_point() else clip
                 if len(made) == CLIPS_PER_SHARD:
                     full, made = made, {}
@@ -234,17 +274,28 @@ class FeatureCache:
             ValueError: if the disk has no room for the features.
         """
         state = PartialState()
-        bad = set(gather_object(self.fill(paths, None, state.process_index, state.num_processes, on_bad)))
+        bad = set(
+            gather_object(self.fill(paths, None, state.process_index, state.num_processes, on_bad))
+        )
         state.wait_for_everyone()
         self.refresh()
-        self.fill([path for path in paths if path not in bad], on_bad=on_bad)  # none, unless a file was lost meanwhile
+        self.fill(
+            [path for path in paths if path not in bad], on_bad=on_bad
+        )  # none, unless a file was lost meanwhile
 
     def _write(self, made: dict[str, torch.Tensor]) -> None:
         clips = {str(i): self.identity(path) for i, path in enumerate(made)}
         name = hashlib.sha256("\n".join(clips.values()).encode()).hexdigest()[:16]
-        part, shard = self.folder / f"{name}.{uuid.uuid4().hex}.part", self.folder / f"{name}.safetensors"
+        part, shard = (
+            self.folder / f"{name}.{uuid.uuid4().hex}.part",
+            self.folder / f"{name}.safetensors",
+        )
         try:
-            save_file({str(i): clip.contiguous() for i, clip in enumerate(made.values())}, part, {"clips": json.dumps(clips)})
+            save_file(
+                {str(i): clip.contiguous() for i, clip in enumerate(made.values())},
+                part,
+                {"clips": json.dumps(clips)},
+            )
             part.replace(shard)
         finally:
             part.unlink(missing_ok=True)

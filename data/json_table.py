@@ -17,7 +17,9 @@ from .cache import cache_folder
 logger = logging.getLogger(__name__)
 LARGE = 16_000_000  # bytes of a JSON file from which on its table is kept
 CHUNK = 1 << 22  # characters read at once; an object is parsed again if it ends in the next chunk
-LONGEST = 1 << 24  # characters of an element; each chunk that it goes on costs another parsing of all of it
+LONGEST = (
+    1 << 24
+)  # characters of an element; each chunk that it goes on costs another parsing of all of it
 BATCH = 10_000  # rows
 _SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -29,9 +31,16 @@ def stream_array(path: str | Path) -> Iterator:
         ValueError: naming the file, if it is not JSON or not an array, or has an element that no row is as long as.
     """
     decoder, size = json.JSONDecoder(), Path(path).stat().st_size
-    with open(path, encoding="utf-8") as file, tqdm(
-        total=size, desc=f"reading {Path(path).name}", unit="B", unit_scale=True, disable=None if size > LARGE else True
-    ) as bar:  # fmt: skip
+    with (
+        open(path, encoding="utf-8") as file,
+        tqdm(
+            total=size,
+            desc=f"reading {Path(path).name}",
+            unit="B",
+            unit_scale=True,
+            disable=None if size > LARGE else True,
+        ) as bar,
+    ):
         text, at, more = "", 0, True
 
         def read() -> None:
@@ -54,15 +63,22 @@ def stream_array(path: str | Path) -> Iterator:
             while True:
                 try:
                     found, end = decoder.raw_decode(text, at)
-                    goes_on = end == len(text) or (text[end] in ".eE" and not isinstance(found, (dict, list, str)))
+                    goes_on = end == len(text) or (
+                        text[end] in ".eE" and not isinstance(found, (dict, list, str))
+                    )
                     if not goes_on or not more:  # a number may go on in the next chunk
                         at = end
                         return found
-                except (ValueError, RecursionError) as error:  # a number of too many digits; an element that is too deep
+                except (
+                    ValueError,
+                    RecursionError,
+                ) as error:  # a number of too many digits; an element that is too deep
                     if not more or not isinstance(error, json.JSONDecodeError):
                         raise ValueError(f"{path}: not a readable JSON file ({error})") from error
                 if len(text) - at > LONGEST:
-                    raise ValueError(f"{path}: not a readable JSON file (an element of more than {LONGEST:,} characters)")
+                    raise ValueError(
+                        f"{path}: not a readable JSON file (an element of more than {LONGEST:,} characters)"
+                    )
                 read()
 
         def expect(wanted: str) -> str:
@@ -125,7 +141,9 @@ def arrow_rows(
     if status.st_size < LARGE:
         return Dataset(pa.Table.from_batches(_batches(made, schema), schema))
     cache = cache_folder() / "rows"
-    identity = repr((os.path.abspath(path), status.st_size, status.st_mtime_ns, key, schema.to_string()))
+    identity = repr(
+        (os.path.abspath(path), status.st_size, status.st_mtime_ns, key, schema.to_string())
+    )
     file = cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.arrow"
     about = file.with_suffix(".json")
     try:
@@ -147,7 +165,9 @@ def arrow_rows(
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
-        logger.warning("%s cannot be written (%s); %s is read again in the next run", cache, error, path)
+        logger.warning(
+            "%s cannot be written (%s); %s is read again in the next run", cache, error, path
+        )
         made = (row(element, number) for number, element in enumerate(stream_array(path)))
         return Dataset(pa.Table.from_batches(_batches(made, schema), schema))
     return Dataset.from_file(str(file))

@@ -14,12 +14,21 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 # AudioEntailment's columns (github.com/microsoft/AudioEntailment, data/CLE/*.csv), and the option that each stands for
-LABELS = {"Entailment": "it is definitely true", "Contradiction": "it is definitely false", "Neutral": "it is plausible"}
-_SWAPPED = {"it is definitely false": "it is plausible", "it is plausible": "it is definitely false"}
+LABELS = {
+    "Entailment": "it is definitely true",
+    "Contradiction": "it is definitely false",
+    "Neutral": "it is plausible",
+}
+_SWAPPED = {
+    "it is definitely false": "it is plausible",
+    "it is plausible": "it is definitely false",
+}
 _HYPOTHESIS = re.compile(r'the hypothesis - "(.*)"\s*\?', re.S)
 _LETTER = re.compile(r"^(\s*\(?)[a-zA-Z](?=[).:]|\s*$)")  # of an answer
 # an option that speaks of others cannot stand in another place
-_OF_OTHERS = re.compile(r"\b(above|below|both|all|none|neither|either|[a-d] (and|or) [a-d])\b", re.I)
+_OF_OTHERS = re.compile(
+    r"\b(above|below|both|all|none|neither|either|[a-d] (and|or) [a-d])\b", re.I
+)
 
 
 def _key(file: str, hypothesis: str) -> tuple[str, str]:
@@ -39,9 +48,14 @@ def entailment_labels(files: Iterable[str | Path]) -> dict[tuple[str, str], str]
             with open(file, encoding="utf-8", newline="") as lines:
                 rows = csv.DictReader(lines)
                 if missing := {"Audio file", *LABELS} - set(rows.fieldnames or ()):
-                    raise ValueError(f"{file}: no csv of AudioEntailment (no column {', '.join(sorted(missing))})")
+                    raise ValueError(
+                        f"{file}: no csv of AudioEntailment (no column {', '.join(sorted(missing))})"
+                    )
                 for row in rows:
-                    labels.update((_key(row["Audio file"] or "", row[column] or ""), LABELS[column]) for column in LABELS)
+                    labels.update(
+                        (_key(row["Audio file"] or "", row[column] or ""), LABELS[column])
+                        for column in LABELS
+                    )
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise ValueError(f"{file}: not a readable csv ({error})") from error
     if not labels:
@@ -101,13 +115,17 @@ def shuffle_options(row: dict, seed: int) -> dict:
     if speaks_of_others(options):
         return row
     order = list(range(len(options)))
-    random.Random(f"{seed}|{row['filepath1']}|{row['input']}").shuffle(order)  # of a row, wherever it is read
+    random.Random(f"{seed}|{row['filepath1']}|{row['input']}").shuffle(
+        order
+    )  # of a row, wherever it is read
     question, at = [], 0
     for option, taken in zip(options, order):
         question += [row["input"][at : option.start], options[taken].text]
         at = option.end
     letter = options[order.index(named)].letter
-    answer = _LETTER.sub(lambda found: found[1] + letter, row["answer"])  # an answer without one is the option's text
+    answer = _LETTER.sub(
+        lambda found: found[1] + letter, row["answer"]
+    )  # an answer without one is the option's text
     return {**row, "input": "".join(question) + row["input"][at:], "answer": answer}
 
 
@@ -132,7 +150,11 @@ class Mending:
 
     def rows(self, rows: "Dataset") -> "Dataset":
         """The rows, mended when they are read whole; single columns stay as they are."""
-        return rows.with_transform(self._batch) if self.fixes or self.shuffle_seed is not None else rows
+        return (
+            rows.with_transform(self._batch)
+            if self.fixes or self.shuffle_seed is not None
+            else rows
+        )
 
     def _batch(self, batch: dict[str, list]) -> dict[str, list]:
         if not {"subtype", "input", "answer", "question_type", "filepath1"} <= batch.keys():

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
 
-from ..hub.push import plain
+from ..runtime import redact_token
 from . import audio_roots, load_reasonaqa, resolve_path, select_rows, sound_rows
 from .audio_check import examine
 from .convert import Conversion
@@ -29,47 +29,98 @@ SPLITS = ("train", "val", "test")
 
 
 def _corpus_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", help="folder with train.json, val.json and test.json, or some of them")
-    parser.add_argument("--audio_dir", nargs="+", help="folder of the audio, or SOURCE=FOLDER for each first part of the rows' "
-                        "paths; default: DATA, or DATA/audio if the first clip is there")  # fmt: skip
-    parser.add_argument("--max_audio_seconds", type=float, default=10.0, help="seconds used of each clip")
-    parser.add_argument("--subtypes", nargs="+", help="rows of these subtypes alone, such as `Clotho-MCQ CLE`")
+    parser.add_argument(
+        "data", help="folder with train.json, val.json and test.json, or some of them"
+    )
+    parser.add_argument(
+        "--audio_dir",
+        nargs="+",
+        help="folder of the audio, or SOURCE=FOLDER for each first part of the rows' "
+        "paths; default: DATA, or DATA/audio if the first clip is there",
+    )
+    parser.add_argument(
+        "--max_audio_seconds", type=float, default=10.0, help="seconds used of each clip"
+    )
+    parser.add_argument(
+        "--subtypes", nargs="+", help="rows of these subtypes alone, such as `Clotho-MCQ CLE`"
+    )
     parser.add_argument("--question_types", nargs="+", help="rows of these question types alone")
 
 
 def parse(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=text, description=text, allow_abbrev=False,
-                                   formatter_class=argparse.ArgumentDefaultsHelpFormatter)  # fmt: skip
+        return commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            allow_abbrev=False,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
 
-    get = command("download", "Downloads and unpacks ReasonAQA, Clotho v2.1 and ClothoAQA; interrupted, it goes on.")
+    get = command(
+        "download",
+        "Downloads and unpacks ReasonAQA, Clotho v2.1 and ClothoAQA; interrupted, it goes on.",
+    )
     get.add_argument("data", help="folder that they are put into")
-    get.add_argument("--what", nargs="+", choices=("reasonaqa", "clotho", "clothoaqa"),
-                     default=["reasonaqa", "clotho", "clothoaqa"], help="which of them")  # fmt: skip
     get.add_argument(
-        "--audiocaps", metavar="FOLDER", help="your copy of AudioCaps: says how many of ReasonAQA's clips are in it"
+        "--what",
+        nargs="+",
+        choices=("reasonaqa", "clotho", "clothoaqa"),
+        default=["reasonaqa", "clotho", "clothoaqa"],
+        help="which of them",
+    )
+    get.add_argument(
+        "--audiocaps",
+        metavar="FOLDER",
+        help="your copy of AudioCaps: says how many of ReasonAQA's clips are in it",
     )
     get.add_argument("--server", default="https://zenodo.org", help="address of the archive")
 
-    check = command("check", "Looks at every row and clip, prints a table, and exits with 1 if training on it would be wrong.")
+    check = command(
+        "check",
+        "Looks at every row and clip, prints a table, and exits with 1 if training on it would be wrong.",
+    )
     _corpus_options(check)
     check.add_argument("--output", default="check.json", help="JSON file of the report")
-    check.add_argument("--entailment_csv", nargs="+", help="AudioEntailment's csv files: CLE's labels are compared with them")
-    check.add_argument("--max_answer_words", type=int, default=300, help="longer answers are counted")
-    check.add_argument("--allow", nargs="+", default=[], choices=[name for name, (wrong, _) in FINDINGS.items() if wrong],
-                       help="findings that are known and do not count as wrong")  # fmt: skip
+    check.add_argument(
+        "--entailment_csv",
+        nargs="+",
+        help="AudioEntailment's csv files: CLE's labels are compared with them",
+    )
+    check.add_argument(
+        "--max_answer_words", type=int, default=300, help="longer answers are counted"
+    )
+    check.add_argument(
+        "--allow",
+        nargs="+",
+        default=[],
+        choices=[name for name, (wrong, _) in FINDINGS.items() if wrong],
+        help="findings that are known and do not count as wrong",
+    )
 
     convert = command("convert", "Writes a data set of Parquet shards; interrupted, it goes on.")
     _corpus_options(convert)
     convert.add_argument("--output", required=True, help="folder of the data set")
-    convert.add_argument("--audio", choices=("referenced", "embedded"), default="referenced",
-                         help="each clip once, named by the rows; or in every row about it, for --streaming")  # fmt: skip
-    convert.add_argument("--audio_format", choices=("flac", "wav"), default="flac", help="of 16 bits, mono")
-    convert.add_argument("--sampling_rate", type=int, help="resample all to it, once; default: each clip's own rate")
-    convert.add_argument("--on_bad_audio", choices=("error", "skip"), default="error", help="what broken files do")
+    convert.add_argument(
+        "--audio",
+        choices=("referenced", "embedded"),
+        default="referenced",
+        help="each clip once, named by the rows; or in every row about it, for --streaming",
+    )
+    convert.add_argument(
+        "--audio_format", choices=("flac", "wav"), default="flac", help="of 16 bits, mono"
+    )
+    convert.add_argument(
+        "--sampling_rate", type=int, help="resample all to it, once; default: each clip's own rate"
+    )
+    convert.add_argument(
+        "--on_bad_audio", choices=("error", "skip"), default="error", help="what broken files do"
+    )
 
     push = command("push", "Uploads a converted data set with its card.")
     push.add_argument("data", help="folder that `convert` wrote")
@@ -105,7 +156,11 @@ def corpus(args: argparse.Namespace):
         first = next(stream_array(next(iter(files.values()))), None)
         name = first.get("filepath1") if isinstance(first, dict) else None
         inner = str(Path(args.data, "audio"))
-        roots = [inner if isinstance(name, str) and Path(resolve_path(name, inner)).is_file() else args.data]
+        roots = [
+            inner
+            if isinstance(name, str) and Path(resolve_path(name, inner)).is_file()
+            else args.data
+        ]
     data = load_reasonaqa(files, audio_roots(roots))
     if args.subtypes or args.question_types:
         for split in data:
@@ -116,8 +171,13 @@ def corpus(args: argparse.Namespace):
 def check(args: argparse.Namespace) -> int:
     labels = entailment_labels(args.entailment_csv) if args.entailment_csv else None
     data = corpus(args)
-    facts = examine([clip for rows in data.values() for clips in rows["audio"] for clip in clips], args.max_audio_seconds)
-    report = CorpusCheck(data, facts, args.max_audio_seconds, args.max_answer_words, labels).report(tuple(args.allow))
+    facts = examine(
+        [clip for rows in data.values() for clips in rows["audio"] for clip in clips],
+        args.max_audio_seconds,
+    )
+    report = CorpusCheck(data, facts, args.max_audio_seconds, args.max_answer_words, labels).report(
+        tuple(args.allow)
+    )
     print(table(report))
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -127,14 +187,24 @@ def check(args: argparse.Namespace) -> int:
 
 def convert(args: argparse.Namespace) -> int:
     data = sound_rows(corpus(args), args.max_audio_seconds, args.on_bad_audio, args.output)
-    conversion = Conversion(data, args.output, args.audio == "embedded", args.max_audio_seconds, args.sampling_rate,
-                            args.audio_format)  # fmt: skip
+    conversion = Conversion(
+        data,
+        args.output,
+        args.audio == "embedded",
+        args.max_audio_seconds,
+        args.sampling_rate,
+        args.audio_format,
+    )
     total, left = conversion.size()
     free = shutil.disk_usage(args.output).free
-    print(f"{len(conversion.clips):,} clips and {sum(map(len, data.values())):,} rows: about {total / 1e9:.2f} GB in "
-          f"{args.output}, {left / 1e9:.2f} GB of it still to be written; {free / 1e9:.1f} GB are free")  # fmt: skip
+    print(
+        f"{len(conversion.clips):,} clips and {sum(map(len, data.values())):,} rows: about {total / 1e9:.2f} GB in "
+        f"{args.output}, {left / 1e9:.2f} GB of it still to be written; {free / 1e9:.1f} GB are free"
+    )
     if left * 1.1 > free:
-        raise ValueError(f"--output {args.output}: {free / 1e9:.1f} GB are free, about {left * 1.1 / 1e9:.1f} GB are needed")
+        raise ValueError(
+            f"--output {args.output}: {free / 1e9:.1f} GB are free, about {left * 1.1 / 1e9:.1f} GB are needed"
+        )
     conversion.write()
     written = json.loads(Path(args.output, MANIFEST).read_text())["bytes"]
     print(f"{written / 1e9:.2f} GB written; train with `run_train.py --dataset_name {args.output}`")
@@ -145,15 +215,25 @@ def push(args: argparse.Namespace) -> int:
     split_files(Path(args.data))  # raises if it is none
     api = HfApi()
     try:
-        name = api.create_repo(args.hub_dataset_id, repo_type="dataset", private=args.private, exist_ok=True).repo_id
+        name = api.create_repo(
+            args.hub_dataset_id, repo_type="dataset", private=args.private, exist_ok=True
+        ).repo_id
         if args.private and not api.dataset_info(name).private:
             raise ValueError(f"--private: {name} is there already, and public")
-        api.upload_folder(repo_id=name, repo_type="dataset", folder_path=args.data, allow_patterns=list(PUSHED),
-                          delete_patterns=list(PUSHED[:2]), commit_message="Upload the data set")  # fmt: skip
+        api.upload_folder(
+            repo_id=name,
+            repo_type="dataset",
+            folder_path=args.data,
+            allow_patterns=list(PUSHED),
+            delete_patterns=list(PUSHED[:2]),
+            commit_message="Upload the data set",
+        )
     except ValueError:
         raise
     except Exception as error:  # the Hub fails in many ways
-        raise ValueError(f"not pushed to {args.hub_dataset_id}: {plain(error, get_token())}; run it again to go on") from error
+        raise ValueError(
+            f"not pushed to {args.hub_dataset_id}: {redact_token(error, get_token())}; run it again to go on"
+        ) from error
     print(f"pushed to {name}; train with `run_train.py --dataset_name {name}`")
     return 0
 
@@ -166,9 +246,17 @@ def download(args: argparse.Namespace) -> int:
         folder = str(Path(args.audiocaps).absolute())
         index = youtube_index(folder)
         for split, file in json_files(args.data).items():
-            names = {row[field] for row in stream_array(file) for field in ("filepath1", "filepath2")}
-            ids = {found[1] for name in names if (found := NAME.fullmatch(re.split(r"[/\\]", name)[-1]))}
-            print(f"AudioCaps: {len(ids & index.keys()):,} of the {len(ids):,} clips of {split} are in {args.audiocaps}")
+            names = {
+                row[field] for row in stream_array(file) for field in ("filepath1", "filepath2")
+            }
+            ids = {
+                found[1]
+                for name in names
+                if (found := NAME.fullmatch(re.split(r"[/\\]", name)[-1]))
+            }
+            print(
+                f"AudioCaps: {len(ids & index.keys()):,} of the {len(ids):,} clips of {split} are in {args.audiocaps}"
+            )
         print(
             f"train with --audio_dir ClothoV21={args.data}/ClothoV21 ClothoAQA={args.data}/ClothoAQA AudioCapsLarger={folder}"
         )
@@ -179,7 +267,9 @@ def main(argv=None) -> None:
     args = parse(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
-        status = {"download": download, "check": check, "convert": convert, "push": push}[args.command](args)
+        status = {"download": download, "check": check, "convert": convert, "push": push}[
+            args.command
+        ](args)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"run_prepare.py {args.command}: {error}")
     sys.exit(status)

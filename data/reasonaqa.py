@@ -12,10 +12,24 @@ from datasets import Dataset, DatasetDict
 from .download import audiocaps
 from .json_table import arrow_rows
 
-FIELDS = ("taskname", "filepath1", "filepath2", "caption1", "caption2", "input", "answer", "subtype")
+FIELDS = (
+    "taskname",
+    "filepath1",
+    "filepath2",
+    "caption1",
+    "caption2",
+    "input",
+    "answer",
+    "subtype",
+)
 REQUIRED = ("filepath1", "input", "answer", "subtype")  # the others may be empty
 QUESTION_TYPES = ("mcq", "yes_no", "entailment", "difference", "caption", "detail")
-SCHEMA = pa.schema([*((name, pa.string()) for name in (*FIELDS, "question_type")), ("audio", pa.list_(pa.string()))])
+SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in (*FIELDS, "question_type")),
+        ("audio", pa.list_(pa.string())),
+    ]
+)
 VERSION = 1  # of how rows are read; another one makes kept tables unknown
 # A directory for all audio, or one for each source, which is the first part of a row's path.
 AudioDir = str | Path | Mapping[str, str | Path]
@@ -40,7 +54,9 @@ def question_type(row: Mapping[str, str]) -> str:
         return "yes_no"
     if text.startswith("caption"):
         return "caption"
-    raise ValueError(f"subtype {row['subtype'][:99]!r} and question {row['input'][:99]!r} name no known question type")
+    raise ValueError(
+        f"subtype {row['subtype'][:99]!r} and question {row['input'][:99]!r} name no known question type"
+    )
 
 
 def resolve_path(filepath: str, audio_dir: AudioDir) -> str:
@@ -68,7 +84,9 @@ def resolve_path(filepath: str, audio_dir: AudioDir) -> str:
 def _parts(filepath: str) -> list[str]:
     """The names in a relative path; ValueError if it leaves the folder that it is relative to, or names no file."""
     parts, fault = [part for part in re.split(r"[/\\]+", filepath) if part], None
-    drive = re.match(r"[A-Za-z]:[/\\]", filepath) or any(os.path.splitdrive(part)[0] for part in parts)
+    drive = re.match(r"[A-Za-z]:[/\\]", filepath) or any(
+        os.path.splitdrive(part)[0] for part in parts
+    )
     if filepath[:1] in ("/", "\\") or drive:
         fault = "is an absolute path"
     elif ".." in parts:
@@ -112,7 +130,9 @@ def load_reasonaqa(files: Mapping[str, str | Path], audio_dir: AudioDir) -> Data
 
 def _read(file: str | Path, audio_dir: AudioDir) -> Dataset:
     found: dict[str, str] = {}  # the same few clips come again and again
-    uncertain: dict[str, str] = {}  # names for which it matters what is in `audio_dir`: with HTML entities, or YouTube ids
+    uncertain: dict[
+        str, str
+    ] = {}  # names for which it matters what is in `audio_dir`: with HTML entities, or YouTube ids
     indices: dict[str, dict[str, str]] = {}
 
     def resolve(filepath: str) -> str:
@@ -121,7 +141,9 @@ def _read(file: str | Path, audio_dir: AudioDir) -> Dataset:
         if not named or os.path.exists(path):
             return path
         source = re.split(r"[/\\]", filepath)[0]
-        root = audio_dir[source] if isinstance(audio_dir, Mapping) else os.path.join(audio_dir, source)
+        root = (
+            audio_dir[source] if isinstance(audio_dir, Mapping) else os.path.join(audio_dir, source)
+        )
         if root not in indices:
             indices[root] = audiocaps.youtube_index(root)
         return indices[root].get(named[1], path)
@@ -154,7 +176,9 @@ def _checked(row: dict, file, number: int, resolved: Callable[[str], str]) -> di
             found = type(value).__name__ if field in row else "missing"
             raise ValueError(f"{file}, row {number}: field {field!r} is {found}, not a string")
         if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-            raise ValueError(f"{file}, row {number}: field {field!r} holds half a character (a lone surrogate)")
+            raise ValueError(
+                f"{file}, row {number}: field {field!r} holds half a character (a lone surrogate)"
+            )
         if (not value or value.isspace()) and field in REQUIRED:
             raise ValueError(f"{file}, row {number}: field {field!r} is empty")
     try:

@@ -18,7 +18,12 @@ from datasets import Dataset, IterableDataset
 
 from .shards import MANIFEST, TEXT
 
-LIGHT = ["subtype", "question_type", "filepath1", "filepath2"]  # what parts of the corpus are chosen by
+LIGHT = [
+    "subtype",
+    "question_type",
+    "filepath1",
+    "filepath2",
+]  # what parts of the corpus are chosen by
 
 
 class Shards:
@@ -33,16 +38,22 @@ class Shards:
         shards = sorted(self.files.glob(f"{self.root}/rows/{split}-*.parquet"))
         if not self.files.exists(f"{self.root}/{MANIFEST}") or not shards:
             raise ValueError(f"{where}: no converted data set with a split {split!r} is there")
-        self.groups: list[tuple[str, int, int, int]] = []  # shard, row group, number of its first row, its rows
+        self.groups: list[
+            tuple[str, int, int, int]
+        ] = []  # shard, row group, number of its first row, its rows
         total = 0
         for shard in shards:
             with self.files.open(shard) as raw:
                 try:
                     file = pq.ParquetFile(raw)
                 except pa.ArrowInvalid as error:
-                    raise ValueError(f"{shard}: not a readable shard ({error}); convert or download it again") from error
+                    raise ValueError(
+                        f"{shard}: not a readable shard ({error}); convert or download it again"
+                    ) from error
                 if "audio" not in file.schema_arrow.names:
-                    raise ValueError(f"{where}: its rows do not hold their audio; convert with --audio embedded to stream it")
+                    raise ValueError(
+                        f"{where}: its rows do not hold their audio; convert with --audio embedded to stream it"
+                    )
                 for group in range(file.num_row_groups):
                     rows = file.metadata.row_group(group).num_rows
                     self.groups.append((shard, group, total, rows))
@@ -51,7 +62,9 @@ class Shards:
         with self.files.open(f"{self.root}/{MANIFEST}") as file:
             wanted = json.load(file)["splits"][split]["rows"]
         if total != wanted:
-            raise ValueError(f"{where}: the shards of {split} hold {total} rows, {MANIFEST} says {wanted}; convert it again")
+            raise ValueError(
+                f"{where}: the shards of {split} hold {total} rows, {MANIFEST} says {wanted}; convert it again"
+            )
 
     @property
     def files(self) -> fsspec.AbstractFileSystem:
@@ -76,13 +89,17 @@ class Shards:
         """Rows of a row group; `audio` holds each clip's bytes, the same object in each row that is about it."""
         shard, number, first, _ = group
         with self.files.open(shard) as raw:
-            table = pq.ParquetFile(raw).read_row_group(number, columns=[*(set(TEXT) - {"clips"}), "audio"], use_threads=False)
+            table = pq.ParquetFile(raw).read_row_group(
+                number, columns=[*(set(TEXT) - {"clips"}), "audio"], use_threads=False
+            )
         sounds: dict[str, bytes] = {}
         rows = []
         for batch in table.to_batches(max_chunksize=8):  # few copies of a clip at once
             for row in batch.to_pylist():
                 row["names"] = [clip["path"] for clip in row["audio"]]
-                row["audio"] = [sounds.setdefault(clip["path"], clip["bytes"]) for clip in row["audio"]]
+                row["audio"] = [
+                    sounds.setdefault(clip["path"], clip["bytes"]) for clip in row["audio"]
+                ]
                 rows.append({**row, "row": first + len(rows)})
         return rows
 
@@ -110,17 +127,23 @@ def shuffled(groups: list[list[int]], buffer: int, seed: str) -> Iterator[int]:
     yield from held
 
 
-def endless(shards: Shards, groups: list[list[int]], buffer: int, seed: str, done: int = 0) -> Iterator[dict]:
+def endless(
+    shards: Shards, groups: list[list[int]], buffer: int, seed: str, done: int = 0
+) -> Iterator[dict]:
     """Rows of some row groups again and again, each time all of them in another order, from the row numbered `done` on.
 
     Args:
         groups: the numbers of the rows that are wanted of each group. seed: of the order.
     """
     wanted = {number for group in groups for number in group}
-    group_of = {number: group for group in shards.groups for number in range(group[2], group[2] + group[3])}
+    group_of = {
+        number: group for group in shards.groups for number in range(group[2], group[2] + group[3])
+    }
     size = sum(map(len, groups))
     for epoch in count(done // size):
-        order = list(shuffled(groups, buffer, f"{seed}|{epoch}"))[done % size if epoch == done // size else 0 :]
+        order = list(shuffled(groups, buffer, f"{seed}|{epoch}"))[
+            done % size if epoch == done // size else 0 :
+        ]
         left = {}
         for number in order:
             left[group_of[number]] = left.get(group_of[number], 0) + 1
@@ -136,16 +159,25 @@ def endless(shards: Shards, groups: list[list[int]], buffer: int, seed: str, don
                     held.pop(other, None)
 
 
-def _consume(shares: list, shards: Shards, buffer: int, seed: int, row: Callable | None) -> Iterator[dict]:
+def _consume(
+    shares: list, shards: Shards, buffer: int, seed: int, row: Callable | None
+) -> Iterator[dict]:
     for number, groups, done in shares:  # one, where there are as many as readers
         for made in endless(shards, groups, buffer, f"{seed}|{number}", done):
             yield row(made) if row else made
 
 
 def stream_rows(
-    shards: Shards, chosen: Iterable[int], buffer: int, seed: int, processes: int = 1, workers: int = 0,
-    batch_size: int = 1, batches_done: int = 0, row: Callable[[dict], dict] | None = None,
-) -> IterableDataset:  # fmt: skip
+    shards: Shards,
+    chosen: Iterable[int],
+    buffer: int,
+    seed: int,
+    processes: int = 1,
+    workers: int = 0,
+    batch_size: int = 1,
+    batches_done: int = 0,
+    row: Callable[[dict], dict] | None = None,
+) -> IterableDataset:
     """An endless data set of the rows numbered `chosen`, split among the workers of the data loaders of all processes.
 
     Row groups are dealt once; each worker gives its own again and again, in another order each time. accelerate and the data
@@ -164,8 +196,10 @@ def stream_rows(
     groups = [chosen[a:b] for a, b in pairwise(starts) if a < b]
     each = max(1, workers)
     if len(groups) < processes * each:
-        raise ValueError(f"{shards.where}: {processes * each} readers cannot share {len(groups)} row groups; lower "
-                         "--dataloader_num_workers")  # fmt: skip
+        raise ValueError(
+            f"{shards.where}: {processes * each} readers cannot share {len(groups)} row groups; lower "
+            "--dataloader_num_workers"
+        )
     dealt: list[list] = [[] for _ in range(processes * each)]
     smallest = [(0, i) for i in range(len(dealt))]
     for group in sorted(groups, key=len, reverse=True):
@@ -174,7 +208,9 @@ def stream_rows(
         heappush(smallest, (size + len(group), i))
     shares = []
     for process in range(processes):
-        for worker in range(each):  # a new data loader begins with its first worker, whichever one was next before
+        for worker in range(
+            each
+        ):  # a new data loader begins with its first worker, whichever one was next before
             role = (worker + batches_done) % each
             done = len(range(role, batches_done, each)) * batch_size
             shares.append((process * each + role, dealt[process * each + role], done))

@@ -8,9 +8,12 @@ from .reasonaqa import QUESTION_TYPES
 
 
 def select_rows(
-    rows: Dataset, subtypes: list[str] | None = None, question_types: list[str] | None = None,
-    max_rows_per_clip: int | None = None, seed: int = 0,
-) -> Dataset:  # fmt: skip
+    rows: Dataset,
+    subtypes: list[str] | None = None,
+    question_types: list[str] | None = None,
+    max_rows_per_clip: int | None = None,
+    seed: int = 0,
+) -> Dataset:
     """The rows of these subtypes and question types, and of each (first) clip at most so many, drawn by `seed`; in their order.
 
     Args:
@@ -20,20 +23,36 @@ def select_rows(
         ValueError: if a name is not there, or no row is left.
     """
     kept = np.ones(len(rows), bool)
-    for option, column, wanted in (("subtypes", "subtype", subtypes), ("question_types", "question_type", question_types)):
+    for option, column, wanted in (
+        ("subtypes", "subtype", subtypes),
+        ("question_types", "question_type", question_types),
+    ):
         if wanted:
             found = pc.replace_substring_regex(_column(rows, column), r"\.json$", "")
             wanted = [name.removesuffix(".json") for name in wanted]
-            known = sorted(QUESTION_TYPES if option == "question_types" else pc.unique(found).to_pylist())
+            known = sorted(
+                QUESTION_TYPES if option == "question_types" else pc.unique(found).to_pylist()
+            )
             if unknown := [name for name in wanted if name not in known]:
                 raise ValueError(f"--{option} {' '.join(unknown)}: there are {', '.join(known)}")
             kept &= np.isin(found.to_numpy(zero_copy_only=False), wanted)
     chosen = np.flatnonzero(kept)
     if max_rows_per_clip:
-        clips = _column(rows, "filepath1").combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)[chosen]
+        clips = (
+            _column(rows, "filepath1")
+            .combine_chunks()
+            .dictionary_encode()
+            .indices.to_numpy(zero_copy_only=False)[chosen]
+        )
         order = np.random.default_rng(seed).permutation(len(chosen))
-        by_clip = order[np.argsort(clips[order], kind="stable")]  # rows of a clip beside each other, in a random order
-        first = np.r_[0, np.flatnonzero(np.diff(clips[by_clip])) + 1] if len(by_clip) else np.zeros(0, int)
+        by_clip = order[
+            np.argsort(clips[order], kind="stable")
+        ]  # rows of a clip beside each other, in a random order
+        first = (
+            np.r_[0, np.flatnonzero(np.diff(clips[by_clip])) + 1]
+            if len(by_clip)
+            else np.zeros(0, int)
+        )
         rank = np.arange(len(by_clip)) - np.repeat(first, np.diff(np.r_[first, len(by_clip)]))
         chosen = chosen[np.sort(by_clip[rank < max_rows_per_clip])]
     if not len(chosen):
@@ -80,26 +99,37 @@ def mix_rows(rows: Dataset, mix: list[str], seed: int = 0) -> Dataset:
     """
     shares = mix_shares(mix)
     kinds = _column(rows, "question_type").to_numpy(zero_copy_only=False)
-    subtypes = pc.replace_substring_regex(_column(rows, "subtype"), r"\.json$", "").to_numpy(zero_copy_only=False)
+    subtypes = pc.replace_substring_regex(_column(rows, "subtype"), r"\.json$", "").to_numpy(
+        zero_copy_only=False
+    )
     part = np.full(len(rows), -1)
     for number, name in enumerate(shares):
         inside = (kinds == name) | (subtypes == name)
         if not inside.any():
             raise ValueError(f"--mix {name}: there are {', '.join(sorted({*kinds, *subtypes}))}")
         if (part[inside] >= 0).any():
-            raise ValueError(f"--mix {name}: its rows are in {list(shares)[part[inside].max()]} too")
+            raise ValueError(
+                f"--mix {name}: its rows are in {list(shares)[part[inside].max()]} too"
+            )
         part[inside] = number
     counts = [int((part == number).sum()) for number in range(len(shares))]
-    wanted, counts = [*shares.values(), 1 - sum(shares.values())], [*counts, int((part == -1).sum())]
+    wanted, counts = (
+        [*shares.values(), 1 - sum(shares.values())],
+        [*counts, int((part == -1).sum())],
+    )
     if wanted[-1] > 1e-9 and not counts[-1]:
         raise ValueError(f"--mix: the shares sum to {1 - wanted[-1]:g}, and no other row is there")
     size = min(count / share for share, count in zip(wanted, counts) if share > 1e-9)
     draw, chosen = np.random.default_rng(seed), []
     for number, share in zip([*range(len(shares)), -1], wanted):
         inside = np.flatnonzero(part == number)
-        chosen.append(draw.permutation(inside)[: round(size * share)] if share > 1e-9 else inside[:0])
+        chosen.append(
+            draw.permutation(inside)[: round(size * share)] if share > 1e-9 else inside[:0]
+        )
     return rows.select(np.sort(np.concatenate(chosen)))
 
 
 def _column(rows: Dataset, name: str):
-    return rows.with_format("arrow")[:][name] if rows._indices is not None else rows.data.column(name)
+    return (
+        rows.with_format("arrow")[:][name] if rows._indices is not None else rows.data.column(name)
+    )

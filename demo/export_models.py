@@ -12,8 +12,14 @@ from safetensors.torch import load_file, save_file
 
 from . import ARMS, FOLDER
 
-KEPT = ("config.json", "generation_config.json", "processor_config.json", "chat_template.jinja", "tokenizer.json",
-        "tokenizer_config.json")  # fmt: skip
+KEPT = (
+    "config.json",
+    "generation_config.json",
+    "processor_config.json",
+    "chat_template.jinja",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 
 
 def keep(run: Path, folder: Path) -> None:
@@ -22,14 +28,19 @@ def keep(run: Path, folder: Path) -> None:
     for name in KEPT:
         shutil.copyfile(run / name, folder / name)
     weights = {
-        name: of.half() if of.dtype == torch.float32 else of for name, of in load_file(run / "model.safetensors").items()
+        name: of.half() if of.dtype == torch.float32 else of
+        for name, of in load_file(run / "model.safetensors").items()
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("comparison", type=Path, help="output_dir of `run_compare.py --config configs/demo.yaml`")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "comparison", type=Path, help="output_dir of `run_compare.py --config configs/demo.yaml`"
+    )
     args = parser.parse_args(argv)
     for arm in ARMS:
         keep(args.comparison / arm, FOLDER / arm)

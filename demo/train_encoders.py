@@ -16,7 +16,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import ClapFeatureExtractor, MimiConfig, MimiModel, get_cosine_schedule_with_warmup, set_seed
+from transformers import (
+    ClapFeatureExtractor,
+    MimiConfig,
+    MimiModel,
+    get_cosine_schedule_with_warmup,
+    set_seed,
+)
 
 from ..configuration_audiolm import default_encoder_config
 from ..data.soundscapes.scenes import CLASSES, SAMPLE_RATE, draw_scene, render
@@ -26,16 +32,37 @@ from ..runtime import use_all_of_the_cpu
 SCENE_SEED = 990_000_000  # apart from any seed of a corpus
 WINDOW_SECONDS = 5
 HTSAT = {
-    "sampling_rate": SAMPLE_RATE, "mel_sampling_rate": SAMPLE_RATE, "n_fft": 1024, "hop_length": 480, "frequency_min": 50.0,
-    "frequency_max": 11000.0, "window_seconds": float(WINDOW_SECONDS), "spec_size": 128, "num_mel_bins": 64,
-    "depths": [1, 2, 1], "num_attention_heads": [2, 4, 8], "patch_embeds_hidden_size": 48, "hidden_size": 192,
-    "num_hidden_layers": 3, "hidden_dropout_prob": 0.0,
-}  # fmt: skip
+    "sampling_rate": SAMPLE_RATE,
+    "mel_sampling_rate": SAMPLE_RATE,
+    "n_fft": 1024,
+    "hop_length": 480,
+    "frequency_min": 50.0,
+    "frequency_max": 11000.0,
+    "window_seconds": float(WINDOW_SECONDS),
+    "spec_size": 128,
+    "num_mel_bins": 64,
+    "depths": [1, 2, 1],
+    "num_attention_heads": [2, 4, 8],
+    "patch_embeds_hidden_size": 48,
+    "hidden_size": 192,
+    "num_hidden_layers": 3,
+    "hidden_dropout_prob": 0.0,
+}
 MIMI = {
-    "num_filters": 8, "hidden_size": 128, "num_hidden_layers": 2, "intermediate_size": 256, "num_attention_heads": 4,
-    "num_key_value_heads": 4, "head_dim": 32, "codebook_size": 256, "codebook_dim": 64, "num_quantizers": 8,
-    "vector_quantization_hidden_dimension": 64, "upsample_groups": 128, "layer_scale_initial_scale": 0.1,
-}  # fmt: skip
+    "num_filters": 8,
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "intermediate_size": 256,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 32,
+    "codebook_size": 256,
+    "codebook_dim": 64,
+    "num_quantizers": 8,
+    "vector_quantization_hidden_dimension": 64,
+    "upsample_groups": 128,
+    "layer_scale_initial_scale": 0.1,
+}
 CELLS = 16  # HTSAT's time cells in a window
 FRAME = 1920  # samples of a Mimi frame
 SEGMENT = 16  # Mimi frames that it trains on at once
@@ -46,9 +73,13 @@ def _scene(seed: int) -> tuple[np.ndarray, np.ndarray]:
     cells = np.zeros((len(CLASSES), CELLS), bool)
     begin = np.arange(CELLS) * WINDOW_SECONDS / CELLS % scene.seconds
     for event in scene.events:
-        heard = (begin + WINDOW_SECONDS / CELLS > event.onset) & (begin < event.onset + event.duration)
+        heard = (begin + WINDOW_SECONDS / CELLS > event.onset) & (
+            begin < event.onset + event.duration
+        )
         cells[list(CLASSES).index(event.name)] |= heard
-    sound = np.resize(render(scene), WINDOW_SECONDS * SAMPLE_RATE)  # tiled to a window, as HTSATEncoder does
+    sound = np.resize(
+        render(scene), WINDOW_SECONDS * SAMPLE_RATE
+    )  # tiled to a window, as HTSATEncoder does
     return (sound * 32767).astype(np.int16), cells
 
 
@@ -57,7 +88,9 @@ def scenes(first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         made = pool.map(_scene, range(first, first + count), chunksize=16)
         made = list(tqdm(made, total=count, desc="rendering scenes", unit="scene"))
-    return torch.from_numpy(np.stack([s for s, _ in made])), torch.from_numpy(np.stack([c for _, c in made])).float()
+    return torch.from_numpy(np.stack([s for s, _ in made])), torch.from_numpy(
+        np.stack([c for _, c in made])
+    ).float()
 
 
 def steps(count: int, size: int, rows: int, seed: int, desc: str):
@@ -108,15 +141,22 @@ def train_htsat(audio, cells, count: int, batch: int, seed: int) -> tuple[HTSATE
 def htsat_frames(encoder: HTSATEncoder, audio, batch: int = 64) -> torch.Tensor:
     """Features of whole windows, mean over frequency, in half precision: (clips, dim, time cells)."""
     parts = tqdm(audio.split(batch), desc="htsat features", unit="batch")
-    return torch.cat([encoder.encode_windows(part.float() / 32768)[0].mean(2).half() for part in parts])
+    return torch.cat(
+        [encoder.encode_windows(part.float() / 32768)[0].mean(2).half() for part in parts]
+    )
 
 
 @torch.no_grad()
 def htsat_figures(encoder: HTSATEncoder, head: nn.Module, audio, cells) -> dict[str, float]:
     """Mean average precision on unseen scenes: of the classes in a clip, and of the classes in a time cell."""
     scores = head(htsat_frames(encoder, audio).float())
-    by_cell = mean_average_precision(scores.transpose(1, 2).flatten(0, 1), cells.transpose(1, 2).flatten(0, 1))
-    return {"tagging_map": mean_average_precision(scores.amax(2), cells.amax(2)), "detection_map": by_cell}
+    by_cell = mean_average_precision(
+        scores.transpose(1, 2).flatten(0, 1), cells.transpose(1, 2).flatten(0, 1)
+    )
+    return {
+        "tagging_map": mean_average_precision(scores.amax(2), cells.amax(2)),
+        "detection_map": by_cell,
+    }
 
 
 def quantise(rvq, latents, levels: int, decay: float | None):
@@ -131,7 +171,12 @@ def quantise(rvq, latents, levels: int, decay: float | None):
         codes = layer.encode(residual.detach())
         chosen = layer.decode(codes)
         if decay is not None:
-            follow(layer.codebook, residual.detach().transpose(1, 2).flatten(0, 1), codes.flatten(), decay)
+            follow(
+                layer.codebook,
+                residual.detach().transpose(1, 2).flatten(0, 1),
+                codes.flatten(),
+                decay,
+            )
         commitment = commitment + F.mse_loss(residual, chosen)
         residual, total = residual - chosen, total + chosen
     return rvq.output_proj(projected + (total - projected).detach()), commitment
@@ -156,7 +201,10 @@ def spectral_distance(made, wanted) -> torch.Tensor:
     total = 0.0
     for size in (256, 512, 1024, 2048):
         window = torch.hann_window(size)
-        made_, wanted_ = (torch.stft(x, size, size // 4, window=window, return_complex=True).abs() for x in (made, wanted))
+        made_, wanted_ = (
+            torch.stft(x, size, size // 4, window=window, return_complex=True).abs()
+            for x in (made, wanted)
+        )
         total = total + F.l1_loss((made_ + 1e-2).log(), (wanted_ + 1e-2).log())
     return total / 4
 
@@ -199,7 +247,11 @@ def train_mimi(audio, features, count: int, batch: int, seed: int) -> MimiModel:
     features = F.interpolate(features.float(), size=frames, mode="linear").half()
     for bar, _, rows in steps(count, batch, len(audio), seed, "mimi"):
         start = int(torch.randint(frames - SEGMENT, (1,), generator=generator))
-        levels = int(torch.randint(8, (1,), generator=generator)) if torch.rand(1, generator=generator) < 0.5 else 7
+        levels = (
+            int(torch.randint(8, (1,), generator=generator))
+            if torch.rand(1, generator=generator) < 0.5
+            else 7
+        )
         wave = audio[rows, start * FRAME : (start + SEGMENT) * FRAME].float() / 32768
         target = (features[rows, :, start : start + SEGMENT].float() - mean) / deviation
         latents = model.encoder(wave[:, None]).latents
@@ -226,29 +278,61 @@ def codec_figures(model: MimiModel, audio) -> dict[str, dict]:
     """Spectral distance after 1 to 8 levels and unquantised, and the perplexity of each level's codes, on unseen scenes."""
     wave = audio[:, : audio.shape[1] // FRAME * FRAME].float() / 32768
     parts = [(part, model.encode(part[:, None]).audio_codes) for part in wave.split(16)]
-    distance = {k: float(np.mean([spectral_distance(model.decode(codes[:, :k]).audio_values[:, 0], part)
-                                  for part, codes in parts])) for k in range(1, 9)}  # fmt: skip
-    both = model.quantizer.semantic_residual_vector_quantizer, model.quantizer.acoustic_residual_vector_quantizer
+    distance = {
+        k: float(
+            np.mean(
+                [
+                    spectral_distance(model.decode(codes[:, :k]).audio_values[:, 0], part)
+                    for part, codes in parts
+                ]
+            )
+        )
+        for k in range(1, 9)
+    }
+    both = (
+        model.quantizer.semantic_residual_vector_quantizer,
+        model.quantizer.acoustic_residual_vector_quantizer,
+    )
     whole = []
     for part, _ in parts:
         latents = model.encoder(part[:, None]).latents
-        heard = model.decoder(sum(rvq.output_proj(rvq.input_proj(latents)) for rvq in both)).audio_values[:, 0]
+        heard = model.decoder(
+            sum(rvq.output_proj(rvq.input_proj(latents)) for rvq in both)
+        ).audio_values[:, 0]
         whole.append(spectral_distance(heard[:, : part.shape[1]], part))
     distance["unquantised"] = float(np.mean(whole))
     codes = torch.cat([codes for _, codes in parts])
-    used = [torch.bincount(codes[:, k].flatten(), minlength=MIMI["codebook_size"]).float() for k in range(8)]
-    perplexity = {k + 1: float(torch.distributions.Categorical(u / u.sum()).entropy().exp()) for k, u in enumerate(used)}
+    used = [
+        torch.bincount(codes[:, k].flatten(), minlength=MIMI["codebook_size"]).float()
+        for k in range(8)
+    ]
+    perplexity = {
+        k + 1: float(torch.distributions.Categorical(u / u.sum()).entropy().exp())
+        for k, u in enumerate(used)
+    }
     return {"spectral_distance": distance, "codebook_perplexity": perplexity}
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     here = Path(__file__).parent
-    parser.add_argument("--output", type=Path, default=here, help="folder for htsat/ and mimi/; default: demo/")
-    parser.add_argument("--scenes", type=int, default=6000, help="training scenes of 5 s (default: 6000)")
-    parser.add_argument("--unseen", type=int, default=400, help="scenes for the figures (default: 400)")
-    parser.add_argument("--htsat_steps", type=int, default=1000, help="steps of 32 scenes (default: 1000)")
-    parser.add_argument("--mimi_steps", type=int, default=7000, help="steps of 8 segments of 1.28 s (default: 7000)")
+    parser.add_argument(
+        "--output", type=Path, default=here, help="folder for htsat/ and mimi/; default: demo/"
+    )
+    parser.add_argument(
+        "--scenes", type=int, default=6000, help="training scenes of 5 s (default: 6000)"
+    )
+    parser.add_argument(
+        "--unseen", type=int, default=400, help="scenes for the figures (default: 400)"
+    )
+    parser.add_argument(
+        "--htsat_steps", type=int, default=1000, help="steps of 32 scenes (default: 1000)"
+    )
+    parser.add_argument(
+        "--mimi_steps", type=int, default=7000, help="steps of 8 segments of 1.28 s (default: 7000)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     use_all_of_the_cpu()
@@ -260,9 +344,14 @@ def main(argv=None):
     figures = htsat_figures(encoder, head, unseen, unseen_cells)
     encoder.model.half().save_pretrained(args.output / "htsat")
     ClapFeatureExtractor(
-        sampling_rate=SAMPLE_RATE, fft_window_size=HTSAT["n_fft"], hop_length=HTSAT["hop_length"], max_length_s=WINDOW_SECONDS,
-        frequency_min=HTSAT["frequency_min"], frequency_max=HTSAT["frequency_max"], truncation="rand_trunc",
-    ).save_pretrained(args.output / "htsat")  # fmt: skip
+        sampling_rate=SAMPLE_RATE,
+        fft_window_size=HTSAT["n_fft"],
+        hop_length=HTSAT["hop_length"],
+        max_length_s=WINDOW_SECONDS,
+        frequency_min=HTSAT["frequency_min"],
+        frequency_max=HTSAT["frequency_max"],
+        truncation="rand_trunc",
+    ).save_pretrained(args.output / "htsat")
     record(args.output / "htsat", figures)
     set_seed(args.seed)  # so that either can be trained alone
     codec = train_mimi(audio, features, args.mimi_steps, 8, args.seed)

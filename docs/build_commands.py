@@ -51,12 +51,19 @@ def shown(value) -> str:
 def table(actions: list[argparse.Action]) -> str:
     rows = ["| option | default | |", "|---|---|---|"]
     for action in actions:
-        name = " ".join(f"`{word}`" for word in action.option_strings[:1]) or f"`{action.metavar or action.dest}`"
+        name = (
+            " ".join(f"`{word}`" for word in action.option_strings[:1])
+            or f"`{action.metavar or action.dest}`"
+        )
         values = " ".join(f"`{choice}`" for choice in action.choices or ())
         default, text = shown(action.default), action.help or ""
         if default:
             text = re.sub(r"\s*\(default: [^()]*(\([^()]*\)[^()]*)*\)", "", text)
-        text = " ".join(f"{text}{': ' if text and values else ''}{values}".split()).replace("|", "\\|").replace("%%", "%")
+        text = (
+            " ".join(f"{text}{': ' if text and values else ''}{values}".split())
+            .replace("|", "\\|")
+            .replace("%%", "%")
+        )
         rows.append(f"| {name} | {f'`{default}`' if default else ''} | {text} |")
     return "\n".join(rows)
 
@@ -65,18 +72,26 @@ def section(command: str, module: str) -> str:
     parser = parser_of(module)
     text = [f"## audiolm {command}", f"`{module}.py`. {parser.description}"]
     actions = [action for action in parser._actions if action.dest != "help"]
-    subparsers = next((action for action in actions if isinstance(action, argparse._SubParsersAction)), None)
+    subparsers = next(
+        (action for action in actions if isinstance(action, argparse._SubParsersAction)), None
+    )
     if subparsers:
         for name, inner in subparsers.choices.items():
             of = [action for action in inner._actions if action.dest != "help"]
             text += [f"### audiolm {command} {name}", inner.description or "", table(of)]
     elif command == "train":
         stock = TrainingArguments.__dataclass_fields__
-        actions = [action for action in actions if not isinstance(action, argparse._StoreFalseAction)]  # each option's opposite
+        actions = [
+            action for action in actions if not isinstance(action, argparse._StoreFalseAction)
+        ]  # each option's opposite
         changed = [action for action in actions if action.dest in stock and action.dest in DEFAULTS]
-        changed = [action for action in changed if action.dest != "dataloader_pin_memory"]  # what the machine has
+        changed = [
+            action for action in changed if action.dest != "dataloader_pin_memory"
+        ]  # what the machine has
         text.append(table([action for action in actions if action.dest not in stock]))
-        text.append("All options of transformers' `TrainingArguments` are taken too. These have other defaults here:")
+        text.append(
+            "All options of transformers' `TrainingArguments` are taken too. These have other defaults here:"
+        )
         text.append(table(changed))
     else:
         text.append(table(actions))
@@ -84,7 +99,12 @@ def section(command: str, module: str) -> str:
 
 
 def made() -> str:
-    return INTRO + "\n" + "\n\n".join(section(command, module) for command, module in COMMANDS.items()) + "\n"
+    return (
+        INTRO
+        + "\n"
+        + "\n\n".join(section(command, module) for command, module in COMMANDS.items())
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

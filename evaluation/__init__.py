@@ -10,7 +10,9 @@ if TYPE_CHECKING:
 __all__ = ["ReasonAQAMetric", "parse_answer"]
 
 
-def __getattr__(name: str):  # `evaluate` and scikit-learn take more than a second, and training needs neither
+def __getattr__(
+    name: str,
+):  # `evaluate` and scikit-learn take more than a second, and training needs neither
     if name != "ReasonAQAMetric":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from .metric import ReasonAQAMetric

@@ -13,8 +13,15 @@ from ..data.answer_parsing import option_spans
 from ..data.audio_files import Clip
 from ..data.features import pad_features
 
-PROTOCOLS = {"likelihood": ("likelihood", "likelihood_normalised"), "generate": ("generate",)}  # and the answers each gives
-NAMES = {"likelihood": "log-likelihood", "likelihood_normalised": "log-likelihood per token", "generate": "greedy text, parsed"}
+PROTOCOLS = {
+    "likelihood": ("likelihood", "likelihood_normalised"),
+    "generate": ("generate",),
+}  # and the answers each gives
+NAMES = {
+    "likelihood": "log-likelihood",
+    "likelihood_normalised": "log-likelihood per token",
+    "generate": "greedy text, parsed",
+}
 ANSWERS_AT_ONCE = 512  # positions whose logits over the vocabulary are held together
 
 
@@ -23,19 +30,26 @@ def candidates(row: Mapping) -> dict[str, str]:
     if row["question_type"] == "yes_no":
         return {"yes": "yes", "no": "no"}
     if row["question_type"] in ("mcq", "entailment"):
-        return {option.letter.lower(): f"{option.letter}) {option.text}" for option in option_spans(row["input"])}
+        return {
+            option.letter.lower(): f"{option.letter}) {option.text}"
+            for option in option_spans(row["input"])
+        }
     return {}
 
 
 def likeliest(scores: Mapping[str, tuple[float, int]], normalised: bool = False) -> str | None:
     """The option of the greatest log-likelihood, or of the greatest mean over its tokens; None if two are equal."""
-    value = {option: total / count if normalised else total for option, (total, count) in scores.items()}
+    value = {
+        option: total / count if normalised else total for option, (total, count) in scores.items()
+    }
     best = max(value.values(), default=None)
     named = [option for option in value if value[option] == best]
     return named[0] if len(named) == 1 else None
 
 
-def branched(prompts: list[list[int]], branches: list[list[list[int]]], pad: int) -> dict[str, torch.Tensor]:
+def branched(
+    prompts: list[list[int]], branches: list[list[list[int]]], pad: int
+) -> dict[str, torch.Tensor]:
     """One sequence a row, its prompt padded on the left, its branches behind each other and padded on the right.
 
     Returns:
@@ -66,8 +80,14 @@ def branched(prompts: list[list[int]], branches: list[list[list[int]]], pad: int
     sees = sees & (group >= 0)[:, None] & causal | torch.eye(
         size + tail, dtype=torch.bool
     )  # padding sees itself, or it were NaN
-    return {"input_ids": ids, "position_ids": positions, "sees": sees, "prompt": (group[:, :size] == 0).long(),
-            "at": torch.tensor(at).T, "before": torch.tensor(before).T}  # fmt: skip
+    return {
+        "input_ids": ids,
+        "position_ids": positions,
+        "sees": sees,
+        "prompt": (group[:, :size] == 0).long(),
+        "at": torch.tensor(at).T,
+        "before": torch.tensor(before).T,
+    }
 
 
 @torch.no_grad()
@@ -92,26 +112,40 @@ def answer_batch(
     """
     clips, frames = pad_features([features[clip] for row in rows for clip in row["audio"]])
     counts = iter(frames)
-    prompts = [processor.prompt_ids(row["input"], [next(counts) for _ in row["audio"]]) for row in rows]
+    prompts = [
+        processor.prompt_ids(row["input"], [next(counts) for _ in row["audio"]]) for row in rows
+    ]
     asked = [candidates(row) if "likelihood" in protocols else {} for row in rows]
-    answers = [list(dict.fromkeys([row["answer"].strip(), *options.values()])) for row, options in zip(rows, asked)]
+    answers = [
+        list(dict.fromkeys([row["answer"].strip(), *options.values()]))
+        for row, options in zip(rows, asked)
+    ]
     branches = [[processor.answer_ids(answer) for answer in of] for of in answers]
     made = branched(prompts, branches, processor.tokenizer.pad_token_id)
     made = {name: tensor.to(model.device, non_blocking=True) for name, tensor in made.items()}
 
     audio = model.get_audio_features(input_features=clips.to(model.device), num_frames=frames)
-    embedded = model.put_audio(model.get_input_embeddings()(made["input_ids"]), audio, made["input_ids"])
+    embedded = model.put_audio(
+        model.get_input_embeddings()(made["input_ids"]), audio, made["input_ids"]
+    )
     # added to attention's scores, which every implementation but flash attention takes
     mask = torch.zeros(made["sees"].shape, dtype=embedded.dtype, device=model.device)
     mask = mask.masked_fill(~made["sees"], torch.finfo(embedded.dtype).min)[:, None]
     outputs = model.language_model.model(
-        inputs_embeds=embedded, attention_mask=mask, position_ids=made["position_ids"], use_cache="generate" in protocols
+        inputs_embeds=embedded,
+        attention_mask=mask,
+        position_ids=made["position_ids"],
+        use_cache="generate" in protocols,
     )
     hidden = outputs.last_hidden_state[tuple(made["before"])]
     wanted, head = made["input_ids"][tuple(made["at"])], model.get_output_embeddings()
-    losses = [cross_entropy(head(h).float(), w, reduction="none")
-              for h, w in zip(hidden.split(ANSWERS_AT_ONCE), wanted.split(ANSWERS_AT_ONCE))]  # fmt: skip
-    by_token = iter(torch.cat(losses).double().tolist())  # summed here: one order, whatever the device
+    losses = [
+        cross_entropy(head(h).float(), w, reduction="none")
+        for h, w in zip(hidden.split(ANSWERS_AT_ONCE), wanted.split(ANSWERS_AT_ONCE))
+    ]
+    by_token = iter(
+        torch.cat(losses).double().tolist()
+    )  # summed here: one order, whatever the device
     losses = [[sum(next(by_token) for _ in tokens) for tokens in of] for of in branches]
 
     results = []
@@ -120,14 +154,23 @@ def answer_batch(
         right = scored[row["answer"].strip()]
         results.append({"loss": round(-right[0], 6), "n_tokens": right[1]})
         if "likelihood" in protocols:
-            results[-1]["scores"] = {option: (round(scored[text][0], 6), scored[text][1]) for option, text in options.items()}
+            results[-1]["scores"] = {
+                option: (round(scored[text][0], 6), scored[text][1])
+                for option, text in options.items()
+            }
     if "generate" in protocols:
         size, cache = made["prompt"].shape[1], outputs.past_key_values
-        cache.crop(size - 1 - cache.get_seq_length())  # the prompt's last token runs again, for the first token of the answer
+        cache.crop(
+            size - 1 - cache.get_seq_length()
+        )  # the prompt's last token runs again, for the first token of the answer
         text = model.generate(
-            input_ids=made["input_ids"][:, :size], attention_mask=made["prompt"], past_key_values=cache, do_sample=False,
-            max_new_tokens=max_new_tokens, streamer=streamer,
-        )  # fmt: skip
+            input_ids=made["input_ids"][:, :size],
+            attention_mask=made["prompt"],
+            past_key_values=cache,
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            streamer=streamer,
+        )
         for result, ids in zip(results, text[:, size:]):
             result["text"] = processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
     return results

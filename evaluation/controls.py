@@ -30,7 +30,10 @@ def commonest_answers(training_rows: Iterable[Mapping], rows: list[Mapping]) -> 
             for group in ((kind, row["subtype"]), (kind, None)):
                 counts.setdefault(group, Counter())[answer] += 1
     commonest = {group: min(found, key=lambda a: (-found[a], a)) for group, found in counts.items()}
-    return [commonest.get((r["question_type"], r["subtype"]), commonest.get((r["question_type"], None))) for r in rows]
+    return [
+        commonest.get((r["question_type"], r["subtype"]), commonest.get((r["question_type"], None)))
+        for r in rows
+    ]
 
 
 def noise_of_equal_power(clip: Clip, samples: torch.Tensor) -> torch.Tensor:
@@ -73,7 +76,11 @@ def reletter(row: dict) -> tuple[dict, dict[str, str]] | None:
     None where no options stand, or one speaks of others ("both A and B").
     """
     options = option_spans(row["input"])
-    if row["question_type"] not in ("mcq", "entailment") or len(options) < 2 or speaks_of_others(options):
+    if (
+        row["question_type"] not in ("mcq", "entailment")
+        or len(options) < 2
+        or speaks_of_others(options)
+    ):
         return None
     moved = [options[-1], *options[:-1]]
     question, at, answer = [], 0, row["answer"]

@@ -6,7 +6,6 @@ the same bytes, in any number of processes (`accelerate launch run_eval.py ...`)
 docs/evaluation.md explains the numbers.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -17,93 +16,28 @@ import torch
 from accelerate import PartialState
 from datasets import DatasetDict
 from safetensors import SafetensorError
+from transformers import PreTrainedConfig
 
 from .. import __version__
-from ..checkpoints.mellow import second_clips
-from ..comparison.runs import OF_AN_ARM, heard_otherwise
-from ..configuration_audiolm import FORMATS
+from ..checkpoints.load import load_model
+from ..configuration_audiolm import OF_AN_ARM
 from ..data import FeatureCache, audio_roots, load_reasonaqa, sound_rows
 from ..data.audio_check import examine
-from ..data.benchmarks import BENCHMARKS, official_metrics, read_benchmark, submission
+from ..data.benchmarks import read_benchmark
 from ..data.label_fixes import Mending
 from ..data.reasonaqa import question_type
-from ..data.shards import MANIFEST, load_shards
+from ..data.second_clips import second_clips
+from ..data.shards import MANIFEST, data_set_folder, load_shards
 from ..data.subsets import first_of_each_type
-from ..hub.push import load_model, push_results
+from ..hub.push import push_results
 from ..processing_audiolm import AudioLMProcessor
 from ..runtime import run_info, use_all_of_the_cpu, write_run_info
-from ..training.dataset import data_set_folder
 from .answering import PROTOCOLS
-from .controls import CONTROLS
+from .arguments import parse_arguments
+from .benchmarks import official_metrics, submission
 from .predict import Answerer, answer_rows, model_digest, rows_digest
 from .scores import predicted_rows, score
 from .tables import table
-
-
-def parse(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument(
-        "--model_name_or_path",
-        required=True,
-        help="a trained AudioLM: folder or Hub name; or Mellow: soham97/mellow, or its v0_s.ckpt",
-    )
-    parser.add_argument("--test_file", help="ReasonAQA's test.json")
-    parser.add_argument("--audio_dir", nargs="+", help="folder of the audio, or SOURCE=FOLDER for each source")
-    parser.add_argument("--benchmark", choices=BENCHMARKS, help="--test_file is this one's published file: its own metric and "
-                        "a file to submit are made too")  # fmt: skip
-    parser.add_argument("--dataset_name", help="data set of `run_prepare.py convert`, folder or Hub name, in place of both: "
-                        "its split `test`")  # fmt: skip
-    parser.add_argument("--fix_cle_labels", nargs="*", help="mend the labels of the subtype CLE, as run_train.py's")
-    parser.add_argument("--output_dir", required=True, help="where predictions.jsonl and metrics.json go")
-    parser.add_argument("--protocol", nargs="+", choices=tuple(PROTOCOLS), default=list(PROTOCOLS),
-                        help="how closed questions are answered: by each option's log-likelihood, or in greedy text that is "
-                        "parsed; the first one is the protocol of metrics.json and of the controls")  # fmt: skip
-    parser.add_argument("--controls", nargs="+", choices=("all", *CONTROLS), default=[],
-                        help="the same rows without what an honest answer needs; `all`: those that can be run")  # fmt: skip
-    parser.add_argument("--train_file", help="ReasonAQA's train.json, for the control `majority`")
-    parser.add_argument("--question_only_model", help="a model of run_train.py --no_audio, for the control `question_only`")
-    parser.add_argument("--prompt_format", choices=FORMATS["prompt_format"], help="how questions are written, as for an "
-                        "AudioLM or Mellow's own way; default: as the model was trained")  # fmt: skip
-    parser.add_argument("--max_samples", type=int, help="answer the first rows of each question type only")
-    parser.add_argument("--batch_size", type=int, default=16, help="rows at once")
-    parser.add_argument("--max_new_tokens", type=int, default=64, help="longest answer in text")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of mapper and language model")
-    parser.add_argument("--java_metrics", action="store_true", help="METEOR and SPICE of open questions too; wants Java, the "
-                        "extra `captions`, and half a minute for each question type")  # fmt: skip
-    parser.add_argument("--feature_cache", help="folder of clips that are encoded already, as run_train.py's")
-    parser.add_argument("--on_bad_audio", choices=("error", "skip"), default="error", help="what broken files do")
-    parser.add_argument("--push_to_hub", action="store_true", help="add the results to the model's repository")
-    parser.add_argument("--hub_model_id", help="that repository, if --model_name_or_path is a folder")
-    parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub, also where results are pushed")
-    parser.add_argument("--hub_dataset_id", default="reasonaqa", help="the data set's name in the Hub's .eval_results")
-    args = parser.parse_args(argv)
-    if bool(args.dataset_name) == bool(args.test_file) or bool(args.test_file) != bool(args.audio_dir):
-        parser.error("give either --test_file with --audio_dir, or --dataset_name")
-    if args.benchmark and (args.dataset_name or len(args.audio_dir) > 1 or "generate" not in args.protocol):
-        parser.error(f"--benchmark {args.benchmark}: its --test_file, one --audio_dir and the protocol generate are wanted")
-    if args.revision and Path(args.model_name_or_path).exists():
-        parser.error(f"--revision {args.revision}: {args.model_name_or_path} is a folder, not a model on the Hub")
-    args.hub_model_id = args.hub_model_id or args.model_name_or_path
-    if args.push_to_hub and (Path(args.hub_model_id).exists() or len(Path(args.hub_model_id).parts) != 2):
-        parser.error(f"--push_to_hub: {args.hub_model_id} is no name on the Hub; give --hub_model_id user/model")
-    for option in ("max_samples", "batch_size", "max_new_tokens"):
-        if (value := getattr(args, option)) is not None and value <= 0:
-            parser.error(f"--{option} {value}: a number above 0 is wanted")
-    args.protocol = list(dict.fromkeys(args.protocol))
-    args.not_run, needed = {}, {"majority": "train_file", "question_only": "question_only_model"}
-    for control, option in needed.items():
-        if getattr(args, option) is None and control in args.controls:
-            parser.error(f"--controls {control}: give --{option} with it")
-        if getattr(args, option) is not None and not {control, "all"} & set(args.controls):
-            args.controls.append(control)  # what it is given for
-        elif getattr(args, option) is None and "all" in args.controls:
-            args.not_run[control] = f"--{option} was not given"
-    args.controls = [c for c in CONTROLS if ("all" in args.controls or c in args.controls) and c not in args.not_run]
-    if not args.java_metrics:
-        args.not_run["meteor, spice, spider"] = "--java_metrics was not given"
-    return args
 
 
 def read_rows(args, max_audio_seconds: float):
@@ -115,19 +49,30 @@ def read_rows(args, max_audio_seconds: float):
     if args.dataset_name:
         data = load_shards(data_set_folder(args.dataset_name), ["test"])
     elif args.benchmark:
-        data = DatasetDict({"test": read_benchmark(args.benchmark, args.test_file, args.audio_dir[0], "keep")})
+        data = DatasetDict(
+            {"test": read_benchmark(args.benchmark, args.test_file, args.audio_dir[0], "keep")}
+        )
     else:
         data = load_reasonaqa({"test": args.test_file}, audio_roots(args.audio_dir))
     if args.max_samples:
         first = first_of_each_type(data["test"], args.max_samples).values()
-        data["test"] = data["test"].select(sorted(number for numbers in first for number in numbers))
+        data["test"] = data["test"].select(
+            sorted(number for numbers in first for number in numbers)
+        )
     rows = sound_rows(data, max_audio_seconds, args.on_bad_audio, args.output_dir)["test"]
     facts = examine([clip for row in rows for clip in row["audio"]], max_audio_seconds)
     mending = Mending(args.fix_cle_labels)
-    training = json.loads(Path(args.train_file).read_text(encoding="utf-8")) if args.train_file else None
+    training = (
+        json.loads(Path(args.train_file).read_text(encoding="utf-8")) if args.train_file else None
+    )
     if training and args.fix_cle_labels is not None:
         training = [mending({**row, "question_type": question_type(row)}) for row in training]
-    return data["test"], mending.rows(rows), {clip: of.seconds for clip, of in facts.items()}, training
+    return (
+        data["test"],
+        mending.rows(rows),
+        {clip: of.seconds for clip, of in facts.items()},
+        training,
+    )
 
 
 def benchmark_results(name: str, whole, rows, results: list[dict], output: Path) -> dict:
@@ -136,7 +81,10 @@ def benchmark_results(name: str, whole, rows, results: list[dict], output: Path)
     predictions = [texts.get(number) for number in whole["id"]]
     made = submission(name, whole, predictions)
     file = output / ("submission.csv" if isinstance(made, str) else "submission.json")
-    file.write_text(made if isinstance(made, str) else json.dumps(made, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    file.write_text(
+        made if isinstance(made, str) else json.dumps(made, indent=2, ensure_ascii=False) + "\n",
+        encoding="utf-8",
+    )
     return official_metrics(name, whole, predictions)
 
 
@@ -144,17 +92,24 @@ def loaded(name: str, revision: str | None, device):
     """A model, its processor, and what says which one it is."""
     model, tokenizer = load_model(name, revision)
     if "flash" in str(model.config.text_config._attn_implementation):
-        model.set_attn_implementation("sdpa")  # options are scored under a mask that flash attention does not take
-    about = {name: getattr(model.config, name, None) for name in (*OF_AN_ARM, "mapper_type", "prompt_format", "training")}
+        model.set_attn_implementation(
+            "sdpa"
+        )  # options are scored under a mask that flash attention does not take
+    about = {
+        name: getattr(model.config, name, None)
+        for name in (*OF_AN_ARM, "mapper_type", "prompt_format", "training")
+    }
     about |= heard_otherwise(model.config.encoder_config)
     state = Path(name, "trainer_state.json")
-    about["step"] = json.loads(state.read_text(encoding="utf-8"))["global_step"] if state.is_file() else None
+    about["step"] = (
+        json.loads(state.read_text(encoding="utf-8"))["global_step"] if state.is_file() else None
+    )
     about["weights_sha256"] = model_digest(model)
     return model.to(device).eval(), AudioLMProcessor.from_config(model.config, tokenizer), about
 
 
 def main(argv=None):
-    args = parse(argv)
+    args = parse_arguments(argv)
     output = Path(args.output_dir)
     use_all_of_the_cpu()
     # a process that has less to answer waits for the others, however long that takes
@@ -162,11 +117,16 @@ def main(argv=None):
     try:
         output.mkdir(parents=True, exist_ok=True)
         model, processor, about = loaded(args.model_name_or_path, args.revision, state.device)
-        about["prompt_format"] = processor.prompt_format = args.prompt_format or model.config.prompt_format
+        about["prompt_format"] = processor.prompt_format = (
+            args.prompt_format or model.config.prompt_format
+        )
         whole, rows, seconds, training = read_rows(args, model.config.max_audio_seconds)
         changes = getattr(model.config, "data_changes", {})
         if ("fix_cle_labels" in changes) != (args.fix_cle_labels is not None):
-            print("run_eval.py: --fix_cle_labels is not as in training; CLE's labels mean something else", file=sys.stderr)
+            print(
+                "run_eval.py: --fix_cle_labels is not as in training; CLE's labels mean something else",
+                file=sys.stderr,
+            )
         if "no_audio" in args.controls and not model.mapper.feature_mean.any():
             args.controls.remove("no_audio")
             args.not_run["no_audio"] = "the model does not hold the mean of training's features"
@@ -174,31 +134,55 @@ def main(argv=None):
         if len(clips) < 2 and "other_audio" in args.controls:
             args.controls.remove("other_audio")
             args.not_run["other_audio"] = "there is one clip"
-        settings = {"version": __version__, "rows_sha256": rows_digest(rows), "model": about,
-                    "protocols": args.protocol, "controls": args.controls,
-                    **{key: getattr(args, key) for key in ("batch_size", "max_new_tokens", "precision")},
-                    "max_audio_seconds": model.config.max_audio_seconds, "features": "encoded here"}  # fmt: skip
+        settings = {
+            "version": __version__,
+            "rows_sha256": rows_digest(rows),
+            "model": about,
+            "protocols": args.protocol,
+            "controls": args.controls,
+            **{key: getattr(args, key) for key in ("batch_size", "max_new_tokens", "precision")},
+            "max_audio_seconds": model.config.max_audio_seconds,
+            "features": "encoded here",
+        }
         if args.feature_cache:
             Path(args.feature_cache).mkdir(parents=True, exist_ok=True)
             settings["features"] = "of a cache"  # HTSAT's are rounded there
         asked = (args.batch_size, args.max_new_tokens)
         given = [c for c in args.controls if c not in ("majority", "question_only")]
         pairs = second_clips(rows, 0) if processor.prompt_format == "mellow" else None
-        answerers = {"": Answerer(model, processor, args.protocol, given, *asked, precision=args.precision, rows=pairs)}
+        answerers = {
+            "": Answerer(
+                model, processor, args.protocol, given, *asked, precision=args.precision, rows=pairs
+            )
+        }
         if "question_only" in args.controls:
-            deaf, its, settings["question_only"] = loaded(args.question_only_model, None, state.device)
+            deaf, its, settings["question_only"] = loaded(
+                args.question_only_model, None, state.device
+            )
             if not deaf.config.no_audio:
-                raise ValueError(f"--question_only_model {args.question_only_model} was trained without --no_audio")
+                raise ValueError(
+                    f"--question_only_model {args.question_only_model} was trained without --no_audio"
+                )
             if deaf.config.prompt_format != "audiolm":
-                raise ValueError(f"--question_only_model {args.question_only_model} was trained on Mellow's prompts")
-            answerers["question_only"] = Answerer(deaf, its, args.protocol[:1], (), *asked, precision=args.precision)
+                raise ValueError(
+                    f"--question_only_model {args.question_only_model} was trained on Mellow's prompts"
+                )
+            answerers["question_only"] = Answerer(
+                deaf, its, args.protocol[:1], (), *asked, precision=args.precision
+            )
     except (ValueError, OSError) as error:
         sys.exit(f"run_eval.py: {error}")
     if args.feature_cache:
-        cache = answerers[""].cache = FeatureCache(args.feature_cache, model.encoder, processor.feature_extractor)
+        cache = answerers[""].cache = FeatureCache(
+            args.feature_cache, model.encoder, processor.feature_extractor
+        )
         try:
             cache.fill_together(clips)
-        except (ValueError, OSError, SafetensorError) as error:  # no room, a full disk, a clip that is gone
+        except (
+            ValueError,
+            OSError,
+            SafetensorError,
+        ) as error:  # no room, a full disk, a clip that is gone
             sys.exit(f"run_eval.py: {error}")
     start = time.perf_counter()
     said = answer_rows(rows, answerers, output, settings, state)
@@ -215,7 +199,10 @@ def main(argv=None):
     if args.fix_cle_labels is not None:
         metrics["fix_cle_labels"] = [Path(file).name for file in args.fix_cle_labels] or "swapped"
     if args.benchmark:
-        metrics["official"] = {"benchmark": args.benchmark, **benchmark_results(args.benchmark, whole, rows, results, output)}
+        metrics["official"] = {
+            "benchmark": args.benchmark,
+            **benchmark_results(args.benchmark, whole, rows, results, output),
+        }
     with open(output / "predictions.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in results)
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
@@ -230,10 +217,29 @@ def main(argv=None):
         test = args.test_file or Path(data_set_folder(args.dataset_name), MANIFEST)
         commit = getattr(model.config, "_commit_hash", None)
         try:
-            print(push_results(args.hub_model_id, metrics, test, args.hub_dataset_id, args.revision, commit))
+            print(
+                push_results(
+                    args.hub_model_id, metrics, test, args.hub_dataset_id, args.revision, commit
+                )
+            )
         except ConnectionError as error:
             sys.exit(f"run_eval.py: {error}; they are in {args.output_dir}")
 
 
 if __name__ == "__main__":
     main()
+
+
+def heard_otherwise(config: PreTrainedConfig) -> dict:
+    """`band_limit` and `window_seconds` of an encoder's configuration, or of one of a pair's; None where it has none."""
+    parts = [
+        part
+        for part in (config, getattr(config, "first", None), getattr(config, "second", None))
+        if part is not None
+    ]
+    return {
+        name: next(
+            (value for part in parts if (value := getattr(part, name, None)) is not None), None
+        )
+        for name in ("band_limit", "window_seconds")
+    }

@@ -16,15 +16,22 @@ def wilson(correct: int, n: int, z: float = 1.959963984540054) -> tuple[float, f
         return 0.0, 1.0
     p, width = correct / n, z * z / n
     half = z * math.sqrt(p * (1 - p) / n + width / (4 * n))
-    return max(0.0, (p + width / 2 - half) / (1 + width)), min(1.0, (p + width / 2 + half) / (1 + width))
+    return max(0.0, (p + width / 2 - half) / (1 + width)), min(
+        1.0, (p + width / 2 + half) / (1 + width)
+    )
 
 
 def accuracy(predictions: list[str], references: list[str]) -> dict:
     """Accuracy with its interval; "" is no answer, and wrong."""
     correct = sum(bool(p) and p == r for p, r in zip(predictions, references))
     low, high = wilson(correct, len(references))
-    return {"n": len(references), "accuracy": correct / len(references), "ci95_low": low, "ci95_high": high,
-            "n_unparsed": sum(not p for p in predictions)}  # fmt: skip
+    return {
+        "n": len(references),
+        "accuracy": correct / len(references),
+        "ci95_low": low,
+        "ci95_high": high,
+        "n_unparsed": sum(not p for p in predictions),
+    }
 
 
 def by_class(predictions: list[str], references: list[str], confusion: bool) -> dict:
@@ -33,7 +40,10 @@ def by_class(predictions: list[str], references: list[str], confusion: bool) -> 
     found = {"balanced_accuracy": float(recall_score(references, predictions, labels=labels, **of))}
     if confusion:
         found["macro_f1"] = float(f1_score(references, predictions, labels=labels, **of))
-        counts = {label: Counter(p for p, r in zip(predictions, references) if r == label) for label in labels}
+        counts = {
+            label: Counter(p for p, r in zip(predictions, references) if r == label)
+            for label in labels
+        }
         found["confusion"] = {label: dict(sorted(of.items())) for label, of in counts.items()}
     return found
 
@@ -50,9 +60,13 @@ class ReasonAQAMetric(evaluate.Metric):
     def _info(self):
         text = datasets.Value("string")
         return evaluate.MetricInfo(
-            description=self.__doc__, citation="", inputs_description="",
-            features=datasets.Features({k: text for k in ("predictions", "references", "question_type")}),
-        )  # fmt: skip
+            description=self.__doc__,
+            citation="",
+            inputs_description="",
+            features=datasets.Features(
+                {k: text for k in ("predictions", "references", "question_type")}
+            ),
+        )
 
     def _compute(self, predictions, references, question_type, groups=None):
         def rows(of, name):
@@ -63,9 +77,14 @@ class ReasonAQAMetric(evaluate.Metric):
         for kind in SCORED:
             if kind in question_type:
                 answered = rows(question_type, kind)
-                types[kind] = {**accuracy(*answered), **by_class(*answered, confusion=kind == "entailment")}
+                types[kind] = {
+                    **accuracy(*answered),
+                    **by_class(*answered, confusion=kind == "entailment"),
+                }
         found = {"question_type": types, "micro": accuracy(predictions, references)}
-        found["macro_accuracy"] = sum(of["accuracy"] for of in types.values()) / len(types) if types else None
+        found["macro_accuracy"] = (
+            sum(of["accuracy"] for of in types.values()) / len(types) if types else None
+        )
         for name, of in (groups or {}).items():
             found[name] = {group: accuracy(*rows(of, group)) for group in sorted(set(of))}
         return found

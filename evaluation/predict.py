@@ -35,7 +35,10 @@ def model_digest(model) -> str:
     """SHA-256 of a model's weights."""
     found = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        found.update(name.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        found.update(
+            name.encode()
+            + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
     return found.hexdigest()
 
 
@@ -52,7 +55,9 @@ def chunks(rows: Dataset, size: int) -> list[list[int]]:
         if not made or len(made[-1]) >= size:
             made.append([])
         made[-1] += by_clip[name]
-    if len(made) > 1 and len({rows[i]["filepath1"] for i in made[-1]}) == 1:  # alone, it has no other clip's audio
+    if (
+        len(made) > 1 and len({rows[i]["filepath1"] for i in made[-1]}) == 1
+    ):  # alone, it has no other clip's audio
         last = made.pop()
         made[-1] += last
     return made
@@ -118,23 +123,38 @@ class Answerer:
         start = time.perf_counter()
         # together those that are alike: of one type, whose answers end alike, and of one length
         frames = {clip: self._frames(features[clip]) for _, row in asked for clip in row["audio"]}
-        asked = sorted(asked, key=lambda of: (of[1]["question_type"], sum(frames[clip] for clip in of[1]["audio"]),
-                                              len(of[1]["input"]), of[0]))  # fmt: skip
+        asked = sorted(
+            asked,
+            key=lambda of: (
+                of[1]["question_type"],
+                sum(frames[clip] for clip in of[1]["audio"]),
+                len(of[1]["input"]),
+                of[0],
+            ),
+        )
         for at in range(0, len(asked), self.batch_size):
             part = asked[at : at + self.batch_size]
             rows = [row for _, row in part]
-            with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                made = answer_batch(self.model, self.processor, rows, features, protocols, self.max_new_tokens)
+            with torch.autocast(
+                self.model.device.type, torch.bfloat16, enabled=self.precision == "bf16"
+            ):
+                made = answer_batch(
+                    self.model, self.processor, rows, features, protocols, self.max_new_tokens
+                )
             for (i, _), result in zip(part, made):
                 results[i][condition] = result
             bar.update(len(part))
-        self.seconds["answering" if condition == "heard" else "controls"] += time.perf_counter() - start
+        self.seconds["answering" if condition == "heard" else "controls"] += (
+            time.perf_counter() - start
+        )
 
 
 def _kept(files: list[Path], settings: dict) -> Iterator[tuple[int, dict]]:
     """Chunks that an interrupted evaluation of these settings has answered; what was torn, or has others, is left out."""
     for file in files:
-        lines = file.read_text(encoding="utf-8").split("\n")[:-1]  # the last one is whole, or empty, or torn
+        lines = file.read_text(encoding="utf-8").split("\n")[
+            :-1
+        ]  # the last one is whole, or empty, or torn
         if not lines or json.loads(lines[0]) != settings:
             print(f"{file} is of another evaluation and is not used", file=sys.stderr)
             continue
@@ -143,7 +163,9 @@ def _kept(files: list[Path], settings: dict) -> Iterator[tuple[int, dict]]:
             yield found["chunk"], found["results"]
 
 
-def answer_rows(rows: Dataset, answerers: dict[str, Answerer], output_dir: Path, settings: dict, state) -> list[dict] | None:
+def answer_rows(
+    rows: Dataset, answerers: dict[str, Answerer], output_dir: Path, settings: dict, state
+) -> list[dict] | None:
     """What each row was answered under each condition, in the rows' order; None in other processes than the main one.
 
     Args:
@@ -158,7 +180,9 @@ def answer_rows(rows: Dataset, answerers: dict[str, Answerer], output_dir: Path,
         new = output_dir / "predictions.new"  # all of it is there before an earlier part goes
         with open(new, "w", encoding="utf-8") as kept:
             kept.write(json.dumps(settings) + "\n")
-            kept.writelines(json.dumps({"chunk": c, "results": of}) + "\n" for c, of in done.items())
+            kept.writelines(
+                json.dumps({"chunk": c, "results": of}) + "\n" for c, of in done.items()
+            )
         new.replace(output_dir / "predictions.part.jsonl")
         for file in files:
             if file.name != "predictions.part.jsonl":
@@ -167,9 +191,18 @@ def answer_rows(rows: Dataset, answerers: dict[str, Answerer], output_dir: Path,
     conditions = sum(1 + len(answerer.controls) for answerer in answerers.values())
     todo = [chunk for chunk in range(len(work)) if chunk not in done]
     mine = todo[state.process_index :: state.num_processes]
-    bar = tqdm(total=conditions * sum(len(work[chunk]) for chunk in mine), desc="answering", unit="row",
-               disable=None if state.is_main_process else True)  # fmt: skip
-    with open(output_dir / f"predictions.part{state.process_index}.jsonl", "w", encoding="utf-8") as part, bar:
+    bar = tqdm(
+        total=conditions * sum(len(work[chunk]) for chunk in mine),
+        desc="answering",
+        unit="row",
+        disable=None if state.is_main_process else True,
+    )
+    with (
+        open(
+            output_dir / f"predictions.part{state.process_index}.jsonl", "w", encoding="utf-8"
+        ) as part,
+        bar,
+    ):
         part.write(json.dumps(settings) + "\n")
         for chunk in mine:
             found: list[dict] = [{} for _ in work[chunk]]
@@ -178,12 +211,19 @@ def answer_rows(rows: Dataset, answerers: dict[str, Answerer], output_dir: Path,
                 asked = [source[i] for i in work[chunk]]
                 for row, made in zip(found, answerer.chunk(asked, bar)):
                     row |= {name: made["heard"]} if name else made
-            part.write(json.dumps({"chunk": chunk, "results": {str(i): of for i, of in zip(work[chunk], found)}}) + "\n")
+            part.write(
+                json.dumps(
+                    {"chunk": chunk, "results": {str(i): of for i, of in zip(work[chunk], found)}}
+                )
+                + "\n"
+            )
             part.flush()
     state.wait_for_everyone()
     if not state.is_main_process:
         return None
     results = {
-        int(i): of for _, made in _kept(sorted(output_dir.glob("predictions.part*.jsonl")), settings) for i, of in made.items()
+        int(i): of
+        for _, made in _kept(sorted(output_dir.glob("predictions.part*.jsonl")), settings)
+        for i, of in made.items()
     }
     return [results[i] for i in range(len(rows))]

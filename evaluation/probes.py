@@ -40,7 +40,9 @@ def hold_out(labels: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
     count = min(5, *Counter(labels).values(), len(set(groups)))
     if count < 2:
         return np.array([], dtype=int)
-    return next(StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(labels, labels, groups))[1]
+    return next(
+        StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(labels, labels, groups)
+    )[1]
 
 
 def draw_folds(labels: np.ndarray, groups: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -51,14 +53,20 @@ def draw_folds(labels: np.ndarray, groups: np.ndarray, count: int, seed: int) ->
     """
     smallest, number = min(Counter(labels).items(), key=lambda item: item[1])
     if count > min(number, len(set(groups))):
-        raise ValueError(f"--folds {count}: class {smallest!r} has {number} clips, and there are {len(set(groups))} groups")
+        raise ValueError(
+            f"--folds {count}: class {smallest!r} has {number} clips, and there are {len(set(groups))} groups"
+        )
     folds = np.empty(len(labels), dtype=object)
-    for i, (_, test) in enumerate(StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(labels, labels, groups)):
+    for i, (_, test) in enumerate(
+        StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(labels, labels, groups)
+    ):
         folds[test] = str(i + 1)
     return folds
 
 
-def cross_validation(labels: np.ndarray, folds: np.ndarray, groups: np.ndarray, seed: int) -> list[Fold]:
+def cross_validation(
+    labels: np.ndarray, folds: np.ndarray, groups: np.ndarray, seed: int
+) -> list[Fold]:
     """Each fold tested by what the others teach; C is chosen on the fold after it.
 
     Raises:
@@ -66,14 +74,20 @@ def cross_validation(labels: np.ndarray, folds: np.ndarray, groups: np.ndarray, 
     """
     names = sorted(set(folds), key=lambda name: (len(name), name))  # 10 comes after 9
     if len(names) < 2:
-        raise ValueError(f"all clips are in fold {names[0]}, but one fold is tested by what the others teach")
+        raise ValueError(
+            f"all clips are in fold {names[0]}, but one fold is tested by what the others teach"
+        )
     for label in sorted(set(labels)):
         if len(set(folds[labels == label])) < 2:
-            raise ValueError(f"class {label!r} is in fold {folds[labels == label][0]} only: no other fold can teach it")
+            raise ValueError(
+                f"class {label!r} is in fold {folds[labels == label][0]} only: no other fold can teach it"
+            )
     found = []
     for name, after in zip(names, names[1:] + names[:1]):
         train, validation = np.flatnonzero(folds != name), np.flatnonzero(folds == after)
-        if set(labels[np.setdiff1d(train, validation)]) != set(labels[train]):  # two folds, or a rare class
+        if set(labels[np.setdiff1d(train, validation)]) != set(
+            labels[train]
+        ):  # two folds, or a rare class
             validation = train[hold_out(labels[train], groups[train], seed)]
         found.append(Fold(name, train, validation, np.flatnonzero(folds == name)))
     return found
@@ -92,7 +106,9 @@ def one_split(labels: np.ndarray, splits: np.ndarray, groups: np.ndarray, seed: 
     validation, test = np.flatnonzero(splits == "val"), np.flatnonzero(splits == "test")
     train = np.flatnonzero(splits != "test")
     if unknown := sorted(set(labels[test]) - set(labels[splits == "train"])):
-        raise ValueError(f"class {unknown[0]!r} is in the split test, but not in train: nothing can teach it")
+        raise ValueError(
+            f"class {unknown[0]!r} is in the split test, but not in train: nothing can teach it"
+        )
     if not len(validation):
         validation = train[hold_out(labels[train], groups[train], seed)]
     return [Fold("test", train, validation, test)]
@@ -105,7 +121,10 @@ def folds_of(clips: list[dict], count: int | None, seed: int) -> tuple[np.ndarra
         ValueError: if there is one class, a class has one clip, or the folds cannot be.
     """
     # arrays of objects: their elements stay plain strings
-    columns = {key: np.array([clip.get(key) for clip in clips], dtype=object) for key in ("label", "group", "fold", "split")}
+    columns = {
+        key: np.array([clip.get(key) for clip in clips], dtype=object)
+        for key in ("label", "group", "fold", "split")
+    }
     labels, groups = columns["label"], columns["group"]
     classes = Counter(labels)
     if len(classes) < 2:
@@ -123,7 +142,9 @@ def logistic_regression(c: float) -> Pipeline:
     return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=MEAN["max_iter"]))
 
 
-def probe_mean(means: np.ndarray, labels: np.ndarray, fold: Fold, seed: int) -> tuple[np.ndarray, dict]:
+def probe_mean(
+    means: np.ndarray, labels: np.ndarray, fold: Fold, seed: int
+) -> tuple[np.ndarray, dict]:
     """Predicted labels of the fold's test clips, and the C that the validation clips chose.
 
     Args:
@@ -132,13 +153,22 @@ def probe_mean(means: np.ndarray, labels: np.ndarray, fold: Fold, seed: int) -> 
     inner, c = np.setdiff1d(fold.train, fold.validation), MEAN["C_without_validation"]
     if len(fold.validation) and len(set(labels[inner])) > 1:
         right = [
-            np.mean(logistic_regression(c).fit(means[inner], labels[inner]).predict(means[fold.validation])
-                    == labels[fold.validation])
+            np.mean(
+                logistic_regression(c)
+                .fit(means[inner], labels[inner])
+                .predict(means[fold.validation])
+                == labels[fold.validation]
+            )
             for c in MEAN["C"]
-        ]  # fmt: skip
-        c = MEAN["C"][int(np.argmax(right))]  # of equally good ones the smallest, which trusts the features least
+        ]
+        c = MEAN["C"][
+            int(np.argmax(right))
+        ]  # of equally good ones the smallest, which trusts the features least
     probe = logistic_regression(c).fit(means[fold.train], labels[fold.train])
-    return probe.predict(means[fold.test]), {"C": c, "converged": bool(probe[-1].n_iter_.max() < MEAN["max_iter"])}
+    return probe.predict(means[fold.test]), {
+        "C": c,
+        "converged": bool(probe[-1].n_iter_.max() < MEAN["max_iter"]),
+    }
 
 
 class AttentionProbe(nn.Module):
@@ -147,9 +177,14 @@ class AttentionProbe(nn.Module):
     def __init__(self, mean: torch.Tensor, deviation: torch.Tensor, classes: int):
         super().__init__()
         self.register_buffer("mean", mean)
-        self.register_buffer("deviation", deviation.where(deviation > 1e-6, 1.0))  # a channel that never changes
+        self.register_buffer(
+            "deviation", deviation.where(deviation > 1e-6, 1.0)
+        )  # a channel that never changes
         self.query = nn.Parameter(torch.zeros(len(mean)))
-        self.weight, self.bias = nn.Parameter(torch.zeros(classes, len(mean))), nn.Parameter(torch.zeros(classes))
+        self.weight, self.bias = (
+            nn.Parameter(torch.zeros(classes, len(mean))),
+            nn.Parameter(torch.zeros(classes)),
+        )
 
     def forward(self, clips: list[torch.Tensor]) -> torch.Tensor:
         """Logits (clips, classes) of clips (frames, dim), which may differ in frames."""
@@ -163,19 +198,27 @@ class AttentionProbe(nn.Module):
         return pooled @ self.weight.T + self.bias
 
 
-def probe_attention(features: list[torch.Tensor], labels: np.ndarray, fold: Fold, seed: int) -> tuple[np.ndarray, dict]:
+def probe_attention(
+    features: list[torch.Tensor], labels: np.ndarray, fold: Fold, seed: int
+) -> tuple[np.ndarray, dict]:
     """As [`probe_mean`], of clips (frames, dim) each; nothing is chosen, so that the validation clips only teach."""
     classes, targets = np.unique(labels[fold.train], return_inverse=True)
     total = sum(features[i].double().sum(0) for i in fold.train)
     count = sum(len(features[i]) for i in fold.train)
     square = sum((features[i].double() - total / count).square().sum(0) for i in fold.train)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    probe = AttentionProbe((total / count).float(), (square / count).sqrt().float(), len(classes)).to(device)
-    optimizer = torch.optim.AdamW(probe.parameters(), ATTENTION["learning_rate"], weight_decay=ATTENTION["weight_decay"])
+    probe = AttentionProbe(
+        (total / count).float(), (square / count).sqrt().float(), len(classes)
+    ).to(device)
+    optimizer = torch.optim.AdamW(
+        probe.parameters(), ATTENTION["learning_rate"], weight_decay=ATTENTION["weight_decay"]
+    )
     targets, draw = torch.tensor(targets, device=device), torch.Generator().manual_seed(seed)
     for _ in range(ATTENTION["epochs"]):
         for batch in torch.randperm(len(fold.train), generator=draw).split(ATTENTION["batch_size"]):
-            loss = nn.functional.cross_entropy(probe([features[fold.train[i]] for i in batch]), targets[batch.to(device)])
+            loss = nn.functional.cross_entropy(
+                probe([features[fold.train[i]] for i in batch]), targets[batch.to(device)]
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -186,7 +229,13 @@ def probe_attention(features: list[torch.Tensor], labels: np.ndarray, fold: Fold
 
 
 def probe_folds(
-    probe: Callable, features, labels: np.ndarray, folds: list[Fold], seed: int, shuffle: bool = False, desc: str = ""
+    probe: Callable,
+    features,
+    labels: np.ndarray,
+    folds: list[Fold],
+    seed: int,
+    shuffle: bool = False,
+    desc: str = "",
 ) -> tuple[np.ndarray, dict]:
     """Predictions of [`probe_mean`] or [`probe_attention`] for all test clips, in the folds' order, and each fold's settings.
 
@@ -194,10 +243,14 @@ def probe_folds(
         shuffle: the control: the training clips' labels are dealt out among them anew. desc: of a progress bar, if any.
     """
     predicted, settings = [], {}
-    for number, fold in enumerate(tqdm(folds, f"probing {desc}", unit="fold", disable=None if desc else True)):
+    for number, fold in enumerate(
+        tqdm(folds, f"probing {desc}", unit="fold", disable=None if desc else True)
+    ):
         taught = labels.copy()
         if shuffle:
-            taught[fold.train] = np.random.default_rng([seed, number]).permutation(labels[fold.train])
+            taught[fold.train] = np.random.default_rng([seed, number]).permutation(
+                labels[fold.train]
+            )
         made, settings[fold.name] = probe(features, taught, fold, seed)
         predicted.append(made)
     return np.concatenate(predicted), settings
@@ -209,7 +262,9 @@ def majority(labels: np.ndarray, folds: list[Fold]) -> np.ndarray:
     return np.repeat(counts, [len(fold.test) for fold in folds])
 
 
-def figures(predicted: np.ndarray, labels: np.ndarray, folds: list[Fold], settings: dict | None = None) -> dict:
+def figures(
+    predicted: np.ndarray, labels: np.ndarray, folds: list[Fold], settings: dict | None = None
+) -> dict:
     """Accuracy and macro F1 over all test clips and of each fold, and the mean accuracy of the folds."""
 
     def of(made, right):
@@ -217,12 +272,20 @@ def figures(predicted: np.ndarray, labels: np.ndarray, folds: list[Fold], settin
         return {"n": len(right), "accuracy": float(np.mean(made == right)), "macro_f1": float(f1)}
 
     parts = np.split(predicted, np.cumsum([len(fold.test) for fold in folds])[:-1])
-    by_fold = {f.name: of(made, labels[f.test]) | (settings or {}).get(f.name, {}) for f, made in zip(folds, parts)}
+    by_fold = {
+        f.name: of(made, labels[f.test]) | (settings or {}).get(f.name, {})
+        for f, made in zip(folds, parts)
+    }
     mean = float(np.mean([part["accuracy"] for part in by_fold.values()]))
-    return of(predicted, labels[np.concatenate([f.test for f in folds])]) | {"mean_of_folds": mean, "folds": by_fold}
+    return of(predicted, labels[np.concatenate([f.test for f in folds])]) | {
+        "mean_of_folds": mean,
+        "folds": by_fold,
+    }
 
 
-def add_intervals(results: dict[str, dict], predicted: dict[str, np.ndarray], right: np.ndarray, seed: int) -> list[dict]:
+def add_intervals(
+    results: dict[str, dict], predicted: dict[str, np.ndarray], right: np.ndarray, seed: int
+) -> list[dict]:
     """Adds `ci95_low` and `ci95_high` of the accuracy to `results`; returns the paired differences of all pairs, with theirs.
 
     Args:
@@ -230,7 +293,9 @@ def add_intervals(results: dict[str, dict], predicted: dict[str, np.ndarray], ri
     """
     hits = np.stack([predicted[name] == right for name in results]).astype(float)
     random = np.random.default_rng(seed)
-    drawn = np.stack([hits[:, random.integers(len(right), size=len(right))].mean(1) for _ in range(RESAMPLES)], 1)
+    drawn = np.stack(
+        [hits[:, random.integers(len(right), size=len(right))].mean(1) for _ in range(RESAMPLES)], 1
+    )
 
     def interval(values):
         low, high = np.quantile(values, [0.025, 0.975])
@@ -240,7 +305,12 @@ def add_intervals(results: dict[str, dict], predicted: dict[str, np.ndarray], ri
         results[name] |= interval(values)
     pairs = combinations(enumerate(results), 2)
     return [
-        {"first": a, "second": b, "difference": float(hits[i].mean() - hits[j].mean()), **interval(drawn[i] - drawn[j])}
+        {
+            "first": a,
+            "second": b,
+            "difference": float(hits[i].mean() - hits[j].mean()),
+            **interval(drawn[i] - drawn[j]),
+        }
         for (i, a), (j, b) in pairs
     ]
 
@@ -264,12 +334,24 @@ def table(report: dict) -> str:
         lines.append(line("  macro F1", [f"{arm['macro_f1']:.3f}" for arm in found.values()]))
         several = next(iter(found.values()))["folds"]
         if len(several) > 1:
-            lines += [line(f"  fold {f}", [f"{arm['folds'][f]['accuracy']:.3f}" for arm in found.values()]) for f in several]
-            lines.append(line("  mean of folds", [f"{arm['mean_of_folds']:.3f}" for arm in found.values()]))
+            lines += [
+                line(
+                    f"  fold {f}", [f"{arm['folds'][f]['accuracy']:.3f}" for arm in found.values()]
+                )
+                for f in several
+            ]
+            lines.append(
+                line("  mean of folds", [f"{arm['mean_of_folds']:.3f}" for arm in found.values()])
+            )
         if pooling in report["shuffled_labels"]:
             shuffled = report["shuffled_labels"][pooling].values()
-            lines.append(line("  taught shuffled labels", [f"{arm['accuracy']:.3f}" for arm in shuffled]))
+            lines.append(
+                line("  taught shuffled labels", [f"{arm['accuracy']:.3f}" for arm in shuffled])
+            )
     lines.append(line("majority class", [f"{report['majority']['accuracy']:.3f}"] * len(arms)))
     for pooling, pairs in report["differences"].items():
-        lines += [f"{pooling} pooling, {p['first']} - {p['second']}: {interval(p, 'difference', '+')}" for p in pairs]
+        lines += [
+            f"{pooling} pooling, {p['first']} - {p['second']}: {interval(p, 'difference', '+')}"
+            for p in pairs
+        ]
     return "\n".join([*lines, report["note"]])

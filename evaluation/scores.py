@@ -1,6 +1,7 @@
 """From what a model said to each row to the rows of `predictions.jsonl` and the numbers of `metrics.json`."""
 
 import html
+import math
 import re
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
@@ -10,14 +11,16 @@ import pyarrow as pa
 
 from ..data.answer_parsing import parse_answer
 from ..data.reasonaqa import FIELDS, QUESTION_TYPES
-from .answering import likeliest
+from .answering import NAMES, likeliest
 from .categories import categories
 from .controls import CONTROLS, commonest_answers, reletter
 from .metric import SCORED, ReasonAQAMetric
 from .statistics import clip_bootstrap, interval
 from .text_metrics import text_metrics
 
-DEAF = tuple(control for control in CONTROLS if control != "relettered")  # what an answer without listening scores
+DEAF = tuple(
+    control for control in CONTROLS if control != "relettered"
+)  # what an answer without listening scores
 WORDS = (1, 3, 6, 12)
 
 
@@ -31,12 +34,23 @@ def answers(row: Mapping, said: Mapping, letters: Mapping[str, str] | None = Non
 
     def add(name, parsed, **more):
         parsed = letters.get(parsed) if letters and parsed else parsed
-        found[name] = {"parsed": parsed, "correct": parsed is not None and parsed == row["reference"], **more}
+        found[name] = {
+            "parsed": parsed,
+            "correct": parsed is not None and parsed == row["reference"],
+            **more,
+        }
 
     if "scores" in said and kind in SCORED:
         scores = {option: tuple(score) for option, score in said["scores"].items()}
-        shown = {letters.get(option, option) if letters else option: score for option, score in scores.items()}
-        add("likelihood", likeliest(scores), scores={option: list(shown[option]) for option in sorted(shown)})
+        shown = {
+            letters.get(option, option) if letters else option: score
+            for option, score in scores.items()
+        }
+        add(
+            "likelihood",
+            likeliest(scores),
+            scores={option: list(shown[option]) for option in sorted(shown)},
+        )
         add("likelihood_normalised", likeliest(scores, normalised=True))
     if "text" in said and kind in SCORED:
         add("generate", parse_answer(kind, said["asked"], said["text"]), text=said["text"])
@@ -46,7 +60,10 @@ def answers(row: Mapping, said: Mapping, letters: Mapping[str, str] | None = Non
 
 
 def predicted_rows(
-    rows: Iterable[Mapping], said: list[dict[str, dict]], seconds: Mapping[str, float], training: list[dict] | None = None
+    rows: Iterable[Mapping],
+    said: list[dict[str, dict]],
+    seconds: Mapping[str, float],
+    training: list[dict] | None = None,
 ) -> list[dict]:
     """The rows of `predictions.jsonl`.
 
@@ -59,19 +76,33 @@ def predicted_rows(
         of["seconds"] = [round(seconds[clip], 3) for clip in row["audio"]]
         of["reference"] = parse_answer(row["question_type"], row["input"], row["answer"])
         heard, controls = conditions["heard"], {}
-        of |= {"loss": heard["loss"], "n_tokens": heard["n_tokens"], "answers": answers(of, {**heard, "asked": row["input"]})}
+        of |= {
+            "loss": heard["loss"],
+            "n_tokens": heard["n_tokens"],
+            "answers": answers(of, {**heard, "asked": row["input"]}),
+        }
         for control, other in conditions.items():
-            moved, letters = reletter(dict(row)) or (row, None) if control == "relettered" else (row, None)
+            moved, letters = (
+                reletter(dict(row)) or (row, None) if control == "relettered" else (row, None)
+            )
             if control != "heard":
-                controls[control] = {"loss": other["loss"], "answers": answers(of, {**other, "asked": moved["input"]}, letters)}
+                controls[control] = {
+                    "loss": other["loss"],
+                    "answers": answers(of, {**other, "asked": moved["input"]}, letters),
+                }
         made.append({**of, "controls": controls})
-    about = categories(*(pa.chunked_array([[row[field] for row in made]]) for field in ("input", "filepath2")))
+    about = categories(
+        *(pa.chunked_array([[row[field] for row in made]]) for field in ("input", "filepath2"))
+    )
     for row, category in zip(made, about):
         row["category"] = category
     if training is not None:
         for row, answer in zip(made, commonest_answers(training, made)):
             if row["question_type"] in SCORED:
-                given = {"parsed": answer, "correct": answer is not None and answer == row["reference"]}
+                given = {
+                    "parsed": answer,
+                    "correct": answer is not None and answer == row["reference"],
+                }
                 row["controls"]["majority"] = {"answers": {name: given for name in row["answers"]}}
     return made
 
@@ -79,7 +110,11 @@ def predicted_rows(
 def groups(rows: list[dict], max_audio_seconds: float) -> dict[str, list[str]]:
     """What else rows are told apart by: each grouping's group of each row."""
     words = [len(row["answer"].split()) for row in rows]
-    names = ["1 word", *(f"{low + 1}-{high} words" for low, high in pairwise(WORDS)), f"{WORDS[-1] + 1}+ words"]
+    names = [
+        "1 word",
+        *(f"{low + 1}-{high} words" for low, high in pairwise(WORDS)),
+        f"{WORDS[-1] + 1}+ words",
+    ]
     return {
         "subtype": [row["subtype"] for row in rows],
         "category": [row["category"] for row in rows],
@@ -89,9 +124,15 @@ def groups(rows: list[dict], max_audio_seconds: float) -> dict[str, list[str]]:
     }
 
 
-def closed_metrics(rows: list[dict], protocol: str, max_audio_seconds: float, control: str | None = None) -> dict:
+def closed_metrics(
+    rows: list[dict], protocol: str, max_audio_seconds: float, control: str | None = None
+) -> dict:
     """Metrics of closed questions by one protocol; of a control, of the rows that have it."""
-    rows = [row for row in rows if row["question_type"] in SCORED and (control is None or control in row["controls"])]
+    rows = [
+        row
+        for row in rows
+        if row["question_type"] in SCORED and (control is None or control in row["controls"])
+    ]
     if not rows:
         return {}
     given = [(row["controls"][control] if control else row)["answers"][protocol] for row in rows]
@@ -99,18 +140,28 @@ def closed_metrics(rows: list[dict], protocol: str, max_audio_seconds: float, co
         predictions=[answer["parsed"] or "" for answer in given],
         # a reference that cannot be parsed stays as its text, which no parsed answer equals
         references=[row["reference"] or row["answer"] for row in rows],
-        question_type=[row["question_type"] for row in rows], groups=groups(rows, max_audio_seconds),
-    )  # fmt: skip
+        question_type=[row["question_type"] for row in rows],
+        groups=groups(rows, max_audio_seconds),
+    )
 
 
 def consistency(rows: list[dict], protocol: str) -> dict[str, dict]:
     """By question type: how often the same option is picked when all stand under other letters; no answer never is."""
     found = {}
     for kind in SCORED:
-        pairs = [(row["answers"][protocol]["parsed"], row["controls"]["relettered"]["answers"][protocol]["parsed"])
-                 for row in rows if row["question_type"] == kind and "relettered" in row["controls"]]  # fmt: skip
+        pairs = [
+            (
+                row["answers"][protocol]["parsed"],
+                row["controls"]["relettered"]["answers"][protocol]["parsed"],
+            )
+            for row in rows
+            if row["question_type"] == kind and "relettered" in row["controls"]
+        ]
         if pairs:
-            found[kind] = {"n": len(pairs), "same_option": sum(a is not None and a == b for a, b in pairs) / len(pairs)}
+            found[kind] = {
+                "n": len(pairs),
+                "same_option": sum(a is not None and a == b for a, b in pairs) / len(pairs),
+            }
     return found
 
 
@@ -121,7 +172,11 @@ def clips_of(row: Mapping) -> tuple[str, ...]:
 
 
 def above_best_control(
-    heard: np.ndarray, controls: Mapping[str, np.ndarray], kinds: list[str], kind: np.ndarray, clips: list[tuple[str, ...]]
+    heard: np.ndarray,
+    controls: Mapping[str, np.ndarray],
+    kinds: list[str],
+    kind: np.ndarray,
+    clips: list[tuple[str, ...]],
 ) -> dict[str, dict]:
     """Accuracy minus the best control's, by question type and of their mean (`macro`), with its interval over clips.
 
@@ -136,12 +191,20 @@ def above_best_control(
     means = np.array([right[kind == number].mean(0) for number in range(len(kinds))])
     drawn = clip_bootstrap(right[:, :1] - right[:, 1:], clips, kind)
     found = {}
-    for name, mean, samples in (*zip(kinds, means, drawn.swapaxes(0, 1)), ("macro", means.mean(0), drawn.mean(1))):
+    for name, mean, samples in (
+        *zip(kinds, means, drawn.swapaxes(0, 1)),
+        ("macro", means.mean(0), drawn.mean(1)),
+    ):
         best = int(mean[1:].argmax())
         low, high = interval(samples[:, best])
-        found[name] = {"accuracy": float(mean[0]), "best_control": names[best], "control_accuracy": float(mean[1 + best]),
-                       "difference": float(mean[0] - mean[1 + best]),
-                       "ci95_low": float(low), "ci95_high": float(high)}  # fmt: skip
+        found[name] = {
+            "accuracy": float(mean[0]),
+            "best_control": names[best],
+            "control_accuracy": float(mean[1 + best]),
+            "difference": float(mean[0] - mean[1 + best]),
+            "ci95_low": float(low),
+            "ci95_high": float(high),
+        }
     return found
 
 
@@ -149,8 +212,13 @@ def listening(rows: list[dict], protocol: str) -> dict[str, dict]:
     """[`above_best_control`] of the rows of one evaluation; of controls that do not have all of them, none."""
     rows = [row for row in rows if row["question_type"] in SCORED]
     kinds = [kind for kind in SCORED if any(row["question_type"] == kind for row in rows)]
-    controls = {name: np.array([row["controls"][name]["answers"][protocol]["correct"] for row in rows], float)
-                for name in DEAF if all(name in row["controls"] for row in rows)}  # fmt: skip
+    controls = {
+        name: np.array(
+            [row["controls"][name]["answers"][protocol]["correct"] for row in rows], float
+        )
+        for name in DEAF
+        if all(name in row["controls"] for row in rows)
+    }
     heard = np.array([row["answers"][protocol]["correct"] for row in rows], float)
     kind = np.array([kinds.index(row["question_type"]) for row in rows])
     return above_best_control(heard, controls, kinds, kind, [clips_of(row) for row in rows])
@@ -168,7 +236,10 @@ def option_probabilities(row: Mapping) -> dict[str, float]:
 
 def open_metrics(rows: list[dict], java: bool = False) -> dict[str, dict]:
     """Of each open question type: loss per token of the right answer, under controls too; metrics of generated text."""
-    found, texts = {}, text_metrics(rows, java) if any("generate" in row["answers"] for row in rows) else {}
+    found, texts = (
+        {},
+        text_metrics(rows, java) if any("generate" in row["answers"] for row in rows) else {},
+    )
     for kind in (kind for kind in QUESTION_TYPES if kind not in SCORED):
         of = [row for row in rows if row["question_type"] == kind]
         if not of:
@@ -176,9 +247,12 @@ def open_metrics(rows: list[dict], java: bool = False) -> dict[str, dict]:
         tokens = sum(row["n_tokens"] for row in of)
         controls = [name for name in CONTROLS if "loss" in of[0]["controls"].get(name, {})]
         found[kind] = {
-            "n": len(of), "loss_per_answer_token": sum(row["loss"] for row in of) / tokens,
-            "control_loss": {name: sum(row["controls"][name]["loss"] for row in of) / tokens for name in controls},
-        }  # fmt: skip
+            "n": len(of),
+            "loss_per_answer_token": sum(row["loss"] for row in of) / tokens,
+            "control_loss": {
+                name: sum(row["controls"][name]["loss"] for row in of) / tokens for name in controls
+            },
+        }
         if kind in texts:
             words = [len(row["answers"]["generate"]["text"].split()) for row in of]
             found[kind] |= {"mean_words": sum(words) / len(words), "generated": texts[kind]}
@@ -192,16 +266,32 @@ def score(rows: list[dict], protocol: str, max_audio_seconds: float, java: bool 
         rows: of [`predicted_rows`]. java: METEOR, SPICE and SPIDEr of open questions too.
     """
     closed = [row for row in rows if row["question_type"] in SCORED]
-    metrics = {"n": len(rows), "protocol": protocol, "max_audio_seconds": max_audio_seconds}
+    metrics = {
+        "n": len(rows),
+        "protocol": protocol,
+        "protocol_name": NAMES[protocol],
+        "max_audio_seconds": max_audio_seconds,
+    }
     if closed:
         metrics |= closed_metrics(rows, protocol, max_audio_seconds)
         others = [name for name in closed[0]["answers"] if name != protocol]
-        metrics["other_protocols"] = {name: closed_metrics(rows, name, max_audio_seconds) for name in others}
+        metrics["other_protocols"] = {
+            name: closed_metrics(rows, name, max_audio_seconds) for name in others
+        }
         metrics["controls"] = {}
         for control in CONTROLS:
             if any(control in row["controls"] for row in closed):
-                metrics["controls"][control] = closed_metrics(rows, protocol, max_audio_seconds, control)
+                metrics["controls"][control] = closed_metrics(
+                    rows, protocol, max_audio_seconds, control
+                )
         if "relettered" in metrics["controls"]:
             metrics["controls"]["relettered"]["consistency"] = consistency(closed, protocol)
         metrics["listening"] = listening(rows, protocol)
     return metrics | {"text": open_metrics(rows, java)}
+
+
+def probabilities(scores: dict[str, tuple[float, int]]) -> dict[str, float]:
+    """Of options by their log-likelihoods, (sum, tokens) each: softmax of the sums."""
+    most = max((total for total, _ in scores.values()), default=0.0)
+    weights = {option: math.exp(total - most) for option, (total, _) in scores.items()}
+    return {option: weight / sum(weights.values()) for option, weight in weights.items()}

@@ -17,7 +17,11 @@ TIE = 1e-10  # as a share of the largest possible statistic: sums in another ord
 
 
 def clip_bootstrap(
-    outcomes: np.ndarray, clips: Sequence[tuple[str, ...]], groups: np.ndarray, resamples: int = 10_000, seed: int = 0
+    outcomes: np.ndarray,
+    clips: Sequence[tuple[str, ...]],
+    groups: np.ndarray,
+    resamples: int = 10_000,
+    seed: int = 0,
 ) -> np.ndarray:
     """Means of each group under resamples of clips, (resamples, groups, columns); NaN where a group got no row.
 
@@ -33,12 +37,16 @@ def clip_bootstrap(
     """
     outcomes = np.asarray(outcomes, float)
     if outcomes.ndim != 2:
-        raise ValueError(f"outcomes (rows, columns) are wanted, these have the shape {outcomes.shape}")
+        raise ValueError(
+            f"outcomes (rows, columns) are wanted, these have the shape {outcomes.shape}"
+        )
     groups, pairs, count = _checked(outcomes, clips, groups)
     found = np.full((resamples, groups.max(initial=-1) + 1, outcomes.shape[1]), np.nan)
     inside = groups >= 0
     # a row about one clip gets a second one, `count`, which every resample draws once
-    keys = np.column_stack([groups, pairs[:, 0], np.where(pairs[:, 0] == pairs[:, 1], count, pairs[:, 1])])[inside]
+    keys = np.column_stack(
+        [groups, pairs[:, 0], np.where(pairs[:, 0] == pairs[:, 1], count, pairs[:, 1])]
+    )[inside]
     distinct, place = np.unique(keys, axis=0, return_inverse=True)
     of, first, second = distinct.T
     sums = np.zeros((len(of), outcomes.shape[1] + 1))
@@ -46,7 +54,10 @@ def clip_bootstrap(
     bounds = np.searchsorted(of, np.arange(found.shape[1] + 1))
     draw = np.random.default_rng(seed)
     for start, stop in _chunks(resamples, max(count, len(of), 1)):
-        drawn = draw.integers(count, size=(stop - start, count)) + count * np.arange(stop - start)[:, None]
+        drawn = (
+            draw.integers(count, size=(stop - start, count))
+            + count * np.arange(stop - start)[:, None]
+        )
         times = np.ones((stop - start, count + 1))
         times[:, :count] = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
         for group, (low, high) in enumerate(pairwise(bounds)):
@@ -56,14 +67,20 @@ def clip_bootstrap(
     return found
 
 
-def interval(samples: np.ndarray, level: float = 0.95, axis: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def interval(
+    samples: np.ndarray, level: float = 0.95, axis: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Percentile interval of bootstrap samples along `axis`, those left out that are NaN: its lower and its upper ends."""
     low, high = np.nanquantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=axis)
     return low, high
 
 
 def clip_permutation_test(
-    difference: np.ndarray, clips: Sequence[tuple[str, ...]], groups: np.ndarray, permutations: int = 10_000, seed: int = 0
+    difference: np.ndarray,
+    clips: Sequence[tuple[str, ...]],
+    groups: np.ndarray,
+    permutations: int = 10_000,
+    seed: int = 0,
 ) -> float:
     """Two-sided p-value of the mean over groups of their mean differences, had the two arms' names been given by chance.
 
@@ -79,7 +96,9 @@ def clip_permutation_test(
     difference = np.asarray(difference, float)
     groups, pairs, count = _checked(difference, clips, groups)
     groups, pairs, difference = groups[groups >= 0], pairs[groups >= 0], difference[groups >= 0]
-    shares = difference / np.bincount(groups)[groups]  # they sum to the mean of means, times the number of groups
+    shares = (
+        difference / np.bincount(groups)[groups]
+    )  # they sum to the mean of means, times the number of groups
     links = coo_array((np.ones(len(pairs)), tuple(pairs.T)), shape=(count, count))
     sets = connected_components(links, directed=False)[1] if count else np.zeros(0, int)
     sums = np.bincount(sets[pairs[:, 0]], shares)
@@ -107,7 +126,9 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> dict:
     first, second = np.asarray(first), np.asarray(second)
     if first.shape != second.shape or not np.isin(np.concatenate([first, second]), (0, 1)).all():
         given = " and ".join(f"{of.dtype} {of.shape}" for of in (first, second))
-        raise ValueError(f"right (1) or wrong (0) is wanted for the same rows of both arms, not {given}")
+        raise ValueError(
+            f"right (1) or wrong (0) is wanted for the same rows of both arms, not {given}"
+        )
     only_first, only_second = int((first > second).sum()), int((first < second).sum())
     discordant = only_first + only_second
     p = float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
@@ -128,7 +149,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return np.minimum(adjusted, 1).tolist()
 
 
-def minimum_detectable_difference(standard_error: float, tests: int = 1, alpha: float = 0.05, power: float = 0.8) -> float:
+def minimum_detectable_difference(
+    standard_error: float, tests: int = 1, alpha: float = 0.05, power: float = 0.8
+) -> float:
     """The true difference that a two-sided test at `alpha / tests` (Holm's strictest level) finds with the probability `power`.
 
     The estimate counts as normal, with this standard error.
@@ -136,7 +159,9 @@ def minimum_detectable_difference(standard_error: float, tests: int = 1, alpha: 
     return float((norm.ppf(1 - alpha / (2 * tests)) + norm.ppf(power)) * standard_error)
 
 
-def expected_calibration_error(probabilities: Sequence[float], correct: Sequence[bool], bins: int = 10) -> dict:
+def expected_calibration_error(
+    probabilities: Sequence[float], correct: Sequence[bool], bins: int = 10
+) -> dict:
     """How far the probability of the given answer is from being right so often (Guo et al. 2017).
 
     Returns:
@@ -157,27 +182,46 @@ def expected_calibration_error(probabilities: Sequence[float], correct: Sequence
     place, found = np.digitize(probabilities, edges[1:-1]), []
     for number in np.unique(place):
         inside = place == number
-        found.append({
-            "low": float(edges[number]), "high": float(edges[number + 1]), "n": int(inside.sum()),
-            "confidence": float(probabilities[inside].mean()), "accuracy": float(correct[inside].mean()),
-        })  # fmt: skip
+        found.append(
+            {
+                "low": float(edges[number]),
+                "high": float(edges[number + 1]),
+                "n": int(inside.sum()),
+                "confidence": float(probabilities[inside].mean()),
+                "accuracy": float(correct[inside].mean()),
+            }
+        )
     gaps = sum(of["n"] * abs(of["confidence"] - of["accuracy"]) for of in found)
     return {"ece": gaps / len(probabilities), "bins": found}
 
 
-def _checked(values: np.ndarray, clips: Sequence[tuple[str, ...]], groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+def _checked(
+    values: np.ndarray, clips: Sequence[tuple[str, ...]], groups: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, int]:
     """The groups; the two clips of each row, (rows, 2), twice the same if it has one; and how many clips there are."""
     groups = np.asarray(groups)
     if not len(values) == len(clips) == len(groups):
-        raise ValueError(f"{len(values)} rows, but clips of {len(clips)} and groups of {len(groups)}")
+        raise ValueError(
+            f"{len(values)} rows, but clips of {len(clips)} and groups of {len(groups)}"
+        )
     if not np.isfinite(values).all():
-        raise ValueError(f"row {np.argwhere(~np.isfinite(values))[0, 0]} has an outcome that is not finite")
-    if wrong := [row for row, of in enumerate(clips) if len(of) not in (1, 2) or isinstance(of, str)]:
-        raise ValueError(f"row {wrong[0]}: a tuple of one or two clips is wanted, not {clips[wrong[0]]!r}")
+        raise ValueError(
+            f"row {np.argwhere(~np.isfinite(values))[0, 0]} has an outcome that is not finite"
+        )
+    if wrong := [
+        row for row, of in enumerate(clips) if len(of) not in (1, 2) or isinstance(of, str)
+    ]:
+        raise ValueError(
+            f"row {wrong[0]}: a tuple of one or two clips is wanted, not {clips[wrong[0]]!r}"
+        )
     if len(groups) and (groups.dtype.kind not in "iu" or groups.min() < -1):
-        raise ValueError(f"groups are numbers from 0, or -1 for none, not {groups.min()} of {groups.dtype}")
+        raise ValueError(
+            f"groups are numbers from 0, or -1 for none, not {groups.min()} of {groups.dtype}"
+        )
     # sorted, so that the draws do not depend on the order of the rows
-    numbers = {clip: number for number, clip in enumerate(sorted({clip for of in clips for clip in of}))}
+    numbers = {
+        clip: number for number, clip in enumerate(sorted({clip for of in clips for clip in of}))
+    }
     pairs = [sorted((numbers[of[0]], numbers[of[-1]])) for of in clips]
     return groups.astype(int), np.array(pairs, int).reshape(-1, 2), len(numbers)
 

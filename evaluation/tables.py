@@ -17,11 +17,15 @@ MAJORITY = "majority"
 
 def _closed(metrics: dict) -> list[str]:
     def block(title, groups):
-        lines.append(f"{title:<22}{'n':>7}{'accuracy':>10}{'95 % interval':>18}{'balanced':>10}{'unparsed':>10}")
+        lines.append(
+            f"{title:<22}{'n':>7}{'accuracy':>10}{'95 % interval':>18}{'balanced':>10}{'unparsed':>10}"
+        )
         for name, g in groups.items():
             interval = f"{g['ci95_low']:.3f} - {g['ci95_high']:.3f}"
             balanced = f"{g['balanced_accuracy']:.3f}" if "balanced_accuracy" in g else ""
-            lines.append(f"{name:<22}{g['n']:>7}{g['accuracy']:>10.3f}{interval:>18}{balanced:>10}{g['n_unparsed']:>10}")
+            lines.append(
+                f"{name:<22}{g['n']:>7}{g['accuracy']:>10.3f}{interval:>18}{balanced:>10}{g['n_unparsed']:>10}"
+            )
 
     lines = [f"closed questions, by {NAMES[metrics['protocol']]}"]
     block("question type", {**metrics["question_type"], "all (micro)": metrics["micro"]})
@@ -38,12 +42,18 @@ def _controls(metrics: dict) -> list[str]:
     for kind in (*metrics["question_type"], "mean of types"):
         cells = []
         for of in (metrics, *metrics["controls"].values()):
-            of = {**of["question_type"], "mean of types": {"accuracy": of["macro_accuracy"]}} if of else {}
+            of = (
+                {**of["question_type"], "mean of types": {"accuracy": of["macro_accuracy"]}}
+                if of
+                else {}
+            )
             value = of.get(kind, {}).get("accuracy")
             cells.append("-" if value is None else f"{value:.3f}")
         lines.append(f"{kind:<22}{cells[0]:>7}" + "".join(f"{cell:>15}" for cell in cells[1:]))
     for kind, of in metrics["controls"].get("relettered", {}).get("consistency", {}).items():
-        lines.append(f"{kind}: the same option under other letters in {100 * of['same_option']:.1f} % of {of['n']} rows")
+        lines.append(
+            f"{kind}: the same option under other letters in {100 * of['same_option']:.1f} % of {of['n']} rows"
+        )
     for kind, of in metrics["listening"].items():
         lines.append(
             f"{'mean of types' if kind == 'macro' else kind}: {100 * of['difference']:+.1f} points above the best control, "
@@ -71,24 +81,35 @@ def table(metrics: dict) -> str:
     if "micro" in metrics:
         lines += _closed(metrics)
         for name, of in metrics["other_protocols"].items():
-            found = ", ".join(f"{kind} {g['accuracy']:.3f}" for kind, g in of["question_type"].items())
-            lines.append(f"by {NAMES[name]}: {found}, mean {of['macro_accuracy']:.3f}, {of['micro']['n_unparsed']} unparsed")
+            found = ", ".join(
+                f"{kind} {g['accuracy']:.3f}" for kind, g in of["question_type"].items()
+            )
+            lines.append(
+                f"by {NAMES[name]}: {found}, mean {of['macro_accuracy']:.3f}, {of['micro']['n_unparsed']} unparsed"
+            )
         if metrics["controls"]:
             lines += _controls(metrics)
     if metrics["text"]:
         shown = ("bleu_4", "rouge_l", "cider_d")
-        lines.append(f"{'open questions':<22}{'n':>7}{'loss per token':>16}{'words':>8}" + "".join(f"{m:>10}" for m in shown))
+        lines.append(
+            f"{'open questions':<22}{'n':>7}{'loss per token':>16}{'words':>8}"
+            + "".join(f"{m:>10}" for m in shown)
+        )
         for kind, of in metrics["text"].items():
             generated = of.get("generated", {})
-            cells = ["-" if generated.get(name) is None else f"{generated[name]:.3f}" for name in shown]
+            cells = [
+                "-" if generated.get(name) is None else f"{generated[name]:.3f}" for name in shown
+            ]
             words = f"{of['mean_words']:.1f}" if "mean_words" in of else "-"
             lines.append(
-                f"{kind:<22}{of['n']:>7}{of['loss_per_answer_token']:>16.3f}{words:>8}" + "".join(f"{c:>10}" for c in cells)
+                f"{kind:<22}{of['n']:>7}{of['loss_per_answer_token']:>16.3f}{words:>8}"
+                + "".join(f"{c:>10}" for c in cells)
             )
         for kind, of in metrics["text"].items():
             if of["control_loss"]:
                 lines.append(
-                    f"{kind}: loss per token under " + ", ".join(f"{c} {v:.3f}" for c, v in of["control_loss"].items())
+                    f"{kind}: loss per token under "
+                    + ", ".join(f"{c} {v:.3f}" for c, v in of["control_loss"].items())
                 )
     if "official" in metrics:
         lines += _official(metrics["official"])
@@ -101,7 +122,10 @@ def table(metrics: dict) -> str:
 
 def columns_of(comparison: dict) -> dict[str, dict]:
     """The comparison's columns: the arms, and the majority baseline where it was run."""
-    return {**comparison["arms"], **({MAJORITY: comparison[MAJORITY]} if comparison[MAJORITY] else {})}
+    return {
+        **comparison["arms"],
+        **({MAJORITY: comparison[MAJORITY]} if comparison[MAJORITY] else {}),
+    }
 
 
 def table_rows(comparison: dict) -> list[dict]:
@@ -113,8 +137,12 @@ def table_rows(comparison: dict) -> list[dict]:
     columns = columns_of(comparison)
 
     def row(section, name, cells):
-        return {"section": section, "name": name, "n": max((c.get("n", 0) for c in cells.values() if c), default=0),
-                "cells": cells}  # fmt: skip
+        return {
+            "section": section,
+            "name": name,
+            "n": max((c.get("n", 0) for c in cells.values() if c), default=0),
+            "cells": cells,
+        }
 
     def names(group):
         return {name: None for column in columns.values() for name in column.get(group, {})}
@@ -124,106 +152,53 @@ def table_rows(comparison: dict) -> list[dict]:
     for section, order in (("question_type", SCORED), ("category", (*CATEGORIES, *others))):
         for name in order:
             if name in names(section):
-                rows.append(row(section, name, {c: m.get(section, {}).get(name) for c, m in columns.items()}))
+                rows.append(
+                    row(
+                        section, name, {c: m.get(section, {}).get(name) for c, m in columns.items()}
+                    )
+                )
     if any("micro" in m for m in columns.values()):
-        rows.append(row("overall", "all closed rows", {c: m.get("micro") for c, m in columns.items()}))
-        mean = {c: m.get("macro") or ({"accuracy": m["macro_accuracy"]} if "macro_accuracy" in m else None)
-                for c, m in columns.items()}  # fmt: skip
+        rows.append(
+            row("overall", "all closed rows", {c: m.get("micro") for c, m in columns.items()})
+        )
+        mean = {
+            c: m.get("macro")
+            or ({"accuracy": m["macro_accuracy"]} if "macro_accuracy" in m else None)
+            for c, m in columns.items()
+        }
         rows.append({**row("overall", "mean of types", mean), "n": 0})
     for kind in names("text"):
         found = {c: m.get("text", {}).get(kind) for c, m in columns.items()}
-        cells = {c: g and {"n": g["n"], "loss": g["loss_per_answer_token"]} for c, g in found.items()}
+        cells = {
+            c: g and {"n": g["n"], "loss": g["loss_per_answer_token"]} for c, g in found.items()
+        }
         rows.append(row("text", kind, cells))
     return rows
-
-
-def comparison_table(comparison: dict) -> str:
-    """The comparison as text: accuracy with its 95 % interval, loss per answer token of open questions, and the differences."""
-    titles = {"question_type": "accuracy by question type", "category": "accuracy by category", "overall": "accuracy overall",
-              "text": "loss per answer token"}  # fmt: skip
-
-    def cell(value):
-        if value is None:
-            return "-"
-        if "loss" in value:
-            return f"{value['loss']:.3f}"
-        interval = f" ({value['ci95_low']:.3f}-{value['ci95_high']:.3f})" if "ci95_low" in value else " " * 14
-        return f"{value['accuracy']:.3f}{interval}"
-
-    rows, columns = table_rows(comparison), columns_of(comparison)
-    first = max(28, *(len(row["name"]) + 2 for row in rows))
-    widths = [max(len(name), 19) + 2 for name in columns]
-    lines = [f"{'':<{first}}{'n':>6}" + "".join(f"{name:>{w}}" for name, w in zip(columns, widths))]
-    section = None
-    for row in rows:
-        if row["section"] != section:
-            section = row["section"]
-            lines.append(titles[section])
-        cells = "".join(f"{cell(row['cells'][name]):>{w}}" for name, w in zip(columns, widths))
-        lines.append(f"{'  ' + row['name']:<{first}}{row['n'] or '':>6}{cells}")
-    return "\n".join(
-        [*lines, *_of_listening(comparison), *_of_budgets(comparison), *_of_pairs(comparison), *_of_probes(comparison)]
-    )
-
-
-def _of_listening(comparison: dict) -> list[str]:
-    lines = ["above the best control, in points of macro accuracy"]
-    for arm, of in comparison["arms"].items():
-        if above := of["listening"].get("macro"):
-            interval = f"({100 * above['ci95_low']:+.1f} to {100 * above['ci95_high']:+.1f})"
-            lines.append(f"  {arm:<26}{100 * above['difference']:+6.1f} {interval}, over {above['best_control']}")
-    return lines if len(lines) > 1 else []
-
-
-def _of_budgets(comparison: dict) -> list[str]:
-    budgets, lines = comparison.get("budgets", {}), []
-    for arm in comparison["arms"] if budgets else ():
-        macros = [found.get(arm, {}).get("macro") for found in budgets.values()]
-        cells = [f"{macro['accuracy']:.3f}" if macro else "-" for macro in macros]
-        lines.append(f"  {arm:<26}" + "".join(f"{cell:>10}" for cell in cells))
-    return [f"{'macro accuracy by steps':<28}" + "".join(f"{int(steps):>10,}" for steps in budgets), *lines] if lines else []
-
-
-def _of_probes(comparison: dict) -> list[str]:
-    lines = []
-    for kind, of in comparison.get("probes", {}).items():
-        for pooling, arms in of["results"].items():
-            cells = ", ".join(f"{arm} {found['accuracy']:.3f} ({found['ci95_low']:.3f}-{found['ci95_high']:.3f})"
-                              for arm, found in arms.items())  # fmt: skip
-            lines.append(f"  {kind}, {pooling} pooling: {cells}; majority {of['majority']['accuracy']:.3f}")
-    return ["accuracy of linear probes on the encoders' features", *lines] if lines else []
-
-
-def _of_pairs(comparison: dict) -> list[str]:
-    lines = []
-    for title, family in (("macro accuracy", "primary"), ("one question type", "by_type")):
-        pairs = comparison["statistics"].get(family, [])
-        if pairs:
-            lines.append(f"differences in points of {title}, with 95 % interval over clips, p, and p after Holm")
-        for pair in pairs:
-            name = " ".join(filter(None, (pair.get("question_type"), f"{pair['b']} - {pair['a']}")))
-            interval = f"({100 * pair['ci95_low']:+.1f} to {100 * pair['ci95_high']:+.1f})"
-            line = f"  {name:<40}{100 * pair['difference']:+6.1f} {interval}"
-            line += f"  p {pair['p']:.4f}, {pair['p_holm']:.4f}"
-            if family == "primary":
-                seeds = ", ".join(f"{100 * value:+.1f}" for value in pair["by_seed"])
-                line += f"; by seed {seeds}; detectable {100 * pair['minimum_detectable_difference']:.1f}"
-            else:
-                line += f"; McNemar {pair['mcnemar']['p_holm']:.4f}"
-            lines.append(line)
-    return lines
 
 
 def main(argv=None):
     from .scores import score  # which imports more than a table needs
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("predictions", help="predictions.jsonl of run_eval.py")
-    parser.add_argument("--protocol", default="likelihood", choices=tuple(NAMES), help="how closed questions are answered")
-    parser.add_argument("--max_audio_seconds", type=float, default=10.0, help="seconds that were used of each clip")
+    parser.add_argument(
+        "--protocol",
+        default="likelihood",
+        choices=tuple(NAMES),
+        help="how closed questions are answered",
+    )
+    parser.add_argument(
+        "--max_audio_seconds", type=float, default=10.0, help="seconds that were used of each clip"
+    )
     args = parser.parse_args(argv)
     try:
-        rows = [json.loads(line) for line in Path(args.predictions).read_text(encoding="utf-8").split("\n") if line]
+        rows = [
+            json.loads(line)
+            for line in Path(args.predictions).read_text(encoding="utf-8").split("\n")
+            if line
+        ]
     except (OSError, ValueError) as error:
         sys.exit(f"tables: {args.predictions}: {error}")
     if any(row["question_type"] in SCORED and args.protocol not in row["answers"] for row in rows):

@@ -25,15 +25,25 @@ import evaluate
 from sacrebleu.metrics.bleu import BLEU
 
 TEXT_TYPES = ("difference", "caption", "detail")
-LENGTHS = {"1-3": 3, "4-10": 10, "11-25": 25, "26+": math.inf}  # words of an answer, and the most of each group
+LENGTHS = {
+    "1-3": 3,
+    "4-10": 10,
+    "11-25": 25,
+    "26+": math.inf,
+}  # words of an answer, and the most of each group
 GROUPS = {
     "subtype": lambda item: item["subtype"],
     "category": lambda item: item["category"],
     "clips": lambda item: str(item["clips"]),
-    "answer_words": lambda item: next(n for n, most in LENGTHS.items() if len(item["references"][0].split()) <= most),
+    "answer_words": lambda item: next(
+        n for n, most in LENGTHS.items() if len(item["references"][0].split()) <= most
+    ),
 }
 SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
-START_SECONDS, SECONDS_A_TEXT = 300, {"meteor": 0.1, "spice": 2}  # Java is ended then; METEOR takes some 10 and 0.001
+START_SECONDS, SECONDS_A_TEXT = (
+    300,
+    {"meteor": 0.1, "spice": 2},
+)  # Java is ended then; METEOR takes some 10 and 0.001
 _WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+|(?<=\d)[.,]\d[^\W_]*)*")
 
 
@@ -43,7 +53,9 @@ def tokenise(text: str) -> str:
     Punctuation is left out, but for apostrophes and hyphens inside a word, points and commas inside a number. Markup is not
     understood: its letters count as words.
     """
-    return " ".join(_WORD.findall(unicodedata.normalize("NFC", text).replace("\u2019", "'").lower()))
+    return " ".join(
+        _WORD.findall(unicodedata.normalize("NFC", text).replace("\u2019", "'").lower())
+    )
 
 
 class NotRun(Exception):
@@ -55,7 +67,9 @@ class _Scored(NamedTuple):
 
     prediction: str
     references: tuple[str, ...]
-    bleu: tuple[int, ...]  # length, the closest reference's, then matches and number of n-grams of 1 to 4 words
+    bleu: tuple[
+        int, ...
+    ]  # length, the closest reference's, then matches and number of n-grams of 1 to 4 words
     rouge_l: float
 
 
@@ -80,9 +94,11 @@ class TextMetric(evaluate.Metric):
     def _info(self):
         text = datasets.Value("string")
         return evaluate.MetricInfo(
-            description=self.__doc__, citation="", inputs_description="",
+            description=self.__doc__,
+            citation="",
+            inputs_description="",
             features=datasets.Features({"predictions": text, "references": datasets.List(text)}),
-        )  # fmt: skip
+        )
 
     def _compute(self, predictions, references, java=True):
         return _figures(_scored(predictions, references), java)
@@ -112,7 +128,9 @@ def text_items(rows: Iterable[Mapping]) -> list[dict]:
             continue
         text = ((row.get("answers") or {}).get("generate") or {}).get("text")
         if not isinstance(text, str):
-            raise ValueError(f"row {number}: a {kind} row with text in answers.generate is wanted: let the model generate")
+            raise ValueError(
+                f"row {number}: a {kind} row with text in answers.generate is wanted: let the model generate"
+            )
         alike = (kind, clips, row["subtype"] if kind == "caption" else row["input"])
         answers[alike].append(row["answer"])
         asked[alike, row["input"]].append((row["answer"], text, row["subtype"], row["category"]))
@@ -121,8 +139,16 @@ def text_items(rows: Iterable[Mapping]) -> list[dict]:
     for (alike, _), of in asked.items():
         kind, clips, _ = alike
         _, text, subtype, category = min(of)
-        items.append({"prediction": text, "references": answers[alike], "question_type": kind, "subtype": subtype,
-                      "category": category, "clips": 2 if clips[1] else 1})  # fmt: skip
+        items.append(
+            {
+                "prediction": text,
+                "references": answers[alike],
+                "question_type": kind,
+                "subtype": subtype,
+                "category": category,
+                "clips": 2 if clips[1] else 1,
+            }
+        )
     return items
 
 
@@ -142,23 +168,34 @@ def text_metrics(rows: Iterable[Mapping], java: bool = True) -> dict:
         of_kind = [item for item in items if item["question_type"] == kind]
         if not of_kind:
             continue
-        scored = _scored([item["prediction"] for item in of_kind], [item["references"] for item in of_kind])
+        scored = _scored(
+            [item["prediction"] for item in of_kind], [item["references"] for item in of_kind]
+        )
         metrics[kind], by = _figures(scored, java), {}
         for grouping, group_of in GROUPS.items():
             groups = defaultdict(list)
             for item, figures in zip(of_kind, scored):
                 groups[group_of(item)].append(figures)
-            names = [name for name in LENGTHS if name in groups] if grouping == "answer_words" else sorted(groups)
-            alone = len(names) == 1  # a group of all items needs no second count: CIDEr-D takes minutes
+            names = (
+                [name for name in LENGTHS if name in groups]
+                if grouping == "answer_words"
+                else sorted(groups)
+            )
+            alone = (
+                len(names) == 1
+            )  # a group of all items needs no second count: CIDEr-D takes minutes
             by[grouping] = {
-                name: _without_java(metrics[kind]) if alone else _figures(groups[name], java=False) for name in names
+                name: _without_java(metrics[kind]) if alone else _figures(groups[name], java=False)
+                for name in names
             }
         metrics[kind]["by"] = by
     return metrics
 
 
 def _scored(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[_Scored]:
-    from rouge_score.rouge_scorer import RougeScorer  # brings all of nltk: seconds, which only those who score shall wait
+    from rouge_score.rouge_scorer import (
+        RougeScorer,
+    )  # brings all of nltk: seconds, which only those who score shall wait
 
     rouge = RougeScorer(["rougeL"], tokenizer=types.SimpleNamespace(tokenize=str.split))
     # The effective order stops a warning about single sentences; of their score only the counts are used.
@@ -170,7 +207,11 @@ def _scored(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> 
         prediction, of = tokenise(prediction), sorted(tokenise(reference) for reference in of)
         counts = bleu.sentence_score(prediction, of)
         counts = (counts.sys_len, counts.ref_len, *counts.counts, *counts.totals)
-        items.append(_Scored(prediction, tuple(of), counts, rouge.score_multi(of, prediction)["rougeL"].fmeasure))
+        items.append(
+            _Scored(
+                prediction, tuple(of), counts, rouge.score_multi(of, prediction)["rougeL"].fmeasure
+            )
+        )
     return items
 
 
@@ -190,7 +231,9 @@ def _figures(items: list[_Scored], java: bool) -> dict:
         missing = [name for name in ("spice", "cider_d") if name in not_run]
         figures["spider"] = None if missing else (figures["spice"] + figures["cider_d"]) / 2
         if missing:
-            not_run["spider"] = f"is the mean of SPICE and CIDEr-D; there is no {' and no '.join(missing)}"
+            not_run["spider"] = (
+                f"is the mean of SPICE and CIDEr-D; there is no {' and no '.join(missing)}"
+            )
     return {**figures, "not_run": not_run}
 
 
@@ -223,7 +266,9 @@ def _rouge_l(items: list[_Scored]) -> float:
 def _cider_d(items: list[_Scored]) -> float:
     # With one set of references every weight is log(1) = 0, and so is the score of the right answers.
     if len({frozenset(item.references) for item in items}) < 2:
-        raise NotRun("weighs n-grams by how many items have them: at least two items with different references are wanted")
+        raise NotRun(
+            "weighs n-grams by how many items have them: at least two items with different references are wanted"
+        )
     scorer = _pycocoevalcap("cider.cider_scorer").CiderScorer(n=4, sigma=6.0)
     for item in items:
         scorer += (item.prediction, list(item.references))
@@ -231,9 +276,21 @@ def _cider_d(items: list[_Scored]) -> float:
 
 
 def _meteor(items: list[_Scored]) -> float:
-    folder, seconds = _folder("meteor.meteor"), START_SECONDS + SECONDS_A_TEXT["meteor"] * _texts(items)
+    folder, seconds = (
+        _folder("meteor.meteor"),
+        START_SECONDS + SECONDS_A_TEXT["meteor"] * _texts(items),
+    )
     options = ["-stdio", "-l", "en", "-norm"]
-    command = [_java(), "-Dfile.encoding=UTF-8", "-Xmx2G", "-jar", "meteor-1.5.jar", "-", "-", *options]
+    command = [
+        _java(),
+        "-Dfile.encoding=UTF-8",
+        "-Xmx2G",
+        "-jar",
+        "meteor-1.5.jar",
+        "-",
+        "-",
+        *options,
+    ]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "encoding": "utf-8"}
     # pycocoevalcap's own class waits for ever where Java hangs, and where it dies the class's lock is never released.
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
@@ -242,7 +299,9 @@ def _meteor(items: list[_Scored]) -> float:
                 timer = threading.Timer(seconds, process.kill)
                 timer.start()
                 try:
-                    statistics = [_ask(process, "SCORE", *item.references, item.prediction) for item in items]
+                    statistics = [
+                        _ask(process, "SCORE", *item.references, item.prediction) for item in items
+                    ]
                     score = _ask(process, "EVAL", *statistics)
                     for _ in items:  # the score of each, and at last the set's
                         score = process.stdout.readline()
@@ -264,16 +323,28 @@ def _ask(process: subprocess.Popen, *parts: str) -> str:
 def _spice(items: list[_Scored]) -> float:
     folder, java = _folder("spice.spice"), _java()
     if missing := [name for name in SPICE_MODELS if not (folder / "lib" / name).exists()]:
-        raise NotRun(f"{' and '.join(missing)} not in pycocoevalcap/spice/lib: "
-                     "`python -m pycocoevalcap.spice.get_stanford_models` downloads them")  # fmt: skip
-    texts = [{"image_id": i, "test": item.prediction, "refs": item.references} for i, item in enumerate(items)]
+        raise NotRun(
+            f"{' and '.join(missing)} not in pycocoevalcap/spice/lib: "
+            "`python -m pycocoevalcap.spice.get_stanford_models` downloads them"
+        )
+    texts = [
+        {"image_id": i, "test": item.prediction, "refs": item.references}
+        for i, item in enumerate(items)
+    ]
     seconds = START_SECONDS + SECONDS_A_TEXT["spice"] * _texts(items)
     with tempfile.TemporaryDirectory() as made:
         Path(made, "texts.json").write_text(json.dumps(texts), encoding="ascii")
         # Without pycocoevalcap's options -cache and -out, which fail from Java 16 and 15 on.
         command = [java, "-Xmx8G", "-jar", "spice-1.0.jar", str(Path(made, "texts.json"))]
         try:
-            done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds)
+            done = subprocess.run(
+                command,
+                cwd=folder,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=seconds,
+            )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise NotRun(_failure("", seconds)) from error
     found = re.search(r"f-score:\s*(\d)[.,](\d+) \(SPICE metric\)", done.stdout)
@@ -288,13 +359,19 @@ def _texts(items: list[_Scored]) -> int:
 
 def _failure(errors: str, seconds: float) -> str:
     said = [line for line in errors.splitlines() if "Exception" in line or "Error" in line]
-    return f"Java failed: {said[0][:200]}" if said else f"Java ended without a figure, or took longer than {seconds:.0f} s"
+    return (
+        f"Java failed: {said[0][:200]}"
+        if said
+        else f"Java ended without a figure, or took longer than {seconds:.0f} s"
+    )
 
 
 def _java() -> str:
     if java := shutil.which("java"):
         return java
-    raise NotRun("wants Java, and `java` is not on PATH: install a Java runtime (Debian's default-jre-headless)")
+    raise NotRun(
+        "wants Java, and `java` is not on PATH: install a Java runtime (Debian's default-jre-headless)"
+    )
 
 
 def _pycocoevalcap(module: str) -> types.ModuleType:

@@ -9,33 +9,42 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import torch
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars, get_session
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, TrainerCallback
+from transformers import TrainerCallback
 
-from ..checkpoints.mellow import load_mellow, mellow_checkpoint
-from ..configuration_audiolm import AudioLMConfig
-from ..modeling_audiolm import AudioLMForConditionalGeneration
-from ..training.adapters import merged
-from .model_card import EVAL_FILE, eval_results, file_facts, with_results
+from ..checkpoints.load import merge_adapters
+from ..runtime import file_facts, redact_token
+from .model_card import EVAL_FILE, eval_results, with_results
 
 logger = logging.getLogger("audiolm.hub.push")
 RETRY_SECONDS = (2, 10)  # before the last push is tried again
-SILENCE_SECONDS = 120  # after which a Hub that says nothing has failed; the client would wait for ever
+SILENCE_SECONDS = (
+    120  # after which a Hub that says nothing has failed; the client would wait for ever
+)
 # All that a repository holds of a folder; optimizer, random states, training_args.bin and lists of files stay here.
-PUSHED = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "processor_config.json",
-          "preprocessor_config.json", "tokenizer*.json", "special_tokens_map.json", "vocab.json", "merges.txt",
-          "chat_template.jinja", "adapter_config.json", "*_audiolm.py", "README.md")  # fmt: skip
-WHOLE = ["model*.safetensors*", "config.json", "generation_config.json"]  # what a repository of adapters lacks
-
-
-def plain(error: Exception, token: str | None) -> str:
-    """One line of an error, without the token if some part of it should hold it."""
-    said = " ".join(str(error).split()) or type(error).__name__
-    return (said.replace(token, "***") if token else said)[:300]
+PUSHED = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "adapter_config.json",
+    "*_audiolm.py",
+    "README.md",
+)
+WHOLE = [
+    "model*.safetensors*",
+    "config.json",
+    "generation_config.json",
+]  # what a repository of adapters lacks
 
 
 class PushToHub(TrainerCallback):
@@ -55,16 +64,26 @@ class PushToHub(TrainerCallback):
     def __init__(self, args, card: Callable[[str, int | None], str], adapter_of: str | None = None):
         self.strategy = str(getattr(args.hub_strategy, "value", args.hub_strategy))
         if self.strategy not in ("every_save", "end"):
-            raise ValueError(f"--hub_strategy {self.strategy}: every_save and end are there; a pushed model has no optimizer")
+            raise ValueError(
+                f"--hub_strategy {self.strategy}: every_save and end are there; a pushed model has no optimizer"
+            )
         self.repo = args.hub_model_id or Path(args.output_dir).absolute().name
-        self.revision, self.private, self.always = args.hub_revision, args.hub_private_repo, args.hub_always_push
+        self.revision, self.private, self.always = (
+            args.hub_revision,
+            args.hub_private_repo,
+            args.hub_always_push,
+        )
         self.output, self.card, self.adapter_of = Path(args.output_dir), card, adapter_of
         self.token = get_token()
         self.api = HfApi(token=self.token)
         args.push_to_hub = False
         self.here = args.process_index == 0
         disable_progress_bars()  # of uploads, amid the training's
-        self.created, self.finishing, self.reason = False, False, None  # of the last push, why it failed
+        self.created, self.finishing, self.reason = (
+            False,
+            False,
+            None,
+        )  # of the last push, why it failed
         self.thread, self.push_in_progress = ThreadPoolExecutor(1), None
         if not self.here:
             return
@@ -73,16 +92,20 @@ class PushToHub(TrainerCallback):
         try:
             self._create()
         except HFValidationError as error:
-            raise ValueError(f"--hub_model_id {self.repo}: {plain(error, self.token)}") from error
+            raise ValueError(
+                f"--hub_model_id {self.repo}: {redact_token(error, self.token)}"
+            ) from error
         except ValueError:
             raise
         except HfHubHTTPError as error:
             if error.response is not None and error.response.status_code in (401, 403):
                 raise ValueError(
-                    f"--push_to_hub: the Hub refuses to write to {self.repo}: {plain(error, self.token)}"
+                    f"--push_to_hub: the Hub refuses to write to {self.repo}: {redact_token(error, self.token)}"
                 ) from error
             self._report(error)
-        except Exception as error:  # no connection, in one of many ways: training need not wait for it
+        except (
+            Exception
+        ) as error:  # no connection, in one of many ways: training need not wait for it
             self._report(error)
 
     def _create(self) -> None:
@@ -99,11 +122,14 @@ class PushToHub(TrainerCallback):
         self.created = True
 
     def _report(self, error: Exception) -> None:
-        self.reason = plain(error, self.token)
+        self.reason = redact_token(error, self.token)
         if self.finishing:
             return
-        logger.warning("not pushed to %s: %s; training goes on, and a later push brings what this one would have", self.repo,
-                       self.reason)  # fmt: skip
+        logger.warning(
+            "not pushed to %s: %s; training goes on, and a later push brings what this one would have",
+            self.repo,
+            self.reason,
+        )
 
     def _stage(self, folder: Path, model=None, step: int | None = None) -> Path:
         """A folder with links to what is pushed of another: the Trainer may delete a checkpoint before it is uploaded."""
@@ -119,7 +145,7 @@ class PushToHub(TrainerCallback):
             except OSError:  # a file system without links
                 shutil.copy2(file, stage / file.name)
         if merge:
-            merged(model).save_pretrained(stage)
+            merge_adapters(model).save_pretrained(stage)
         return stage
 
     def _push(self, stage: Path, message: str, step: int | None = None) -> bool:
@@ -128,19 +154,30 @@ class PushToHub(TrainerCallback):
             (stage / "README.md").write_text(self.card(self.repo, step), encoding="utf-8")
             if not self.created:
                 self._create()
-                (stage / "README.md").write_text(self.card(self.repo, step), encoding="utf-8")  # with the user's name
+                (stage / "README.md").write_text(
+                    self.card(self.repo, step), encoding="utf-8"
+                )  # with the user's name
             get_session().timeout = SILENCE_SECONDS
             self.api.upload_folder(
-                repo_id=self.repo, folder_path=stage, commit_message=message, revision=self.revision,
+                repo_id=self.repo,
+                folder_path=stage,
+                commit_message=message,
+                revision=self.revision,
                 # what an earlier push of another kind left, and results of other weights
                 delete_patterns=[EVAL_FILE, *(WHOLE if self.adapter_of else ["adapter_*"])],
-            )  # fmt: skip
+            )
         except Exception as error:  # whatever a network can do, the training goes on
             self._report(error)
             return False
         self.reason = None
         size = sum(file.stat().st_size for file in stage.iterdir())
-        logger.info("pushed to %s: %s, %.1f MB in %.0f s", self.repo, message, size / 1e6, time.perf_counter() - start)
+        logger.info(
+            "pushed to %s: %s, %.1f MB in %.0f s",
+            self.repo,
+            message,
+            size / 1e6,
+            time.perf_counter() - start,
+        )
         shutil.rmtree(stage, ignore_errors=True)
         return True
 
@@ -154,13 +191,17 @@ class PushToHub(TrainerCallback):
         if self.push_in_progress and not self.push_in_progress.done() and not self.always:
             return  # as the Trainer does: the next save pushes
         try:
-            stage = self._stage(self.output / f"checkpoint-{state.global_step}", model, state.global_step)
+            stage = self._stage(
+                self.output / f"checkpoint-{state.global_step}", model, state.global_step
+            )
         except Exception as error:  # a full disk
             self._report(error)
             shutil.rmtree(self.output / f"push-{state.global_step}", ignore_errors=True)
             return
         message = f"Training in progress, step {state.global_step}"
-        self.push_in_progress = self.thread.submit(self._push_and_forget, stage, message, state.global_step)
+        self.push_in_progress = self.thread.submit(
+            self._push_and_forget, stage, message, state.global_step
+        )
 
     def finish(self) -> None:
         """Pushes the trained model, and waits until it is there.
@@ -179,20 +220,37 @@ class PushToHub(TrainerCallback):
         try:
             stage = self._stage(trained)
         except OSError as error:
-            raise ConnectionError(f"the trained model is in {trained}, but not on the Hub ({error})") from error
+            raise ConnectionError(
+                f"the trained model is in {trained}, but not on the Hub ({error})"
+            ) from error
         for pause in (0, *RETRY_SECONDS):
             time.sleep(pause)
             if self._push(stage, "End of training"):
                 return
-        command = ["hf", "upload", self.repo, str(stage), ".", "--commit-message", "End of training"]
+        command = [
+            "hf",
+            "upload",
+            self.repo,
+            str(stage),
+            ".",
+            "--commit-message",
+            "End of training",
+        ]
         command += ["--revision", self.revision] if self.revision else []
         command += ["--private"] if self.private else []
-        raise ConnectionError(f"the trained model is in {self.output}, but not on the Hub ({self.reason}); push it with\n"
-                              + shlex.join(command))  # fmt: skip
+        raise ConnectionError(
+            f"the trained model is in {self.output}, but not on the Hub ({self.reason}); push it with\n"
+            + shlex.join(command)
+        )
 
 
 def push_results(
-    repo: str, metrics: dict, test_file: str | Path, dataset_id: str, revision: str | None = None, commit: str | None = None
+    repo: str,
+    metrics: dict,
+    test_file: str | Path,
+    dataset_id: str,
+    revision: str | None = None,
+    commit: str | None = None,
 ) -> str:
     """Adds an evaluation to a model on the Hub, in its card and in `.eval_results/`, as one commit; gives its address.
 
@@ -208,46 +266,23 @@ def push_results(
         get_session().timeout = SILENCE_SECONDS
         api, test = HfApi(token=token), {**file_facts(test_file), "commit": commit}
         try:
-            card = Path(api.hf_hub_download(repo, "README.md", revision=revision)).read_text(encoding="utf-8")
+            card = Path(api.hf_hub_download(repo, "README.md", revision=revision)).read_text(
+                encoding="utf-8"
+            )
         except EntryNotFoundError:
             card = f"# {repo.split('/')[-1]}\n"
-        files = {"README.md": with_results(card, metrics, test, repo), EVAL_FILE: eval_results(metrics, test, dataset_id)}
-        made = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=text.encode()) for name, text in files.items()]
-        return str(api.create_commit(repo, made, commit_message="Evaluation", revision=revision).commit_url)
-    except Exception as error:  # whatever a network can do
-        raise ConnectionError(f"the Hub did not take the results of {repo}: {plain(error, token)}") from error
-
-
-def load_model(name: str, revision: str | None = None):
-    """A trained AudioLM in float32 and its tokenizer, every weight of it read; no code of a repository runs. Also Mellow's
-    published checkpoint.
-
-    Raises:
-        ValueError: in one line, if `name` is none, or lacks weights.
-    """
-    try:
-        if not Path(name, "model.safetensors").is_file() and (checkpoint := mellow_checkpoint(name, revision)):
-            return load_mellow(checkpoint)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"--model_name_or_path {name}: {plain(error, get_token())}") from error
-    if not Path(name, "config.json").is_file() and (Path(name).exists() or len(Path(name).parts) != 2):
-        raise ValueError(f"--model_name_or_path {name} is neither a folder with config.json nor a Hub name like user/model")
-    # this code reads the model, not the copy beside its weights, about which transformers would ask
-    AutoConfig.register("audiolm", AudioLMConfig, exist_ok=True)
-    try:
-        kind = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False).model_type
-        if kind != "audiolm":
-            raise ValueError(f"it is a {kind!r} model, not an AudioLM")
-        model, info = AudioLMForConditionalGeneration.from_pretrained(
-            name, revision=revision, output_loading_info=True, dtype=torch.float32, ignore_mismatched_sizes=True
+        files = {
+            "README.md": with_results(card, metrics, test, repo),
+            EVAL_FILE: eval_results(metrics, test, dataset_id),
+        }
+        made = [
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=text.encode())
+            for name, text in files.items()
+        ]
+        return str(
+            api.create_commit(repo, made, commit_message="Evaluation", revision=revision).commit_url
         )
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError, OSError, SafetensorError) as error:
-        raise ValueError(f"--model_name_or_path {name}: {plain(error, get_token())}") from error
-    sizes = info.get("mismatched_keys") or ()
-    info["mismatched_keys"] = [f"{key} {tuple(found)}, not {tuple(wanted)}" for key, found, wanted in sizes]
-    wrong = {k: sorted(map(str, info[k])) for k in ("missing_keys", "unexpected_keys", "mismatched_keys") if info.get(k)}
-    if wrong:
-        listed = "; ".join(f"{len(keys)} {kind.replace('_', ' ')} ({', '.join(keys[:3])})" for kind, keys in wrong.items())
-        raise ValueError(f"--model_name_or_path {name}: not a whole AudioLM: {listed}")
-    return model, tokenizer
+    except Exception as error:  # whatever a network can do
+        raise ConnectionError(
+            f"the Hub did not take the results of {repo}: {redact_token(error, token)}"
+        ) from error

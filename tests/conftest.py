@@ -3,14 +3,26 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-if "PYTEST_XDIST_WORKER" in os.environ:  # two processes of several threads each wait for one another
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # two processes of several threads each wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
 
 import pytest
 import torch
-from support.builders import ARMS, BROWSER, PLAYWRIGHT, PROBE, PUSH, arguments, make_corpus, run, small_model
+from support.builders import (
+    ARMS,
+    BROWSER,
+    PLAYWRIGHT,
+    PROBE,
+    PUSH,
+    arguments,
+    make_corpus,
+    run,
+    small_model,
+)
 from support.hub_server import Hub
 
 
@@ -41,7 +53,9 @@ def kept_memory():
 def lean_processes():
     """Of what tests start, as `lean/sitecustomize.py` says."""
     earlier = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent / "support" / "lean"), earlier]))
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(Path(__file__).parent / "support" / "lean"), earlier])
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -60,9 +74,17 @@ def tokenizer():
     special = ["<unk>", "<bos>", "<|im_end|>", "<audio>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     raw = Tokenizer(models.BPE({t: i for i, t in enumerate(special + alphabet)}, []))
-    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>", pad_token="<|im_end|>", bos_token="<bos>",
-                                   additional_special_tokens=["<audio>"])  # fmt: skip
+    raw.pre_tokenizer, raw.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        bos_token="<bos>",
+        additional_special_tokens=["<audio>"],
+    )
 
 
 @pytest.fixture(scope="session", params=ARMS)
@@ -87,8 +109,18 @@ def pushed(tmp_path_factory, tokenizer):
         for arm in ARMS:
             (folder / arm).mkdir()
             corpus = make_corpus(folder / arm)
-            private = ["--hub_model_id", f"me/{arm}", "--hub_private_repo", "true", "--hub_always_push", "true"]
-            runs[arm] = corpus, run(hub, "-c", PROBE, *arguments(corpus, arm, tokenizer, *PUSH, *private))
+            private = [
+                "--hub_model_id",
+                f"me/{arm}",
+                "--hub_private_repo",
+                "true",
+                "--hub_always_push",
+                "true",
+            ]
+            runs[arm] = (
+                corpus,
+                run(hub, "-c", PROBE, *arguments(corpus, arm, tokenizer, *PUSH, *private)),
+            )
         yield hub, runs
         assert [request for request in hub.unknown if "agent-harnesses" not in request] == []
 
@@ -103,8 +135,10 @@ def same_examples(monkeypatch):
 
 @pytest.fixture(scope="module")
 def browser():
-    for there, missing in ((PLAYWRIGHT, "the package playwright (it is in the group dev)"),
-                           (BROWSER, "chromium, chromium-browser or google-chrome")):  # fmt: skip
+    for there, missing in (
+        (PLAYWRIGHT, "the package playwright (it is in the group dev)"),
+        (BROWSER, "chromium, chromium-browser or google-chrome"),
+    ):
         if not there:  # a user may lack it; with CI set nothing is skipped here
             (pytest.fail if os.environ.get("CI") else pytest.skip)(f"not installed: {missing}")
     from playwright.sync_api import sync_playwright

@@ -19,24 +19,38 @@ from audiolm.demo import train_encoders, train_text
 from audiolm.encoders_audiolm import build_encoder
 
 DEMO = Path(train_text.__file__).parent
-FIGURES = {part: json.loads((DEMO / part / "figures.json").read_text()) for part in ("htsat", "mimi", "text")}
+FIGURES = {
+    part: json.loads((DEMO / part / "figures.json").read_text())
+    for part in ("htsat", "mimi", "text")
+}
 
 
 @pytest.fixture(scope="module")
 def one_event():
     """160 clean scenes of one event that no training saw: audio (scenes, samples), and the class of each."""
-    made = [draw_scene(np.random.default_rng([7, i]), count=1, condition="clean") for i in range(160)]
+    made = [
+        draw_scene(np.random.default_rng([7, i]), count=1, condition="clean") for i in range(160)
+    ]
     audio = np.stack([np.resize(render(scene), 120_000) for scene in made])
-    return torch.from_numpy(audio), torch.tensor([list(CLASSES).index(*labels(scene)) for scene in made])
+    return torch.from_numpy(audio), torch.tensor(
+        [list(CLASSES).index(*labels(scene)) for scene in made]
+    )
 
 
 def test_shipped_weights_are_small():
     files = sorted(file.relative_to(DEMO).as_posix() for file in DEMO.glob("*/*.safetensors"))
     assert files == [f"{part}/model.safetensors" for part in ("htsat", "mimi", "text")]
     assert sum((DEMO / file).stat().st_size for file in files[:2]) <= 8_000_000
-    assert sum(p.numel() for p in load_encoder("htsat", str(DEMO / "htsat")).parameters()) <= 1_500_000
-    assert sum(p.numel() for p in MimiModel.from_pretrained(DEMO / "mimi").parameters()) <= 2_000_000
-    assert sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(DEMO / "text").parameters()) <= 5_000_000
+    assert (
+        sum(p.numel() for p in load_encoder("htsat", str(DEMO / "htsat")).parameters()) <= 1_500_000
+    )
+    assert (
+        sum(p.numel() for p in MimiModel.from_pretrained(DEMO / "mimi").parameters()) <= 2_000_000
+    )
+    assert (
+        sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(DEMO / "text").parameters())
+        <= 5_000_000
+    )
 
 
 def events_told_apart(encoder, audio, kinds) -> float:
@@ -50,15 +64,20 @@ def events_told_apart(encoder, audio, kinds) -> float:
     return float(right.float().mean())
 
 
-@pytest.mark.parametrize("arm", ["htsat", pytest.param("mimi_semantic", marks=pytest.mark.slow), "mimi_full"])
+@pytest.mark.parametrize(
+    "arm", ["htsat", pytest.param("mimi_semantic", marks=pytest.mark.slow), "mimi_full"]
+)
 def test_shipped_encoders_tell_events_apart_that_untrained_ones_mix_up(arm, one_event):
     part = arm.split("_")[0]
     torch.manual_seed(0)
-    untrained = build_encoder(default_encoder_config(arm, getattr(train_encoders, part.upper()))).eval()
+    untrained = build_encoder(
+        default_encoder_config(arm, getattr(train_encoders, part.upper()))
+    ).eval()
     if part == "mimi":
         randomise_codebooks(untrained)
     assert (
-        events_told_apart(load_encoder(arm, str(DEMO / part)), *one_event) > 2 * events_told_apart(untrained, *one_event) + 0.1
+        events_told_apart(load_encoder(arm, str(DEMO / part)), *one_event)
+        > 2 * events_told_apart(untrained, *one_event) + 0.1
     )
 
 
@@ -76,14 +95,23 @@ def test_shipped_language_model_answers_what_captions_say():
     model = AutoModelForCausalLM.from_pretrained(DEMO / "text", dtype=torch.float32).eval()
     processor = AudioLMProcessor(AudioLMFeatureExtractor(), tokenizer)
     rows = draw_corpus(400, 123)["train"].rows
-    untold = [{**row, "caption1": row["caption1"] and " ", "caption2": row["caption2"] and " "} for row in rows]
-    exact = [train_text.exact_answers(model, [train_text.example(processor, row) for row in some]) for some in (rows, untold)]
+    untold = [
+        {**row, "caption1": row["caption1"] and " ", "caption2": row["caption2"] and " "}
+        for row in rows
+    ]
+    exact = [
+        train_text.exact_answers(model, [train_text.example(processor, row) for row in some])
+        for some in (rows, untold)
+    ]
     assert exact[0] > exact[1] + 0.2 and abs(exact[0] - FIGURES["text"]["exact_answers"]) < 0.08
 
 
 def test_card_gives_the_figures():
     card = (DEMO / "README.md").read_text(encoding="utf-8")
-    distance, used = FIGURES["mimi"]["spectral_distance"], FIGURES["mimi"]["codebook_perplexity"].values()
+    distance, used = (
+        FIGURES["mimi"]["spectral_distance"],
+        FIGURES["mimi"]["codebook_perplexity"].values(),
+    )
     shown = [distance[key] for key in ("1", "3", "8", "unquantised")]
     for value in (*FIGURES["htsat"].values(), *shown, FIGURES["text"]["exact_answers"]):
         assert f"{value:.3f}" in card
@@ -93,7 +121,9 @@ def test_card_gives_the_figures():
 def test_demo_config_names_what_ships():
     config = yaml.safe_load((DEMO.parent / "configs" / "demo.yaml").read_text(encoding="utf-8"))
     assert list(config["arms"]) == ["htsat", "mimi_semantic", "mimi_full", "text_only"]
-    named = [arm["encoder_name_or_path"] for arm in config["arms"].values()] + [config["train"]["text_model_name_or_path"]]
+    named = [arm["encoder_name_or_path"] for arm in config["arms"].values()] + [
+        config["train"]["text_model_name_or_path"]
+    ]
     assert all((DEMO.parent / path / "model.safetensors").is_file() for path in named)
 
 
@@ -101,15 +131,27 @@ def test_demo_config_names_what_ships():
 def test_small_encoders_are_trained_and_load_as_any_checkpoint(tmp_path):
     few = ["--scenes", "16", "--unseen", "8", "--htsat_steps", "2", "--mimi_steps", "2"]
     train_encoders.main([*few, "--output", str(tmp_path)])
-    htsat, mimi = load_encoder("htsat", str(tmp_path / "htsat")), load_encoder("mimi_full", str(tmp_path / "mimi"))
+    htsat, mimi = (
+        load_encoder("htsat", str(tmp_path / "htsat")),
+        load_encoder("mimi_full", str(tmp_path / "mimi")),
+    )
     codec = MimiModel.from_pretrained(tmp_path / "mimi", dtype=torch.float32)
     assert sum(p.numel() for p in htsat.parameters()) <= 1_500_000
     assert sum(p.numel() for p in codec.parameters()) <= 2_000_000 and codec.decoder is not None
     assert sum(f.stat().st_size for f in tmp_path.rglob("*.safetensors")) <= 8_000_000
-    assert mimi.frame_rate == 12.5 and mimi.num_levels == 8 and htsat.sample_rate == mimi.sample_rate == 24000
+    assert (
+        mimi.frame_rate == 12.5
+        and mimi.num_levels == 8
+        and htsat.sample_rate == mimi.sample_rate == 24000
+    )
     assert htsat.num_frames(120_000) == 64 and mimi.num_frames(120_000) == 63  # tokens of 5 s
-    figures = {part: json.loads((tmp_path / part / "figures.json").read_text()) for part in ("htsat", "mimi")}
-    assert 0 < figures["htsat"]["tagging_map"] < 1 and len(figures["mimi"]["spectral_distance"]) == 9
+    figures = {
+        part: json.loads((tmp_path / part / "figures.json").read_text())
+        for part in ("htsat", "mimi")
+    }
+    assert (
+        0 < figures["htsat"]["tagging_map"] < 1 and len(figures["mimi"]["spectral_distance"]) == 9
+    )
 
 
 def test_scenes_say_what_is_heard_when():
@@ -128,7 +170,10 @@ def test_scenes_say_what_is_heard_when():
 def test_mean_average_precision_by_hand():
     scores = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.1, 0.3]])
     present = torch.tensor([[1.0, 1.0], [0.0, 0.0], [1.0, 0.0]])
-    assert abs(train_encoders.mean_average_precision(scores, present) - ((1 + 2 / 3) / 2 + 1 / 3) / 2) < 1e-6
+    assert (
+        abs(train_encoders.mean_average_precision(scores, present) - ((1 + 2 / 3) / 2 + 1 / 3) / 2)
+        < 1e-6
+    )
 
 
 def test_a_codebook_follows_its_points():
@@ -152,6 +197,14 @@ def test_small_language_model(tmp_path):
     row = next(row for row in draw_corpus(40, 1)["train"].rows if row["filepath2"])
     ids, labels = train_text.example(processor, row)
     text = processor.tokenizer.decode(ids)
-    assert row["caption1"] in text and row["caption2"] in text and row["input"] in text and "<audio>" not in text
+    assert (
+        row["caption1"] in text
+        and row["caption2"] in text
+        and row["input"] in text
+        and "<audio>" not in text
+    )
     answer = [token for token in labels if token != -100]
-    assert processor.tokenizer.decode(answer) == f" {row['answer']}<|im_end|>" and ids[-len(answer) :] == answer
+    assert (
+        processor.tokenizer.decode(answer) == f" {row['answer']}<|im_end|>"
+        and ids[-len(answer) :] == answer
+    )

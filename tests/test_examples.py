@@ -22,7 +22,9 @@ def test_the_notebook(tmp_path):
     for cell in book.cells:
         if cell.cell_type == "code":
             cell["outputs"] = []
-    NotebookClient(book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(
+        book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
     text, pictures = outputs(book)
     assert pictures == kept[1] == 2 and len(text.splitlines()) == len(kept[0].splitlines())
     for said in (text, kept[0]):
@@ -30,8 +32,13 @@ def test_the_notebook(tmp_path):
         muted = re.search(r"muted: .*D (\d+)", said)
         assert int(heard[1]) > 90 > 30 > int(muted[1])
         total, words, right = map(
-            int, re.search(r"of (\d+) sounds in 8 scenes, the nearest word of (\d+) names (\d+)", said).groups()
+            int,
+            re.search(
+                r"of (\d+) sounds in 8 scenes, the nearest word of (\d+) names (\d+)", said
+            ).groups(),
         )
         assert total == 18 and words == 20 and right >= 15
-        right, total = map(int, re.search(r"(\d+) of (\d+) answers are now word for word", said).groups())
+        right, total = map(
+            int, re.search(r"(\d+) of (\d+) answers are now word for word", said).groups()
+        )
         assert total == 96 and right >= 40

@@ -12,9 +12,16 @@ from support.builders import arguments
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 ROOT = Path(__file__).parents[1]
-SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16,
-         "num_feat_extract_layers": 7, "conv_dim": [8] * 7, "num_conv_pos_embeddings": 8,
-         "num_conv_pos_embedding_groups": 2}  # fmt: skip
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "num_feat_extract_layers": 7,
+    "conv_dim": [8] * 7,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+}
 
 # a padded clip gives what it gives alone, and as many frames as are said
 ALONE = """
@@ -45,7 +52,11 @@ def extended(tmp_path):
     """A folder with the package, to which both pieces of the document are added."""
     package = tmp_path / "extended" / "audiolm"
     for part in ("data", "evaluation", "demo"):
-        shutil.copytree(ROOT / part, package / part, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+        shutil.copytree(
+            ROOT / part,
+            package / part,
+            ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"),
+        )
     for file in ROOT.glob("*.py"):
         shutil.copyfile(file, package / file.name)
     document = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -62,12 +73,19 @@ def extended(tmp_path):
 def test_the_worked_example_of_an_encoder(extended, corpus, tokenizer):
     def python(*words):
         environment = {**os.environ, "PYTHONPATH": str(extended)}
-        done = subprocess.run([sys.executable, *words], env=environment, cwd=extended, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, *words], env=environment, cwd=extended, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 
-    assert python("-c", "import audiolm; print(audiolm.__file__)") == f"{extended}/audiolm/__init__.py\n"
-    words = arguments(corpus, "mimi_full", tokenizer, "--max_steps", "2", "--feature_cache", str(corpus / "cache"))
+    assert (
+        python("-c", "import audiolm; print(audiolm.__file__)")
+        == f"{extended}/audiolm/__init__.py\n"
+    )
+    words = arguments(
+        corpus, "mimi_full", tokenizer, "--max_steps", "2", "--feature_cache", str(corpus / "cache")
+    )
     Wav2Vec2Model(Wav2Vec2Config(**SMALL)).save_pretrained(corpus / "wav2vec2")
     python("-c", ALONE, str(corpus / "wav2vec2"))
     more = ["--encoder_type", "wav2vec2", "--encoder_name_or_path", str(corpus / "wav2vec2")]

@@ -1,11 +1,7 @@
 """What keeps a run from being lost: signals that end it, numbers that go wrong, and disks that are full."""
 
-import errno
 import logging
 import math
-import os
-import re
-import shutil
 import signal
 from collections import deque
 from collections.abc import Callable
@@ -13,7 +9,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from transformers import TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from .distributed import not_finite
 
@@ -40,7 +36,10 @@ class StopOnSignal(TrainerCallback):
 
     def __init__(self):
         self.received: int | None = None
-        self.before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+        self.before = {
+            number: signal.signal(number, self._receive)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
 
     def _receive(self, number, frame):
         self.received = number
@@ -113,7 +112,9 @@ class SkipNonFinite(TrainerCallback):
         for step in [step for step, bad in zip(steps, torch.stack(flags).tolist()) if bad]:
             self.skipped.append(step)
             rows = f"; its rows: {self.describe(step)}" if self.describe else ""
-            logger.warning("step %d: loss or gradients are not finite; its update was skipped%s", step, rows)
+            logger.warning(
+                "step %d: loss or gradients are not finite; its update was skipped%s", step, rows
+            )
         if self.failed:
             control.should_save = control.should_training_stop = True
 
@@ -124,7 +125,11 @@ class LossSpikes(TrainerCallback):
     Nothing else is done: one spike in a long run is common, and a row of them says that the learning rate is too high.
     """
 
-    WINDOW, LEAST, FAR = 50, 10, 8.0  # entries that are looked back at, and are needed; median absolute deviations
+    WINDOW, LEAST, FAR = (
+        50,
+        10,
+        8.0,
+    )  # entries that are looked back at, and are needed; median absolute deviations
 
     def __init__(self):
         self.losses: deque[float] = deque(maxlen=self.WINDOW)
@@ -142,7 +147,11 @@ class LossSpikes(TrainerCallback):
             spread = median(abs(other - middle) for other in self.losses)
             if loss > middle + self.FAR * spread and loss > 1.5 * middle:
                 logger.warning(
-                    "steps %d to %d: loss %.3f, after a median of %.3f", self.since + 1, state.global_step, loss, middle
+                    "steps %d to %d: loss %.3f, after a median of %.3f",
+                    self.since + 1,
+                    state.global_step,
+                    loss,
+                    middle,
                 )
         self.losses.append(loss)
         self.since = state.global_step
@@ -196,32 +205,29 @@ class BadAudio(TrainerCallback):
         return f"{sum(self.faults.values())} rows were replaced, since {len(self.faults)} clips turned bad: {self.listing}"
 
 
-def check_room(model, args, adapters: bool) -> None:
-    """Raises ValueError if the disk of `--output_dir` has no room for the checkpoints of a run and the model at its end.
-
-    Args:
-        adapters: checkpoints hold what trains alone.
-    """
-    whole = sum(p.nbytes for p in model.parameters()) + sum(b.nbytes for b in model.buffers())
-    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    one = (trained if adapters else whole) + 2 * trained  # with the optimizer's two moments
-    there = len([*Path(args.output_dir).glob("checkpoint-*")])  # of the run that goes on: they give way
-    kept = max(1, (args.save_total_limit or 0) + 1 - there)  # an old one goes when the new one is there
-    needed, free = whole + kept * one, shutil.disk_usage(args.output_dir).free
-    if args.save_strategy == "no":
-        needed = whole
-    if needed > free:
-        raise ValueError(
-            f"--output_dir {args.output_dir}: no room: up to {needed / 1e6:,.1f} MB for {kept} checkpoints of {one / 1e6:,.1f} "
-            f"MB and the model, of {free / 1e6:,.1f} MB free; free some, or lower --save_total_limit"
-        )
+def format_log_line(step: int, steps: int, logs: dict) -> str:
+    """What is logged at a step, as a person reads it."""
+    shown = {"loss": "{:.4f}", "grad_norm": "{:.3g}", "learning_rate": "{:.2e}", "epoch": "{:.2f}"}
+    parts = [
+        f"{name.removeprefix('eval_').replace('_', ' ')} {shown.get(name, '{:.4g}').format(value)}"
+        for name, value in logs.items()
+        if isinstance(value, (int, float)) and name != "total_flos"
+    ]
+    evaluated = " evaluation:" if any(name.startswith("eval_") for name in logs) else ""
+    return f"step {step:,} of {steps:,}:{evaluated} {', '.join(parts)}"
 
 
-def disk_fault(error: Exception) -> str | None:
-    """What an error says of a disk that takes no more: full, over quota, read-only; None if it is of something else."""
-    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-    texts = "|".join(os.strerror(number) for number in numbers)
-    if getattr(error, "errno", None) in numbers or re.search(texts, str(error)):
-        return str(error)
-    # torch's writer tells no reason; its reader, which fails on torn files, is another
-    return "the file could not be written" if re.search("PytorchStreamWriter|unexpected pos", str(error)) else None
+class Progress(ProgressCallback):
+    """The stock bars, with lines that say their step."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and self.training_bar is not None:
+            self.training_bar.write(format_log_line(state.global_step, state.max_steps, logs))
+
+
+class LineLogger(PrinterCallback):
+    """The same lines without bars, for `--disable_tqdm true`."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero:
+            print(format_log_line(state.global_step, state.max_steps, logs), flush=True)

@@ -1,6 +1,7 @@
 """What a run trains on and is evaluated on: rows of files, of shards, or of a stream; and what is encoded first."""
 
 import hashlib
+import json
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -9,18 +10,25 @@ from typing import NamedTuple
 import fsspec
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from ..data import FeatureCache, audio_roots, encode_clips, feature_statistics, load_reasonaqa, select_rows, sound_rows
+from ..data import (
+    FeatureCache,
+    audio_roots,
+    encode_clips,
+    feature_statistics,
+    load_reasonaqa,
+    select_rows,
+    sound_rows,
+)
 from ..data.audio_check import examine
 from ..data.audio_files import Clip
 from ..data.label_fixes import Mending
 from ..data.length_sampler import LengthBucketSampler, row_lengths
-from ..data.shards import MANIFEST, PUSHED, load_shards
+from ..data.shards import MANIFEST, data_set_folder, load_shards
 from ..data.streaming import Shards, in_order, stream_rows
 from ..data.subsets import first_of_each_type, mix_rows
-from ..hub.model_card import file_facts, public_name
+from ..runtime import file_facts, public_name
+from .arguments import DataArguments
 
 
 class TrainingData(NamedTuple):
@@ -77,23 +85,6 @@ def mendings(data_args, seed: int) -> tuple[Mending, Mending]:
     return Mending(fixes, seed if data_args.shuffle_options else None), Mending(fixes)
 
 
-def data_set_folder(name: str, streaming: bool = False) -> str:
-    """Where a converted data set is: its folder, here or from the Hub; or, streaming from the Hub, its address there.
-
-    Raises:
-        ValueError: if the Hub has none of that name.
-    """
-    if Path(name).exists():
-        return name
-    if streaming:
-        return f"hf://datasets/{name}"
-    try:
-        return snapshot_download(name, repo_type="dataset", allow_patterns=list(PUSHED))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--dataset_name {name}: neither a folder nor a data set on the Hub ({reason})") from error
-
-
 def load_rows(data_args, args) -> TrainingData:
     """Rows of files or shards, whose audio is looked at first.
 
@@ -103,21 +94,34 @@ def load_rows(data_args, args) -> TrainingData:
     if data_args.dataset_name:
         data = load_shards(data_set_folder(data_args.dataset_name))
         if "train" not in data:
-            raise ValueError(f"--dataset_name {data_args.dataset_name} has no split `train`, only {', '.join(data)}")
-        data = DatasetDict({"train": data["train"]} | ({"validation": data["val"]} if "val" in data else {}))
+            raise ValueError(
+                f"--dataset_name {data_args.dataset_name} has no split `train`, only {', '.join(data)}"
+            )
+        data = DatasetDict(
+            {"train": data["train"]} | ({"validation": data["val"]} if "val" in data else {})
+        )
     else:
         files = {"train": data_args.train_file, "validation": data_args.validation_file}
-        data = load_reasonaqa({s: f for s, f in files.items() if f}, audio_roots(data_args.audio_dir))
+        data = load_reasonaqa(
+            {s: f for s, f in files.items() if f}, audio_roots(data_args.audio_dir)
+        )
     for split in data:
         data[split] = chosen_rows(data[split], data_args, args.seed, split == "train")
     with args.main_process_first(desc="checking audio"):  # the others find its verdicts
-        data = sound_rows(data, data_args.max_audio_seconds, data_args.on_bad_audio, args.output_dir)
+        data = sound_rows(
+            data, data_args.max_audio_seconds, data_args.on_bad_audio, args.output_dir
+        )
     of_training, of_evaluation = mendings(data_args, args.seed)
     heard, evaluation = clips(data["train"]), None
     if "validation" in data:
-        evaluation = {k: of_evaluation.rows(v) for k, v in _by_type(data["validation"], data_args.max_eval_samples).items()}
+        evaluation = {
+            k: of_evaluation.rows(v)
+            for k, v in _by_type(data["validation"], data_args.max_eval_samples).items()
+        }
     wanted = {clip: clip for rows in (evaluation or {}).values() for clip in clips(rows)}
-    return TrainingData(of_training.rows(data["train"]), evaluation, len(data["train"]), len(heard), heard, wanted)
+    return TrainingData(
+        of_training.rows(data["train"]), evaluation, len(data["train"]), len(heard), heard, wanted
+    )
 
 
 def stream(data_args, args, batches_done: int = 0) -> TrainingData:
@@ -130,11 +134,15 @@ def stream(data_args, args, batches_done: int = 0) -> TrainingData:
         ValueError: of finding and choosing them.
     """
     try:
-        return _stream(data_set_folder(data_args.dataset_name, streaming=True), data_args, args, batches_done)
+        return _stream(
+            data_set_folder(data_args.dataset_name, streaming=True), data_args, args, batches_done
+        )
     except (OSError, ValueError):
         raise
     except Exception as error:  # a connection fails in many ways
-        raise ValueError(f"--dataset_name {data_args.dataset_name}: the Hub cannot be read ({error})") from error
+        raise ValueError(
+            f"--dataset_name {data_args.dataset_name}: the Hub cannot be read ({error})"
+        ) from error
 
 
 def _stream(where: str, data_args, args, batches_done: int) -> TrainingData:
@@ -142,8 +150,15 @@ def _stream(where: str, data_args, args, batches_done: int) -> TrainingData:
     shards = Shards(where, "train")
     chosen = chosen_rows(shards.light(), data_args, args.seed, True)
     options = {"chosen": chosen["row"], "buffer": data_args.shuffle_buffer, "seed": args.seed}
-    rows = stream_rows(shards, **options, processes=args.world_size, workers=args.dataloader_num_workers,
-                       batch_size=args.per_device_train_batch_size, batches_done=batches_done, row=of_training)  # fmt: skip
+    rows = stream_rows(
+        shards,
+        **options,
+        processes=args.world_size,
+        workers=args.dataloader_num_workers,
+        batch_size=args.per_device_train_batch_size,
+        batches_done=batches_done,
+        row=of_training,
+    )
     heard: dict[str, bytes] = {}
     for row in islice(stream_rows(shards, **options), len(chosen)):
         heard.update(zip(row["names"], row["audio"]))
@@ -153,12 +168,22 @@ def _stream(where: str, data_args, args, batches_done: int) -> TrainingData:
     if shards.has("val"):
         held_out = Shards(where, "val")
         left = chosen_rows(held_out.light(), data_args, args.seed, False)
-        numbers = [n for rows in _by_type(left, data_args.max_eval_samples).values() for n in rows["row"]]
+        numbers = [
+            n for rows in _by_type(left, data_args.max_eval_samples).values() for n in rows["row"]
+        ]
         read = []
         for row in in_order(held_out, numbers):
             wanted.update(zip(row["names"], row["audio"]))
-            read.append({**{k: v for k, v in row.items() if k not in ("row", "names")}, "audio": row["names"]})
-        evaluation = {k: of_evaluation.rows(v) for k, v in _by_type(Dataset.from_list(read), len(read)).items()}
+            read.append(
+                {
+                    **{k: v for k, v in row.items() if k not in ("row", "names")},
+                    "audio": row["names"],
+                }
+            )
+        evaluation = {
+            k: of_evaluation.rows(v)
+            for k, v in _by_type(Dataset.from_list(read), len(read)).items()
+        }
     num_clips = len({*chosen["filepath1"], *chosen["filepath2"]} - {""})
     return TrainingData(rows, evaluation, len(chosen), num_clips, list(heard.values()), wanted)
 
@@ -170,7 +195,11 @@ def rows_per_step(args) -> int:
 
 def encodings(data: TrainingData, args) -> float:
     """How often a run without a cache encodes each training clip, on average."""
-    steps = args.max_steps if args.max_steps > 0 else args.num_train_epochs * data.num_rows / rows_per_step(args)
+    steps = (
+        args.max_steps
+        if args.max_steps > 0
+        else args.num_train_epochs * data.num_rows / rows_per_step(args)
+    )
     clips = sum(map(len, data.rows["audio"])) / data.num_rows
     return steps * rows_per_step(args) * clips / data.num_clips
 
@@ -193,9 +222,16 @@ def encoded(model, extractor, data: TrainingData, data_args, args, standardise: 
         heard: Iterable[torch.Tensor] = (features[path] for path in chosen if path in features)
     else:
         names, sounds = list(data.evaluation_clips), list(data.evaluation_clips.values())
-        made = dict(encode_clips(model.encoder, extractor, sounds, desc="evaluation clips", on_bad=on_bad))
+        made = dict(
+            encode_clips(model.encoder, extractor, sounds, desc="evaluation clips", on_bad=on_bad)
+        )
         features = {name: made[sound] for name, sound in zip(names, sounds) if sound in made}
-        heard = (clip for _, clip in encode_clips(model.encoder, extractor, chosen, desc="feature statistics", on_bad=on_bad))
+        heard = (
+            clip
+            for _, clip in encode_clips(
+                model.encoder, extractor, chosen, desc="feature statistics", on_bad=on_bad
+            )
+        )
     if standardise and not model.config.learn_code_embeddings:
         mean, deviation = feature_statistics(model.encoder, heard)
         model.mapper.feature_mean.copy_(mean)
@@ -207,11 +243,15 @@ def bucket_sampler(data: TrainingData, max_seconds: float, args) -> LengthBucket
     """The order of rows by length, if `--train_sampling_strategy group_by_length` asks for it and rows are not streamed."""
     if args.train_sampling_strategy != "group_by_length":
         return None
-    args.train_sampling_strategy = "random"  # the stock sampler by length has no seed, and wants lengths of evaluation too
+    args.train_sampling_strategy = (
+        "random"  # the stock sampler by length has no seed, and wants lengths of evaluation too
+    )
     if isinstance(data.rows, IterableDataset):
         return None
     seconds = {clip: facts.seconds for clip, facts in examine(data.clips, max_seconds).items()}
-    return LengthBucketSampler(row_lengths(data.rows, seconds, max_seconds), rows_per_step(args), args.seed)
+    return LengthBucketSampler(
+        row_lengths(data.rows, seconds, max_seconds), rows_per_step(args), args.seed
+    )
 
 
 def describe_rows(rows: Dataset, sampler: LengthBucketSampler, step: int) -> str:
@@ -224,11 +264,16 @@ def data_changes(data_args, seed: int) -> dict:
     """What was chosen of the corpus or changed in it, of which a trained model keeps a record; nothing by default."""
     fixes = data_args.fix_cle_labels
     changes = {
-        "subtypes": data_args.subtypes, "question_types": data_args.question_types, "mix": data_args.mix,
-        "max_rows_per_clip": data_args.max_rows_per_clip, "max_train_samples": data_args.max_train_samples,
-        "fix_cle_labels": None if fixes is None else [Path(file).name for file in fixes] or "swapped",
+        "subtypes": data_args.subtypes,
+        "question_types": data_args.question_types,
+        "mix": data_args.mix,
+        "max_rows_per_clip": data_args.max_rows_per_clip,
+        "max_train_samples": data_args.max_train_samples,
+        "fix_cle_labels": None
+        if fixes is None
+        else [Path(file).name for file in fixes] or "swapped",
         "shuffle_options": f"by seed {seed}" if data_args.shuffle_options else None,
-    }  # fmt: skip
+    }
     return {name: value for name, value in changes.items() if value is not None}
 
 
@@ -241,10 +286,15 @@ def stream_settings(data_args, args, facts: dict) -> dict | None:
     if not data_args.streaming:
         return None
     return {
-        "processes": args.world_size, "dataloader_num_workers": args.dataloader_num_workers,
-        "per_device_train_batch_size": args.per_device_train_batch_size, "shuffle_buffer": data_args.shuffle_buffer,
-        "seed": args.seed, "sha256": facts["sha256"], "rows": facts["rows"], "changes": data_changes(data_args, args.seed),
-    }  # fmt: skip
+        "processes": args.world_size,
+        "dataloader_num_workers": args.dataloader_num_workers,
+        "per_device_train_batch_size": args.per_device_train_batch_size,
+        "shuffle_buffer": data_args.shuffle_buffer,
+        "seed": args.seed,
+        "sha256": facts["sha256"],
+        "rows": facts["rows"],
+        "changes": data_changes(data_args, args.seed),
+    }
 
 
 def data_facts(data_args, data: TrainingData) -> dict:
@@ -254,5 +304,25 @@ def data_facts(data_args, data: TrainingData) -> dict:
     else:
         where = data_set_folder(data_args.dataset_name, data_args.streaming)
         with fsspec.open(f"{where}/{MANIFEST}") as file:
-            facts = {"name": public_name(data_args.dataset_name), "sha256": hashlib.sha256(file.read()).hexdigest()}
+            facts = {
+                "name": public_name(data_args.dataset_name),
+                "sha256": hashlib.sha256(file.read()).hexdigest(),
+            }
     return {**facts, "rows": data.num_rows, "clips": data.num_clips}
+
+
+def read_rows(data_args: DataArguments, args) -> TrainingData:
+    """The rows of a run; streamed ones go on where the checkpoint to resume from has stopped.
+
+    Raises:
+        ValueError: of reading, choosing and checking them.
+    """
+    if not data_args.streaming:
+        return load_rows(data_args, args)
+    args.accelerator_config.dispatch_batches = False  # each process reads its own
+    args.ignore_data_skip = True  # the stream begins behind what was taken
+    done = 0
+    if args.resume_from_checkpoint:
+        state = json.loads(Path(args.resume_from_checkpoint, "trainer_state.json").read_text())
+        done = state["global_step"] * args.gradient_accumulation_steps
+    return stream(data_args, args, done)

@@ -14,7 +14,16 @@ from safetensors import SafetensorError, safe_open
 from ..runtime import write_run_info
 
 logger = logging.getLogger("audiolm.train")
-UNREADABLE = (OSError, SafetensorError, RuntimeError, LookupError, ValueError, EOFError, UnpicklingError, BadZipFile)
+UNREADABLE = (
+    OSError,
+    SafetensorError,
+    RuntimeError,
+    LookupError,
+    ValueError,
+    EOFError,
+    UnpicklingError,
+    BadZipFile,
+)
 RECORD = "training_data.json"  # of a checkpoint: what it was trained on
 
 
@@ -22,7 +31,10 @@ def _optimizer_files(folder: Path, processes: int) -> list[str]:
     """Names of the files that hold a checkpoint's optimizer; where GPUs share a model, also weights in their form."""
     if (folder / "latest").is_file():  # DeepSpeed writes it last
         step = (folder / "latest").read_text().strip()
-        parts = [f"{step}/zero_pp_rank_{number}_mp_rank_00_optim_states.pt" for number in range(processes)]
+        parts = [
+            f"{step}/zero_pp_rank_{number}_mp_rank_00_optim_states.pt"
+            for number in range(processes)
+        ]
         return [f"{step}/mp_rank_00_model_states.pt", *parts]
     if (folder / "pytorch_model_fsdp.bin").is_file():
         return ["pytorch_model_fsdp.bin", "optimizer.bin"]
@@ -32,17 +44,32 @@ def _optimizer_files(folder: Path, processes: int) -> list[str]:
 def fault(folder: str | Path) -> str | None:
     """What is missing or torn in a checkpoint, as by a process that was killed while it wrote; None if it is whole."""
     folder = Path(folder)
-    weights = "adapter_model.safetensors" if (folder / "adapter_config.json").is_file() else "model.safetensors"
+    weights = (
+        "adapter_model.safetensors"
+        if (folder / "adapter_config.json").is_file()
+        else "model.safetensors"
+    )
     states = [path.name for path in folder.glob("rng_state_*.pth")] or ["rng_state.pth"]
-    for name in (weights, *_optimizer_files(folder, len(states)), "scheduler.pt", "trainer_state.json", *states, RECORD):
+    for name in (
+        weights,
+        *_optimizer_files(folder, len(states)),
+        "scheduler.pt",
+        "trainer_state.json",
+        *states,
+        RECORD,
+    ):
         file = folder / name
         try:
             if name.endswith(".safetensors"):
                 with safe_open(file, "pt") as tensors:
                     tensors.keys()
             elif name == RECORD:
-                if len(states) != (wanted := json.loads(file.read_text()).get("processes", len(states))):
-                    return f"the states of {wanted} processes are wanted, but {len(states)} are there"
+                if len(states) != (
+                    wanted := json.loads(file.read_text()).get("processes", len(states))
+                ):
+                    return (
+                        f"the states of {wanted} processes are wanted, but {len(states)} are there"
+                    )
             elif name.endswith(".json"):
                 json.loads(file.read_text())
             elif name in states or name.startswith("global_step"):
@@ -66,7 +93,9 @@ def checkpoint_to_resume(asked: str | bool | None, output_dir: str) -> str | Non
         if found := fault(asked):
             raise ValueError(f"--resume_from_checkpoint {asked}: {found}; name an earlier one")
         return asked
-    numbers = [int(path.name.rpartition("-")[2]) for path in Path(output_dir).glob("checkpoint-*[0-9]")]
+    numbers = [
+        int(path.name.rpartition("-")[2]) for path in Path(output_dir).glob("checkpoint-*[0-9]")
+    ]
     for number in sorted(numbers, reverse=True):
         folder = str(Path(output_dir, f"checkpoint-{number}"))
         if not (found := fault(folder)):
@@ -104,11 +133,16 @@ def keep_record(record: dict, info: dict, folder: Path) -> None:
 def check_settings(folder: str, settings: dict) -> None:
     """Raises ValueError, which names what differs, if a checkpoint was trained on other data or with other settings."""
     earlier = json.loads(Path(folder, RECORD).read_text(encoding="utf-8")).get("settings", {})
-    differing = [f"{name} {earlier.get(name)} (now {settings.get(name)})" for name in {**earlier, **settings}
-                 if earlier.get(name) != settings.get(name)]  # fmt: skip
+    differing = [
+        f"{name} {earlier.get(name)} (now {settings.get(name)})"
+        for name in {**earlier, **settings}
+        if earlier.get(name) != settings.get(name)
+    ]
     if differing:
-        raise ValueError(f"--resume_from_checkpoint {folder} was trained with {', '.join(differing)}; give the same, or "
-                         "--resume_with_changes true")  # fmt: skip
+        raise ValueError(
+            f"--resume_from_checkpoint {folder} was trained with {', '.join(differing)}; give the same, or "
+            "--resume_with_changes true"
+        )
 
 
 def check_stream(folder: str, settings: dict) -> None:
@@ -116,12 +150,18 @@ def check_stream(folder: str, settings: dict) -> None:
     try:
         earlier = json.loads(Path(folder, RECORD).read_text(encoding="utf-8"))["stream"]
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"--resume_from_checkpoint {folder}: {RECORD} is missing or torn ({error})") from error
+        raise ValueError(
+            f"--resume_from_checkpoint {folder}: {RECORD} is missing or torn ({error})"
+        ) from error
     if earlier is None:
         raise ValueError(f"--resume_from_checkpoint {folder} was trained without --streaming")
-    if differing := [f"{name} {earlier.get(name)}" for name in settings if earlier.get(name) != settings[name]]:
-        raise ValueError(f"--resume_from_checkpoint {folder} was trained on a stream with {', '.join(differing)}; give the "
-                         "same, or rows come twice or never")  # fmt: skip
+    if differing := [
+        f"{name} {earlier.get(name)}" for name in settings if earlier.get(name) != settings[name]
+    ]:
+        raise ValueError(
+            f"--resume_from_checkpoint {folder} was trained on a stream with {', '.join(differing)}; give the "
+            "same, or rows come twice or never"
+        )
 
 
 def check_encoder(model, folder: str) -> None:
@@ -145,13 +185,18 @@ def check_adapters(folder: str, r: int, alpha: int) -> None:
         raise ValueError(f"--resume_from_checkpoint {folder} was trained without --lora_r")
     earlier = json.loads(settings.read_text())
     if (found := (earlier["r"], earlier["lora_alpha"])) != (r, alpha):
-        raise ValueError(f"--resume_from_checkpoint {folder} was trained with --lora_r {found[0]} --lora_alpha {found[1]}")
+        raise ValueError(
+            f"--resume_from_checkpoint {folder} was trained with --lora_r {found[0]} --lora_alpha {found[1]}"
+        )
 
 
 def check_features(model, folder: str) -> None:
     """Raises ValueError if a checkpoint of adapters, which holds no encoder, was trained on other features than `model`'s."""
     with safe_open(Path(folder, "adapter_model.safetensors"), "pt") as file:
-        found, here = file.get_tensor("base_model.model.mapper.feature_mean"), model.mapper.feature_mean.cpu()
+        found, here = (
+            file.get_tensor("base_model.model.mapper.feature_mean"),
+            model.mapper.feature_mean.cpu(),
+        )
     if found.shape != here.shape or not torch.allclose(found, here, 1e-2, 1e-3):
         raise ValueError(
             f"--resume_from_checkpoint {folder} was trained with another encoder or on other clips (mapper.feature_mean "

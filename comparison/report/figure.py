@@ -53,7 +53,12 @@ def log_ticks(low: float, high: float) -> list[float]:
     """Round numbers in a range: powers of ten, and 2 and 5 times those if they are few."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     steps = (1, 2, 5) if high / low < 200 else (1,)
-    return [number for power in powers for step in steps if low <= (number := step * 10.0**power) <= high]
+    return [
+        number
+        for power in powers
+        for step in steps
+        if low <= (number := step * 10.0**power) <= high
+    ]
 
 
 def place_labels(points: list[dict], area: Box) -> None:
@@ -66,12 +71,25 @@ def place_labels(points: list[dict], area: Box) -> None:
     for point in sorted(points, key=lambda p: (p["y"], p["x"])):
         width, best = LETTER * len(point["arm"]), (math.inf,)
         for distance in range(9, 130, 11):
-            for dx, dy in ((1, 0), (-1, 0), (0.8, -0.8), (0.8, 0.8), (-0.8, -0.8), (-0.8, 0.8), (0, -1), (0, 1)):
+            for dx, dy in (
+                (1, 0),
+                (-1, 0),
+                (0.8, -0.8),
+                (0.8, 0.8),
+                (-0.8, -0.8),
+                (-0.8, 0.8),
+                (0, -1),
+                (0, 1),
+            ):
                 x, y = point["x"] + distance * dx, point["y"] + distance * dy
                 left = x - width * (0.5 if not dx else 0 if dx > 0 else 1)
                 box = Box(left, y - LINE / 2, left + width, y + LINE / 2)
                 outside = width * LINE - box.over(area)
-                cost = 20 * outside + 4 * sum(box.over(other) for other in taken) + sum(box.over(other) for other in thin)
+                cost = (
+                    20 * outside
+                    + 4 * sum(box.over(other) for other in taken)
+                    + sum(box.over(other) for other in thin)
+                )
                 if cost < best[0]:
                     best = (cost, box, distance > 12)
             if best[0] < 1:
@@ -88,19 +106,31 @@ def panel(comparison: Mapping, field: str) -> dict | None:
     A value of 0, which has no logarithm, stands at the left end behind a gap.
     """
     arms, styles = comparison["arms"], arm_styles(comparison)
-    found = {arm: (of[field], of["listening"]["macro"]) for arm, of in arms.items()
-             if not of["no_audio"] and of.get(field) is not None and of["listening"].get("macro")}  # fmt: skip
+    found = {
+        arm: (of[field], of["listening"]["macro"])
+        for arm, of in arms.items()
+        if not of["no_audio"] and of.get(field) is not None and of["listening"].get("macro")
+    }
     if not any(value for value, _ in found.values()):
         return None
-    ends = [100 * of[key] for _, of in found.values() for key in ("difference", "ci95_low", "ci95_high")]
+    ends = [
+        100 * of[key] for _, of in found.values() for key in ("difference", "ci95_low", "ci95_high")
+    ]
     ends = [end for end in ends if math.isfinite(end)]
-    y, known = ticks(min(0, *ends), max(1, *ends), 5), [value for value, _ in found.values() if value]
+    y, known = (
+        ticks(min(0, *ends), max(1, *ends), 5),
+        [value for value, _ in found.values() if value],
+    )
     low, high, none = min(known) / 1.5, max(known) * 1.5, len(known) < len(found)
     area = Box(LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM)
     start = area.left + 40 * none
 
     def across(value):
-        return start + math.log(value / low) / math.log(high / low) * (area.right - start) if value else area.left + 16
+        return (
+            start + math.log(value / low) / math.log(high / low) * (area.right - start)
+            if value
+            else area.left + 16
+        )
 
     def down(value):
         return area.bottom - (value - y[0]) / (y[-1] - y[0]) * (area.bottom - area.top)
@@ -109,15 +139,31 @@ def panel(comparison: Mapping, field: str) -> dict | None:
     for arm, (value, of) in found.items():
         middle, *interval = (100 * of[key] for key in ("difference", "ci95_low", "ci95_high"))
         worst, best = (end if math.isfinite(end) else middle for end in interval)
-        points.append({"arm": arm, "style": styles[arm], "x": across(value), "y": down(middle), "low": down(worst),
-                       "high": down(best), "says": f"{arm}: {middle:+.1f} points ({worst:+.1f} to {best:+.1f}), {value:,.4g} "
-                       f"{AXES[field].split()[0]}"})  # fmt: skip
+        points.append(
+            {
+                "arm": arm,
+                "style": styles[arm],
+                "x": across(value),
+                "y": down(middle),
+                "low": down(worst),
+                "high": down(best),
+                "says": f"{arm}: {middle:+.1f} points ({worst:+.1f} to {best:+.1f}), {value:,.4g} "
+                f"{AXES[field].split()[0]}",
+            }
+        )
     place_labels(points, area)
     return {
-        "title": AXES[field], "width": WIDTH, "height": HEIGHT, "area": area, "points": points, "zero": down(0),
-        "x": [(across(value), short(value)) for value in ([0] if none else []) + log_ticks(low, high)],
+        "title": AXES[field],
+        "width": WIDTH,
+        "height": HEIGHT,
+        "area": area,
+        "points": points,
+        "zero": down(0),
+        "x": [
+            (across(value), short(value)) for value in ([0] if none else []) + log_ticks(low, high)
+        ],
         "y": [(down(v), f"{v:+g}".replace("-", MINUS) if v else "0") for v in y],
-    }  # fmt: skip
+    }
 
 
 def panels(comparison: Mapping) -> list[dict]:
@@ -152,9 +198,14 @@ def write_figure(path: str | Path, comparison: Mapping) -> bool:
     if not drawn:
         return False
     width, lines = WIDTH * len(drawn), wrapped(CAPTION, int((WIDTH * len(drawn) - 32) / 7))
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    environment = Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
     svg = environment.from_string(FIGURE).render(
-        panels=drawn, width=width, height=HEIGHT + 17 * len(lines) + 12, caption=lines,
-    )  # fmt: skip
+        panels=drawn,
+        width=width,
+        height=HEIGHT + 17 * len(lines) + 12,
+        caption=lines,
+    )
     Path(path).write_text(svg.lstrip(), encoding="utf-8")
     return True

@@ -7,7 +7,18 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 NAME = re.compile(r"Y([\w-]{11})\.wav")  # as ReasonAQA names them
-EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".webm", ".mp4", ".mkv")  # the first one there counts
+EXTENSIONS = (
+    ".wav",
+    ".flac",
+    ".ogg",
+    ".opus",
+    ".mp3",
+    ".m4a",
+    ".aac",
+    ".webm",
+    ".mp4",
+    ".mkv",
+)  # the first one there counts
 
 
 def youtube_id(name: str) -> tuple[str, float | None] | None:
@@ -40,9 +51,21 @@ def youtube_index(folder: str | Path) -> dict[str, str]:
             stem, extension = os.path.splitext(name)
             if extension.lower() in EXTENSIONS and (found := youtube_id(stem)):
                 path = os.path.join(place, name)
-                files.setdefault(found[0], []).append((EXTENSIONS.index(extension.lower()), path, found[1]))
-    several = {key for key, found in files.items() if len({start for *_, start in found} - {None}) > 1}
+                files.setdefault(found[0], []).append(
+                    (EXTENSIONS.index(extension.lower()), path, found[1])
+                )
+    several = {
+        key for key, found in files.items() if len({start for *_, start in found} - {None}) > 1
+    }
     if several:
-        logger.warning("%s: %d YouTube ids have files of different starts (such as %s) and are left out", folder, len(several),
-                       min(several))  # fmt: skip
-    return {key: min(found, key=lambda file: file[:2])[1] for key, found in files.items() if key not in several}
+        logger.warning(
+            "%s: %d YouTube ids have files of different starts (such as %s) and are left out",
+            folder,
+            len(several),
+            min(several),
+        )
+    return {
+        key: min(found, key=lambda file: file[:2])[1]
+        for key, found in files.items()
+        if key not in several
+    }

@@ -16,7 +16,14 @@ from tqdm import tqdm
 from .unpack import room
 
 logger = logging.getLogger(__name__)
-WAITS = (1, 2, 4, 8, 16, 32)  # seconds before the next try, after so many in a row that brought nothing new
+WAITS = (
+    1,
+    2,
+    4,
+    8,
+    16,
+    32,
+)  # seconds before the next try, after so many in a row that brought nothing new
 SILENCE = 60.0  # seconds without a byte after which a connection counts as broken off
 LONGEST_WAIT = 300  # seconds that a server may ask to wait
 CHUNK = 1 << 20  # bytes of a file that are read at once
@@ -48,7 +55,9 @@ def persist(attempt: Callable, url: str, reached: Callable[[], int] = lambda: 0)
             said, wait = str(error) or type(error).__name__, getattr(error, "wait", None)
             if failures == len(WAITS) or (wait or 0) > LONGEST_WAIT:
                 asked = f" and asks to wait {wait:.0f} s" if wait else ""
-                raise OSError(f"{url}: {said}{asked}; run the same command again later, it goes on from where it is") from error
+                raise OSError(
+                    f"{url}: {said}{asked}; run the same command again later, it goes on from where it is"
+                ) from error
             wait = WAITS[failures] if wait is None else wait
             failures += 1
             logger.warning("%s: %s; tried again in %g s", url, said, wait)
@@ -63,7 +72,11 @@ def check_status(response: httpx2.Response) -> None:
     if response.status_code in (408, 429) or response.status_code >= 500:
         asked, wait = response.headers.get("Retry-After", ""), None
         with suppress(ValueError, TypeError):  # of a date that is none: the waits are our own then
-            wait = float(asked) if asked.isdecimal() else max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
+            wait = (
+                float(asked)
+                if asked.isdecimal()
+                else max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
+            )
         raise Passing(status, wait)
     if response.status_code not in (200, 206):
         raise OSError(f"{response.url}: {status}")
@@ -126,11 +139,17 @@ def _stream(client: httpx2.Client, url: str, part: _Part, bar: tqdm) -> None:
             raise Passing("the server has no more bytes than are there already")
         check_status(response)
         (start, total), kind = _offered(response), response.headers.get("Content-Type", "")
-        if total not in (None, part.size) or "text/html" in kind:  # before what is there is dropped for it
+        if (
+            total not in (None, part.size) or "text/html" in kind
+        ):  # before what is there is dropped for it
             said = f"{total or 'unknown'} bytes of {kind or 'no type'} are offered, {part.size} are wanted"
-            raise ValueError(f"{url}: {said}; is a proxy or a login page in between, or has the file changed?")
+            raise ValueError(
+                f"{url}: {said}; is a proxy or a login page in between, or has the file changed?"
+            )
         if start == 0:
-            part.begin(response.headers)  # also if the rest was asked for: it is another file, or the server knows no ranges
+            part.begin(
+                response.headers
+            )  # also if the rest was asked for: it is another file, or the server knows no ranges
         elif start != part.bytes:
             part.drop()
             raise Passing("the server sends other bytes than those that it was asked for")
@@ -152,7 +171,9 @@ def _stream(client: httpx2.Client, url: str, part: _Part, bar: tqdm) -> None:
 def _known(file: Path, md5: str) -> tuple[Path, bytes]:
     """Where it is kept that a file was verified, and what: its size and time, so that it is not read again while they stay."""
     status = file.stat()
-    return file.with_name(f"{file.name}.md5"), f"{md5} {status.st_size} {status.st_mtime_ns}\n".encode()
+    return file.with_name(
+        f"{file.name}.md5"
+    ), f"{md5} {status.st_size} {status.st_mtime_ns}\n".encode()
 
 
 def is_whole(file: Path, size: int, md5: str) -> bool:
@@ -174,7 +195,9 @@ def alone(lock: Path) -> Iterator[None]:
         with FileLock(lock, timeout=0):  # the system's: gone with the process, however that ends
             yield
     except Timeout as error:
-        raise OSError(f"another process is downloading into {lock.parent} ({lock.name} is locked): wait for its end") from error
+        raise OSError(
+            f"another process is downloading into {lock.parent} ({lock.name} is locked): wait for its end"
+        ) from error
 
 
 def download(url: str, file: Path, size: int, md5: str) -> None:
@@ -192,7 +215,9 @@ def download(url: str, file: Path, size: int, md5: str) -> None:
             return
         part = _Part(file.with_name(f"{file.name}.part"), size)
         room(file.parent, size - part.bytes, f"to download {file.name}")
-        bar = tqdm(total=size, initial=part.bytes, desc=file.name, unit="B", unit_scale=True, disable=None)
+        bar = tqdm(
+            total=size, initial=part.bytes, desc=file.name, unit="B", unit_scale=True, disable=None
+        )
         with bar, new_client() as client:
             for last in (False, True):
                 persist(lambda: _stream(client, url, part, bar), url, lambda: part.bytes)

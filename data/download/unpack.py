@@ -16,7 +16,10 @@ from typing import IO, NamedTuple
 from tqdm import tqdm
 
 MOST = 200_000  # members of an archive
-WAYS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of a zip to pack; Python unpacks others by as much as 4 GB at once
+WAYS = (
+    zipfile.ZIP_STORED,
+    zipfile.ZIP_DEFLATED,
+)  # of a zip to pack; Python unpacks others by as much as 4 GB at once
 LONGEST = 255  # bytes of a member's name
 PACKED = "it is packed in a way that is not unpacked here"
 CHUNK = 1 << 20  # bytes unpacked at once
@@ -52,7 +55,9 @@ def need_7z():
     try:
         import py7zr
     except ImportError as error:
-        raise Refused("7z archives are read with py7zr: install the extra `prepare` (uv sync --extra prepare)") from error
+        raise Refused(
+            "7z archives are read with py7zr: install the extra `prepare` (uv sync --extra prepare)"
+        ) from error
     # of a header that a kB unpacks to; py7zr's own limit would let it fill 4 GB
     py7zr.archiveinfo.MAX_NUMFILES = 2 * MOST
     # py7zr unpacks these by a whole block at once, which may hold 32 GB
@@ -71,7 +76,9 @@ def open_7z(file: IO[bytes]):
 
 def open_zip(file: IO[bytes]) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(file, metadata_encoding="utf-8")  # macOS writes UTF-8 without saying so
+        return zipfile.ZipFile(
+            file, metadata_encoding="utf-8"
+        )  # macOS writes UTF-8 without saying so
     except UnicodeDecodeError:
         return zipfile.ZipFile(file)
 
@@ -88,12 +95,18 @@ def opened(archive: Path) -> Iterator:
     except Refused as error:
         raise Refused(f"{archive}: {error}; it is not unpacked") from error
     except Exception as error:
-        if type(error).__name__ == "UnsupportedCompressionMethodError":  # of py7zr, which need not be there
+        if (
+            type(error).__name__ == "UnsupportedCompressionMethodError"
+        ):  # of py7zr, which need not be there
             raise Refused(f"{archive}: {PACKED}; it is not unpacked") from error
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a seek to where a torn directory says
+        if (
+            isinstance(error, OSError) and error.errno != errno.EINVAL
+        ):  # EINVAL: a seek to where a torn directory says
             raise
         said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ValueError(f"{archive}: torn, or none that can be read here ({said}); delete it and get it again") from error
+        raise ValueError(
+            f"{archive}: torn, or none that can be read here ({said}); delete it and get it again"
+        ) from error
 
 
 def _members(reader) -> list[Member]:
@@ -102,11 +115,18 @@ def _members(reader) -> list[Member]:
             raise Refused("it is encrypted")
         if any(info.compress_type not in WAYS for info in reader.infolist()):
             raise Refused(PACKED)
-        kinds = [(stat.S_IFDIR if i.is_dir() else stat.S_IFMT(i.external_attr >> 16), i) for i in reader.infolist()]
-        return [Member(i.orig_filename, i.file_size, kind, i) for kind, i in kinds]  # `filename` ends at a NUL
+        kinds = [
+            (stat.S_IFDIR if i.is_dir() else stat.S_IFMT(i.external_attr >> 16), i)
+            for i in reader.infolist()
+        ]
+        return [
+            Member(i.orig_filename, i.file_size, kind, i) for kind, i in kinds
+        ]  # `filename` ends at a NUL
     if reader.needs_password():
         raise Refused("it is encrypted")
-    kinds = [(stat.S_IFLNK if f.is_symlink else f.is_directory and stat.S_IFDIR, f) for f in reader.files]
+    kinds = [
+        (stat.S_IFLNK if f.is_symlink else f.is_directory and stat.S_IFDIR, f) for f in reader.files
+    ]
     return [Member(f.filename, f.uncompressed, kind or f.st_fmt or 0, f) for kind, f in kinds]
 
 
@@ -120,23 +140,35 @@ def _fault(member: Member) -> str | None:
         return "no name of a file"
     if member.type not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "a link or a device"
-    return "too long a name" if len(member.name.encode("utf-8", "surrogatepass")) > LONGEST else None
+    return (
+        "too long a name" if len(member.name.encode("utf-8", "surrogatepass")) > LONGEST else None
+    )
 
 
 def _places(members: list[Member], limit: int) -> dict[str, Member]:
     """The files to unpack by their place: their path without the folders that all of them share."""
     if len(members) > MOST:
         raise Refused(f"{len(members):,} members are in it, at most {MOST:,} are wanted")
-    if faults := [f"{fault} is in it: {member.name[:100]!r}" for member in members if (fault := _fault(member))]:
+    if faults := [
+        f"{fault} is in it: {member.name[:100]!r}"
+        for member in members
+        if (fault := _fault(member))
+    ]:
         raise Refused(faults[0])
     if (total := sum(member.size for member in members)) > limit:
         raise Refused(f"it would unpack to {total:,} bytes, at most {limit:,} are expected")
-    files = [m for m in members if m.type != stat.S_IFDIR and "__MACOSX" not in m.path.parts and m.path.name != ".DS_Store"]
+    files = [
+        m
+        for m in members
+        if m.type != stat.S_IFDIR and "__MACOSX" not in m.path.parts and m.path.name != ".DS_Store"
+    ]
     if not files:
         raise Refused("no file is in it")
     shared, taken = os.path.commonpath([member.path.parent for member in files]), {}
     for member in files:
-        key = PurePosixPath(unicodedata.normalize("NFC", str(member.path)).casefold())  # some disks do not tell these apart
+        key = PurePosixPath(
+            unicodedata.normalize("NFC", str(member.path)).casefold()
+        )  # some disks do not tell these apart
         if key in taken:
             raise Refused(f"{taken[key]!r} and {member.name!r} in it would be one file")
         taken[key] = member.name
@@ -165,7 +197,9 @@ class _Files:
 
     def write(self, data: bytes) -> int:
         if len(data) > self.size - self.written:
-            raise Refused(f"{self.place!r} in it is larger than the {self.size:,} bytes that are stated")
+            raise Refused(
+                f"{self.place!r} in it is larger than the {self.size:,} bytes that are stated"
+            )
         with open(self.part, "ab") as file:
             self.written += file.write(data)
         self.bar.update(len(data))
@@ -224,7 +258,9 @@ def unpack(archive: Path, target: Path, limit: int) -> int:
             shutil.rmtree(left.parent)
         total = sum(member.size for member in places.values())
         room(target, total, f"to unpack {archive.name}")
-        bar = tqdm(total=total, desc=f"unpacking {archive.name}", unit="B", unit_scale=True, disable=None)
+        bar = tqdm(
+            total=total, desc=f"unpacking {archive.name}", unit="B", unit_scale=True, disable=None
+        )
         with TemporaryDirectory(prefix=SCRATCH, dir=target) as scratch, bar:
             files = _Files(target, Path(scratch, "part"), bar)
             if isinstance(reader, zipfile.ZipFile):

@@ -17,9 +17,18 @@ from .scenes import Scene
 OPTIONS = 4  # of an mcq, if there is so much to choose from
 TRIES = 80  # scenes looked at for one with the answer that is wanted
 ALWAYS = TEMPLATES[0]  # can be asked about each scene, and again with other options
-SUBTYPES = {"mcq": "Soundscapes-MCQ.json", "yes_no": "SoundscapesAQA.json", "entailment": "SoundscapesE.json",
-            "caption": "Soundscapes.json", "detail": "Soundscapes-Detail.json"}  # fmt: skip
-DIFFERENCES = {"few words": "SoundscapesD-1.json", "a sentence": "SoundscapesD-2.json", "detail": "SoundscapesD-3.json"}
+SUBTYPES = {
+    "mcq": "Soundscapes-MCQ.json",
+    "yes_no": "SoundscapesAQA.json",
+    "entailment": "SoundscapesE.json",
+    "caption": "Soundscapes.json",
+    "detail": "Soundscapes-Detail.json",
+}
+DIFFERENCES = {
+    "few words": "SoundscapesD-1.json",
+    "a sentence": "SoundscapesD-2.json",
+    "detail": "SoundscapesD-3.json",
+}
 
 
 class Balance:
@@ -41,11 +50,16 @@ class Balance:
     def options(self, question: Question) -> list[str]:
         """The options of an mcq in their order, the right one where it stood least often."""
         wrong = list(self.random.permutation(np.array(question.wrong, dtype=object)))[: OPTIONS - 1]
-        more = sorted(question.more_wrong, key=lambda a: self.of(question, a) + self.random.uniform(0, 0.5))
+        more = sorted(
+            question.more_wrong, key=lambda a: self.of(question, a) + self.random.uniform(0, 0.5)
+        )
         wrong += [more.pop() for _ in range(min(len(more), OPTIONS - 1 - len(wrong)))]
         options = [str(answer) for answer in self.random.permutation(np.array(wrong, dtype=object))]
         key = self._keys(question)[0], question.right, len(options)
-        counts = [(self.letters[*key, p], self.letters[key[0], p], self.random.random()) for p in range(len(options) + 1)]
+        counts = [
+            (self.letters[*key, p], self.letters[key[0], p], self.random.random())
+            for p in range(len(options) + 1)
+        ]
         place = counts.index(min(counts))
         self.letters[*key, place] += 1
         self.letters[key[0], place] += 1
@@ -74,7 +88,9 @@ def draw_questions(
             schedule = [every[i] for i in random.permutation(len(every))]
         template = schedule.pop()
         scene = len(made) * len(scenes) // rows
-        found = _ask(template, scenes, scene, balance, seen, paths) or _ask(ALWAYS, scenes, scene, balance, seen, paths)
+        found = _ask(template, scenes, scene, balance, seen, paths) or _ask(
+            ALWAYS, scenes, scene, balance, seen, paths
+        )
         if found is None:
             raise ValueError(f"{len(scenes)} scenes do not give {rows} different questions")
         made.append(found[1])
@@ -86,7 +102,11 @@ def _ask(template, scenes, scene, balance, seen, paths) -> tuple[Template, dict[
     """A new row, about `scene` if it has the answer that is wanted; None if no scene lends itself."""
     random, best = balance.random, None
     for attempt in range(TRIES):
-        clips = [scene if attempt < (1 if template.clips == 1 else TRIES // 4) else int(random.integers(len(scenes)))]
+        clips = [
+            scene
+            if attempt < (1 if template.clips == 1 else TRIES // 4)
+            else int(random.integers(len(scenes)))
+        ]
         if template.clips == 2:
             clips.append((clips[0] + int(random.integers(1, len(scenes)))) % len(scenes))
         chosen = [scenes[i] for i in clips]
@@ -96,7 +116,9 @@ def _ask(template, scenes, scene, balance, seen, paths) -> tuple[Template, dict[
                 seen.add((text, *clips))
                 return template, _row(template, text, answer, clips, scenes, paths)
             continue
-        questions = [q for q in template.ask(*chosen) if template is ALWAYS or (q.text, *clips) not in seen]
+        questions = [
+            q for q in template.ask(*chosen) if template is ALWAYS or (q.text, *clips) not in seen
+        ]
         if not questions:
             continue
         question = balance.least(questions)
@@ -114,9 +136,16 @@ def _ask(template, scenes, scene, balance, seen, paths) -> tuple[Template, dict[
         listed = [f"{'ABCD'[i]}) {option}" for i, option in enumerate(options)]
         text, answer = f"{question.text} {' '.join(listed)}", listed[options.index(question.right)]
     elif template.question_type == "yes_no":
-        options, text, answer = ("yes", "no"), f"{question.text} Answer only using yes or no.", question.right
+        options, text, answer = (
+            ("yes", "no"),
+            f"{question.text} Answer only using yes or no.",
+            question.right,
+        )
     else:
-        options, listed = ENTAILMENT, [f"{'abcd'[i]}) {option}" for i, option in enumerate(ENTAILMENT)]
+        options, listed = (
+            ENTAILMENT,
+            [f"{'abcd'[i]}) {option}" for i, option in enumerate(ENTAILMENT)],
+        )
         text = f'Based on the audio, what can be said about the hypothesis - "{question.text}"? {" ".join(listed)}'
         answer = listed[options.index(question.right)]
     balance.count(question, options)
@@ -134,5 +163,7 @@ def _row(template, text, answer, clips, scenes, paths) -> dict[str, str]:
         "caption2": caption(scenes[clips[1]]) if two else "",
         "input": text,
         "answer": answer,
-        "subtype": SUBTYPES[kind] if kind in SUBTYPES else next(s for words, s in DIFFERENCES.items() if text.endswith(words)),
+        "subtype": SUBTYPES[kind]
+        if kind in SUBTYPES
+        else next(s for words, s in DIFFERENCES.items() if text.endswith(words)),
     }

@@ -50,7 +50,9 @@ def draw_corpus(rows: int, seed: int) -> dict[str, Split]:
         ValueError: if there are fewer than 40 training rows, or the seed is negative.
     """
     if rows < 40 or seed < 0:
-        raise ValueError(f"{rows} rows, seed {seed}: at least 40 training rows are wanted, and a seed from 0 on")
+        raise ValueError(
+            f"{rows} rows, seed {seed}: at least 40 training rows are wanted, and a seed from 0 on"
+        )
     corpus = {}
     for split, sequence in zip(SPLITS, np.random.SeedSequence(seed).spawn(len(SPLITS))):
         for_scenes, for_rows = (np.random.default_rng(s) for s in sequence.spawn(2))
@@ -77,7 +79,11 @@ def make_soundscapes(output_dir: str | Path, rows: int = 8000, seed: int = 0) ->
     settings = {"version": VERSION, "rows": rows, "seed": seed}
     files = {split: output / f"{split}.json" for split in SPLITS}
     complete, known = _known_files(output, settings)
-    broken = {name for name, (size, digest) in (known or {}).items() if not _is_whole(output / name, size, digest)}
+    broken = {
+        name
+        for name, (size, digest) in (known or {}).items()
+        if not _is_whole(output / name, size, digest)
+    }
     if complete and not broken:
         return files
     corpus = draw_corpus(rows, seed)
@@ -85,16 +91,29 @@ def make_soundscapes(output_dir: str | Path, rows: int = 8000, seed: int = 0) ->
     if known is None:
         for name, text in texts.items():
             if (output / name).exists() and (output / name).read_bytes() != text:
-                raise ValueError(f"{output / name} is not of this corpus: give another directory, or remove the file")
+                raise ValueError(
+                    f"{output / name} is not of this corpus: give another directory, or remove the file"
+                )
     for split in SPLITS:
         (output / "audio" / split).mkdir(parents=True, exist_ok=True)
-    scenes = {path: scene for split in corpus.values() for path, scene in zip(split.paths, split.scenes)}
-    files_made = {name: entry for name, entry in (known or {}).items() if name in scenes and name not in broken}
+    scenes = {
+        path: scene for split in corpus.values() for path, scene in zip(split.paths, split.scenes)
+    }
+    files_made = {
+        name: entry
+        for name, entry in (known or {}).items()
+        if name in scenes and name not in broken
+    }
     with (output / JOURNAL).open("w", encoding="utf-8") as journal:
-        journal.writelines(f"{json.dumps(line)}\n" for line in [settings, *([n, *e] for n, e in files_made.items())])
+        journal.writelines(
+            f"{json.dumps(line)}\n"
+            for line in [settings, *([n, *e] for n, e in files_made.items())]
+        )
         for name, text in texts.items():
             files_made[name] = _write(output / name, text)
-        for name, entry in _render_all(output, {p: s for p, s in scenes.items() if p not in files_made}):
+        for name, entry in _render_all(
+            output, {p: s for p, s in scenes.items() if p not in files_made}
+        ):
             files_made[name] = entry
             journal.write(f"{json.dumps([name, *entry])}\n")
             journal.flush()
@@ -142,22 +161,36 @@ def _known_files(output: Path, settings: dict) -> tuple[bool, dict[str, tuple[in
         try:
             text = (output / name).read_text(encoding="utf-8")
             # The last line of an interrupted run's journal may be torn.
-            lines = [json.loads(text)] if name == MANIFEST else [json.loads(line) for line in text.split("\n")[:-1]]
+            lines = (
+                [json.loads(text)]
+                if name == MANIFEST
+                else [json.loads(line) for line in text.split("\n")[:-1]]
+            )
             found = {key: lines[0][key] for key in settings}
-            files = lines[0]["files"] if name == MANIFEST else {path: entry for path, *entry in lines[1:]}
+            files = (
+                lines[0]["files"]
+                if name == MANIFEST
+                else {path: entry for path, *entry in lines[1:]}
+            )
             if name == MANIFEST and _digest(files) != lines[0]["digest"]:
                 continue
         except (ValueError, LookupError, TypeError):
             continue
         if found != settings:
             was, wanted = (", ".join(f"{k} {v}" for k, v in s.items()) for s in (found, settings))
-            raise ValueError(f"{output} holds a corpus of {was}, not of {wanted}: give another directory, or remove it")
+            raise ValueError(
+                f"{output} holds a corpus of {was}, not of {wanted}: give another directory, or remove it"
+            )
         return name == MANIFEST, {path: tuple(entry) for path, entry in files.items()}
     return False, None
 
 
 def _is_whole(path: Path, size: int, digest: str) -> bool:
-    return path.is_file() and path.stat().st_size == size and hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    return (
+        path.is_file()
+        and path.stat().st_size == size
+        and hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    )
 
 
 def _json(content) -> bytes:
@@ -188,7 +221,9 @@ def _render_all(output: Path, scenes: dict[str, Scene]):
     """(name, (size, digest)) of each file as it is finished, by all cores."""
     tasks = [(output, name, scene) for name, scene in scenes.items()]
     bar = tqdm(total=len(tasks), desc="rendering", unit="clip", disable=None)
-    processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     with bar:
         if processes == 1 or len(tasks) < 32:
             for task in tasks:
@@ -197,7 +232,9 @@ def _render_all(output: Path, scenes: dict[str, Scene]):
             return
         # Forked processes have nothing to import, which takes longer than a small corpus; elsewhere they must.
         context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-        pool = ProcessPoolExecutor(processes, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+        pool = ProcessPoolExecutor(
+            processes, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)
+        )
         try:
             for done in pool.map(_render_file, tasks, chunksize=4):
                 yield done
@@ -207,14 +244,20 @@ def _render_all(output: Path, scenes: dict[str, Scene]):
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", required=True, help="directory of the corpus")
     parser.add_argument(
-        "--rows", type=int, default=8000,
+        "--rows",
+        type=int,
+        default=8000,
         help="training rows (default %(default)s); an eighth as many, at least 40, for validation and a fifth, at least 80, for"
-             " testing; one clip for ten rows",
-    )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="another seed, another corpus (default %(default)s)")
+        " testing; one clip for ten rows",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="another seed, another corpus (default %(default)s)"
+    )
     args = parser.parse_args(argv)
     try:
         files = make_soundscapes(args.output, args.rows, args.seed)

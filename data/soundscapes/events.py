@@ -8,7 +8,11 @@ import numpy as np
 SAMPLE_RATE = 24000  # Hz
 EVENT_DB = -20.0  # loudest 50 ms of a near event of 0 dB gain
 DISTANCE_DB = {"near": 0.0, "middle": -6.0, "far": -12.0}
-DISTANCE_CUTOFF = {"near": None, "middle": 5000.0, "far": 2000.0}  # Hz; air and ground take the treble first
+DISTANCE_CUTOFF = {
+    "near": None,
+    "middle": 5000.0,
+    "far": 2000.0,
+}  # Hz; air and ground take the treble first
 # Two bands of each, with a gap between them, so that "slow" or "high" is never a matter of taste.
 TEMPO = {"slow": (1.5, 2.4), "fast": (4.8, 7.0)}  # hits/s
 
@@ -36,7 +40,13 @@ class Event:
     def pitch_word(self) -> str | None:
         """ "high" or "low" for its class."""
         low_high = CLASSES[self.name].pitch
-        return None if self.pitch is None else "high" if self.pitch > np.sqrt(low_high[0] * low_high[1]) else "low"
+        return (
+            None
+            if self.pitch is None
+            else "high"
+            if self.pitch > np.sqrt(low_high[0] * low_high[1])
+            else "low"
+        )
 
     @property
     def tempo_word(self) -> str | None:
@@ -60,7 +70,9 @@ def render_event(event: Event) -> np.ndarray:
     if cutoff := DISTANCE_CUTOFF[event.distance]:
         sound = filtered(sound, 0, cutoff, 1)
     frames = sound[: samples // 1200 * 1200].reshape(-1, 1200)
-    return sound * np.float32(10 ** (event.level_db / 20) / np.sqrt(np.square(frames).mean(1).max()))
+    return sound * np.float32(
+        10 ** (event.level_db / 20) / np.sqrt(np.square(frames).mean(1).max())
+    )
 
 
 # Building blocks: all of float32, and filters act on spectra.
@@ -71,7 +83,9 @@ def ramp(samples: int) -> np.ndarray:
 
 
 # Even lengths without a prime factor over 5, whose transform is quick.
-_FFT_SIZES = np.unique([2 * 2**a * 3**b * 5**c for a in range(17) for b in range(11) for c in range(8)])
+_FFT_SIZES = np.unique(
+    [2 * 2**a * 3**b * 5**c for a in range(17) for b in range(11) for c in range(8)]
+)
 
 
 def fft_size(samples: int) -> int:
@@ -98,11 +112,15 @@ def filtered(sound: np.ndarray, low: float, high: float, order: int) -> np.ndarr
 
 def noise_spectrum(size: int, random: np.random.Generator, level_db: float) -> np.ndarray:
     """Transform of white noise of an RMS of `level_db`."""
-    parts = random.standard_normal((size // 2 + 1, 2), np.float32) * np.float32(10 ** (level_db / 20) * np.sqrt(size / 2))
+    parts = random.standard_normal((size // 2 + 1, 2), np.float32) * np.float32(
+        10 ** (level_db / 20) * np.sqrt(size / 2)
+    )
     return parts.view(np.complex64)[:, 0]
 
 
-def noise(samples: int, random: np.random.Generator, low: float, high: float, order: int = 2) -> np.ndarray:
+def noise(
+    samples: int, random: np.random.Generator, low: float, high: float, order: int = 2
+) -> np.ndarray:
     """Noise of a band (Hz), with an RMS of 1."""
     size = fft_size(samples)
     gain = band_gain(bins_hertz(size), low, high, order)
@@ -128,7 +146,9 @@ def _glide(event: Event, samples: int, octaves: float) -> np.ndarray:
     return event.pitch * 2 ** (direction * octaves * np.linspace(-0.5, 0.5, samples))
 
 
-def _hits(event: Event, samples: int, random: np.random.Generator, hit: Callable[[], np.ndarray]) -> np.ndarray:
+def _hits(
+    event: Event, samples: int, random: np.random.Generator, hit: Callable[[], np.ndarray]
+) -> np.ndarray:
     """A new `hit()` at each beat of the event's tempo, a little out of time."""
     sound = np.zeros(samples, np.float32)
     for k in range(int(event.duration * event.tempo - 0.25) + 1):
@@ -149,30 +169,41 @@ def _bell(event, samples, random):
     ratios = (0.5, 1.0, 1.19, 1.5, 2.0, 2.51, 2.66, 3.01, 4.1)
     tail = event.duration * random.uniform(0.3, 0.45)
     return sum(
-        random.uniform(0.3, 1.0) * _tone(event.pitch * r * _jitter(random, 0.01), samples)
-        * _decay(samples, tail / np.sqrt(r + 0.5)) for r in ratios
-    )  # fmt: skip
+        random.uniform(0.3, 1.0)
+        * _tone(event.pitch * r * _jitter(random, 0.01), samples)
+        * _decay(samples, tail / np.sqrt(r + 0.5))
+        for r in ratios
+    )
 
 
 def _siren(event, samples, random):
     wail = 1 + 0.07 * np.sin(2 * np.pi * random.uniform(5, 7) * ramp(samples) / SAMPLE_RATE)
-    return _tone(_glide(event, samples, 1.3) * wail, samples, [_jitter(random, 0.4) / k for k in range(1, 9)])
+    return _tone(
+        _glide(event, samples, 1.3) * wail, samples, [_jitter(random, 0.4) / k for k in range(1, 9)]
+    )
 
 
 def _whistle(event, samples, random):
-    return _tone(_glide(event, samples, 0.9), samples, (1.0, 0.05)) + 0.15 * noise(samples, random, event.pitch, 6000)
+    return _tone(_glide(event, samples, 0.9), samples, (1.0, 0.05)) + 0.15 * noise(
+        samples, random, event.pitch, 6000
+    )
 
 
 def _engine(event, samples, random):
     hertz = _glide(event, samples, 1.0)
-    firing, weights = 1 + 0.5 * _tone(hertz / 2, samples), [_jitter(random, 0.7) / k**0.6 for k in range(1, 25)]
+    firing, weights = (
+        1 + 0.5 * _tone(hertz / 2, samples),
+        [_jitter(random, 0.7) / k**0.6 for k in range(1, 25)],
+    )
     return firing * (_tone(hertz, samples, weights) + 0.5 * noise(samples, random, 100, 900))
 
 
 def _alarm(event, samples, random):
     beep = int(0.5 / event.tempo * SAMPLE_RATE)
     edge = np.minimum(1, np.minimum(ramp(beep), beep - ramp(beep)) / 100)
-    return _hits(event, samples, random, lambda: edge * _tone(event.pitch, beep, (1, 0, 0.5, 0, 0.3)))
+    return _hits(
+        event, samples, random, lambda: edge * _tone(event.pitch, beep, (1, 0, 0.5, 0, 0.3))
+    )
 
 
 def _phone(event, samples, random):
@@ -184,8 +215,19 @@ def _phone(event, samples, random):
 
 def _bird(event, samples, random):
     size, up = int(0.1 * SAMPLE_RATE), random.choice([-1, 1])
-    return _hits(event, samples, random, lambda: np.hanning(size) * _tone(
-        event.pitch * _jitter(random, 0.05) * 2 ** (up * np.linspace(-0.4, 0.4, size)), size, (1, 0.15)))  # fmt: skip
+    return _hits(
+        event,
+        samples,
+        random,
+        lambda: (
+            np.hanning(size)
+            * _tone(
+                event.pitch * _jitter(random, 0.05) * 2 ** (up * np.linspace(-0.4, 0.4, size)),
+                size,
+                (1, 0.15),
+            )
+        ),
+    )
 
 
 def _cricket(event, samples, random):
@@ -198,7 +240,11 @@ def _dog(event, samples, random):
     size, formant = int(random.uniform(0.13, 0.17) * SAMPLE_RATE), random.uniform(800, 1300)
 
     def bark():
-        hertz = event.pitch * _jitter(random, 0.05) * (1 + 0.35 * np.sin(np.pi * np.linspace(0, 1, size)))
+        hertz = (
+            event.pitch
+            * _jitter(random, 0.05)
+            * (1 + 0.35 * np.sin(np.pi * np.linspace(0, 1, size)))
+        )
         weights = [np.exp(-(((k * event.pitch - formant) / 600) ** 2)) + 0.15 for k in range(1, 14)]
         voice = _tone(hertz, size, weights) + noise(size, random, 500, 2500)
         return voice * _decay(size, 0.06) * np.minimum(1, ramp(size) / 300)
@@ -209,14 +255,24 @@ def _dog(event, samples, random):
 def _cat(event, samples, random):
     arch = np.sin(np.pi * np.linspace(0, 1, samples, dtype=np.float32))
     hertz, formant = event.pitch * (0.85 + 0.3 * arch), 700 * _jitter(random) + 1500 * arch
-    weights = [np.exp(-(((k * hertz - formant) / 450) ** 2)).astype(np.float32) + 0.08 for k in range(1, 10)]
+    weights = [
+        np.exp(-(((k * hertz - formant) / 450) ** 2)).astype(np.float32) + 0.08
+        for k in range(1, 10)
+    ]
     return np.abs(arch) ** 0.7 * _tone(hertz, samples, weights)
 
 
 def _knocks(event, samples, random):
     size, modes = int(0.12 * SAMPLE_RATE), [f * _jitter(random, 0.2) for f in (260, 540, 900)]
-    return _hits(event, samples, random, lambda: sum(_tone(f, size) * _decay(size, 0.015) for f in modes)
-                 + 2 * noise(size, random, 200, 1500) * _decay(size, 0.004))  # fmt: skip
+    return _hits(
+        event,
+        samples,
+        random,
+        lambda: (
+            sum(_tone(f, size) * _decay(size, 0.015) for f in modes)
+            + 2 * noise(size, random, 200, 1500) * _decay(size, 0.004)
+        ),
+    )
 
 
 def _footsteps(event, samples, random):
@@ -235,22 +291,35 @@ def _footsteps(event, samples, random):
 def _drips(event, samples, random):
     size = int(0.09 * SAMPLE_RATE)
     rise = 2 ** np.linspace(0, random.uniform(0.7, 1.1), size)
-    return _hits(event, samples, random, lambda: _decay(size, 0.022) * _tone(event.pitch * _jitter(random, 0.06) * rise, size))
+    return _hits(
+        event,
+        samples,
+        random,
+        lambda: _decay(size, 0.022) * _tone(event.pitch * _jitter(random, 0.06) * rise, size),
+    )
 
 
 def _drum(event, samples, random):
     size, snap = int(0.3 * SAMPLE_RATE), random.uniform(0.2, 0.5)
     hertz = event.pitch * (1 + 1.2 * _decay(size, 0.03))
-    return _hits(event, samples, random, lambda: _decay(size, 0.1) * _tone(hertz, size, (1, 0.4, 0.15))
-                 + snap * noise(size, random, 300, 3000) * _decay(size, 0.012))  # fmt: skip
+    return _hits(
+        event,
+        samples,
+        random,
+        lambda: (
+            _decay(size, 0.1) * _tone(hertz, size, (1, 0.4, 0.15))
+            + snap * noise(size, random, 300, 3000) * _decay(size, 0.012)
+        ),
+    )
 
 
 def _clapping(event, samples, random):
     size, centre = int(0.1 * SAMPLE_RATE), random.uniform(1100, 1900)
 
     def clap():
-        return sum(np.roll(_decay(size, 0.012), k * 130) * (ramp(size) >= k * 130) for k in range(3)) * noise(
-            size, random, centre * 0.8, centre * 1.5, 4)  # fmt: skip
+        return sum(
+            np.roll(_decay(size, 0.012), k * 130) * (ramp(size) >= k * 130) for k in range(3)
+        ) * noise(size, random, centre * 0.8, centre * 1.5, 4)
 
     return _hits(event, samples, random, clap)
 
@@ -272,21 +341,30 @@ def _rain(event, samples, random):
 def _wind(event, samples, random):
     cycles = random.uniform(0.5, 1.0) * ramp(samples) / SAMPLE_RATE + random.uniform()
     gust = 0.5 + 0.5 * np.sin(2 * np.pi * cycles)
-    return (0.3 + gust) * (noise(samples, random, 250, 450) + gust * 1.2 * noise(samples, random, 550, 800, 4))
+    return (0.3 + gust) * (
+        noise(samples, random, 250, 450) + gust * 1.2 * noise(samples, random, 550, 800, 4)
+    )
 
 
 def _thunder(event, samples, random):
     crack = noise(samples, random, 100, 4000, 1) * _decay(samples, 0.05)
-    rolls = 1 + 0.8 * np.sin(2 * np.pi * random.uniform(2, 4) * ramp(samples) / SAMPLE_RATE + random.uniform(0, 6))
+    rolls = 1 + 0.8 * np.sin(
+        2 * np.pi * random.uniform(2, 4) * ramp(samples) / SAMPLE_RATE + random.uniform(0, 6)
+    )
     return crack + rolls * noise(samples, random, 30, 110) * _decay(samples, event.duration * 0.4)
 
 
 def _glass(event, samples, random):
-    sound, size = 0.7 * noise(samples, random, 3000, 10000) * _decay(samples, 0.03), int(0.25 * SAMPLE_RATE)
+    sound, size = (
+        0.7 * noise(samples, random, 3000, 10000) * _decay(samples, 0.03),
+        int(0.25 * SAMPLE_RATE),
+    )
     for _ in range(18):
         start = int(min(random.exponential(0.15), event.duration * 0.7) * SAMPLE_RATE)
         shard = _tone(random.uniform(3000, 8500), size) * _decay(size, random.uniform(0.02, 0.07))
-        sound[start : start + size] += shard[: samples - start] * np.float32(random.uniform(0.2, 0.8))
+        sound[start : start + size] += shard[: samples - start] * np.float32(
+            random.uniform(0.2, 0.8)
+        )
     return sound
 
 

@@ -13,7 +13,12 @@ from .scenes import CONDITIONS, Scene, labels
 NUMBERS = ("one", "two", "three", "four")
 PLACES = ("outdoors", "small room", "large room")
 AUDIOS = ("audio 1", "audio 2", "both audios", "neither")
-ENTAILMENT = ("It is definitely true", "It is definitely false", "It is plausible", "I cannot determine")
+ENTAILMENT = (
+    "It is definitely true",
+    "It is definitely false",
+    "It is plausible",
+    "I cannot determine",
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,9 @@ def caption(scene: Scene) -> str:
     sounds = ", then ".join(map(event_words, scene.events))
     number = f"{NUMBERS[len(scene.events) - 1]} sound{'s' if len(scene.events) > 1 else ''}"
     place = "outdoors" if scene.place == "outdoors" else f"in a {scene.room} room"
-    return f"{number}: {sounds}, {place}. The recording is {scene.condition} and {scene.level_word}."
+    return (
+        f"{number}: {sounds}, {place}. The recording is {scene.condition} and {scene.level_word}."
+    )
 
 
 # Closed questions: all that can be asked about a scene, or a pair of them.
@@ -82,23 +89,46 @@ def _is_present(scene):
 
 
 def _how(scene):
-    distance, pitch, tempo, glide = ("near", "far"), ("high", "low"), ("fast", "slow"), ("rising", "falling")
+    distance, pitch, tempo, glide = (
+        ("near", "far"),
+        ("high", "low"),
+        ("fast", "slow"),
+        ("rising", "falling"),
+    )
     for event in scene.events:
         # The two most telling properties that the class has; what is neither, a steady pitch say, is not asked about.
-        words = [(event.glide, glide), (event.tempo_word, tempo), (event.pitch_word, pitch), (event.distance, distance)]
+        words = [
+            (event.glide, glide),
+            (event.tempo_word, tempo),
+            (event.pitch_word, pitch),
+            (event.distance, distance),
+        ]
         (one, ones), (two, twos) = ([w for w in words if w[0]] + words)[:2]
         if one in ones and two in twos:
-            yield _choice(f"How does the {event.name} sound?", f"{two} and {one}", [f"{b} and {a}" for b in twos for a in ones])
+            yield _choice(
+                f"How does the {event.name} sound?",
+                f"{two} and {one}",
+                [f"{b} and {a}" for b in twos for a in ones],
+            )
 
 
 def _property(scene):
     for event in scene.events:
         if event.pitch:
-            yield from (_yes_no(f"Is the pitch of the {event.name} {w}?", event.pitch_word == w) for w in ("high", "low"))
+            yield from (
+                _yes_no(f"Is the pitch of the {event.name} {w}?", event.pitch_word == w)
+                for w in ("high", "low")
+            )
         if event.tempo:
-            yield from (_yes_no(f"Is the tempo of the {event.name} {w}?", event.tempo_word == w) for w in ("fast", "slow"))
+            yield from (
+                _yes_no(f"Is the tempo of the {event.name} {w}?", event.tempo_word == w)
+                for w in ("fast", "slow")
+            )
         if event.glide:
-            yield from (_yes_no(f"Is the pitch of the {event.name} {w}?", event.glide == w) for w in ("rising", "falling"))
+            yield from (
+                _yes_no(f"Is the pitch of the {event.name} {w}?", event.glide == w)
+                for w in ("rising", "falling")
+            )
 
 
 def _loudest(scene):
@@ -112,7 +142,13 @@ def _louder(scene):
     if scene.quality != "band-limited":
         for a, b in _pairs(scene.events):
             if {a.distance, b.distance} == {"near", "far"}:
-                yield _ordered(f"Is the {a.name} louder than the {b.name}?", "louder", a, b, a.distance == "near")
+                yield _ordered(
+                    f"Is the {a.name} louder than the {b.name}?",
+                    "louder",
+                    a,
+                    b,
+                    a.distance == "near",
+                )
 
 
 def _pairs(events: Sequence[Event]) -> Iterator[tuple[Event, Event]]:
@@ -125,7 +161,9 @@ def _ordered(text: str, relation: str, a: Event, b: Event, truth: bool) -> Quest
 
 def _of_the_scene(text: str, right: Event, scene: Scene, asked: Event | None = None) -> Question:
     """Options are the scene's other sounds first, so that hearing which sounds there are is not enough."""
-    others = tuple(event.name for event in scene.events if event is not right and event is not asked)
+    others = tuple(
+        event.name for event in scene.events if event is not right and event is not asked
+    )
     return Question(text, right.name, others, _absent(scene), keys=(text.split(" the ")[0],))
 
 
@@ -145,7 +183,10 @@ def _quality(scene):
 
 
 def _is_quality(scene):
-    yield from (_yes_no(f"Is the recording {condition}?", scene.condition == condition) for condition in CONDITIONS)
+    yield from (
+        _yes_no(f"Is the recording {condition}?", scene.condition == condition)
+        for condition in CONDITIONS
+    )
 
 
 def _first_or_last(scene):
@@ -157,12 +198,16 @@ def _first_or_last(scene):
 def _after(scene):
     if len(scene.events) > 2:
         for earlier, later in zip(scene.events, scene.events[1:]):
-            yield _of_the_scene(f"Which sound comes right after the {earlier.name}?", later, scene, earlier)
+            yield _of_the_scene(
+                f"Which sound comes right after the {earlier.name}?", later, scene, earlier
+            )
 
 
 def _before(scene):
     for a, b in _pairs(scene.events):
-        yield _ordered(f"Can the {a.name} be heard before the {b.name}?", "before", a, b, a.onset < b.onset)
+        yield _ordered(
+            f"Can the {a.name} be heard before the {b.name}?", "before", a, b, a.onset < b.onset
+        )
 
 
 def _how_many(scene):
@@ -178,7 +223,9 @@ def _more_than(scene):
 def _which_has(one, two):
     for name in CLASSES:
         has = name in labels(one), name in labels(two)
-        right = AUDIOS[{(True, False): 0, (False, True): 1, (True, True): 2, (False, False): 3}[has]]
+        right = AUDIOS[
+            {(True, False): 0, (False, True): 1, (True, True): 2, (False, False): 3}[has]
+        ]
         yield _choice(f"Which audio has the {name}?", right, AUDIOS)
 
 
@@ -190,7 +237,10 @@ def _which_has_more(one, two):
 
 def _louder_audio(one, two):
     if one.level_word != two.level_word:
-        for which, truth in ("louder", one.level_word == "loud"), ("quieter", one.level_word == "quiet"):
+        for which, truth in (
+            ("louder", one.level_word == "loud"),
+            ("quieter", one.level_word == "quiet"),
+        ):
             yield _yes_no(f"Is audio 1 {which} than audio 2?", truth)
 
 
@@ -198,11 +248,17 @@ def _same_event(one, two):
     for a in one.events:
         for b in (event for event in two.events if event.name == a.name):
             if a.pitch_word != b.pitch_word:
-                yield _yes_no(f"Is the {a.name} higher in audio 1 than in audio 2?", a.pitch_word == "high")
+                yield _yes_no(
+                    f"Is the {a.name} higher in audio 1 than in audio 2?", a.pitch_word == "high"
+                )
             if a.tempo_word != b.tempo_word:
-                yield _yes_no(f"Is the {a.name} faster in audio 1 than in audio 2?", a.tempo_word == "fast")
+                yield _yes_no(
+                    f"Is the {a.name} faster in audio 1 than in audio 2?", a.tempo_word == "fast"
+                )
             if {a.distance, b.distance} == {"near", "far"}:
-                yield _yes_no(f"Is the {a.name} nearer in audio 1 than in audio 2?", a.distance == "near")
+                yield _yes_no(
+                    f"Is the {a.name} nearer in audio 1 than in audio 2?", a.distance == "near"
+                )
 
 
 def _same_place(one, two):
@@ -214,7 +270,9 @@ def _entailment(scene):
     at = {event.name: event.distance for event in scene.events}
     for name in CLASSES:
         for distance, words in ("near", "near"), ("far", "far away"):
-            index = 3 if name not in at else 2 if at[name] == "middle" else int(at[name] != distance)
+            index = (
+                3 if name not in at else 2 if at[name] == "middle" else int(at[name] != distance)
+            )
             yield _choice(f"The sound of the {name} is {words}.", ENTAILMENT[index], ENTAILMENT)
 
 
@@ -229,19 +287,34 @@ def _detail(scene, random):
     event = scene.events[random.integers(len(scene.events))]
     place = "outdoors" if scene.place == "outdoors" else f"in a {scene.room} room"
     return (
-        ("What is happening in the clip?", f"There is {', then '.join(map(event_words, scene.events))}."),
+        (
+            "What is happening in the clip?",
+            f"There is {', then '.join(map(event_words, scene.events))}.",
+        ),
         (f"Describe the {event.name}.", f"It is {event_words(event)}."),
-        ("What can you infer about the environment?", f"The recording was made {place}, and is {scene.condition}."),
+        (
+            "What can you infer about the environment?",
+            f"The recording was made {place}, and is {scene.condition}.",
+        ),
     )[random.integers(3)]
 
 
 def _difference(one, two, random):
     kind = int(random.integers(3))
-    first, second = ((names_of(s), ", then ".join(map(event_words, s.events)), caption(s))[kind] for s in (one, two))
+    first, second = (
+        (names_of(s), ", then ".join(map(event_words, s.events)), caption(s))[kind]
+        for s in (one, two)
+    )
     return (
         ("explain the difference in few words", f"Audio 1 is {first}, while Audio 2 is {second}."),
-        ("explain the difference in a sentence", f"Audio 1 features {first}, whereas Audio 2 features {second}."),
-        ("explain the difference in detail", f"Audio 1 has {first} In contrast, Audio 2 has {second}"),
+        (
+            "explain the difference in a sentence",
+            f"Audio 1 features {first}, whereas Audio 2 features {second}.",
+        ),
+        (
+            "explain the difference in detail",
+            f"Audio 1 has {first} In contrast, Audio 2 has {second}",
+        ),
     )[kind]
 
 

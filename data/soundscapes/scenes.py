@@ -80,7 +80,11 @@ def draw_scene(
     names = tuple(CLASSES) if names is None else tuple(names)
     count = min(int(random.integers(1, 5)), len(names)) if count is None else count
     condition = condition or str(random.choice(CONDITIONS))
-    room = "dry" if place == "outdoors" else str(random.choice(["small", "large"] if place else ["dry", "small", "large"]))
+    room = (
+        "dry"
+        if place == "outdoors"
+        else str(random.choice(["small", "large"] if place else ["dry", "small", "large"]))
+    )
     seconds = _uniform(random, 4.0, 5.0)  # whatever the count, which a clip's length must not tell
     slot = (seconds - 0.1) / count
     events = []
@@ -135,7 +139,9 @@ def render(scene: Scene) -> np.ndarray:
         sound, start = render_event(event), int(event.onset * SAMPLE_RATE)
         direct[start : start + len(sound)] += sound
         wet[start : start + len(sound)] += sound * math.sqrt(WET[scene.room][event.distance])
-    response = random.standard_normal(tail, np.float32) * np.exp(-6.91 / (rt60 * SAMPLE_RATE) * ramp(tail))
+    response = random.standard_normal(tail, np.float32) * np.exp(
+        -6.91 / (rt60 * SAMPLE_RATE) * ramp(tail)
+    )
     response[: int(0.004 * SAMPLE_RATE)] = 0  # no reflection is there before 4 ms
     response = np.fft.rfft(response / np.sqrt(np.square(response).sum()), size)
     hertz = bins_hertz(size)

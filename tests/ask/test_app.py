@@ -16,12 +16,16 @@ import soundfile
 from support.builders import free_port
 
 from audiolm.ask import app
-from audiolm.ask.model import LoadedModel, with_options
+from audiolm.ask.model import LoadedModel
+from audiolm.data.answer_parsing import with_options
 from audiolm.data.soundscapes.corpus import make_soundscapes
 from audiolm.demo import ARMS
 
 ROOT = Path(__file__).parents[2]
-ALARM = "Which sound can be heard?", ["cricket", "engine", "footsteps", "alarm"]  # of the demo's test scene 0 of seed 7
+ALARM = (
+    "Which sound can be heard?",
+    ["cricket", "engine", "footsteps", "alarm"],
+)  # of the demo's test scene 0 of seed 7
 # the page, whose uploads grow old at once
 QUICK = "from audiolm import app; app.FREQUENCY, app.AGE = 1, 5; app.main({words})"
 
@@ -30,7 +34,9 @@ QUICK = "from audiolm import app; app.FREQUENCY, app.AGE = 1, 5; app.main({words
 def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenes")
     make_soundscapes(folder, 40, 7)
-    long = np.concatenate([soundfile.read(folder / "audio" / "test" / f"{i:05}.flac")[0] for i in range(3)])
+    long = np.concatenate(
+        [soundfile.read(folder / "audio" / "test" / f"{i:05}.flac")[0] for i in range(3)]
+    )
     soundfile.write(folder / "long.wav", long, 24000)
     (folder / "not_audio.wav").write_text("RIFF, but no more than that")
     return folder
@@ -46,10 +52,18 @@ def started(words: list[str], folder: Path, **variables: str):
     environment = {**os.environ, "TMPDIR": str(folder), **variables}
     with open(folder / "log", "w") as log:
         process = subprocess.Popen(
-            [sys.executable, *words, "--port", port], env=environment, stdout=log, stderr=log, cwd=folder
+            [sys.executable, *words, "--port", port],
+            env=environment,
+            stdout=log,
+            stderr=log,
+            cwd=folder,
         )
     deadline = time.monotonic() + 120
-    while "Running on local URL" not in (folder / "log").read_text() and process.poll() is None and time.monotonic() < deadline:
+    while (
+        "Running on local URL" not in (folder / "log").read_text()
+        and process.poll() is None
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.1)
     assert process.poll() is None, (folder / "log").read_text()
     return process, f"http://127.0.0.1:{port}"
@@ -74,7 +88,11 @@ def opened(browser, served):
     page.goto(served)
     page.wait_for_selector("#ask")
     yield page
-    assert not [url for url in asked if not url.startswith((served, "data:", "blob:", served.replace("http", "ws")))]
+    assert not [
+        url
+        for url in asked
+        if not url.startswith((served, "data:", "blob:", served.replace("http", "ws")))
+    ]
     assert wrong == []
     page.close()
 
@@ -112,7 +130,10 @@ def test_a_clip_is_asked_about_and_the_arms_are_compared(opened, corpus):
     ask(opened, *ALARM)
     assert all("alarm" in text for text in answered(opened))
     for found in shares(opened):
-        assert set(found) == {"A) cricket", "B) engine", "C) footsteps", "D) alarm"} and found["D) alarm"] > 80
+        assert (
+            set(found) == {"A) cricket", "B) engine", "C) footsteps", "D) alarm"}
+            and found["D) alarm"] > 80
+        )
         assert 98 <= sum(found.values()) <= 102
     text = opened.locator("#heard").inner_text()
     assert "Clip 1: 4.2 s" in text and "were heard" not in text
@@ -120,7 +141,10 @@ def test_a_clip_is_asked_about_and_the_arms_are_compared(opened, corpus):
     assert source.startswith("data:image/png;base64,") and len(source) > 5000
     for arm, name in zip(opened.locator(".arm").all(), ARMS):
         assert arm.inner_text().startswith(name)
-        assert re.search(r"listened \d+\.\d\d s · first word \d+\.\d\d s · answered \d+\.\d\d s", arm.inner_text())
+        assert re.search(
+            r"listened \d+\.\d\d s · first word \d+\.\d\d s · answered \d+\.\d\d s",
+            arm.inner_text(),
+        )
 
 
 def test_muted_it_says_what_the_control_says(opened, corpus):
@@ -166,7 +190,10 @@ def test_what_is_wrong_is_one_friendly_line(opened, corpus):
     upload(opened, str(corpus / "not_audio.wav"))
     ask(opened, "What?", wait=False)
     said = complaint(opened)
-    assert "This clip cannot be read (not_audio.wav: " in said and "WAV, FLAC, OGG and MP3 are read" in said
+    assert (
+        "This clip cannot be read (not_audio.wav: " in said
+        and "WAV, FLAC, OGG and MP3 are read" in said
+    )
     assert "/" not in said and "Traceback" not in said
     opened.reload()
     opened.wait_for_selector("#ask")
@@ -224,8 +251,14 @@ def test_two_users_at_once(browser, served, corpus):
     ask(pages[1], "Where was it recorded?", ("small room", "outdoors", "large room"), wait=False)
     assert all("alarm" in text for text in answered(pages[0]))
     answered(pages[1])
-    assert all(set(found) == {"A) small room", "B) outdoors", "C) large room"} for found in shares(pages[1]))
-    assert [page.locator("#heard").inner_text()[:13] for page in pages] == ["Clip 1: 4.2 s", "Clip 1: 4.9 s"]
+    assert all(
+        set(found) == {"A) small room", "B) outdoors", "C) large room"}
+        for found in shares(pages[1])
+    )
+    assert [page.locator("#heard").inner_text()[:13] for page in pages] == [
+        "Clip 1: 4.2 s",
+        "Clip 1: 4.9 s",
+    ]
     for page in pages:
         page.close()
 
@@ -249,7 +282,9 @@ def test_widths_and_themes(browser, served, corpus, scheme):
 def called(served: str, *data) -> str:
     """What the page's interface says to an event."""
     body = json.dumps({"data": data}).encode()
-    request = urllib.request.Request(f"{served}/gradio_api/call/ask", body, {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        f"{served}/gradio_api/call/ask", body, {"Content-Type": "application/json"}
+    )
     with urllib.request.urlopen(request, timeout=60) as answer:
         event = json.load(answer)["event_id"]
     with urllib.request.urlopen(f"{served}/gradio_api/call/ask/{event}", timeout=60) as answer:
@@ -263,24 +298,45 @@ def test_no_file_of_the_machine_can_be_read(served, corpus, tmp_path):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"{served}/gradio_api/file={path}", timeout=60)
         assert refused.value.code in (403, 404)
-        said = called(served, {"path": str(path), "meta": {"_type": "gradio.FileData"}}, None, "What?", "", False)
-        assert "event: error" in said and "event: complete" not in said and "listened" not in said, said
+        said = called(
+            served,
+            {"path": str(path), "meta": {"_type": "gradio.FileData"}},
+            None,
+            "What?",
+            "",
+            False,
+        )
+        assert (
+            "event: error" in said and "event: complete" not in said and "listened" not in said
+        ), said
 
 
 @pytest.mark.slow
 def test_uploads_are_deleted_and_examples_are_not(tmp_path, corpus):
-    process, address = started(["-c", QUICK.format(words="__import__('sys').argv[1:]"), "htsat"], tmp_path)
+    process, address = started(
+        ["-c", QUICK.format(words="__import__('sys').argv[1:]"), "htsat"], tmp_path
+    )
     try:
         content, boundary = Path(clip(corpus)).read_bytes(), "xyz"
-        body = (f"--{boundary}\r\nContent-Disposition: form-data; name=\"files\"; filename=\"mine.flac\"\r\n\r\n".encode()
-                + content + f"\r\n--{boundary}--\r\n".encode())  # fmt: skip
+        body = (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="mine.flac"\r\n\r\n'.encode()
+            + content
+            + f"\r\n--{boundary}--\r\n".encode()
+        )
         headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
         request = urllib.request.Request(f"{address}/gradio_api/upload", body, headers)
         (path,) = json.load(urllib.request.urlopen(request, timeout=60))
-        examples = [file for file in tmp_path.rglob("uploads/**/*.flac") if file.name != "mine.flac"]
+        examples = [
+            file for file in tmp_path.rglob("uploads/**/*.flac") if file.name != "mine.flac"
+        ]
         assert Path(path).is_file() and tmp_path in Path(path).parents and len(examples) > 3
         said = called(
-            address, {"path": path, "meta": {"_type": "gradio.FileData"}}, None, "Can the cat be heard?", "yes\nno", False
+            address,
+            {"path": path, "meta": {"_type": "gradio.FileData"}},
+            None,
+            "Can the cat be heard?",
+            "yes\nno",
+            False,
         )
         assert "event: complete" in said and "listened" in said
         deadline = time.monotonic() + 30
@@ -306,13 +362,19 @@ def test_former_answers_do_not_stand_under_a_new_question(opened, corpus):
     ask(opened, *ALARM)
     ask(opened, "Which? A) one B) two", ("three", "four"), wait=False)
     assert "names options already" in complaint(opened)
-    assert [opened.locator(".answer textarea").nth(i).input_value() for i in range(len(ARMS))] == [""] * len(ARMS)
+    assert [opened.locator(".answer textarea").nth(i).input_value() for i in range(len(ARMS))] == [
+        ""
+    ] * len(ARMS)
     assert opened.locator("#heard img").count() == 0
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (["--port", "99999"], "invalid choice: 99999"), (["nothing"], "app.py: nothing is neither a folder with config.json"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--port", "99999"], "invalid choice: 99999"),
+        (["nothing"], "app.py: nothing is neither a folder with config.json"),
+    ],
+)
 def test_wrong_options_are_one_line(words, message, capsys):
     with pytest.raises(SystemExit) as ended:
         app.main(words)
@@ -331,9 +393,15 @@ def test_a_space_is_written(tmp_path):
     with pytest.raises(SystemExit, match="push it to the Hub"):
         app.main(["--space", str(tmp_path / "other"), str(space)])
     card = (space / "README.md").read_text()
-    assert card.startswith("---\ntitle: AudioLM\n") and "\nsdk: gradio\n" in card and "\napp_file: app.py\n" in card
+    assert (
+        card.startswith("---\ntitle: AudioLM\n")
+        and "\nsdk: gradio\n" in card
+        and "\napp_file: app.py\n" in card
+    )
     wanted = (space / "requirements.txt").read_text().splitlines()
-    assert any(line.startswith("torch ==") for line in wanted) and not any(line.startswith((" ", "#")) for line in wanted)
+    assert any(line.startswith("torch ==") for line in wanted) and not any(
+        line.startswith((" ", "#")) for line in wanted
+    )
     assert {path.name for path in (space / "audiolm" / "demo" / "models").iterdir()} == set(ARMS)
     app.main(["--space", str(tmp_path / "named"), "me/one", "me/two"])
     assert "\nmodels:\n- me/one\n- me/two\n" in (tmp_path / "named" / "README.md").read_text()
@@ -344,16 +412,25 @@ def test_a_space_is_written(tmp_path):
 @pytest.mark.slow
 def test_a_space_runs_by_itself(tmp_path, browser, corpus):
     space = written_space(tmp_path / "space")
-    served_from = (
-        "import audiolm, runpy, sys; print(audiolm.__file__, flush=True); sys.argv[0] = 'app.py'; runpy.run_path('app.py')"
-    )
+    served_from = "import audiolm, runpy, sys; print(audiolm.__file__, flush=True); sys.argv[0] = 'app.py'; runpy.run_path('app.py')"
     port = free_port()
-    environment = {**os.environ, "PYTHONPATH": str(space), "GRADIO_SERVER_PORT": port, "TMPDIR": str(tmp_path)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(space),
+        "GRADIO_SERVER_PORT": port,
+        "TMPDIR": str(tmp_path),
+    }
     with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen([sys.executable, "-c", served_from], cwd=space, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [sys.executable, "-c", served_from], cwd=space, env=environment, stdout=log, stderr=log
+        )
     try:
         deadline = time.monotonic() + 120
-        while "Running on" not in (tmp_path / "log").read_text() and process.poll() is None and time.monotonic() < deadline:
+        while (
+            "Running on" not in (tmp_path / "log").read_text()
+            and process.poll() is None
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.2)
         said = (tmp_path / "log").read_text()
         assert f"{space}/audiolm/__init__.py" in said and "Running on" in said, said

@@ -24,10 +24,11 @@ from audiolm import __main__ as entry
 from audiolm import __version__
 from audiolm.ask import cli as run_ask
 from audiolm.ask import table as question_table
-from audiolm.ask.model import LoadedModel, probabilities, question_kind, with_options
-from audiolm.data.answer_parsing import options, parse_answer
+from audiolm.ask.model import LoadedModel
+from audiolm.data.answer_parsing import options, parse_answer, question_kind, with_options
 from audiolm.data.soundscapes.corpus import make_soundscapes
 from audiolm.demo import ARMS, models
+from audiolm.evaluation.scores import probabilities
 
 ROOT = Path(__file__).parents[2]
 ALARM = ["Which sound can be heard?", "--options", "cricket", "engine", "footsteps", "alarm"]
@@ -64,14 +65,20 @@ def test_options_become_reasonaqas_words():
         with_options(asked, ["a", "b"])
 
 
-@given(st.lists(st.text(st.characters(categories=["L", "N", "P", "Zs"]), min_size=1), min_size=2, max_size=8))
+@given(
+    st.lists(
+        st.text(st.characters(categories=["L", "N", "P", "Zs"]), min_size=1), min_size=2, max_size=8
+    )
+)
 def test_options_are_read_as_they_were_given_or_refused(given_options):
     try:
         asked = with_options("Which?", given_options)
     except ValueError:
         return
     if question_kind(asked) == "mcq":
-        assert list(options(asked).values()) == [option.strip() for option in given_options if option.strip()]
+        assert list(options(asked).values()) == [
+            option.strip() for option in given_options if option.strip()
+        ]
 
 
 def test_probabilities_are_of_the_sums():
@@ -84,25 +91,41 @@ def test_a_question(scenes, capsys):
     out, err = capsys.readouterr()
     text, shares = out.splitlines()
     assert text == "D) alarm" and shares.startswith("    A ") and "D 99." in shares
-    assert "mimi_full; a model of the demo, which knows synthetic sounds alone; listened for " in err and "heard" not in err
+    assert (
+        "mimi_full; a model of the demo, which knows synthetic sounds alone; listened for " in err
+        and "heard" not in err
+    )
 
 
 def test_several_models_as_json(scenes, capsys):
     run_ask.main([clip(scenes), *ALARM, "--model", *ARMS, "--json"])
     found = json.loads(capsys.readouterr().out)
-    assert found["question"] == "Which sound can be heard? A) cricket B) engine C) footsteps D) alarm"
-    assert found["clips"] == [clip(scenes)] and [of["model"] for of in found["answers"]] == list(ARMS)
+    assert (
+        found["question"] == "Which sound can be heard? A) cricket B) engine C) footsteps D) alarm"
+    )
+    assert found["clips"] == [clip(scenes)] and [of["model"] for of in found["answers"]] == list(
+        ARMS
+    )
     for of in found["answers"]:
-        assert of["choice"] == "d" and sum(of["options"].values()) == pytest.approx(1, abs=1e-4) and of["answer"]
+        assert (
+            of["choice"] == "d"
+            and sum(of["options"].values()) == pytest.approx(1, abs=1e-4)
+            and of["answer"]
+        )
         assert of["seconds"]["clips"] == of["seconds"]["heard"] == [4.208] and not of["muted"]
 
 
 def test_muted_only_the_clips_length_is_known(scenes, model):
-    question, features = with_options(ALARM[0], ALARM[2:]), {i: model.listen([clip(scenes, i)]) for i in range(8)}
+    question, features = (
+        with_options(ALARM[0], ALARM[2:]),
+        {i: model.listen([clip(scenes, i)]) for i in range(8)},
+    )
     by_frames: dict[int, set] = {}
     for heard in features.values():
         (answer,) = model.ask([question], [heard], muted=True)
-        by_frames.setdefault(heard[0].features.shape[-1], set()).add((answer.text, *answer.options.values()))
+        by_frames.setdefault(heard[0].features.shape[-1], set()).add(
+            (answer.text, *answer.options.values())
+        )
     assert all(len(found) == 1 for found in by_frames.values())
     heard = {model.ask([question], [of])[0].options["d"] for of in features.values()}
     assert max(heard) > 0.9 and min(heard) < 0.1
@@ -111,7 +134,12 @@ def test_muted_only_the_clips_length_is_known(scenes, model):
 def test_it_streams_what_it_says_at_once(scenes, model):
     heard = model.listen([clip(scenes), clip(scenes, 2)])
     *texts, answer = model.stream("explain the difference in few words", heard)
-    assert answer.text == texts[-1] and len(set(texts)) > 3 and answer.options == {} and answer.choice is None
+    assert (
+        answer.text == texts[-1]
+        and len(set(texts)) > 3
+        and answer.options == {}
+        and answer.choice is None
+    )
     assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
     (alone,) = model.ask(["explain the difference in few words"], [heard])
     assert alone.text == answer.text
@@ -143,32 +171,65 @@ def test_standard_input(scenes, monkeypatch, capsys):
         run("-", "-", of=b"")
     assert "is read once" in capsys.readouterr().err.splitlines()[-1]
     words = [sys.executable, "-m", "audiolm", "ask", "-", *ALARM]
-    done = subprocess.run(words, input=Path(clip(scenes)).read_bytes(), capture_output=True, cwd=scenes[0])
+    done = subprocess.run(
+        words, input=Path(clip(scenes)).read_bytes(), capture_output=True, cwd=scenes[0]
+    )
     assert (done.returncode, done.stdout.split(b"\n")[0]) == (0, b"D) alarm")
 
 
-@pytest.mark.parametrize(("words", "code", "message"), [
-    (["clip"], 2, "one or two clips and a question are wanted, before --options and --model; given: 1"),
-    (["a", "b", "c", "d"], 2, "given: 4"),
-    (["CLIP", "What?", "--max_new_tokens", "0"], 2, "--max_new_tokens 0: 1 or more is wanted"),
-    (["CLIP", "What?", "--csv", "q.csv", "--output", "a.csv"], 2, "--csv: clips, questions and options stand in the table"),
-    (["--csv", "q.csv"], 2, "--csv and --output: one wants the other"),
-    (["CLIP", "What?", "--model", "a", "b", "--revision", "main"], 2, "--revision: of which --model?"),
-    (["missing.wav", "What?"], 1, "run_ask.py: missing.wav: no file is there"),
-    (["NOT_AUDIO", "What?"], 1, "not_audio.wav: Error opening"),
-    (["CLIP", "  "], 1, "the question is empty"),
-    (["CLIP", "CLIP"], 2, "is a file; the question comes last"),
-    (["CLIP", "What\udcff?"], 1, "the question is no text in UTF-8"),
-    (["CLIP", "What?", "--options", "A) rain", "B) wind"], 1, "options are given without letters; they get them here"),
-    (["CLIP", "What?", "--options", "rain"], 1, "2 to 26 options are wanted"),
-    (["CLIP", "What?", "--model", "nothing"], 1, "run_ask.py: --model nothing is neither a folder with config.json nor a Hub"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (
+            ["clip"],
+            2,
+            "one or two clips and a question are wanted, before --options and --model; given: 1",
+        ),
+        (["a", "b", "c", "d"], 2, "given: 4"),
+        (["CLIP", "What?", "--max_new_tokens", "0"], 2, "--max_new_tokens 0: 1 or more is wanted"),
+        (
+            ["CLIP", "What?", "--csv", "q.csv", "--output", "a.csv"],
+            2,
+            "--csv: clips, questions and options stand in the table",
+        ),
+        (["--csv", "q.csv"], 2, "--csv and --output: one wants the other"),
+        (
+            ["CLIP", "What?", "--model", "a", "b", "--revision", "main"],
+            2,
+            "--revision: of which --model?",
+        ),
+        (["missing.wav", "What?"], 1, "run_ask.py: missing.wav: no file is there"),
+        (["NOT_AUDIO", "What?"], 1, "not_audio.wav: Error opening"),
+        (["CLIP", "  "], 1, "the question is empty"),
+        (["CLIP", "CLIP"], 2, "is a file; the question comes last"),
+        (["CLIP", "What\udcff?"], 1, "the question is no text in UTF-8"),
+        (
+            ["CLIP", "What?", "--options", "A) rain", "B) wind"],
+            1,
+            "options are given without letters; they get them here",
+        ),
+        (["CLIP", "What?", "--options", "rain"], 1, "2 to 26 options are wanted"),
+        (
+            ["CLIP", "What?", "--model", "nothing"],
+            1,
+            "run_ask.py: --model nothing is neither a folder with config.json nor a Hub",
+        ),
+    ],
+)
 def test_what_is_wrong_is_one_line(scenes, words, code, message, capsys):
     named = {"CLIP": clip(scenes), "NOT_AUDIO": str(scenes[0] / "not_audio.wav")}
     with pytest.raises(SystemExit) as ended:
         run_ask.main([named.get(word, word) for word in words])
-    said = ended.value.code if isinstance(ended.value.code, str) else capsys.readouterr().err.splitlines()[-1]
-    assert message in said and "\n" not in said and (1 if isinstance(ended.value.code, str) else ended.value.code) == code
+    said = (
+        ended.value.code
+        if isinstance(ended.value.code, str)
+        else capsys.readouterr().err.splitlines()[-1]
+    )
+    assert (
+        message in said
+        and "\n" not in said
+        and (1 if isinstance(ended.value.code, str) else ended.value.code) == code
+    )
 
 
 @pytest.fixture
@@ -176,12 +237,24 @@ def table(scenes, tmp_path):
     """A table of 42 questions beside its clips, of which five cannot be answered."""
     shutil.copytree(scenes[0] / "audio", tmp_path / "audio")
     shutil.copyfile(scenes[0] / "not_audio.wav", tmp_path / "not_audio.wav")
-    rows = [{"audio": row["filepath1"], "audio2": row["filepath2"], "question": row["input"]} for row in scenes[1][:36]]
-    rows += [{"audio": "not_audio.wav", "question": "What?"}, {"audio": "", "question": "What?"},
-             {"audio": "audio/test/00000.flac", "question": "Which, of\nthese, \"is\" it?", "options": "only one"},
-             {"audio": "audio/test/00000.flac", "question": ""}]  # fmt: skip
+    rows = [
+        {"audio": row["filepath1"], "audio2": row["filepath2"], "question": row["input"]}
+        for row in scenes[1][:36]
+    ]
+    rows += [
+        {"audio": "not_audio.wav", "question": "What?"},
+        {"audio": "", "question": "What?"},
+        {
+            "audio": "audio/test/00000.flac",
+            "question": 'Which, of\nthese, "is" it?',
+            "options": "only one",
+        },
+        {"audio": "audio/test/00000.flac", "question": ""},
+    ]
     rows.append({"audio": "audio/test/00000.flac", "question": "What? " * 5000})
-    rows.insert(5, {"audio": "audio/test/00000.flac", "question": ALARM[0], "options": "|".join(ALARM[2:])})
+    rows.insert(
+        5, {"audio": "audio/test/00000.flac", "question": ALARM[0], "options": "|".join(ALARM[2:])}
+    )
     with open(tmp_path / "q.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, ["id", "audio", "audio2", "question", "options"])
         writer.writeheader()
@@ -202,20 +275,32 @@ def test_a_table_is_answered_row_by_row(table, scenes, model):
     )
     rows = list(csv.DictReader(io.StringIO((table / "a.csv").read_text())))
     assert [row["id"] for row in rows] == [str(i) for i in range(42)]
-    assert rows[5]["answer"] == "D) alarm" and rows[5]["choice"] == "d" and float(rows[5]["probability"]) > 0.9
+    assert (
+        rows[5]["answer"] == "D) alarm"
+        and rows[5]["choice"] == "d"
+        and float(rows[5]["probability"]) > 0.9
+    )
     errors = {int(row["id"]): row["error"] for row in rows if row["error"]}
-    assert list(errors) == [37, 38, 39, 40, 41] and re.search(r"come to [\d,]+ tokens; mimi_full takes [\d,]+$", errors[41])
+    assert list(errors) == [37, 38, 39, 40, 41] and re.search(
+        r"come to [\d,]+ tokens; mimi_full takes [\d,]+$", errors[41]
+    )
     assert errors[37].endswith(
-        "not_audio.wav: Error opening " + repr(str(table / "not_audio.wav")) + ": Format not recognised."
+        "not_audio.wav: Error opening "
+        + repr(str(table / "not_audio.wav"))
+        + ": Format not recognised."
     )
     assert (
-        errors[38] == "no clip is named" and errors[39].startswith("2 to 26 options") and errors[40] == "no question is asked"
+        errors[38] == "no clip is named"
+        and errors[39].startswith("2 to 26 options")
+        and errors[40] == "no question is asked"
     )
     for row in rows[:5] + rows[6:37]:
         clips = [str(table / row[name]) for name in ("audio", "audio2") if row[name]]
         (alone,) = model.ask([row["question"]], [model.listen(clips)])
         assert row["answer"] == alone.text and row["choice"] == (alone.choice or "")
-        assert len(row["heard_seconds"].split()) == len(clips) and row["model"].startswith("mimi_full ")
+        assert len(row["heard_seconds"].split()) == len(clips) and row["model"].startswith(
+            "mimi_full "
+        )
         if alone.choice:
             assert float(row["probability"]) == pytest.approx(alone.options[alone.choice], abs=2e-4)
 
@@ -224,7 +309,8 @@ def test_a_table_goes_on_wherever_it_was_torn(table, model, monkeypatch):
     monkeypatch.setattr(question_table, "LoadedModel", lambda *words: model)
     rows = (table / "q.csv").read_text().split("\n")
     (table / "q.csv").write_bytes(
-        "\ufeff".encode() + "\r\n".join([*rows[:4], '5,nothing.wav,,"Which, of', 'these?",', ""]).encode()
+        "\ufeff".encode()
+        + "\r\n".join([*rows[:4], '5,nothing.wav,,"Which, of', 'these?",', ""]).encode()
     )
     assert "rows not answered: 1;" in ask_table(table)
     whole = (table / "a.csv").read_bytes()
@@ -243,7 +329,12 @@ def test_a_table_goes_on_wherever_it_was_torn(table, model, monkeypatch):
         (table / "a.csv").write_bytes(whole[:cut])
         assert "rows not answered: 1;" in ask_table(table), cut
         assert (table / "a.csv").read_bytes() == whole, cut
-    assert sorted(file.name for file in table.iterdir()) == ["a.csv", "audio", "not_audio.wav", "q.csv"]
+    assert sorted(file.name for file in table.iterdir()) == [
+        "a.csv",
+        "audio",
+        "not_audio.wav",
+        "q.csv",
+    ]
 
 
 def test_a_table_of_other_answers_is_left_alone(table):
@@ -269,12 +360,23 @@ def test_a_table_of_other_answers_is_left_alone(table):
     for output in ("q.csv", "nowhere/a.csv", "audio"):
         with pytest.raises(SystemExit) as ended:
             run_ask.main(["--csv", str(table / "q.csv"), "--output", str(table / output)])
-        assert ended.value.code == 2 or "--output" in ended.value.code or "no table" in ended.value.code
-    assert sorted(file.name for file in table.iterdir()) == ["a.csv", "audio", "not_audio.wav", "q.csv"]
+        assert (
+            ended.value.code == 2
+            or "--output" in ended.value.code
+            or "no table" in ended.value.code
+        )
+    assert sorted(file.name for file in table.iterdir()) == [
+        "a.csv",
+        "audio",
+        "not_audio.wav",
+        "q.csv",
+    ]
 
 
 def test_a_comma_that_is_not_quoted_is_an_error(table):
-    (table / "q.csv").write_text("audio,question\naudio/test/00000.flac,What is heard, if anything?\n")
+    (table / "q.csv").write_text(
+        "audio,question\naudio/test/00000.flac,What is heard, if anything?\n"
+    )
     assert "rows not answered: 1;" in ask_table(table)
     assert "more cells than columns" in (table / "a.csv").read_text()
 
@@ -290,7 +392,11 @@ def test_features_are_kept_for_some_clips_alone(table, monkeypatch):
     heard, sizes = [], []
     listened, answered = question_table.listened, question_table.answered
     monkeypatch.setattr(question_table, "KEPT_CLIPS", 3)
-    monkeypatch.setattr(question_table, "listened", lambda model, clips: heard.append(clips) or listened(model, clips))
+    monkeypatch.setattr(
+        question_table,
+        "listened",
+        lambda model, clips: heard.append(clips) or listened(model, clips),
+    )
 
     def count(model, args, rows, features):
         made = answered(model, args, rows, features)
@@ -323,7 +429,10 @@ def test_the_demos_models_listen(scenes):
     """Of 72 closed questions about scenes that none of them was trained on, they answer many more than muted."""
     folder, rows = scenes
     rows = [row for row in rows if question_kind(row["input"]) != "open"]
-    clips = [[str(folder / row[name]) for name in ("filepath1", "filepath2") if row[name]] for row in rows]
+    clips = [
+        [str(folder / row[name]) for name in ("filepath1", "filepath2") if row[name]]
+        for row in rows
+    ]
     every = sorted({clip for of in clips for clip in of})
     for arm in ARMS:
         model, right = LoadedModel(arm), []
@@ -331,8 +440,13 @@ def test_the_demos_models_listen(scenes):
         for muted in (False, True):
             asked = [row["input"] for row in rows]
             answers = model.ask(asked, [[heard[clip] for clip in of] for of in clips], muted=muted)
-            right.append(sum(answer.choice == parse_answer(question_kind(row["input"]), row["input"], row["answer"])
-                             for row, answer in zip(rows, answers)))  # fmt: skip
+            right.append(
+                sum(
+                    answer.choice
+                    == parse_answer(question_kind(row["input"]), row["input"], row["answer"])
+                    for row, answer in zip(rows, answers)
+                )
+            )
         assert len(rows) == 72 and right[0] > 36 and right[0] - right[1] > 10, (arm, right)
 
 
@@ -342,10 +456,17 @@ def test_one_entry_point(capsys):
     text = capsys.readouterr().out
     assert not ended.value.code and text.startswith("usage: audiolm")
     for command, module in entry.COMMANDS.items():
-        assert f"  {command} " in text and (ROOT / f"{module}.py").is_file() and len(entry.said_of(module)) > 15
+        assert (
+            f"  {command} " in text
+            and (ROOT / f"{module}.py").is_file()
+            and len(entry.said_of(module)) > 15
+        )
     entry.main(["--version"])
     assert capsys.readouterr().out == f"{__version__}\n"
-    for words, message in ((["trian"], "audiolm: 'trian' is no command; there are ask, app, train, "), ([], "")):
+    for words, message in (
+        (["trian"], "audiolm: 'trian' is no command; there are ask, app, train, "),
+        ([], ""),
+    ):
         with pytest.raises(SystemExit) as ended:
             entry.main(words)
         assert ended.value.code == 2 and capsys.readouterr().err.startswith(message)
@@ -363,7 +484,9 @@ def test_each_command_is_its_script(command, monkeypatch, capsys):
 
 
 def test_the_page_of_options_is_what_the_commands_say():
-    spec = importlib.util.spec_from_file_location("make_commands", ROOT / "docs" / "make_commands.py")
+    spec = importlib.util.spec_from_file_location(
+        "make_commands", ROOT / "docs" / "make_commands.py"
+    )
     make_commands = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(make_commands)
     assert make_commands.made() == (ROOT / "docs" / "commands.md").read_text(encoding="utf-8"), (

@@ -7,47 +7,96 @@ from support.builders import MCQ, YES_NO
 
 from audiolm.comparison.compare import compare, conclusion
 from audiolm.comparison.runs import Run, check_comparable, learning_curves
+from audiolm.comparison.tables import comparison_table
 from audiolm.evaluation.metric import wilson
 from audiolm.evaluation.scores import predicted_rows, score
-from audiolm.evaluation.tables import comparison_table, table_rows
+from audiolm.evaluation.tables import table_rows
 
 
 def group(correct, n, unparsed=0):
     low, high = wilson(correct, n)
-    return {"n": n, "accuracy": correct / n, "ci95_low": low, "ci95_high": high, "n_unparsed": unparsed}
+    return {
+        "n": n,
+        "accuracy": correct / n,
+        "ci95_low": low,
+        "ci95_high": high,
+        "n_unparsed": unparsed,
+    }
 
 
 def hand_made():
     """Two arms of 8 mcq and 4 yes_no rows and a text type, with a majority baseline."""
     heard = {
-        "question_type": {"mcq": group(6, 8), "yes_no": group(2, 4)}, "category": {"count": group(8, 12)},
-        "micro": group(8, 12), "macro_accuracy": 0.625, "listening": {},
+        "question_type": {"mcq": group(6, 8), "yes_no": group(2, 4)},
+        "category": {"count": group(8, 12)},
+        "micro": group(8, 12),
+        "macro_accuracy": 0.625,
+        "listening": {},
         "text": {"caption": {"n": 3, "loss_per_answer_token": 1.25, "mean_words": 4.0}},
-    }  # fmt: skip
-    chance = {"question_type": {"mcq": group(2, 8), "yes_no": group(2, 4)}, "category": {"count": group(4, 12)},
-              "micro": group(4, 12), "macro_accuracy": 0.375}  # fmt: skip
-    return {"arms": {"htsat": heard, "deaf": {**chance, "text": {}, "listening": {}}}, "majority": chance, "statistics": {}}
+    }
+    chance = {
+        "question_type": {"mcq": group(2, 8), "yes_no": group(2, 4)},
+        "category": {"count": group(4, 12)},
+        "micro": group(4, 12),
+        "macro_accuracy": 0.375,
+    }
+    return {
+        "arms": {"htsat": heard, "deaf": {**chance, "text": {}, "listening": {}}},
+        "majority": chance,
+        "statistics": {},
+    }
 
 
 def test_table_by_hand():
     rows = {row["name"]: row for row in table_rows(hand_made())}
     assert list(rows) == ["mcq", "yes_no", "count", "all closed rows", "mean of types", "caption"]
     assert rows["mcq"]["n"] == 8 and rows["mcq"]["cells"]["htsat"]["accuracy"] == 0.75
-    assert rows["caption"]["cells"] == {"htsat": {"n": 3, "loss": 1.25}, "deaf": None, "majority": None}
+    assert rows["caption"]["cells"] == {
+        "htsat": {"n": 3, "loss": 1.25},
+        "deaf": None,
+        "majority": None,
+    }
     lines = comparison_table(hand_made()).split("\n")
     assert lines[0].split() == ["n", "htsat", "deaf", "majority"]
     # Wilson's interval of 6 of 8 and 2 of 8
-    expected = ["mcq", "8", "0.750", "(0.409-0.929)", "0.250", "(0.071-0.591)", "0.250", "(0.071-0.591)"]
+    expected = [
+        "mcq",
+        "8",
+        "0.750",
+        "(0.409-0.929)",
+        "0.250",
+        "(0.071-0.591)",
+        "0.250",
+        "(0.071-0.591)",
+    ]
     assert next(line.split() for line in lines if line.startswith("  mcq")) == expected
-    assert next(line.split() for line in lines if line.startswith("  caption")) == ["caption", "3", "1.250", "-", "-"]
+    assert next(line.split() for line in lines if line.startswith("  caption")) == [
+        "caption",
+        "3",
+        "1.250",
+        "-",
+        "-",
+    ]
     assert len({len(line) for line in lines if line.startswith("  ")}) == 1
-    assert comparison_table({**hand_made(), "majority": {}}).split("\n")[0].split() == ["n", "htsat", "deaf"]
+    assert comparison_table({**hand_made(), "majority": {}}).split("\n")[0].split() == [
+        "n",
+        "htsat",
+        "deaf",
+    ]
 
 
 def test_learning_curves_of_a_log():
-    log = [{"step": 5, "loss": 2.0}, {"step": 5, "eval_mcq_token_loss": 1.5, "eval_mcq_loss": 9.0}, {"step": 10, "loss": 1.0},
-           {"step": 10, "eval_mcq_token_loss": 1.0}, {"step": 10, "train_loss": 1.5}]  # fmt: skip
-    assert learning_curves(log) == {"train_loss": [[5, 2.0], [10, 1.0]], "eval_loss": {"mcq": [[5, 1.5], [10, 1.0]]}}
+    log = [
+        {"step": 5, "loss": 2.0},
+        {"step": 5, "eval_mcq_token_loss": 1.5, "eval_mcq_loss": 9.0},
+        {"step": 10, "loss": 1.0},
+        {"step": 10, "eval_mcq_token_loss": 1.0},
+        {"step": 10, "train_loss": 1.5},
+    ]
+    assert learning_curves(log) == {
+        "train_loss": [[5, 2.0], [10, 1.0]],
+        "eval_loss": {"mcq": [[5, 1.5], [10, 1.0]]},
+    }
 
 
 QUESTION = {**MCQ, "question_type": "mcq", "answer": "A) low"}
@@ -55,7 +104,14 @@ TRAINING = {"learning rate": 1e-4, "steps": 20000, "seed": 0, "data": {"sha256":
 
 
 def made_run(
-    right, name="x", training=TRAINING, clips=None, encoder_type="htsat", no_audio=False, step=20000, **settings
+    right,
+    name="x",
+    training=TRAINING,
+    clips=None,
+    encoder_type="htsat",
+    no_audio=False,
+    step=20000,
+    **settings,
 ) -> Run:
     """An evaluation of one-clip questions of three types in turn, answered right or wrong as given."""
     hypothesis = "the hypothesis is definitely true or not? A) low B) high"
@@ -68,25 +124,58 @@ def made_run(
     for i in range(len(right)):
         clip_name = f"{i if clips is None else clips[i]}.wav"
         rows.append({**QUESTION, **kinds[i % 3], "filepath1": clip_name, "audio": [clip_name]})
-    said = [{"heard": {"loss": 1.0, "n_tokens": 1, "scores": {option: (-1.0 if (i == 0) == bool(hit) else -2.0, 1)
-                       for i, option in enumerate(("yes", "no") if row["question_type"] == "yes_no" else ("a", "b"))}}}
-            for row, hit in zip(rows, right)]  # fmt: skip
+    said = [
+        {
+            "heard": {
+                "loss": 1.0,
+                "n_tokens": 1,
+                "scores": {
+                    option: (-1.0 if (i == 0) == bool(hit) else -2.0, 1)
+                    for i, option in enumerate(
+                        ("yes", "no") if row["question_type"] == "yes_no" else ("a", "b")
+                    )
+                },
+            }
+        }
+        for row, hit in zip(rows, right)
+    ]
     made = predicted_rows(rows, said, {row["audio"][0]: 5.0 for row in rows})
-    model = {"encoder_type": encoder_type, "no_audio": no_audio, "training": training, "weights_sha256": name, "step": step}
+    model = {
+        "encoder_type": encoder_type,
+        "no_audio": no_audio,
+        "training": training,
+        "weights_sha256": name,
+        "step": step,
+    }
     metrics = score(made, "likelihood", 10.0)
-    return Run(Path(name), {**metrics, "settings": {"model": model, "rows_sha256": "r", "precision": "fp32", **settings}}, made)
+    return Run(
+        Path(name),
+        {
+            **metrics,
+            "settings": {"model": model, "rows_sha256": "r", "precision": "fp32", **settings},
+        },
+        made,
+    )
 
 
 def test_a_model_that_was_trained_elsewhere_stands_beside_others():
     """Mellow's checkpoint: nothing is known of its training, but it must be asked and scored as the others are."""
     ours = [made_run([1, 0, 1] * 4, training={**TRAINING, "seed": seed}) for seed in (0, 1)]
-    mellow = made_run([1, 1, 0] * 4, "m", training={"published": "soham97/mellow"}, encoder_type="mellow", step=None)
+    mellow = made_run(
+        [1, 1, 0] * 4,
+        "m",
+        training={"published": "soham97/mellow"},
+        encoder_type="mellow",
+        step=None,
+    )
     assert mellow.published and not ours[0].published
     for found in ({"htsat": ours, "mellow": [mellow] * 2}, {"mellow": [mellow] * 2, "htsat": ours}):
         check_comparable(found)
         assert set(compare(found)["arms"]) == {"htsat", "mellow"}
     with pytest.raises(ValueError, match="precision"):
-        other = made_run([1, 0, 1] * 4, "m", training={"published": "x"}, encoder_type="mellow", precision="bf16")
+        other = made_run(
+            [1, 0, 1] * 4, "m", training={"published": "x"}, encoder_type="mellow", precision="bf16"
+        )
         check_comparable({"htsat": ours[:1], "mellow": [other]})
     asked = made_run([1, 0, 1] * 4, "other prompt")
     asked.metrics["settings"]["model"]["prompt_format"] = "mellow"
@@ -98,16 +187,22 @@ def test_what_differs_in_more_than_the_arm_is_refused_and_named():
     one = made_run([1, 0, 1] * 4, "one")
     fine = made_run([1, 1, 1] * 4, "fine", encoder_type="mimi_full")
     check_comparable({"a": [one], "b": [fine]})
-    check_comparable({"a": [one], "b": [made_run([1] * 12, controls=["noise"], batch_size=3)]})  # no answer depends on these
+    check_comparable(
+        {"a": [one], "b": [made_run([1] * 12, controls=["noise"], batch_size=3)]}
+    )  # no answer depends on these
     wrongs = {
-        r"training.learning rate \(0.0001 and 0.001\)": made_run([1] * 12, training={**TRAINING, "learning rate": 1e-3}),
+        r"training.learning rate \(0.0001 and 0.001\)": made_run(
+            [1] * 12, training={**TRAINING, "learning rate": 1e-3}
+        ),
         r"training.steps \(20000 and 5\)": made_run([1] * 12, training={**TRAINING, "steps": 5}),
-        r"training.data.sha256 \(x and y\)": made_run([1] * 12, training={**TRAINING, "data": {"sha256": "y", "rows": 5}}),
+        r"training.data.sha256 \(x and y\)": made_run(
+            [1] * 12, training={**TRAINING, "data": {"sha256": "y", "rows": 5}}
+        ),
         r"precision \(fp32 and bf16\)": made_run([1] * 12, precision="bf16"),
         r"step \(20000 and 1000\)": made_run([1] * 12, step=1000),
         "answers to different rows": made_run([1] * 13),
         "the same seeds in the same order": made_run([1] * 12, training={**TRAINING, "seed": 3}),
-    }  # fmt: skip
+    }
     for message, wrong in wrongs.items():
         with pytest.raises(ValueError, match=message):
             check_comparable({"a": [one], "b": [wrong]})
@@ -125,20 +220,34 @@ def test_what_differs_in_more_than_the_arm_is_refused_and_named():
 
 
 def seeds(*outcomes, **more) -> list[Run]:
-    return [made_run(right, f"s{i}", training={**TRAINING, "seed": i}, **more) for i, right in enumerate(outcomes)]
+    return [
+        made_run(right, f"s{i}", training={**TRAINING, "seed": i}, **more)
+        for i, right in enumerate(outcomes)
+    ]
 
 
 def test_a_real_difference_is_found_and_said():
     better, worse = [1, 1, 1, 1, 1, 0] * 20, [1, 0, 0, 1, 0, 0] * 20
-    found = compare({"htsat": seeds(worse, worse, worse), "mimi_full": seeds(better, better, better, encoder_type="mimi_full")})
+    found = compare(
+        {
+            "htsat": seeds(worse, worse, worse),
+            "mimi_full": seeds(better, better, better, encoder_type="mimi_full"),
+        }
+    )
     (pair,) = found["statistics"]["primary"]
     # mcq 1 and 1, yes_no 1 and 0, entailment 1/2 and 0
-    assert pair["difference"] == pytest.approx((0 + 1 + 0.5) / 3) and pair["by_seed"] == [pytest.approx(0.5)] * 3
+    assert (
+        pair["difference"] == pytest.approx((0 + 1 + 0.5) / 3)
+        and pair["by_seed"] == [pytest.approx(0.5)] * 3
+    )
     assert pair["ci95_low"] > 0.4 and pair["p_holm"] == pair["p"] < 0.001
     by_type = {of["question_type"]: of for of in found["statistics"]["by_type"]}
     assert by_type["mcq"]["p"] == 1 and by_type["yes_no"]["mcnemar"]["only_second"] == 40
     assert by_type["yes_no"]["p_holm"] >= by_type["yes_no"]["p"]
-    assert "mimi_full answers better than htsat by 50.0 points of macro accuracy" in found["conclusion"]
+    assert (
+        "mimi_full answers better than htsat by 50.0 points of macro accuracy"
+        in found["conclusion"]
+    )
     assert "in every seed" in found["conclusion"] and "was trained on speech" in found["conclusion"]
     assert "exploratory" not in found["conclusion"] and found["conclusion"].count(". ") <= 1
 
@@ -146,7 +255,10 @@ def test_a_real_difference_is_found_and_said():
 def test_no_difference_is_not_called_equality():
     one, other = [1, 0, 1, 0, 1, 0] * 5, [0, 1, 0, 1, 0, 1] * 5
     found = compare({"a": seeds(one), "b": seeds(other)})
-    assert "no difference was shown between a and b" in found["conclusion"] and "would have been found" in found["conclusion"]
+    assert (
+        "no difference was shown between a and b" in found["conclusion"]
+        and "would have been found" in found["conclusion"]
+    )
     assert "with one seed, fewer than the protocol's 3, this is exploratory" in found["conclusion"]
     assert "equal" not in found["conclusion"]
 
@@ -165,7 +277,9 @@ def test_a_model_without_audio_is_a_control_of_those_with_it():
     above = found["arms"]["a"]["listening"]["macro"]
     assert above["best_control"] == "text_only" and above["difference"] == pytest.approx(0.5 / 3)
     assert found["arms"]["text_only"]["listening"] == {}
-    assert [(pair["a"], pair["b"]) for pair in found["statistics"]["primary"]] == [("a", "b")]  # no arm of the family
+    assert [(pair["a"], pair["b"]) for pair in found["statistics"]["primary"]] == [
+        ("a", "b")
+    ]  # no arm of the family
     assert "b is not shown to listen: text_only does as well" in found["conclusion"]
     assert conclusion(found) == found["conclusion"]
 
@@ -173,8 +287,12 @@ def test_a_model_without_audio_is_a_control_of_those_with_it():
 def test_rows_of_one_clip_are_drawn_together():
     """The same outcomes with 10 rows a clip leave a wider interval than with one."""
     a, b = [1, 1, 1] * 40, ([1, 1, 1] * 4 + [0, 0, 0] * 4) * 5
-    apart, together = (compare({"a": seeds(a, clips=clips), "b": seeds(b, clips=clips)})["statistics"]["primary"][0]
-                       for clips in (range(120), [i // 12 for i in range(120)]))  # fmt: skip
+    apart, together = (
+        compare({"a": seeds(a, clips=clips), "b": seeds(b, clips=clips)})["statistics"]["primary"][
+            0
+        ]
+        for clips in (range(120), [i // 12 for i in range(120)])
+    )
     widths = [pair["ci95_high"] - pair["ci95_low"] for pair in (apart, together)]
     assert apart["difference"] == together["difference"] and widths[1] > 2 * widths[0]
     assert together["minimum_detectable_difference"] > 2 * apart["minimum_detectable_difference"]

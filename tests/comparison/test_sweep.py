@@ -10,10 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.builders import MCQ, YES_NO, clip, save_parts, small_model
-from transformers import trainer
+from support.builders import MCQ, YES_NO, clip, save_parts
 
-from audiolm.comparison.cost_estimate import Clock, run_seconds
 from audiolm.comparison.plan import Planned, digest, plan, read_config, runs
 from audiolm.comparison.run import main
 from audiolm.comparison.runs import read_run
@@ -36,20 +34,42 @@ def config(tmp_path_factory, tokenizer):
     (folder / "rows.json").write_text(json.dumps(rows))
     save_parts(folder, tokenizer)
     data, audio = str(folder / "rows.json"), str(folder)
-    arms = {arm: {"encoder_type": arm, "encoder_name_or_path": str(folder / "mimi")} for arm in ("mimi_semantic", "mimi_full")}
+    arms = {
+        arm: {"encoder_type": arm, "encoder_name_or_path": str(folder / "mimi")}
+        for arm in ("mimi_semantic", "mimi_full")
+    }
     return folder, {
-        "feature_cache": True, "seeds": [0, 1], "arms": arms,
-        "train": {"train_file": data, "validation_file": data, "audio_dir": audio, "max_steps": 2, "logging_steps": 1,
-                  "eval_steps": 2, "save_strategy": "no", "text_model_name_or_path": str(folder / "text"), "freeze_lm": False,
-                  "learning_rate": 0.01, "dataloader_num_workers": 0},
-        "eval": {"test_file": data, "audio_dir": audio, "protocol": ["likelihood"], "controls": ["no_audio"]},
-    }  # fmt: skip
+        "feature_cache": True,
+        "seeds": [0, 1],
+        "arms": arms,
+        "train": {
+            "train_file": data,
+            "validation_file": data,
+            "audio_dir": audio,
+            "max_steps": 2,
+            "logging_steps": 1,
+            "eval_steps": 2,
+            "save_strategy": "no",
+            "text_model_name_or_path": str(folder / "text"),
+            "freeze_lm": False,
+            "learning_rate": 0.01,
+            "dataloader_num_workers": 0,
+        },
+        "eval": {
+            "test_file": data,
+            "audio_dir": audio,
+            "protocol": ["likelihood"],
+            "controls": ["no_audio"],
+        },
+    }
 
 
 def words(folder, config, output, **changes):
     """The command's words for a config; `changes` replace parts of it."""
     file = folder / f"{output}.yaml"
-    file.write_text(yaml.safe_dump({**config, "output_dir": str(folder / output), **changes}, sort_keys=False))
+    file.write_text(
+        yaml.safe_dump({**config, "output_dir": str(folder / output), **changes}, sort_keys=False)
+    )
     return ["--config", str(file)]
 
 
@@ -72,18 +92,31 @@ def test_budgets_have_folders_and_a_table_of_their_own(in_turn, config, capsys):
     for steps, of in found["budgets"].items():
         for arm in config[1]["arms"]:
             inside = in_turn / arm / ("steps-1" if steps == "1" else "")
-            macros = [json.loads((inside / f"seed-{seed}" / "evaluation" / "metrics.json").read_text()) for seed in (0, 1)]
-            assert of[arm]["macro"]["accuracy"] == pytest.approx(sum(one["macro_accuracy"] for one in macros) / 2)
-            assert json.loads((inside / "seed-1" / "trainer_state.json").read_text())["global_step"] == int(steps)
+            macros = [
+                json.loads((inside / f"seed-{seed}" / "evaluation" / "metrics.json").read_text())
+                for seed in (0, 1)
+            ]
+            assert of[arm]["macro"]["accuracy"] == pytest.approx(
+                sum(one["macro_accuracy"] for one in macros) / 2
+            )
+            assert json.loads((inside / "seed-1" / "trainer_state.json").read_text())[
+                "global_step"
+            ] == int(steps)
             assert of[arm]["listening"]["best_control"] == "no_audio"
     assert found["budgets"]["2"]["mimi_full"]["macro"] == found["arms"]["mimi_full"]["macro"]
     main(words(config[0], config[1], "in_turn", budgets=[1, 2]))
     said = capsys.readouterr().out
-    assert said.count("not run again") == 16 and "macro accuracy by steps              1         2" in said
+    assert (
+        said.count("not run again") == 16
+        and "macro accuracy by steps              1         2" in said
+    )
     page = (in_turn / "report.html").read_text()
     assert 'id="budgets"' in page and 'id="costs"' in page
     for arm, frames in (("mimi_semantic", 1), ("mimi_full", 8)):  # 12.5 frames/s of codes of 64
-        assert found["arms"][arm]["bits_per_second"] == 12.5 * frames * 6 and found["arms"][arm]["tokens_per_second"] == 12.5
+        assert (
+            found["arms"][arm]["bits_per_second"] == 12.5 * frames * 6
+            and found["arms"][arm]["tokens_per_second"] == 12.5
+        )
         assert f"{arm}: " in (in_turn / "figure.svg").read_text()
 
 
@@ -91,14 +124,21 @@ def test_two_parts_make_the_same(in_turn, config, capsys):
     folder, options = config
     given = words(folder, options, "parts")
     main([*given, "--share", "1/2"])
-    assert "part 1 of 2 is done" in capsys.readouterr().out and not (folder / "parts" / "comparison.json").exists()
-    assert [path.parent.name for path in (folder / "parts").glob("*/seed-*")] == ["mimi_semantic"] * 2
+    assert (
+        "part 1 of 2 is done" in capsys.readouterr().out
+        and not (folder / "parts" / "comparison.json").exists()
+    )
+    assert [path.parent.name for path in (folder / "parts").glob("*/seed-*")] == [
+        "mimi_semantic"
+    ] * 2
     main([*given, "--share", "2/2"])
     capsys.readouterr()
     main(given)
     assert capsys.readouterr().out.count("not run again") == 8
     assert comparison_of(folder / "parts") == comparison_of(in_turn)
-    assert list(json.loads((folder / "parts" / "timings.json").read_text())["arms"]["mimi_full/seed-1"]) == [
+    assert list(
+        json.loads((folder / "parts" / "timings.json").read_text())["arms"]["mimi_full/seed-1"]
+    ) == [
         "train",
         "evaluate",
     ]
@@ -121,15 +161,25 @@ def test_two_at_once_of_which_one_fails(in_turn, config, capsys):
         assert said.out.count("not run again") == (0 if more else 2)
         found = json.loads((folder / "failing" / "comparison.json").read_text())
         assert list(found["arms"]) == ["mimi_full"] and found["left_out"] == ["broken"]
-    assert "Left out, as a run of theirs failed: broken." in (folder / "failing" / "report.html").read_text()
+    assert (
+        "Left out, as a run of theirs failed: broken."
+        in (folder / "failing" / "report.html").read_text()
+    )
     assert "mcq loss" in (folder / "failing" / "mimi_full" / "train.log").read_text()
-    alone, among = (read_run(of / "evaluation") for of in (folder / "failing" / "mimi_full", in_turn / "mimi_full" / "seed-0"))
+    alone, among = (
+        read_run(of / "evaluation")
+        for of in (folder / "failing" / "mimi_full", in_turn / "mimi_full" / "seed-0")
+    )
     assert alone.rows == among.rows
 
 
 def test_whole_are_arms_of_which_no_seed_failed(tmp_path):
-    made = [Planned(arm, seed, 1e-4, steps, tmp_path / f"{arm}{seed}{steps}", [], [])
-            for steps in (9, 5) for seed in (0, 1) for arm in "ab"]  # fmt: skip
+    made = [
+        Planned(arm, seed, 1e-4, steps, tmp_path / f"{arm}{seed}{steps}", [], [])
+        for steps in (9, 5)
+        for seed in (0, 1)
+        for arm in "ab"
+    ]
     sweep = Sweep(tmp_path, made, {run.folder: {} for run in made}, 0.0)
     outcome = {"a19": "it broke"}
     sweep._here = lambda stage, words, log: outcome.get(log.parent.name)
@@ -137,17 +187,26 @@ def test_whole_are_arms_of_which_no_seed_failed(tmp_path):
     for run in made:
         run.folder.mkdir()
     (tmp_path / "a05" / "train.log").write_text("still\nhere")
-    sweep._prepare = lambda stage, run: (run.folder / "trainer_state.json").write_text("") if run.folder.name != "a05" else None
+    sweep._prepare = lambda stage, run: (
+        (run.folder / "trainer_state.json").write_text("") if run.folder.name != "a05" else None
+    )
     sweep.do([(run, ("train",)) for run in made])
     assert [str(failure).split(" (")[0] for failure in sweep.failures] == [
-        "a19: training failed: it broke", "a05: training failed: it ended without trainer_state.json; here"]  # fmt: skip
+        "a19: training failed: it broke",
+        "a05: training failed: it ended without trainer_state.json; here",
+    ]
     assert [run.folder.name for run in sweep.whole(made)] == ["b09", "b19", "b05", "b15"]
 
 
 @pytest.mark.slow
 def test_a_killed_run_and_one_that_is_told_to_stop(config):
     folder, options = config
-    train = {**options["train"], "max_steps": 100_000, "save_strategy": "steps", "save_steps": 100_000}
+    train = {
+        **options["train"],
+        "max_steps": 100_000,
+        "save_strategy": "steps",
+        "save_steps": 100_000,
+    }
     made = runs(read_config(words(folder, options, "killed", train=train, seeds=[0])[1]))
     sweep = Sweep(folder / "killed", made, {run.folder: {} for run in made}, 0.0, parallel=2)
 
@@ -181,7 +240,14 @@ def test_a_killed_run_and_one_that_is_told_to_stop(config):
 def test_a_training_that_broke_off_goes_on_from_its_checkpoint(config, in_turn):
     folder, options = config
     train = {**options["train"], "save_strategy": "steps", "save_steps": 1}
-    given = words(folder, options, "resumed", train=train, seeds=[0], arms={"mimi_full": options["arms"]["mimi_full"]})
+    given = words(
+        folder,
+        options,
+        "resumed",
+        train=train,
+        seeds=[0],
+        arms={"mimi_full": options["arms"]["mimi_full"]},
+    )
     main(given)
     run = folder / "resumed" / "mimi_full"
     whole = (run / "model.safetensors").read_bytes()
@@ -189,7 +255,11 @@ def test_a_training_that_broke_off_goes_on_from_its_checkpoint(config, in_turn):
         file.unlink()
     main(given)
     assert (run / "model.safetensors").read_bytes() == whole
-    steps = [entry["step"] for entry in json.loads((run / "trainer_state.json").read_text())["log_history"] if "loss" in entry]
+    steps = [
+        entry["step"]
+        for entry in json.loads((run / "trainer_state.json").read_text())["log_history"]
+        if "loss" in entry
+    ]
     assert steps == [1, 2]
     # with other options nothing goes on from there
     record = {"train": ["x"], "evaluate": []}
@@ -205,18 +275,32 @@ def test_runs_have_gpus_of_their_own(monkeypatch):
     assert devices(2, 2) == ["0,1", "2,3"] and devices(3, 1) == ["0", "1", "2"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,5,3,1")
     assert devices(2, 2) == ["7,5", "3,1"]
-    with pytest.raises(ValueError, match="--parallel 3 with 2 GPUs a run wants 6 GPUs, but 4 are here"):
+    with pytest.raises(
+        ValueError, match="--parallel 3 with 2 GPUs a run wants 6 GPUs, but 4 are here"
+    ):
         devices(3, 2)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert devices(2, 2) == [None, None]
-    assert command("audiolm.run_train", ["--seed", "1"], 1) == [sys.executable, "-m", "audiolm.run_train", "--seed", "1"]
+    assert command("audiolm.run_train", ["--seed", "1"], 1) == [
+        sys.executable,
+        "-m",
+        "audiolm.run_train",
+        "--seed",
+        "1",
+    ]
 
 
 @pytest.mark.slow
 def test_a_run_in_two_processes(config, in_turn):
     """As on two GPUs, `accelerate launch` starts them; here they are processes of the CPU."""
     folder, options = config
-    (run,) = runs(read_config(words(folder, options, "two", seeds=[0], arms={"mimi_full": options["arms"]["mimi_full"]})[1]))
+    (run,) = runs(
+        read_config(
+            words(
+                folder, options, "two", seeds=[0], arms={"mimi_full": options["arms"]["mimi_full"]}
+            )[1]
+        )
+    )
     sweep = Sweep(folder / "two", [run], {run.folder: {}}, 0.0, parallel=1, processes=2)
     sweep.do([(run, ("train",))])
     assert not sweep.failures, sweep.failures
@@ -229,9 +313,8 @@ def test_what_a_log_said_last(tmp_path):
         "": "it said nothing",
         "a\n 3 %\r 6 %\n\n": "6 %",
         "run_train.py: no room\n": "run_train.py: no room",
-        "ValueError: x\n[rank1]: torch.OutOfMemoryError: y\n=====\nx.ChildFailedError:\nsubprocess.CalledProcessError: z":
-            "torch.OutOfMemoryError: y",
-    }.items():  # fmt: skip
+        "ValueError: x\n[rank1]: torch.OutOfMemoryError: y\n=====\nx.ChildFailedError:\nsubprocess.CalledProcessError: z": "torch.OutOfMemoryError: y",
+    }.items():
         log.write_text(text)
         assert last_words(log) == last
 
@@ -239,51 +322,29 @@ def test_what_a_log_said_last(tmp_path):
 def test_wrong_options_are_one_line(config, capsys):
     folder, options = config
     given = words(folder, options, "never")
-    for more, message in ((["--share", "3/2"], "--share 3/2: I/N is wanted"), (["--share", "half"], "--share half: I/N")):
+    for more, message in (
+        (["--share", "3/2"], "--share 3/2: I/N is wanted"),
+        (["--share", "half"], "--share half: I/N"),
+    ):
         with pytest.raises(SystemExit, match=f"run_compare.py: {message}"):
             main([*given, *more])
-    for words_, message in (([*given, "--parallel", "0"], "--parallel 0: 1 or more are wanted"),
-                            ([*given, "--processes_per_run", "2"], "--processes_per_run 2: give --parallel with it"),
-                            ([*given, "--dry_run", "--share", "1/2"], "--dry_run: of all runs, in one process each"),
-                            (["--evaluations", "a=b", "--dry_run"], "--dry_run: with --config alone")):  # fmt: skip
+    for words_, message in (
+        ([*given, "--parallel", "0"], "--parallel 0: 1 or more are wanted"),
+        ([*given, "--processes_per_run", "2"], "--processes_per_run 2: give --parallel with it"),
+        (
+            ["--evaluations", "a=b", "--parallel", "2"],
+            "--parallel, --processes_per_run and --share: with",
+        ),
+    ):
         with pytest.raises(SystemExit):
             main(words_)
         assert message in capsys.readouterr().err
     assert part_of("2/3") == (2, 3) and not (folder / "never").exists()
-    with pytest.raises(ValueError, match=r"budgets is \[0\]; a list of different numbers of steps above 0 is wanted"):
+    with pytest.raises(
+        ValueError,
+        match=r"budgets is \[0\]; a list of different numbers of steps above 0 is wanted",
+    ):
         read_config(words(folder, options, "never", budgets=[0])[1])
-
-
-def test_dry_run_says_what_runs_cost_and_writes_nothing(config, monkeypatch, capsys):
-    folder, options = config
-    monkeypatch.setattr("audiolm.comparison.cost_estimate.apart", lambda function, *arguments, **environment: function(*arguments))
-    before = sorted(path.name for path in folder.iterdir())
-    arms = {"mimi_full": options["arms"]["mimi_full"]}
-    given = words(folder, options, "dry", arms=arms, budgets=[1, 2], learning_rates=[0.001])
-    main([*given, "--dry_run", "--parallel", "2"])
-    head, usual, short, slow, *end = capsys.readouterr().out.strip().split("\n")[1:]
-    assert head.split()[:3] == ["arm", "steps", "trained"] and [line[:22].strip() for line in (usual, short, slow)] == [
-        "mimi_full", "mimi_full", "mimi_full, lr 0.001"]  # fmt: skip
-    cells = [line[28:].split() for line in (usual, short, slow)]
-    text = sum(p.numel() for p in small_model("mimi_full").language_model.parameters())
-    assert [of[0] for of in cells] == ["2", "1", "2"] and cells[0][1] == f"{32 * 576 + 576 + 576 * 32 + 32 + text:,}"
-    # "Which tone? A) low B) high" and "Is it low? ..." in bytes, a clip of 8 to 11 frames, the answer and its end
-    assert 40 < int(cells[0][2]) < 100 and all(of[-3] == "2" for of in cells)
-    assert [line.split(":")[0].split(" ")[0] for line in end] == ["filling", "in", "2"]
-    assert sorted(path.name for path in folder.iterdir()) == sorted([*before, "dry.yaml"])
-    assert not any(isinstance(callback, Clock) for callback in trainer.DEFAULT_CALLBACKS)
-    broken = {"broken": {"encoder_type": "mimi_full", "encoder_name_or_path": str(folder / "text")}}
-    with pytest.raises(SystemExit, match=r"run_compare.py: broken: .*mimi_full"):
-        main([*words(folder, options, "dry", arms=broken), "--dry_run"])
-
-
-def test_seconds_of_a_run_by_hand(config):
-    folder, options = config
-    (run, *_) = runs(read_config(words(folder, options, "hand", seeds=[0])[1]))
-    found = {"clip_seconds": 9.0, "step_seconds": 3.0, "validation_row_seconds": 0.5, "train_seconds": 10.0,
-             "test_row_seconds": 2.0, "evaluate_seconds": 20.0}  # fmt: skip
-    # two steps, one validation of 8 rows; 8 test rows
-    assert run_seconds(run, found, False) == 10 + 2 * 3 + 8 * 0.5 and run_seconds(run, found, True) == 20 + 20 + 8 * 2
 
 
 def test_runs_are_planned_where_there_are_several_gpus(config, monkeypatch):
@@ -304,7 +365,12 @@ def test_weights_of_both_of_a_pair_count(config, tmp_path):
     folder, options = config
     for name in "ab":
         (tmp_path / name).mkdir()
-    arms = {"pair": {"encoder_type": "htsat+mimi_full", "encoder_name_or_path": f"{tmp_path / 'a'}+{tmp_path / 'b'}"}}
+    arms = {
+        "pair": {
+            "encoder_type": "htsat+mimi_full",
+            "encoder_name_or_path": f"{tmp_path / 'a'}+{tmp_path / 'b'}",
+        }
+    }
     path = words(folder, options, "pair", arms=arms, seeds=[0])[1]
     _, reads = plan(read_config(path), path)
     assert reads["checkpoints"]["pair"][:2] == [str(tmp_path / "a"), str(tmp_path / "b")]
@@ -316,13 +382,20 @@ def test_weights_of_both_of_a_pair_count(config, tmp_path):
 def test_configs_of_sweeps_are_read():
     """configs/ablation.yaml changes one thing an arm and is the experiment otherwise; the demo's names what ships in demo/."""
     root = Path(__file__).parents[2]
-    config, usual = (read_config(str(root / "configs" / f"{name}.yaml")) for name in ("ablation", "compare"))
-    assert {key: config[key] for key in ("train", "eval", "seeds")} == {key: usual[key] for key in ("train", "eval", "seeds")}
+    config, usual = (
+        read_config(str(root / "configs" / f"{name}.yaml")) for name in ("ablation", "compare")
+    )
+    assert {key: config[key] for key in ("train", "eval", "seeds")} == {
+        key: usual[key] for key in ("train", "eval", "seeds")
+    }
     made = runs(config)
     assert len(made) == 15 * 3 * 2 and {run.max_steps for run in made} == {5000, 20_000}
     for run in made:
         model, _, args = parse(run.train)
-        assert args.max_steps == run.max_steps and model.encoder_type == config["arms"][run.arm]["encoder_type"]
+        assert (
+            args.max_steps == run.max_steps
+            and model.encoder_type == config["arms"][run.arm]["encoder_type"]
+        )
     demo = read_config(str(root / "configs" / "demo_ablation.yaml"))
     for run in runs(demo):
         model, _, _ = parse(run.train)

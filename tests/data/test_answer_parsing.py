@@ -26,16 +26,26 @@ def test_generated_texts_are_parsed_as_a_careful_reader_would(kind):
     assert not wrong
 
 
-@pytest.mark.parametrize("text", [
-    "B)\nheavy rain", "\n\nB", "b\t", "Answer:\nB", "heavy\nrain", "It is not rain.\nIt is heavy rain.",
-    "**Answer:** B) heavy rain\n",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "B)\nheavy rain",
+        "\n\nB",
+        "b\t",
+        "Answer:\nB",
+        "heavy\nrain",
+        "It is not rain.\nIt is heavy rain.",
+        "**Answer:** B) heavy rain\n",
+    ],
+)
 def test_lines_do_not_matter(text):
     assert parse_answer("mcq", QUESTION, text) == "b"
 
 
 def test_every_right_answer_is_its_own_parse_as_trained_and_as_text():
-    for question in {row["question"] for row in TEXTS if row["question type"] in ("mcq", "entailment")}:
+    for question in {
+        row["question"] for row in TEXTS if row["question type"] in ("mcq", "entailment")
+    }:
         for letter, text in options(question).items():
             assert parse_answer("mcq", question, f"{letter.upper()}) {text}") == letter
             assert parse_answer("mcq", question, f"({letter}) {text}.") == letter
@@ -44,7 +54,10 @@ def test_every_right_answer_is_its_own_parse_as_trained_and_as_text():
 
 def test_options_of_one_text_are_told_apart_by_their_letters_only():
     given = {"a": "1.63 seconds", "b": "2.74 seconds", "c": "1.63 seconds"}
-    assert [parse_option(given, text) for text in ("1.63 seconds", "A) 1.63 seconds", "c", "2.74 seconds")] == [
+    assert [
+        parse_option(given, text)
+        for text in ("1.63 seconds", "A) 1.63 seconds", "c", "2.74 seconds")
+    ] == [
         None,
         "a",
         "c",
@@ -53,10 +66,36 @@ def test_options_of_one_text_are_told_apart_by_their_letters_only():
     assert parse_option({}, "the last one") is None
 
 
-@pytest.mark.parametrize("piece", [
-    "x", "rain ", "a ", "b, ", "not rain ", "A) ", "(", "it's'", "no ", "yes ", "- ", "a dog ", " ", "\n", "heavy rain heavy ",
-    "#", "a'", "A.B.", "9", "🐕", "the last one ", "not ", "isn't ", "rain is not ", "B" + " " * 50,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "x",
+        "rain ",
+        "a ",
+        "b, ",
+        "not rain ",
+        "A) ",
+        "(",
+        "it's'",
+        "no ",
+        "yes ",
+        "- ",
+        "a dog ",
+        " ",
+        "\n",
+        "heavy rain heavy ",
+        "#",
+        "a'",
+        "A.B.",
+        "9",
+        "🐕",
+        "the last one ",
+        "not ",
+        "isn't ",
+        "rain is not ",
+        "B" + " " * 50,
+    ],
+)
 @pytest.mark.parametrize("kind", ["mcq", "yes_no"])
 def test_a_hundred_thousand_characters_take_less_than_a_second(piece, kind):
     text = (piece * 100_000)[:100_000]
@@ -73,4 +112,8 @@ def test_whatever_is_generated_is_one_of_the_options_or_nothing():
         text = draw.choice(["", " "]).join(draw.choices(pieces, k=draw.randint(0, 8)))
         assert parse_answer("mcq", QUESTION, text) in (None, *"abcd")
         assert parse_answer("yes_no", "?", text) in (None, "yes", "no")
-        assert parse_answer("mcq", "no options", text) is parse_answer("detail", QUESTION, text) is None
+        assert (
+            parse_answer("mcq", "no options", text)
+            is parse_answer("detail", QUESTION, text)
+            is None
+        )

@@ -8,31 +8,88 @@ from itertools import product
 import pytest
 
 from audiolm.data import benchmarks
-from audiolm.data.benchmarks import official_metrics, read_benchmark, submission
+from audiolm.data.benchmarks import read_benchmark
 from audiolm.data.reasonaqa import SCHEMA
 from audiolm.evaluation import parse_answer
-from audiolm.evaluation.benchmarks import official_accuracy, string_match
+from audiolm.evaluation.benchmarks import (
+    official_accuracy,
+    official_metrics,
+    string_match,
+    submission,
+)
 
 MAN = ["A man", "A woman", "A child", "Two men"]
 MMAU = [
-    {"id": "3f-1", "audio_id": "./test-mini-audios/3f-1.wav", "question": "Who speaks?", "choices": MAN, "answer": "A woman",
-     "dataset": "AudioSet", "task": "speech", "split": "test-mini", "category": "Reasoning",
-     "sub-category": "Speaker", "difficulty": "easy"},
-    {"id": "3f-2", "audio_id": "./test-mini-audios/3f-2.wav", "question": "Which chords (C:maj/1) are played?",
-     "choices": ["C:maj/1 to G:maj/1", "F:maj/5 to C:maj/1"], "answer": "C:maj/1 to G:maj/1", "dataset": "guitarset",
-     "task": "music", "split": "test-mini", "category": "Reasoning", "sub-category": "Temporal", "difficulty": "hard"},
-    {"id": "3f-3", "audio_id": "./test-mini-audios/3f-3.wav", "question": "How long is it?",
-     "choices": ["1.63 seconds", "2.74 seconds", "1.63 seconds"], "answer": "1.63 seconds", "dataset": "guitarset",
-     "task": "music", "split": "test-mini", "category": "Reasoning", "sub-category": "Temporal", "difficulty": "easy"},
-]  # fmt: skip
+    {
+        "id": "3f-1",
+        "audio_id": "./test-mini-audios/3f-1.wav",
+        "question": "Who speaks?",
+        "choices": MAN,
+        "answer": "A woman",
+        "dataset": "AudioSet",
+        "task": "speech",
+        "split": "test-mini",
+        "category": "Reasoning",
+        "sub-category": "Speaker",
+        "difficulty": "easy",
+    },
+    {
+        "id": "3f-2",
+        "audio_id": "./test-mini-audios/3f-2.wav",
+        "question": "Which chords (C:maj/1) are played?",
+        "choices": ["C:maj/1 to G:maj/1", "F:maj/5 to C:maj/1"],
+        "answer": "C:maj/1 to G:maj/1",
+        "dataset": "guitarset",
+        "task": "music",
+        "split": "test-mini",
+        "category": "Reasoning",
+        "sub-category": "Temporal",
+        "difficulty": "hard",
+    },
+    {
+        "id": "3f-3",
+        "audio_id": "./test-mini-audios/3f-3.wav",
+        "question": "How long is it?",
+        "choices": ["1.63 seconds", "2.74 seconds", "1.63 seconds"],
+        "answer": "1.63 seconds",
+        "dataset": "guitarset",
+        "task": "music",
+        "split": "test-mini",
+        "category": "Reasoning",
+        "sub-category": "Temporal",
+        "difficulty": "easy",
+    },
+]
 MMAR = [
-    {"id": "f0V_00-11-10_00-11-30", "audio_path": "./audio/f0V_00-11-10_00-11-30.wav", "question": "What makes the sound?",
-     "choices": ["Owl", "Robot", "Parrot"], "answer": "Parrot ", "modality": "sound", "category": "Signal Layer",
-     "sub-category": "Acoustics", "language": "en", "source": "youtube", "url": "https://x", "timestamp": "00:11:10,00:11:30"},
-    {"id": "BV1", "audio_path": "./audio/BV1.wav", "question": "Which instrument?", "choices": ["二胡", "琵琶"],
-     "answer": "琵琶", "modality": "mix-music-speech", "category": "Cultural Layer", "sub-category": "Culture",
-     "language": "zh", "source": "bilibili", "url": "https://y", "timestamp": "00:00:03,00:00:21"},
-]  # fmt: skip
+    {
+        "id": "f0V_00-11-10_00-11-30",
+        "audio_path": "./audio/f0V_00-11-10_00-11-30.wav",
+        "question": "What makes the sound?",
+        "choices": ["Owl", "Robot", "Parrot"],
+        "answer": "Parrot ",
+        "modality": "sound",
+        "category": "Signal Layer",
+        "sub-category": "Acoustics",
+        "language": "en",
+        "source": "youtube",
+        "url": "https://x",
+        "timestamp": "00:11:10,00:11:30",
+    },
+    {
+        "id": "BV1",
+        "audio_path": "./audio/BV1.wav",
+        "question": "Which instrument?",
+        "choices": ["二胡", "琵琶"],
+        "answer": "琵琶",
+        "modality": "mix-music-speech",
+        "category": "Cultural Layer",
+        "sub-category": "Culture",
+        "language": "zh",
+        "source": "bilibili",
+        "url": "https://y",
+        "timestamp": "00:00:03,00:00:21",
+    },
+]
 CLOTHO = """file_name,QuestionText,answer,confidence
 Mom&Dad.wav,Is it raining?,yes,yes
 Mom&Dad.wav,Is it raining?,Yes,no
@@ -54,8 +111,11 @@ def files(tmp_path):
     (tmp_path / "mmau-test-mini.json").write_text(json.dumps(MMAU, indent=2), encoding="utf-8")
     (tmp_path / "MMAR-meta.json").write_text(json.dumps(MMAR, ensure_ascii=False), encoding="utf-8")
     (tmp_path / "clotho_aqa_test.csv").write_text(CLOTHO, encoding="utf-8")
-    return {"mmau": tmp_path / "mmau-test-mini.json", "mmar": tmp_path / "MMAR-meta.json",
-            "clothoaqa": tmp_path / "clotho_aqa_test.csv"}  # fmt: skip
+    return {
+        "mmau": tmp_path / "mmau-test-mini.json",
+        "mmar": tmp_path / "MMAR-meta.json",
+        "clothoaqa": tmp_path / "clotho_aqa_test.csv",
+    }
 
 
 def touch(path):
@@ -68,11 +128,20 @@ def test_mmau_rows_are_written_as_reasonaqa_writes_them(files, tmp_path):
     rows = read_benchmark("mmau", files["mmau"], tmp_path)
     assert rows.column_names == [*SCHEMA.names, "id", "choices", "item"]
     assert rows[0] == {
-        "taskname": "MMAU", "filepath1": "./test-mini-audios/3f-1.wav", "filepath2": "", "caption1": "", "caption2": "",
-        "input": "Who speaks? A) A man B) A woman C) A child D) Two men", "answer": "B) A woman", "subtype": "MMAU/speech",
-        "question_type": "mcq", "audio": [str(tmp_path / "test-mini-audios/3f-1.wav")], "id": "3f-1", "choices": MAN,
+        "taskname": "MMAU",
+        "filepath1": "./test-mini-audios/3f-1.wav",
+        "filepath2": "",
+        "caption1": "",
+        "caption2": "",
+        "input": "Who speaks? A) A man B) A woman C) A child D) Two men",
+        "answer": "B) A woman",
+        "subtype": "MMAU/speech",
+        "question_type": "mcq",
+        "audio": [str(tmp_path / "test-mini-audios/3f-1.wav")],
+        "id": "3f-1",
+        "choices": MAN,
         "item": json.dumps(MMAU[0]),
-    }  # fmt: skip
+    }
     assert [parse_answer("mcq", row["input"], row["answer"]) for row in rows] == ["b", "a", "a"]
 
 
@@ -90,15 +159,26 @@ def test_mmar_is_read_as_a_list_and_as_lines(suffix, tmp_path):
 def test_clothoaqa_has_one_row_for_the_answers_of_three_annotators(files, tmp_path):
     rows = read_benchmark("clothoaqa", files["clothoaqa"], tmp_path)
     assert rows["input"][:] == [
-        "Is it raining? Answer only using yes or no.", "What barks, loudly?", "Is it raining? Answer only using yes or no.",
+        "Is it raining? Answer only using yes or no.",
+        "What barks, loudly?",
+        "Is it raining? Answer only using yes or no.",
         "What falls?",
-    ]  # fmt: skip
+    ]
     assert rows["question_type"][:] == ["yes_no", "detail", "yes_no", "detail"]
     assert rows["answer"][:] == ["yes", "dog", "no", "rain"]
-    assert rows["id"][:] == ["Mom&Dad.wav#0", "Mom&Dad.wav#1", "rain on roof.wav#0", "rain on roof.wav#1"]
+    assert rows["id"][:] == [
+        "Mom&Dad.wav#0",
+        "Mom&Dad.wav#1",
+        "rain on roof.wav#0",
+        "rain on roof.wav#1",
+    ]
     assert set(rows["subtype"]) == {"ClothoAQA"} and rows["choices"][:] == [[]] * 4
-    assert json.loads(rows["item"][0]) == {"file_name": "Mom&Dad.wav", "QuestionText": "Is it raining?",
-                                           "answers": ["yes", "Yes", "no"], "confidences": ["yes", "no", "yes"]}  # fmt: skip
+    assert json.loads(rows["item"][0]) == {
+        "file_name": "Mom&Dad.wav",
+        "QuestionText": "Is it raining?",
+        "answers": ["yes", "Yes", "no"],
+        "confidences": ["yes", "no", "yes"],
+    }
 
 
 def test_clothoaqa_in_latin_1_is_read(tmp_path):
@@ -112,27 +192,43 @@ def test_audio_is_found_under_its_path_or_its_name(files, tmp_path):
     assert read("mmau", tmp_path / "a") == str(tmp_path / "a/test-mini-audios/3f-1.wav")
     plain = touch(tmp_path / "a/3f-1.wav")
     assert read("mmau", tmp_path / "a") == plain
-    assert read("mmau", tmp_path / "a") != touch(tmp_path / "a/test-mini-audios/3f-1.wav") == read("mmau", tmp_path / "a")
+    assert (
+        read("mmau", tmp_path / "a")
+        != touch(tmp_path / "a/test-mini-audios/3f-1.wav")
+        == read("mmau", tmp_path / "a")
+    )
     assert read("clothoaqa", tmp_path / "c") == str(tmp_path / "c/Mom&Dad.wav")
     assert touch(tmp_path / "c/audio_files/Mom&Dad.wav") == read("clothoaqa", tmp_path / "c")
     assert touch(tmp_path / "c/Mom&Dad.wav") == read("clothoaqa", str(tmp_path / "c"))
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    ({"answer": "A robot"}, "item 1 (3f-2): the answer 'A robot' is not among the choices"),
-    ({"answer": "(A) C:maj/1 to G:maj/1"}, "item 1 (3f-2): the answer '(A) C:maj/1 to G:maj/1' is not among"),
-    ({"answer": None}, "item 1 (3f-2): field 'answer' is None, not a text"),
-    ({"choices": []}, "is not among the choices []"),
-    ({"choices": "['a', 'b']"}, "field 'choices' is \"['a', 'b']\", not a list of texts"),
-    ({"choices": [1, 2]}, "field 'choices' is [1, 2], not a list of texts"),
-    ({"choices": [f"choice {n}" for n in range(27)]}, "27 choices; there are letters for 26"),
-    ({"choices": ["C:maj/1 to G:maj/1", "plan B) of it"]}, "cannot be told apart in a question"),
-    ({"audio_id": "../../etc/passwd"}, "the audio path '../../etc/passwd' leaves the audio directory"),
-    ({"audio_id": "./test-mini-audios/../../x.wav"}, "leaves the audio directory"),
-    ({"audio_id": "..\\x.wav"}, "leaves the audio directory"),
-    ({"audio_id": "./"}, "names no file"),
-    ({"id": 7}, "item 1 (7): field 'id' is 7, not a text"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"answer": "A robot"}, "item 1 (3f-2): the answer 'A robot' is not among the choices"),
+        (
+            {"answer": "(A) C:maj/1 to G:maj/1"},
+            "item 1 (3f-2): the answer '(A) C:maj/1 to G:maj/1' is not among",
+        ),
+        ({"answer": None}, "item 1 (3f-2): field 'answer' is None, not a text"),
+        ({"choices": []}, "is not among the choices []"),
+        ({"choices": "['a', 'b']"}, "field 'choices' is \"['a', 'b']\", not a list of texts"),
+        ({"choices": [1, 2]}, "field 'choices' is [1, 2], not a list of texts"),
+        ({"choices": [f"choice {n}" for n in range(27)]}, "27 choices; there are letters for 26"),
+        (
+            {"choices": ["C:maj/1 to G:maj/1", "plan B) of it"]},
+            "cannot be told apart in a question",
+        ),
+        (
+            {"audio_id": "../../etc/passwd"},
+            "the audio path '../../etc/passwd' leaves the audio directory",
+        ),
+        ({"audio_id": "./test-mini-audios/../../x.wav"}, "leaves the audio directory"),
+        ({"audio_id": "..\\x.wav"}, "leaves the audio directory"),
+        ({"audio_id": "./"}, "names no file"),
+        ({"id": 7}, "item 1 (7): field 'id' is 7, not a text"),
+    ],
+)
 def test_an_item_that_is_not_as_published_is_named(change, said, tmp_path):
     file = tmp_path / "mmau-test-mini.json"
     file.write_text(json.dumps([MMAU[0], MMAU[1] | change]))
@@ -141,15 +237,26 @@ def test_an_item_that_is_not_as_published_is_named(change, said, tmp_path):
     assert str(file) in str(raised.value) and said in str(raised.value)
 
 
-@pytest.mark.parametrize(("name", "text", "said"), [
-    ("mmau", "[]", "a list of items is wanted, not an empty one"), ("mmau", "{}", "a list of rows is wanted"),
-    ("mmau", "[3]", "item 0: an object is wanted, not int"),
-    ("clothoaqa", "file_name,answer\n", "QuestionText, confidence are not there"),
-    ("clothoaqa", "file_name,QuestionText,answer,confidence\nx.wav,Why?\n",
-     "line 2: file_name, QuestionText or answer is empty"),
-    ("clothoaqa", "file_name,QuestionText,answer,confidence\n../x.wav,Why?,no,yes\n", "leaves the audio directory"),
-    ("mmaupro", "[]", "benchmark 'mmaupro' is not known; there are mmau, mmar, clothoaqa"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("mmau", "[]", "a list of items is wanted, not an empty one"),
+        ("mmau", "{}", "a list of rows is wanted"),
+        ("mmau", "[3]", "item 0: an object is wanted, not int"),
+        ("clothoaqa", "file_name,answer\n", "QuestionText, confidence are not there"),
+        (
+            "clothoaqa",
+            "file_name,QuestionText,answer,confidence\nx.wav,Why?\n",
+            "line 2: file_name, QuestionText or answer is empty",
+        ),
+        (
+            "clothoaqa",
+            "file_name,QuestionText,answer,confidence\n../x.wav,Why?,no,yes\n",
+            "leaves the audio directory",
+        ),
+        ("mmaupro", "[]", "benchmark 'mmaupro' is not known; there are mmau, mmar, clothoaqa"),
+    ],
+)
 def test_a_file_that_is_not_as_published_is_refused(name, text, said, tmp_path):
     file = tmp_path / "file"
     file.write_text(text)
@@ -163,14 +270,19 @@ def test_a_file_that_is_not_as_published_is_refused(name, text, said, tmp_path):
 def test_an_absolute_path_stays_in_the_audio_directory(tmp_path):
     file = tmp_path / "mmau-test-mini.json"
     file.write_text(json.dumps([MMAU[0] | {"audio_id": "/somewhere/3f-1.wav"}]))
-    assert read_benchmark("mmau", file, tmp_path)["audio"][0] == [str(tmp_path / "somewhere/3f-1.wav")]
+    assert read_benchmark("mmau", file, tmp_path)["audio"][0] == [
+        str(tmp_path / "somewhere/3f-1.wav")
+    ]
 
 
 def test_bad_items_are_kept_if_asked_and_count_as_wrong(tmp_path):
     file = tmp_path / "MMAR-meta.json"
     file.write_text(json.dumps([MMAR[0] | {"answer": "Owl\nRobot"}, MMAR[1]]))
     rows = read_benchmark("mmar", file, tmp_path, on_bad_item="keep")
-    assert rows["answer"][0] == "Owl Robot" and parse_answer("mcq", rows["input"][0], rows["answer"][0]) is None
+    assert (
+        rows["answer"][0] == "Owl Robot"
+        and parse_answer("mcq", rows["input"][0], rows["answer"][0]) is None
+    )
     assert official_metrics("mmar", rows, ["A", "B"])["total"]["accuracy_of_all"] == 0.5
     with pytest.raises(ValueError, match="error or keep is wanted"):
         read_benchmark("mmar", file, tmp_path, on_bad_item="skip")
@@ -182,13 +294,27 @@ def test_submissions_have_the_published_items_and_the_texts_of_the_options(files
     assert made[0] == MMAU[0] | {"model_output": "A woman", "model_prediction": "A woman"}
     assert made[1]["model_output"] == "Some jazz." and made[2] == MMAU[2]
     rows = read_benchmark("mmar", files["mmar"], tmp_path)
-    assert [item["answer_prediction"] for item in submission("mmar", rows, ["(c)", "琵琶"])] == ["Parrot", "琵琶"]
-    assert submission("mmar", rows, ["(c)", "b"])[1] == MMAR[1] | {"answer_prediction": "琵琶", "model_prediction": "琵琶"}
+    assert [item["answer_prediction"] for item in submission("mmar", rows, ["(c)", "琵琶"])] == [
+        "Parrot",
+        "琵琶",
+    ]
+    assert submission("mmar", rows, ["(c)", "b"])[1] == MMAR[1] | {
+        "answer_prediction": "琵琶",
+        "model_prediction": "琵琶",
+    }
     rows = read_benchmark("clothoaqa", files["clothoaqa"], tmp_path)
-    table = list(csv.reader(io.StringIO(submission("clothoaqa", rows, ["Yes, it is.", "dog", None, "rain, water"]))))
-    assert table == [["file_name", "QuestionText", "answer"], ["Mom&Dad.wav", "Is it raining?", "yes"],
-                     ["Mom&Dad.wav", "What barks, loudly?", "dog"], ["rain on roof.wav", "Is it raining?", ""],
-                     ["rain on roof.wav", "What falls?", "rain, water"]]  # fmt: skip
+    table = list(
+        csv.reader(
+            io.StringIO(submission("clothoaqa", rows, ["Yes, it is.", "dog", None, "rain, water"]))
+        )
+    )
+    assert table == [
+        ["file_name", "QuestionText", "answer"],
+        ["Mom&Dad.wav", "Is it raining?", "yes"],
+        ["Mom&Dad.wav", "What barks, loudly?", "dog"],
+        ["rain on roof.wav", "Is it raining?", ""],
+        ["rain on roof.wav", "What falls?", "rain, water"],
+    ]
     for call in (submission, official_metrics):
         with pytest.raises(ValueError, match="1 predictions for 4 rows"):
             call("clothoaqa", rows, ["yes"])
@@ -199,46 +325,100 @@ def test_official_metrics_by_hand(files, tmp_path):
     found = official_metrics("mmau", rows, ["B", "I cannot say", "C) 1.63 seconds"])
     assert found["protocol"] == "MMAU string match" and found["n_unparsed"] == 1
     assert found["total"]["official_accuracy_of_answered"] == pytest.approx(2 / 3)
-    assert {task: part["accuracy_of_all"] for task, part in found["task"].items()} == {"music": 0.5, "speech": 1.0}
-    assert {level: part["n_answered"] for level, part in found["difficulty"].items()} == {"easy": 2, "hard": 1}
-    found = official_metrics("mmar", read_benchmark("mmar", files["mmar"], tmp_path), ["Parrot", "a"])
-    assert found["modality"]["sound"]["accuracy_of_all"] == 1 and found["category"]["Cultural Layer"]["accuracy_of_all"] == 0
+    assert {task: part["accuracy_of_all"] for task, part in found["task"].items()} == {
+        "music": 0.5,
+        "speech": 1.0,
+    }
+    assert {level: part["n_answered"] for level, part in found["difficulty"].items()} == {
+        "easy": 2,
+        "hard": 1,
+    }
+    found = official_metrics(
+        "mmar", read_benchmark("mmar", files["mmar"], tmp_path), ["Parrot", "a"]
+    )
+    assert (
+        found["modality"]["sound"]["accuracy_of_all"] == 1
+        and found["category"]["Cultural Layer"]["accuracy_of_all"] == 0
+    )
     assert set(found) == {"protocol", "n_unparsed", "total", "modality", "category", "sub-category"}
 
 
 def test_clothoaqa_by_hand(files, tmp_path):
     rows = read_benchmark("clothoaqa", files["clothoaqa"], tmp_path)
-    assert official_metrics("clothoaqa", rows, ["Yes, it is.", "Dog.", "there is noise", "water"]) == {
+    assert official_metrics(
+        "clothoaqa", rows, ["Yes, it is.", "Dog.", "there is noise", "water"]
+    ) == {
         "protocol": "ClothoAQA exact match",
-        "yes_no": {"n_questions": 2, "n_unparsed": 1, "all_answers": {"n": 6, "accuracy": 2 / 6},
-                   "majority": {"n": 2, "accuracy": 0.5}, "unanimous": {"n": 1, "accuracy": 0.0}},
-        "detail": {"n_questions": 2, "n_unparsed": 0, "all_answers": {"n": 6, "accuracy": 4 / 6},
-                   "majority": {"n": 1, "accuracy": 1.0}, "unanimous": {"n": 1, "accuracy": 1.0}},
-    }  # fmt: skip
+        "yes_no": {
+            "n_questions": 2,
+            "n_unparsed": 1,
+            "all_answers": {"n": 6, "accuracy": 2 / 6},
+            "majority": {"n": 2, "accuracy": 0.5},
+            "unanimous": {"n": 1, "accuracy": 0.0},
+        },
+        "detail": {
+            "n_questions": 2,
+            "n_unparsed": 0,
+            "all_answers": {"n": 6, "accuracy": 4 / 6},
+            "majority": {"n": 1, "accuracy": 1.0},
+            "unanimous": {"n": 1, "accuracy": 1.0},
+        },
+    }
 
 
 def test_clothoaqa_answers_of_the_other_kind_count_nowhere(tmp_path):
     file = tmp_path / "clotho_aqa_test.csv"
-    answers = [("Is it?", "yes"), ("Is it?", "maybe"), ("Is it?", "yes"), ("What?", "no"), ("What?", "rain"), ("What?", "?")]
-    file.write_text("file_name,QuestionText,answer,confidence\n" + "".join(f"x.wav,{q},{a},yes\n" for q, a in answers))
+    answers = [
+        ("Is it?", "yes"),
+        ("Is it?", "maybe"),
+        ("Is it?", "yes"),
+        ("What?", "no"),
+        ("What?", "rain"),
+        ("What?", "?"),
+    ]
+    file.write_text(
+        "file_name,QuestionText,answer,confidence\n"
+        + "".join(f"x.wav,{q},{a},yes\n" for q, a in answers)
+    )
     rows = read_benchmark("clothoaqa", file, tmp_path)
     assert rows["question_type"][:] == ["yes_no", "detail"] and rows["answer"][:] == ["yes", "rain"]
     found = official_metrics("clothoaqa", rows, ["yes", ""])
-    assert found["yes_no"]["all_answers"] == {"n": 2, "accuracy": 1.0} and found["yes_no"]["unanimous"]["n"] == 0
-    assert found["detail"]["all_answers"] == {"n": 1, "accuracy": 0.0} and found["detail"]["n_unparsed"] == 1
+    assert (
+        found["yes_no"]["all_answers"] == {"n": 2, "accuracy": 1.0}
+        and found["yes_no"]["unanimous"]["n"] == 0
+    )
+    assert (
+        found["detail"]["all_answers"] == {"n": 1, "accuracy": 0.0}
+        and found["detail"]["n_unparsed"] == 1
+    )
 
 
-@pytest.mark.parametrize(("answer", "prediction", "choices", "matches"), [
-    ("A woman", "A woman", MAN, True), ("A woman", "woman, a", MAN, True), ("A woman", "a WOMAN speaks.", MAN, True),
-    ("A woman", "woman", MAN, False), ("A woman", "B", MAN, False), ("A woman", "B) A woman", MAN, True),
-    ("A woman", "a woman and a man", MAN, False), ("A woman", "not a woman", MAN, True), ("A woman", "", MAN, False),
-    ("A woman", "?!", MAN, False), ("Two men", "two men", MAN, True), ("Two men", "a) Two men", MAN, False),
-    ("1.63 seconds", "1.63 seconds", ["1.63 seconds", "2.74 seconds", "1.63 seconds"], True),
-    ("rain", "rain", ["rain", "rain, heavy", "Rain"], True), ("rain", "heavy rain", ["rain", "heavy"], False),
-    ("?", "anything", ["?", "rain"], True), ("it's", "its", ["it's", "x"], False), ("it's", "it s", ["it's", "x"], True),
-    ("snake_case", "snake case", ["snake_case", "x"], False), ("琵琶", "琵琶", ["二胡", "琵琶"], True),
-    ("rain", "rainy", ["rain"], False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("answer", "prediction", "choices", "matches"),
+    [
+        ("A woman", "A woman", MAN, True),
+        ("A woman", "woman, a", MAN, True),
+        ("A woman", "a WOMAN speaks.", MAN, True),
+        ("A woman", "woman", MAN, False),
+        ("A woman", "B", MAN, False),
+        ("A woman", "B) A woman", MAN, True),
+        ("A woman", "a woman and a man", MAN, False),
+        ("A woman", "not a woman", MAN, True),
+        ("A woman", "", MAN, False),
+        ("A woman", "?!", MAN, False),
+        ("Two men", "two men", MAN, True),
+        ("Two men", "a) Two men", MAN, False),
+        ("1.63 seconds", "1.63 seconds", ["1.63 seconds", "2.74 seconds", "1.63 seconds"], True),
+        ("rain", "rain", ["rain", "rain, heavy", "Rain"], True),
+        ("rain", "heavy rain", ["rain", "heavy"], False),
+        ("?", "anything", ["?", "rain"], True),
+        ("it's", "its", ["it's", "x"], False),
+        ("it's", "it s", ["it's", "x"], True),
+        ("snake_case", "snake case", ["snake_case", "x"], False),
+        ("琵琶", "琵琶", ["二胡", "琵琶"], True),
+        ("rain", "rainy", ["rain"], False),
+    ],
+)
 def test_string_match(answer, prediction, choices, matches):
     assert string_match(answer, prediction, choices) is matches
 
@@ -260,16 +440,30 @@ def test_letters_alone_hardly_match_and_letters_before_the_text_cost_some(files,
     right = [f"{row['answer'][0].lower()}) {item['answer']}" for row, item in zip(rows, items)]
 
     def count(texts):
-        return sum(string_match(item["answer"], text, item["choices"]) for item, text in zip(items, texts))
+        return sum(
+            string_match(item["answer"], text, item["choices"]) for item, text in zip(items, texts)
+        )
 
-    assert (count(item["answer"] for item in items), count(right), count(text[0] for text in right)) == (3, 3, 0)
+    assert (
+        count(item["answer"] for item in items),
+        count(right),
+        count(text[0] for text in right),
+    ) == (3, 3, 0)
     items[0]["choices"], items[0]["answer"] = ["A guitar", "A drum", "Two drums"], "Two drums"
     assert count(["a) Two drums", *right[1:]]) == 2  # "a" is a word of the wrong choices
-    assert official_metrics("mmau", rows, [text[0] for text in right])["total"]["accuracy_of_all"] == 1  # texts are submitted
+    assert (
+        official_metrics("mmau", rows, [text[0] for text in right])["total"]["accuracy_of_all"] == 1
+    )  # texts are submitted
 
 
 def test_items_without_a_prediction_leave_the_official_number_and_not_the_other():
-    right = {"task": "sound", "difficulty": "easy", "answer": "rain", "choices": ["rain", "wind"], "sub-category": None}
+    right = {
+        "task": "sound",
+        "difficulty": "easy",
+        "answer": "rain",
+        "choices": ["rain", "wind"],
+        "sub-category": None,
+    }
     items = [
         right | {"model_output": "rain"},
         right | {"model_output": ""},
@@ -277,16 +471,36 @@ def test_items_without_a_prediction_leave_the_official_number_and_not_the_other(
         right | {"task": "music", "model_output": None},
     ]
     assert official_accuracy(items) == {
-        "total": {"official_accuracy_of_answered": 0.5, "n_answered": 2, "n_without_prediction": 2, "accuracy_of_all": 0.25},
-        "task": {
-            "music": {"official_accuracy_of_answered": 0.0, "n_answered": 0, "n_without_prediction": 1, "accuracy_of_all": 0.0},
-            "sound": {"official_accuracy_of_answered": 0.5, "n_answered": 2, "n_without_prediction": 1,
-                      "accuracy_of_all": 1 / 3},
+        "total": {
+            "official_accuracy_of_answered": 0.5,
+            "n_answered": 2,
+            "n_without_prediction": 2,
+            "accuracy_of_all": 0.25,
         },
-        "difficulty": {"easy": {"official_accuracy_of_answered": 0.5, "n_answered": 2, "n_without_prediction": 2,
-                                "accuracy_of_all": 0.25}},
+        "task": {
+            "music": {
+                "official_accuracy_of_answered": 0.0,
+                "n_answered": 0,
+                "n_without_prediction": 1,
+                "accuracy_of_all": 0.0,
+            },
+            "sound": {
+                "official_accuracy_of_answered": 0.5,
+                "n_answered": 2,
+                "n_without_prediction": 1,
+                "accuracy_of_all": 1 / 3,
+            },
+        },
+        "difficulty": {
+            "easy": {
+                "official_accuracy_of_answered": 0.5,
+                "n_answered": 2,
+                "n_without_prediction": 2,
+                "accuracy_of_all": 0.25,
+            }
+        },
         "sub-category": {},
-    }  # fmt: skip
+    }
     assert official_accuracy([])["total"]["n_answered"] == 0
 
 

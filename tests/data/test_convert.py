@@ -29,12 +29,29 @@ from audiolm.processing_audiolm import AudioLMFeatureExtractor, resample
 
 SETTINGS = [("referenced", "flac", 0), ("embedded", "wav", 0), ("embedded", "flac", 16000)]
 FORK = multiprocessing.get_context("fork")
-SMALL = {"CLIPS_PER_SHARD": 3, "CLIPS_PER_GROUP": 2, "ROWS_PER_SHARD": 5, "ROWS_PER_GROUP": 2, "EMBEDDED_PER_SHARD": 6,
-         "EMBEDDED_PER_GROUP": 3}  # fmt: skip
+SMALL = {
+    "CLIPS_PER_SHARD": 3,
+    "CLIPS_PER_GROUP": 2,
+    "ROWS_PER_SHARD": 5,
+    "ROWS_PER_GROUP": 2,
+    "EMBEDDED_PER_SHARD": 6,
+    "EMBEDDED_PER_GROUP": 3,
+}
 # seconds, rate and channels of each clip
-CLIPS = {"a b.wav": (1.3, 8000, 1), "c.wav": (0.7, 22050, 1), "d/é.wav": (12, 8000, 1), "e.wav": (1.1, 24000, 1),
-         "f.wav": (0.9, 16000, 2), "g.wav": (1, 24000, 1), "h.wav": (0.8, 8000, 1)}  # fmt: skip
-KINDS = [("Which? A) x B) y", "X-MCQ.json"), ("Answer only using yes or no.", "CAQA.json"), ("Explain the difference", "D-1")]
+CLIPS = {
+    "a b.wav": (1.3, 8000, 1),
+    "c.wav": (0.7, 22050, 1),
+    "d/é.wav": (12, 8000, 1),
+    "e.wav": (1.1, 24000, 1),
+    "f.wav": (0.9, 16000, 2),
+    "g.wav": (1, 24000, 1),
+    "h.wav": (0.8, 8000, 1),
+}
+KINDS = [
+    ("Which? A) x B) y", "X-MCQ.json"),
+    ("Answer only using yes or no.", "CAQA.json"),
+    ("Explain the difference", "D-1"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -56,8 +73,18 @@ def data(tmp_path):
         soundfile.write(file, samples, rate, subtype="PCM_16")
     for i in range(20):
         (text, subtype), second = KINDS[i % 3], names[(2 * i + 1) % 7] if i % 3 == 2 else ""
-        rows.append({"taskname": f"t{i}", "filepath1": names[i * 5 % 7], "filepath2": second, "caption1": "ü" * (i % 2),
-                     "caption2": "", "input": text, "answer": f"answer {i}", "subtype": subtype})  # fmt: skip
+        rows.append(
+            {
+                "taskname": f"t{i}",
+                "filepath1": names[i * 5 % 7],
+                "filepath2": second,
+                "caption1": "ü" * (i % 2),
+                "caption2": "",
+                "input": text,
+                "answer": f"answer {i}",
+                "subtype": subtype,
+            }
+        )
     for split, part in {"train": rows[:14], "val": rows[14:17], "test": rows[17:]}.items():
         (tmp_path / "data" / f"{split}.json").write_text(json.dumps(part))
     return tmp_path / "data"
@@ -76,16 +103,37 @@ def shards(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(("layout", "sound", "rate"), SETTINGS)
 def test_rows_and_audio_come_back(data, tmp_path, layout, sound, rate):
-    options = ["--audio", layout, "--audio_format", sound, *(["--sampling_rate", str(rate)] if rate else [])]
-    found, extractor = load_shards(convert(data, tmp_path / "out", *options)), AudioLMFeatureExtractor(sampling_rate=24000)
-    expected = load_reasonaqa({split: data / f"{split}.json" for split in ("train", "val", "test")}, str(data / "audio"))
+    options = [
+        "--audio",
+        layout,
+        "--audio_format",
+        sound,
+        *(["--sampling_rate", str(rate)] if rate else []),
+    ]
+    found, extractor = (
+        load_shards(convert(data, tmp_path / "out", *options)),
+        AudioLMFeatureExtractor(sampling_rate=24000),
+    )
+    expected = load_reasonaqa(
+        {split: data / f"{split}.json" for split in ("train", "val", "test")}, str(data / "audio")
+    )
     assert list(found) == list(expected)
     for split, rows in expected.items():
-        plain, here = ([{k: row[k] for k in (*FIELDS, "question_type")} for row in of] for of in (rows, found[split]))
+        plain, here = (
+            [{k: row[k] for k in (*FIELDS, "question_type")} for row in of]
+            for of in (rows, found[split])
+        )
         if layout == "embedded":
             plain.sort(key=lambda row: [row[k] for k in ("filepath1", "filepath2") if row[k]])
-        assert here == plain and [len(row["audio"]) for row in found[split]] == [1 + bool(row["filepath2"]) for row in here]
-    clips = {n: c for of in found.values() for r in of for n, c in zip((r["filepath1"], r["filepath2"]), r["audio"])}
+        assert here == plain and [len(row["audio"]) for row in found[split]] == [
+            1 + bool(row["filepath2"]) for row in here
+        ]
+    clips = {
+        n: c
+        for of in found.values()
+        for r in of
+        for n, c in zip((r["filepath1"], r["filepath2"]), r["audio"])
+    }
     assert clips.keys() == CLIPS.keys()
     for name, clip in clips.items():
         file, (_, own, channels) = data / "audio" / name, CLIPS[name]
@@ -96,8 +144,12 @@ def test_rows_and_audio_come_back(data, tmp_path, layout, sound, rate):
         assert (its_rate, soundfile.info(open_clip(clip)).format) == (rate or own, sound.upper())
         if channels == 1 and not rate:
             assert np.array_equal(read, audio)
-            assert torch.equal(*(extractor([c])["input_values"] for c in (clip_audio(clip, 10), file)))
-        assert np.array_equal(read * 32768, np.clip(np.rint(audio * 32768), -32768, 32767))  # stereo: its mean
+            assert torch.equal(
+                *(extractor([c])["input_values"] for c in (clip_audio(clip, 10), file))
+            )
+        assert np.array_equal(
+            read * 32768, np.clip(np.rint(audio * 32768), -32768, 32767)
+        )  # stereo: its mean
 
 
 @pytest.mark.parametrize(("layout", "last"), [("referenced", "e.wav"), ("embedded", "h.wav")])
@@ -107,13 +159,24 @@ def test_a_killed_conversion_goes_on(data, tmp_path, monkeypatch, layout, last):
     out, words, inner = tmp_path / "out", ["--audio", layout], Conversion.encoded
 
     with monkeypatch.context() as patch:  # it is stuck in a later shard, after the size is told
-        patch.setattr(Conversion, "encoded", lambda self, clip: time.sleep(
-            600 if clip == last and hasattr(self, "pool") else 0) or inner(self, clip))  # fmt: skip
+        patch.setattr(
+            Conversion,
+            "encoded",
+            lambda self, clip: (
+                time.sleep(600 if clip == last and hasattr(self, "pool") else 0)
+                or inner(self, clip)
+            ),
+        )
         process = FORK.Process(target=convert, args=(data, out, *words), daemon=True)
         process.start()
     files = []
-    while not ({".part", ".parquet"} <= {file.suffix for file in files} and files == sorted(out.glob("*/*"))):
-        files = sorted(out.glob("*/*"))  # the same twice: it is stuck, and no shard is about to be finished
+    while not (
+        {".part", ".parquet"} <= {file.suffix for file in files}
+        and files == sorted(out.glob("*/*"))
+    ):
+        files = sorted(
+            out.glob("*/*")
+        )  # the same twice: it is stuck, and no shard is about to be finished
         process.join(0.3)
         assert process.is_alive()
     process.kill()
@@ -124,7 +187,10 @@ def test_a_killed_conversion_goes_on(data, tmp_path, monkeypatch, layout, last):
     with pytest.raises(ValueError, match="its conversion did not end: run it again"):
         load_shards(out)
     convert(data, out, *words)
-    assert shards(out) == whole and (out / MANIFEST).read_bytes() == (tmp_path / "whole" / MANIFEST).read_bytes()
+    assert (
+        shards(out) == whole
+        and (out / MANIFEST).read_bytes() == (tmp_path / "whole" / MANIFEST).read_bytes()
+    )
     assert {file: file.stat().st_mtime_ns for file in finished} == finished
 
 
@@ -134,7 +200,13 @@ def test_another_conversion_is_refused(data, tmp_path):
     wav, before = ["--audio_format", "wav"], shards(out)
     for wrong, options in {
         r"another conversion \(format differ": [],
-        r"\(max_audio_seconds, sampling_rate differ": [*wav, "--max_audio_seconds", "5", "--sampling_rate", "8000"],
+        r"\(max_audio_seconds, sampling_rate differ": [
+            *wav,
+            "--max_audio_seconds",
+            "5",
+            "--sampling_rate",
+            "8000",
+        ],
         r"\(audio differ": [*wav, "--audio", "embedded"],
         r"\(splits differ": [*wav, "--subtypes", "D-1"],
     }.items():
@@ -156,15 +228,24 @@ def test_another_conversion_is_refused(data, tmp_path):
     convert(data, out, *wav, refused="holds shards of something else; choose another folder")
 
 
-@pytest.mark.parametrize("options", [[], ["--audio", "embedded"], ["--audio_format", "wav", "--sampling_rate", "8000"]])
+@pytest.mark.parametrize(
+    "options", [[], ["--audio", "embedded"], ["--audio_format", "wav", "--sampling_rate", "8000"]]
+)
 def test_the_size_is_told_before(data, tmp_path, monkeypatch, capsys, options):
     said, write = [], Conversion.write
-    monkeypatch.setattr(Conversion, "write", lambda self: (said.append((capsys.readouterr().out, self.size())), write(self)))
+    monkeypatch.setattr(
+        Conversion,
+        "write",
+        lambda self: (said.append((capsys.readouterr().out, self.size())), write(self)),
+    )
     out = convert(data, tmp_path / "out", *options)
     written = sum(len(content) for content in shards(out).values())
     [(text, (total, left))] = said
     assert text.startswith("7 clips and 20 rows: about 0.00 GB") and left == total
-    assert json.loads((out / MANIFEST).read_text())["bytes"] == written and abs(total - written) < 0.3 * written
+    assert (
+        json.loads((out / MANIFEST).read_text())["bytes"] == written
+        and abs(total - written) < 0.3 * written
+    )
     convert(data, out, *options)
     assert said[1][1][1] < 0.1 * total  # nothing is left but a guess for the text
     for file in out.glob("*/*00000-of*"):
@@ -178,10 +259,19 @@ def test_the_size_is_told_before(data, tmp_path, monkeypatch, capsys, options):
 @pytest.mark.parametrize("streaming", [False, True])
 def test_load_dataset_reads_it(data, tmp_path, streaming):
     load = partial(datasets.load_dataset, streaming=streaming)
-    referenced, embedded = (str(convert(data, tmp_path / k, "--audio", k)) for k in ("referenced", "embedded"))
-    rows, clips = list(load(referenced, "rows", split="train")), list(load(referenced, "clips", split="clips"))
-    assert [row["answer"] for row in rows] == [f"answer {i}" for i in range(14)] and "audio" not in rows[0]
-    assert list(load(referenced, split="val")) == list(load(referenced, "rows", split="val"))  # the default
+    referenced, embedded = (
+        str(convert(data, tmp_path / k, "--audio", k)) for k in ("referenced", "embedded")
+    )
+    rows, clips = (
+        list(load(referenced, "rows", split="train")),
+        list(load(referenced, "clips", split="clips")),
+    )
+    assert [row["answer"] for row in rows] == [
+        f"answer {i}" for i in range(14)
+    ] and "audio" not in rows[0]
+    assert list(load(referenced, split="val")) == list(
+        load(referenced, "rows", split="val")
+    )  # the default
     assert [row["filepath"] for row in clips] == sorted(CLIPS)
     content = {row["filepath"]: row["audio"]["bytes"] for row in clips}
     assert soundfile.info(open_clip(content["d/é.wav"])).duration == 10
@@ -192,9 +282,13 @@ def test_load_dataset_reads_it(data, tmp_path, streaming):
 
 def test_a_clip_stands_once_in_a_row_group(data, tmp_path, monkeypatch):
     row = json.loads((data / "train.json").read_text())[0]
-    samples = np.random.default_rng(0).integers(-32768, 32768, 600_000, np.int16)  # more than Parquet's usual dictionary
+    samples = np.random.default_rng(0).integers(
+        -32768, 32768, 600_000, np.int16
+    )  # more than Parquet's usual dictionary
     soundfile.write(data / "audio" / row["filepath1"], samples, 96000)
-    (data / "train.json").write_text(json.dumps([{**row, "answer": f"answer {i}"} for i in range(15)]))
+    (data / "train.json").write_text(
+        json.dumps([{**row, "answer": f"answer {i}"} for i in range(15)])
+    )
     monkeypatch.setattr(conversion, "EMBEDDED_PER_SHARD", 15)
     monkeypatch.setattr(conversion, "EMBEDDED_PER_GROUP", 5)
     out = convert(data, tmp_path / "out", "--audio", "embedded")
@@ -206,15 +300,21 @@ def content(clip: str) -> bytes:
     return open_clip(clip).getvalue()
 
 
-@pytest.mark.parametrize(("layout", "size"), [("referenced", "CLIPS_PER_SHARD"), ("embedded", "EMBEDDED_PER_SHARD")])
+@pytest.mark.parametrize(
+    ("layout", "size"), [("referenced", "CLIPS_PER_SHARD"), ("embedded", "EMBEDDED_PER_SHARD")]
+)
 def test_many_read_a_shard_at_once(data, tmp_path, monkeypatch, layout, size):
     monkeypatch.setattr(conversion, size, 100)
     monkeypatch.setattr(conversion, size.replace("SHARD", "GROUP"), 1)
-    monkeypatch.setattr(clips_module, "_audio_of_group", clips_module._audio_of_group.__wrapped__)  # none is kept
+    monkeypatch.setattr(
+        clips_module, "_audio_of_group", clips_module._audio_of_group.__wrapped__
+    )  # none is kept
     found = load_shards(convert(data, tmp_path / "out", "--audio", layout))["train"]["audio"]
     clips = [clip for row in found for clip in row] * 40
     np.random.default_rng(0).shuffle(clips)
-    wanted = [content(clip) for clip in clips]  # one after the other; the workers below are forked behind it
+    wanted = [
+        content(clip) for clip in clips
+    ]  # one after the other; the workers below are forked behind it
 
     def threads():
         with ThreadPoolExecutor(8) as pool:
@@ -225,18 +325,34 @@ def test_many_read_a_shard_at_once(data, tmp_path, monkeypatch, layout, size):
     process.join(40)
     process.kill()  # if it hangs
     assert process.exitcode == 0
-    loader = DataLoader(clips, 16, num_workers=2, timeout=40, collate_fn=lambda batch: [content(clip) for clip in batch],
-                        multiprocessing_context="fork")  # fmt: skip
+    loader = DataLoader(
+        clips,
+        16,
+        num_workers=2,
+        timeout=40,
+        collate_fn=lambda batch: [content(clip) for clip in batch],
+        multiprocessing_context="fork",
+    )
     assert [read for batch in loader for read in batch] == wanted
 
 
 def test_bad_audio_and_what_is_no_data_set(data, tmp_path):
     (data / "audio" / "g.wav").write_bytes(b"RIFF")
-    convert(data, tmp_path / "out", refused="1 audio files cannot be used .*g.wav: .*--on_bad_audio skip")
+    convert(
+        data,
+        tmp_path / "out",
+        refused="1 audio files cannot be used .*g.wav: .*--on_bad_audio skip",
+    )
     out = convert(data, tmp_path / "out", "--on_bad_audio", "skip")
-    rows = [row for split in ("train", "val", "test") for row in json.loads((data / f"{split}.json").read_text())]
+    rows = [
+        row
+        for split in ("train", "val", "test")
+        for row in json.loads((data / f"{split}.json").read_text())
+    ]
     sound = [row["answer"] for row in rows if "g.wav" not in (row["filepath1"], row["filepath2"])]
-    assert [answer for part in load_shards(out).values() for answer in part["answer"]] == sound and len(sound) < 20
+    assert [
+        answer for part in load_shards(out).values() for answer in part["answer"]
+    ] == sound and len(sound) < 20
     manifest = json.loads((out / MANIFEST).read_text())
     assert manifest["clips"] == 6 and "g.wav" in (out / "bad_audio.txt").read_text()
     (data / MANIFEST).write_text(json.dumps({**manifest, "version": 99}))

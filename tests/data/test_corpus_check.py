@@ -25,7 +25,10 @@ from audiolm.data.corpus_check import CLIP_KINDS, CorpusCheck, table
 
 RATE = 8000
 TALK = {"subtype": "T.json", "input": "caption first audio"}
-ONE, FOUR = {**MCQ, "input": "Which? A) low"}, {**MCQ, "input": "Which? A) dog B) cat C) cow D) hen"}
+ONE, FOUR = (
+    {**MCQ, "input": "Which? A) low"},
+    {**MCQ, "input": "Which? A) dog B) cat C) cow D) hen"},
+)
 SAME = {**YES_NO, "input": "IS it\n low? Answer only using yes or no."}  # the same question
 
 
@@ -47,7 +50,9 @@ def folder(tmp_path, monkeypatch):
     """A corpus with nothing the matter: a question about t0, t1 and t2 to train on, about v0 and about e0."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "data" / "audio").mkdir(parents=True)
-    for seed, (name, split) in enumerate([("t0", "train"), ("t1", "train"), ("t2", "train"), ("v0", "val"), ("e0", "test")]):
+    for seed, (name, split) in enumerate(
+        [("t0", "train"), ("t1", "train"), ("t2", "train"), ("v0", "val"), ("e0", "test")]
+    ):
         write(tmp_path / "data", f"{name}.wav", seed=seed)
         add(tmp_path / "data", split, row(YES_NO, "yes", f"{name}.wav"))
     return tmp_path / "data"
@@ -62,9 +67,17 @@ def check(folder, capsys):
             run_prepare.main(["check", str(data), "--output", str(output), *map(str, options)])
         report, printed = json.loads(output.read_text()), " ".join(capsys.readouterr().out.split())
         for name, finding in report["findings"].items():
-            assert f"{'WRONG' if finding['wrong'] else 'note'} {finding['count']} {name}: {finding['what_to_do']}" in printed
+            assert (
+                f"{'WRONG' if finding['wrong'] else 'note'} {finding['count']} {name}: {finding['what_to_do']}"
+                in printed
+            )
             assert " ".join(finding["examples"][0].split()) in printed
-        return end.value.code, printed, report, {name: finding["count"] for name, finding in report["findings"].items()}
+        return (
+            end.value.code,
+            printed,
+            report,
+            {name: finding["count"] for name, finding in report["findings"].items()},
+        )
 
     return checked
 
@@ -72,11 +85,26 @@ def check(folder, capsys):
 @needs_shared
 def test_nothing_is_the_matter_with_mini_reasonaqa(check, monkeypatch):
     first = status, printed, report, _ = check(data=SHARED)
-    assert status == 0 and report["wrong"] == [] and "WRONG" not in printed and "train all 4,372 480 480 0 0 0 0 0 0" in printed
+    assert (
+        status == 0
+        and report["wrong"] == []
+        and "WRONG" not in printed
+        and "train all 4,372 480 480 0 0 0 0 0 0" in printed
+    )
     parts = {split: subtypes["all"] for split, subtypes in report["splits"].items()}
-    assert {split: part["rows"] for split, part in parts.items()} == {"train": 4372, "val": 1436, "test": 1444}
-    assert sum(part["found"] for part in parts.values()) == sum(part["clips"] for part in parts.values()) == 800
-    monkeypatch.setattr(audio.soundfile, "SoundFile", None)  # nothing can be decoded: all is remembered
+    assert {split: part["rows"] for split, part in parts.items()} == {
+        "train": 4372,
+        "val": 1436,
+        "test": 1444,
+    }
+    assert (
+        sum(part["found"] for part in parts.values())
+        == sum(part["clips"] for part in parts.values())
+        == 800
+    )
+    monkeypatch.setattr(
+        audio.soundfile, "SoundFile", None
+    )  # nothing can be decoded: all is remembered
     assert check(data=SHARED) == first
 
 
@@ -99,33 +127,119 @@ def test_a_clip(case, folder, check):
     spoil(file) if callable(spoil) else soundfile.write(file, spoil, RATE, subtype="FLOAT")
     add(folder, "train", row(TALK, "A dog.", "t1.wav"))  # a clip counts once
     status, printed, report, counts = check()
-    part = {"rows": 4, "clips": 3, "found": 3 - (kind == "missing"), **{k: int(k == kind) for k in CLIP_KINDS}}
-    assert {k: report["splits"]["train"]["all"][k] for k in part} == part and "val all 1 1 1 0 0 0 0 0 0" in printed
+    part = {
+        "rows": 4,
+        "clips": 3,
+        "found": 3 - (kind == "missing"),
+        **{k: int(k == kind) for k in CLIP_KINDS},
+    }
+    assert {
+        k: report["splits"]["train"]["all"][k] for k in part
+    } == part and "val all 1 1 1 0 0 0 0 0 0" in printed
     assert f"train all {' '.join(map(str, part.values()))} 0.00" in printed
-    assert bool(check_audio([str(file)])) == (kind not in ("silent", "too short", "nothing"))  # these can be used
+    assert bool(check_audio([str(file)])) == (
+        kind not in ("silent", "too short", "nothing")
+    )  # these can be used
     if kind == "nothing":
-        assert (status, counts) == (0, {}) and report["splits"]["train"]["all"]["seconds"] == 0.6 + 0.6 + 10
+        assert (status, counts) == (0, {}) and report["splits"]["train"]["all"][
+            "seconds"
+        ] == 0.6 + 0.6 + 10
         return
-    assert (status, counts, report["wrong"]) == (1, {kind: 1}, [kind]) and f"would be wrong: {kind}" in printed
+    assert (status, counts, report["wrong"]) == (
+        1,
+        {kind: 1},
+        [kind],
+    ) and f"would be wrong: {kind}" in printed
     assert report["findings"][kind]["examples"][0].startswith(f"{file}: {said}")
     status, printed, report, counts = check("--allow", kind)
-    assert (status, counts, report["wrong"]) == (0, {kind: 1}, []) and "nothing in it makes training on it wrong" in printed
+    assert (status, counts, report["wrong"]) == (
+        0,
+        {kind: 1},
+        [],
+    ) and "nothing in it makes training on it wrong" in printed
 
 
 ROWS = [  # a finding and how often it is made, what is said of the first, and the rows that are added to a split
     ("same clip in two splits", 1, "train and val: t0.wav", "val", row(TALK, "x")),
-    ("same clip in two splits", 1, "val and test: e0.wav", "val", row(TALK, "x", "v0.wav", filepath2="e0.wav")),
-    ("same audio in two splits", 1, "train and test: t0.wav is copy.flac", "test", row(TALK, "x", "copy.flac")),
+    (
+        "same clip in two splits",
+        1,
+        "val and test: e0.wav",
+        "val",
+        row(TALK, "x", "v0.wav", filepath2="e0.wav"),
+    ),
+    (
+        "same audio in two splits",
+        1,
+        "train and test: t0.wav is copy.flac",
+        "test",
+        row(TALK, "x", "copy.flac"),
+    ),
     ("same audio in two splits", 0, "", "test", row(TALK, "x", "slow.wav")),
-    ("unparsable", 1, f"val row 1: {ONE['input']!r} → 'A) low'", "val", row(ONE, "A) low", "v0.wav")),
-    ("unparsable", 2, f"train row 3: {MCQ['input']!r} → 'C) mid'", "train", row(MCQ, "C) mid"), row(MCQ, "mid", "t1.wav")),
-    ("unparsable", 1, "train row 3: ", "train", row({**YES_NO, "input": "Is it? Answer using yes or no."}, "maybe")),
-    ("contradiction", 1, "train row 4: t0.wav: ", "train", row(SAME, "Yes."), row(SAME, "no"), row(SAME, "no")),
-    ("contradiction", 1, f"train row 4: t0.wav: {MCQ['input']!r} → 'low' and 'high'", "train", row(MCQ, "low"), row(MCQ, "B")),
-    ("contradiction", 0, "", "train", row(MCQ, "A) low"), row(MCQ, "low"), row(MCQ, "B)", "t1.wav")),
-    ("long answer", 1, "train row 4: 6 words", "train", row(TALK, "a b c d e"), row(TALK, "a b c d e f")),
+    (
+        "unparsable",
+        1,
+        f"val row 1: {ONE['input']!r} → 'A) low'",
+        "val",
+        row(ONE, "A) low", "v0.wav"),
+    ),
+    (
+        "unparsable",
+        2,
+        f"train row 3: {MCQ['input']!r} → 'C) mid'",
+        "train",
+        row(MCQ, "C) mid"),
+        row(MCQ, "mid", "t1.wav"),
+    ),
+    (
+        "unparsable",
+        1,
+        "train row 3: ",
+        "train",
+        row({**YES_NO, "input": "Is it? Answer using yes or no."}, "maybe"),
+    ),
+    (
+        "contradiction",
+        1,
+        "train row 4: t0.wav: ",
+        "train",
+        row(SAME, "Yes."),
+        row(SAME, "no"),
+        row(SAME, "no"),
+    ),
+    (
+        "contradiction",
+        1,
+        f"train row 4: t0.wav: {MCQ['input']!r} → 'low' and 'high'",
+        "train",
+        row(MCQ, "low"),
+        row(MCQ, "B"),
+    ),
+    (
+        "contradiction",
+        0,
+        "",
+        "train",
+        row(MCQ, "A) low"),
+        row(MCQ, "low"),
+        row(MCQ, "B)", "t1.wav"),
+    ),
+    (
+        "long answer",
+        1,
+        "train row 4: 6 words",
+        "train",
+        row(TALK, "a b c d e"),
+        row(TALK, "a b c d e f"),
+    ),
     # always b is 0.75 above chance; 3 standard errors are 3 × √(3/16 / 4) = 0.65 for 4 rows, and 0.92 for 2
-    ("leaning letter", 1, "train T-MCQ: 'b' is right in 4 of 4, by chance 0.250", "train", *[row(FOUR, "B) cat")] * 4),
+    (
+        "leaning letter",
+        1,
+        "train T-MCQ: 'b' is right in 4 of 4, by chance 0.250",
+        "train",
+        *[row(FOUR, "B) cat")] * 4,
+    ),
     ("leaning letter", 0, "", "train", *[row(FOUR, "B) cat")] * 2),
 ]
 
@@ -138,39 +252,90 @@ def test_rows(case, folder, check):
     soundfile.write(folder / "audio" / "slow.wav", samples, RATE // 2)
     add(folder, split, *rows)
     status, printed, report, counts = check("--max_answer_words", 5)
-    wrong = [name for name in counts if name not in ("contradiction", "long answer", "leaning letter")]
-    assert counts == ({finding: count} if count else {}) and report["wrong"] == wrong and status == len(wrong)
+    wrong = [
+        name for name in counts if name not in ("contradiction", "long answer", "leaning letter")
+    ]
+    assert (
+        counts == ({finding: count} if count else {})
+        and report["wrong"] == wrong
+        and status == len(wrong)
+    )
     assert not count or report["findings"][finding]["examples"][0].startswith(named)
     assert not wrong or check("--allow", finding)[0] == 0
     assert finding != "leaning letter" or f"train T-MCQ b 1.000 0.250 b {len(rows)}" in printed
 
 
 def test_entailment_labels(folder, check):
-    labels = [["Prompt", "Dataset", "Audio file", "Caption", "Entailment", "Neutral", "Contradiction", "Full response"],
-              ["p", "Clotho", "t0.wav", "c", "A dog barks.", "It is, say, old.", "Nothing is heard.", "1\n2"],
-              ["p", "Clotho", "Mom&amp;Dad.wav", "c", "Two talk.", "They are wed.", "One sings.", "1"]]  # fmt: skip
+    labels = [
+        [
+            "Prompt",
+            "Dataset",
+            "Audio file",
+            "Caption",
+            "Entailment",
+            "Neutral",
+            "Contradiction",
+            "Full response",
+        ],
+        [
+            "p",
+            "Clotho",
+            "t0.wav",
+            "c",
+            "A dog barks.",
+            "It is, say, old.",
+            "Nothing is heard.",
+            "1\n2",
+        ],
+        ["p", "Clotho", "Mom&amp;Dad.wav", "c", "Two talk.", "They are wed.", "One sings.", "1"],
+    ]
     with open(folder / "labels.csv", "w", newline="") as file:
         csv.writer(file).writerows(labels)
     write(folder, "Mom&Dad.wav", seed=7)
-    said = {"t": "a) It is definitely true", "f": "b) It is definitely false", "p": "c) It is plausible."}
-    for name, hypothesis, answer in [("t0", "A dog barks.", "t"), ("t0", "It is, say, old.", "f"),
-                                     ("t0", "Nothing  is heard.", "f"), ("Mom&amp;Dad", "They are wed.", "p"),
-                                     ("Mom&Dad", "One sings.", "t"), ("t0", "Who knows?", "f"),
-                                     ("t2", "A dog barks.", "p")]:  # fmt: skip
+    said = {
+        "t": "a) It is definitely true",
+        "f": "b) It is definitely false",
+        "p": "c) It is plausible.",
+    }
+    for name, hypothesis, answer in [
+        ("t0", "A dog barks.", "t"),
+        ("t0", "It is, say, old.", "f"),
+        ("t0", "Nothing  is heard.", "f"),
+        ("Mom&amp;Dad", "They are wed.", "p"),
+        ("Mom&Dad", "One sings.", "t"),
+        ("t0", "Who knows?", "f"),
+        ("t2", "A dog barks.", "p"),
+    ]:
         asked = f'what can be said about the hypothesis - "{hypothesis}"? {" ".join(said.values())} d) I cannot determine'
-        add(folder, "train", row({"subtype": "CLE.json", "input": asked}, said[answer], f"{name}.wav"))
+        add(
+            folder,
+            "train",
+            row({"subtype": "CLE.json", "input": asked}, said[answer], f"{name}.wav"),
+        )
     status, _, report, _ = check()
     assert status == 0 and report["entailment_labels"] is None
     status, printed, report, _ = check("--entailment_csv", folder / "labels.csv")
     assert status == 1 and report["entailment_labels"] == {"right": 3, "wrong": 2, "unknown": 2}
     assert "CLE against AudioEntailment's labels: 3 right, 2 unknown, 2 wrong" in printed
     one, two = report["findings"]["wrong entailment label"]["examples"]
-    assert one.startswith("train row 4: 'b) It is definitely false' instead of 'it is plausible'") and "train row 7" in two
-    assert check("--entailment_csv", folder / "labels.csv", "--allow", "wrong entailment label")[0] == 0
+    assert (
+        one.startswith("train row 4: 'b) It is definitely false' instead of 'it is plausible'")
+        and "train row 7" in two
+    )
+    assert (
+        check("--entailment_csv", folder / "labels.csv", "--allow", "wrong entailment label")[0]
+        == 0
+    )
 
 
-@pytest.mark.parametrize("text, said", [('[{"input": "x"}]', ", row 0: field 'taskname' is"), ("[1]", ", row 0: an object"),
-                                        ("[", ": not a readable JSON file")])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ('[{"input": "x"}]', ", row 0: field 'taskname' is"),
+        ("[1]", ", row 0: an object"),
+        ("[", ": not a readable JSON file"),
+    ],
+)
 def test_a_row_that_cannot_be_read(text, said, folder):
     (folder / "val.json").write_text(text)
     with pytest.raises(SystemExit) as end:
@@ -190,7 +355,9 @@ def looked(folder, used=10.0, stop=10**9, wait=None):
         time.sleep((wait or {}).get(path, 0))
         return clip_facts(path, seconds)
 
-    return examine(sorted(map(str, (folder / "audio").iterdir())) * 2, used, look=look), sorted(seen)
+    return examine(sorted(map(str, (folder / "audio").iterdir())) * 2, used, look=look), sorted(
+        seen
+    )
 
 
 def test_a_file_is_looked_at_once_until_it_changes(folder):
@@ -199,8 +366,14 @@ def test_a_file_is_looked_at_once_until_it_changes(folder):
     write(folder, "t1.wav", gain=0)  # of the same size
     (folder / "audio" / "t2.wav").unlink()
     changed = examine(list(facts))
-    assert [changed[str(folder / "audio" / f"t{i}.wav")].kind for i in range(3)] == ["sound", "silent", "missing"]
-    assert looked(folder)[1] == [] and len(looked(folder, 0.3)[1]) == 4  # other seconds of them are used
+    assert [changed[str(folder / "audio" / f"t{i}.wav")].kind for i in range(3)] == [
+        "sound",
+        "silent",
+        "missing",
+    ]
+    assert (
+        looked(folder)[1] == [] and len(looked(folder, 0.3)[1]) == 4
+    )  # other seconds of them are used
 
 
 def test_an_interruption_keeps_what_was_found(folder, monkeypatch):
@@ -217,7 +390,11 @@ def test_the_order_of_workers_does_not_change_the_report(folder, monkeypatch):
     for i in range(9):
         write(folder, f"mute{i}.wav", gain=0)
         add(folder, "train", row(TALK, "x", f"mute{i}.wav"))
-    data, clips, came = load_reasonaqa({"train": folder / "train.json"}, folder / "audio"), sorted(looked(folder)[0]), []
+    data, clips, came = (
+        load_reasonaqa({"train": folder / "train.json"}, folder / "audio"),
+        sorted(looked(folder)[0]),
+        [],
+    )
     for order in (clips, clips[::-1]):
         monkeypatch.setenv("XDG_CACHE_HOME", str(folder / order[0][-8:]))
         came.append(looked(folder, wait={c: 0.01 * i for i, c in enumerate(order)})[0])
@@ -226,7 +403,9 @@ def test_the_order_of_workers_does_not_change_the_report(folder, monkeypatch):
     assert json.dumps(one) == json.dumps(two) and table(one) == table(two)
 
 
-@pytest.mark.parametrize("tear", [lambda b: b"torn" * 99, lambda b: b[:9000], lambda b: b[:4096] + b"\1" * len(b[4096:])])
+@pytest.mark.parametrize(
+    "tear", [lambda b: b"torn" * 99, lambda b: b[:9000], lambda b: b[:4096] + b"\1" * len(b[4096:])]
+)
 def test_a_torn_file_is_made_anew(tear, tmp_path, caplog):
     file, values = tmp_path / "known.sqlite", {f"key {i}": [i, "x" * 50] for i in range(2000)}
     Remembered(file).put(values)
@@ -241,7 +420,9 @@ def test_a_torn_file_is_made_anew(tear, tmp_path, caplog):
 def test_where_nothing_can_be_remembered(folder, check, caplog, monkeypatch):
     first = check()
     (folder.parent / "cache" / "audiolm" / "audio_checks.sqlite").write_bytes(b"torn" * 99)
-    with monkeypatch.context() as locked:  # root may do anything, so that a folder's mode would not do
+    with (
+        monkeypatch.context() as locked
+    ):  # root may do anything, so that a folder's mode would not do
         locked.setattr(Path, "unlink", Mock(side_effect=PermissionError("locked")))
         assert check() == first and caplog.text.count("cannot be used (locked)") == 1
     (folder / "file").write_text("a file where a folder is wanted")
@@ -262,7 +443,13 @@ for i in range(50):
 
 
 def test_two_processes_at_once(tmp_path):
-    words = [sys.executable, "-c", WRITER, audio.__file__.replace("audio_check.py", "cache.py"), str(tmp_path)]
+    words = [
+        sys.executable,
+        "-c",
+        WRITER,
+        audio.__file__.replace("audio_check.py", "cache.py"),
+        str(tmp_path),
+    ]
     both = [subprocess.Popen([*words, name], stderr=subprocess.PIPE, text=True) for name in "ab"]
     assert [(process.communicate()[1], process.returncode) for process in both] == [("", 0)] * 2
     wanted = {f"{name} {i}": i for name in "ab" for i in range(50)} | {"both": 49}
@@ -275,12 +462,21 @@ def test_every_damage_at_once_in_a_copy_of_mini_reasonaqa(check, tmp_path):
     (copy / "audio" / "ESC10").mkdir(parents=True)
     for file in (SHARED / "audio" / "ESC10").iterdir():
         (copy / "audio" / "ESC10" / file.name).symlink_to(file)
-    rows = {split: json.loads((SHARED / f"{split}.json").read_text()) for split in ("train", "val", "test")}
-    of_train, of_val = (sorted({row["filepath1"] for row in rows[split]}) for split in ("train", "val"))
+    rows = {
+        split: json.loads((SHARED / f"{split}.json").read_text())
+        for split in ("train", "val", "test")
+    }
+    of_train, of_val = (
+        sorted({row["filepath1"] for row in rows[split]}) for split in ("train", "val")
+    )
     damage = {
-        "missing": None, "unreadable": b"no audio", "not finite": np.array([0.1, np.nan] * 30_000), "silent": np.zeros(60_000),
-        "too loud": np.full(60_000, 100.0), "too short": np.full(4_000, 0.3),
-    }  # fmt: skip
+        "missing": None,
+        "unreadable": b"no audio",
+        "not finite": np.array([0.1, np.nan] * 30_000),
+        "silent": np.zeros(60_000),
+        "too loud": np.full(60_000, 100.0),
+        "too short": np.full(4_000, 0.3),
+    }
     for name, content in zip(of_train, damage.values()):
         file = copy / "audio" / name
         file.unlink()
@@ -293,17 +489,26 @@ def test_every_damage_at_once_in_a_copy_of_mini_reasonaqa(check, tmp_path):
     yes_no, mcq = about["ESC10AQA.json"], about["ESC10-MCQ.json"]
     again = {**yes_no, "input": "is it? Answer only using yes or no."}
     rows["train"] += [
-        {**yes_no, "answer": "no" if yes_no["answer"] == "yes" else "yes"}, {**mcq, "answer": "e) all"},
-        {**again, "filepath1": of_val[1]}, {**again, "filepath1": "ESC10/other.ogg"},
+        {**yes_no, "answer": "no" if yes_no["answer"] == "yes" else "yes"},
+        {**mcq, "answer": "e) all"},
+        {**again, "filepath1": of_val[1]},
+        {**again, "filepath1": "ESC10/other.ogg"},
         {**rows["train"][0], "subtype": "ESC10-Detail.json", "answer": "and " * 301},
-    ]  # fmt: skip
+    ]
     for split, content in rows.items():
         (copy / f"{split}.json").write_text(json.dumps(content))
     status, printed, report, counts = check(data=copy)
     counts.pop("leaning letter", None)
     assert status == 1 and counts == {
-        **dict.fromkeys(damage, 1), "same clip in two splits": 1, "same audio in two splits": 1, "unparsable": 1,
-        "contradiction": 2, "long answer": 1,  # what cannot be parsed contradicts too
-    }  # fmt: skip
-    assert "train all 4,377 482 481 1 1 1 1 1 1" in printed and "val all 1,436 160 160 0 0 0 0 0 0" in printed
+        **dict.fromkeys(damage, 1),
+        "same clip in two splits": 1,
+        "same audio in two splits": 1,
+        "unparsable": 1,
+        "contradiction": 2,
+        "long answer": 1,  # what cannot be parsed contradicts too
+    }
+    assert (
+        "train all 4,377 482 481 1 1 1 1 1 1" in printed
+        and "val all 1,436 160 160 0 0 0 0 0 0" in printed
+    )
     assert report["findings"]["missing"]["examples"] == [f"{copy / 'audio' / of_train[0]}: missing"]

@@ -24,7 +24,10 @@ def files(tmp_path_factory):
 
 
 def rows_of(files):
-    return [{"input": "What is heard?", "answer": f"a {i}", "audio": files[i : i + 1 + i % 2]} for i in range(4)]
+    return [
+        {"input": "What is heard?", "answer": f"a {i}", "audio": files[i : i + 1 + i % 2]}
+        for i in range(4)
+    ]
 
 
 def loss(model, batch):
@@ -36,21 +39,32 @@ def test_encoded_once_equals_on_the_fly(parts, files, tmp_path):
     extractor, rows = processor.feature_extractor, rows_of(files)
     expected = loss(model, ReasonAQACollator(processor)(rows))
     memory = dict(encode_clips(model.encoder, extractor, files, batch_size=2))
-    assert torch.allclose(loss(model, ReasonAQACollator(processor, features=memory)(rows)), expected, atol=1e-5)
+    assert torch.allclose(
+        loss(model, ReasonAQACollator(processor, features=memory)(rows)), expected, atol=1e-5
+    )
     cache = FeatureCache(tmp_path, model.encoder, extractor)
     cache.fill(files)
-    batch = ReasonAQACollator(processor, features=pickle.loads(pickle.dumps(cache)))(rows)  # as in a worker
+    batch = ReasonAQACollator(processor, features=pickle.loads(pickle.dumps(cache)))(
+        rows
+    )  # as in a worker
     assert "input_values" not in batch
     if isinstance(model.encoder, MimiEncoder):
-        assert batch["input_features"].dtype == torch.int16 and torch.equal(loss(model, batch), expected)
+        assert batch["input_features"].dtype == torch.int16 and torch.equal(
+            loss(model, batch), expected
+        )
     else:
-        assert batch["input_features"].dtype == torch.bfloat16 and torch.allclose(loss(model, batch), expected, rtol=2e-2)
+        assert batch["input_features"].dtype == torch.bfloat16 and torch.allclose(
+            loss(model, batch), expected, rtol=2e-2
+        )
 
 
 def test_generation_from_what_is_kept(parts, files):
     _, model, processor = parts
     memory = dict(encode_clips(model.encoder, processor.feature_extractor, files))
-    made = [ReasonAQACollator(processor, generate=True, features=kept)(rows_of(files)) for kept in (None, memory)]
+    made = [
+        ReasonAQACollator(processor, generate=True, features=kept)(rows_of(files))
+        for kept in (None, memory)
+    ]
     tokens = [model.generate(**inputs, max_new_tokens=4, do_sample=False) for inputs in made]
     assert torch.equal(*tokens)
 
@@ -59,7 +73,9 @@ def test_statistics(parts, files):
     _, model, processor = parts
     clips = [clip for _, clip in encode_clips(model.encoder, processor.feature_extractor, files)]
     mean, deviation = feature_statistics(model.encoder, clips)
-    kept = torch.cat([model.encoder.encode(processor.feature_extractor.load(path)[None])[0] for path in files]).double()
+    kept = torch.cat(
+        [model.encoder.encode(processor.feature_extractor.load(path)[None])[0] for path in files]
+    ).double()
     assert torch.allclose(mean, kept.mean(0), atol=1e-4)
     assert torch.allclose(deviation, kept.std(0, correction=0), atol=1e-4)
 
@@ -70,7 +86,11 @@ def test_nothing_stale_is_read(files, tmp_path):
     soundfile.write(tmp_path / "a.wav", clip(0.5), 24000)
     cache = FeatureCache(tmp_path / "cache", model.encoder, processor)
     cache.fill([str(tmp_path / "a.wav")])
-    assert str(tmp_path / "a.wav") in cache and files[0] not in cache and str(tmp_path / "absent.wav") not in cache
+    assert (
+        str(tmp_path / "a.wav") in cache
+        and files[0] not in cache
+        and str(tmp_path / "absent.wav") not in cache
+    )
     soundfile.write(tmp_path / "a.wav", clip(0.6), 24000)
     assert str(tmp_path / "a.wav") not in FeatureCache(tmp_path / "cache", model.encoder, processor)
     soundfile.write(tmp_path / "a.wav", clip(0.5), 24000)
@@ -79,7 +99,10 @@ def test_nothing_stale_is_read(files, tmp_path):
     other = FeatureCache(tmp_path / "cache", model.encoder, processor)
     assert other.folder != cache.folder
     processor.max_audio_seconds = 0.2
-    assert FeatureCache(tmp_path / "cache", model.encoder, processor).folder not in (cache.folder, other.folder)
+    assert FeatureCache(tmp_path / "cache", model.encoder, processor).folder not in (
+        cache.folder,
+        other.folder,
+    )
 
 
 def test_other_code_makes_another_cache(tmp_path, monkeypatch):
@@ -91,19 +114,29 @@ def test_other_code_makes_another_cache(tmp_path, monkeypatch):
     changed = tmp_path / "changed.py"
     changed.write_bytes(Path(features.inspect.getfile(MimiEncoder)).read_bytes() + b"# changed")
     found = features.inspect.getfile
-    monkeypatch.setattr(features.inspect, "getfile", lambda of: str(changed) if of is MimiEncoder else found(of))
+    monkeypatch.setattr(
+        features.inspect, "getfile", lambda of: str(changed) if of is MimiEncoder else found(of)
+    )
     assert FeatureCache(tmp_path, model.encoder, small_processor(model)).folder != before
 
 
 @pytest.mark.parametrize("arm, expected", [("mimi_full", 8 * 125 * 2), ("htsat", 640 * 64 * 2)])
-def test_no_room_is_one_line_before_anything_is_encoded(arm, expected, tokenizer, files, tmp_path, monkeypatch):
+def test_no_room_is_one_line_before_anything_is_encoded(
+    arm, expected, tokenizer, files, tmp_path, monkeypatch
+):
     """10 s are 125 frames of 8 codes, or 10 windows of 64 frames of 64 channels, of 2 bytes each."""
     model = small_model(arm)
-    cache = FeatureCache(tmp_path, model.encoder, AudioLMProcessor.from_config(model.config, tokenizer).feature_extractor)
+    cache = FeatureCache(
+        tmp_path,
+        model.encoder,
+        AudioLMProcessor.from_config(model.config, tokenizer).feature_extractor,
+    )
     assert cache.bytes_per_clip() == expected
     free = shutil.disk_usage(tmp_path)._replace(free=5 * expected - 1)
     monkeypatch.setattr(features.shutil, "disk_usage", lambda folder: free)
-    with pytest.raises(ValueError, match=r"--feature_cache .*: no room: up to .* MB for the features of 5 clips"):
+    with pytest.raises(
+        ValueError, match=r"--feature_cache .*: no room: up to .* MB for the features of 5 clips"
+    ):
         cache.fill(files)
     assert not list(cache.folder.iterdir())
     cache.fill(files[:4])
@@ -113,12 +146,20 @@ def test_no_room_is_one_line_before_anything_is_encoded(arm, expected, tokenizer
 def test_processes_share_the_work(files, tmp_path):
     model = small_model("mimi_semantic")
     caches = [FeatureCache(tmp_path, model.encoder, small_processor(model)) for _ in range(2)]
-    for process, cache in enumerate(caches):  # the second one finds what the first one has written, and takes its part alone
+    for process, cache in enumerate(
+        caches
+    ):  # the second one finds what the first one has written, and takes its part alone
         cache.fill(files, process=process, processes=2)
-    assert [[file in cache for file in files] for cache in caches] == [[True, False] * 2 + [True], [False, True] * 2 + [False]]
+    assert [[file in cache for file in files] for cache in caches] == [
+        [True, False] * 2 + [True],
+        [False, True] * 2 + [False],
+    ]
     for cache in caches:
         cache.refresh()
-        assert all(torch.equal(cache[path], made) for path, made in encode_clips(model.encoder, small_processor(model), files))
+        assert all(
+            torch.equal(cache[path], made)
+            for path, made in encode_clips(model.encoder, small_processor(model), files)
+        )
 
 
 def small_processor(model):
@@ -147,7 +188,13 @@ def test_an_interrupted_fill_goes_on(files, tmp_path, monkeypatch):
         cache.fill(files)
     encoded.append("again")
     again = FeatureCache(tmp_path, model.encoder, extractor)
-    assert [path in again for path in files] == [True, True, True, False, False]  # the third one in a shard that is not full
+    assert [path in again for path in files] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]  # the third one in a shard that is not full
     again.fill(files)
     assert encoded[encoded.index("again") + 1 :] == files[3:]
     shard = sorted(again.folder.glob("*.safetensors"))[0]
@@ -167,7 +214,10 @@ def test_without_audio_only_the_text_counts(tokenizer, files):
     assert torch.equal(*deaf)
     model.train()
     loss(model, ReasonAQACollator(processor)(rows_of(files))).backward()
-    assert min(layer.bias.grad.abs().max() for layer in (model.mapper.linear_1, model.mapper.linear_2)) > 0
+    assert (
+        min(layer.bias.grad.abs().max() for layer in (model.mapper.linear_1, model.mapper.linear_2))
+        > 0
+    )
 
 
 @pytest.mark.parametrize("arm", ["mimi_full", "htsat"])
@@ -175,9 +225,13 @@ def test_batches_of_a_loaders_process_are_those_made_here(tokenizer, arm):
     """Whichever way a tensor takes, by its size and kind."""
     model = small_model(arm)
     processor = AudioLMProcessor.from_config(model.config, tokenizer)
-    shape, kind = ((8, 125), torch.int16) if arm == "mimi_full" else ((92, model.encoder.dim), torch.bfloat16)
+    shape, kind = (
+        ((8, 125), torch.int16) if arm == "mimi_full" else ((92, model.encoder.dim), torch.bfloat16)
+    )
     features = {str(i): torch.ones(shape, dtype=kind) * i for i in range(4)}
-    rows = [{"input": "What?" * i, "answer": f"a {i}" * (i + 1), "audio": [str(i)]} for i in range(4)]
+    rows = [
+        {"input": "What?" * i, "answer": f"a {i}" * (i + 1), "audio": [str(i)]} for i in range(4)
+    ]
     make = ReasonAQACollator(processor, features=features)
     loaders = [DataLoader(rows, 2, collate_fn=make, num_workers=workers) for workers in (0, 1)]
     for here, there in zip(*loaders, strict=True):

@@ -30,7 +30,9 @@ VALUES = [
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 64, 1 << 22])
-@pytest.mark.parametrize("options", [{}, {"indent": 2}, {"ensure_ascii": False, "separators": (",", ":")}])
+@pytest.mark.parametrize(
+    "options", [{}, {"indent": 2}, {"ensure_ascii": False, "separators": (",", ":")}]
+)
 def test_streams_what_json_reads(chunk, options, tmp_path, monkeypatch):
     monkeypatch.setattr(json_rows, "CHUNK", chunk)
     file = tmp_path / "a.json"
@@ -94,10 +96,14 @@ def test_a_kept_table_holds_the_same_rows(large, monkeypatch):
     assert kept.cache_files and str(large) in kept.cache_files[0]["filename"]
     monkeypatch.setattr(json_rows, "LARGE", 1 << 40)
     whole = load_reasonaqa(files, SHARED / "audio")["train"]
-    assert not whole.cache_files and whole.to_list() == kept.to_list() and whole.features == kept.features
-    assert [{k: row[k] for k in row if k not in ("question_type", "audio")} for row in whole] == json.loads(
-        files["train"].read_text()
+    assert (
+        not whole.cache_files
+        and whole.to_list() == kept.to_list()
+        and whole.features == kept.features
     )
+    assert [
+        {k: row[k] for k in row if k not in ("question_type", "audio")} for row in whole
+    ] == json.loads(files["train"].read_text())
 
 
 def test_a_kept_table_is_used_while_it_is_true(large, monkeypatch):
@@ -122,7 +128,9 @@ def test_a_kept_table_is_used_while_it_is_true(large, monkeypatch):
     file.write_text(file.read_text().replace("caption first audio", "caption first sound"))
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
     assert made_again(monkeypatch, files, folder)
-    assert any(row["input"] == "caption first sound" for row in load_reasonaqa(files, folder)["train"])
+    assert any(
+        row["input"] == "caption first sound" for row in load_reasonaqa(files, folder)["train"]
+    )
     # torn by something else than us
     for kept in (large / "cache" / "audiolm" / "rows").glob("*.arrow"):
         kept.write_bytes(b"torn")
@@ -139,7 +147,9 @@ def test_wrong_rows_leave_no_table(large):
     rows = json.loads(file.read_text())
     file.write_text(json.dumps([*rows, {**rows[0], "answer": ""}]))
     for _ in range(2):
-        with pytest.raises(ValueError, match=rf"train.json, row {len(rows)}: field 'answer' is empty"):
+        with pytest.raises(
+            ValueError, match=rf"train.json, row {len(rows)}: field 'answer' is empty"
+        ):
             load_reasonaqa({"train": file}, large)
     assert not list((large / "cache" / "audiolm" / "rows").iterdir())
 
@@ -166,4 +176,7 @@ def test_memory_does_not_grow_with_the_rows(large, monkeypatch):
 
 
 def test_the_full_size_has_the_real_counts():
-    assert sum(count for count, *_ in full_size.ROWS.values()) == 968_071 and sum(full_size.CLIPS.values()) == 54_046
+    assert (
+        sum(count for count, *_ in full_size.ROWS.values()) == 968_071
+        and sum(full_size.CLIPS.values()) == 54_046
+    )

@@ -14,13 +14,30 @@ from audiolm.training.train import main as train
 FOUR = "a) It is definitely true b) It is definitely false c) It is plausible d) I cannot determine"
 
 
-def cle(hypothesis: str, answer: str, clip: str = "ClothoV21/development/Mom&amp;Dad.wav", subtype: str = "CLE.json") -> dict:
+def cle(
+    hypothesis: str,
+    answer: str,
+    clip: str = "ClothoV21/development/Mom&amp;Dad.wav",
+    subtype: str = "CLE.json",
+) -> dict:
     question = f'Based on the audio, what can be said about the hypothesis - "{hypothesis}"? {FOUR}'
-    return {"filepath1": clip, "input": question, "answer": answer, "subtype": subtype, "question_type": "entailment"}
+    return {
+        "filepath1": clip,
+        "input": question,
+        "answer": answer,
+        "subtype": subtype,
+        "question_type": "entailment",
+    }
 
 
 def mcq(question: str, answer: str) -> dict:
-    return {"filepath1": "x.wav", "input": question, "answer": answer, "subtype": "C-MCQ.json", "question_type": "mcq"}
+    return {
+        "filepath1": "x.wav",
+        "input": question,
+        "answer": answer,
+        "subtype": "C-MCQ.json",
+        "question_type": "mcq",
+    }
 
 
 @pytest.fixture
@@ -35,20 +52,34 @@ def csv_file(tmp_path):
 
 def test_labels_follow_the_csv(csv_file):
     labels = entailment_labels([csv_file])
-    wanted = {"A door, old, closes.": "a) It is definitely true", "Two people come home.": "c) It is plausible",
-              'She says "no".': "b) It is definitely false"}  # fmt: skip
+    wanted = {
+        "A door, old, closes.": "a) It is definitely true",
+        "Two people come home.": "c) It is plausible",
+        'She says "no".': "b) It is definitely false",
+    }
     for hypothesis, answer in wanted.items():
-        for stated in ("b) It is definitely false", "c) It is plausible", "a) It is definitely true"):
+        for stated in (
+            "b) It is definitely false",
+            "c) It is plausible",
+            "a) It is definitely true",
+        ):
             row = cle(hypothesis, stated)
             assert fix_cle_label(row, labels) == {**row, "answer": answer}
-    for other in (cle("Nobody knows this.", "b) x"), cle("Two people come home.", "b) x", "ClothoV21/development/other.wav"),
-                  cle("Two people come home.", "b) It is definitely false", subtype="ACE.json")):  # fmt: skip
+    for other in (
+        cle("Nobody knows this.", "b) x"),
+        cle("Two people come home.", "b) x", "ClothoV21/development/other.wav"),
+        cle("Two people come home.", "b) It is definitely false", subtype="ACE.json"),
+    ):
         assert fix_cle_label(other, labels) == other
 
 
 def test_without_a_csv_two_labels_change_places():
-    swapped = {"a) It is definitely true": "a) It is definitely true", "b) It is definitely false": "c) It is plausible",
-               "c) It is plausible": "b) It is definitely false", "d) I cannot determine": "d) I cannot determine"}  # fmt: skip
+    swapped = {
+        "a) It is definitely true": "a) It is definitely true",
+        "b) It is definitely false": "c) It is plausible",
+        "c) It is plausible": "b) It is definitely false",
+        "d) I cannot determine": "d) I cannot determine",
+    }
     for before, after in swapped.items():
         row = cle("x", before)
         assert fix_cle_label(row, None) == {**row, "answer": after}
@@ -74,11 +105,14 @@ def test_a_csv_that_is_none(content, said, tmp_path):
 @pytest.mark.parametrize(
     ("question", "answer"),
     [
-        ("What is it? A) rain B) a dog C) wind D) a bell", "B) a dog"), ("what is it? a) rain b) a dog c) wind", "c) wind"),
-        ("Which? (a) rain (b) a dog", "(b) a dog"), ("What? A) rain B) a dog C) wind", "B"), ("What? A) rain B) dog", "b."),
+        ("What is it? A) rain B) a dog C) wind D) a bell", "B) a dog"),
+        ("what is it? a) rain b) a dog c) wind", "c) wind"),
+        ("Which? (a) rain (b) a dog", "(b) a dog"),
+        ("What? A) rain B) a dog C) wind", "B"),
+        ("What? A) rain B) dog", "b."),
         ("What? A) rain B) a dog C) wind", "a dog"),
     ],
-)  # fmt: skip
+)
 def test_the_answer_follows_its_option(question, answer):
     meant = options(question)[parse_answer("mcq", question, answer)]
     orders = set()
@@ -86,7 +120,9 @@ def test_the_answer_follows_its_option(question, answer):
         row = shuffle_options(mcq(question, answer), seed)
         assert sorted(options(row["input"]).values()) == sorted(options(question).values())
         assert options(row["input"])[parse_answer("mcq", row["input"], row["answer"])] == meant
-        assert sorted(row["input"]) == sorted(question) and row == shuffle_options(mcq(question, answer), seed)
+        assert sorted(row["input"]) == sorted(question) and row == shuffle_options(
+            mcq(question, answer), seed
+        )
         orders.add(tuple(options(row["input"]).values()))
     assert len(orders) > 1
 
@@ -102,13 +138,19 @@ def test_the_answer_follows_its_option(question, answer):
     ],
 )
 def test_what_cannot_be_moved_stays(question, answer):
-    assert all(shuffle_options(mcq(question, answer), seed) == mcq(question, answer) for seed in range(5))
+    assert all(
+        shuffle_options(mcq(question, answer), seed) == mcq(question, answer) for seed in range(5)
+    )
 
 
 @needs_shared
 def test_letters_are_even_and_other_rows_stay():
     rows = load_reasonaqa({"train": SHARED / "train.json"}, SHARED / "audio")["train"]
-    leaning = rows.filter(lambda row: row["question_type"] != "mcq" or parse_answer("mcq", row["input"], row["answer"]) == "b")
+    leaning = rows.filter(
+        lambda row: (
+            row["question_type"] != "mcq" or parse_answer("mcq", row["input"], row["answer"]) == "b"
+        )
+    )
     mended = Mending(None, 0).rows(leaning)
     letters = Counter()
     for before, after in zip(leaning, mended):
@@ -117,24 +159,57 @@ def test_letters_are_even_and_other_rows_stay():
             assert {**before, "input": 0, "answer": 0} == {**after, "input": 0, "answer": 0}
         else:
             assert before == after
-    assert sum(letters.values()) == 238 and all(40 < letters[letter] < 80 for letter in "abcd")  # 59.5 each, by 3 deviations
-    assert leaning["question_type"] == mended["question_type"] and Mending().rows(leaning) is leaning
+    assert sum(letters.values()) == 238 and all(
+        40 < letters[letter] < 80 for letter in "abcd"
+    )  # 59.5 each, by 3 deviations
+    assert (
+        leaning["question_type"] == mended["question_type"] and Mending().rows(leaning) is leaning
+    )
 
 
 def test_a_run_keeps_a_record(corpus, tokenizer, csv_file):
-    words = arguments(corpus, "mimi_semantic", tokenizer, "--max_steps", "1", "--save_steps", "1", "--shuffle_options", "true")
+    words = arguments(
+        corpus,
+        "mimi_semantic",
+        tokenizer,
+        "--max_steps",
+        "1",
+        "--save_steps",
+        "1",
+        "--shuffle_options",
+        "true",
+    )
     train([*words, "--fix_cle_labels", csv_file, "--mix", "mcq=0.25", "--eval_strategy", "no"])
-    kept = {"mix": ["mcq=0.25"], "fix_cle_labels": ["clotho_entailment_development.csv"], "shuffle_options": "by seed 0"}
+    kept = {
+        "mix": ["mcq=0.25"],
+        "fix_cle_labels": ["clotho_entailment_development.csv"],
+        "shuffle_options": "by seed 0",
+    }
     record = json.loads((corpus / "out" / "checkpoint-1" / "training_data.json").read_text())
     assert record["changes"] == kept and record["data"]["rows"] == 11 and record["stream"] is None
     for folder in (corpus / "out", corpus / "out" / "checkpoint-1"):
         assert json.loads((folder / "config.json").read_text())["data_changes"] == kept
     card = (corpus / "out" / "README.md").read_text()
-    assert "11 rows about 11 clips" in card and "| mix | mcq=0.25 |" in card and "| shuffle options | by seed 0 |" in card
+    assert (
+        "11 rows about 11 clips" in card
+        and "| mix | mcq=0.25 |" in card
+        and "| shuffle options | by seed 0 |" in card
+    )
     assert "| fix cle labels | clotho_entailment_development.csv |" in card
     train([*words[:-2], "--fix_cle_labels", "--eval_strategy", "no"])
-    assert json.loads((corpus / "out" / "config.json").read_text())["data_changes"] == {"fix_cle_labels": "swapped"}
-    lora = ["--freeze_lm", "true", "--lora_r", "2", "--eval_strategy", "no", "--output_dir", str(corpus / "lora")]
+    assert json.loads((corpus / "out" / "config.json").read_text())["data_changes"] == {
+        "fix_cle_labels": "swapped"
+    }
+    lora = [
+        "--freeze_lm",
+        "true",
+        "--lora_r",
+        "2",
+        "--eval_strategy",
+        "no",
+        "--output_dir",
+        str(corpus / "lora"),
+    ]
     train([*words, *lora])  # its checkpoints hold no configuration
     record = json.loads((corpus / "lora" / "checkpoint-1" / "training_data.json").read_text())
     assert record["changes"] == {"shuffle_options": "by seed 0"}

@@ -14,7 +14,9 @@ from audiolm.data.length_sampler import STEPS_PER_DRAW, LengthBucketSampler, row
 
 
 def lengths(count: int, seed: int = 0) -> list[float]:
-    return (torch.randn(count, generator=torch.Generator().manual_seed(seed)).mul(0.6).exp() * 100).tolist()
+    return (
+        torch.randn(count, generator=torch.Generator().manual_seed(seed)).mul(0.6).exp() * 100
+    ).tolist()
 
 
 def padded(order: list[int], sizes: list[float], rows: int) -> float:
@@ -46,7 +48,9 @@ def test_steps_are_of_one_length_and_in_no_order():
     order = list(LengthBucketSampler(sizes, 16, seed=0))
     drawn = torch.randperm(len(sizes)).tolist()
     assert padded(order, sizes, 16) < 1.15 < 2 < padded(drawn, sizes, 16)
-    means = torch.tensor([sum(sizes[i] for i in order[at : at + 16]) for at in range(0, len(order), 16)])
+    means = torch.tensor(
+        [sum(sizes[i] for i in order[at : at + 16]) for at in range(0, len(order), 16)]
+    )
     place = torch.arange(len(means), dtype=torch.float)
     assert (
         torch.corrcoef(torch.stack([means.argsort().argsort().float(), place]))[0, 1].abs() < 0.2
@@ -76,17 +80,33 @@ run_train.main(sys.argv[1:])
 def seen(corpus, name: str, options: list[str], launch: tuple = ()) -> list[list[str]]:
     (corpus / "seen.py").write_text(SEEN)
     words = [sys.executable, *launch, str(corpus / "seen.py"), *options]
-    run = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "SEEN": str(corpus / name)})
+    run = subprocess.run(
+        words, capture_output=True, text=True, env={**os.environ, "SEEN": str(corpus / name)}
+    )
     assert run.returncode == 0, run.stderr[-3000:]
-    return [[line.split() for line in file.read_text().splitlines()] for file in sorted(corpus.glob(f"{name}*"))]
+    return [
+        [line.split() for line in file.read_text().splitlines()]
+        for file in sorted(corpus.glob(f"{name}*"))
+    ]
 
 
 @pytest.mark.slow
 def test_every_arm_sees_the_same_batches_also_resumed_in_two_processes(corpus, tokenizer):
     rows = json.loads((corpus / "rows.json").read_text())
-    more = [{**row, "input": row["input"] + " Listen." * i} for i in range(3) for row in rows]  # 48 rows: 3 steps an epoch
+    more = [
+        {**row, "input": row["input"] + " Listen." * i} for i in range(3) for row in rows
+    ]  # 48 rows: 3 steps an epoch
     (corpus / "rows.json").write_text(json.dumps(more))
-    short = ["--max_steps", "7", "--save_steps", "4", "--eval_strategy", "no", "--learning_rate", "0.001"]
+    short = [
+        "--max_steps",
+        "7",
+        "--save_steps",
+        "4",
+        "--eval_strategy",
+        "no",
+        "--learning_rate",
+        "0.001",
+    ]
     expected = seen(corpus, "one", arguments(corpus, "mimi_semantic", tokenizer, *short))[0][:7]
     assert len({tuple(batch) for batch in expected}) == 7
     first = AudioLMForConditionalGeneration.from_pretrained(corpus / "out")
@@ -95,14 +115,18 @@ def test_every_arm_sees_the_same_batches_also_resumed_in_two_processes(corpus, t
         "--resume_from_checkpoint",
         str(corpus / "out" / "checkpoint-4"),
     ]
-    assert seen(corpus, "again", resumed)[0][:3] == expected[4:7]  # in the midst of the second epoch
+    assert (
+        seen(corpus, "again", resumed)[0][:3] == expected[4:7]
+    )  # in the midst of the second epoch
     again = AudioLMForConditionalGeneration.from_pretrained(corpus / "out").state_dict()
     assert all(torch.equal(value, again[key]) for key, value in first.state_dict().items())
     htsat = arguments(corpus, "htsat", tokenizer, *short)
     two = seen(corpus, "two", htsat, tuple(TWO_PROCESSES))
     assert [a + b for a, b in zip(*two)][:7] == expected
     halves = [*htsat, "--resume_from_checkpoint", str(corpus / "out" / "checkpoint-4")]
-    assert [a + b for a, b in zip(*seen(corpus, "halves", halves, tuple(TWO_PROCESSES)))][:3] == expected[4:7]
+    assert [a + b for a, b in zip(*seen(corpus, "halves", halves, tuple(TWO_PROCESSES)))][
+        :3
+    ] == expected[4:7]
     orders = [
         first.config.training["batches"],
         AudioLMForConditionalGeneration.from_pretrained(corpus / "out").config.training["batches"],

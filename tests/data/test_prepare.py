@@ -26,31 +26,55 @@ def pushed_data(hub, tmp_path_factory):
     for split in ("train", "val"):
         (folder / f"{split}.json").write_text((folder / "rows.json").read_text())
     words = ["convert", str(folder), "--output", str(folder / "shards"), "--audio", "embedded"]
-    small = (
-        "from audiolm.data import convert as conversion; conversion.EMBEDDED_PER_GROUP = 4; import sys; from audiolm.data import prepare as run_prepare; "
-    )
+    small = "from audiolm.data import convert as conversion; conversion.EMBEDDED_PER_GROUP = 4; import sys; from audiolm.data import prepare as run_prepare; "
     made = run(hub, "-c", small + "run_prepare.main(sys.argv[1:])", *words)
-    assert made.returncode == 0 and "16 clips and 32 rows: about 0.00 GB" in made.stdout, made.stderr
-    sent = run(hub, "-m", "audiolm.data.prepare", "push", str(folder / "shards"), "--hub_dataset_id", "me/data", "--private")
-    assert sent.returncode == 0 and "run_train.py --dataset_name me/data" in sent.stdout, sent.stderr
+    assert made.returncode == 0 and "16 clips and 32 rows: about 0.00 GB" in made.stdout, (
+        made.stderr
+    )
+    sent = run(
+        hub,
+        "-m",
+        "audiolm.data.prepare",
+        "push",
+        str(folder / "shards"),
+        "--hub_dataset_id",
+        "me/data",
+        "--private",
+    )
+    assert sent.returncode == 0 and "run_train.py --dataset_name me/data" in sent.stdout, (
+        sent.stderr
+    )
     return folder
 
 
 def test_what_is_pushed(hub, pushed_data):
     held = hub.files("datasets/me/data")
-    assert {"README.md", "audiolm.json", "rows/train-00000-of-00001.parquet", "rows/val-00000-of-00001.parquet"} == {
-        path for path in held if path != ".gitattributes"
-    }
+    assert {
+        "README.md",
+        "audiolm.json",
+        "rows/train-00000-of-00001.parquet",
+        "rows/val-00000-of-00001.parquet",
+    } == {path for path in held if path != ".gitattributes"}
     shard = "rows/train-00000-of-00001.parquet"
     assert hub.read("datasets/me/data", shard) == (pushed_data / "shards" / shard).read_bytes()
     assert hub.repos["datasets/me/data"]["private"]
-    again = run(hub, "-m", "audiolm.data.prepare", "push", str(pushed_data / "shards"), "--hub_dataset_id", "me/data")
+    again = run(
+        hub,
+        "-m",
+        "audiolm.data.prepare",
+        "push",
+        str(pushed_data / "shards"),
+        "--hub_dataset_id",
+        "me/data",
+    )
     assert again.returncode == 0
 
 
 @pytest.mark.parametrize("more", [[], ["--streaming", "true", "--dataloader_num_workers", "2"]])
 def test_it_trains_from_the_hub(more, hub, pushed_data, tokenizer):
-    words = arguments(pushed_data, "mimi_semantic", tokenizer, "--max_steps", "2", "--eval_steps", "2", *more)
+    words = arguments(
+        pushed_data, "mimi_semantic", tokenizer, "--max_steps", "2", "--eval_steps", "2", *more
+    )
     for option in ("--train_file", "--validation_file", "--audio_dir"):
         at = words.index(option)
         del words[at : at + 2]
@@ -64,49 +88,84 @@ def test_it_trains_from_the_hub(more, hub, pushed_data, tokenizer):
 @pytest.mark.slow
 def test_who_may_not_push(hub, pushed_data):
     for token, said in ((READER, "not pushed to me/data"), (None, "not pushed to me/data")):
-        words = ["-m", "audiolm.data.prepare", "push", str(pushed_data / "shards"), "--hub_dataset_id", "me/data"]
+        words = [
+            "-m",
+            "audiolm.data.prepare",
+            "push",
+            str(pushed_data / "shards"),
+            "--hub_dataset_id",
+            "me/data",
+        ]
         refused = run(hub, *words, token=token, home=f"home {token}")
-        assert refused.returncode == 1 and said in refused.stderr and "Traceback" not in refused.stderr
-    gone = run(hub, "-m", "audiolm.data.prepare", "push", str(pushed_data), "--hub_dataset_id", "me/data")
+        assert (
+            refused.returncode == 1 and said in refused.stderr and "Traceback" not in refused.stderr
+        )
+    gone = run(
+        hub, "-m", "audiolm.data.prepare", "push", str(pushed_data), "--hub_dataset_id", "me/data"
+    )
     assert gone.returncode == 1 and "no converted data set" in gone.stderr
     missing = train(hub, ["--dataset_name", "me/nothing", "--output_dir", str(pushed_data / "o")])
-    assert missing.returncode == 1 and "--dataset_name me/nothing: neither a folder nor a data set on the Hub" in missing.stderr
+    assert (
+        missing.returncode == 1
+        and "--dataset_name me/nothing: neither a folder nor a data set on the Hub"
+        in missing.stderr
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "found"),
     [
-        ("Yabcdefghijk", ("abcdefghijk", None)), ("abcdefghijk", ("abcdefghijk", None)), ("track01", None),
-        ("Yabcdefghij", ("Yabcdefghij", None)), ("YYabcdefghij", ("Yabcdefghij", None)), ("abcdefghijk lecture", None),
-        ("abcdefghijk_30", ("abcdefghijk", 30)), ("Yabcdefghij_30", ("Yabcdefghij", 30)),
+        ("Yabcdefghijk", ("abcdefghijk", None)),
+        ("abcdefghijk", ("abcdefghijk", None)),
+        ("track01", None),
+        ("Yabcdefghij", ("Yabcdefghij", None)),
+        ("YYabcdefghij", ("Yabcdefghij", None)),
+        ("abcdefghijk lecture", None),
+        ("abcdefghijk_30", ("abcdefghijk", 30)),
+        ("Yabcdefghij_30", ("Yabcdefghij", 30)),
         ("-_cdefghij-_0_10", ("-_cdefghij-", 0)),
-        ("Yabcdefghij__30", ("abcdefghij_", 30)), ("abcdefghijk_30.5_40.5", ("abcdefghijk", 30.5)),
+        ("Yabcdefghij__30", ("abcdefghij_", 30)),
+        ("abcdefghijk_30.5_40.5", ("abcdefghijk", 30.5)),
     ],
-)  # fmt: skip
+)
 def test_youtube_ids_in_names(name, found):
     assert youtube_id(name) == found
 
 
 def test_audiocaps_is_found_by_index(tmp_path, caplog):
     layouts = {
-        "AAAAAAAAAAA": ["train/YAAAAAAAAAAA.wav"], "BBBBBBBBBBB": ["deep/er/BBBBBBBBBBB.flac"],
-        "CCCCCCCCCCC": ["CCCCCCCCCCC_30.ogg"], "DDDDDDDDDDD": ["x/DDDDDDDDDDD.mp3", "y/DDDDDDDDDDD.wav"],
-        "EEEEEEEEEEE": ["EEEEEEEEEEE_30.wav", "EEEEEEEEEEE_60.wav"], "FFFFFFFFFFF": ["FFFFFFFFFFF.txt"],
-    }  # fmt: skip
+        "AAAAAAAAAAA": ["train/YAAAAAAAAAAA.wav"],
+        "BBBBBBBBBBB": ["deep/er/BBBBBBBBBBB.flac"],
+        "CCCCCCCCCCC": ["CCCCCCCCCCC_30.ogg"],
+        "DDDDDDDDDDD": ["x/DDDDDDDDDDD.mp3", "y/DDDDDDDDDDD.wav"],
+        "EEEEEEEEEEE": ["EEEEEEEEEEE_30.wav", "EEEEEEEEEEE_60.wav"],
+        "FFFFFFFFFFF": ["FFFFFFFFFFF.txt"],
+    }
     own = tmp_path / "mine"
     for files in layouts.values():
         for file in files:
             (own / file).parent.mkdir(parents=True, exist_ok=True)
-            (own / file).touch() if file.endswith("txt") else soundfile.write(own / file, clip(0.5), 24000)
+            (own / file).touch() if file.endswith("txt") else soundfile.write(
+                own / file, clip(0.5), 24000
+            )
     (own / "loop").symlink_to(own)
     index = youtube_index(own)
     assert {key: path.removeprefix(f"{own}/") for key, path in index.items()} == {
-        "AAAAAAAAAAA": "train/YAAAAAAAAAAA.wav", "BBBBBBBBBBB": "deep/er/BBBBBBBBBBB.flac", "CCCCCCCCCCC": "CCCCCCCCCCC_30.ogg",
+        "AAAAAAAAAAA": "train/YAAAAAAAAAAA.wav",
+        "BBBBBBBBBBB": "deep/er/BBBBBBBBBBB.flac",
+        "CCCCCCCCCCC": "CCCCCCCCCCC_30.ogg",
         "DDDDDDDDDDD": "y/DDDDDDDDDDD.wav",
-    }  # fmt: skip
+    }
     assert "1 YouTube ids have files of different starts (such as EEEEEEEEEEE)" in caplog.text
-    row = {"taskname": "", "filepath2": "", "caption1": "", "caption2": "", "input": "caption first audio", "answer": "x",
-           "subtype": "AudioCaps.json"}  # fmt: skip
+    row = {
+        "taskname": "",
+        "filepath2": "",
+        "caption1": "",
+        "caption2": "",
+        "input": "caption first audio",
+        "answer": "x",
+        "subtype": "AudioCaps.json",
+    }
     rows = [{**row, "filepath1": f"AudioCapsLarger/train/Y{key}.wav"} for key in layouts]
     (tmp_path / "train.json").write_text(json.dumps(rows))
     (tmp_path / "audio").mkdir()
@@ -114,8 +173,14 @@ def test_audiocaps_is_found_by_index(tmp_path, caplog):
     for roots in ({"AudioCapsLarger": str(own)}, tmp_path / "audio"):
         found = load_reasonaqa({"train": tmp_path / "train.json"}, roots)["train"]["audio"]
         names = [path.split("/")[-1] for [path] in found]
-        wanted = ["YAAAAAAAAAAA.wav", "BBBBBBBBBBB.flac", "CCCCCCCCCCC_30.ogg", "DDDDDDDDDDD.wav", "YEEEEEEEEEEE.wav",
-                  "YFFFFFFFFFFF.wav"]  # fmt: skip
+        wanted = [
+            "YAAAAAAAAAAA.wav",
+            "BBBBBBBBBBB.flac",
+            "CCCCCCCCCCC_30.ogg",
+            "DDDDDDDDDDD.wav",
+            "YEEEEEEEEEEE.wav",
+            "YFFFFFFFFFFF.wav",
+        ]
         assert names == wanted  # the last two are missing, and are called as they are wanted
 
 
@@ -133,7 +198,11 @@ def test_mistakes_end_in_one_line(words, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
         main(words)
-    assert str(end.value).startswith(f"run_prepare.py {words[0]}: ") and said in str(end.value) and "\n" not in str(end.value)
+    assert (
+        str(end.value).startswith(f"run_prepare.py {words[0]}: ")
+        and said in str(end.value)
+        and "\n" not in str(end.value)
+    )
 
 
 def test_help_names_every_command(capsys):

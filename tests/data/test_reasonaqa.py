@@ -12,8 +12,16 @@ from audiolm.data import check_audio, load_reasonaqa, resolve_path
 from audiolm.data.reasonaqa import question_type
 from audiolm.processing_audiolm import resample
 
-ROW = {"taskname": "audioqa", "filepath1": "a\\b.wav", "filepath2": "", "caption1": "", "caption2": "",
-       "input": "is there a dog? Answer only using yes or no.", "answer": "yes", "subtype": "ClothoAQA.json"}  # fmt: skip
+ROW = {
+    "taskname": "audioqa",
+    "filepath1": "a\\b.wav",
+    "filepath2": "",
+    "caption1": "",
+    "caption2": "",
+    "input": "is there a dog? Answer only using yes or no.",
+    "answer": "yes",
+    "subtype": "ClothoAQA.json",
+}
 
 
 @needs_shared
@@ -34,15 +42,25 @@ def test_labels_of_the_real_records(parts, capsys):
 
 @needs_shared
 def test_question_types_of_the_real_records():
-    kinds = {"ClothoAQA": "yes_no", "Clotho-MCQ": "mcq", "Clotho-Detail": "detail", "CLD-1": "difference",
-             "CLD-2": "difference", "CLD-3": "difference", "CLE": "entailment", "Clotho": "caption"}  # fmt: skip
+    kinds = {
+        "ClothoAQA": "yes_no",
+        "Clotho-MCQ": "mcq",
+        "Clotho-Detail": "detail",
+        "CLD-1": "difference",
+        "CLD-2": "difference",
+        "CLD-3": "difference",
+        "CLE": "entailment",
+        "Clotho": "caption",
+    }
     for row in json.loads((SHARED / "reasonaqa_records.json").read_text()):
         assert question_type(row) == kinds[row["subtype"].removesuffix(".json")]
 
 
 @needs_shared
 def test_mini_reasonaqa():
-    data = load_reasonaqa({s: SHARED / f"{s}.json" for s in ("train", "val", "test")}, SHARED / "audio")
+    data = load_reasonaqa(
+        {s: SHARED / f"{s}.json" for s in ("train", "val", "test")}, SHARED / "audio"
+    )
     assert {s: len(d) for s, d in data.items()} == {"train": 4372, "val": 1436, "test": 1444}
     assert len(Counter(data["test"]["question_type"])) == 6
     assert all(Path(p).is_file() for row in data["test"]["audio"] for p in row)
@@ -50,8 +68,11 @@ def test_mini_reasonaqa():
 
 def test_rows_that_are_wrong_are_named(tmp_path):
     file = tmp_path / "train.json"
-    for change, message in [({"answer": " "}, "row 1: field 'answer' is empty"), ({"input": 3}, "row 1: field 'input' is int"),
-                            ({"subtype": "x", "input": "?"}, "row 1: subtype 'x'")]:  # fmt: skip
+    for change, message in [
+        ({"answer": " "}, "row 1: field 'answer' is empty"),
+        ({"input": 3}, "row 1: field 'input' is int"),
+        ({"subtype": "x", "input": "?"}, "row 1: subtype 'x'"),
+    ]:
         file.write_text(json.dumps([ROW, {**ROW, **change}]))
         with pytest.raises(ValueError, match=message):
             load_reasonaqa({"train": file}, tmp_path)
@@ -63,13 +84,20 @@ def test_rows_that_are_wrong_are_named(tmp_path):
 def test_resolve_path(tmp_path):
     (tmp_path / "Mom&Dad.wav").touch()
     assert resolve_path("Mom&amp;Dad.wav", tmp_path) == str(tmp_path / "Mom&Dad.wav")
-    assert resolve_path("ClothoAQA\\audio_files\\x.wav", {"ClothoAQA": tmp_path}) == str(tmp_path / "audio_files" / "x.wav")
+    assert resolve_path("ClothoAQA\\audio_files\\x.wav", {"ClothoAQA": tmp_path}) == str(
+        tmp_path / "audio_files" / "x.wav"
+    )
 
 
 def test_faulty_audio_is_found(tmp_path):
     good = clip(1)
-    write = {"good": good, "nan": np.where(good > 0.3, np.nan, good), "inf": np.where(good > 0.3, np.inf, good),
-             "loud": good * 100, "none": good[:0]}  # fmt: skip
+    write = {
+        "good": good,
+        "nan": np.where(good > 0.3, np.nan, good),
+        "inf": np.where(good > 0.3, np.inf, good),
+        "loud": good * 100,
+        "none": good[:0],
+    }
     for name, samples in write.items():
         soundfile.write(tmp_path / f"{name}.wav", samples, 24000, subtype="FLOAT")
     (tmp_path / "empty.wav").touch()
@@ -79,14 +107,19 @@ def test_faulty_audio_is_found(tmp_path):
     cache = tmp_path / "cache.json"
     faults = {Path(p).stem: f for p, f in check_audio(paths, cache_file=cache).items()}
     assert "good" not in faults and len(faults) == 8
-    assert faults["absent"] == "missing" and faults["empty"] == "empty file" and faults["none"] == "no samples"
+    assert (
+        faults["absent"] == "missing"
+        and faults["empty"] == "empty file"
+        and faults["none"] == "no samples"
+    )
     assert faults["nan"] == faults["inf"] == "NaN or infinite samples"
     assert faults["torn"].startswith("truncated") and faults["loud"].startswith("samples up to ")
     assert faults == {Path(p).stem: f for p, f in check_audio(paths, cache_file=cache).items()}
 
 
 @pytest.mark.parametrize(
-    "rates", [(44100, 24000), (16000, 44100), (48000, 24000), (22050, 32000), (96000, 24000), (8000, 44100)]
+    "rates",
+    [(44100, 24000), (16000, 44100), (48000, 24000), (22050, 32000), (96000, 24000), (8000, 44100)],
 )
 def test_resampling_equals_torchaudio(rates):
     import torchaudio
@@ -98,6 +131,8 @@ def test_resampling_equals_torchaudio(rates):
 
 def test_resampling_from_an_odd_rate():
     # 44101 and 24000 Hz share no factor: all weights together would be 9 GB
-    tones = [torch.sin(2 * torch.pi * 440 * torch.arange(rate // 2) / rate) for rate in (44101, 24000)]
+    tones = [
+        torch.sin(2 * torch.pi * 440 * torch.arange(rate // 2) / rate) for rate in (44101, 24000)
+    ]
     resampled = resample(tones[0], 44101, 24000)
     assert (resampled - tones[1])[500:-500].abs().max() < 2e-3 and len(resampled) == len(tones[1])

@@ -18,7 +18,14 @@ from audiolm.data.reasonaqa import question_type
 from audiolm.data.soundscapes import corpus as soundscapes
 from audiolm.data.soundscapes.corpus import draw_corpus, main, make_soundscapes, write_labels
 from audiolm.data.soundscapes.events import render_event
-from audiolm.data.soundscapes.scenes import CLASSES, CONDITIONS, SAMPLE_RATE, draw_scene, labels, render
+from audiolm.data.soundscapes.scenes import (
+    CLASSES,
+    CONDITIONS,
+    SAMPLE_RATE,
+    draw_scene,
+    labels,
+    render,
+)
 
 CLOSED = ("mcq", "yes_no", "entailment")
 
@@ -35,7 +42,9 @@ def drawn():
 
 
 def contents(output):
-    return {str(p.relative_to(output)): p.read_bytes() for p in sorted(output.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(output)): p.read_bytes() for p in sorted(output.rglob("*")) if p.is_file()
+    }
 
 
 # Sound
@@ -66,7 +75,11 @@ def test_far_is_quieter_and_duller(name):
     scene = draw_scene(np.random.default_rng(4), 1, [name], "clean", "outdoors")
 
     def heard(distance):
-        spectrum = np.square(np.abs(np.fft.rfft(render_event(dataclasses.replace(scene.events[0], distance=distance)))))
+        spectrum = np.square(
+            np.abs(
+                np.fft.rfft(render_event(dataclasses.replace(scene.events[0], distance=distance)))
+            )
+        )
         hertz = np.linspace(0, SAMPLE_RATE / 2, len(spectrum))
         return spectrum.sum(), (spectrum * hertz).sum() / spectrum.sum()
 
@@ -77,20 +90,32 @@ def test_far_is_quieter_and_duller(name):
 
 def timbre(sound):
     """Spectrum of the loud frames, how bands vary, and at what pace loudness varies: none depends on level."""
-    frames = np.lib.stride_tricks.sliding_window_view(sound, 1024)[::480] * np.hanning(1024).astype(np.float32)
+    frames = np.lib.stride_tricks.sliding_window_view(sound, 1024)[::480] * np.hanning(1024).astype(
+        np.float32
+    )
     edges = np.unique(np.round(np.geomspace(2, 512, 41)).astype(int))
-    bands = np.add.reduceat(np.square(np.abs(np.fft.rfft(frames))), edges[:-1], axis=1) / np.diff(edges)
+    bands = np.add.reduceat(np.square(np.abs(np.fft.rfft(frames))), edges[:-1], axis=1) / np.diff(
+        edges
+    )
     decibel = 10 * np.log10(bands / bands.max() + 1e-6)
     loud = decibel[decibel.max(1) >= np.quantile(decibel.max(1), 0.85)]
     power = 10 * np.log10(bands.sum(1) + 1e-6)
-    pace = np.abs(np.fft.rfft((power - power.mean()) * np.hanning(len(power)), 512))[:100].reshape(20, 5).mean(1)
-    return np.concatenate([loud.mean(0) - loud.mean(), loud.std(0), decibel.std(0), 20 * np.log10(pace + 1)])
+    pace = (
+        np.abs(np.fft.rfft((power - power.mean()) * np.hanning(len(power)), 512))[:100]
+        .reshape(20, 5)
+        .mean(1)
+    )
+    return np.concatenate(
+        [loud.mean(0) - loud.mean(), loud.std(0), decibel.std(0), 20 * np.log10(pace + 1)]
+    )
 
 
 def test_classes_sound_different():
     random = np.random.default_rng(0)
     names = np.repeat(list(CLASSES), 14)
-    sounds = np.array([timbre(render(draw_scene(random, 1, [str(name)], "clean"))) for name in names])
+    sounds = np.array(
+        [timbre(render(draw_scene(random, 1, [str(name)], "clean"))) for name in names]
+    )
     train = np.arange(len(names)) % 14 < 9
     centres = np.array([sounds[train & (names == name)].mean(0) for name in CLASSES])
     spread = sounds[train] - np.repeat(centres, 9, axis=0)
@@ -121,9 +146,18 @@ def test_every_type_and_category_is_asked_about(drawn):
         assert set(map(question_type, split.rows)) == set(QUESTION_TYPES)
         assert Counter(question_type(r) for r in split.rows)["mcq"] > len(split.rows) / 4
         closed = {c for r, c in zip(split.rows, split.categories) if question_type(r) in CLOSED}
-        assert closed == {"sound event", "acoustic property", "environment", "recording quality", "time order", "count",
-                          "comparison"}  # fmt: skip
-        assert len({(r["input"], r["filepath1"], r["filepath2"]) for r in split.rows}) == len(split.rows)
+        assert closed == {
+            "sound event",
+            "acoustic property",
+            "environment",
+            "recording quality",
+            "time order",
+            "count",
+            "comparison",
+        }
+        assert len({(r["input"], r["filepath1"], r["filepath2"]) for r in split.rows}) == len(
+            split.rows
+        )
         assert set(split.paths) == {r["filepath1"] for r in split.rows}
 
 
@@ -139,7 +173,9 @@ def test_every_closed_answer_is_one_of_the_options(drawn):
 def test_splits_share_no_scene_and_no_parameter(drawn):
     def parameters(split):
         events = [event for scene in split.scenes for event in scene.events]
-        return {e.seed for e in events} | {s.seed for s in split.scenes}, {(e.onset, e.duration, e.pitch) for e in events}
+        return {e.seed for e in events} | {s.seed for s in split.scenes}, {
+            (e.onset, e.duration, e.pitch) for e in events
+        }
 
     found = [parameters(split) for split in drawn.values()]
     for i, j in ((0, 1), (0, 2), (1, 2)):
@@ -166,15 +202,35 @@ def test_answers_agree_with_the_scenes(drawn):
             elif text.startswith("Which sound is the loudest?"):
                 assert named == max(scene.events, key=lambda e: e.level_db).name
             elif text.startswith("Where was it recorded?"):
-                assert named == {"dry": "outdoors", "small": "small room", "large": "large room"}[scene.room]
+                assert (
+                    named
+                    == {"dry": "outdoors", "small": "small room", "large": "large room"}[scene.room]
+                )
             elif found := re.search(r"The sound of the (\w+) is (near|far)", text):
                 event = at.get(found[1])
-                wanted = "I cannot determine" if event is None else "It is plausible" if event.distance == "middle" else (
-                    "It is definitely true" if event.distance == found[2] else "It is definitely false")  # fmt: skip
+                wanted = (
+                    "I cannot determine"
+                    if event is None
+                    else "It is plausible"
+                    if event.distance == "middle"
+                    else (
+                        "It is definitely true"
+                        if event.distance == found[2]
+                        else "It is definitely false"
+                    )
+                )
                 assert named == wanted
             elif found := re.match(r"Which audio has the (\w+)\?", text):
                 has = found[1] in at, found[1] in labels(scenes[row["filepath2"]])
-                assert named == {(1, 0): "audio 1", (0, 1): "audio 2", (1, 1): "both audios", (0, 0): "neither"}[has]
+                assert (
+                    named
+                    == {
+                        (1, 0): "audio 1",
+                        (0, 1): "audio 2",
+                        (1, 1): "both audios",
+                        (0, 0): "neither",
+                    }[has]
+                )
             elif found := re.match(r"Is audio 1 (louder|quieter)", text):
                 louder = scene.level_db > scenes[row["filepath2"]].level_db
                 assert row["answer"] == ("yes" if louder == (found[1] == "louder") else "no")
@@ -207,7 +263,10 @@ def by_letter(train, questions):
         counts[answer].update(words(text))
     known = set().union(*counts.values())
     return [
-        max(sorted(n), key=lambda a: np.log(n[a]) + sum(np.log((counts[a][w] + 1) / (n[a] + 2)) for w in seen))
+        max(
+            sorted(n),
+            key=lambda a: np.log(n[a]) + sum(np.log((counts[a][w] + 1) / (n[a] + 2)) for w in seen),
+        )
         for seen in (words(text) & known for text in questions)
     ]
 
@@ -224,7 +283,10 @@ def by_content(train, questions):
             (right if letter == answer else wrong).update(features(text, option))
     odds = {f: np.log((right[f] + 1) / (wrong[f] + 3)) for f in {*right, *wrong}}
     return [
-        max(options(text).items(), key=lambda option: sum(odds.get(f, np.log(1 / 3)) for f in features(text, option[1])))[0]
+        max(
+            options(text).items(),
+            key=lambda option: sum(odds.get(f, np.log(1 / 3)) for f in features(text, option[1])),
+        )[0]
         for text in questions
     ]
 
@@ -265,13 +327,19 @@ def test_a_leak_in_the_text_would_be_noticed(drawn):
     favoured = set(list(CLASSES)[:10])
 
     def named(text, answer):
-        found = re.search("|".join(CLASSES), text if answer in ("yes", "no") else options(text)[answer])
+        found = re.search(
+            "|".join(CLASSES), text if answer in ("yes", "no") else options(text)[answer]
+        )
         return found and found[0] in favoured
 
     leaks = {
-        ("yes_no", "sound event", "by_letter"): lambda k, c, text, a: k == "yes_no" and (named(text, a) is True) == (a == "no"),
+        ("yes_no", "sound event", "by_letter"): lambda k, c, text, a: (
+            k == "yes_no" and (named(text, a) is True) == (a == "no")
+        ),
         ("mcq", "all", "by_majority"): lambda k, c, text, a: k == "mcq" and a != "b",
-        ("mcq", "sound event", "by_content"): lambda k, c, text, a: k == "mcq" and c == "sound event" and not named(text, a),
+        ("mcq", "sound event", "by_content"): lambda k, c, text, a: (
+            k == "mcq" and c == "sound event" and not named(text, a)
+        ),
     }
     for key, dropped in leaks.items():
         train, test = (without(closed_rows(drawn[split]), dropped) for split in ("train", "test"))
@@ -284,7 +352,11 @@ def test_a_leak_in_the_text_would_be_noticed(drawn):
 def test_corpus_loads_like_reasonaqa(corpus, tmp_path):
     output, files = corpus
     data = load_reasonaqa(files, output)
-    assert {split: len(rows) for split, rows in data.items()} == {"train": 200, "val": 40, "test": 80}
+    assert {split: len(rows) for split, rows in data.items()} == {
+        "train": 200,
+        "val": 40,
+        "test": 80,
+    }
     paths = [path for rows in data.values() for audio in rows["audio"] for path in audio]
     assert check_audio(paths, cache_file=tmp_path / "checks.json") == {}
     assert soundfile.info(paths[0]).samplerate == SAMPLE_RATE
@@ -357,7 +429,9 @@ def test_an_interrupted_run_goes_on_where_it_stopped(corpus, tmp_path, monkeypat
 def test_another_corpus_or_other_files_are_an_error_in_one_line(corpus, tmp_path):
     output, _ = corpus
     for arguments in (["--rows", "200", "--seed", "4"], ["--rows", "400", "--seed", "3"]):
-        with pytest.raises(SystemExit, match=r"holds a corpus of version 1, rows 200, seed 3, not of") as error:
+        with pytest.raises(
+            SystemExit, match=r"holds a corpus of version 1, rows 200, seed 3, not of"
+        ) as error:
             main(["--output", str(output), *arguments])
         assert "\n" not in str(error.value)
     (tmp_path / "train.json").write_text("[]")
@@ -378,11 +452,18 @@ def test_labels_of_the_clips(tmp_path):
     found = {}
     for kind, file in files.items():
         with open(file, newline="") as lines:
-            found[kind] = {row["filename"]: (row["split"], row["label"]) for row in csv.DictReader(lines)}
+            found[kind] = {
+                row["filename"]: (row["split"], row["label"]) for row in csv.DictReader(lines)
+            }
     assert set(found["room"]) == set(found["quality"]) == set(scenes)
     for path, scene in scenes.items():
         assert found["room"][path] == (path.split("/")[1], scene["room"])
         names = {event["name"] for event in scene["events"]}
         assert (path in found["sound"]) == (len(names) == 1)
         assert found["sound"].get(path, (None, *names))[1] in names
-    assert {label for _, label in found["quality"].values()} <= {"clean", "noisy", "clipped", "band-limited"}
+    assert {label for _, label in found["quality"].values()} <= {
+        "clean",
+        "noisy",
+        "clipped",
+        "band-limited",
+    }

@@ -37,7 +37,11 @@ def caches(tmp_path, monkeypatch):
 @pytest.fixture
 def corpus(corpus):
     """With three questions about each clip, 48 in all."""
-    rows = [{**row, "caption1": f"{i}"} for row in json.loads((corpus / "rows.json").read_text()) for i in range(3)]
+    rows = [
+        {**row, "caption1": f"{i}"}
+        for row in json.loads((corpus / "rows.json").read_text())
+        for i in range(3)
+    ]
     for name in ("rows", "train", "val"):
         (corpus / f"{name}.json").write_text(json.dumps(rows))
     return corpus
@@ -64,18 +68,36 @@ def number(rows: list[dict]) -> list[int]:
 
 def taken(rows, processes: int, workers: int, batches: int, size: int = 2) -> list[list]:
     """The first batches of each process, shared out as accelerate and the data loader do."""
-    parts = [rows.shard(num_shards=processes, index=p) for p in range(processes)] if processes > 1 else [rows]
-    return [list(islice(DataLoader(part, size, num_workers=workers, collate_fn=number), batches)) for part in parts]
+    parts = (
+        [rows.shard(num_shards=processes, index=p) for p in range(processes)]
+        if processes > 1
+        else [rows]
+    )
+    return [
+        list(islice(DataLoader(part, size, num_workers=workers, collate_fn=number), batches))
+        for part in parts
+    ]
 
 
 def test_rows_of_shards(corpus, embedded):
     shards, rows = Shards(embedded, "train"), json.loads((corpus / "train.json").read_text())
-    assert (shards.num_rows, len(shards.groups), shards.has("val"), shards.has("test")) == (48, 16, True, False)
+    assert (shards.num_rows, len(shards.groups), shards.has("val"), shards.has("test")) == (
+        48,
+        16,
+        True,
+        False,
+    )
     rows.sort(key=lambda row: row["filepath1"])
     read = list(in_order(shards, range(48)))
-    assert [{k: row[k] for k in rows[0]} for row in read] == rows and number(read) == list(range(48))
-    assert all(row["audio"][0][:4] == b"fLaC" and row["names"] == [row["filepath1"]] for row in read)
-    assert all(read[i]["audio"][0] is read[i - i % 3]["audio"][0] for i in range(48))  # once in memory
+    assert [{k: row[k] for k in rows[0]} for row in read] == rows and number(read) == list(
+        range(48)
+    )
+    assert all(
+        row["audio"][0][:4] == b"fLaC" and row["names"] == [row["filepath1"]] for row in read
+    )
+    assert all(
+        read[i]["audio"][0] is read[i - i % 3]["audio"][0] for i in range(48)
+    )  # once in memory
     assert [row["filepath1"] for row in shards.light()] == [row["filepath1"] for row in rows]
     assert number(shards.light()) == list(range(48)) and "audio" not in shards.light().column_names
     assert [row["row"] for row in in_order(shards, [40, 7, 8])] == [7, 8, 40]
@@ -85,62 +107,84 @@ def test_rows_of_shards(corpus, embedded):
 
 def test_only_wanted_row_groups_are_read(embedded, monkeypatch):
     shards, read, inner = Shards(embedded, "train"), [], Shards.read
-    monkeypatch.setattr(Shards, "read", lambda self, group: (read.append(group[2]), inner(self, group))[1])
+    monkeypatch.setattr(
+        Shards, "read", lambda self, group: (read.append(group[2]), inner(self, group))[1]
+    )
     assert number(in_order(shards, [4, 40])) == [4, 40] and read == [3, 39]
     groups = [[0, 1, 2], [4], [9, 11]]
     whole = number(islice(endless(shards, groups, 100, "s"), 18))
-    assert [sorted(whole[i : i + 6]) for i in (0, 6, 12)] == [[0, 1, 2, 4, 9, 11]] * 3 and whole[:6] != whole[6:12]
+    assert [sorted(whole[i : i + 6]) for i in (0, 6, 12)] == [[0, 1, 2, 4, 9, 11]] * 3 and whole[
+        :6
+    ] != whole[6:12]
     for done in range(12):
         read.clear()
         assert number(islice(endless(shards, groups, 100, "s", done), 6)) == whole[done : done + 6]
     read.clear()
-    assert number(islice(endless(shards, groups, 100, "s", 11), 1)) == [whole[11]] and len(read) == 1
+    assert (
+        number(islice(endless(shards, groups, 100, "s", 11), 1)) == [whole[11]] and len(read) == 1
+    )
 
 
 def test_order():
     groups = [list(range(i, i + 10)) for i in range(0, 100, 10)]
     orders = {buffer: list(shuffled(groups, buffer, "0")) for buffer in (1, 15, 1000)}
     assert all(sorted(order) == list(range(100)) for order in orders.values())
-    assert [orders[1][i : i + 10] for i in range(0, 100, 10)] != groups  # in another order, each whole
+    assert [
+        orders[1][i : i + 10] for i in range(0, 100, 10)
+    ] != groups  # in another order, each whole
     assert sorted(orders[1][i : i + 10] for i in range(0, 100, 10)) == groups
     tens = {buffer: len({n // 10 for n in order[:10]}) for buffer, order in orders.items()}
     assert tens[1] == 1 < tens[15] <= 3 < tens[1000]
     assert list(shuffled(groups, 15, "0")) == orders[15] != list(shuffled(groups, 15, "1"))
 
 
-@pytest.mark.parametrize("chosen", [range(48), [0, 1, 2, 3, 5, 8, 13, 14, 20, 21, 22, 23, 30, 31, 40, 47]])
+@pytest.mark.parametrize(
+    "chosen", [range(48), [0, 1, 2, 3, 5, 8, 13, 14, 20, 21, 22, 23, 30, 31, 40, 47]]
+)
 @pytest.mark.parametrize(("processes", "workers"), [(2, 2), (2, 0), (1, 3)])
 def test_every_row_once_in_a_pass(embedded, chosen, processes, workers):
     shards = Shards(embedded, "train")
-    batches = taken(stream_rows(shards, chosen, 10, 0, processes, workers), processes, workers, 120, 1)
+    batches = taken(
+        stream_rows(shards, chosen, 10, 0, processes, workers), processes, workers, 120, 1
+    )
     each, first = max(1, workers), []
     for part in batches:
         for reader in range(each):
             rows = [row for batch in part[reader::each] for row in batch]
             share = len(set(rows))
             passes = [rows[i : i + share] for i in range(0, len(rows) - share, share)]
-            assert len(passes) > 1 and all(set(rows) == set(one) for one in passes) and passes[0] != passes[1]
+            assert (
+                len(passes) > 1
+                and all(set(rows) == set(one) for one in passes)
+                and passes[0] != passes[1]
+            )
             first += passes[0]
     assert sorted(first) == list(chosen)
 
 
 def test_seeds(embedded):
     shards = Shards(embedded, "train")
-    orders = [taken(stream_rows(shards, range(48), 100, seed, 1, 2), 1, 2, 20) for seed in (0, 0, 1)]
+    orders = [
+        taken(stream_rows(shards, range(48), 100, seed, 1, 2), 1, 2, 20) for seed in (0, 0, 1)
+    ]
     assert orders[0] == orders[1] != orders[2]
 
 
 @pytest.mark.parametrize(("processes", "workers"), [(1, 0), (1, 2), (1, 3), (2, 0), (2, 2)])
 def test_going_on(embedded, processes, workers):
     shards = Shards(embedded, "train")
-    whole = taken(stream_rows(shards, range(48), 10, 0, processes, workers, 5), processes, workers, 24, 5)
+    whole = taken(
+        stream_rows(shards, range(48), 10, 0, processes, workers, 5), processes, workers, 24, 5
+    )
     for done in (1, 2, 7, 13):  # 48 rows are 10 batches of one process
         rest = stream_rows(shards, range(48), 10, 0, processes, workers, 5, done)
         assert taken(rest, processes, workers, 8, 5) == [part[done : done + 8] for part in whole]
 
 
 def test_more_readers_than_row_groups(embedded):
-    with pytest.raises(ValueError, match="4 readers cannot share 3 row groups; lower --dataloader_num_workers"):
+    with pytest.raises(
+        ValueError, match="4 readers cannot share 3 row groups; lower --dataloader_num_workers"
+    ):
         stream_rows(Shards(embedded, "train"), [0, 1, 5, 40], 10, 0, 2, 2)
 
 
@@ -155,12 +199,16 @@ def words(corpus, tokenizer, folder: str, *more) -> list[str]:
 
 def log_and_weights(corpus) -> tuple[list, dict]:
     log = json.loads((corpus / "out" / "trainer_state.json").read_text())["log_history"]
-    losses = [{k: v for k, v in entry.items() if k == "loss" or k.endswith("token_loss")} for entry in log]
+    losses = [
+        {k: v for k, v in entry.items() if k == "loss" or k.endswith("token_loss")} for entry in log
+    ]
     return losses, AudioLMForConditionalGeneration.from_pretrained(corpus / "out").state_dict()
 
 
 def same(one: dict, other: dict) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
+    return one.keys() == other.keys() and all(
+        torch.equal(value, other[key]) for key, value in one.items()
+    )
 
 
 def test_shards_train_as_files_do(corpus, tokenizer):
@@ -169,27 +217,55 @@ def test_shards_train_as_files_do(corpus, tokenizer):
     losses, weights = log_and_weights(corpus)
     train(words(corpus, tokenizer, converted(corpus, "referenced"), *more))
     again, found = log_and_weights(corpus)
-    assert losses == again and same(weights, found) and sum("loss" in entry for entry in losses) == 3
+    assert (
+        losses == again and same(weights, found) and sum("loss" in entry for entry in losses) == 3
+    )
     assert any("eval_mcq_token_loss" in entry for entry in losses)
     card = (corpus / "out" / "README.md").read_text()
     assert "48 rows about 16 clips" in card and str(corpus) not in card
 
 
 def test_a_streamed_run_goes_on(corpus, tokenizer, embedded, capsys):
-    options = words(corpus, tokenizer, embedded, "--streaming", "true", "--max_steps", "4", "--eval_strategy", "no",
-                    "--dataloader_num_workers", "2", "--save_steps", "1", "--save_total_limit", "9",
-                    "--max_eval_samples", "2", "--num_stats_clips", "4")  # fmt: skip
+    options = words(
+        corpus,
+        tokenizer,
+        embedded,
+        "--streaming",
+        "true",
+        "--max_steps",
+        "4",
+        "--eval_strategy",
+        "no",
+        "--dataloader_num_workers",
+        "2",
+        "--save_steps",
+        "1",
+        "--save_total_limit",
+        "9",
+        "--max_eval_samples",
+        "2",
+        "--num_stats_clips",
+        "4",
+    )
     train(options)
     losses, weights = log_and_weights(corpus)
     for checkpoint in (3, 1):  # the second and fourth batch are of the other worker
-        train([*options, "--resume_from_checkpoint", str(corpus / "out" / f"checkpoint-{checkpoint}")])
+        train(
+            [*options, "--resume_from_checkpoint", str(corpus / "out" / f"checkpoint-{checkpoint}")]
+        )
         again, found = log_and_weights(corpus)
         assert same(weights, found) and again == losses
     again = [*options, "--resume_from_checkpoint", str(corpus / "out" / "checkpoint-3")]
-    for more, said in [(["--shuffle_buffer", "7"], "shuffle_buffer 4000"), (["--seed", "5"], "seed 0"),
-                       (["--dataloader_num_workers", "0"], "dataloader_num_workers 2"),
-                       (["--mix", "mcq=0.5"], "changes {}")]:  # fmt: skip
-        with pytest.raises(SystemExit, match=rf"was trained on a stream with {said}; give the same, or rows come twice"):
+    for more, said in [
+        (["--shuffle_buffer", "7"], "shuffle_buffer 4000"),
+        (["--seed", "5"], "seed 0"),
+        (["--dataloader_num_workers", "0"], "dataloader_num_workers 2"),
+        (["--mix", "mcq=0.5"], "changes {}"),
+    ]:
+        with pytest.raises(
+            SystemExit,
+            match=rf"was trained on a stream with {said}; give the same, or rows come twice",
+        ):
             train([*again, *more])
     (corpus / "out" / "checkpoint-3" / "training_data.json").unlink()
     with pytest.raises(SystemExit):
@@ -197,27 +273,54 @@ def test_a_streamed_run_goes_on(corpus, tokenizer, embedded, capsys):
     assert "training_data.json is missing or torn" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("more", "kinds"), [
-    (["--question_types", "mcq", "--max_rows_per_clip", "2"], {"mcq": 16}),
-    (["--mix", "mcq=0.75", "--shuffle_options", "true"], {"mcq": 24, "yes_no": 8}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "kinds"),
+    [
+        (["--question_types", "mcq", "--max_rows_per_clip", "2"], {"mcq": 16}),
+        (["--mix", "mcq=0.75", "--shuffle_options", "true"], {"mcq": 24, "yes_no": 8}),
+    ],
+)
 def test_parts_of_a_stream(corpus, tokenizer, embedded, monkeypatch, capsys, more, kinds):
     trained = []
 
     class Recorder(ReasonAQACollator):
         def __call__(self, rows):
-            trained.extend(row for row in rows if "row" in row)  # those of evaluation have no number
+            trained.extend(
+                row for row in rows if "row" in row
+            )  # those of evaluation have no number
             return super().__call__(rows)
 
     monkeypatch.setattr(run_train, "ReasonAQACollator", Recorder)
     steps = sum(kinds.values()) // 16
-    train(words(corpus, tokenizer, embedded, "--streaming", "true", "--max_steps", str(steps), "--eval_steps", "1", *more))
+    train(
+        words(
+            corpus,
+            tokenizer,
+            embedded,
+            "--streaming",
+            "true",
+            "--max_steps",
+            str(steps),
+            "--eval_steps",
+            "1",
+            *more,
+        )
+    )
     trained = trained[: 16 * steps]  # accelerate takes one batch more
-    assert len(set(number(trained))) == 16 * steps and Counter(row["question_type"] for row in trained) == kinds
+    assert (
+        len(set(number(trained))) == 16 * steps
+        and Counter(row["question_type"] for row in trained) == kinds
+    )
     out = capsys.readouterr().out
-    assert "mcq loss" in out and ("yes_no loss" in out) == ("yes_no" in kinds) and "training loss" in out
+    assert (
+        "mcq loss" in out
+        and ("yes_no loss" in out) == ("yes_no" in kinds)
+        and "training loss" in out
+    )
     named = {row["filepath1"] for row in trained}
-    assert f"{16 * steps} rows about {len(named)} clips" in (corpus / "out" / "README.md").read_text()
+    assert (
+        f"{16 * steps} rows about {len(named)} clips" in (corpus / "out" / "README.md").read_text()
+    )
     swapped = {row["input"] for row in trained if row["question_type"] == "mcq"}
     assert len(swapped) == (2 if "--shuffle_options" in more else 1)
 
@@ -226,20 +329,45 @@ def test_contradictions(corpus, tokenizer, embedded, capsys):
     for message, wrong in {
         "--streaming: give --dataset_name": ["--streaming", "true"],
         "--streaming: its clips pass by once; leave --feature_cache out": [
-            "--streaming", "true", "--dataset_name", embedded, "--feature_cache", "x"],
-        "--dataset_name: it has splits of its own": ["--dataset_name", embedded, "--train_file", "x"],
-    }.items():  # fmt: skip
+            "--streaming",
+            "true",
+            "--dataset_name",
+            embedded,
+            "--feature_cache",
+            "x",
+        ],
+        "--dataset_name: it has splits of its own": [
+            "--dataset_name",
+            embedded,
+            "--train_file",
+            "x",
+        ],
+    }.items():
         with pytest.raises(SystemExit):
             train(wrong)
         assert message in capsys.readouterr().err.splitlines()[-1]
     for message, folder, workers in [
-        ("its rows do not hold their audio; convert with --audio embedded", converted(corpus, "referenced"), "0"),
+        (
+            "its rows do not hold their audio; convert with --audio embedded",
+            converted(corpus, "referenced"),
+            "0",
+        ),
         ("17 readers cannot share 16 row groups", embedded, "17"),
         ("no converted data set with a split 'train' is there", str(corpus), "0"),
         ("no_such/data", "no_such/data", "0"),
     ]:
         with pytest.raises(SystemExit, match=f"^run_train.py: .*{message}") as ended:
-            train(words(corpus, tokenizer, folder, "--streaming", "true", "--dataloader_num_workers", workers))
+            train(
+                words(
+                    corpus,
+                    tokenizer,
+                    folder,
+                    "--streaming",
+                    "true",
+                    "--dataloader_num_workers",
+                    workers,
+                )
+            )
         assert "\n" not in str(ended.value)
 
 
@@ -265,16 +393,39 @@ run_train.main()
 
 def test_two_processes_share_a_stream(corpus, tokenizer, embedded):
     (corpus / "recording.py").write_text(RECORDING)
-    options = words(corpus, tokenizer, embedded, "--streaming", "true", "--max_steps", "3", "--eval_strategy", "no",
-                    "--dataloader_num_workers", "2", "--per_device_train_batch_size", "2",
-                    "--max_eval_samples", "4")  # fmt: skip
+    options = words(
+        corpus,
+        tokenizer,
+        embedded,
+        "--streaming",
+        "true",
+        "--max_steps",
+        "3",
+        "--eval_strategy",
+        "no",
+        "--dataloader_num_workers",
+        "2",
+        "--per_device_train_batch_size",
+        "2",
+        "--max_eval_samples",
+        "4",
+    )
     launch = [sys.executable, *TWO_PROCESSES, str(corpus / "recording.py"), *options]
-    run = subprocess.run(launch, capture_output=True, text=True, env={**os.environ, "RECORD": str(corpus / "rows-")})
+    run = subprocess.run(
+        launch, capture_output=True, text=True, env={**os.environ, "RECORD": str(corpus / "rows-")}
+    )
     assert run.returncode == 0, run.stderr[-3000:]
     assert "training loss" in run.stdout
-    parts = [[line.split() for line in (corpus / f"rows-{process}").read_text().splitlines()] for process in (0, 1)]
-    assert [[(worker, len(rows)) for worker, *rows in part] for part in parts] == [[("0", 2), ("1", 2)] * 6] * 2
-    assert sorted(int(row) for part in parts for _, *rows in part for row in rows) == list(range(48))
+    parts = [
+        [line.split() for line in (corpus / f"rows-{process}").read_text().splitlines()]
+        for process in (0, 1)
+    ]
+    assert [[(worker, len(rows)) for worker, *rows in part] for part in parts] == [
+        [("0", 2), ("1", 2)] * 6
+    ] * 2
+    assert sorted(int(row) for part in parts for _, *rows in part for row in rows) == list(
+        range(48)
+    )
 
 
 def test_a_shard_that_is_missing_is_noticed(embedded, tmp_path):
@@ -284,7 +435,9 @@ def test_a_shard_that_is_missing_is_noticed(embedded, tmp_path):
     manifest["splits"]["train"]["rows"] += 7
     (copy / "audiolm.json").write_text(json.dumps(manifest))
     for read in (lambda: Shards(str(copy), "train"), lambda: load_shards(copy)):
-        with pytest.raises(ValueError, match=r"the shards of train hold \d+ rows, audiolm.json says \d+"):
+        with pytest.raises(
+            ValueError, match=r"the shards of train hold \d+ rows, audiolm.json says \d+"
+        ):
             read()
 
 

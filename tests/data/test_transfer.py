@@ -71,10 +71,14 @@ def test_a_file_that_somebody_put_there_is_verified_and_used(server, fetch):
 def test_goes_on_where_the_connection_broke(etag, server, fetch):
     if etag:
         server.etags["/a.zip"] = etag
-    server.orders = [{"cut": 50_000} for _ in range(5)]  # more faults than tries: each brings something new
+    server.orders = [
+        {"cut": 50_000} for _ in range(5)
+    ]  # more faults than tries: each brings something new
     fetch()
     assert [count for _, _, count in server.asked] == [50_000] * 6
-    assert [asked for asked, _, _ in server.asked[1:]] == [f"bytes={at}-" for at in range(50_000, SIZE, 50_000)]
+    assert [asked for asked, _, _ in server.asked[1:]] == [
+        f"bytes={at}-" for at in range(50_000, SIZE, 50_000)
+    ]
     assert {state for _, state, _ in server.asked[1:]} == {'"one"' if etag == '"one"' else None}
 
 
@@ -107,7 +111,10 @@ def test_silence_is_a_broken_connection(server, fetch, monkeypatch):
 def test_a_server_without_ranges_sends_all(server, fetch):
     server.orders = [{"cut": 100_000}, {"ranges": False}]
     fetch()
-    assert [asked for asked, _, _ in server.asked] == [None, "bytes=100000-"] and server.sent() == 100_000 + SIZE
+    assert [asked for asked, _, _ in server.asked] == [
+        None,
+        "bytes=100000-",
+    ] and server.sent() == 100_000 + SIZE
 
 
 @pytest.mark.parametrize("start", [0, 90_000, 110_000])
@@ -206,7 +213,14 @@ def test_fewer_bytes_than_were_said(server, fetch):
 
 def test_a_web_page_does_not_cost_the_part(server, fetch):
     fetch.part.write_bytes(BODY[:100_000])
-    server.orders = [{"status": 200, "body": b"<html>log in</html>", "length": None, "headers": {"Content-Type": "text/html"}}]
+    server.orders = [
+        {
+            "status": 200,
+            "body": b"<html>log in</html>",
+            "length": None,
+            "headers": {"Content-Type": "text/html"},
+        }
+    ]
     with pytest.raises(ValueError, match="a login page"):
         fetch()
     fetch()
@@ -215,7 +229,11 @@ def test_a_web_page_does_not_cost_the_part(server, fetch):
 
 def retry_after(said: str | int | None) -> dict:
     """The header; of a number, the date in so many seconds."""
-    return {"Retry-After": formatdate(time.time() + said, usegmt=True) if isinstance(said, int) else said}
+    return {
+        "Retry-After": formatdate(time.time() + said, usegmt=True)
+        if isinstance(said, int)
+        else said
+    }
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503])
@@ -229,7 +247,9 @@ def test_a_busy_server_is_waited_for(status, after, wait, server, fetch, waited)
 @pytest.mark.parametrize("after", ["3600", 3600, "9" * 400])
 def test_a_server_is_not_waited_for_for_hours(after, server, fetch):
     server.always = {"status": 503, "headers": retry_after(after)}
-    with pytest.raises(OSError, match=r"503 .*asks to wait (\d{4}|inf) s; run the same command again later"):
+    with pytest.raises(
+        OSError, match=r"503 .*asks to wait (\d{4}|inf) s; run the same command again later"
+    ):
         fetch()
     assert len(server.asked) == 1
 
@@ -266,13 +286,23 @@ def test_no_server_and_no_address(tmp_path, monkeypatch):
         assert url in str(raised.value) and "\n" not in str(raised.value)
 
 
-KILLED = "import sys; from pathlib import Path; from audiolm.data.download.transfer import download\n"
+KILLED = (
+    "import sys; from pathlib import Path; from audiolm.data.download.transfer import download\n"
+)
 KILLED += "download(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])"
 
 
 def test_a_run_after_a_kill_goes_on(server, fetch):
     server.always = {"pause": 0.05}
-    words = [sys.executable, "-c", KILLED, f"{server.url}/a.zip", str(fetch.file), str(SIZE), md5(BODY)]
+    words = [
+        sys.executable,
+        "-c",
+        KILLED,
+        f"{server.url}/a.zip",
+        str(fetch.file),
+        str(SIZE),
+        md5(BODY),
+    ]
     process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
     while not fetch.part.is_file() or fetch.part.stat().st_size < 50_000:
         assert process.poll() is None
@@ -291,7 +321,9 @@ def test_two_processes_do_not_write_one_file(server, fetch):
     words = [sys.executable, "-c", hold, f"{fetch.file}.lock"]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(OSError, match=r"another process is downloading into .*a.zip.lock is locked"):
+        with pytest.raises(
+            OSError, match=r"another process is downloading into .*a.zip.lock is locked"
+        ):
             fetch()
         assert server.asked == []
         other.communicate("\n")

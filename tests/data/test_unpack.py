@@ -36,9 +36,17 @@ def box(tmp_path):
             assert str(error).startswith(f"{archive}: ") and "\n" not in str(error)
             raise
         finally:
-            outside = {name: kept for name, kept in tree(tmp_path).items() if not name.startswith(f"box/{out}/")}
-            assert outside == {name: kept for name, kept in before.items() if not name.startswith(f"box/{out}/")}
-            assert not target.exists() or not [f for f in target.rglob("*") if unpacking.SCRATCH in str(f)]
+            outside = {
+                name: kept
+                for name, kept in tree(tmp_path).items()
+                if not name.startswith(f"box/{out}/")
+            }
+            assert outside == {
+                name: kept for name, kept in before.items() if not name.startswith(f"box/{out}/")
+            }
+            assert not target.exists() or not [
+                f for f in target.rglob("*") if unpacking.SCRATCH in str(f)
+            ]
         return tree(target)
 
     run.folder = tmp_path / "box"
@@ -59,14 +67,18 @@ PACKERS = pytest.mark.parametrize("pack", [zip_of, seven_of])
         (["ab/x.wav", "abc/x.wav"], ["ab/x.wav", "abc/x.wav"]),
         (["./a/x.wav", "a//y.wav"], ["x.wav", "y.wav"]),
         (["a/x.wav", "__MACOSX/a/._x.wav", ".DS_Store", "a/.DS_Store"], ["x.wav"]),
-        (["a/x...wav", "a/..y.wav", "a/Übung 'é' & (1).wav"], ["x...wav", "..y.wav", "Übung 'é' & (1).wav"]),
+        (
+            ["a/x...wav", "a/..y.wav", "a/Übung 'é' & (1).wav"],
+            ["x...wav", "..y.wav", "Übung 'é' & (1).wav"],
+        ),
         ([("a/" + "é" * 120 + ".wav")], ["é" * 120 + ".wav"]),
     ],
 )
 def test_drops_the_folders_that_all_files_share(pack, files, found, box):
     content = {name: name.encode() * 999 for name in files}
     assert box(pack(content)) == {
-        place: content[next(n for n in files if n.replace("//", "/").endswith(place))] for place in found
+        place: content[next(n for n in files if n.replace("//", "/").endswith(place))]
+        for place in found
     }
 
 
@@ -81,7 +93,13 @@ PPMD, DELTA = {"id": py7zr.FILTER_PPMD, "order": 6, "mem": 24}, {"id": py7zr.FIL
 
 
 @pytest.mark.parametrize(
-    "filters", [[{"id": py7zr.FILTER_COPY}], [{"id": py7zr.FILTER_BZIP2}], [PPMD], [DELTA, {"id": py7zr.FILTER_LZMA2}]]
+    "filters",
+    [
+        [{"id": py7zr.FILTER_COPY}],
+        [{"id": py7zr.FILTER_BZIP2}],
+        [PPMD],
+        [DELTA, {"id": py7zr.FILTER_LZMA2}],
+    ],
 )
 def test_ways_of_7z_to_pack(filters, box):
     clips = {f"{i} (ü).wav": random.Random(i).randbytes(3000) for i in range(3)}
@@ -94,7 +112,12 @@ def test_7z_in_several_blocks(box):
         whole.seek(0)
         with py7zr.SevenZipFile(whole, "a") as archive:
             archive.writestr(BODY[number:], f"a/{number}.wav")
-    assert box(whole.getvalue()) == {"0.wav": b"", "1.wav": BODY, "2.wav": BODY[2:], "3.wav": BODY[3:]}
+    assert box(whole.getvalue()) == {
+        "0.wav": b"",
+        "1.wav": BODY,
+        "2.wav": BODY[2:],
+        "3.wav": BODY[3:],
+    }
 
 
 def test_names_of_a_zip_that_does_not_say_that_they_are_utf_8(box):
@@ -105,12 +128,18 @@ def test_names_of_a_zip_that_does_not_say_that_they_are_utf_8(box):
         elif unsaid[at : at + 4] == b"PK\x01\x02":
             unsaid[at + 9] &= ~8
     assert sorted(box(bytes(unsaid))) == ["b.wav", "fü.wav"]
-    assert sorted(box(bytes(unsaid).replace(b"f\xc3\xbc", b"f\x81\x81"), out="dos")) == ["b.wav", "füü.wav"]  # cp437
+    assert sorted(box(bytes(unsaid).replace(b"f\xc3\xbc", b"f\x81\x81"), out="dos")) == [
+        "b.wav",
+        "füü.wav",
+    ]  # cp437
 
 
 def named(pack, *names: str) -> bytes:
     """An archive whose members have names that its writer would not write."""
-    safe = {name: "".join("#" if c in "/\\:.\0" else c for c in name).ljust(len(name), "#") for name in names}
+    safe = {
+        name: "".join("#" if c in "/\\:.\0" else c for c in name).ljust(len(name), "#")
+        for name in names
+    }
     if pack is zip_of:
         made = zip_of({safe[name]: b"x" for name in names}, zipfile.ZIP_STORED)
         for name in sorted(names, key=len, reverse=True):  # one may be the beginning of another
@@ -183,7 +212,9 @@ def test_one_name_twice(box):
         box(whole.getvalue())
 
 
-@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK])
+@pytest.mark.parametrize(
+    "kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK]
+)
 def test_a_zip_with_more_than_files(kind, box):
     whole = io.BytesIO()
     with zipfile.ZipFile(whole, "w") as archive:
@@ -197,8 +228,17 @@ def test_a_zip_with_more_than_files(kind, box):
     assert not (box.folder / "out").exists()
 
 
-@pytest.mark.parametrize("attributes", [0x8000 | stat.S_IFLNK << 16, 0x410, 0x400, 0x8000 | stat.S_IFCHR << 16,
-                                        0x8000 | stat.S_IFIFO << 16, 0x8000 | stat.S_IFSOCK << 16])  # fmt: skip
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        0x8000 | stat.S_IFLNK << 16,
+        0x410,
+        0x400,
+        0x8000 | stat.S_IFCHR << 16,
+        0x8000 | stat.S_IFIFO << 16,
+        0x8000 | stat.S_IFSOCK << 16,
+    ],
+)
 def test_a_7z_with_more_than_files(attributes, box):
     def change(archive):
         archive.header.files_info.files[1]["attributes"] = attributes
@@ -221,7 +261,9 @@ def test_a_7z_of_a_folder_with_a_link(box, tmp_path):
 
 @PACKERS
 def test_a_bomb_is_not_unpacked(pack, box):
-    with pytest.raises(ValueError, match=r"it would unpack to 50,000,000 bytes, at most 1,000,000 are expected"):
+    with pytest.raises(
+        ValueError, match=r"it would unpack to 50,000,000 bytes, at most 1,000,000 are expected"
+    ):
         box(pack({"zeros": bytes(50_000_000)}), limit=1_000_000)
     assert not (box.folder / "out").exists()
 
@@ -250,7 +292,10 @@ def test_a_7z_that_states_less_than_it_holds(box):
     assert tree(box.folder / "out") == {}
 
 
-@pytest.mark.parametrize(("brought", "said"), [(bytes(10**7), "'a' in it is larger than the 3 bytes"), (b"ab", "2 of 3 bytes")])
+@pytest.mark.parametrize(
+    ("brought", "said"),
+    [(bytes(10**7), "'a' in it is larger than the 3 bytes"), (b"ab", "2 of 3 bytes")],
+)
 def test_what_is_written_has_the_size_that_is_stated(brought, said, tmp_path, monkeypatch):
     """Whatever a reader brings."""
     archive = tmp_path / "a.zip"
@@ -294,7 +339,9 @@ def test_an_encrypted_zip(box):
 @PACKERS
 @pytest.mark.parametrize("share", [0, 0.001, 0.2, 0.5, 0.9, 0.9999])
 def test_a_torn_archive(pack, share, box):
-    made = pack(below("a", {f"{number}.wav": BODY[number : number + 20_000] for number in range(5)}))
+    made = pack(
+        below("a", {f"{number}.wav": BODY[number : number + 20_000] for number in range(5)})
+    )
     with pytest.raises(ValueError, match="torn, or none that can be read here"):
         box(made[: int(share * len(made))])
 
@@ -352,7 +399,9 @@ def test_links_in_the_target_are_not_followed(pack, box, tmp_path):
     (box.folder / "out" / "b").mkdir()
     (box.folder / "out" / "b" / "x.wav").symlink_to(elsewhere / "x.wav")
     box(made)
-    assert not (box.folder / "out" / "b" / "x.wav").is_symlink() and tree(elsewhere) == {"x.wav": b"mine"}
+    assert not (box.folder / "out" / "b" / "x.wav").is_symlink() and tree(elsewhere) == {
+        "x.wav": b"mine"
+    }
 
 
 @PACKERS

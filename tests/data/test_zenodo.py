@@ -16,8 +16,10 @@ from audiolm.data.download.zenodo import SOURCES, get
 from audiolm.data.prepare import main
 
 ROWS = {f"{split}.json": f'[{{"split": "{split}"}}]'.encode() for split in ("train", "val", "test")}
-CLIPS = {split: {f"{i} {split} (ü).wav": random.Random(i).randbytes(3000) for i in range(3)} for split in
-         ("development", "validation", "evaluation", "audio_files")}  # fmt: skip
+CLIPS = {
+    split: {f"{i} {split} (ü).wav": random.Random(i).randbytes(3000) for i in range(3)}
+    for split in ("development", "validation", "evaluation", "audio_files")
+}
 MAC = {"__MACOSX/audio_files/._0.wav": b"mac", "audio_files/.DS_Store": b"mac"}
 
 
@@ -34,11 +36,20 @@ def zenodo(server, monkeypatch):
     """The three records with archives of the layout that they have; their pinned checksums are those of the archives here."""
     made = {
         "reasonaqa.zip": zip_of(ROWS),
-        **{f"clotho_audio_{split}.7z": seven_of(below(split, CLIPS[split])) for split in CLIPS if split != "audio_files"},
-        "audio_files.zip": zip_of({"audio_files/": b"", **below("audio_files", CLIPS["audio_files"]), **MAC}),
+        **{
+            f"clotho_audio_{split}.7z": seven_of(below(split, CLIPS[split]))
+            for split in CLIPS
+            if split != "audio_files"
+        },
+        "audio_files.zip": zip_of(
+            {"audio_files/": b"", **below("audio_files", CLIPS["audio_files"]), **MAC}
+        ),
     }
     for name, source in SOURCES.items():
-        archives = [dataclasses.replace(a, md5=a.md5 and md5(made[a.name]), unpacked=100_000) for a in source.archives]
+        archives = [
+            dataclasses.replace(a, md5=a.md5 and md5(made[a.name]), unpacked=100_000)
+            for a in source.archives
+        ]
         monkeypatch.setitem(SOURCES, name, dataclasses.replace(source, archives=tuple(archives)))
         for archive in archives:
             server.files[f"/{archive.name}"] = made[archive.name]
@@ -49,37 +60,71 @@ def zenodo(server, monkeypatch):
 
 def publish(server, name: str, **changes) -> None:
     """Writes the record of a source; `changes` to the entry of its first file."""
-    entries = [{"key": "captions.csv", "size": 1, "checksum": f"md5:{md5(b'')}", "links": {"self": "http://x"}}]
+    entries = [
+        {
+            "key": "captions.csv",
+            "size": 1,
+            "checksum": f"md5:{md5(b'')}",
+            "links": {"self": "http://x"},
+        }
+    ]
     for archive in SOURCES[name].archives:
         content, link = server.files[f"/{archive.name}"], {"self": f"{server.url}/{archive.name}"}
-        entries.append({"key": archive.name, "size": len(content), "checksum": f"md5:{md5(content)}", "links": link})
+        entries.append(
+            {
+                "key": archive.name,
+                "size": len(content),
+                "checksum": f"md5:{md5(content)}",
+                "links": link,
+            }
+        )
     entries[1].update(changes)
-    server.files[server.record(name)] = json.dumps({"id": SOURCES[name].record, "files": entries}).encode()
+    server.files[server.record(name)] = json.dumps(
+        {"id": SOURCES[name].record, "files": entries}
+    ).encode()
 
 
 WHOLE = {
     **ROWS,
-    **{f"ClothoV21/{split}/{name}": clip for split in CLIPS if split != "audio_files" for name, clip in CLIPS[split].items()},
+    **{
+        f"ClothoV21/{split}/{name}": clip
+        for split in CLIPS
+        if split != "audio_files"
+        for name, clip in CLIPS[split].items()
+    },
     **below("ClothoAQA/audio_files", CLIPS["audio_files"]),
 }
 
 
 def unpacked(folder: Path) -> dict[str, bytes]:
-    return {name: content for name, content in tree(folder).items() if not name.startswith("archives/")}
+    return {
+        name: content for name, content in tree(folder).items() if not name.startswith("archives/")
+    }
 
 
 def test_all_sources_from_a_record_to_files(zenodo, tmp_path, capsys):
     get(["reasonaqa", "clotho", "clothoaqa", "clotho"], tmp_path / "data", zenodo.url)
     assert unpacked(tmp_path / "data") == WHOLE
-    said, size = capsys.readouterr().out, sum(len(c) for name, c in zenodo.files.items() if name.count("/") == 1)
-    assert f"to download: {size / 1e6:,.1f} MB" in said and said.index("to download") < said.index("3 files in")
+    said, size = (
+        capsys.readouterr().out,
+        sum(len(c) for name, c in zenodo.files.items() if name.count("/") == 1),
+    )
+    assert f"to download: {size / 1e6:,.1f} MB" in said and said.index("to download") < said.index(
+        "3 files in"
+    )
     assert f"{tmp_path / 'data' / 'ClothoV21' / 'development'}" in said
     assert len(zenodo.asked) == 5
     zenodo.asked.clear()
-    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file() and file.name != ".lock"}
+    before = {
+        file: file.stat().st_mtime_ns
+        for file in tmp_path.rglob("*")
+        if file.is_file() and file.name != ".lock"
+    }
     get(["reasonaqa", "clotho", "clothoaqa"], str(tmp_path / "data"), zenodo.url + "/")
     said = capsys.readouterr().out
-    assert zenodo.asked == [] and "to download: 0.0 MB" in said and said.count("unpacked already") == 5
+    assert (
+        zenodo.asked == [] and "to download: 0.0 MB" in said and said.count("unpacked already") == 5
+    )
     assert {file: file.stat().st_mtime_ns for file in before} == before
 
 
@@ -102,7 +147,9 @@ def test_what_is_there_is_kept_and_what_is_not_comes_back(zenodo, tmp_path):
     (tmp_path / "archives" / "clotho_audio_evaluation.7z.unpacked").write_text('{"md5": ')
     get(["reasonaqa", "clotho"], tmp_path, zenodo.url)
     assert len(zenodo.asked) == 2  # of reasonaqa.zip the archive is there
-    assert unpacked(tmp_path) == {name: content for name, content in WHOLE.items() if "AQA" not in name}
+    assert unpacked(tmp_path) == {
+        name: content for name, content in WHOLE.items() if "AQA" not in name
+    }
 
 
 def test_a_changed_record_without_a_pinned_checksum_is_fetched(zenodo, tmp_path):
@@ -116,7 +163,10 @@ def test_a_changed_record_without_a_pinned_checksum_is_fetched(zenodo, tmp_path)
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"checksum": f"md5:{md5(b'other')}"}, f"MD5 {md5(b'other')}, not [0-9a-f]{{32}}: the record has changed"),
+        (
+            {"checksum": f"md5:{md5(b'other')}"},
+            f"MD5 {md5(b'other')}, not [0-9a-f]{{32}}: the record has changed",
+        ),
         ({"key": "other.zip"}, "there is no reasonaqa.zip in it, but captions.csv, other.zip"),
         ({"checksum": "sha1:12"}, "has the size .* checksum 'sha1:12'"),
         ({"checksum": None}, "checksum None"),
@@ -135,7 +185,10 @@ def test_a_record_that_is_not_what_is_wanted(changes, said, zenodo, tmp_path):
     assert zenodo.asked == [] and unpacked(tmp_path) == {}
 
 
-@pytest.mark.parametrize("body", [b"<html>\nlog in", b"", b"[]", b"{}", b'{"files": 3}', b'{"files": [3]}', b"\xff", b"null"])
+@pytest.mark.parametrize(
+    "body",
+    [b"<html>\nlog in", b"", b"[]", b"{}", b'{"files": 3}', b'{"files": [3]}', b"\xff", b"null"],
+)
 def test_a_record_that_is_none(body, zenodo, tmp_path):
     zenodo.files[zenodo.record("reasonaqa")] = body
     with pytest.raises(ValueError, match=r"no JSON of a record, but .*login page") as raised:
@@ -151,7 +204,10 @@ def test_a_record_that_is_not_there(status, zenodo, tmp_path):
 
 
 def test_names_that_are_none(tmp_path):
-    with pytest.raises(ValueError, match=r"audiocaps: no source of this name; there are reasonaqa, clotho, clothoaqa"):
+    with pytest.raises(
+        ValueError,
+        match=r"audiocaps: no source of this name; there are reasonaqa, clotho, clothoaqa",
+    ):
         get(["clotho", "audiocaps"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -159,7 +215,9 @@ def test_names_that_are_none(tmp_path):
 def test_the_disk_is_looked_at_before_anything_is_downloaded(zenodo, tmp_path, monkeypatch):
     size = len(zenodo.files["/reasonaqa.zip"])
     free(monkeypatch, size + 100_000 - 1)
-    with pytest.raises(OSError, match=r"GB are free, .* GB are needed .*to download, at most .*to unpack"):
+    with pytest.raises(
+        OSError, match=r"GB are free, .* GB are needed .*to download, at most .*to unpack"
+    ):
         get(["reasonaqa"], tmp_path, zenodo.url)
     assert zenodo.asked == []
     free(monkeypatch, size + 100_000)
@@ -199,17 +257,38 @@ def test_the_command_says_what_is_there_of_audiocaps(zenodo, tmp_path, capsys):
     for name in ("YAAAAAAAAAAA", "BBBBBBBBBBB_30", "unknown"):
         (tmp_path / "mine" / f"{name}.flac").parent.mkdir(exist_ok=True)
         (tmp_path / "mine" / f"{name}.flac").touch()
-    rows = [{"filepath1": f"AudioCapsLarger/train/Y{c * 11}.wav", "filepath2": "ClothoV21/development/x.wav"} for c in "ABC"]
+    rows = [
+        {
+            "filepath1": f"AudioCapsLarger/train/Y{c * 11}.wav",
+            "filepath2": "ClothoV21/development/x.wav",
+        }
+        for c in "ABC"
+    ]
     zenodo.files["/reasonaqa.zip"] = zip_of({"train.json": json.dumps(rows).encode()})
     [archive] = SOURCES["reasonaqa"].archives
     changed = dataclasses.replace(archive, md5=md5(zenodo.files["/reasonaqa.zip"]))
     SOURCES["reasonaqa"] = dataclasses.replace(SOURCES["reasonaqa"], archives=(changed,))
     publish(zenodo, "reasonaqa")
-    words = ["download", str(tmp_path / "data"), "--server", zenodo.url, "--audiocaps", str(tmp_path / "mine")]
+    words = [
+        "download",
+        str(tmp_path / "data"),
+        "--server",
+        zenodo.url,
+        "--audiocaps",
+        str(tmp_path / "mine"),
+    ]
     with pytest.raises(SystemExit) as end:
         main(words)
     said = capsys.readouterr().out
-    assert end.value.code == 0 and f"AudioCaps: 2 of the 3 clips of train are in {tmp_path / 'mine'}" in said
-    assert f"AudioCapsLarger={tmp_path / 'mine'}" in said and (tmp_path / "data" / "ClothoV21" / "evaluation").is_dir()
-    with pytest.raises(SystemExit, match=r"run_prepare.py download: --audiocaps nowhere: no folder is there"):
+    assert (
+        end.value.code == 0
+        and f"AudioCaps: 2 of the 3 clips of train are in {tmp_path / 'mine'}" in said
+    )
+    assert (
+        f"AudioCapsLarger={tmp_path / 'mine'}" in said
+        and (tmp_path / "data" / "ClothoV21" / "evaluation").is_dir()
+    )
+    with pytest.raises(
+        SystemExit, match=r"run_prepare.py download: --audiocaps nowhere: no folder is there"
+    ):
         main([*words[:-1], "nowhere"])

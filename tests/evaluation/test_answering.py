@@ -11,12 +11,35 @@ from audiolm.evaluation.answering import answer_batch, branched, candidates, lik
 def rows_and_features(model, processor, count=6):
     rows, features = [], {}
     for i in range(count):
-        made = encode_clips(model.encoder, processor.feature_extractor, [(clip(0.4 + i / 5, seed=i), 24000)])
+        made = encode_clips(
+            model.encoder, processor.feature_extractor, [(clip(0.4 + i / 5, seed=i), 24000)]
+        )
         features[f"{i}.wav"] = next(made)[1]
-        rows.append({"audio": [f"{i}.wav"], "question_type": "mcq", "input": f"Which? A) low B) high {'y' * i} (c) none at all",
-                     "answer": "A) low"})  # fmt: skip
-    rows.append({**rows[2], "question_type": "yes_no", "input": "Is it low?", "answer": "yes", "audio": ["2.wav", "4.wav"]})
-    rows.append({**rows[3], "question_type": "caption", "input": "caption it", "answer": "a tone of some kind"})
+        rows.append(
+            {
+                "audio": [f"{i}.wav"],
+                "question_type": "mcq",
+                "input": f"Which? A) low B) high {'y' * i} (c) none at all",
+                "answer": "A) low",
+            }
+        )
+    rows.append(
+        {
+            **rows[2],
+            "question_type": "yes_no",
+            "input": "Is it low?",
+            "answer": "yes",
+            "audio": ["2.wav", "4.wav"],
+        }
+    )
+    rows.append(
+        {
+            **rows[3],
+            "question_type": "caption",
+            "input": "caption it",
+            "answer": "a tone of some kind",
+        }
+    )
     return rows, features
 
 
@@ -34,7 +57,9 @@ def test_scores_and_text_are_those_of_the_textbook(parts):
             total, count = said["scores"][option] if option else (-said["loss"], said["n_tokens"])
             assert count == labels and total == pytest.approx(-loss, abs=1e-4)
         asked = ReasonAQACollator(processor, generate=True, features=features)([row])
-        made = model.generate(**asked, do_sample=False, max_new_tokens=9)[0, asked["input_ids"].shape[1] :]
+        made = model.generate(**asked, do_sample=False, max_new_tokens=9)[
+            0, asked["input_ids"].shape[1] :
+        ]
         assert said["text"] == processor.tokenizer.decode(made, skip_special_tokens=True).strip()
     assert list(found[6]["scores"]) == ["yes", "no"] and found[7]["scores"] == {}
 
@@ -45,7 +70,9 @@ def test_one_row_or_many_at_once(parts):
     many = answer_batch(model, processor, rows, features, ("likelihood", "generate"), 9)
     for row, said in zip(rows, many):
         alone = answer_batch(model, processor, [row], features, ("likelihood", "generate"), 9)[0]
-        assert alone["text"] == said["text"] and alone["loss"] == pytest.approx(said["loss"], abs=1e-4)
+        assert alone["text"] == said["text"] and alone["loss"] == pytest.approx(
+            said["loss"], abs=1e-4
+        )
         for option, (total, count) in alone["scores"].items():
             assert said["scores"][option] == (pytest.approx(total, abs=1e-4), count)
 
@@ -53,12 +80,16 @@ def test_one_row_or_many_at_once(parts):
 def test_a_branch_sees_its_prompt_and_itself_by_hand():
     made = branched([[7, 8], [9]], [[[1], [2, 3]], [[4]]], pad=0)
     assert made["input_ids"].tolist() == [[7, 8, 1, 2, 3], [0, 9, 4, 0, 0]]
-    assert made["position_ids"][0].tolist() == [0, 1, 2, 2, 3] and made["position_ids"][1, 1:3].tolist() == [0, 1]
+    assert made["position_ids"][0].tolist() == [0, 1, 2, 2, 3] and made["position_ids"][
+        1, 1:3
+    ].tolist() == [0, 1]
     assert made["prompt"].tolist() == [[1, 1], [0, 1]]
     seen = [[int(j) for j in row.nonzero()[:, 0]] for row in made["sees"][0]]
     assert seen == [[0], [0, 1], [0, 1, 2], [0, 1, 3], [0, 1, 3, 4]]
     assert [int(j) for j in made["sees"][1, 2].nonzero()[:, 0]] == [1, 2]
-    assert made["at"].T.tolist() == [[0, 2], [0, 3], [0, 4], [1, 2]] and made["before"].T.tolist() == [
+    assert made["at"].T.tolist() == [[0, 2], [0, 3], [0, 4], [1, 2]] and made[
+        "before"
+    ].T.tolist() == [
         [0, 1],
         [0, 1],
         [0, 3],

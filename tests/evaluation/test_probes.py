@@ -37,15 +37,25 @@ def tones(tmp_path_factory):
 
 def arguments(folder, *more, arms=ARMS, labels="labels.csv"):
     found = ["--labels", str(folder / labels)] if labels else []
-    return ["--encoder_type", *arms, "--encoder_name_or_path", *(ENCODERS[arm] for arm in arms), *found,
-            "--audio_dir", str(folder), *more]  # fmt: skip
+    return [
+        "--encoder_type",
+        *arms,
+        "--encoder_name_or_path",
+        *(ENCODERS[arm] for arm in arms),
+        *found,
+        "--audio_dir",
+        str(folder),
+        *more,
+    ]
 
 
 def report(folder) -> dict:
     return json.loads((Path(folder) / "probes.json").read_text())
 
 
-def test_tones_are_told_apart_and_the_same_bytes_are_written_with_and_without_a_cache(tones, tmp_path, capsys):
+def test_tones_are_told_apart_and_the_same_bytes_are_written_with_and_without_a_cache(
+    tones, tmp_path, capsys
+):
     both = ["--pooling", "mean", "attention", "--controls", "mean", "attention"]
     for name, more in {"first": [], "cached": ["--feature_cache", str(tmp_path / "cache")]}.items():
         run_probe.main(arguments(tones, "--output_dir", str(tmp_path / name), *both, *more))
@@ -53,29 +63,49 @@ def test_tones_are_told_apart_and_the_same_bytes_are_written_with_and_without_a_
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "cached" / file).read_bytes()
     found = report(tmp_path / "first")
     for pooling in ("mean", "attention"):
-        assert {arm: group["accuracy"] for arm, group in found["results"][pooling].items()} == dict.fromkeys(ARMS, 1.0)
+        assert {
+            arm: group["accuracy"] for arm, group in found["results"][pooling].items()
+        } == dict.fromkeys(ARMS, 1.0)
         assert list(found["shuffled_labels"][pooling]) == ARMS
         assert [pair["difference"] for pair in found["differences"][pooling]] == [0, 0, 0]
     assert found["majority"]["accuracy"] == 0.5 and found["classes"] == {"high": 9, "low": 9}
     assert found["folds_from"] == "fold" and found["folds"] == {
         fold: {"train": 12, "validation": 6, "test": 6} for fold in "123"
     }
-    assert found["encoders"]["htsat"]["dim"] == 192 and found["encoders"]["mimi_full"]["name_or_path"] == str(DEMO / "mimi")
+    assert found["encoders"]["htsat"]["dim"] == 192 and found["encoders"]["mimi_full"][
+        "name_or_path"
+    ] == str(DEMO / "mimi")
     with open(tmp_path / "first" / "probe_predictions.csv") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["clip", "fold", "label", *(f"{p}_{arm}" for p in ("mean", "attention") for arm in ARMS)]
+    assert list(rows[0]) == [
+        "clip",
+        "fold",
+        "label",
+        *(f"{p}_{arm}" for p in ("mean", "attention") for arm in ARMS),
+    ]
     assert len(rows) == 18 and all(row["label"] == row["attention_htsat"] for row in rows)
     printed = capsys.readouterr().out.split("\n")
-    assert printed[0].split() == ARMS and any(line.startswith("mean pooling, htsat - mimi_full: +0.000") for line in printed)
+    assert printed[0].split() == ARMS and any(
+        line.startswith("mean pooling, htsat - mimi_full: +0.000") for line in printed
+    )
 
 
 def test_a_split_tests_its_test_clips_alone(tones, tmp_path):
-    rows = [(f"{i}.wav", ("low", "high")[i % 2], ("train", "val", "test")[i // 6]) for i in range(18)]
+    rows = [
+        (f"{i}.wav", ("low", "high")[i % 2], ("train", "val", "test")[i // 6]) for i in range(18)
+    ]
     write_csv(tmp_path / "labels.csv", "filename,category,split", rows)
-    run_probe.main(arguments(tones, "--output_dir", str(tmp_path), arms=["mimi_full"], labels=tmp_path / "labels.csv"))
+    run_probe.main(
+        arguments(
+            tones, "--output_dir", str(tmp_path), arms=["mimi_full"], labels=tmp_path / "labels.csv"
+        )
+    )
     found = report(tmp_path)
     assert found["folds"] == {"test": {"train": 12, "validation": 6, "test": 6}}
-    assert found["results"]["mean"]["mimi_full"]["n"] == 6 and found["results"]["mean"]["mimi_full"]["accuracy"] == 1
+    assert (
+        found["results"]["mean"]["mimi_full"]["n"] == 6
+        and found["results"]["mean"]["mimi_full"]["accuracy"] == 1
+    )
 
 
 def sequences(count: int, classes: int = 4, frames: int = 60, dim: int = 16, strength: float = 6.0):
@@ -150,9 +180,13 @@ def test_official_folds_are_kept_whole():
     labels = random.choice(["a", "b"], 40)[groups]
     features = random.standard_normal((40, 64))[groups] + 0.1 * random.standard_normal((200, 64))
     official = np.array([str(group % 5) for group in groups])
-    held = accuracy(probes.probe_mean, features, labels, probes.cross_validation(labels, official, groups, 0))
+    held = accuracy(
+        probes.probe_mean, features, labels, probes.cross_validation(labels, official, groups, 0)
+    )
     grouped = probes.draw_folds(labels, groups, 5, 0)
-    drawn = accuracy(probes.probe_mean, features, labels, probes.cross_validation(labels, grouped, groups, 0))
+    drawn = accuracy(
+        probes.probe_mean, features, labels, probes.cross_validation(labels, grouped, groups, 0)
+    )
     leaking = accuracy(probes.probe_mean, features, labels, folds_for(labels))
     assert held < 0.7 and drawn < 0.7 and leaking > 0.95
 
@@ -161,36 +195,59 @@ def test_test_clips_choose_nothing():
     random = np.random.default_rng(0)
     labels = np.where(np.arange(100) % 5 == 0, "rare", "often")
     features = random.standard_normal((100, 3)) + 4 * (labels == "rare")[:, None]
-    fold = probes.cross_validation(labels, np.array([str(i // 20) for i in range(100)]), np.arange(100), 0)[0]
+    fold = probes.cross_validation(
+        labels, np.array([str(i // 20) for i in range(100)]), np.arange(100), 0
+    )[0]
     made, chosen = probes.probe_mean(features, labels, fold, 0)
-    assert chosen["C"] > probes.MEAN["C"][0] and chosen["converged"]  # the smallest says "often" to all
+    assert (
+        chosen["C"] > probes.MEAN["C"][0] and chosen["converged"]
+    )  # the smallest says "often" to all
     flipped, other = labels.copy(), features.copy()
     flipped[fold.test], other[fold.test] = "rare", 1e3
     assert np.array_equal(probes.probe_mean(features, flipped, fold, 0)[0], made)
     assert probes.probe_mean(other, labels, fold, 0)[1] == chosen
     flat = np.zeros((100, 3))  # all C are equally bad: the smallest
-    assert probes.probe_mean(flat, np.array(list("ab") * 50), fold, 0)[1]["C"] == probes.MEAN["C"][0]
+    assert (
+        probes.probe_mean(flat, np.array(list("ab") * 50), fold, 0)[1]["C"] == probes.MEAN["C"][0]
+    )
     clips = [torch.from_numpy(row[None]).float() for row in features]
     attended = probes.probe_attention(clips, labels, fold, 0)[0]
     assert np.array_equal(probes.probe_attention(clips, flipped, fold, 0)[0], attended)
     loud = [clips[i] if i in fold.train else clips[i] + 1e3 for i in range(100)]
-    assert probes.probe_attention(loud, labels, fold, 0)[1] == probes.probe_attention(clips, labels, fold, 0)[1]
+    assert (
+        probes.probe_attention(loud, labels, fold, 0)[1]
+        == probes.probe_attention(clips, labels, fold, 0)[1]
+    )
 
 
 def test_figures_by_hand():
     labels = np.array(["a", "a", "b", "a", "a", "b"])
-    folds = [probes.Fold("1", np.arange(3, 6), np.array([5]), np.arange(3)),
-             probes.Fold("2", np.arange(3), np.array([2]), np.arange(3, 6))]  # fmt: skip
+    folds = [
+        probes.Fold("1", np.arange(3, 6), np.array([5]), np.arange(3)),
+        probes.Fold("2", np.arange(3), np.array([2]), np.arange(3, 6)),
+    ]
     right, wrong = labels.copy(), np.array(["a", "b", "b", "b", "b", "b"])
-    found = {"x": probes.figures(right, labels, folds), "y": probes.figures(wrong, labels, folds, {"1": {"C": 1.0}})}
-    assert found["y"]["accuracy"] == 0.5 and found["y"]["folds"]["1"]["accuracy"] == pytest.approx(2 / 3)
-    assert found["y"]["macro_f1"] == pytest.approx((2 * 1 / (2 + 0 + 3) + 2 * 2 / (4 + 3)) / 2)  # 2 tp / (2 tp + fp + fn)
-    assert found["y"]["mean_of_folds"] == pytest.approx((2 / 3 + 1 / 3) / 2) and found["y"]["folds"]["1"]["C"] == 1
+    found = {
+        "x": probes.figures(right, labels, folds),
+        "y": probes.figures(wrong, labels, folds, {"1": {"C": 1.0}}),
+    }
+    assert found["y"]["accuracy"] == 0.5 and found["y"]["folds"]["1"]["accuracy"] == pytest.approx(
+        2 / 3
+    )
+    assert found["y"]["macro_f1"] == pytest.approx(
+        (2 * 1 / (2 + 0 + 3) + 2 * 2 / (4 + 3)) / 2
+    )  # 2 tp / (2 tp + fp + fn)
+    assert (
+        found["y"]["mean_of_folds"] == pytest.approx((2 / 3 + 1 / 3) / 2)
+        and found["y"]["folds"]["1"]["C"] == 1
+    )
     assert probes.majority(labels, folds).tolist() == ["a"] * 6
     [pair] = probes.add_intervals(found, {"x": right, "y": wrong}, labels, 0)
     assert (found["x"]["ci95_low"], found["x"]["ci95_high"]) == (1, 1)
     assert pair["first"] == "x" and pair["difference"] == 0.5
-    assert pair["ci95_low"] == pytest.approx(1 - found["y"]["ci95_high"])  # paired: x is always right
+    assert pair["ci95_low"] == pytest.approx(
+        1 - found["y"]["ci95_high"]
+    )  # paired: x is always right
 
 
 def test_the_interval_is_as_wide_as_it_should_be():
@@ -198,38 +255,104 @@ def test_the_interval_is_as_wide_as_it_should_be():
     found = {"x": {}}
     probes.add_intervals(found, {"x": made}, right, 0)
     half = 1.96 * (0.75 * 0.25 / 400) ** 0.5
-    assert abs(found["x"]["ci95_low"] - 0.75 + half) < 0.006 and abs(found["x"]["ci95_high"] - 0.75 - half) < 0.006
+    assert (
+        abs(found["x"]["ci95_low"] - 0.75 + half) < 0.006
+        and abs(found["x"]["ci95_high"] - 0.75 - half) < 0.006
+    )
 
 
 HEADER = "filename,label,fold"
 GOOD = [(f"{i}.wav", "ab"[i % 2], i // 6) for i in range(18)]
 FAULTS = {
     "absent": ("cannot be read as a csv", None, []),
-    "column": ("no column 'filename'; its columns are name, label, fold", ("name,label,fold", GOOD), []),
+    "column": (
+        "no column 'filename'; its columns are name, label, fold",
+        ("name,label,fold", GOOD),
+        [],
+    ),
     "label column": ("no column 'genre'", (HEADER, GOOD), ["--label_column", "genre"]),
     "empty": ("has no rows", (HEADER, []), []),
-    "no file": (r"1 audio files .*absent\.wav: missing", (HEADER, [*GOOD, ("absent.wav", "a", 1)]), []),
-    "corrupt": (r"corrupt\.wav: not readable as audio", (HEADER, [*GOOD, ("corrupt.wav", "a", 1)]), []),
-    "no folds": ("neither a column fold nor split", ("filename,label", [row[:2] for row in GOOD]), []),
+    "no file": (
+        r"1 audio files .*absent\.wav: missing",
+        (HEADER, [*GOOD, ("absent.wav", "a", 1)]),
+        [],
+    ),
+    "corrupt": (
+        r"corrupt\.wav: not readable as audio",
+        (HEADER, [*GOOD, ("corrupt.wav", "a", 1)]),
+        [],
+    ),
+    "no folds": (
+        "neither a column fold nor split",
+        ("filename,label", [row[:2] for row in GOOD]),
+        [],
+    ),
     "fold twice": ("fold and --folds both say", (HEADER, GOOD), ["--folds", "3"]),
     "empty fold": ("line 20: fold is empty", (HEADER, [*GOOD, ("0.wav", "a", "")]), []),
     "short row": ("line 20: label is empty", (HEADER, [*GOOD, ("0.wav",)]), []),
-    "comma": ("line 20: more values than columns", (HEADER, [*GOOD, ("0.wav", "dog", " barking", 1)]), []),
+    "comma": (
+        "line 20: more values than columns",
+        (HEADER, [*GOOD, ("0.wav", "dog", " barking", 1)]),
+        [],
+    ),
     "one fold": ("all clips are in fold 1", (HEADER, [(*row[:2], 1) for row in GOOD]), []),
-    "unknown split": ("split 'tset' is none of", ("filename,label,split", [(*row[:2], "tset") for row in GOOD]), []),
-    "no test": ("no clip is in the split test", ("filename,label,split", [(*row[:2], "train") for row in GOOD]), []),
-    "new in test": ("class 'c' is in the split test, but not", ("filename,label,split",
-                    [(*row[:2], "train") for row in GOOD[:16]] + [("16.wav", "c", "test"), ("17.wav", "c", "test")]), []),
-    "two labels": (r"line 20: 0\.wav stands there twice, with label 'a' and 'b'", (HEADER, [*GOOD, ("0.wav", "b", 0)]), []),
+    "unknown split": (
+        "split 'tset' is none of",
+        ("filename,label,split", [(*row[:2], "tset") for row in GOOD]),
+        [],
+    ),
+    "no test": (
+        "no clip is in the split test",
+        ("filename,label,split", [(*row[:2], "train") for row in GOOD]),
+        [],
+    ),
+    "new in test": (
+        "class 'c' is in the split test, but not",
+        (
+            "filename,label,split",
+            [(*row[:2], "train") for row in GOOD[:16]]
+            + [("16.wav", "c", "test"), ("17.wav", "c", "test")],
+        ),
+        [],
+    ),
+    "two labels": (
+        r"line 20: 0\.wav stands there twice, with label 'a' and 'b'",
+        (HEADER, [*GOOD, ("0.wav", "b", 0)]),
+        [],
+    ),
     "two folds": (r"twice, with fold '0' and '2'", (HEADER, [*GOOD, ("0.wav", "a", 2)]), []),
-    "one class": ("all clips have the label 'a'", (HEADER, [(row[0], "a", row[2]) for row in GOOD]), []),
+    "one class": (
+        "all clips have the label 'a'",
+        (HEADER, [(row[0], "a", row[2]) for row in GOOD]),
+        [],
+    ),
     "one example": ("class 'c' has one clip", (HEADER, [*GOOD[:17], ("17.wav", "c", 1)]), []),
-    "class in a fold": ("class 'c' is in fold 2 only", (HEADER, [*GOOD[:16], ("16.wav", "c", 2), ("17.wav", "c", 2)]), []),
-    "many folds": ("--folds 99: class 'a' has 9 clips", ("filename,label", [row[:2] for row in GOOD]), ["--folds", "99"]),
-    "other encoder": ("needs a 'mimi' encoder_config", (HEADER, GOOD), ["--encoder_name_or_path", str(DEMO / "htsat")]),
-    "no encoder": ("is no file, nor a folder", (HEADER, GOOD), ["--encoder_name_or_path", "/no/such/encoder"]),
-    "no checkpoint": ("not a readable checkpoint", (HEADER, GOOD), ["--encoder_name_or_path", "CORRUPT"]),
-}  # fmt: skip
+    "class in a fold": (
+        "class 'c' is in fold 2 only",
+        (HEADER, [*GOOD[:16], ("16.wav", "c", 2), ("17.wav", "c", 2)]),
+        [],
+    ),
+    "many folds": (
+        "--folds 99: class 'a' has 9 clips",
+        ("filename,label", [row[:2] for row in GOOD]),
+        ["--folds", "99"],
+    ),
+    "other encoder": (
+        "needs a 'mimi' encoder_config",
+        (HEADER, GOOD),
+        ["--encoder_name_or_path", str(DEMO / "htsat")],
+    ),
+    "no encoder": (
+        "is no file, nor a folder",
+        (HEADER, GOOD),
+        ["--encoder_name_or_path", "/no/such/encoder"],
+    ),
+    "no checkpoint": (
+        "not a readable checkpoint",
+        (HEADER, GOOD),
+        ["--encoder_name_or_path", "CORRUPT"],
+    ),
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -242,20 +365,36 @@ def test_what_is_wrong_is_said_in_a_line(fault, tones, tmp_path, capsys):
         write_csv(tmp_path / "labels.csv", *labels)
     more = [str(tmp_path / "corrupt.wav") if word == "CORRUPT" else word for word in more]
     with pytest.raises(SystemExit) as stopped:
-        run_probe.main(arguments(tmp_path, "--output_dir", str(tmp_path / "out"), *more, arms=["mimi_full"]))
+        run_probe.main(
+            arguments(tmp_path, "--output_dir", str(tmp_path / "out"), *more, arms=["mimi_full"])
+        )
     message = str(stopped.value.code)
-    assert message.startswith("run_probe.py: ") and "\n" not in message and re.search(wanted, message), message
+    assert (
+        message.startswith("run_probe.py: ") and "\n" not in message and re.search(wanted, message)
+    ), message
 
 
-@pytest.mark.parametrize("words, wanted", [
-    (["--encoder_type", "htsat", "htsat"], "each arm once"),
-    (["--encoder_type", "htsat", "mimi_full", "--encoder_name_or_path", "x"], "1 given; one for each of 2 arms"),
-    (["--encoder_type", "htsat", "--encoder_name_or_path", "mimi_full=x"], "mimi_full is not in --encoder_type"),
-    (["--encoder_type", "soundstream"], "--encoder_type 'soundstream' is none of htsat"),
-    (["--encoder_type", "htsat", "--controls", "attention"], "--controls attention: not in --pooling"),
-    (["--encoder_type", "htsat", "--folds", "0"], "--folds of 2 or more"),
-    (["--encoder_type", "htsat", "--max_audio_seconds", "nan"], "--max_audio_seconds above 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, wanted",
+    [
+        (["--encoder_type", "htsat", "htsat"], "each arm once"),
+        (
+            ["--encoder_type", "htsat", "mimi_full", "--encoder_name_or_path", "x"],
+            "1 given; one for each of 2 arms",
+        ),
+        (
+            ["--encoder_type", "htsat", "--encoder_name_or_path", "mimi_full=x"],
+            "mimi_full is not in --encoder_type",
+        ),
+        (["--encoder_type", "soundstream"], "--encoder_type 'soundstream' is none of htsat"),
+        (
+            ["--encoder_type", "htsat", "--controls", "attention"],
+            "--controls attention: not in --pooling",
+        ),
+        (["--encoder_type", "htsat", "--folds", "0"], "--folds of 2 or more"),
+        (["--encoder_type", "htsat", "--max_audio_seconds", "nan"], "--max_audio_seconds above 0"),
+    ],
+)
 def test_words_that_do_not_fit(words, wanted, capsys):
     with pytest.raises(SystemExit):
         run_probe.main([*words, "--audio_dir", "x", "--output_dir", "x"])
@@ -263,7 +402,16 @@ def test_words_that_do_not_fit(words, wanted, capsys):
 
 
 def test_weights_are_named_in_order_or_by_arm():
-    rest = ["--encoder_type", "htsat", "mimi_full", "--audio_dir", "x", "--output_dir", "x", "--encoder_name_or_path"]
+    rest = [
+        "--encoder_type",
+        "htsat",
+        "mimi_full",
+        "--audio_dir",
+        "x",
+        "--output_dir",
+        "x",
+        "--encoder_name_or_path",
+    ]
     assert run_probe.parse([*rest, "a=b", "c"]).encoders == {"htsat": "a=b", "mimi_full": "c"}
     assert run_probe.parse([*rest, "mimi_full=c=d"]).encoders == {"htsat": None, "mimi_full": "c=d"}
 
@@ -272,34 +420,66 @@ def test_bad_audio_is_skipped_on_request(tones, tmp_path):
     rows = [(tones / row[0], *row[1:]) for row in GOOD]
     (tmp_path / "corrupt.wav").write_bytes(b"no audio at all")
     write_csv(tmp_path / "labels.csv", HEADER, [*rows, (tmp_path / "corrupt.wav", "a", 1)])
-    run_probe.main(arguments(tmp_path, "--output_dir", str(tmp_path / "out"), "--on_bad_audio", "skip", arms=["mimi_full"]))
-    assert report(tmp_path / "out")["clips"] == 18 and "corrupt.wav" in (tmp_path / "out" / "bad_audio.txt").read_text()
+    run_probe.main(
+        arguments(
+            tmp_path,
+            "--output_dir",
+            str(tmp_path / "out"),
+            "--on_bad_audio",
+            "skip",
+            arms=["mimi_full"],
+        )
+    )
+    assert (
+        report(tmp_path / "out")["clips"] == 18
+        and "corrupt.wav" in (tmp_path / "out" / "bad_audio.txt").read_text()
+    )
 
 
 def clips_of(*words):
-    return run_probe.labelled_clips(run_probe.parse(["--encoder_type", "htsat", "--output_dir", "x", *map(str, words)]))
+    return run_probe.labelled_clips(
+        run_probe.parse(["--encoder_type", "htsat", "--output_dir", "x", *map(str, words)])
+    )
 
 
 def test_names_of_esc_say_fold_and_class(tmp_path, capsys):
-    for name in ("1-100032-A-0.wav", "1-100032-B-0.ogg", "5-7-A-40.wav", "scene-1-0210.ogg", "1-100032-C.ogg", "notes.txt"):
+    for name in (
+        "1-100032-A-0.wav",
+        "1-100032-B-0.ogg",
+        "5-7-A-40.wav",
+        "scene-1-0210.ogg",
+        "1-100032-C.ogg",
+        "notes.txt",
+    ):
         (tmp_path / name).touch()
     clips, origin = clips_of("--audio_dir", tmp_path)
     assert [[c[k] for k in ("filename", "label", "fold", "group")] for c in clips] == [
-        ["1-100032-A-0.wav", "0", "1", "100032"], ["1-100032-B-0.ogg", "0", "1", "100032"], ["5-7-A-40.wav", "40", "5", "7"]
-    ]  # fmt: skip
+        ["1-100032-A-0.wav", "0", "1", "100032"],
+        ["1-100032-B-0.ogg", "0", "1", "100032"],
+        ["5-7-A-40.wav", "40", "5", "7"],
+    ]
     assert origin == "ESC" and clips[0]["audio"] == [str(tmp_path / "1-100032-A-0.wav")]
-    assert re.fullmatch(r"3 files of .* are left out: they are not named FOLD-RECORDING-TAKE-CLASS\n", capsys.readouterr().out)
+    assert re.fullmatch(
+        r"3 files of .* are left out: they are not named FOLD-RECORDING-TAKE-CLASS\n",
+        capsys.readouterr().out,
+    )
     for words in (["absent"], [".", "--label_column", "target"]):
         with pytest.raises(ValueError, match="--labels is wanted"):
             clips_of("--audio_dir", tmp_path / words[0], *words[1:])
     (tmp_path / "audio").mkdir()
     (tmp_path / "meta").mkdir()
     header = "filename,fold,target,category,esc10,src_file,take"
-    write_csv(tmp_path / "meta" / "esc50.csv", header, [("1-100032-A-0.wav", 1, 0, "dog", True, 100032, "A")])
+    write_csv(
+        tmp_path / "meta" / "esc50.csv",
+        header,
+        [("1-100032-A-0.wav", 1, 0, "dog", True, 100032, "A")],
+    )
     clips, _ = clips_of("--audio_dir", tmp_path)
     assert clips[0]["label"] == "dog" and clips[0]["fold"] == "1"
     assert clips[0]["audio"] == [str(tmp_path / "audio" / "1-100032-A-0.wav")]
-    named = write_csv(tmp_path / "named.csv", "filename,target", [("1-100032-C.ogg", "dog"), ("2-5-A.ogg", "dog")])
+    named = write_csv(
+        tmp_path / "named.csv", "filename,target", [("1-100032-C.ogg", "dog"), ("2-5-A.ogg", "dog")]
+    )
     clips, origin = clips_of("--audio_dir", tmp_path, "--labels", named)
     assert [clip["fold"] for clip in clips] == ["1", "2"] and origin == "ESC"
     assert "fold" not in clips_of("--audio_dir", tmp_path, "--labels", named, "--folds", 2)[0][0]
@@ -327,9 +507,22 @@ def test_recordings(tmp_path, capsys):
             chosen.append((name, label))
     assert len(chosen) == 40
     write_csv(tmp_path / "labels.csv", "filename,label", chosen)
-    run_probe.main(["--encoder_type", "htsat", "mimi_full", "--encoder_name_or_path", str(DEMO / "htsat"), str(DEMO / "mimi"),
-                    "--labels", str(tmp_path / "labels.csv"), "--audio_dir", str(SHARED / "audio"),
-                    "--output_dir", str(tmp_path)])  # fmt: skip
+    run_probe.main(
+        [
+            "--encoder_type",
+            "htsat",
+            "mimi_full",
+            "--encoder_name_or_path",
+            str(DEMO / "htsat"),
+            str(DEMO / "mimi"),
+            "--labels",
+            str(tmp_path / "labels.csv"),
+            "--audio_dir",
+            str(SHARED / "audio"),
+            "--output_dir",
+            str(tmp_path),
+        ]
+    )
     found = report(tmp_path)
     assert found["folds_from"] == "ESC" and list(found["folds"]) == list("12345")
     for arm in ("htsat", "mimi_full"):

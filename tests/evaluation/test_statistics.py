@@ -28,9 +28,13 @@ from audiolm.evaluation.statistics import (
     minimum_detectable_difference,
 )
 
-MEANS = np.array([[0.2, 0.6, 1.0], [0.4, 0.7, 1.1]])  # (arms, types), of what an answer is right by if it is above 0
+MEANS = np.array(
+    [[0.2, 0.6, 1.0], [0.4, 0.7, 1.1]]
+)  # (arms, types), of what an answer is right by if it is above 0
 SPREAD = {"clip": 0.5, "clip_of_arm": 1.0, "row": 0.5, "row_of_arm": 1.0}
-TRUTH = norm.cdf(MEANS / np.sqrt(sum(of**2 for of in SPREAD.values()))).mean(1)  # macro accuracy of each arm
+TRUTH = norm.cdf(MEANS / np.sqrt(sum(of**2 for of in SPREAD.values()))).mean(
+    1
+)  # macro accuracy of each arm
 
 
 def simulated(draw: np.random.Generator, count: int, means: np.ndarray = MEANS):
@@ -43,7 +47,9 @@ def simulated(draw: np.random.Generator, count: int, means: np.ndarray = MEANS):
     kind = np.where(draw.random(len(clip)) < 0.5, own, any_type)
     latent = means[:, kind].T + SPREAD["clip"] * draw.standard_normal((count, 1))[clip]
     latent += SPREAD["clip_of_arm"] * draw.standard_normal((count, 2))[clip]
-    latent += SPREAD["row"] * draw.standard_normal((len(clip), 1)) + SPREAD["row_of_arm"] * draw.standard_normal((len(clip), 2))
+    latent += SPREAD["row"] * draw.standard_normal((len(clip), 1)) + SPREAD[
+        "row_of_arm"
+    ] * draw.standard_normal((len(clip), 2))
     return (latent > 0).astype(float), clip, kind
 
 
@@ -61,7 +67,9 @@ def coverage(clips: int, simulations: int, resamples: int, by_row: bool = False)
     for seed in range(simulations):
         right, clip, kind = simulated(draw, clips)
         of = named(range(len(clip)) if by_row else clip)
-        low, high = interval(clip_bootstrap(right[:, 1:] - right[:, :1], of, kind, resamples, seed)[:, :, 0].mean(1))
+        low, high = interval(
+            clip_bootstrap(right[:, 1:] - right[:, :1], of, kind, resamples, seed)[:, :, 0].mean(1)
+        )
         held += low <= TRUTH[1] - TRUTH[0] <= high
     return held / simulations
 
@@ -85,10 +93,15 @@ def test_every_resample_by_hand():
         key = tuple(np.round([*first, *second], 9).astype(str))
         expected[key] = expected.get(key, 0) + 1 / 27
     # aab: (1 + 2 * 1) / (1 + 2 + 2) and (2 / 2 + 2) / 5, by hand
-    assert any(key[:2] == ("0.6", "0.6") for key in expected) and ("nan", "nan", "0.0", "1.0") in expected
+    assert (
+        any(key[:2] == ("0.6", "0.6") for key in expected)
+        and ("nan", "nan", "0.0", "1.0") in expected
+    )
     samples = clip_bootstrap(outcomes, clips, groups, 27_000)
     assert samples.shape == (27_000, 2, 2)
-    found, times = np.unique(np.round(samples.reshape(-1, 4), 9).astype(str), axis=0, return_counts=True)
+    found, times = np.unique(
+        np.round(samples.reshape(-1, 4), 9).astype(str), axis=0, return_counts=True
+    )
     assert {tuple(key.tolist()) for key in found} == set(expected)
     for key, count in zip(found, times):
         share = expected[tuple(key.tolist())]
@@ -111,7 +124,9 @@ def test_the_same_arguments_give_the_same_numbers(monkeypatch):
     moved = clip_bootstrap(right[order], [clips[i] for i in order], kind[order], 200, seed=3)
     np.testing.assert_allclose(moved, once, atol=1e-12)
     p = clip_permutation_test(right[:, 1] - right[:, 0], clips, kind, 500, seed=3)
-    assert p == clip_permutation_test((right[:, 1] - right[:, 0])[order], [clips[i] for i in order], kind[order], 500, seed=3)
+    assert p == clip_permutation_test(
+        (right[:, 1] - right[:, 0])[order], [clips[i] for i in order], kind[order], 500, seed=3
+    )
     assert p != clip_permutation_test(right[:, 1] - right[:, 0], clips, kind, 500, seed=4)
     monkeypatch.setattr(statistics, "CHUNK", 1000)  # 25 resamples at a time
     np.testing.assert_allclose(clip_bootstrap(right, clips, kind, 200, seed=3), once, atol=1e-12)
@@ -120,13 +135,19 @@ def test_the_same_arguments_give_the_same_numbers(monkeypatch):
 def test_standard_errors_are_those_of_clusters():
     right, clip, kind = simulated(np.random.default_rng(5), 400)
     difference, kinds = right[:, 1] - right[:, 0], np.eye(3)[kind]
-    fitted = sm.OLS(difference, kinds).fit(cov_type="cluster", cov_kwds={"groups": clip, "use_correction": False})
+    fitted = sm.OLS(difference, kinds).fit(
+        cov_type="cluster", cov_kwds={"groups": clip, "use_correction": False}
+    )
     of_types, of_macro = fitted.bse, fitted.t_test(np.full(3, 1 / 3)).sd.item()
     samples = clip_bootstrap(difference[:, None], named(clip), kind, 10_000)[:, :, 0]
     np.testing.assert_allclose(samples.std(0), of_types, rtol=0.05)
     assert samples.mean(1).std() == pytest.approx(of_macro, rel=0.05)
     assert abs(samples.mean(1).mean() - macro(difference, kind)) < 0.1 * of_macro
-    by_row = clip_bootstrap(difference[:, None], named(range(len(clip))), kind, 2000)[:, :, 0].mean(1).std()
+    by_row = (
+        clip_bootstrap(difference[:, None], named(range(len(clip))), kind, 2000)[:, :, 0]
+        .mean(1)
+        .std()
+    )
     assert by_row < 0.75 * of_macro
 
 
@@ -152,7 +173,9 @@ def test_interval():
 
 def test_intervals_hold_the_truth_in_short():
     """A share of .95 of 750 simulations has a standard error of .008, of which 3 are allowed."""
-    assert coverage(300, 750, 400) == pytest.approx(0.945, abs=0.024)  # so few resamples alone cost .005
+    assert coverage(300, 750, 400) == pytest.approx(
+        0.945, abs=0.024
+    )  # so few resamples alone cost .005
     assert coverage(300, 150, 400, by_row=True) < 0.88
 
 
@@ -161,15 +184,33 @@ def test_intervals_hold_the_truth_in_short():
 def test_intervals_hold_the_truth(clips, tolerance):
     held = coverage(clips, 4000, 1000)
     naive = coverage(clips, 1000, 1000, by_row=True)
-    print(f"\n{clips} clips: 95 % intervals hold the truth in {held:.2%} of 4000 simulations, by rows {naive:.1%} of 1000")
+    print(
+        f"\n{clips} clips: 95 % intervals hold the truth in {held:.2%} of 4000 simulations, by rows {naive:.1%} of 1000"
+    )
     assert held == pytest.approx(0.95, abs=tolerance) and naive < 0.85
 
 
 def test_permutation_is_the_enumeration_of_all_flips():
     """Eight clips; e and f, f and g share rows and flip together: 6 sets, 64 flips."""
     difference = np.array([1, 0, 1, -1, -1, 1, 0, 1, -1, 1, 1, 1 / 3])
-    clips = [("a",), ("a",), ("b",), ("b",), ("c",), ("d",), ("d",), ("e", "f"), ("f",), ("g", "f"), ("h",), ("b",)]
-    groups, sets = np.array([0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1]), np.array([0, 0, 1, 1, 2, 3, 3, 4, 4, 4, 5, 1])
+    clips = [
+        ("a",),
+        ("a",),
+        ("b",),
+        ("b",),
+        ("c",),
+        ("d",),
+        ("d",),
+        ("e", "f"),
+        ("f",),
+        ("g", "f"),
+        ("h",),
+        ("b",),
+    ]
+    groups, sets = (
+        np.array([0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1]),
+        np.array([0, 0, 1, 1, 2, 3, 3, 4, 4, 4, 5, 1]),
+    )
     flips = [difference * np.array(signs)[sets] for signs in product((1, -1), repeat=6)]
     statistic = [of[groups == 0].mean() / 2 + of[groups == 1].mean() / 2 for of in flips]
     exact = np.mean(np.abs(statistic) > abs(statistic[0]) - 1e-9)
@@ -179,7 +220,9 @@ def test_permutation_is_the_enumeration_of_all_flips():
     apart = clip_permutation_test(difference, [of[:1] for of in clips], groups, 40_000)
     assert abs(apart - exact) > 0.02
     # rows of no group count for nothing, nor do they tie clips together
-    more = clip_permutation_test(np.r_[difference, 5], [*clips, ("a", "b")], np.r_[groups, -1], 40_000)
+    more = clip_permutation_test(
+        np.r_[difference, 5], [*clips, ("a", "b")], np.r_[groups, -1], 40_000
+    )
     assert more == p
 
 
@@ -190,7 +233,11 @@ def test_permutation_counts_ties_and_itself():
     assert clip_permutation_test(np.zeros(3), named(range(3)), np.zeros(3, int), 100) == 1
     assert clip_permutation_test(np.ones(40), named(range(40)), np.zeros(40, int), 999) == 1 / 1000
     assert clip_permutation_test(np.ones(40), named([0] * 40), np.zeros(40, int), 999) == 1
-    chain = [("a", "b"), ("c", "b"), ("c", "d")]  # a and d flip together, though no row is about both
+    chain = [
+        ("a", "b"),
+        ("c", "b"),
+        ("c", "d"),
+    ]  # a and d flip together, though no row is about both
     assert clip_permutation_test(np.ones(3), chain, np.zeros(3, int), 999) == 1
 
 
@@ -199,7 +246,11 @@ def test_permutation_is_uniform_under_the_null():
     for seed in range(800):
         right, clip, kind = simulated(draw, 80, means=MEANS[[0, 0]])
         p.append(clip_permutation_test(right[:, 1] - right[:, 0], named(clip), kind, 400, seed))
-        by_row.append(clip_permutation_test(right[:, 1] - right[:, 0], named(range(len(clip))), kind, 400, seed))
+        by_row.append(
+            clip_permutation_test(
+                right[:, 1] - right[:, 0], named(range(len(clip))), kind, 400, seed
+            )
+        )
     assert kstest(p, "uniform").pvalue > 0.01
     assert binomtest(int(np.sum(np.array(p) <= 0.05)), 800, 0.05).pvalue > 0.01
     assert np.mean(np.array(by_row) <= 0.05) > 0.12  # what flipping rows would claim
@@ -207,22 +258,34 @@ def test_permutation_is_uniform_under_the_null():
 
 def test_the_minimum_detectable_difference_is_detected_four_times_in_five():
     assert minimum_detectable_difference(1) == pytest.approx(1.959964 + 0.841621, abs=1e-5)
-    assert minimum_detectable_difference(0.01, tests=3, power=0.9) == pytest.approx(0.01 * (2.393980 + 1.281552), abs=1e-7)
+    assert minimum_detectable_difference(0.01, tests=3, power=0.9) == pytest.approx(
+        0.01 * (2.393980 + 1.281552), abs=1e-7
+    )
     draw = np.random.default_rng(2)
     data = [simulated(draw, 150, means=MEANS[[0, 0]]) for _ in range(800)]
     error = np.std([macro(right[:, 1] - right[:, 0], kind) for right, _, kind in data])
     found = minimum_detectable_difference(error, tests=3)
-    tests = [clip_permutation_test(right[:, 1] - right[:, 0] + found, named(clip), kind, 1200) for right, clip, kind in data]
-    assert np.mean(np.array(tests) <= 0.05 / 3) == pytest.approx(0.8, abs=0.05)  # 3 standard errors of a share, .014
+    tests = [
+        clip_permutation_test(right[:, 1] - right[:, 0] + found, named(clip), kind, 1200)
+        for right, clip, kind in data
+    ]
+    assert np.mean(np.array(tests) <= 0.05 / 3) == pytest.approx(
+        0.8, abs=0.05
+    )  # 3 standard errors of a share, .014
 
 
-@pytest.mark.parametrize("p_values", [[0.01, 0.04, 0.03], [0.5, 0.9, 0.2, 0.2], [0.02], [0.001, 0.3, 0.012, 0.012, 1.0, 0.0]])
+@pytest.mark.parametrize(
+    "p_values",
+    [[0.01, 0.04, 0.03], [0.5, 0.9, 0.2, 0.2], [0.02], [0.001, 0.3, 0.012, 0.012, 1.0, 0.0]],
+)
 def test_holm(p_values):
     assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1])
 
 
 def test_holm_by_hand():
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])  # 3 * .01, then 2 * .03, which 1 * .04 cannot go below
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx(
+        [0.03, 0.06, 0.06]
+    )  # 3 * .01, then 2 * .03, which 1 * .04 cannot go below
     assert holm([]) == []
     with pytest.raises(ValueError, match="nan"):
         holm([0.1, float("nan")])
@@ -233,12 +296,18 @@ def test_mcnemar(only_first, only_second):
     first = np.array([True] * 7 + [False] * 5 + [True] * only_first + [False] * only_second)
     second = np.array([True] * 7 + [False] * 5 + [False] * only_first + [True] * only_second)
     expected = min(1, statsmodels_mcnemar([[7, only_first], [only_second, 5]], exact=True).pvalue)
-    assert mcnemar(first, second) == {"only_first": only_first, "only_second": only_second, "p": pytest.approx(expected)}
+    assert mcnemar(first, second) == {
+        "only_first": only_first,
+        "only_second": only_second,
+        "p": pytest.approx(expected),
+    }
 
 
 def test_mcnemar_without_discordant_rows():
     assert mcnemar([True, False], [True, False]) == {"only_first": 0, "only_second": 0, "p": 1.0}
-    with pytest.raises(ValueError, match=r"right \(1\) or wrong \(0\) is wanted .* not float64 \(2,\)"):
+    with pytest.raises(
+        ValueError, match=r"right \(1\) or wrong \(0\) is wanted .* not float64 \(2,\)"
+    ):
         mcnemar([0.5, 1], [1, 0])
     with pytest.raises(ValueError, match=r"bool \(2,\) and bool \(3,\)"):
         mcnemar([True, False], [True, False, False])
@@ -246,26 +315,36 @@ def test_mcnemar_without_discordant_rows():
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 10), (10, 10), (3, 7), (812, 1000)])
 def test_wilson(correct, n):
-    assert wilson(correct, n) == pytest.approx(proportion_confint(correct, n, method="wilson"), abs=1e-9)
+    assert wilson(correct, n) == pytest.approx(
+        proportion_confint(correct, n, method="wilson"), abs=1e-9
+    )
 
 
 def test_calibration_by_hand():
     """.3 and .35 share the bin from .3, 1 falls into the last: (2 * |.325 - .5| + 1 * |.6 - 0| + 2 * |.975 - 1|) / 5."""
-    found = expected_calibration_error([0.3, 0.95, 0.35, 0.6, 1.0], [True, True, False, False, True])
+    found = expected_calibration_error(
+        [0.3, 0.95, 0.35, 0.6, 1.0], [True, True, False, False, True]
+    )
     assert found["ece"] == pytest.approx((0.35 + 0.6 + 0.05) / 5)
     assert found["bins"] == [
         {"low": 0.3, "high": 0.4, "n": 2, "confidence": pytest.approx(0.325), "accuracy": 0.5},
         {"low": 0.6, "high": 0.7, "n": 1, "confidence": 0.6, "accuracy": 0.0},
         {"low": 0.9, "high": 1.0, "n": 2, "confidence": pytest.approx(0.975), "accuracy": 1.0},
     ]
-    assert expected_calibration_error([0.2, 0.9], [False, True], bins=1)["ece"] == pytest.approx(0.05)
+    assert expected_calibration_error([0.2, 0.9], [False, True], bins=1)["ece"] == pytest.approx(
+        0.05
+    )
     draw = np.random.default_rng(0)
     given = draw.random(50_000)
     assert expected_calibration_error(given, draw.random(50_000) < given)["ece"] < 0.01
-    assert expected_calibration_error(given, draw.random(50_000) < given**2)["ece"] == pytest.approx(1 / 6, abs=0.01)
+    assert expected_calibration_error(given, draw.random(50_000) < given**2)[
+        "ece"
+    ] == pytest.approx(1 / 6, abs=0.01)
 
 
-@pytest.mark.parametrize("given", [([], []), ([0.5], [True, False]), ([1.1], [True]), ([float("nan")], [True])])
+@pytest.mark.parametrize(
+    "given", [([], []), ([0.5], [True, False]), ([1.1], [True]), ([float("nan")], [True])]
+)
 def test_calibration_wants_probabilities(given):
     with pytest.raises(ValueError, match="a probability between 0 and 1 is wanted for each row"):
         expected_calibration_error(*given)
@@ -277,13 +356,20 @@ def test_calibration_wants_probabilities(given):
         ({"clips": [("a",)]}, "2 rows, but clips of 1 and groups of 2"),
         ({"clips": [("a",), "bc"]}, "row 1: a tuple of one or two clips is wanted, not 'bc'"),
         ({"clips": [(), ("a",)]}, r"row 0: a tuple of one or two clips is wanted, not \(\)"),
-        ({"groups": np.array([0, -2])}, "groups are numbers from 0, or -1 for none, not -2 of int64"),
+        (
+            {"groups": np.array([0, -2])},
+            "groups are numbers from 0, or -1 for none, not -2 of int64",
+        ),
         ({"groups": np.array([0.0, 1.0])}, "not 0.0 of float64"),
         ({"values": np.array([1.0, np.nan])}, "row 1 has an outcome that is not finite"),
     ],
 )
 def test_rows_that_do_not_fit(change, message):
-    given = {"values": np.array([1.0, 0.0]), "clips": [("a",), ("b",)], "groups": np.array([0, 0])} | change
+    given = {
+        "values": np.array([1.0, 0.0]),
+        "clips": [("a",), ("b",)],
+        "groups": np.array([0, 0]),
+    } | change
     with pytest.raises(ValueError, match=message):
         clip_permutation_test(given["values"], given["clips"], given["groups"])
     with pytest.raises(ValueError, match=message):

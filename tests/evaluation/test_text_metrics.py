@@ -13,7 +13,10 @@ from audiolm.evaluation import text_metrics as texts
 from audiolm.evaluation.text_metrics import TextMetric, text_items, text_metrics, tokenise
 
 PREDICTIONS = ["A dog barks in the rain.", "Birds sing in the old tree"]
-REFERENCES = [["A dog barks, in the rain"], ["birds sing in a tree", "Birds in the old tree chirp loudly!"]]
+REFERENCES = [
+    ["A dog barks, in the rain"],
+    ["birds sing in a tree", "Birds in the old tree chirp loudly!"],
+]
 needs_java = pytest.mark.skipif(not shutil.which("java"), reason="METEOR needs Java")
 
 
@@ -38,18 +41,41 @@ def compute(predictions, references):
     return TextMetric().compute(predictions=predictions, references=references)
 
 
-def row(kind="caption", answer="rain falls", text="rain", clips=("a.wav", ""), prompt="caption", subtype="X.json"):
-    return {"taskname": "", "filepath1": clips[0], "filepath2": clips[1], "caption1": "", "caption2": "", "input": prompt,
-            "answer": answer, "subtype": subtype, "question_type": kind, "category": "other",
-            "answers": {"generate": {"text": text}}}  # fmt: skip
+def row(
+    kind="caption",
+    answer="rain falls",
+    text="rain",
+    clips=("a.wav", ""),
+    prompt="caption",
+    subtype="X.json",
+):
+    return {
+        "taskname": "",
+        "filepath1": clips[0],
+        "filepath2": clips[1],
+        "caption1": "",
+        "caption2": "",
+        "input": prompt,
+        "answer": answer,
+        "subtype": subtype,
+        "question_type": kind,
+        "category": "other",
+        "answers": {"generate": {"text": text}},
+    }
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("A dog's bark -- high-pitched, (loud)!", "a dog's bark high-pitched loud"),
-    ("It\u2019s 3.5 kHz, or 1,000 Hz.", "it's 3.5 khz or 1,000 hz"),
-    ("rain,wind/thunder\nand_hail", "rain wind thunder and hail"), ("<b>Rain</b> &amp; wind", "b rain b amp wind"),
-    ("e\u0301te\u0301 CAF\u00c9", "\u00e9t\u00e9 caf\u00e9"), ("", ""), (" ... ||| ", ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("A dog's bark -- high-pitched, (loud)!", "a dog's bark high-pitched loud"),
+        ("It\u2019s 3.5 kHz, or 1,000 Hz.", "it's 3.5 khz or 1,000 hz"),
+        ("rain,wind/thunder\nand_hail", "rain wind thunder and hail"),
+        ("<b>Rain</b> &amp; wind", "b rain b amp wind"),
+        ("e\u0301te\u0301 CAF\u00c9", "\u00e9t\u00e9 caf\u00e9"),
+        ("", ""),
+        (" ... ||| ", ""),
+    ],
+)
 def test_words_of_a_text(text, words):
     assert tokenise(text) == words
 
@@ -71,7 +97,9 @@ def random_items(count: int, seed: int = 0):
     def text():
         return " ".join(draw.choices(words, k=draw.randint(1, 12)))
 
-    return [text() for _ in range(count)], [[text() for _ in range(draw.randint(1, 5))] for _ in range(count)]
+    return [text() for _ in range(count)], [
+        [text() for _ in range(draw.randint(1, 5))] for _ in range(count)
+    ]
 
 
 def test_bleu_is_sacrebleus_of_the_corpus_with_missing_references(no_java):
@@ -91,11 +119,15 @@ def cider_d(predictions, references):
         return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
 
     def similarity(prediction, reference, n):
-        hypothesis, wanted = ({g: c * idf(g) for g, c in counts(text, n).items()} for text in (prediction, reference))
+        hypothesis, wanted = (
+            {g: c * idf(g) for g, c in counts(text, n).items()} for text in (prediction, reference)
+        )
         norms = [math.sqrt(sum(x * x for x in v.values())) for v in (hypothesis, wanted)]
         if not all(norms):
             return 0.0
-        dot = sum(min(hypothesis[g], wanted[g]) * wanted[g] for g in hypothesis.keys() & wanted.keys())
+        dot = sum(
+            min(hypothesis[g], wanted[g]) * wanted[g] for g in hypothesis.keys() & wanted.keys()
+        )
         apart = len(prediction.split()) - len(reference.split())
         return 10 * math.exp(-(apart**2) / (2 * 6**2)) * dot / math.prod(norms)
 
@@ -103,7 +135,10 @@ def cider_d(predictions, references):
         holding = sum(any(gram in counts(text, len(gram)) for text in of) for of in references)
         return math.log(len(references) / max(1, holding))
 
-    items = [sum(similarity(p, r, n) for n in (1, 2, 3, 4) for r in of) / 4 / len(of) for p, of in zip(predictions, references)]
+    items = [
+        sum(similarity(p, r, n) for n in (1, 2, 3, 4) for r in of) / 4 / len(of)
+        for p, of in zip(predictions, references)
+    ]
     return sum(items) / len(items)
 
 
@@ -112,23 +147,34 @@ def test_cider_d_by_the_published_formula(no_java):
     predictions, references = random_items(25, seed=1)
     predictions[0] = "dog dog dog dog barks"  # is clipped
     result = compute(predictions, references)
-    assert result["cider_d"] == pytest.approx(cider_d(predictions, references)) and result["cider_d"] > 0.5
+    assert (
+        result["cider_d"] == pytest.approx(cider_d(predictions, references))
+        and result["cider_d"] > 0.5
+    )
 
 
 def test_right_answers_have_the_top_of_each_scale(no_java):
     pytest.importorskip("pycocoevalcap.cider.cider")
     answers = ["a dog barks in rain", "two birds sing loudly"]
     result = compute(answers, [[answer] for answer in answers])
-    assert [result[name] for name in ("bleu_1", "bleu_4", "rouge_l", "cider_d")] == pytest.approx([1, 1, 1, 10])
-    assert compute(["a dog", "rain falls hard"], [["a dog"], ["rain falls hard"]])["cider_d"] == pytest.approx(10 * 5 / 8)
+    assert [result[name] for name in ("bleu_1", "bleu_4", "rouge_l", "cider_d")] == pytest.approx(
+        [1, 1, 1, 10]
+    )
+    assert compute(["a dog", "rain falls hard"], [["a dog"], ["rain falls hard"]])[
+        "cider_d"
+    ] == pytest.approx(10 * 5 / 8)
 
 
 @needs_java
 def test_meteor_is_pycocoevalcaps():
     pytest.importorskip("pycocoevalcap.meteor.meteor")
-    result = compute([*PREDICTIONS, "", "犬が吠える"], [*REFERENCES, ["it rains ||| hard\nnow"], ["犬が吠える"]])
+    result = compute(
+        [*PREDICTIONS, "", "犬が吠える"], [*REFERENCES, ["it rains ||| hard\nnow"], ["犬が吠える"]]
+    )
     # what pycocoevalcap 1.2's Meteor().compute_score gives for these words; of each item: 1, 0.417, 0, 1
-    assert result["meteor"] == pytest.approx(0.47205928912729356) and "meteor" not in result["not_run"]
+    assert (
+        result["meteor"] == pytest.approx(0.47205928912729356) and "meteor" not in result["not_run"]
+    )
 
 
 def test_what_has_no_figure_says_why(no_java):
@@ -137,7 +183,9 @@ def test_what_has_no_figure_says_why(no_java):
     assert one["bleu_4"] is None and one["not_run"]["bleu_4"] == "no reference has four words"
     assert one["cider_d"] is None and "at least two items" in one["not_run"]["cider_d"]
     assert one["bleu_1"] == one["rouge_l"] == 1
-    alike = compute(["a dog", "rain"], [["a dog barks"], ["a dog barks"]])  # every weight would be 0
+    alike = compute(
+        ["a dog", "rain"], [["a dog barks"], ["a dog barks"]]
+    )  # every weight would be 0
     assert alike["cider_d"] is None
     assert compute(["", "?"], [["..."], ["!", "-"]])["cider_d"] is None  # no word at all
     none = compute([], [])
@@ -148,16 +196,24 @@ def test_what_has_no_figure_says_why(no_java):
 
 def test_any_prediction_has_figures(no_java):
     odd = ["", "<p>", "a" * 5000, "\u200b\ufeff", "🐕 🐕", "a ||| b\nc"]
-    result = compute([*odd, "a bird sings loudly"], [*[["it rains hard today"]] * len(odd), ["a bird sings loudly"]])
+    result = compute(
+        [*odd, "a bird sings loudly"],
+        [*[["it rains hard today"]] * len(odd), ["a bird sings loudly"]],
+    )
     assert result["rouge_l"] == pytest.approx(1 / 7)  # of the last one
-    assert result["bleu_1"] == pytest.approx(4 / 9 * math.exp(1 - 28 / 9))  # words: 0, 1, 1, 0, 0, 3 and 4
+    assert result["bleu_1"] == pytest.approx(
+        4 / 9 * math.exp(1 - 28 / 9)
+    )  # words: 0, 1, 1, 0, 0, 3 and 4
 
 
 def test_what_to_install_is_named(no_java, monkeypatch):
     pytest.importorskip("pycocoevalcap.cider.cider")
     result = compute(PREDICTIONS, REFERENCES)
     assert result["meteor"] is result["spice"] is result["spider"] is None
-    assert "install a Java runtime" in result["not_run"]["meteor"] and "install a Java runtime" in result["not_run"]["spice"]
+    assert (
+        "install a Java runtime" in result["not_run"]["meteor"]
+        and "install a Java runtime" in result["not_run"]["spice"]
+    )
     assert result["not_run"]["spider"] == "is the mean of SPICE and CIDEr-D; there is no spice"
     for name in ("cider.cider_scorer", "meteor.meteor", "spice.spice"):
         monkeypatch.setitem(sys.modules, f"pycocoevalcap.{name}", None)
@@ -179,9 +235,14 @@ def test_a_java_that_hangs_is_ended(fake_java, monkeypatch, tmp_path):
 
 def test_a_java_that_fails_is_quoted(fake_java):
     pytest.importorskip("pycocoevalcap.meteor.meteor")
-    fake_java("echo Picked up options: x >&2; echo Error: Could not create the Java Virtual Machine. >&2; exit 1")
+    fake_java(
+        "echo Picked up options: x >&2; echo Error: Could not create the Java Virtual Machine. >&2; exit 1"
+    )
     result = compute(PREDICTIONS, REFERENCES)
-    assert result["not_run"]["meteor"] == "Java failed: Error: Could not create the Java Virtual Machine."
+    assert (
+        result["not_run"]["meteor"]
+        == "Java failed: Error: Could not create the Java Virtual Machine."
+    )
 
 
 def test_spice_runs_where_its_models_lie(fake_java, monkeypatch, tmp_path):
@@ -191,24 +252,36 @@ def test_spice_runs_where_its_models_lie(fake_java, monkeypatch, tmp_path):
     for name in texts.SPICE_MODELS:
         (tmp_path / "lib" / name).touch()
     monkeypatch.setitem(sys.modules, "pycocoevalcap.meteor.meteor", None)
-    monkeypatch.setattr(sys.modules["pycocoevalcap.spice.spice"], "__file__", str(tmp_path / "spice.py"))
-    fake_java(f'cp "$4" {tmp_path}/given.json\n'
-              r'printf "Parsing test captions\nAll tuples\n  f-score:\t0.250 (SPICE metric)\n  precision:\t0.9\n"')  # fmt: skip
+    monkeypatch.setattr(
+        sys.modules["pycocoevalcap.spice.spice"], "__file__", str(tmp_path / "spice.py")
+    )
+    fake_java(
+        f'cp "$4" {tmp_path}/given.json\n'
+        r'printf "Parsing test captions\nAll tuples\n  f-score:\t0.250 (SPICE metric)\n  precision:\t0.9\n"'
+    )
     result = compute(PREDICTIONS, REFERENCES)
-    assert result["spice"] == 0.25 and result["spider"] == pytest.approx((0.25 + result["cider_d"]) / 2)
+    assert result["spice"] == 0.25 and result["spider"] == pytest.approx(
+        (0.25 + result["cider_d"]) / 2
+    )
     assert json.loads((tmp_path / "given.json").read_text())[1] == {
-        "image_id": 1, "test": "birds sing in the old tree",
+        "image_id": 1,
+        "test": "birds sing in the old tree",
         "refs": ["birds in the old tree chirp loudly", "birds sing in a tree"],
-    }  # fmt: skip
+    }
     fake_java("exit 1")
     assert "Java ended without a figure" in compute(PREDICTIONS, REFERENCES)["not_run"]["spice"]
 
 
 def test_rows_that_ask_the_same_are_one_item():
-    clotho = [row(answer=a, text="wind") for a in ("wind blows", "a wind", "strong wind in trees", "gusts", "it is windy")]
+    clotho = [
+        row(answer=a, text="wind")
+        for a in ("wind blows", "a wind", "strong wind in trees", "gusts", "it is windy")
+    ]
     rows = [
         *clotho,
-        row(answer="wind again", text="breeze", prompt="describe"),  # another prompt, the same references
+        row(
+            answer="wind again", text="breeze", prompt="describe"
+        ),  # another prompt, the same references
         row(answer="rain", subtype="Y.json"),  # another subtype
         row("mcq", answer="a) rain"),
         row("difference", "one is louder", "loud", ("a.wav", "b.wav"), "explain", "D-1.json"),
@@ -220,22 +293,43 @@ def test_rows_that_ask_the_same_are_one_item():
     items = text_items(rows)
     asked = [(i["question_type"], i["prediction"], len(i["references"]), i["clips"]) for i in items]
     assert asked == [
-        ("caption", "wind", 6, 1), ("caption", "breeze", 6, 1), ("caption", "rain", 1, 1), ("difference", "loud", 2, 2),
-        ("difference", "loud", 1, 2), ("detail", "room", 1, 1), ("detail", "noon", 1, 1),
-    ]  # fmt: skip
+        ("caption", "wind", 6, 1),
+        ("caption", "breeze", 6, 1),
+        ("caption", "rain", 1, 1),
+        ("difference", "loud", 2, 2),
+        ("difference", "loud", 1, 2),
+        ("detail", "room", 1, 1),
+        ("detail", "noon", 1, 1),
+    ]
     assert items[0] == {
-        "prediction": "wind", "question_type": "caption", "subtype": "X.json", "category": "other", "clips": 1,
-        "references": ["a wind", "gusts", "it is windy", "strong wind in trees", "wind again", "wind blows"],
-    }  # fmt: skip
+        "prediction": "wind",
+        "question_type": "caption",
+        "subtype": "X.json",
+        "category": "other",
+        "clips": 1,
+        "references": [
+            "a wind",
+            "gusts",
+            "it is windy",
+            "strong wind in trees",
+            "wind again",
+            "wind blows",
+        ],
+    }
     assert sorted(map(repr, text_items(rows[::-1]))) == sorted(map(repr, items))
-    with pytest.raises(ValueError, match=r"row 1: a caption row with text in answers\.generate is wanted"):
+    with pytest.raises(
+        ValueError, match=r"row 1: a caption row with text in answers\.generate is wanted"
+    ):
         text_items([row(), {**row(), "answers": {"likelihood": {}}}])
 
 
 def test_metrics_of_rows_by_group(no_java):
     predictions, references = random_items(40, seed=2)
-    rows = [row(answer=answer, text=text, clips=(f"{i}.wav", ""), subtype=f"{'XY'[i % 2]}.json")
-            for i, (text, of) in enumerate(zip(predictions, references)) for answer in of]  # fmt: skip
+    rows = [
+        row(answer=answer, text=text, clips=(f"{i}.wav", ""), subtype=f"{'XY'[i % 2]}.json")
+        for i, (text, of) in enumerate(zip(predictions, references))
+        for answer in of
+    ]
     rows += [row("detail", "a very small room", "a room", prompt=p) for p in "ab"]
     metrics = text_metrics(rows)
     assert list(metrics) == ["caption", "detail"]
@@ -255,10 +349,14 @@ def test_metrics_of_rows_by_group(no_java):
         == {name: whole[name] for name in keys}
         | {"not_run": {name: why for name, why in whole["not_run"].items() if name == "cider_d"}}
     )
-    lengths = Counter("1-3" if len(min(of).split()) <= 3 else "4-10" if len(min(of).split()) <= 10 else "11-25"
-                      for of in references)  # fmt: skip
+    lengths = Counter(
+        "1-3" if len(min(of).split()) <= 3 else "4-10" if len(min(of).split()) <= 10 else "11-25"
+        for of in references
+    )
     assert {name: of["n"] for name, of in by["answer_words"].items()} == lengths
     assert list(by["answer_words"]) == ["1-3", "4-10", "11-25"]
-    assert metrics["detail"]["not_run"]["cider_d"].startswith("weighs n-grams")  # two items, one answer
+    assert metrics["detail"]["not_run"]["cider_d"].startswith(
+        "weighs n-grams"
+    )  # two items, one answer
     random.Random(0).shuffle(rows)
     assert text_metrics(rows) == metrics

@@ -8,7 +8,13 @@ import soundfile
 import torch
 from support.builders import ARMS, Waits, clip, small_model
 
-from audiolm import AudioLMConfig, AudioLMFeatureExtractor, AudioLMForConditionalGeneration, AudioLMProcessor, modeling_audiolm
+from audiolm import (
+    AudioLMConfig,
+    AudioLMFeatureExtractor,
+    AudioLMForConditionalGeneration,
+    AudioLMProcessor,
+    modeling_audiolm,
+)
 from audiolm.data import ReasonAQACollator
 from audiolm.encoders_audiolm import MimiEncoder
 
@@ -25,13 +31,19 @@ def test_batch_equals_rows(parts):
     _, model, processor = parts
     together = model(**batch(processor)).logits[:, -1]
     one = model(**processor(text=QUESTIONS[0], audio=[(clip(1.3), 24000)])).logits[0, -1]
-    two = model(**processor(text=QUESTIONS[1], audio=[(clip(0.4, seed=1), 24000), (clip(2.1, seed=2), 24000)])).logits[0, -1]
+    two = model(
+        **processor(
+            text=QUESTIONS[1], audio=[(clip(0.4, seed=1), 24000), (clip(2.1, seed=2), 24000)]
+        )
+    ).logits[0, -1]
     assert torch.allclose(together, torch.stack([one, two]), atol=1e-4)
 
 
 def test_the_audio_reaches_the_answer(parts):
     _, model, processor = parts
-    logits = [model(**processor(text="?", audio=[(clip(1, seed=s), 24000)])).logits[0, -1] for s in (0, 5)]
+    logits = [
+        model(**processor(text="?", audio=[(clip(1, seed=s), 24000)])).logits[0, -1] for s in (0, 5)
+    ]
     assert (logits[0] - logits[1]).abs().max() > 1e-5
 
 
@@ -52,7 +64,9 @@ def test_training_mode_is_set_once_and_again_where_something_changed(monkeypatch
     """The Trainer asks before each step; whatever a caller changes in between is still put right."""
     model, whole = small_model("mimi_full"), torch.nn.Module.train
     calls = []
-    monkeypatch.setattr(torch.nn.Module, "train", lambda self, mode=True: (calls.append(self), whole(self, mode))[1])
+    monkeypatch.setattr(
+        torch.nn.Module, "train", lambda self, mode=True: (calls.append(self), whole(self, mode))[1]
+    )
     model.train()
     assert calls and not model.encoder.training and model.language_model.training
     calls.clear()
@@ -88,14 +102,20 @@ def test_answer_only_loss_equals_full(parts):
 def test_logits_in_parts_change_nothing(monkeypatch, tokenizer, freeze_lm):
     """Loss and gradients, also of the head that the embeddings share; and no more logits at once than said."""
     model = small_model("mimi_semantic", freeze_lm=freeze_lm).train()
-    inputs = batch(AudioLMProcessor.from_config(model.config, tokenizer), answer=["a dog", "the first one"])
+    inputs = batch(
+        AudioLMProcessor.from_config(model.config, tokenizer), answer=["a dog", "the first one"]
+    )
     labels, found, sizes = int((inputs["labels"] != -100).sum()), [], []
-    model.get_output_embeddings().register_forward_hook(lambda module, given, logits: sizes.append(len(logits)))
+    model.get_output_embeddings().register_forward_hook(
+        lambda module, given, logits: sizes.append(len(logits))
+    )
     for at_once in (labels, 3):
         monkeypatch.setattr(modeling_audiolm, "LABELS_AT_ONCE", at_once)
         loss = model(**inputs).loss
         loss.backward()
-        found.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+        found.append(
+            [loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+        )
         model.zero_grad()
     assert sizes[0] == labels and max(sizes[1:]) == 3 and len(found[0]) == len(found[1]) > 4
     assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(*found))
@@ -111,13 +131,20 @@ def test_a_step_does_not_wait_for_the_gpu(tokenizer, cached):
         sounds = {str(i): (clip(1 + i, seed=i), 24000) for i in range(2)}
         if cached:
             sounds = {name: encode(model, processor, sound) for name, sound in sounds.items()}
-        rows = [{"input": "What?", "answer": f"a {i}", "audio": [str(i) if cached else sounds[str(i)]]} for i in range(2)]
+        rows = [
+            {"input": "What?", "answer": f"a {i}", "audio": [str(i) if cached else sounds[str(i)]]}
+            for i in range(2)
+        ]
         made = ReasonAQACollator(processor, features=sounds if cached else None)(rows)
-        made = {name: value.cuda() if torch.is_tensor(value) else value for name, value in made.items()}
+        made = {
+            name: value.cuda() if torch.is_tensor(value) else value for name, value in made.items()
+        }
         for _ in range(2):  # the first one warms up
             with torch.autocast("cuda", torch.bfloat16):
                 model(**made).loss.backward()
-            torch.cuda.set_sync_debug_mode("error" if cached or arm == "htsat" else "warn")  # Mimi's encoder asks once
+            torch.cuda.set_sync_debug_mode(
+                "error" if cached or arm == "htsat" else "warn"
+            )  # Mimi's encoder asks once
         torch.cuda.set_sync_debug_mode("default")
 
 
@@ -167,8 +194,15 @@ for arm in sys.argv[1:]:
     os.chdir("..")
 assert not any(k == "audiolm" or k.startswith(("msclap", "moshi")) for k in sys.modules)
 """
-    env = {"HF_HOME": str(tmp_path / "home"), "PATH": "", "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.environ["PYTHONPATH"]}
-    run = subprocess.run([sys.executable, "-c", code, *ARMS], cwd=tmp_path, env=env, capture_output=True, text=True)
+    env = {
+        "HF_HOME": str(tmp_path / "home"),
+        "PATH": "",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": os.environ["PYTHONPATH"],
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", code, *ARMS], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
     assert run.returncode == 0 and run.stdout.count("PIPE") == len(ARMS), run.stderr[-3000:]
 
 
@@ -179,17 +213,26 @@ def test_generate(parts):
     greedy = model.generate(**inputs, **options)
     assert torch.equal(greedy, model.generate(**inputs, **options, use_cache=False))
     beams = model.generate(**inputs, **options, num_beams=3)
-    alone = model.generate(**processor(text=QUESTIONS[1], audio=[(clip(0.4, seed=1), 24000), (clip(2.1, seed=2), 24000)]),
-                           **options, num_beams=3)  # fmt: skip
+    alone = model.generate(
+        **processor(
+            text=QUESTIONS[1], audio=[(clip(0.4, seed=1), 24000), (clip(2.1, seed=2), 24000)]
+        ),
+        **options,
+        num_beams=3,
+    )
     assert torch.equal(beams[1, -6:], alone[0, -6:])
-    assert len(model.generate(**inputs, max_new_tokens=2, do_sample=True, num_return_sequences=2)) == 4
+    assert (
+        len(model.generate(**inputs, max_new_tokens=2, do_sample=True, num_return_sequences=2)) == 4
+    )
 
 
 def test_count_mismatch_names_both_numbers(parts):
     _, model, processor = parts
     inputs = batch(processor)
     inputs["input_ids"][0, inputs["input_ids"][0].eq(3).nonzero()[0]] = 7
-    with pytest.raises(ValueError, match=r"\d+ audio placeholders stand in input_ids, but the audio has \d+ frames"):
+    with pytest.raises(
+        ValueError, match=r"\d+ audio placeholders stand in input_ids, but the audio has \d+ frames"
+    ):
         model(**inputs)
 
 
@@ -213,7 +256,9 @@ def test_encoders_use_full_precision(parts, monkeypatch):
     def precisions():
         return [backend.fp32_precision for backend in backends]
 
-    monkeypatch.setattr(type(model.encoder), "_encode", lambda *args: inside.append(precisions()) or encode(*args))
+    monkeypatch.setattr(
+        type(model.encoder), "_encode", lambda *args: inside.append(precisions()) or encode(*args)
+    )
     before = precisions()
     try:
         for backend in backends:
@@ -236,7 +281,10 @@ def test_config():
 def test_features_or_codes_in_place_of_audio(parts):
     _, model, processor = parts
     inputs = batch(processor)
-    expected, tokens = model(**inputs).logits, model.generate(**inputs, max_new_tokens=3, num_beams=2)
+    expected, tokens = (
+        model(**inputs).logits,
+        model.generate(**inputs, max_new_tokens=3, num_beams=2),
+    )
     values, lengths = inputs.pop("input_values"), inputs.pop("input_values_mask").sum(1).tolist()
     inputs["input_features_mask"] = model.encoder.frame_mask(lengths)
     kept = [model.encoder.encode(values, lengths)]
@@ -244,13 +292,19 @@ def test_features_or_codes_in_place_of_audio(parts):
         kept.append(model.encoder.codes(values, lengths).to(torch.int16))
     for features in kept:
         assert torch.equal(model(**inputs, input_features=features).logits, expected)
-        assert torch.equal(model.generate(**inputs, input_features=features, max_new_tokens=3, num_beams=2), tokens)
+        assert torch.equal(
+            model.generate(**inputs, input_features=features, max_new_tokens=3, num_beams=2), tokens
+        )
 
 
 # What asks values of the CPU: the mask of frames, which is made there, and Mimi's sizes, which `latents` keeps there.
-ON_THE_HOST = {f"aten.{of}.default in {name}, {function}" for of, name, function in [
-    ("nonzero", "modeling_audiolm.py", "get_audio_features"), ("_local_scalar_dense", "modeling_mimi.py", "_pad1d"),
-]}  # fmt: skip
+ON_THE_HOST = {
+    f"aten.{of}.default in {name}, {function}"
+    for of, name, function in [
+        ("nonzero", "modeling_audiolm.py", "get_audio_features"),
+        ("_local_scalar_dense", "modeling_mimi.py", "_pad1d"),
+    ]
+}
 # Mimi's transformer looks for packed rows: once a batch, where no features are given.
 IN_MIMI = {"aten._local_scalar_dense.default in masking_utils.py, find_packed_sequence_indices"}
 
@@ -258,8 +312,13 @@ IN_MIMI = {"aten._local_scalar_dense.default in masking_utils.py, find_packed_se
 def test_a_training_step_does_not_wait_for_the_gpu(parts, monkeypatch):
     _, model, processor = parts
     lists, tolist = [], torch.Tensor.tolist
-    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: lists.append(tensor.shape) or tolist(tensor))
-    rows = [{"input": q, "answer": "yes", "audio": [(clip(1 + i), 24000)]} for i, q in enumerate(QUESTIONS)]
+    monkeypatch.setattr(
+        torch.Tensor, "tolist", lambda tensor: lists.append(tensor.shape) or tolist(tensor)
+    )
+    rows = [
+        {"input": q, "answer": "yes", "audio": [(clip(1 + i), 24000)]}
+        for i, q in enumerate(QUESTIONS)
+    ]
     made = ReasonAQACollator(processor)(rows)
     kept = {**made, "num_frames": [model.encoder.num_frames(n) for n in made["num_samples"]]}
     kept["input_features"] = model.encoder.encode(kept.pop("input_values"), kept.pop("num_samples"))
@@ -274,11 +333,18 @@ def test_a_training_step_does_not_wait_for_the_gpu(parts, monkeypatch):
         encodes = inputs is made and isinstance(model.encoder, MimiEncoder)
         assert waits.found - ON_THE_HOST == (IN_MIMI if encodes else set()) and not lists
     assert torch.equal(*losses)
-    sizes = [b for m in model.encoder.modules() for b in ("stride", "kernel_size", "padding_total") if b in m._buffers]
+    sizes = [
+        b
+        for m in model.encoder.modules()
+        for b in ("stride", "kernel_size", "padding_total")
+        if b in m._buffers
+    ]
     assert not sizes
     del made["label_index"], made["audio_index"]
     lengths = made.pop("num_samples")
-    made["input_values_mask"] = torch.arange(made["input_values"].shape[1])[None] < torch.tensor(lengths)[:, None]
+    made["input_values_mask"] = (
+        torch.arange(made["input_values"].shape[1])[None] < torch.tensor(lengths)[:, None]
+    )
     made["attention_mask"] = (made["input_ids"] != processor.tokenizer.pad_token_id).long()
     with Waits() as waits:
         again = model.train()(**made, num_items_in_batch=4).loss
@@ -292,11 +358,15 @@ def test_any_audio_is_heard(parts):
     _, model, processor = parts
     extractor = processor.feature_extractor
     for audio in (torch.zeros(9000).numpy(), torch.ones(1).numpy()):
-        assert model(**processor(text="<audio> <|im_end|> ?", audio=[audio])).logits.isfinite().all()
+        assert (
+            model(**processor(text="<audio> <|im_end|> ?", audio=[audio])).logits.isfinite().all()
+        )
     mono = clip(0.5)
     six = torch.tensor(mono).repeat(6, 1).numpy()
     for shape in (six, six.T):
-        assert torch.allclose(extractor.load((shape, 24000)), extractor.load((mono, 24000)), atol=1e-6)
+        assert torch.allclose(
+            extractor.load((shape, 24000)), extractor.load((mono, 24000)), atol=1e-6
+        )
     ids = processor(text="<audio>", audio=[(mono, 24000)])["input_ids"]
     assert int((ids == 3).sum()) == extractor.num_frames(len(extractor.load((mono, 24000))))
 
@@ -309,7 +379,11 @@ def test_wav_is_read_without_soundfile(subtype, tmp_path, monkeypatch):
     with_it = extractor.load(tmp_path / "a.wav")
     monkeypatch.setattr("audiolm.processing_audiolm.soundfile", None)
     assert torch.equal(extractor.load(tmp_path / "a.wav"), with_it) and len(with_it) == 24000
-    for name, options in {"b.flac": {}, "c.wav": {"subtype": "FLOAT"}, "d.wav": {"subtype": "PCM_24"}}.items():
+    for name, options in {
+        "b.flac": {},
+        "c.wav": {"subtype": "FLOAT"},
+        "d.wav": {"subtype": "PCM_24"},
+    }.items():
         soundfile.write(tmp_path / name, sound, 16000, **options)
         with pytest.raises(ImportError, match=rf"{name}: reading it needs the package soundfile"):
             extractor.load(tmp_path / name)

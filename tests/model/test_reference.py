@@ -19,8 +19,13 @@ def sound(seconds: float, rate: int, seed: int = 0) -> torch.Tensor:
     """Gliding tones and bursts over noise, as in any recording: 60 dB below a pure tone both STFTs are rounding only."""
     random = np.random.default_rng(seed)
     t = np.arange(int(seconds * rate) + 7) / rate  # + 7: no multiple of any frame
-    tone = np.sin(2 * np.pi * (200 * (1 + seed) * t + 300 * t**2)) * (np.sin((9 + 7 * seed) * t) > 0)
-    return torch.tensor(0.4 * tone + 0.1 * random.standard_normal(len(t)) * (1 + np.abs(np.sin(4 * t))), dtype=torch.float32)
+    tone = np.sin(2 * np.pi * (200 * (1 + seed) * t + 300 * t**2)) * (
+        np.sin((9 + 7 * seed) * t) > 0
+    )
+    return torch.tensor(
+        0.4 * tone + 0.1 * random.standard_normal(len(t)) * (1 + np.abs(np.sin(4 * t))),
+        dtype=torch.float32,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +35,10 @@ def msclap(tmp_path_factory):
 
     torch.manual_seed(0)
     reference = HTSATWrapper(44100, 1024, 320, 64, 50, 14000, 527, 768).eval()
-    for name, value in reference.named_parameters():  # nothing left at zero or one: a wrong mapping must show
+    for (
+        name,
+        value,
+    ) in reference.named_parameters():  # nothing left at zero or one: a wrong mapping must show
         if not name.startswith(("htsat.spectrogram", "htsat.logmel")):
             value.data.add_(0.05 * torch.randn_like(value))
     reference.htsat.bn0.running_mean.normal_(-30, 5)
@@ -50,7 +58,9 @@ def test_htsat_equals_msclap(msclap, seconds):
     for start, _, _ in ours.windows(len(clip)):
         window = clip.repeat(-(-308700 // len(clip)))[start : start + 308700][None]
         with torch.no_grad():
-            mel = reference.model.logmel_extractor(reference.model.spectrogram_extractor(window))[:, 0]
+            mel = reference.model.logmel_extractor(reference.model.spectrogram_extractor(window))[
+                :, 0
+            ]
             latent = reference.model(window)["latent_output"]
             our_grid, our_latent = ours.encode_windows(window)
         assert (ours.log_mel(window) - mel).abs().max() <= 1e-4
@@ -78,7 +88,9 @@ def test_htsat_audioset_checkpoint(msclap, tmp_path, monkeypatch):
     32 kHz and windows of 10 s."""
     reference, _, state, _ = msclap
     prefix = "audio_encoder.base.htsat."
-    state = {"sed_model." + k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    state = {
+        "sed_model." + k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)
+    }
     module = types.ModuleType("not_installed_here")
     module.Callback = type("Callback", (dict,), {"__module__": module.__name__})
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -89,7 +101,9 @@ def test_htsat_audioset_checkpoint(msclap, tmp_path, monkeypatch):
     assert (loaded.sample_rate, loaded.window_samples) == (32000, 320000)
     window = sound(10, 32000)[None, :320000]
     with torch.no_grad():
-        assert (loaded.encode_windows(window)[1] - reference.model(window)["latent_output"]).abs().max() <= 1e-5
+        assert (
+            loaded.encode_windows(window)[1] - reference.model(window)["latent_output"]
+        ).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("seconds", [5, 10])
@@ -98,8 +112,19 @@ def test_htsat_laion_checkpoint(tmp_path, seconds):
     from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
 
     torch.manual_seed(0)
-    audio = {"patch_embeds_hidden_size": 8, "hidden_size": 64, "depths": [1, 1, 2, 1], "num_attention_heads": [1, 1, 2, 2]}
-    text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16, "vocab_size": 50}
+    audio = {
+        "patch_embeds_hidden_size": 8,
+        "hidden_size": 64,
+        "depths": [1, 1, 2, 1],
+        "num_attention_heads": [1, 1, 2, 2],
+    }
+    text = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 16,
+        "vocab_size": 50,
+    }
     whole = ClapModel(ClapConfig(text_config=text, audio_config=audio)).eval()
     whole.audio_model.audio_encoder.batch_norm.running_mean.normal_(-30, 5)
     whole.audio_model.audio_encoder.batch_norm.running_var.uniform_(100, 300)
@@ -124,7 +149,9 @@ def test_misfit_names_keys(msclap, tmp_path):
     broken = {k: v for k, v in state.items() if not k.endswith("bn0.weight")}
     broken["audio_encoder.base.htsat.surplus"] = torch.zeros(1)
     torch.save({"model": broken}, tmp_path / "CLAP_weights_2023.pth")
-    with pytest.raises(ValueError, match=r"1 keys missing \(batch_norm.weight\), 1 unexpected \(surplus\)"):
+    with pytest.raises(
+        ValueError, match=r"1 keys missing \(batch_norm.weight\), 1 unexpected \(surplus\)"
+    ):
         load_encoder("htsat", str(tmp_path / "CLAP_weights_2023.pth"))
 
 
@@ -138,7 +165,9 @@ def moshi(tmp_path_factory):
     reference = loaders.get_mimi(None)
     state = {k: v.clone() for k, v in reference.state_dict().items()}
     for key, value in state.items():
-        if key.startswith(("encoder", "downsample")) and not key.endswith("conv.bias"):  # no large mean to round against
+        if key.startswith(("encoder", "downsample")) and not key.endswith(
+            "conv.bias"
+        ):  # no large mean to round against
             scale = 0.3 if "layer_scale" in key else 0.3 / max(1, value[0].numel()) ** 0.5
             state[key] = value + scale * torch.randn_like(value)
     path = tmp_path_factory.mktemp("moshi") / loaders.MIMI_NAME
@@ -147,7 +176,10 @@ def moshi(tmp_path_factory):
     ours = load_encoder("mimi_full", str(path))
     randomise_codebooks(ours)
     quantizer = ours.model.quantizer
-    parts = {"first": quantizer.semantic_residual_vector_quantizer, "rest": quantizer.acoustic_residual_vector_quantizer}
+    parts = {
+        "first": quantizer.semantic_residual_vector_quantizer,
+        "rest": quantizer.acoustic_residual_vector_quantizer,
+    }
     for name, part in parts.items():
         for i, layer in enumerate(part.layers):
             usage = torch.rand(len(layer.codebook.cluster_usage)) + 0.5
@@ -173,12 +205,21 @@ def tied_frames(encoder, clip, codes, others) -> list[int]:
         rvq = encoder.model.quantizer
         for frame in frames:
             level = int((codes[:, frame] != others[:, frame]).nonzero()[0])
-            semantic, acoustic = rvq.semantic_residual_vector_quantizer, rvq.acoustic_residual_vector_quantizer
+            semantic, acoustic = (
+                rvq.semantic_residual_vector_quantizer,
+                rvq.acoustic_residual_vector_quantizer,
+            )
             part, first = (acoustic, 1) if level else (semantic, 0)
             residual = part.input_proj(latents)[0, :, frame].double()
             for before in range(first, level):
-                residual -= part.layers[before - first].codebook.embed[codes[before, frame]].double()
-            near = part.layers[level - first].codebook.embed[[int(codes[level, frame]), int(others[level, frame])]].double()
+                residual -= (
+                    part.layers[before - first].codebook.embed[codes[before, frame]].double()
+                )
+            near = (
+                part.layers[level - first]
+                .codebook.embed[[int(codes[level, frame]), int(others[level, frame])]]
+                .double()
+            )
             one, other = (residual - near).norm(dim=1).tolist()
             assert abs(one - other) <= 3e-5 * one, (frame, level, one, other)
     return frames
@@ -214,10 +255,14 @@ def test_mimi_equals_moshi(moshi, arm, levels):
     for number, (row, clip) in enumerate(zip(together, clips)):
         row = row[:, : len(latents[number])]
         ties += agree(clip, row, ours.decode_codes(row[None])[0], number)
-    encoded = ours.encode(padded(clips[:3], batch_first=True), lengths[:3])  # the same, with zeros behind a clip's end
+    encoded = ours.encode(
+        padded(clips[:3], batch_first=True), lengths[:3]
+    )  # the same, with zeros behind a clip's end
     for number, row in enumerate(encoded):
         frames = len(latents[number])
-        assert torch.allclose(row[:frames], ours.decode_codes(together[number : number + 1, :, :frames])[0], atol=1e-5)
+        assert torch.allclose(
+            row[:frames], ours.decode_codes(together[number : number + 1, :, :frames])[0], atol=1e-5
+        )
         assert not row[frames:].any() and len(row) == len(latents[2])
     assert ties <= 2  # of 1,290 frames; all others are equal to the bit
     assert all(len(level.unique()) >= 100 for level in torch.cat(codes, 2)[0])
@@ -244,7 +289,9 @@ def test_mimi_transformers_format(moshi, tmp_path):
     assert torch.equal(loaded.codes(clip), ours.codes(clip))
     whole.half().save_pretrained(tmp_path)  # half precision on disk is float32 here
     loaded = load_encoder("mimi_full", str(tmp_path))
-    assert {t.dtype for t in loaded.state_dict().values() if t.is_floating_point()} == {torch.float32}
+    assert {t.dtype for t in loaded.state_dict().values() if t.is_floating_point()} == {
+        torch.float32
+    }
 
 
 def test_htsat_batch_equals_single(msclap):
@@ -269,8 +316,12 @@ def test_the_command(msclap, moshi, tmp_path, capsys):
     for seconds, rate in ((0.3, 16000), (8.0, 48000)):
         files.append(str(tmp_path / f"{rate}.wav"))
         soundfile.write(files[-1], sound(seconds, rate).numpy(), rate, subtype="FLOAT")
-    assert main(["--encoder_type", "htsat", "--encoder_name_or_path", str(msclap[3]), *files]) <= 1e-4
-    assert main(["--encoder_type", "mimi_full", "--encoder_name_or_path", str(moshi), *files]) <= 1e-4
+    assert (
+        main(["--encoder_type", "htsat", "--encoder_name_or_path", str(msclap[3]), *files]) <= 1e-4
+    )
+    assert (
+        main(["--encoder_type", "mimi_full", "--encoder_name_or_path", str(moshi), *files]) <= 1e-4
+    )
     assert capsys.readouterr().out.count("largest deviation") == 2
 
 

@@ -46,20 +46,30 @@ def unpacked(folder: Path, content: bytes, limit: int) -> dict[str, bytes] | str
 @pytest.mark.parametrize("way", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, 9, 93])
 def test_a_zip_of_ways_that_unpack_all_at_once(tmp_path, way):
     """4 kB of bzip2 are 4 GB, which Python's zipfile makes at once before it looks at the size that is stated."""
-    made = bytearray(zip_of({"a": bytes(10**6)}, way if way in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA) else zipfile.ZIP_STORED))
+    made = bytearray(
+        zip_of(
+            {"a": bytes(10**6)},
+            way if way in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA) else zipfile.ZIP_STORED,
+        )
+    )
     made[8:10] = struct.pack("<H", way)
     at = made.rindex(b"PK\x01\x02") + 10
     made[at : at + 2] = struct.pack("<H", way)
     assert "packed in a way that is not unpacked here" in unpacked(tmp_path, bytes(made), 10**7)
 
 
-@pytest.mark.parametrize("way", [{"id": py7zr.FILTER_ZSTD, "level": 3}, {"id": py7zr.FILTER_DEFLATE}])
+@pytest.mark.parametrize(
+    "way", [{"id": py7zr.FILTER_ZSTD, "level": 3}, {"id": py7zr.FILTER_DEFLATE}]
+)
 def test_a_7z_of_ways_that_unpack_all_at_once(tmp_path, monkeypatch, way):
     """1 MB of zstd is 32 GB, which py7zr makes at once, also of a header."""
     known = dict(py7zr.compressor.algorithm_class_map)
     monkeypatch.setattr(py7zr.compressor, "algorithm_class_map", known)
     known[py7zr.FILTER_ZSTD] = (py7zr.compressor.ZstdCompressor, py7zr.compressor.ZstdDecompressor)
-    known[py7zr.FILTER_DEFLATE] = (py7zr.compressor.DeflateCompressor, py7zr.compressor.DeflateDecompressor)
+    known[py7zr.FILTER_DEFLATE] = (
+        py7zr.compressor.DeflateCompressor,
+        py7zr.compressor.DeflateDecompressor,
+    )
     made = seven_of({"a": bytes(10**6)}, filters=[way])
     assert "packed in a way that is not unpacked here" in unpacked(tmp_path, made, 10**7)
 
@@ -73,15 +83,47 @@ def test_a_7z_of_very_many_files_is_not_listed(tmp_path, monkeypatch):
     assert len(unpacked(tmp_path, made, 10**7)) == 70
 
 
-def directory(names: list[bytes], count: int, offset: int = 0, packed: int = 0, size: int = 0, crc: int = 0, way=0) -> bytes:
+def directory(
+    names: list[bytes],
+    count: int,
+    offset: int = 0,
+    packed: int = 0,
+    size: int = 0,
+    crc: int = 0,
+    way=0,
+) -> bytes:
     """The directory of a zip whose members all lie at one place, and its end, which states their number."""
     made = b"".join(
         b"PK\1\2"
-        + struct.pack("<HHHHHHIIIHHHHHII", 20, 20, 0, way, 0, 0, crc, packed, size, len(name), 0, 0, 0, 0, 0, offset)
+        + struct.pack(
+            "<HHHHHHIIIHHHHHII",
+            20,
+            20,
+            0,
+            way,
+            0,
+            0,
+            crc,
+            packed,
+            size,
+            len(name),
+            0,
+            0,
+            0,
+            0,
+            0,
+            offset,
+        )
         + name
         for name in names
     )
-    return made + b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, count, count, len(made), offset + packed + 31 if packed else 0, 0)
+    return (
+        made
+        + b"PK\5\6"
+        + struct.pack(
+            "<HHHHIIH", 0, 0, count, count, len(made), offset + packed + 31 if packed else 0, 0
+        )
+    )
 
 
 def test_a_zip_that_hides_its_number_of_members(tmp_path, monkeypatch):
@@ -97,7 +139,12 @@ def test_members_that_overlap(tmp_path):
     packed = packing.compress(body) + packing.flush()
     of = {"packed": len(packed), "size": len(body), "crc": zlib.crc32(body), "way": 8}
     local = (
-        b"PK\3\4" + struct.pack("<HHHHHIIIHH", 20, 0, 8, 0, 0, of["crc"], len(packed), len(body), len(name), 0) + name + packed
+        b"PK\3\4"
+        + struct.pack(
+            "<HHHHHIIIHH", 20, 0, 8, 0, 0, of["crc"], len(packed), len(body), len(name), 0
+        )
+        + name
+        + packed
     )
 
     def of_members(count: int) -> bytes:
@@ -105,7 +152,9 @@ def test_members_that_overlap(tmp_path):
         return local + ends[:-6] + struct.pack("<IH", len(local), 0)
 
     assert unpacked(tmp_path, of_members(1), 10**6) == {"0000": body}
-    assert "it would unpack to 1,000,000,000 bytes, at most 900,000,000" in unpacked(tmp_path, of_members(1000), 9 * 10**8)
+    assert "it would unpack to 1,000,000,000 bytes, at most 900,000,000" in unpacked(
+        tmp_path, of_members(1000), 9 * 10**8
+    )
     assert "torn" in unpacked(tmp_path, of_members(3), 10**7)
 
 
@@ -116,23 +165,41 @@ def test_a_zip_that_states_any_size(tmp_path, size):
         extra = struct.pack("<HHQ", 1, 8, size)
         head = bytearray(made[:47])
         head[30:32] = struct.pack("<H", len(extra))
-        made = bytes(head) + extra + b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, 1, 1, len(head) + len(extra), 0, 0)
+        made = (
+            bytes(head)
+            + extra
+            + b"PK\5\6"
+            + struct.pack("<HHHHIIH", 0, 0, 1, 1, len(head) + len(extra), 0, 0)
+        )
     assert f"it would unpack to {size:,} bytes" in unpacked(tmp_path, made, 10**9)
 
 
 def test_an_archive_in_an_archive_stays_one(tmp_path):
     inner = zip_of({"zeros": bytes(5_000_000)})
     for pack in (zip_of, seven_of):
-        assert unpacked(tmp_path, pack({"inner.zip": pack({"inner.zip": inner})}), 10**5).keys() == {"inner.zip"}
+        assert unpacked(
+            tmp_path, pack({"inner.zip": pack({"inner.zip": inner})}), 10**5
+        ).keys() == {"inner.zip"}
 
 
-NAMES = st.lists(st.sampled_from([*PIECES[:15], "é", "\r", "__MACOSX", unpacking.SCRATCH]), min_size=1, max_size=5).map("".join)
-MEMBER = st.tuples(NAMES, st.integers(0, 2**16 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
+NAMES = st.lists(
+    st.sampled_from([*PIECES[:15], "é", "\r", "__MACOSX", unpacking.SCRATCH]),
+    min_size=1,
+    max_size=5,
+).map("".join)
+MEMBER = st.tuples(
+    NAMES, st.integers(0, 2**16 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1)
+)
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @fuzz(200)
-@given(st.lists(MEMBER, min_size=1, max_size=3), st.booleans(), st.integers(0, 2**16 - 1), st.integers(0, 2**32 - 1))
+@given(
+    st.lists(MEMBER, min_size=1, max_size=3),
+    st.booleans(),
+    st.integers(0, 2**16 - 1),
+    st.integers(0, 2**32 - 1),
+)
 @example([("../x", 0, 0, 0)], False, 0, 0)
 @example([("a", 0, 0o120777 << 16, 0), ("a/x", 0, 0, 0)], False, 0, 0)
 @example([("a", 0, 0o060777 << 16, 0)], False, 0, 0)
@@ -152,4 +219,6 @@ def test_zips_of_any_directory(tmp_path, members, damage, way, offset):
         made[at + 20 : at + 28] = struct.pack("<II", members[0][3], members[0][2])
         made[at + 42 : at + 46] = struct.pack("<I", offset)
     found = unpacked(tmp_path, bytes(made), 10**6)
-    assert isinstance(found, str) or set(found.values()) <= {b"content" * number for number in range(3)}
+    assert isinstance(found, str) or set(found.values()) <= {
+        b"content" * number for number in range(3)
+    }

@@ -38,7 +38,12 @@ def wav(data=TONE, channels=1, rate=24000, bits=16, code=1, stated=None, riff=No
     frame = channels * bits // 8
     form = struct.pack("<HHIIHH", code, channels, rate, rate * frame % 2**32, frame % 2**16, bits)
     sizes = (36 + len(data) if riff is None else riff), (len(data) if stated is None else stated)
-    return b"RIFF%sWAVEfmt \x10\0\0\0%sdata%s%s" % (struct.pack("<I", sizes[0]), form, struct.pack("<I", sizes[1]), data)
+    return b"RIFF%sWAVEfmt \x10\0\0\0%sdata%s%s" % (
+        struct.pack("<I", sizes[0]),
+        form,
+        struct.pack("<I", sizes[1]),
+        data,
+    )
 
 
 def au(channels: int, rate: int, stated: int = len(TONE)) -> bytes:
@@ -67,7 +72,10 @@ AUDIO = {
     "whole.wav": (wav(), SOUND),
     "of_10_hours.wav": (wav(stated=36000 * 48000), SOUND),  # what is there is read
     "of_4_gb.wav": (wav(stated=2**32 - 16, riff=2**32 - 1), SOUND),
-    "longer_than_it_is.wav": (wav(stated=10**6, riff=10**6), ("unreadable", "truncated: 48044 of 1000008 bytes")),
+    "longer_than_it_is.wav": (
+        wav(stated=10**6, riff=10**6),
+        ("unreadable", "truncated: 48044 of 1000008 bytes"),
+    ),
     "half_a_header.wav": (wav()[:30], ("unreadable", "not readable as audio")),
     "header_alone.wav": (wav()[:44], ("unreadable", "no samples")),
     "0_channels.wav": (wav(channels=0), ("unreadable", "Channel count is zero")),
@@ -79,7 +87,10 @@ AUDIO = {
     "48001_hz.wav": (wav(rate=48_001), ("too short", None)),
     "many_hz.wav": (wav(rate=2**31 - 1), ("unreadable", "states 1 channels at 2147483647 Hz")),
     "many_hz.au": (au(1, 2**31 - 1), ("unreadable", "states 1 channels at 2147483647 Hz")),
-    "many_hz_and_channels.au": (au(1024, 2**31 - 1), ("unreadable", "states 1024 channels at 2147483647 Hz")),
+    "many_hz_and_channels.au": (
+        au(1024, 2**31 - 1),
+        ("unreadable", "states 1024 channels at 2147483647 Hz"),
+    ),
     "negative_hz.wav": (wav(rate=2**32 - 1), ("unreadable", "not readable as audio")),
     "0_bits.wav": (wav(bits=0), ("unreadable", "not readable as audio")),
     "65535_bits.wav": (wav(bits=65535), ("unreadable", "not readable as audio")),
@@ -127,18 +138,34 @@ def test_audio_that_lies_takes_no_memory(tmp_path):
         (tmp_path / name).write_bytes(content)
     os.mkfifo(tmp_path / "pipe.wav")
     (tmp_path / "folder.wav").mkdir()
-    run = subprocess.run([sys.executable, "-c", DECODE, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    run = subprocess.run(
+        [sys.executable, "-c", DECODE, str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
     assert run.returncode == 0, run.stderr[-3000:]
     found, peak = json.loads(run.stdout.splitlines()[-1])
     assert peak < 1_500_000, f"{peak} kB"  # torch and transformers take some 400 MB of it
     for name, (_, (kind, said)) in AUDIO.items():
-        facts, ways = found[name]["facts"], {way: found[name][way] for way in ("load", "read_wav", "bytes")}
-        assert facts[0] == kind and (facts[1] is None if said is None else said in facts[1]), (name, facts)
+        facts, ways = (
+            found[name]["facts"],
+            {way: found[name][way] for way in ("load", "read_wav", "bytes")},
+        )
+        assert facts[0] == kind and (facts[1] is None if said is None else said in facts[1]), (
+            name,
+            facts,
+        )
         assert all(seconds < 10 for *_, seconds in ways.values()), (name, ways)
-        assert all("\n" not in of for what, of, _ in ways.values() if what == "refused"), (name, ways)
+        assert all("\n" not in of for what, of, _ in ways.values() if what == "refused"), (
+            name,
+            ways,
+        )
         if said is None:
-            assert ways["load"][:2] == ways["bytes"][:2] and ways["load"][0] == "samples", (name, ways)
-        assert all(0 < ways[way][1] <= 240_000 for way in ("load", "bytes") if ways[way][0] == "samples"), (name, ways)
+            assert ways["load"][:2] == ways["bytes"][:2] and ways["load"][0] == "samples", (
+                name,
+                ways,
+            )
+        assert all(
+            0 < ways[way][1] <= 240_000 for way in ("load", "bytes") if ways[way][0] == "samples"
+        ), (name, ways)
     assert found["0_hz.wav"]["read_wav"][0] == found["many_hz.wav"]["read_wav"][0] == "refused"
     assert found["65535_channels.wav"]["read_wav"][0] == "refused"
     for name in ("pipe.wav", "folder.wav"):  # a pipe was waited for
@@ -153,11 +180,18 @@ EDITS = st.lists(st.tuples(st.integers(0, 250), st.integers(0, 255)), max_size=6
 
 
 @fuzz(150)
-@given(st.sampled_from(list(FILES)), EDITS, st.integers(0, 3000), st.sampled_from(["wav", "flac", "mp3", "ogg", "raw", "au"]))
+@given(
+    st.sampled_from(list(FILES)),
+    EDITS,
+    st.integers(0, 3000),
+    st.sampled_from(["wav", "flac", "mp3", "ogg", "raw", "au"]),
+)
 @example("WAV", [], 3000, "raw")
 @example("FLAC", [(18, 0xFF), (19, 0xFF), (20, 0xFE)], 3000, "flac")  # 655350 Hz, 8 channels
 def test_damaged_audio(tmp_path, monkeypatch, form, edits, size, ending):
-    monkeypatch.setattr(processing_audiolm, "resample", lambda audio, rate, new: audio)  # tested above, and slow at odd rates
+    monkeypatch.setattr(
+        processing_audiolm, "resample", lambda audio, rate, new: audio
+    )  # tested above, and slow at odd rates
     content = bytearray(FILES[form][:size])
     for at, byte in edits:
         if at < len(content):
@@ -167,7 +201,10 @@ def test_damaged_audio(tmp_path, monkeypatch, form, edits, size, ending):
 
 @fuzz(100)
 @given(
-    st.binary(max_size=300), st.sampled_from([b"", b"RIFF", b"fLaC", b"OggS", b"ID3", b"FORM", b"caff", b".snd", b"\xff\xfb"])
+    st.binary(max_size=300),
+    st.sampled_from(
+        [b"", b"RIFF", b"fLaC", b"OggS", b"ID3", b"FORM", b"caff", b".snd", b"\xff\xfb"]
+    ),
 )
 def test_audio_of_any_bytes(tmp_path, content, magic):
     reads_or_says_why(tmp_path / "x.wav", magic + content)
@@ -190,8 +227,12 @@ def reads_or_says_why(file: Path, content: bytes) -> None:
 
 
 def test_a_short_file_of_many_channels_is_not_turned(tmp_path):
-    soundfile.write(tmp_path / "x.wav", np.ones((3, 8)) * [[0.1], [0.2], [0.3]], 24000, subtype="FLOAT")
-    assert AudioLMFeatureExtractor(24000).load(tmp_path / "x.wav").tolist() == pytest.approx([0.1, 0.2, 0.3])
+    soundfile.write(
+        tmp_path / "x.wav", np.ones((3, 8)) * [[0.1], [0.2], [0.3]], 24000, subtype="FLOAT"
+    )
+    assert AudioLMFeatureExtractor(24000).load(tmp_path / "x.wav").tolist() == pytest.approx(
+        [0.1, 0.2, 0.3]
+    )
 
 
 @pytest.mark.parametrize("rate", [0, -1, 0.5, 768_001, 2**31 - 1, 10**12, math.inf])
@@ -207,16 +248,23 @@ def test_rates_that_no_recording_has(rate):
 def test_names_of_no_file(tmp_path, name):
     (tmp_path / "x.wav").write_bytes(wav())
     file = str(tmp_path / name) if name not in ("-", "") else name
-    assert clip_facts(file).fault and check_audio([file], cache_file=tmp_path / "facts.sqlite") == {file: "missing"}
+    assert clip_facts(file).fault and check_audio([file], cache_file=tmp_path / "facts.sqlite") == {
+        file: "missing"
+    }
     for read in (read_file, read_wav):
         with pytest.raises(FileNotFoundError, match="no file is there"):
             read(file, 1.0)
 
 
 @pytest.mark.parametrize("row", ["0", "7", "9" * 18, "9" * 5000, "0.5"])
-@pytest.mark.parametrize("audio", [None, 10**12, "text", {"path": "x"}, {"bytes": None}, {"bytes": 10**12}, []])
+@pytest.mark.parametrize(
+    "audio", [None, 10**12, "text", {"path": "x"}, {"bytes": None}, {"bytes": 10**12}, []]
+)
 def test_shards_that_hold_no_audio(tmp_path, audio, row):
     shard = tmp_path / "x.parquet"
-    pq.write_table(pa.table({"other" if audio is None else "audio": [audio if audio is not None else 1]}), shard)
+    pq.write_table(
+        pa.table({"other" if audio is None else "audio": [audio if audio is not None else 1]}),
+        shard,
+    )
     facts = clip_facts(f"{shard}#{row}")
     assert facts.fault.startswith("not readable as audio (") and "\n" not in facts.fault

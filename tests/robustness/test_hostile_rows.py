@@ -20,8 +20,16 @@ from audiolm.data.reasonaqa import FIELDS
 pytestmark = pytest.mark.usefixtures("same_examples")
 
 # --- rows ---
-ROW = {"taskname": "audioqa", "filepath1": "a/x.wav", "filepath2": "", "caption1": "", "caption2": "",
-       "input": "Is it low? Answer only using yes or no.", "answer": "yes", "subtype": "ClothoAQA.json"}  # fmt: skip
+ROW = {
+    "taskname": "audioqa",
+    "filepath1": "a/x.wav",
+    "filepath2": "",
+    "caption1": "",
+    "caption2": "",
+    "input": "Is it low? Answer only using yes or no.",
+    "answer": "yes",
+    "subtype": "ClothoAQA.json",
+}
 WHOLE = json.dumps([ROW, {**ROW, "answer": "é\u2028\U0001f415"}], ensure_ascii=False).encode()
 
 
@@ -47,7 +55,10 @@ def reads_or_refuses(folder: Path, content: bytes) -> None:
 
 
 @fuzz(150)
-@given(st.binary(max_size=100) | st.text(st.sampled_from('[]{}",:0e.-nulltrue \\ud8\n'), max_size=60).map(str.encode))
+@given(
+    st.binary(max_size=100)
+    | st.text(st.sampled_from('[]{}",:0e.-nulltrue \\ud8\n'), max_size=60).map(str.encode)
+)
 @example(b"[" * 100_000)
 @example(b'[{"a":' * 50_000)
 @example(b"[" + b'{"a":' * 3000 + b"1" + b"}" * 3000 + b"]")
@@ -61,7 +72,10 @@ def test_files_of_any_bytes(tmp_path, small_chunks, content):
 
 
 @fuzz(100)
-@given(st.integers(0, len(WHOLE)), st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), max_size=3))
+@given(
+    st.integers(0, len(WHOLE)),
+    st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), max_size=3),
+)
 @example(len(WHOLE), [])
 def test_files_that_are_torn_or_damaged(tmp_path, small_chunks, size, changes):
     content = bytearray(WHOLE)
@@ -71,7 +85,10 @@ def test_files_that_are_torn_or_damaged(tmp_path, small_chunks, size, changes):
 
 
 @fuzz(150)
-@given(st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=3), st.sets(st.sampled_from(FIELDS), max_size=1))
+@given(
+    st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=3),
+    st.sets(st.sampled_from(FIELDS), max_size=1),
+)
 @example({"answer": "yes\ud800"}, set())
 @example({"filepath1": "\udcff.wav"}, set())
 @example({"input": "x" * 10**6, "subtype": "unknown"}, set())
@@ -95,16 +112,27 @@ def test_an_element_without_end_is_given_up(tmp_path, monkeypatch):
     assert len(load_reasonaqa({"train": file}, tmp_path)["train"]) == 1
     for content in (of_row(caption1="x" * 2500), b'[{"a": [' + b"0," * 2000, b'["' + b"x" * 3000):
         file.write_bytes(content)
-        with pytest.raises(ValueError, match=r"rows.json: .*an element of more than 2,000 characters") as error:
+        with pytest.raises(
+            ValueError, match=r"rows.json: .*an element of more than 2,000 characters"
+        ) as error:
             load_reasonaqa({"train": file}, tmp_path)
         one_line(error.value, file)
 
 
-MMAR_ITEM = {"id": "1", "audio_path": "a.wav", "question": "What?", "choices": ["x", "y"], "answer": "x", "modality": "m"}
+MMAR_ITEM = {
+    "id": "1",
+    "audio_path": "a.wav",
+    "question": "What?",
+    "choices": ["x", "y"],
+    "answer": "x",
+    "modality": "m",
+}
 
 
 @fuzz(100)
-@given(st.dictionaries(st.sampled_from(list(MMAR_ITEM)), VALUES, max_size=2), st.binary(max_size=20))
+@given(
+    st.dictionaries(st.sampled_from(list(MMAR_ITEM)), VALUES, max_size=2), st.binary(max_size=20)
+)
 @example({}, b"\xff")
 @example({}, b"[" * 100_000)
 @example({}, b"1" * 5000)
@@ -161,12 +189,22 @@ def test_paths_stay_in_their_folder(folders, filepath):
             one_line(error)
             continue
         assert inside(path, audio if isinstance(roots, Path) else roots[filepath[0]])
-        assert Path(path).resolve().is_relative_to(audio) if "\ud800" not in path and "n" * 999 not in path else True
+        assert (
+            Path(path).resolve().is_relative_to(audio)
+            if "\ud800" not in path and "n" * 999 not in path
+            else True
+        )
 
 
 @pytest.mark.parametrize("name", ["Yabcdefghijk.wav", "x.wav"])
 @pytest.mark.parametrize(
-    "way", ["..{0}elsewhere{0}", "a{0}..{0}..{0}elsewhere{0}", "{1}{0}elsewhere{0}", "&#46;&#46;{0}elsewhere{0}"]
+    "way",
+    [
+        "..{0}elsewhere{0}",
+        "a{0}..{0}..{0}elsewhere{0}",
+        "{1}{0}elsewhere{0}",
+        "&#46;&#46;{0}elsewhere{0}",
+    ],
 )
 @pytest.mark.parametrize("separator", ["/", "\\", "&#47;"])
 def test_rows_that_lead_elsewhere_are_refused(folders, name, way, separator):

@@ -29,9 +29,48 @@ from audiolm.evaluation.scores import score
 pytestmark = pytest.mark.usefixtures("same_examples")
 
 # --- answers ---
-WORDS = ["A)", "B) ", "(c)", " d) ", "a", "x ", "x x ", "low ", "the ", "first ", "second one ", "option ", "answer ", "is ",
-         "not ", "no", "yes", "n't ", "isn't ", ", ", ". ", "\n", "\t", " ", " - ", "--", "(", "'", "\u2019", '"', "#", "İ",
-         "ß", "ª", "\u2003", "\0", "\u202e", "\ud800", "\u0301", "\U0001f415"]  # fmt: skip
+WORDS = [
+    "A)",
+    "B) ",
+    "(c)",
+    " d) ",
+    "a",
+    "x ",
+    "x x ",
+    "low ",
+    "the ",
+    "first ",
+    "second one ",
+    "option ",
+    "answer ",
+    "is ",
+    "not ",
+    "no",
+    "yes",
+    "n't ",
+    "isn't ",
+    ", ",
+    ". ",
+    "\n",
+    "\t",
+    " ",
+    " - ",
+    "--",
+    "(",
+    "'",
+    "\u2019",
+    '"',
+    "#",
+    "İ",
+    "ß",
+    "ª",
+    "\u2003",
+    "\0",
+    "\u202e",
+    "\ud800",
+    "\u0301",
+    "\U0001f415",
+]
 TEXTS = st.lists(st.sampled_from(WORDS) | st.text(EVERY, max_size=5), max_size=25).map("".join)
 LONG = st.tuples(TEXTS, st.integers(1, 10**5)).map(lambda of: (of[0] * of[1])[: 10**4])
 
@@ -39,7 +78,11 @@ LONG = st.tuples(TEXTS, st.integers(1, 10**5)).map(lambda of: (of[0] * of[1])[: 
 def parsed(kind: str, question: str, text: str) -> str | None:
     start, answer = time.process_time(), parse_answer(kind, question, text)
     assert time.process_time() - start < 5, f"{time.process_time() - start:.1f} s"
-    allowed = {"yes_no": {"yes", "no"}, "mcq": set(options(question)), "entailment": set(options(question))}.get(kind, set())
+    allowed = {
+        "yes_no": {"yes", "no"},
+        "mcq": set(options(question)),
+        "entailment": set(options(question)),
+    }.get(kind, set())
     assert answer is None or answer in allowed
     return answer
 
@@ -59,7 +102,11 @@ ASKED = "Which? A) low tone B) high tone C) a a"
     ("question", "text", "answer"),
     [
         ("Which? A) x" + " " * 10**5 + "y B) z", "A", "a"),  # took the square of the spaces
-        ("Which? A) " + "x " * 25_000 + "B) y", "x " * 50_000, "a"),  # took the length times the repetitions
+        (
+            "Which? A) " + "x " * 25_000 + "B) y",
+            "x " * 50_000,
+            "a",
+        ),  # took the length times the repetitions
         ("Which? " + "A) x \t\n" * 15_000, "A", "a"),
         (ASKED, " " * 10**5 + "A", "a"),
         (ASKED, "A" + " " * 10**5, "a"),
@@ -71,17 +118,42 @@ ASKED = "Which? A) low tone B) high tone C) a a"
         (ASKED, "the first one, not option two. " * 3000, "a"),
         (ASKED, "not, " * 20_000, None),
     ],
-)  # fmt: skip
+)
 def test_long_answers_take_their_length_in_time(question, text, answer):
     assert parsed("mcq", question, text) == answer
     parsed("yes_no", question, text)
 
 
 # --- the report ---
-EVIL = ["<script>alert(1)</script>", "</style>", "</title>", "<!--", "-->", "]]>", '"', "'", "`", "&", "&lt;img&gt;",
-        "{{ 7*7 }}", "{% raw %}", "<a href=javascript:alert(1)>", "javascript:alert(1)", '" onclick="alert(1)', "' onload='x",
-        "http://evil.example/x", "<img src=//evil.example>", "url(x)", "\0", "\r", "\u202e", "\u200f", "\u2028", "\ud800",
-        "é"]  # fmt: skip
+EVIL = [
+    "<script>alert(1)</script>",
+    "</style>",
+    "</title>",
+    "<!--",
+    "-->",
+    "]]>",
+    '"',
+    "'",
+    "`",
+    "&",
+    "&lt;img&gt;",
+    "{{ 7*7 }}",
+    "{% raw %}",
+    "<a href=javascript:alert(1)>",
+    "javascript:alert(1)",
+    '" onclick="alert(1)',
+    "' onload='x",
+    "http://evil.example/x",
+    "<img src=//evil.example>",
+    "url(x)",
+    "\0",
+    "\r",
+    "\u202e",
+    "\u200f",
+    "\u2028",
+    "\ud800",
+    "é",
+]
 
 
 class Structure(HTMLParser):
@@ -94,7 +166,11 @@ class Structure(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags[tag, tuple(name for name, _ in attrs)] += 1
-        self.addresses |= {value for name, value in attrs if name in ("src", "href", "action", "srcset", "xlink:href", "style")}
+        self.addresses |= {
+            value
+            for name, value in attrs
+            if name in ("src", "href", "action", "srcset", "xlink:href", "style")
+        }
         self.inside = tag
 
     def handle_endtag(self, tag):
@@ -118,16 +194,36 @@ def report_of(folder: Path, text: str) -> str:
         answers = {"generate": {**found, "text": text}}
         if right:
             answers["likelihood"] = {**found, "scores": {option: [-1.0, 2] for option in scores}}
-        rows.append({
-            "taskname": text, "caption1": text, "caption2": text, "subtype": f"T-{text}", "question_type": kind,
-            "filepath1": f"{number}{text}.wav", "filepath2": "", "seconds": [0.6], "category": f"x{text}", "reference": right,
-            "input": {"mcq": f"{text} A) {text}x B) x{text}", "yes_no": f"{text}?"}.get(kind, f"caption {text}"),
-            "n_tokens": 2, "loss": 3.0, "answer": f"A) {text}", "answers": answers, "controls": {},
-        })  # fmt: skip
+        rows.append(
+            {
+                "taskname": text,
+                "caption1": text,
+                "caption2": text,
+                "subtype": f"T-{text}",
+                "question_type": kind,
+                "filepath1": f"{number}{text}.wav",
+                "filepath2": "",
+                "seconds": [0.6],
+                "category": f"x{text}",
+                "reference": right,
+                "input": {"mcq": f"{text} A) {text}x B) x{text}", "yes_no": f"{text}?"}.get(
+                    kind, f"caption {text}"
+                ),
+                "n_tokens": 2,
+                "loss": 3.0,
+                "answer": f"A) {text}",
+                "answers": answers,
+                "controls": {},
+            }
+        )
     metrics = score([row for row in rows if row["reference"]], "likelihood", 1.0)
     metrics["text"] = {"caption": {"n": 1, "loss_per_answer_token": 1.5, "control_loss": {}}}
-    metrics["settings"] = {"model": {"encoder_type": "htsat", "no_audio": False, "training": {"seed": 0}}}
-    runs = {arm: [Run(Path(f"{arm}{text}".replace("\0", "")), metrics, rows)] for arm in ("one", "two")}
+    metrics["settings"] = {
+        "model": {"encoder_type": "htsat", "no_audio": False, "training": {"seed": 0}}
+    }
+    runs = {
+        arm: [Run(Path(f"{arm}{text}".replace("\0", "")), metrics, rows)] for arm in ("one", "two")
+    }
     runs = {f"{arm}{text}": of for arm, of in runs.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparison, "RESAMPLES", 20)
@@ -155,22 +251,77 @@ def test_nothing_in_a_report_becomes_markup(tmp_path, plain, text):
 
 
 # --- configurations ---
-SIZES = [0, -1, 10**9, 10**12, 2**63, 2**64, 1e9, math.nan, math.inf, True, None, "576", "", [], [10**9], {}, "x" * 3000]
+SIZES = [
+    0,
+    -1,
+    10**9,
+    10**12,
+    2**63,
+    2**64,
+    1e9,
+    math.nan,
+    math.inf,
+    True,
+    None,
+    "576",
+    "",
+    [],
+    [10**9],
+    {},
+    "x" * 3000,
+]
 FIELDS_OF = {
     "text": [*TEXT, "hidden_act", "rope_parameters", "layer_types", "num_local_experts", "n_embd"],
-    "htsat": [*SMALL_HTSAT, "n_fft", "num_mel_bins", "spec_size", "patch_size", "patch_stride", "hop_length", "sampling_rate",
-              "frequency_max", "window_size", "num_hidden_layers", "mlp_ratio", "enable_fusion", "projection_dim"],
-    "mimi": [*SMALL_MIMI, "upsampling_ratios", "kernel_size", "sampling_rate", "num_residual_layers", "max_position_embeddings",
-             "num_levels", "compress", "frame_rate", "audio_channels"],
-    "own": ["mapper_hidden_size", "audio_token_id", "max_audio_seconds", "freeze_lm", "no_audio", "encoder_type", "text_config",
-            "encoder_config"],
-}  # fmt: skip
+    "htsat": [
+        *SMALL_HTSAT,
+        "n_fft",
+        "num_mel_bins",
+        "spec_size",
+        "patch_size",
+        "patch_stride",
+        "hop_length",
+        "sampling_rate",
+        "frequency_max",
+        "window_size",
+        "num_hidden_layers",
+        "mlp_ratio",
+        "enable_fusion",
+        "projection_dim",
+    ],
+    "mimi": [
+        *SMALL_MIMI,
+        "upsampling_ratios",
+        "kernel_size",
+        "sampling_rate",
+        "num_residual_layers",
+        "max_position_embeddings",
+        "num_levels",
+        "compress",
+        "frame_rate",
+        "audio_channels",
+    ],
+    "own": [
+        "mapper_hidden_size",
+        "audio_token_id",
+        "max_audio_seconds",
+        "freeze_lm",
+        "no_audio",
+        "encoder_type",
+        "text_config",
+        "encoder_config",
+    ],
+}
 
 
 def configured(arm: str, part: str, changes: dict) -> dict:
     """The fields of a small configuration, some of them changed."""
     encoder = SMALL_HTSAT if arm == "htsat" else SMALL_MIMI
-    fields = {"encoder_type": arm, "encoder_config": dict(encoder), "text_config": dict(TEXT), "mapper_hidden_size": 32}
+    fields = {
+        "encoder_type": arm,
+        "encoder_config": dict(encoder),
+        "text_config": dict(TEXT),
+        "mapper_hidden_size": 32,
+    }
     into = {"own": fields, "text": fields["text_config"]}.get(part, fields["encoder_config"])
     into.update(changes)
     return fields
@@ -179,14 +330,19 @@ def configured(arm: str, part: str, changes: dict) -> dict:
 PART = st.sampled_from(["text", "own", "encoder"]).flatmap(
     lambda part: st.sampled_from(ARMS).flatmap(
         lambda arm: st.tuples(
-            st.just(arm), st.just(part),
+            st.just(arm),
+            st.just(part),
             st.dictionaries(
-                st.sampled_from(FIELDS_OF.get(part) or FIELDS_OF["htsat" if arm == "htsat" else "mimi"]),
-                st.sampled_from(SIZES) | VALUES | st.integers(-(2**70), 2**70), min_size=1, max_size=2,
+                st.sampled_from(
+                    FIELDS_OF.get(part) or FIELDS_OF["htsat" if arm == "htsat" else "mimi"]
+                ),
+                st.sampled_from(SIZES) | VALUES | st.integers(-(2**70), 2**70),
+                min_size=1,
+                max_size=2,
             ),
         )
     )
-)  # fmt: skip
+)
 
 
 @fuzz(300)
@@ -212,16 +368,27 @@ def test_configurations_of_any_values(of):
         return one_line(error)
     text, encoder = config.text_config, config.encoder_config
     assert text.hidden_size * text.vocab_size * max(1, text.num_hidden_layers) <= 10**13
-    assert text.hidden_size * (text.vocab_size + text.num_hidden_layers * text.hidden_size) <= 10**11
-    assert 0 < encoder.hidden_size <= 4096 and config.mapper_hidden_size <= 2**15 and 0 <= config.max_audio_seconds <= 3600
+    assert (
+        text.hidden_size * (text.vocab_size + text.num_hidden_layers * text.hidden_size) <= 10**11
+    )
+    assert (
+        0 < encoder.hidden_size <= 4096
+        and config.mapper_hidden_size <= 2**15
+        and 0 <= config.max_audio_seconds <= 3600
+    )
     assert 0 <= config.audio_token_id < text.vocab_size
 
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_usual_configurations_are_what_they_were(arm, tmp_path):
-    for config in (AudioLMConfig(arm), AudioLMConfig(**configured(arm, "own", {}), max_audio_seconds=30, no_audio=True)):
+    for config in (
+        AudioLMConfig(arm),
+        AudioLMConfig(**configured(arm, "own", {}), max_audio_seconds=30, no_audio=True),
+    ):
         config.save_pretrained(tmp_path)
-        assert AudioLMConfig.from_pretrained(tmp_path).to_dict() == config.to_dict() | {"architectures": None}
+        assert AudioLMConfig.from_pretrained(tmp_path).to_dict() == config.to_dict() | {
+            "architectures": None
+        }
     for kind in ("gpt2", "qwen2", "qwen3", "smollm3", "gemma", "mistral", "gpt_neox", "phi"):
         text = AudioLMConfig(arm, text_config={"model_type": kind}).text_config
         assert text.model_type == kind
@@ -235,7 +402,16 @@ ABSURD = [
     ("htsat", "text", {"hidden_size": -32}),
     ("htsat", "text", {"hidden_size": "32"}),
     ("htsat", "text", {"hidden_size": math.nan}),
-    ("htsat", "text", {"hidden_size": 2**15, "vocab_size": 2**22, "intermediate_size": 2**18, "num_hidden_layers": 1000}),
+    (
+        "htsat",
+        "text",
+        {
+            "hidden_size": 2**15,
+            "vocab_size": 2**22,
+            "intermediate_size": 2**18,
+            "num_hidden_layers": 1000,
+        },
+    ),
     ("htsat", "encoder", {"n_fft": 10**9}),
     ("htsat", "encoder", {"depths": [10**8] * 4}),
     ("htsat", "encoder", {"patch_embeds_hidden_size": 10**9}),
@@ -272,12 +448,19 @@ def test_absurd_models_are_not_begun(tmp_path):
     for number, of in enumerate([*ABSURD, ("htsat", "own", {})]):
         folder = tmp_path / ("usual" if number == len(ABSURD) else f"{number:02d}")
         folder.mkdir()
-        (folder / "config.json").write_text(json.dumps({"model_type": "audiolm", **configured(*of)}))
-    run = subprocess.run([sys.executable, "-c", MAKE, str(tmp_path)], capture_output=True, text=True, timeout=120)
+        (folder / "config.json").write_text(
+            json.dumps({"model_type": "audiolm", **configured(*of)})
+        )
+    run = subprocess.run(
+        [sys.executable, "-c", MAKE, str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
     assert run.returncode == 0, run.stderr[-3000:]
     found, grown = json.loads(run.stdout.splitlines()[-1])
     assert found.pop("usual") > 10_000 and grown < 200_000, f"{grown} kB"
     assert len(found) == len(ABSURD)
     for name, said in found.items():
         assert isinstance(said, str) and "\n" not in said, ABSURD[int(name)]
-        assert any(field in said for field in (*ABSURD[int(name)][2], "parameters")), (said, ABSURD[int(name)])
+        assert any(field in said for field in (*ABSURD[int(name)][2], "parameters")), (
+            said,
+            ABSURD[int(name)],
+        )

@@ -18,28 +18,50 @@ from support.hub_server import WRITER
 from torch.utils._python_dispatch import TorchDispatchMode
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "mini_reasonaqa"
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 PLAYWRIGHT = importlib.util.find_spec("playwright") is not None
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the recordings of mini_reasonaqa are not beside the checkout")
+needs_shared = pytest.mark.skipif(
+    not SHARED.is_dir(), reason="the recordings of mini_reasonaqa are not beside the checkout"
+)
 ARMS = ["htsat", "mimi_semantic", "mimi_full"]
-SMALL_HTSAT = {"patch_embeds_hidden_size": 8, "hidden_size": 64, "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 2, 2],
-               "window_seconds": 1.0}  # fmt: skip
-SMALL_MIMI = {"hidden_size": 32, "num_filters": 4, "num_hidden_layers": 1, "intermediate_size": 32, "num_attention_heads": 2,
-              "num_key_value_heads": 2, "head_dim": 16, "codebook_dim": 16, "codebook_size": 64, "upsample_groups": 32,
-              "vector_quantization_hidden_dimension": 16, "num_quantizers": 8}  # fmt: skip
-TEXT = {"model_type": "llama", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "tie_word_embeddings": True,
-        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "max_position_embeddings": 2048}  # fmt: skip
-
-
-
-
-
-
-
-
-
-
+SMALL_HTSAT = {
+    "patch_embeds_hidden_size": 8,
+    "hidden_size": 64,
+    "depths": [1, 1, 1, 1],
+    "num_attention_heads": [1, 1, 2, 2],
+    "window_seconds": 1.0,
+}
+SMALL_MIMI = {
+    "hidden_size": 32,
+    "num_filters": 4,
+    "num_hidden_layers": 1,
+    "intermediate_size": 32,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "codebook_dim": 16,
+    "codebook_size": 64,
+    "upsample_groups": 32,
+    "vector_quantization_hidden_dimension": 16,
+    "num_quantizers": 8,
+}
+TEXT = {
+    "model_type": "llama",
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+    "max_position_embeddings": 2048,
+}
 
 
 def small_model(arm: str, seed: int = 0, **fields):
@@ -48,13 +70,13 @@ def small_model(arm: str, seed: int = 0, **fields):
     from audiolm.encoders_audiolm import MimiEncoder
 
     torch.manual_seed(seed)
-    config = AudioLMConfig(arm, SMALL_HTSAT if arm == "htsat" else SMALL_MIMI, TEXT, mapper_hidden_size=32, **fields)
+    config = AudioLMConfig(
+        arm, SMALL_HTSAT if arm == "htsat" else SMALL_MIMI, TEXT, mapper_hidden_size=32, **fields
+    )
     model = AudioLMForConditionalGeneration(config).eval()
     if isinstance(model.encoder, MimiEncoder):
         randomise_codebooks(model.encoder)
     return model
-
-
 
 
 def save_parts(folder: Path, tokenizer) -> None:
@@ -68,7 +90,9 @@ def save_parts(folder: Path, tokenizer) -> None:
 def clip(seconds: float, rate: int = 24000, seed: int = 0) -> np.ndarray:
     random = np.random.default_rng(seed)
     t = np.arange(int(seconds * rate)) / rate
-    return (0.4 * np.sin(2 * np.pi * 300 * (seed + 1) * t) + 0.05 * random.standard_normal(len(t))).astype("float32")
+    return (
+        0.4 * np.sin(2 * np.pi * 300 * (seed + 1) * t) + 0.05 * random.standard_normal(len(t))
+    ).astype("float32")
 
 
 def free_port() -> str:
@@ -82,14 +106,16 @@ MCQ = {**EMPTY, "input": "Which tone? A) low B) high", "subtype": "T-MCQ.json"}
 YES_NO = {**EMPTY, "input": "Is it low? Answer only using yes or no.", "subtype": "TAQA.json"}
 
 
-
-
 def make_corpus(tmp_path: Path) -> Path:
     """16 clips of two tones and a question about each, in ReasonAQA's shape, in a folder."""
     rows = []
     for i in range(16):
         soundfile.write(tmp_path / f"{i}.wav", clip(0.5 + i / 20, seed=i % 2 * 9), 24000)
-        answer = {"answer": "B) high" if i % 2 else "A) low"} if i < 8 else {"answer": "no" if i % 2 else "yes"}
+        answer = (
+            {"answer": "B) high" if i % 2 else "A) low"}
+            if i < 8
+            else {"answer": "no" if i % 2 else "yes"}
+        )
         rows.append({**(MCQ if i < 8 else YES_NO), "filepath1": f"{i}.wav", **answer})
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     return tmp_path
@@ -101,14 +127,44 @@ def arguments(corpus, arm, tokenizer, *more):
     model.language_model.save_pretrained(corpus / "text")
     tokenizer.save_pretrained(corpus / "text")
     if arm == "htsat":  # LAION's front end, its window short here
-        front = {"sampling_rate": 48000, "fft_window_size": 1024, "hop_length": 480, "max_length_s": 1,
-                 "frequency_min": 50, "frequency_max": 14000}  # fmt: skip
+        front = {
+            "sampling_rate": 48000,
+            "fft_window_size": 1024,
+            "hop_length": 480,
+            "max_length_s": 1,
+            "frequency_min": 50,
+            "frequency_max": 14000,
+        }
         (corpus / "encoder" / "preprocessor_config.json").write_text(json.dumps(front))
-    return ["--encoder_type", arm, "--encoder_name_or_path", str(corpus / "encoder"),
-            "--text_model_name_or_path", str(corpus / "text"), "--train_file", str(corpus / "rows.json"),
-            "--validation_file", str(corpus / "rows.json"), "--audio_dir", str(corpus), "--output_dir", str(corpus / "out"),
-            "--max_steps", "20", "--learning_rate", "0.01", "--logging_steps", "1", "--dataloader_num_workers", "0",
-            "--freeze_lm", "false", "--eval_steps", "10", *more]  # fmt: skip
+    return [
+        "--encoder_type",
+        arm,
+        "--encoder_name_or_path",
+        str(corpus / "encoder"),
+        "--text_model_name_or_path",
+        str(corpus / "text"),
+        "--train_file",
+        str(corpus / "rows.json"),
+        "--validation_file",
+        str(corpus / "rows.json"),
+        "--audio_dir",
+        str(corpus),
+        "--output_dir",
+        str(corpus / "out"),
+        "--max_steps",
+        "20",
+        "--learning_rate",
+        "0.01",
+        "--logging_steps",
+        "1",
+        "--dataloader_num_workers",
+        "0",
+        "--freeze_lm",
+        "false",
+        "--eval_steps",
+        "10",
+        *more,
+    ]
 
 
 # run_train.py, which also writes what the trained model says to a probe, before anything is saved or pushed
@@ -139,10 +195,28 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         aten, of = torch.ops.aten, function.overloadpacket
-        asks = (aten._local_scalar_dense, aten.masked_select, aten.nonzero, aten.masked_scatter_backward)
-        if of in asks or (of is aten.index and any(i is not None and i.dtype == torch.bool for i in args[1])):
-            caller = next((f for f in reversed(traceback.extract_stack()[:-1]) if "/torch/" not in f.filename), None)
-            self.found.add(f"{function} in {Path(caller.filename).name}, {caller.name}" if caller else str(function))
+        asks = (
+            aten._local_scalar_dense,
+            aten.masked_select,
+            aten.nonzero,
+            aten.masked_scatter_backward,
+        )
+        if of in asks or (
+            of is aten.index and any(i is not None and i.dtype == torch.bool for i in args[1])
+        ):
+            caller = next(
+                (
+                    f
+                    for f in reversed(traceback.extract_stack()[:-1])
+                    if "/torch/" not in f.filename
+                ),
+                None,
+            )
+            self.found.add(
+                f"{function} in {Path(caller.filename).name}, {caller.name}"
+                if caller
+                else str(function)
+            )
         return function(*args, **(kwargs or {}))
 
 
@@ -165,10 +239,14 @@ def train(hub, words, **options):
     return run(hub, "-m", "audiolm.run_train", *words, **options)
 
 
-PUSH = ["--max_steps", "6", "--save_steps", "2", "--eval_strategy", "no", "--push_to_hub", "--hub_model_id", "me/x"]
-
-
-
-
-
-
+PUSH = [
+    "--max_steps",
+    "6",
+    "--save_steps",
+    "2",
+    "--eval_strategy",
+    "no",
+    "--push_to_hub",
+    "--hub_model_id",
+    "me/x",
+]

@@ -15,12 +15,21 @@ import soundfile
 
 # rows of each subtype of the real train.json, the clips that they are about, and the characters of caption, question and answer
 ROWS = {
-    "Clotho.json": (19195, 56, 19, 71), "AudioCaps.json": (48660, 50, 19, 71), "ClothoAQA.json": (14088, 0, 60, 2),
-    "CLE.json": (11511, 328, 120, 25), "CLD-1.json": (19195, 60, 35, 164), "CLD-2.json": (19195, 50, 36, 331),
-    "CLD-3.json": (19195, 60, 32, 870), "ACD-1.json": (48660, 50, 35, 164), "ACD-2.json": (48660, 50, 36, 331),
-    "ACD-3.json": (48660, 50, 32, 870), "Clotho-MCQ.json": (95551, 55, 120, 18), "Clotho-Detail.json": (94838, 62, 50, 250),
-    "AudioCaps-MCQ.json": (241531, 50, 120, 18), "AudioCaps-Detail.json": (239132, 50, 50, 250),
-}  # fmt: skip
+    "Clotho.json": (19195, 56, 19, 71),
+    "AudioCaps.json": (48660, 50, 19, 71),
+    "ClothoAQA.json": (14088, 0, 60, 2),
+    "CLE.json": (11511, 328, 120, 25),
+    "CLD-1.json": (19195, 60, 35, 164),
+    "CLD-2.json": (19195, 50, 36, 331),
+    "CLD-3.json": (19195, 60, 32, 870),
+    "ACD-1.json": (48660, 50, 35, 164),
+    "ACD-2.json": (48660, 50, 36, 331),
+    "ACD-3.json": (48660, 50, 32, 870),
+    "Clotho-MCQ.json": (95551, 55, 120, 18),
+    "Clotho-Detail.json": (94838, 62, 50, 250),
+    "AudioCaps-MCQ.json": (241531, 50, 120, 18),
+    "AudioCaps-Detail.json": (239132, 50, 50, 250),
+}
 CLIPS = {"AudioCapsLarger": 48_659, "ClothoV21": 3_839, "ClothoAQA": 1_548}  # 54,046 in all
 FOLDERS = {"AudioCapsLarger": "train", "ClothoV21": "development", "ClothoAQA": "audio_files"}
 WORDS = [
@@ -48,7 +57,13 @@ def text(draw: random.Random, length: int) -> str:
 
 def row(draw: random.Random, subtype: str) -> dict[str, str]:
     _, caption, question, answer = ROWS[subtype]
-    source = "AudioCapsLarger" if subtype.startswith("A") else "ClothoAQA" if subtype == "ClothoAQA.json" else "ClothoV21"
+    source = (
+        "AudioCapsLarger"
+        if subtype.startswith("A")
+        else "ClothoAQA"
+        if subtype == "ClothoAQA.json"
+        else "ClothoV21"
+    )
 
     def clip():
         return f"{source}/{FOLDERS[source]}/Y{draw.randrange(CLIPS[source]):011d}.wav"
@@ -61,7 +76,12 @@ def row(draw: random.Random, subtype: str) -> dict[str, str]:
         said = draw.choice(("a) It is definitely true", "b) It is definitely false"))
     elif subtype.endswith("MCQ.json"):
         options = [text(draw, answer) for _ in range(4)]
-        asked = " ".join([text(draw, question - 4 * (answer + 4)), *(f"{k}) {v}" for k, v in zip("ABCD", options))])
+        asked = " ".join(
+            [
+                text(draw, question - 4 * (answer + 4)),
+                *(f"{k}) {v}" for k, v in zip("ABCD", options)),
+            ]
+        )
         right = draw.choice((0, 1, 1, 2, 3))  # b is over-represented
         said = f"{'ABCD'[right]}) {options[right]}"
     elif subtype == "ClothoAQA.json":
@@ -69,10 +89,15 @@ def row(draw: random.Random, subtype: str) -> dict[str, str]:
     elif subtype in ("Clotho.json", "AudioCaps.json"):
         asked = "caption first audio"
     return {
-        "taskname": "audiocaption", "filepath1": clip(), "filepath2": clip() if two else "",
-        "caption1": text(draw, caption) if caption else "", "caption2": text(draw, caption) if two else "",
-        "input": asked, "answer": said, "subtype": subtype,
-    }  # fmt: skip
+        "taskname": "audiocaption",
+        "filepath1": clip(),
+        "filepath2": clip() if two else "",
+        "caption1": text(draw, caption) if caption else "",
+        "caption2": text(draw, caption) if two else "",
+        "input": asked,
+        "answer": said,
+        "subtype": subtype,
+    }
 
 
 def sounds(folder: Path) -> None:
@@ -90,7 +115,9 @@ def sounds(folder: Path) -> None:
 
 def main(file: str, share: str = "1", audio: str | None = None) -> None:
     draw = random.Random(0)
-    kinds = [subtype for subtype, (count, *_) in ROWS.items() for _ in range(int(count * float(share)))]
+    kinds = [
+        subtype for subtype, (count, *_) in ROWS.items() for _ in range(int(count * float(share)))
+    ]
     draw.shuffle(kinds)
     with open(file, "w", encoding="utf-8") as out:
         for number, subtype in enumerate(kinds):

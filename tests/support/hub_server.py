@@ -19,7 +19,13 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".npz")  # as a new repository's .gitattributes
+LFS_SUFFIXES = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".npz",
+)  # as a new repository's .gitattributes
 CHUNK = 5_000_000  # of an upload in parts; the Hub's are larger
 PAGE = 5  # files that a page of a listing holds; the Hub's hold 1000
 WRITER, READER = "hf_writerwriterwriterwriter", "hf_readerreaderreaderreader"
@@ -31,7 +37,9 @@ class Refused(Exception):
     """An error as the Hub answers it: a status, the code that the client reads, and words."""
 
     def __init__(self, status: int, code: str, message: str):
-        self.response = JSONResponse({"error": message}, status, {"X-Error-Code": code, "X-Error-Message": message})
+        self.response = JSONResponse(
+            {"error": message}, status, {"X-Error-Code": code, "X-Error-Message": message}
+        )
 
 
 class Hub:
@@ -51,7 +59,10 @@ class Hub:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.url, self.cdn_url = f"http://127.0.0.1:{self.port}", f"http://localhost:{self.port}"  # two hosts, as it has
+        self.url, self.cdn_url = (
+            f"http://127.0.0.1:{self.port}",
+            f"http://localhost:{self.port}",
+        )  # two hosts, as it has
         (folder / "blobs").mkdir(parents=True, exist_ok=True)
         routes = [
             Route("/api/whoami-v2", self.whoami),
@@ -67,7 +78,9 @@ class Hub:
             Route(API + "/tree/{revision}/{path:path}", self.tree),
             Route(API + "/paths-info/{revision}", self.paths_info, methods=["POST"]),
             Route(REPO + ".git/info/lfs/objects/batch", self.lfs_batch, methods=["POST"]),
-            Route("/datasets" + REPO + ".git/info/lfs/objects/batch", self.lfs_batch, methods=["POST"]),
+            Route(
+                "/datasets" + REPO + ".git/info/lfs/objects/batch", self.lfs_batch, methods=["POST"]
+            ),
             Route("/lfs/{oid}/verify", self.lfs_verify, methods=["POST"]),
             Route("/lfs/{oid}", self.lfs_put, methods=["PUT"]),
             Route("/lfs/{oid}", self.lfs_complete, methods=["POST"]),
@@ -77,7 +90,9 @@ class Hub:
             Route(REPO + "/resolve/{revision}/{path:path}", self.resolve),
             Route("/{path:path}", self.nothing, methods=["GET", "POST", "PUT", "DELETE", "HEAD"]),
         ]
-        self.app = Starlette(routes=routes, exception_handlers={Refused: lambda request, error: error.response})
+        self.app = Starlette(
+            routes=routes, exception_handlers={Refused: lambda request, error: error.response}
+        )
 
     # ---- serving ----
 
@@ -99,7 +114,9 @@ class Hub:
 
     def start(self) -> "Hub":
         self.server = uvicorn.Server(
-            uvicorn.Config(self.answer, port=self.port, log_level="error", lifespan="off", interface="asgi3")
+            uvicorn.Config(
+                self.answer, port=self.port, log_level="error", lifespan="off", interface="asgi3"
+            )
         )
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
@@ -119,7 +136,12 @@ class Hub:
 
     def environment(self, home: Path, token: str | None = WRITER) -> dict[str, str]:
         """Variables for a process that knows no other Hub, has a cache of its own, and uploads by LFS: here is no Xet."""
-        found = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+        found = {
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_OFFLINE": "0",
+        }
         return {**found, "HF_TOKEN": token} if token else found
 
     # ---- what is stored ----
@@ -149,7 +171,9 @@ class Hub:
         """Makes `files` (path to oid, size and lfs) what a branch holds; gives the commit."""
         repo = self.repos[name]
         parent = repo["branches"].get(branch)
-        oid = hashlib.sha1(json.dumps([parent, message, files, len(repo["commits"])], sort_keys=True).encode()).hexdigest()
+        oid = hashlib.sha1(
+            json.dumps([parent, message, files, len(repo["commits"])], sort_keys=True).encode()
+        ).hexdigest()
         repo["commits"][oid] = {"files": files, "message": message, "parent": parent}
         repo["branches"][branch] = oid
         return oid
@@ -192,7 +216,15 @@ class Hub:
     async def whoami(self, request: Request):
         if (user := self._user(request)) is None:
             raise Refused(401, "", "Invalid username or password.")
-        return JSONResponse({"type": "user", "name": user, "fullname": user, "orgs": [], "auth": {"type": "access_token"}})
+        return JSONResponse(
+            {
+                "type": "user",
+                "name": user,
+                "fullname": user,
+                "orgs": [],
+                "auth": {"type": "access_token"},
+            }
+        )
 
     async def validate_yaml(self, request: Request):
         content = (await request.json())["content"]
@@ -207,7 +239,11 @@ class Hub:
         user, asked = self._user(request, write=True), await request.json()
         owner = asked.get("organization") or user
         if owner != user:
-            raise Refused(403, "", f"You don't have the rights to create a model under the namespace {owner!r}.")
+            raise Refused(
+                403,
+                "",
+                f"You don't have the rights to create a model under the namespace {owner!r}.",
+            )
         name = f"{owner}/{asked['name']}"
         reply = {"url": f"{self.url}/{name}", "name": name, "id": name}
         if asked.get("type") == "dataset":
@@ -217,8 +253,12 @@ class Hub:
             return JSONResponse({**reply, "error": "You already created this model repo"}, 409)
         private = asked.get("visibility") == "private" or bool(asked.get("private"))
         self.repos[name] = {"private": private, "branches": {}, "commits": {}}
-        attributes = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES).encode()
-        first = {".gitattributes": {"oid": self.store(attributes), "size": len(attributes), "lfs": False}}
+        attributes = "".join(
+            f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES
+        ).encode()
+        first = {
+            ".gitattributes": {"oid": self.store(attributes), "size": len(attributes), "lfs": False}
+        }
         self.commit_files(name, "main", first, "initial commit")
         return JSONResponse(reply)
 
@@ -227,8 +267,20 @@ class Hub:
         oid = self._commit_of(repo, request.path_params.get("revision", "main"))
         siblings = [{"rfilename": path} for path in sorted(repo["commits"][oid]["files"])]
         name = name.removeprefix("datasets/")
-        return JSONResponse({"id": name, "modelId": name, "sha": oid, "private": repo["private"], "tags": [],
-                             "downloads": 0, "likes": 0, "gated": False, "disabled": False, "siblings": siblings})  # fmt: skip
+        return JSONResponse(
+            {
+                "id": name,
+                "modelId": name,
+                "sha": oid,
+                "private": repo["private"],
+                "tags": [],
+                "downloads": 0,
+                "likes": 0,
+                "gated": False,
+                "disabled": False,
+                "siblings": siblings,
+            }
+        )
 
     async def branch(self, request: Request):
         _, repo = self._repo(request, write=True)
@@ -244,27 +296,41 @@ class Hub:
         files = repo["commits"][self._commit_of(repo, request.path_params["revision"])]["files"]
         asked = (await request.form()).getlist("paths")
         entries = [self._entry(path, files[path]) for path in asked if path in files]
-        entries += [{"type": "directory", "oid": "0" * 40, "size": 0, "path": path} for path in asked
-                    if path not in files and any(file.startswith(f"{path}/") for file in files)]  # fmt: skip
+        entries += [
+            {"type": "directory", "oid": "0" * 40, "size": 0, "path": path}
+            for path in asked
+            if path not in files and any(file.startswith(f"{path}/") for file in files)
+        ]
         return JSONResponse(entries)
 
     @staticmethod
     def _entry(path: str, file: dict) -> dict:
-        lfs = {"lfs": {"oid": file["oid"], "size": file["size"], "pointerSize": 134}} if file["lfs"] else {}
+        lfs = (
+            {"lfs": {"oid": file["oid"], "size": file["size"], "pointerSize": 134}}
+            if file["lfs"]
+            else {}
+        )
         return {"type": "file", "oid": file["oid"][:40], "size": file["size"], "path": path, **lfs}
 
     async def tree(self, request: Request):
         _, repo = self._repo(request)
         files = repo["commits"][self._commit_of(repo, request.path_params["revision"])]["files"]
         prefix = request.path_params.get("path", "")
-        chosen = {p: f for p, f in sorted(files.items()) if not prefix or p == prefix or p.startswith(prefix + "/")}
+        chosen = {
+            p: f
+            for p, f in sorted(files.items())
+            if not prefix or p == prefix or p.startswith(prefix + "/")
+        }
         if prefix and not chosen:
             raise Refused(404, "EntryNotFound", f"{prefix} does not exist")
         depth = prefix.count("/") + 1 if prefix else 0
         entries = {}
         for path, file in chosen.items():
             parts = path.split("/")
-            if request.query_params.get("recursive", "false").lower() != "true" and len(parts) > depth + 1:
+            if (
+                request.query_params.get("recursive", "false").lower() != "true"
+                and len(parts) > depth + 1
+            ):
                 folder = "/".join(parts[: depth + 1])
                 entries[folder] = {"type": "directory", "oid": "0" * 40, "size": 0, "path": folder}
                 continue
@@ -278,9 +344,16 @@ class Hub:
     async def preupload(self, request: Request):
         _, repo = self._repo(request, write=True)
         self._commit_of(repo, request.path_params["revision"])
-        files = [{"path": f["path"], "shouldIgnore": False,
-                  "uploadMode": "lfs" if f["path"].endswith(LFS_SUFFIXES) or f["size"] > 10_000_000 else "regular"}
-                 for f in (await request.json())["files"]]  # fmt: skip
+        files = [
+            {
+                "path": f["path"],
+                "shouldIgnore": False,
+                "uploadMode": "lfs"
+                if f["path"].endswith(LFS_SUFFIXES) or f["size"] > 10_000_000
+                else "regular",
+            }
+            for f in (await request.json())["files"]
+        ]
         return JSONResponse({"files": files})
 
     async def lfs_batch(self, request: Request):
@@ -291,12 +364,16 @@ class Hub:
             oid, size = asked["oid"], asked["size"]
             upload = {"href": f"{self.url}/lfs/{oid}", "header": {}}
             if size > CHUNK:
-                parts = {str(i + 1): f"{self.url}/lfs/{oid}/{i + 1}" for i in range(-(-size // CHUNK))}
+                parts = {
+                    str(i + 1): f"{self.url}/lfs/{oid}/{i + 1}" for i in range(-(-size // CHUNK))
+                }
                 upload["header"] = {"chunk_size": str(CHUNK), **parts}
             actions = {"upload": upload, "verify": {"href": f"{self.url}/lfs/{oid}/verify"}}
             known = (self.folder / "blobs" / oid).is_file()
             objects.append({"oid": oid, "size": size, **({} if known else {"actions": actions})})
-        return JSONResponse({"transfer": "xet" if "xet" in transfers else "basic", "objects": objects})
+        return JSONResponse(
+            {"transfer": "xet" if "xet" in transfers else "basic", "objects": objects}
+        )
 
     async def xet_token(self, request: Request):
         self._repo(request, write=True)
@@ -315,7 +392,10 @@ class Hub:
 
     async def lfs_complete(self, request: Request):
         oid, asked = request.path_params["oid"], await request.json()
-        parts = [self.folder / f"{oid}.{part['partNumber']}" for part in sorted(asked["parts"], key=lambda p: p["partNumber"])]
+        parts = [
+            self.folder / f"{oid}.{part['partNumber']}"
+            for part in sorted(asked["parts"], key=lambda p: p["partNumber"])
+        ]
         content = b"".join(part.read_bytes() for part in parts)
         if hashlib.sha256(content).hexdigest() != oid:
             raise Refused(422, "", "the parts do not have the promised SHA-256")
@@ -340,21 +420,35 @@ class Hub:
             if operation["key"] == "header":
                 message = value["summary"]
                 if (parent := value.get("parentCommit")) and parent != repo["branches"][branch]:
-                    raise Refused(412, "", "A commit has happened since. Please refresh and try again.")
+                    raise Refused(
+                        412, "", "A commit has happened since. Please refresh and try again."
+                    )
             elif operation["key"] == "file":
                 content = base64.b64decode(value["content"])
-                files[value["path"]] = {"oid": self.store(content), "size": len(content), "lfs": False}
+                files[value["path"]] = {
+                    "oid": self.store(content),
+                    "size": len(content),
+                    "lfs": False,
+                }
             elif operation["key"] == "lfsFile":
                 kept = self.folder / "blobs" / value["oid"]
                 if not kept.is_file():
-                    raise Refused(422, "", f"LFS object {value['oid']} of {value['path']} is missing")
-                files[value["path"]] = {"oid": value["oid"], "size": kept.stat().st_size, "lfs": True}
+                    raise Refused(
+                        422, "", f"LFS object {value['oid']} of {value['path']} is missing"
+                    )
+                files[value["path"]] = {
+                    "oid": value["oid"],
+                    "size": kept.stat().st_size,
+                    "lfs": True,
+                }
             elif operation["key"] == "deletedFile":
                 del files[value["path"]]
             else:
                 raise Refused(400, "", f"operation {operation['key']} is not known")
         oid = self.commit_files(name, branch, files, message)
-        return JSONResponse({"success": True, "commitOid": oid, "commitUrl": f"{self.url}/{name}/commit/{oid}"})
+        return JSONResponse(
+            {"success": True, "commitOid": oid, "commitUrl": f"{self.url}/{name}/commit/{oid}"}
+        )
 
     async def resolve(self, request: Request):
         _, repo = self._repo(request)

@@ -18,8 +18,20 @@ from audiolm.processing_audiolm import AudioLMFeatureExtractor
 from audiolm.training.callbacks import BadAudio, StopOnSignal
 from audiolm.training.train import main as train
 
-SKIP = ["--on_bad_audio", "skip", "--max_bad_audio", "0.2", "--max_steps", "12", "--eval_strategy", "no", "--save_steps", "4",
-        "--num_stats_clips", "2"]  # fmt: skip
+SKIP = [
+    "--on_bad_audio",
+    "skip",
+    "--max_bad_audio",
+    "0.2",
+    "--max_steps",
+    "12",
+    "--eval_strategy",
+    "no",
+    "--save_steps",
+    "4",
+    "--num_stats_clips",
+    "2",
+]
 
 
 def words_of(corpus, tokenizer, *more) -> list[str]:
@@ -56,15 +68,26 @@ def spoil(corpus: Path, kind: str) -> None:
         os.mkfifo(file)  # opening it waits for whoever would write, as a network mount that is gone
 
 
-@pytest.mark.parametrize("kind, says", [("gone", "3.wav"), ("torn", "3.wav"), ("hanging", "3.wav: not decoded within 1 s")])
-def test_a_clip_that_turns_bad_is_replaced_named_and_counted(corpus, tokenizer, monkeypatch, capsys, caplog, kind, says):
+@pytest.mark.parametrize(
+    "kind, says",
+    [("gone", "3.wav"), ("torn", "3.wav"), ("hanging", "3.wav: not decoded within 1 s")],
+)
+def test_a_clip_that_turns_bad_is_replaced_named_and_counted(
+    corpus, tokenizer, monkeypatch, capsys, caplog, kind, says
+):
     words = words_of(corpus, tokenizer, *SKIP, "--audio_timeout", "1")
     at_step(monkeypatch, 2, lambda: spoil(corpus, kind))
     train(words)
     assert losses(corpus)[11] > 0
     listed = (corpus / "out" / "bad_audio.txt").read_text().splitlines()
     assert len(listed) == 1 and says in listed[0]
-    assert sum("another row of its batch takes its place" in record.message for record in caplog.records) == 1
+    assert (
+        sum(
+            "another row of its batch takes its place" in record.message
+            for record in caplog.records
+        )
+        == 1
+    )
     assert "rows were replaced, since 1 clips turned bad" in capsys.readouterr().err
 
 
@@ -79,10 +102,17 @@ def test_processes_count_a_bad_clip_once(tmp_path, monkeypatch):
         of_all[:] = [mine, list(other.faults)]
 
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
-    args, state = SimpleNamespace(world_size=2, device=torch.device("cuda")), SimpleNamespace(global_step=10)
+    args, state = (
+        SimpleNamespace(world_size=2, device=torch.device("cuda")),
+        SimpleNamespace(global_step=10),
+    )
     control = SimpleNamespace(should_log=False, should_save=False, should_training_stop=False)
     bad.on_step_end(args, state, control)
-    assert bad.clips == 2 and control.should_training_stop and str(bad).startswith("1 rows were replaced, since 2 clips")
+    assert (
+        bad.clips == 2
+        and control.should_training_stop
+        and str(bad).startswith("1 rows were replaced, since 2 clips")
+    )
     state.global_step = 11  # on a GPU nothing is asked then
     bad.on_step_end(args, state, control)
     assert bad.clips == 0
@@ -92,10 +122,16 @@ def test_processes_count_a_bad_clip_once(tmp_path, monkeypatch):
 def test_a_bad_clip_is_told_of_once_where_a_cache_is_filled(corpus, kind):
     spoil(corpus, kind)
     encoder, told = small_model("mimi_full").encoder, []
-    cache = FeatureCache(corpus / "cache", encoder, AudioLMFeatureExtractor.of_encoder(encoder, 10.0))
+    cache = FeatureCache(
+        corpus / "cache", encoder, AudioLMFeatureExtractor.of_encoder(encoder, 10.0)
+    )
     clips = [str(corpus / f"{i}.wav") for i in range(5)]
     cache.fill_together(clips, told.append)
-    assert len(told) == 1 and "3.wav" in told[0] and [path in cache for path in clips] == [True] * 3 + [False, True]
+    assert (
+        len(told) == 1
+        and "3.wav" in told[0]
+        and [path in cache for path in clips] == [True] * 3 + [False, True]
+    )
     with pytest.raises(BadClip, match=r"3\.wav"):
         cache.fill(clips)
 
@@ -119,7 +155,10 @@ def test_what_takes_a_rows_place_is_the_same_each_time(corpus, tokenizer, monkey
 def test_too_many_stop_the_run_with_its_step_saved(corpus, tokenizer, monkeypatch):
     words = words_of(corpus, tokenizer, *SKIP)
     at_step(monkeypatch, 2, lambda: [(corpus / f"{i}.wav").unlink() for i in (3, 5, 7, 9)])
-    with pytest.raises(SystemExit, match=r"4 clips turned bad, more than --max_bad_audio 0.2 of 16; step \d+ is saved"):
+    with pytest.raises(
+        SystemExit,
+        match=r"4 clips turned bad, more than --max_bad_audio 0.2 of 16; step \d+ is saved",
+    ):
         train(words)
     step = max(int(folder.name.split("-")[1]) for folder in (corpus / "out").glob("checkpoint-*"))
     assert 2 < step < 12 and (corpus / "out" / f"checkpoint-{step}" / "model.safetensors").exists()
@@ -145,7 +184,9 @@ def test_a_process_that_dies_is_named_with_its_file(corpus, tokenizer, monkeypat
         return inner(source, seconds)
 
     monkeypatch.setattr(decoding, "clip_audio", deadly)
-    with pytest.raises(SystemExit, match=r"(killed by signal|exited unexpectedly).*; it decoded .*/3\.wav$"):
+    with pytest.raises(
+        SystemExit, match=r"(killed by signal|exited unexpectedly).*; it decoded .*/3\.wav$"
+    ):
         train(words)
 
 

@@ -15,7 +15,18 @@ from audiolm.training import train as run_train
 from audiolm.training.callbacks import LossSpikes, SkipNonFinite
 from audiolm.training.train import main as train
 
-WORDS = ["--max_steps", "6", "--save_steps", "3", "--eval_strategy", "no", "--logging_steps", "1", "--learning_rate", "0.01"]
+WORDS = [
+    "--max_steps",
+    "6",
+    "--save_steps",
+    "3",
+    "--eval_strategy",
+    "no",
+    "--logging_steps",
+    "1",
+    "--learning_rate",
+    "0.01",
+]
 
 
 @pytest.fixture
@@ -41,7 +52,9 @@ def poisoned(monkeypatch):
 
 def history(folder) -> list[float]:
     return [
-        entry["loss"] for entry in json.loads((folder / "trainer_state.json").read_text())["log_history"] if "loss" in entry
+        entry["loss"]
+        for entry in json.loads((folder / "trainer_state.json").read_text())["log_history"]
+        if "loss" in entry
     ]
 
 
@@ -52,19 +65,44 @@ def test_a_step_that_is_not_finite_is_skipped_and_named(corpus, tokenizer, poiso
     with caplog.at_level(logging.WARNING):
         train(words)
     said = [record.getMessage() for record in caplog.records if "not finite" in record.getMessage()]
-    assert len(said) == 1 and said[0].startswith("step 4: loss or gradients are not finite; its update was skipped; its rows: ")
+    assert len(said) == 1 and said[0].startswith(
+        "step 4: loss or gradients are not finite; its update was skipped; its rows: "
+    )
     assert len(re.findall(r"\d+ \([^)]+\.wav\)", said[0])) == 16
     losses = history(corpus / "out")
     assert [math.isnan(loss) for loss in losses] == [False, False, False, True, False, False]
-    assert all(torch.isfinite(value).all() for value in weights(corpus / "out").values() if value.is_floating_point())
+    assert all(
+        torch.isfinite(value).all()
+        for value in weights(corpus / "out").values()
+        if value.is_floating_point()
+    )
 
 
 def test_a_skipped_update_changes_nothing(corpus, tokenizer, poisoned):
-    words = arguments(corpus, "mimi_semantic", tokenizer, *WORDS[2:], "--lr_scheduler_type", "constant", "--warmup_steps", "0")
+    words = arguments(
+        corpus,
+        "mimi_semantic",
+        tokenizer,
+        *WORDS[2:],
+        "--lr_scheduler_type",
+        "constant",
+        "--warmup_steps",
+        "0",
+    )
     train([*words, "--max_steps", "3"])
     expected = weights(corpus / "out")
     poisoned.update(range(4 + 3, 20))  # the second run's fourth step and all that follow
-    train([*words, "--max_steps", "6", "--max_skipped_steps", "3", "--output_dir", str(corpus / "more")])
+    train(
+        [
+            *words,
+            "--max_steps",
+            "6",
+            "--max_skipped_steps",
+            "3",
+            "--output_dir",
+            str(corpus / "more"),
+        ]
+    )
     found = weights(corpus / "more")
     assert all(torch.equal(value, found[key]) for key, value in expected.items())
 
@@ -72,7 +110,9 @@ def test_a_skipped_update_changes_nothing(corpus, tokenizer, poisoned):
 def test_too_many_stop_the_run(corpus, tokenizer, poisoned):
     words = arguments(corpus, "mimi_semantic", tokenizer, *WORDS)
     poisoned.update({2, 4})
-    with pytest.raises(SystemExit, match=r"of the steps 2, 4 were not finite.*max_skipped_steps 1; step 4 is saved"):
+    with pytest.raises(
+        SystemExit, match=r"of the steps 2, 4 were not finite.*max_skipped_steps 1; step 4 is saved"
+    ):
         train([*words, "--max_skipped_steps", "1"])
     saved = weights(corpus / "out" / "checkpoint-4")
     assert all(torch.isfinite(value).all() for value in saved.values() if value.is_floating_point())
@@ -122,11 +162,21 @@ def test_a_spike_of_a_run_is_logged(corpus, tokenizer, monkeypatch, caplog):
     def training_step(self, model, inputs, *args):
         count.append(None)
         scale = 30 if len(count) == 15 else 1
-        model.language_model.model.norm.weight.data.mul_(scale)  # its logits are far off for one step
+        model.language_model.model.norm.weight.data.mul_(
+            scale
+        )  # its logits are far off for one step
         loss = inner(self, model, inputs, *args)
         model.language_model.model.norm.weight.data.div_(scale)
         return loss
 
     monkeypatch.setattr(run_train.BucketTrainer, "training_step", training_step)
-    train([*arguments(corpus, "mimi_semantic", tokenizer, *WORDS), "--max_steps", "16", "--learning_rate", "1e-5"])
+    train(
+        [
+            *arguments(corpus, "mimi_semantic", tokenizer, *WORDS),
+            "--max_steps",
+            "16",
+            "--learning_rate",
+            "1e-5",
+        ]
+    )
     assert any(record.message.startswith("steps 15 to 15: loss") for record in caplog.records)

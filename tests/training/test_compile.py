@@ -9,11 +9,12 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from audiolm import AudioLMProcessor
 from audiolm.data import ReasonAQACollator
-from audiolm.training.adapters import cast_once
-from audiolm.training.compile import PAD_TO, compile_layers
+from audiolm.training.compile import PAD_TO, cast_once, compile_layers
 from audiolm.training.train import main as train
 
-on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU to record graphs on")
+on_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="there is no GPU to record graphs on"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +30,10 @@ def batches(model, tokenizer, count: int = 4, rows: int = 3, pad_to: int = PAD_T
     codes = {str(i): torch.full((8, 4 + i), i, dtype=torch.int16) for i in range(rows)}
     made = []
     for number in range(count):
-        rows_ = [{"input": "What? " * 9 * (number + 1), "answer": f"a {i} " * 5, "audio": [str(i)]} for i in range(rows)]
+        rows_ = [
+            {"input": "What? " * 9 * (number + 1), "answer": f"a {i} " * 5, "audio": [str(i)]}
+            for i in range(rows)
+        ]
         made.append(ReasonAQACollator(processor, features=codes, pad_to_multiple_of=pad_to)(rows_))
     return made
 
@@ -38,7 +42,10 @@ def passes(model, made: list[dict], device: str = "cpu") -> list[list[torch.Tens
     """Loss and the mapper's gradients of each batch, under bfloat16 autocast."""
     found = []
     for batch in made:
-        batch = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
+        batch = {
+            name: value.to(device) if torch.is_tensor(value) else value
+            for name, value in batch.items()
+        }
         with torch.autocast(device, torch.bfloat16):
             loss = model(**batch).loss
         loss.backward()
@@ -64,11 +71,15 @@ def test_rows_padded_further_have_the_same_loss(tokenizer):
     model = small_model("mimi_full").train()
     exact, wide = batches(model, tokenizer, pad_to=1), batches(model, tokenizer)
     sizes = [batch["input_ids"].shape[1] for batch in wide]
-    assert all(size % PAD_TO == 0 for size in sizes) and sizes != [batch["input_ids"].shape[1] for batch in exact]
+    assert all(size % PAD_TO == 0 for size in sizes) and sizes != [
+        batch["input_ids"].shape[1] for batch in exact
+    ]
     assert len(set(sizes)) > 2
     assert alike(passes(model, wide), passes(model, exact), 1e-2)  # bfloat16
     with torch.no_grad():
-        assert all(torch.allclose(model(**a).loss, model(**b).loss, atol=1e-6) for a, b in zip(wide, exact))
+        assert all(
+            torch.allclose(model(**a).loss, model(**b).loss, atol=1e-6) for a, b in zip(wide, exact)
+        )
 
 
 def test_layers_are_compiled_once_for_all_and_give_the_same(tokenizer):
@@ -96,11 +107,14 @@ def test_what_compiled_layers_cannot_take_is_refused(tokenizer):
         compile_layers(sliding.language_model)
 
 
-@pytest.mark.parametrize("more", [
-    ("--freeze_lm", "true", "--bf16", "true", "--use_cpu", "true"),
-    pytest.param((), marks=pytest.mark.slow),
-    pytest.param(("--freeze_lm", "true", "--lora_r", "2"), marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--freeze_lm", "true", "--bf16", "true", "--use_cpu", "true"),
+        pytest.param((), marks=pytest.mark.slow),
+        pytest.param(("--freeze_lm", "true", "--lora_r", "2"), marks=pytest.mark.slow),
+    ],
+)
 def test_training_with_compiled_layers(corpus, tokenizer, more):
     """The same losses as without; resumed, and with the setting in its record."""
     words = [
@@ -114,18 +128,41 @@ def test_training_with_compiled_layers(corpus, tokenizer, more):
     ]
     losses = []
     for name in ("plain", "compiled"):
-        compiled = ["--torch_compile", "true", "--torch_compile_backend", "aot_eager"] if name == "compiled" else []
+        compiled = (
+            ["--torch_compile", "true", "--torch_compile_backend", "aot_eager"]
+            if name == "compiled"
+            else []
+        )
         train([*words, "--output_dir", str(corpus / name), *compiled])
         log = json.loads((corpus / name / "trainer_state.json").read_text())["log_history"]
-        losses.append([value for entry in log for key, value in entry.items() if key == "loss" or key.endswith("_token_loss")])
+        losses.append(
+            [
+                value
+                for entry in log
+                for key, value in entry.items()
+                if key == "loss" or key.endswith("_token_loss")
+            ]
+        )
     assert losses[1] == pytest.approx(losses[0], rel=2e-3) and len(losses[0]) > 5
-    assert "| language model compiled | aot_eager |" in (corpus / "compiled" / "README.md").read_text()
-    again = ["--resume_from_checkpoint", str(corpus / "compiled" / "checkpoint-2"), "--output_dir", str(corpus / "compiled")]
+    assert (
+        "| language model compiled | aot_eager |" in (corpus / "compiled" / "README.md").read_text()
+    )
+    again = [
+        "--resume_from_checkpoint",
+        str(corpus / "compiled" / "checkpoint-2"),
+        "--output_dir",
+        str(corpus / "compiled"),
+    ]
     with pytest.raises(SystemExit, match="language model compiled"):
         train([*words, *again])
     train([*words, *again, "--torch_compile", "true", "--torch_compile_backend", "aot_eager"])
     log = json.loads((corpus / "compiled" / "trainer_state.json").read_text())["log_history"]
-    assert [value for entry in log for key, value in entry.items() if key == "loss" or key.endswith("_token_loss")] == losses[1]
+    assert [
+        value
+        for entry in log
+        for key, value in entry.items()
+        if key == "loss" or key.endswith("_token_loss")
+    ] == losses[1]
 
 
 @on_gpu
@@ -152,7 +189,9 @@ def test_graphs_give_what_they_were_recorded_of(tokenizer, backend):
 @on_gpu
 def test_a_pass_whose_backward_is_still_to_come_is_not_overwritten(tokenizer):
     plain, model, made = pair(tokenizer, "eager")
-    made = [{name: v.cuda() if torch.is_tensor(v) else v for name, v in batch.items()} for batch in made]
+    made = [
+        {name: v.cuda() if torch.is_tensor(v) else v for name, v in batch.items()} for batch in made
+    ]
     found = []
     for each in (plain.cuda(), model.cuda()):
         passes(each, made + made, "cuda")
@@ -167,7 +206,9 @@ def test_a_pass_whose_backward_is_still_to_come_is_not_overwritten(tokenizer):
 def test_a_replayed_step_does_not_wait_for_the_gpu(tokenizer):
     _, model, made = pair(tokenizer, "eager")
     model.cuda()
-    made = [{name: v.cuda() if torch.is_tensor(v) else v for name, v in batch.items()} for batch in made]
+    made = [
+        {name: v.cuda() if torch.is_tensor(v) else v for name, v in batch.items()} for batch in made
+    ]
     passes(model, made + made, "cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -19,7 +19,8 @@ from transformers import trainer
 
 from audiolm.data.prepare import main as prepare
 from audiolm.training import train as run_train
-from audiolm.training.callbacks import StopOnSignal, disk_fault
+from audiolm.training.callbacks import StopOnSignal
+from audiolm.training.disk import describe_disk_error
 from audiolm.training.resume import checkpoint_to_resume, drop_torn, fault
 from audiolm.training.train import main as train
 
@@ -52,7 +53,18 @@ torch.save = save
 run_train.BucketTrainer = Trainer
 run_train.main(sys.argv[1:])
 """
-WORDS = ["--max_steps", "6", "--save_steps", "2", "--eval_strategy", "no", "--learning_rate", "0.001", "--logging_steps", "1"]
+WORDS = [
+    "--max_steps",
+    "6",
+    "--save_steps",
+    "2",
+    "--eval_strategy",
+    "no",
+    "--learning_rate",
+    "0.001",
+    "--logging_steps",
+    "1",
+]
 
 
 def happens(corpus, what: str, words: list[str], launch: tuple = ()) -> subprocess.CompletedProcess:
@@ -76,7 +88,9 @@ def losses(folder) -> list[float]:
 
 def assert_same_end(folder, expected) -> None:
     found = weights(folder)
-    assert found.keys() == expected[0].keys() and all(torch.equal(value, expected[0][key]) for key, value in found.items())
+    assert found.keys() == expected[0].keys() and all(
+        torch.equal(value, expected[0][key]) for key, value in found.items()
+    )
     assert losses(folder) == expected[1] and len(expected[1]) == 6
 
 
@@ -106,7 +120,11 @@ def test_a_run_killed_killed_in_a_save_and_stopped_ends_the_same(corpus, run):
     assert checkpoints(corpus) == 2 and (corpus / "out" / "checkpoint-4").exists()
     stopped = happens(corpus, "SIGTERM 4", again)
     assert "checkpoint-4 is passed over: optimizer.pt is missing or torn" in stopped.stderr
-    assert stopped.returncode == 128 + signal.SIGTERM and "step 5 is saved" in stopped.stderr and checkpoints(corpus) == 5
+    assert (
+        stopped.returncode == 128 + signal.SIGTERM
+        and "step 5 is saved" in stopped.stderr
+        and checkpoints(corpus) == 5
+    )
     assert not (corpus / "out" / "model.safetensors").exists()
     assert "passed over" not in go_on(corpus, again)
     assert_same_end(corpus / "out", expected)
@@ -142,13 +160,17 @@ def test_a_stopped_run_is_saved_and_ends_the_same(corpus, run, what):
 @pytest.mark.slow
 def test_two_processes_stop_at_one_step(corpus, tokenizer):
     words = arguments(corpus, "mimi_semantic", tokenizer, *WORDS)
-    whole = happens(corpus, "nothing 0", [*words, "--output_dir", str(corpus / "whole")], tuple(TWO_PROCESSES))
+    whole = happens(
+        corpus, "nothing 0", [*words, "--output_dir", str(corpus / "whole")], tuple(TWO_PROCESSES)
+    )
     assert whole.returncode == 0, whole.stderr[-3000:]
     done = happens(corpus, "SIGTERM 2", words, tuple(TWO_PROCESSES))  # to the first one alone
     assert done.returncode != 0 and "step 3 is saved" in done.stderr
     checkpoint = corpus / "out" / "checkpoint-3"
     assert fault(checkpoint) is None
-    again = happens(corpus, "nothing 0", [*words, "--resume_from_checkpoint", "true"], tuple(TWO_PROCESSES))
+    again = happens(
+        corpus, "nothing 0", [*words, "--resume_from_checkpoint", "true"], tuple(TWO_PROCESSES)
+    )
     assert again.returncode == 0, again.stderr[-3000:]
     assert_same_end(corpus / "out", (weights(corpus / "whole"), losses(corpus / "whole")))
     checkpoint = corpus / "out" / "checkpoint-6"
@@ -159,10 +181,20 @@ def test_two_processes_stop_at_one_step(corpus, tokenizer):
 def test_going_on_with_other_settings_is_refused_unless_asked_for(corpus, run):
     words, _ = run
     checkpoint = str(corpus / "whole" / "checkpoint-4")
-    other = [*words, "--resume_from_checkpoint", checkpoint, "--learning_rate", "0.002", "--train_sampling_strategy", "random"]
+    other = [
+        *words,
+        "--resume_from_checkpoint",
+        checkpoint,
+        "--learning_rate",
+        "0.002",
+        "--train_sampling_strategy",
+        "random",
+    ]
     with pytest.raises(SystemExit) as refused:
         train(other)
-    assert "learning rate 0.001 (now 0.002)" in str(refused.value) and "(now of any length)" in str(refused.value)
+    assert "learning rate 0.001 (now 0.002)" in str(refused.value) and "(now of any length)" in str(
+        refused.value
+    )
     assert str(refused.value).endswith("give the same, or --resume_with_changes true")
     rows = json.loads((corpus / "rows.json").read_text())
     (corpus / "rows.json").write_text(json.dumps(rows[:-1]))
@@ -183,25 +215,52 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(corpus, run):
     words, expected = run
     size = (corpus / "whole" / "checkpoint-4" / "model.safetensors").stat().st_size
     # as a quota does: files may no longer grow beyond the weights' half once step 3 is done
-    limited = FAULT.replace("os.kill(os.getpid(), getattr(signal, what))",
-                            f"signal.signal(signal.SIGXFSZ, signal.SIG_IGN); import resource; "
-                            f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size // 2}, {size // 2}))")  # fmt: skip
+    limited = FAULT.replace(
+        "os.kill(os.getpid(), getattr(signal, what))",
+        f"signal.signal(signal.SIGXFSZ, signal.SIG_IGN); import resource; "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size // 2}, {size // 2}))",
+    )
     (corpus / "limited.py").write_text(limited)
-    done = subprocess.run([sys.executable, str(corpus / "limited.py"), *words], capture_output=True, text=True,
-                          env={**os.environ, "FAULT": "SIGXFSZ 3"})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, str(corpus / "limited.py"), *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "FAULT": "SIGXFSZ 3"},
+    )
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-3000:]
-    said = next(line for line in done.stderr.splitlines() if line.startswith("run_train.py: "))  # behind it a bar may end
+    said = next(
+        line for line in done.stderr.splitlines() if line.startswith("run_train.py: ")
+    )  # behind it a bar may end
     assert "File too large" in said or "could not be written" in said
-    assert said.endswith(f"step 4 is not saved; free some room, or lower --save_total_limit; {corpus}/out/checkpoint-2 is "
-                         "whole: --resume_from_checkpoint true goes on from it")  # fmt: skip
+    assert said.endswith(
+        f"step 4 is not saved; free some room, or lower --save_total_limit; {corpus}/out/checkpoint-2 is "
+        "whole: --resume_from_checkpoint true goes on from it"
+    )
     assert sorted(path.name for path in (corpus / "out").glob("checkpoint-*")) == ["checkpoint-2"]
     go_on(corpus, [*words, "--resume_from_checkpoint", "true"])
     assert_same_end(corpus / "out", expected)
 
 
 def test_a_stopped_run_keeps_its_last_step_and_not_its_best(corpus, tokenizer, monkeypatch):
-    best = ["--load_best_model_at_end", "true", "--metric_for_best_model", "mcq_loss", "--save_total_limit", "1"]
-    words = arguments(corpus, "mimi_semantic", tokenizer, *WORDS, "--eval_strategy", "steps", "--eval_steps", "2", *best)
+    best = [
+        "--load_best_model_at_end",
+        "true",
+        "--metric_for_best_model",
+        "mcq_loss",
+        "--save_total_limit",
+        "1",
+    ]
+    words = arguments(
+        corpus,
+        "mimi_semantic",
+        tokenizer,
+        *WORDS,
+        "--eval_strategy",
+        "steps",
+        "--eval_steps",
+        "2",
+        *best,
+    )
     inner = StopOnSignal.on_step_end
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -219,7 +278,11 @@ def test_a_checkpoint_is_whole_before_an_earlier_one_gives_way(corpus, tokenizer
     rotate, found = trainer.rotate_checkpoints, []
 
     def look(output_dir, **options):
-        found.append(fault(max(Path(output_dir).glob("checkpoint-*"), key=lambda folder: int(folder.name[11:]))))
+        found.append(
+            fault(
+                max(Path(output_dir).glob("checkpoint-*"), key=lambda folder: int(folder.name[11:]))
+            )
+        )
         rotate(output_dir=output_dir, **options)
 
     monkeypatch.setattr(trainer, "rotate_checkpoints", look)
@@ -231,15 +294,24 @@ def test_a_whole_checkpoint_is_never_dropped(corpus, run):
     assert drop_torn(str(corpus / "whole"), 6).startswith("step 6 is saved; ")
     assert fault(corpus / "whole" / "checkpoint-6") is None
     with pytest.raises(RuntimeError) as torn:
-        torch.load(io.BytesIO((corpus / "whole" / "checkpoint-6" / "optimizer.pt").read_bytes()[:900]), weights_only=True)
-    assert disk_fault(torn.value) is None  # a file that cannot be read is no full disk
-    assert disk_fault(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) and disk_fault(ValueError("other")) is None
+        torch.load(
+            io.BytesIO((corpus / "whole" / "checkpoint-6" / "optimizer.pt").read_bytes()[:900]),
+            weights_only=True,
+        )
+    assert describe_disk_error(torn.value) is None  # a file that cannot be read is no full disk
+    assert (
+        describe_disk_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        and describe_disk_error(ValueError("other")) is None
+    )
 
 
 def test_a_disk_without_room_is_noticed_before_the_run(corpus, tokenizer, monkeypatch):
     usage = shutil.disk_usage(corpus)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1000))
-    with pytest.raises(SystemExit, match=r"run_train.py: --output_dir .*: no room: up to [\d.]+ MB for 3 checkpoints of"):
+    with pytest.raises(
+        SystemExit,
+        match=r"run_train.py: --output_dir .*: no room: up to [\d.]+ MB for 3 checkpoints of",
+    ):
         train(arguments(corpus, "mimi_semantic", tokenizer, *WORDS))
     for step in (2, 4):  # as where a run goes on: its checkpoints give way to new ones
         (corpus / "out" / f"checkpoint-{step}").mkdir()
@@ -247,15 +319,50 @@ def test_a_disk_without_room_is_noticed_before_the_run(corpus, tokenizer, monkey
         train(arguments(corpus, "mimi_semantic", tokenizer, *WORDS))
 
 
-@pytest.mark.parametrize("more", [[], ["--load_best_model_at_end", "true", "--metric_for_best_model", "mcq_loss",
-                                       "--save_total_limit", "1"]])  # fmt: skip
-def test_a_signal_breaks_an_evaluation_off_and_the_step_is_saved(more, corpus, tokenizer, monkeypatch):
-    words = arguments(corpus, "mimi_semantic", tokenizer, *WORDS, "--eval_strategy", "steps", "--eval_steps", "3",
-                      "--per_device_eval_batch_size", "1", "--save_steps", "6", *more)  # fmt: skip
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        [
+            "--load_best_model_at_end",
+            "true",
+            "--metric_for_best_model",
+            "mcq_loss",
+            "--save_total_limit",
+            "1",
+        ],
+    ],
+)
+def test_a_signal_breaks_an_evaluation_off_and_the_step_is_saved(
+    more, corpus, tokenizer, monkeypatch
+):
+    words = arguments(
+        corpus,
+        "mimi_semantic",
+        tokenizer,
+        *WORDS,
+        "--eval_strategy",
+        "steps",
+        "--eval_steps",
+        "3",
+        "--per_device_eval_batch_size",
+        "1",
+        "--save_steps",
+        "6",
+        *more,
+    )
     train([*words, "--output_dir", str(corpus / "whole")])
-    inner, asked, saved, save = StopOnSignal.on_prediction_step, [], [], run_train.BucketTrainer._save_checkpoint
-    monkeypatch.setattr(run_train.BucketTrainer, "_save_checkpoint",
-                        lambda self, *args: saved.append(self.state.global_step) or save(self, *args))  # fmt: skip
+    inner, asked, saved, save = (
+        StopOnSignal.on_prediction_step,
+        [],
+        [],
+        run_train.BucketTrainer._save_checkpoint,
+    )
+    monkeypatch.setattr(
+        run_train.BucketTrainer,
+        "_save_checkpoint",
+        lambda self, *args: saved.append(self.state.global_step) or save(self, *args),
+    )
 
     def on_prediction_step(self, args, state, control, **kwargs):
         asked.append(state.global_step)
@@ -275,7 +382,14 @@ def test_a_signal_breaks_an_evaluation_off_and_the_step_is_saved(more, corpus, t
 
 KINDS = {
     "workers": ["--dataloader_num_workers", "2"],
-    "adapters, accumulated": ["--freeze_lm", "true", "--lora_r", "2", "--per_device_train_batch_size", "4"],
+    "adapters, accumulated": [
+        "--freeze_lm",
+        "true",
+        "--lora_r",
+        "2",
+        "--per_device_train_batch_size",
+        "4",
+    ],
     "streamed": ["--streaming", "true", "--dataloader_num_workers", "1"],
     "two processes": [],
 }
@@ -285,12 +399,24 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_killed_again_and_again_ends_the_same(corpus, tokenizer, kind):
     """SIGKILL to all of its processes at random moments, in a step, in a save or at its start, until it has ended."""
-    words = arguments(corpus, "mimi_semantic", tokenizer, *WORDS, "--max_steps", "60", "--save_steps", "5", *KINDS[kind])
+    words = arguments(
+        corpus,
+        "mimi_semantic",
+        tokenizer,
+        *WORDS,
+        "--max_steps",
+        "60",
+        "--save_steps",
+        "5",
+        *KINDS[kind],
+    )
     if kind == "streamed":
         for split in ("train", "val"):
             (corpus / f"{split}.json").write_text((corpus / "rows.json").read_text())
         with pytest.raises(SystemExit) as ended:
-            prepare(["convert", str(corpus), "--output", str(corpus / "shards"), "--audio", "embedded"])
+            prepare(
+                ["convert", str(corpus), "--output", str(corpus / "shards"), "--audio", "embedded"]
+            )
         assert not ended.value.code
         for name in ("--train_file", "--validation_file", "--audio_dir"):
             at = words.index(name)
@@ -305,13 +431,23 @@ def test_a_run_killed_again_and_again_ends_the_same(corpus, tokenizer, kind):
         with open(corpus / "log", "w+") as log:
             command = [sys.executable, *launch, str(corpus / "fault.py"), *words, *again]
             run = subprocess.Popen(
-                command, stdout=log, stderr=log, start_new_session=True, env={**os.environ, "FAULT": "nothing 0"}
+                command,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, "FAULT": "nothing 0"},
             )
             deadline = time.monotonic() + 200
-            while run.poll() is None and "/60 [" not in Path(log.name).read_text() and time.monotonic() < deadline:
+            while (
+                run.poll() is None
+                and "/60 [" not in Path(log.name).read_text()
+                and time.monotonic() < deadline
+            ):
                 time.sleep(0.05)
             try:
-                run.wait(draw.uniform(0.1, 1 + attempt / 4))  # on a busy machine no run would ever end within a second
+                run.wait(
+                    draw.uniform(0.1, 1 + attempt / 4)
+                )  # on a busy machine no run would ever end within a second
             except subprocess.TimeoutExpired:
                 os.killpg(run.pid, signal.SIGKILL)
                 run.wait()
@@ -323,7 +459,9 @@ def test_a_run_killed_again_and_again_ends_the_same(corpus, tokenizer, kind):
     print(f"{kind}: killed {killed} times; last checkpoints {progress}")
     assert run.returncode == 0 and killed >= 3
     found, expected = weights(corpus / "out"), weights(corpus / "whole")
-    assert found.keys() == expected.keys() and all(torch.equal(value, expected[key]) for key, value in found.items())
+    assert found.keys() == expected.keys() and all(
+        torch.equal(value, expected[key]) for key, value in found.items()
+    )
     assert losses(corpus / "out") == losses(corpus / "whole") and len(losses(corpus / "out")) == 60
 
 

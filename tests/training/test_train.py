@@ -30,12 +30,28 @@ def test_train_then_evaluate(arm, corpus, tokenizer, capsys):
     losses = [entry["loss"] for entry in log if "loss" in entry]
     assert len(losses) == 20 and float(losses[-1]) < 0.7 * float(losses[0])
     loaded = AudioLMForConditionalGeneration.from_pretrained(corpus / "out")
-    assert (loaded.mapper.feature_std > 0).any() and not torch.equal(loaded.mapper.feature_std, torch.ones(loaded.encoder.dim))
+    assert (loaded.mapper.feature_std > 0).any() and not torch.equal(
+        loaded.mapper.feature_std, torch.ones(loaded.encoder.dim)
+    )
     written = []
     for name in ("a", "b"):
-        evaluate(["--model_name_or_path", str(corpus / "out"), "--test_file", str(corpus / "rows.json"),
-                  "--audio_dir", str(corpus), "--output_dir", str(corpus / name), "--batch_size", "5"])  # fmt: skip
-        written.append([(corpus / name / f).read_bytes() for f in ("predictions.jsonl", "metrics.json")])
+        evaluate(
+            [
+                "--model_name_or_path",
+                str(corpus / "out"),
+                "--test_file",
+                str(corpus / "rows.json"),
+                "--audio_dir",
+                str(corpus),
+                "--output_dir",
+                str(corpus / name),
+                "--batch_size",
+                "5",
+            ]
+        )
+        written.append(
+            [(corpus / name / f).read_bytes() for f in ("predictions.jsonl", "metrics.json")]
+        )
     assert written[0] == written[1]
     assert "all (micro)" in capsys.readouterr().out
     metrics = json.loads(written[0][1])
@@ -43,18 +59,30 @@ def test_train_then_evaluate(arm, corpus, tokenizer, capsys):
 
 
 def test_a_plain_run_says_what_a_cache_would_save(corpus, tokenizer, caplog):
-    options = arguments(corpus, "mimi_semantic", tokenizer, "--max_steps", "3", "--eval_strategy", "no")
+    options = arguments(
+        corpus, "mimi_semantic", tokenizer, "--max_steps", "3", "--eval_strategy", "no"
+    )
     with caplog.at_level("INFO", "audiolm"):
         train(options)
-        assert "each clip is decoded and encoded 3 times; --feature_cache DIR does it once" in caplog.text
+        assert (
+            "each clip is decoded and encoded 3 times; --feature_cache DIR does it once"
+            in caplog.text
+        )
         caplog.clear()
         train([*options, "--feature_cache", str(corpus / "cache")])
-        assert "does it once" not in caplog.text and "up to 0.0 MB for the features of 16 clips" in caplog.text
+        assert (
+            "does it once" not in caplog.text
+            and "up to 0.0 MB for the features of 16 clips" in caplog.text
+        )
 
 
 # What asks values of the CPU: the codes and texts that become a batch, a new epoch's seed, and the mask of frames
-ON_THE_HOST = ("features.py, __getitem__", "collator.py, __call__", "data_loader.py, __iter__",
-               "modeling_audiolm.py, get_audio_features")  # fmt: skip
+ON_THE_HOST = (
+    "features.py, __getitem__",
+    "collator.py, __call__",
+    "data_loader.py, __iter__",
+    "modeling_audiolm.py, get_audio_features",
+)
 
 
 class Watch(TrainerCallback):
@@ -79,10 +107,30 @@ class Watch(TrainerCallback):
 @pytest.mark.parametrize("logged, nothing", [(5, True), (3, False)])
 def test_no_step_of_the_trainer_waits_for_the_gpu(logged, nothing, corpus, tokenizer, monkeypatch):
     watch, kind = Watch(nothing), run_train.BucketTrainer
-    monkeypatch.setattr(run_train, "BucketTrainer", lambda callbacks, **more: kind(callbacks=[*callbacks, watch], **more))
+    monkeypatch.setattr(
+        run_train,
+        "BucketTrainer",
+        lambda callbacks, **more: kind(callbacks=[*callbacks, watch], **more),
+    )
     where = [] if torch.cuda.is_available() else ["--use_cpu", "true"]
-    train([*arguments(corpus, "mimi_full", tokenizer), "--max_steps", "5", "--eval_strategy", "no", "--freeze_lm", "true",
-           "--logging_steps", str(logged), "--feature_cache", str(corpus / "cache"), "--bf16", "true", *where])  # fmt: skip
+    train(
+        [
+            *arguments(corpus, "mimi_full", tokenizer),
+            "--max_steps",
+            "5",
+            "--eval_strategy",
+            "no",
+            "--freeze_lm",
+            "true",
+            "--logging_steps",
+            str(logged),
+            "--feature_cache",
+            str(corpus / "cache"),
+            "--bf16",
+            "true",
+            *where,
+        ]
+    )
     found = {place for place in watch.waits.found if not place.endswith(ON_THE_HOST)}
     assert watch.waits.found and (not found) == nothing, found
 
@@ -92,7 +140,9 @@ def test_gradients_are_clipped_as_by_the_trainer(tmp_path):
     for kind in (run_train.BucketTrainer, Trainer):
         model = small_model("mimi_full", freeze_lm=True).train()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        trainer = kind(model=model, args=TrainingArguments(str(tmp_path), max_grad_norm=0.5, report_to="none"))
+        trainer = kind(
+            model=model, args=TrainingArguments(str(tmp_path), max_grad_norm=0.5, report_to="none")
+        )
         for seed in range(2):
             draw = torch.Generator().manual_seed(seed)
             for parameter in trained:
@@ -101,16 +151,24 @@ def test_gradients_are_clipped_as_by_the_trainer(tmp_path):
             clipped += [parameter.grad.clone() for parameter in trained]
     assert norms[0] > 0.5 and norms[:2] == norms[2:] and norms[0] != norms[1]
     half = len(clipped) // 2
-    assert half == 8 and all(torch.equal(ours, theirs) for ours, theirs in zip(clipped[:half], clipped[half:]))
+    assert half == 8 and all(
+        torch.equal(ours, theirs) for ours, theirs in zip(clipped[:half], clipped[half:])
+    )
 
 
 def test_batches_are_copied_without_waiting():
     for pinned in ("true", "false"):
         args = parse(["--dataloader_pin_memory", pinned])[2]
         assert args.accelerator_config.non_blocking is (pinned == "true")
-    assert parse(["--torch_compile", "true"])[2].tf32 is False  # which TrainingArguments would turn on with it
-    given = parse(["--dataloader_pin_memory", "true", "--accelerator_config", '{"even_batches": true}'])[2]
-    assert given.accelerator_config.non_blocking is False  # whoever gives a configuration gives all of it
+    assert (
+        parse(["--torch_compile", "true"])[2].tf32 is False
+    )  # which TrainingArguments would turn on with it
+    given = parse(
+        ["--dataloader_pin_memory", "true", "--accelerator_config", '{"even_batches": true}']
+    )[2]
+    assert (
+        given.accelerator_config.non_blocking is False
+    )  # whoever gives a configuration gives all of it
 
 
 class Copies(TrainerCallback):
@@ -133,12 +191,27 @@ def test_a_resumed_epoch_copies_as_the_others_and_draws_nothing(corpus, tokenize
         return made[-1]
 
     monkeypatch.setattr(run_train, "BucketTrainer", trainer)
-    words = [*arguments(corpus, "mimi_semantic", tokenizer), "--max_steps", "3", "--save_steps", "1", "--eval_strategy", "no",
-             "--dataloader_pin_memory", "true", "--save_total_limit", "9", "--feature_cache", str(corpus / "c")]  # fmt: skip
+    words = [
+        *arguments(corpus, "mimi_semantic", tokenizer),
+        "--max_steps",
+        "3",
+        "--save_steps",
+        "1",
+        "--eval_strategy",
+        "no",
+        "--dataloader_pin_memory",
+        "true",
+        "--save_total_limit",
+        "9",
+        "--feature_cache",
+        str(corpus / "c"),
+    ]
     train(words)
     train([*words, "--resume_from_checkpoint", str(corpus / "out" / "checkpoint-1")])
     assert copies.found == [(1, True), (2, True), (3, True), (2, True), (3, True)]
-    before = torch.get_rng_state()  # a loader that draws its workers' seed from it shifts a resumed run's dropout
+    before = (
+        torch.get_rng_state()
+    )  # a loader that draws its workers' seed from it shifts a resumed run's dropout
     next(iter(made[0].get_train_dataloader()))
     next(iter(made[0].get_eval_dataloader(made[0].train_dataset)))
     assert torch.equal(torch.get_rng_state(), before)
@@ -153,23 +226,45 @@ def test_an_interrupted_encoding_keeps_what_it_has(corpus, tokenizer, monkeypatc
                 raise KeyboardInterrupt
             yield found
 
-    words = [*arguments(corpus, "mimi_semantic", tokenizer), "--max_steps", "1", "--save_steps", "1", "--eval_strategy", "no",
-             "--feature_cache", str(corpus / "cache")]  # fmt: skip
+    words = [
+        *arguments(corpus, "mimi_semantic", tokenizer),
+        "--max_steps",
+        "1",
+        "--save_steps",
+        "1",
+        "--eval_strategy",
+        "no",
+        "--feature_cache",
+        str(corpus / "cache"),
+    ]
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
         patch.setattr(features, "encode_clips", interrupted)
         train(words)
     assert ended.value.code == 130
-    assert capsys.readouterr().err.endswith(f"before the first step; what is encoded is kept in {corpus / 'cache'}\n")
+    assert capsys.readouterr().err.endswith(
+        f"before the first step; what is encoded is kept in {corpus / 'cache'}\n"
+    )
     with caplog.at_level("INFO", "audiolm"):
         train(words)
-        assert "for the features of 11 clips" in caplog.text and "give way to this one's" not in caplog.text
+        assert (
+            "for the features of 11 clips" in caplog.text
+            and "give way to this one's" not in caplog.text
+        )
         train(words)
         assert "checkpoints of an earlier run are there, and give way to this one's" in caplog.text
 
 
 def test_a_folder_that_cannot_be_is_named(corpus, tokenizer):
-    with pytest.raises(SystemExit, match=r"^run_train.py: --feature_cache .*rows.json: File exists$"):
-        train([*arguments(corpus, "mimi_semantic", tokenizer), "--feature_cache", str(corpus / "rows.json")])
+    with pytest.raises(
+        SystemExit, match=r"^run_train.py: --feature_cache .*rows.json: File exists$"
+    ):
+        train(
+            [
+                *arguments(corpus, "mimi_semantic", tokenizer),
+                "--feature_cache",
+                str(corpus / "rows.json"),
+            ]
+        )
 
 
 def test_a_disk_that_fills_up_is_one_line(corpus, tokenizer, monkeypatch):
@@ -178,7 +273,15 @@ def test_a_disk_that_fills_up_is_one_line(corpus, tokenizer, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(features, "save_file", full)
-    options = arguments(corpus, "mimi_semantic", tokenizer, "--max_steps", "1", "--feature_cache", str(corpus / "cache"))
+    options = arguments(
+        corpus,
+        "mimi_semantic",
+        tokenizer,
+        "--max_steps",
+        "1",
+        "--feature_cache",
+        str(corpus / "cache"),
+    )
     with pytest.raises(SystemExit, match=r"^run_train.py: .*No space left on device$"):
         train(options)
     assert not [file for file in (corpus / "cache").rglob("*") if file.is_file()]
@@ -195,10 +298,18 @@ def test_bad_audio_stops_or_is_skipped(corpus, tokenizer, capsys):
 
 def test_arguments(tmp_path, capsys):
     _, _, args = parse(["--per_device_train_batch_size", "4"])
-    assert (args.gradient_accumulation_steps, args.max_steps, args.learning_rate) == (4, 20000, 1e-4)
+    assert (args.gradient_accumulation_steps, args.max_steps, args.learning_rate) == (
+        4,
+        20000,
+        1e-4,
+    )
     (tmp_path / "c.yaml").write_text("encoder_type: mimi_full\nlearning_rate: 0.1\n")
     model, data, args = parse(["--config", str(tmp_path / "c.yaml"), "--learning_rate", "0.2"])
-    assert (model.encoder_type, args.learning_rate, data.max_audio_seconds) == ("mimi_full", 0.2, 10.0)
+    assert (model.encoder_type, args.learning_rate, data.max_audio_seconds) == (
+        "mimi_full",
+        0.2,
+        10.0,
+    )
     (tmp_path / "c.yaml").write_text("learning_speed: 1\n")
     wrongs = {
         "do not divide": ["--per_device_train_batch_size", "5"],
@@ -228,7 +339,13 @@ def test_wrong_numbers_and_files_are_one_line(tmp_path, capsys):
         "--audio_timeout 0.0": ["--audio_timeout", "0"],
         "--max_audio_seconds 0.0": ["--max_audio_seconds", "0"],
         "makes it 4": ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "8"],
-        "load_best_model_at_end": ["--load_best_model_at_end", "--validation_file", "v", "--save_steps", "7"],
+        "load_best_model_at_end": [
+            "--load_best_model_at_end",
+            "--validation_file",
+            "v",
+            "--save_steps",
+            "7",
+        ],
         "not list": ["--config", str(tmp_path / "list.yaml")],
         "not str": ["--config", str(tmp_path / "text.yaml")],
         "broken.yaml": ["--config", str(tmp_path / "broken.yaml")],
@@ -239,7 +356,20 @@ def test_wrong_numbers_and_files_are_one_line(tmp_path, capsys):
         assert message in capsys.readouterr().err
     for option in ("--batch_size", "--max_samples", "--max_new_tokens"):
         with pytest.raises(SystemExit):
-            evaluate(["--model_name_or_path", "m", "--test_file", "t", "--audio_dir", "a", "--output_dir", "o", option, "-1"])
+            evaluate(
+                [
+                    "--model_name_or_path",
+                    "m",
+                    "--test_file",
+                    "t",
+                    "--audio_dir",
+                    "a",
+                    "--output_dir",
+                    "o",
+                    option,
+                    "-1",
+                ]
+            )
         assert f"{option} -1: a number above 0" in capsys.readouterr().err
 
 
@@ -264,7 +394,14 @@ def test_what_is_no_encoder_is_named(corpus, tokenizer):
 
 def test_what_is_no_trained_model_is_not_evaluated(corpus, tokenizer):
     model = small_model("mimi_full")
-    rest = ["--test_file", str(corpus / "rows.json"), "--audio_dir", str(corpus), "--output_dir", str(corpus / "results")]
+    rest = [
+        "--test_file",
+        str(corpus / "rows.json"),
+        "--audio_dir",
+        str(corpus),
+        "--output_dir",
+        str(corpus / "results"),
+    ]
 
     def refused(folder, message):
         tokenizer.save_pretrained(folder)
@@ -273,15 +410,22 @@ def test_what_is_no_trained_model_is_not_evaluated(corpus, tokenizer):
 
     model.language_model.save_pretrained(corpus / "llama")
     refused(corpus / "llama", "'llama' model, not an AudioLM")
-    state = {k: v for k, v in model.state_dict().items() if not k.startswith("mapper.linear") and "lm_head" not in k}
+    state = {
+        k: v
+        for k, v in model.state_dict().items()
+        if not k.startswith("mapper.linear") and "lm_head" not in k
+    }
     model.save_pretrained(corpus / "deaf", state_dict=state)
     refused(corpus / "deaf", r"4 missing keys \(mapper.linear_1.bias")
     model.save_pretrained(corpus / "whole")
     config = json.loads((corpus / "whole" / "config.json").read_text())
     for name, changed in {
-        "list": [], "null": None, "kind": {**config, "encoder_type": "whisper"},
-        "text": {**config, "text_config": {"model_type": "no_such"}}, "size": {**config, "mapper_hidden_size": 7},
-    }.items():  # fmt: skip
+        "list": [],
+        "null": None,
+        "kind": {**config, "encoder_type": "whisper"},
+        "text": {**config, "text_config": {"model_type": "no_such"}},
+        "size": {**config, "mapper_hidden_size": 7},
+    }.items():
         model.save_pretrained(corpus / name)
         (corpus / name / "config.json").write_text(json.dumps(changed))
         refused(corpus / name, f"--model_name_or_path {corpus / name}: ")
@@ -297,28 +441,66 @@ def test_what_is_no_trained_model_is_not_evaluated(corpus, tokenizer):
 def test_evaluation_loss_does_not_depend_on_the_batch_size(corpus, tokenizer):
     found = []
     for size in ("3", "16"):
-        train(arguments(corpus, "mimi_full", tokenizer, "--max_steps", "2", "--eval_steps", "2",
-                        "--per_device_eval_batch_size", size, "--max_eval_samples", "7"))  # fmt: skip
+        train(
+            arguments(
+                corpus,
+                "mimi_full",
+                tokenizer,
+                "--max_steps",
+                "2",
+                "--eval_steps",
+                "2",
+                "--per_device_eval_batch_size",
+                size,
+                "--max_eval_samples",
+                "7",
+            )
+        )
         log = json.loads((corpus / "out" / "trainer_state.json").read_text())["log_history"]
-        found.append({k: float(v) for entry in log for k, v in entry.items() if k.endswith("token_loss")})
+        found.append(
+            {k: float(v) for entry in log for k, v in entry.items() if k.endswith("token_loss")}
+        )
     assert found[0].keys() == {"eval_mcq_token_loss", "eval_yes_no_token_loss"}
     assert found[0] == pytest.approx(found[1], abs=1e-4)
 
 
 def test_two_processes_share_a_feature_cache(corpus, tokenizer):
-    options = arguments(corpus, "mimi_full", tokenizer, "--max_steps", "2", "--eval_strategy", "no", "--learning_rate", "0.001")
+    options = arguments(
+        corpus,
+        "mimi_full",
+        tokenizer,
+        "--max_steps",
+        "2",
+        "--eval_strategy",
+        "no",
+        "--learning_rate",
+        "0.001",
+    )
     train(options)
     expected = weights(corpus / "out")
     script = str(Path(__file__).parents[2] / "run_train.py")
-    launch = [sys.executable, *TWO_PROCESSES, script, *options, "--feature_cache", str(corpus / "cache")]
+    launch = [
+        sys.executable,
+        *TWO_PROCESSES,
+        script,
+        *options,
+        "--feature_cache",
+        str(corpus / "cache"),
+    ]
     run = subprocess.run(launch, capture_output=True, text=True, cwd=corpus, env={**os.environ})
     assert run.returncode == 0, run.stderr[-3000:]
-    assert run.stderr.count("tokens for 10 s") + run.stdout.count("tokens for 10 s") == 1  # only one of them speaks
-    assert [len(cached(file)) for file in (corpus / "cache").rglob("*.safetensors")] == [8, 8] and not list(
-        (corpus / "cache").rglob("*.part")
-    )
+    assert (
+        run.stderr.count("tokens for 10 s") + run.stdout.count("tokens for 10 s") == 1
+    )  # only one of them speaks
+    assert [len(cached(file)) for file in (corpus / "cache").rglob("*.safetensors")] == [
+        8,
+        8,
+    ] and not list((corpus / "cache").rglob("*.part"))
     found = weights(corpus / "out")
-    assert all(torch.allclose(value.float(), found[key].float(), atol=2e-5) for key, value in expected.items())
+    assert all(
+        torch.allclose(value.float(), found[key].float(), atol=2e-5)
+        for key, value in expected.items()
+    )
 
 
 def cached(shard) -> list[str]:
@@ -328,14 +510,28 @@ def cached(shard) -> list[str]:
 
 def test_the_batch_size_does_not_matter(corpus, tokenizer):
     """16 rows at once, 4 at a time, or 8 in each of two processes: the same step."""
-    options = arguments(corpus, "mimi_full", tokenizer, "--max_steps", "2", "--eval_strategy", "no", "--learning_rate", "0.001")
+    options = arguments(
+        corpus,
+        "mimi_full",
+        tokenizer,
+        "--max_steps",
+        "2",
+        "--eval_strategy",
+        "no",
+        "--learning_rate",
+        "0.001",
+    )
     found = []
     for size in ("16", "4"):
         train([*options, "--per_device_train_batch_size", size])
         found.append(weights(corpus / "out"))
     script = str(Path(__file__).parents[2] / "run_train.py")
     run = subprocess.run(
-        [sys.executable, *TWO_PROCESSES, script, *options], capture_output=True, text=True, cwd=corpus, env={**os.environ}
+        [sys.executable, *TWO_PROCESSES, script, *options],
+        capture_output=True,
+        text=True,
+        cwd=corpus,
+        env={**os.environ},
     )
     assert run.returncode == 0, run.stderr[-3000:]
     found.append(weights(corpus / "out"))
@@ -345,7 +541,17 @@ def test_the_batch_size_does_not_matter(corpus, tokenizer):
 
 
 def test_resume(corpus, tokenizer, capsys):
-    options = arguments(corpus, "mimi_semantic", tokenizer, "--max_steps", "4", "--save_steps", "2", "--eval_strategy", "no")
+    options = arguments(
+        corpus,
+        "mimi_semantic",
+        tokenizer,
+        "--max_steps",
+        "4",
+        "--save_steps",
+        "2",
+        "--eval_strategy",
+        "no",
+    )
     train(options)
     expected = weights(corpus / "out")
     for file in (corpus / "out" / "checkpoint-4").iterdir():
@@ -355,7 +561,9 @@ def test_resume(corpus, tokenizer, capsys):
     train([*options, "--resume_from_checkpoint", "True"])
     assert all(torch.equal(value, expected[key]) for key, value in weights(corpus / "out").items())
     (corpus / "out" / "model.safetensors").unlink()
-    train([*options, "--resume_from_checkpoint", "True"])  # of a run that was complete, but for what it saves at its end
+    train(
+        [*options, "--resume_from_checkpoint", "True"]
+    )  # of a run that was complete, but for what it saves at its end
     assert all(torch.equal(value, expected[key]) for key, value in weights(corpus / "out").items())
     assert json.loads((corpus / "out" / "trainer_state.json").read_text())["global_step"] == 4
     for name in ("model.safetensors", "optimizer.pt"):
@@ -365,7 +573,9 @@ def test_resume(corpus, tokenizer, capsys):
             train([*options, "--resume_from_checkpoint", str(file.parent)])
         assert f"{name} is missing or torn" in capsys.readouterr().err
         file.unlink()
-        (file.parent / "model.safetensors").write_bytes((corpus / "out" / "model.safetensors").read_bytes())
+        (file.parent / "model.safetensors").write_bytes(
+            (corpus / "out" / "model.safetensors").read_bytes()
+        )
     checkpoint = corpus / "out" / "checkpoint-4"
     (corpus / "encoder" / "model.safetensors").unlink()
     small_model("mimi_semantic", seed=1).encoder.model.save_pretrained(corpus / "encoder")
@@ -377,8 +587,21 @@ def test_resume(corpus, tokenizer, capsys):
 
 
 def test_evaluation_of_a_wrong_path_is_one_line(corpus):
-    with pytest.raises(SystemExit, match=r"run_eval.py: .* is neither a folder with config.json nor a Hub name"):
-        evaluate(["--model_name_or_path", str(corpus), "--test_file", "x", "--audio_dir", "y", "--output_dir", "z"])
+    with pytest.raises(
+        SystemExit, match=r"run_eval.py: .* is neither a folder with config.json nor a Hub name"
+    ):
+        evaluate(
+            [
+                "--model_name_or_path",
+                str(corpus),
+                "--test_file",
+                "x",
+                "--audio_dir",
+                "y",
+                "--output_dir",
+                "z",
+            ]
+        )
 
 
 def test_import_is_light():
