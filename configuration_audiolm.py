@@ -35,7 +35,7 @@ NUMBERED = {
     "silence": ("audiolm_silence", {}, "num_tokens", 1, 999),
 }
 # fields that no encoder's own configuration has
-OF_ARMS = (
+ENCODER_OPTION_FIELDS = (
     "num_levels",
     "first_level",
     "transformer_layer",
@@ -104,7 +104,7 @@ class PairConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
 
-FORMATS = {"mapper_type": ("mlp", "mellow"), "prompt_format": ("audiolm", "mellow")}
+CHOICES = {"mapper_type": ("mlp", "mellow"), "prompt_format": ("audiolm", "mellow")}
 OWN = {kind.model_type: kind for kind in (SilenceConfig, PairConfig)}
 
 
@@ -112,7 +112,7 @@ class AudioLMConfig(PreTrainedConfig):
     """Configuration of [`AudioLMForConditionalGeneration`].
 
     Args:
-        encoder_type: the arm: "htsat", "mimi_semantic", "mimi_full", or another of [`arms`].
+        encoder_type: the arm: "htsat", "mimi_semantic", "mimi_full", or another of [`list_encoder_types`].
         encoder_config: configuration (or its dict) of the encoder: `ClapAudioConfig` with the fields of
             `MSCLAP_FRONT_END`, or `MimiConfig` with `num_levels`. Defaults to the arm's.
         text_config: configuration (or its dict) of the language model. Defaults to SmolLM2-135M's.
@@ -154,7 +154,7 @@ class AudioLMConfig(PreTrainedConfig):
         prompt_format: str = "audiolm",
         **kwargs,
     ):
-        kind, of_arm = arm_of(encoder_type)
+        kind, of_arm = parse_encoder_type(encoder_type)
         self.encoder_type = encoder_type
         self.encoder_config = default_encoder_config(encoder_type, encoder_config)
         if text_config is None:
@@ -207,9 +207,9 @@ class AudioLMConfig(PreTrainedConfig):
                 f"no_audio: {encoder_type} has two kinds of frames; take an arm of one kind for the control"
             )
         for name, value in (("mapper_type", mapper_type), ("prompt_format", prompt_format)):
-            if value not in FORMATS[name]:
+            if value not in CHOICES[name]:
                 raise ValueError(
-                    f"{name} is {value!r:.60}, which is none of {', '.join(FORMATS[name])}"
+                    f"{name} is {value!r:.60}, which is none of {', '.join(CHOICES[name])}"
                 )
         if mapper_type == "mellow" and not of_arm.get("posteriors"):
             raise ValueError(
@@ -245,7 +245,7 @@ class AudioLMConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
 
-def arms() -> list[str]:
+def list_encoder_types() -> list[str]:
     """The name of every arm; those of numbers as "NAME=1..32", and last what any two make."""
     return [
         *ENCODER_TYPES,
@@ -254,7 +254,7 @@ def arms() -> list[str]:
     ]
 
 
-def arm_of(encoder_type: str) -> tuple[str, dict]:
+def parse_encoder_type(encoder_type: str) -> tuple[str, dict]:
     """The `model_type` of an arm's encoder, and what the arm adds to its configuration.
 
     Raises:
@@ -263,13 +263,13 @@ def arm_of(encoder_type: str) -> tuple[str, dict]:
     if isinstance(encoder_type, str) and encoder_type in ENCODER_TYPES:
         return ENCODER_TYPES[encoder_type]
     if isinstance(encoder_type, str) and encoder_type.count("+") == 1:
-        kinds = [arm_of(name)[0] for name in encoder_type.split("+")]
+        kinds = [parse_encoder_type(name)[0] for name in encoder_type.split("+")]
         if encoder_type.split("+")[0] == encoder_type.split("+")[1] or "audiolm_silence" in kinds:
             raise ValueError(
                 f"encoder_type {encoder_type!r:.60}: a pair is of two arms that hear, and not the same one twice"
             )
         if any(
-            of.get("posteriors") for of in (arm_of(name)[1] for name in encoder_type.split("+"))
+            of.get("posteriors") for of in (parse_encoder_type(name)[1] for name in encoder_type.split("+"))
         ):
             raise ValueError(
                 f"encoder_type {encoder_type!r:.60}: posteriors and their latent are a pair already"
@@ -280,7 +280,7 @@ def arm_of(encoder_type: str) -> tuple[str, dict]:
         model_type, fields, field, least, most = NUMBERED[name]
         if least <= int(number) <= most and str(int(number)) == number:  # one name for each
             return model_type, {**fields, field: int(number)}
-    raise ValueError(f"encoder_type {encoder_type!r:.60} is none of {', '.join(arms())}")
+    raise ValueError(f"encoder_type {encoder_type!r:.60} is none of {', '.join(list_encoder_types())}")
 
 
 def default_encoder_config(
@@ -291,7 +291,7 @@ def default_encoder_config(
     Raises:
         ValueError: if `config` belongs to another encoder, or has a size far from the arm's.
     """
-    model_type, of_arm = arm_of(encoder_type)
+    model_type, of_arm = parse_encoder_type(encoder_type)
     if model_type == "audiolm_pair":
         return default_pair_config(encoder_type, config)
     fields = {**(MSCLAP_FRONT_END if model_type == "clap_audio_model" else {}), **of_arm}
@@ -303,7 +303,7 @@ def default_encoder_config(
         raise ValueError(
             f"encoder_type {encoder_type!r} needs a {model_type!r} encoder_config, but it is {found!r:.60}"
         )
-    for field in OF_ARMS:
+    for field in ENCODER_OPTION_FIELDS:
         if given.get(field) is not None and given[field] != of_arm.get(field):
             wanted = of_arm.get(field, "none")
             raise ValueError(
@@ -441,7 +441,7 @@ def check_text_config(config: PreTrainedConfig) -> None:
 
 
 # what makes an arm, beside its weights; of run_train.py's options, and of a model's configuration
-OF_AN_ARM = (
+ARM_FIELDS = (
     "encoder_type",
     "no_audio",
     "audio_tokens",

@@ -147,7 +147,7 @@ class AudioEncoder(nn.Module):
         low = ended(low, [resampled_length(n, self.sample_rate, limit) for n in num_samples])
         return resample(low, limit, self.sample_rate)[:, : waveform.shape[1]]
 
-    def sizes_to_host(self):
+    def move_conv_sizes_to_cpu(self):
         """Takes sizes that each convolution asks for as numbers off the GPU, where every one is a wait, and out of the buffers.
 
         Before the first clip is encoded, or in all processes together: those of a distributed run must hold the same buffers.
@@ -157,7 +157,7 @@ class AudioEncoder(nn.Module):
                 if name in conv._buffers:
                     conv.__dict__[name] = conv._buffers.pop(name).cpu()
 
-    def forget_codebook_cache(self):
+    def clear_codebook_cache(self):
         """Makes a quantizer compute its tables from the weights that it holds now."""
         for module in self.modules():
             if hasattr(module, "_embed"):
@@ -462,12 +462,12 @@ class MimiLatentEncoder(FramedEncoder):
 
     def latents(self, waveform: torch.Tensor) -> torch.Tensor:
         """Latents before quantisation, of shape (batch, frames, dim), of whole frames of audio."""
-        self.sizes_to_host()
+        self.move_conv_sizes_to_cpu()
         return self.model.encoder(waveform[:, None]).latents.transpose(1, 2)
 
     def hidden_states(self, waveform: torch.Tensor) -> torch.Tensor:
         """Behind layer `transformer_layer`, of shape (batch, frames, dim), of whole frames of audio."""
-        self.sizes_to_host()
+        self.move_conv_sizes_to_cpu()
         kept = []
         layer = self.model.encoder.encoder_transformer.layers[self.layer - 1]
         handle = layer.register_forward_hook(lambda module, inputs, output: kept.append(output))

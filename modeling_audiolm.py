@@ -198,7 +198,7 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         for name, parameter in self.language_model.named_parameters():
             if ".lora_" not in name:  # adapters on a frozen model train
                 parameter.requires_grad_(not self.config.freeze_lm)
-        self.encoder.forget_codebook_cache()
+        self.encoder.clear_codebook_cache()
         return self
 
     def get_input_embeddings(self):

@@ -28,7 +28,7 @@ from ..data.answer_parsing import option_spans, question_kind, with_options
 from ..data.clip_preview import picture
 from ..data.decoder import BadClip
 from ..data.soundscapes.corpus import make_soundscapes
-from ..demo import ARMS
+from ..demo import MODEL_NAMES
 from ..runtime import use_all_of_the_cpu
 from .model import Answer, Heard, LoadedModel
 
@@ -292,7 +292,7 @@ def parse(argv=None) -> argparse.Namespace:
         "models",
         nargs="*",
         metavar="MODEL",
-        help=f"trained AudioLMs, a folder or Hub name each (default: the demo's {', '.join(ARMS)})",
+        help=f"trained AudioLMs, a folder or Hub name each (default: the demo's {', '.join(MODEL_NAMES)})",
     )
     parser.add_argument("--host", help="address that it listens on (default: this machine alone)")
     parser.add_argument(
@@ -327,7 +327,7 @@ def main(argv=None):
         )  # so that what was uploaded goes then too
         use_all_of_the_cpu()
         disable_progress_bar()
-        models = [LoadedModel(name) for name in args.models or ARMS]
+        models = [LoadedModel(name) for name in args.models or MODEL_NAMES]
         with tempfile.TemporaryDirectory() as folder:
             os.environ["GRADIO_TEMP_DIR"] = str(
                 Path(folder, "uploads")

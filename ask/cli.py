@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from ..demo import ARMS
+from ..demo import MODEL_NAMES
 
 
 def parse(argv=None) -> argparse.Namespace:
@@ -38,7 +38,7 @@ def parse(argv=None) -> argparse.Namespace:
         default=["mimi_full"],
         metavar="MODEL",
         help="trained AudioLMs, a folder or Hub "
-        f"name each, or one that ships with the demo and knows synthetic sounds alone: {', '.join(ARMS)} "
+        f"name each, or one that ships with the demo and knows synthetic sounds alone: {', '.join(MODEL_NAMES)} "
         "(default: mimi_full)",
     )
     parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub")

@@ -14,8 +14,8 @@ from ..data.answer_parsing import question_kind
 from ..data.audio_files import Clip, open_clip
 from ..data.features import encode_clips
 from ..demo import models as demo_models
-from ..evaluation.answering import answer_batch, likeliest
-from ..evaluation.controls import silenced
+from ..evaluation.answering import answer_batch, most_likely_option
+from ..evaluation.controls import mean_audio_features
 from ..evaluation.scores import probabilities
 from ..processing_audiolm import AudioLMProcessor, open_file
 
@@ -128,7 +128,7 @@ class LoadedModel:
                 f"{self.name} does not hold the mean of its training's features, and cannot be asked without audio"
             )
         if muted or self.model.config.no_audio:
-            every = {key: silenced(self.model, of) for key, of in every.items()}
+            every = {key: mean_audio_features(self.model, of) for key, of in every.items()}
         most = self.model.config.text_config.max_position_embeddings
         for question, clips in zip(questions, heard):
             prompt = self.processor.prompt_ids(question, [frames[id(clip)] for clip in clips])
@@ -156,7 +156,7 @@ class LoadedModel:
         )
         seconds = time.perf_counter() - start
         return [
-            Answer(of["text"], probabilities(of["scores"]), likeliest(of["scores"]), seconds)
+            Answer(of["text"], probabilities(of["scores"]), most_likely_option(of["scores"]), seconds)
             for of in made
         ]
 

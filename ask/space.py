@@ -5,7 +5,7 @@ from configparser import ConfigParser
 from importlib.metadata import version
 from pathlib import Path
 
-from ..demo import ARMS
+from ..demo import MODEL_NAMES
 
 
 def write_space(folder: Path, models: list[str]) -> None:
@@ -14,7 +14,7 @@ def write_space(folder: Path, models: list[str]) -> None:
     Raises:
         ValueError: if a model is a folder, which the Space would not have. OSError: if something is there already.
     """
-    own = [model for model in models if model not in ARMS]
+    own = [model for model in models if model not in MODEL_NAMES]
     if local := [model for model in own if Path(model).exists() or len(Path(model).parts) != 2]:
         raise ValueError(
             f"--space: {local[0]} is on this machine alone; push it to the Hub, and give its name there"
@@ -22,7 +22,7 @@ def write_space(folder: Path, models: list[str]) -> None:
     here = Path(__file__).resolve().parents[1]
     folder.mkdir(parents=True)
     left_out = shutil.ignore_patterns(
-        "__pycache__", "*.png", *(() if set(models or ARMS) & set(ARMS) else ("models",))
+        "__pycache__", "*.png", *(() if set(models or MODEL_NAMES) & set(MODEL_NAMES) else ("models",))
     )
     for part in ("data", "evaluation", "demo"):
         shutil.copytree(here / part, folder / "audiolm" / part, ignore=left_out)

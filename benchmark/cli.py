@@ -15,7 +15,7 @@ from pathlib import Path
 
 from transformers.hf_argparser import string_to_bool
 
-from ..configuration_audiolm import arm_of, arms
+from ..configuration_audiolm import list_encoder_types, parse_encoder_type
 from ..runtime import run_isolated
 from .measure import ARM_STEPS, PARTS, generation_rates, loader_rate, measure, prepare
 
@@ -123,7 +123,7 @@ def parse(argv=None) -> argparse.Namespace:
         "--encoder_type",
         default="htsat",
         metavar="ARM",
-        help=f"{', '.join(arms())} (default: htsat)",
+        help=f"{', '.join(list_encoder_types())} (default: htsat)",
     )
     parser.add_argument(
         "--audio_tokens",
@@ -209,7 +209,7 @@ def parse(argv=None) -> argparse.Namespace:
             f"--dataloader_num_workers {options.dataloader_num_workers}: 0 or more are wanted"
         )
     try:
-        arm_of(options.encoder_type)
+        parse_encoder_type(options.encoder_type)
     except ValueError as error:
         parser.error(f"--{error}")
     if options.torch_compile and options.packed:

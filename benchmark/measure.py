@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from ..data import FeatureCache, ReasonAQACollator
 from ..runtime import resident_memory
-from ..training.compile import PAD_TO, cast_once, compile_layers
+from ..training.compile import PAD_TO, cache_bf16_weights, compile_layers
 from .workload import (
     build,
     clip_files,
@@ -121,7 +121,7 @@ def measure(options, naive: bool, folder: str, cached: bool = False) -> dict:
     )
     model.to(device).train()
     if options.precision == "bf16" and options.freeze_lm and not naive:
-        cast_once(model.language_model)
+        cache_bf16_weights(model.language_model)
     if options.torch_compile and not naive:
         compile_layers(model.language_model)
     warmup = 3 if cuda else 1

@@ -10,7 +10,7 @@ import transformers
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import nn
 
-from ..configuration_audiolm import AudioLMConfig, arm_of
+from ..configuration_audiolm import AudioLMConfig, parse_encoder_type
 from ..modeling_audiolm import AudioLMForConditionalGeneration
 from ..processing_audiolm import AudioLMProcessor
 
@@ -138,7 +138,7 @@ def build(options) -> tuple[AudioLMForConditionalGeneration, AudioLMProcessor]:
     """The model and its processor; the same weights in every process."""
     parts = {}
     if options.small:
-        small = [SMALL.get(arm_of(arm)[0]) for arm in options.encoder_type.split("+")]
+        small = [SMALL.get(parse_encoder_type(arm)[0]) for arm in options.encoder_type.split("+")]
         encoder = small[0] if len(small) == 1 else dict(zip(("first", "second"), small))
         parts = {"encoder_config": encoder, "text_config": SMALL["text"], "mapper_hidden_size": 32}
     config = AudioLMConfig(

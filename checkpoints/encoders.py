@@ -14,7 +14,12 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
-from ..configuration_audiolm import OF_ARMS, arm_of, check_band, default_encoder_config
+from ..configuration_audiolm import (
+    ENCODER_OPTION_FIELDS,
+    check_band,
+    default_encoder_config,
+    parse_encoder_type,
+)
 from ..encoders_audiolm import AudioEncoder, CodecEncoder, HTSATEncoder, MimiEncoder, build_encoder
 
 MOSHI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
@@ -135,12 +140,12 @@ def _config(source: str) -> PreTrainedConfig | None:
         if not (source / "config.json").is_file():
             return None
     config = AutoConfig.from_pretrained(source)
-    for field in OF_ARMS:
+    for field in ENCODER_OPTION_FIELDS:
         config.__dict__.pop(field, None)
     return config
 
 
-def fill(module: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
+def load_state_strictly(module: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
     """Copies `state` into `module`, of which every tensor must be met by one of the same shape."""
     wanted = {
         k: v for k, v in module.state_dict().items() if not k.endswith("relative_position_index")
@@ -203,7 +208,7 @@ def _load_htsat(encoder_type: str, name_or_path: str | None) -> HTSATEncoder:
         ):  # HTS-AT's own AudioSet weights: 32 kHz, clips of 10 s
             fields = {"sampling_rate": 32000, "window_seconds": 10.0}
         posteriors = {k: v for k, v in state.items() if k.startswith("tscam_conv.")}
-        state = clap_names(
+        state = rename_clap_keys(
             {
                 k: v
                 for k, v in state.items()
@@ -231,9 +236,9 @@ def _load_htsat(encoder_type: str, name_or_path: str | None) -> HTSATEncoder:
             }
         config = default_encoder_config(encoder_type, {**config, **fields})
     encoder = HTSATEncoder(config)
-    fill(encoder.model.audio_encoder, state, path)
+    load_state_strictly(encoder.model.audio_encoder, state, path)
     if encoder.posteriors:
-        fill(
+        load_state_strictly(
             encoder.classifier,
             {k.removeprefix("tscam_conv."): v for k, v in posteriors.items()},
             path,
@@ -241,7 +246,7 @@ def _load_htsat(encoder_type: str, name_or_path: str | None) -> HTSATEncoder:
     return encoder.eval()
 
 
-def clap_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def rename_clap_keys(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """HTS-AT's keys as ClapAudioModel's; its joint qkv projections split in three."""
     renamed = {}
     for key, value in state.items():
@@ -280,13 +285,13 @@ def _load_mimi(encoder_type: str, name_or_path: str | None) -> AudioEncoder:
     state = read_checkpoint(path)
     if any(k.startswith("encoder.model.") for k in state):  # moshi's own format
         encoder = build_encoder(default_encoder_config(encoder_type))
-        fill(encoder.model, _mimi_names(state, encoder.config.num_attention_heads), path)
+        load_state_strictly(encoder.model, _mimi_names(state, encoder.config.num_attention_heads), path)
     elif Path(source).is_file():
         encoder = build_encoder(default_encoder_config(encoder_type, _config(source)))
-        fill(encoder.model, {k: v for k, v in state.items() if not k.startswith("decoder")}, path)
+        load_state_strictly(encoder.model, {k: v for k, v in state.items() if not k.startswith("decoder")}, path)
     else:
         encoder = _load_transformers(encoder_type, source)
-    encoder.forget_codebook_cache()
+    encoder.clear_codebook_cache()
     return encoder.eval()
 
 
@@ -362,7 +367,7 @@ def checkpoint_file(encoder_type: str, name_or_path: str | None = None) -> str:
     Raises:
         ValueError: if there is none.
     """
-    kind, of_arm = arm_of(encoder_type)
+    kind, of_arm = parse_encoder_type(encoder_type)
     if not name_or_path and of_arm.get(
         "posteriors"
     ):  # what was trained on captions has forgotten its classes
@@ -396,7 +401,7 @@ def load_encoder(encoder_type: str, name_or_path: str | None = None) -> AudioEnc
     )
 
 
-def altered(
+def with_overrides(
     encoder: AudioEncoder, band_limit: int | None = None, window_seconds: float | None = None
 ) -> AudioEncoder:
     """An encoder of the same weights that hears otherwise.
@@ -422,5 +427,5 @@ def altered(
             part.window_seconds = window_seconds
     changed = build_encoder(config)
     changed.load_state_dict(encoder.state_dict())
-    changed.forget_codebook_cache()
+    changed.clear_codebook_cache()
     return changed.eval()

@@ -9,7 +9,7 @@ from transformers.utils import cached_file
 
 from ..configuration_audiolm import AudioLMConfig
 from ..modeling_audiolm import AudioLMForConditionalGeneration
-from .encoders import HTSAT_UNUSED, clap_names, fill, read_checkpoint
+from .encoders import HTSAT_UNUSED, load_state_strictly, read_checkpoint, rename_clap_keys
 
 PUBLISHED, CHECKPOINT = "soham97/mellow", "v0.ckpt"
 TEXT_MODEL = "HuggingFaceTB/SmolLM2-135M"  # whose tokenizer it has
@@ -77,8 +77,8 @@ def load_mellow(path: str):
         "mellow", text_config=text, mapper_type="mellow", prompt_format="mellow", freeze_lm=False
     )
     model = AudioLMForConditionalGeneration(config)
-    fill(model.encoder.model.audio_encoder, clap_names(parts["encoder"]), path)
-    fill(model.encoder.classifier, parts["posteriors"], path)
+    load_state_strictly(model.encoder.model.audio_encoder, rename_clap_keys(parts["encoder"]), path)
+    load_state_strictly(model.encoder.classifier, parts["posteriors"], path)
     for part in ("mapper", "language_model"):
         mine = {
             k.removeprefix(f"{part}."): v
@@ -87,7 +87,7 @@ def load_mellow(path: str):
         }
         if part == "mapper":  # not standardised
             mine |= {name: getattr(model.mapper, name) for name in ("feature_mean", "feature_std")}
-        fill(getattr(model, part), mine, path)
+        load_state_strictly(getattr(model, part), mine, path)
     model.tie_weights()
     model.generation_config.suppress_tokens = [config.audio_token_id]
     model.config.training = {"published": PUBLISHED}  # not by this package

@@ -10,9 +10,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..evaluation.answering import NAMES
+from ..evaluation.answering import PROTOCOL_NAMES
 from ..evaluation.metric import SCORED
-from ..evaluation.scores import DEAF, above_best_control, clips_of, groups, option_probabilities
+from ..evaluation.scores import (
+    NO_AUDIO_CONTROLS,
+    clips_of,
+    gain_over_best_baseline,
+    groups,
+    option_probabilities,
+)
 from ..evaluation.statistics import (
     clip_bootstrap,
     clip_permutation_test,
@@ -73,7 +79,7 @@ def outcomes(runs: Mapping[str, list[Run]]) -> Outcomes:
     for arm, of in runs.items():
         names = [
             name
-            for name in DEAF
+            for name in NO_AUDIO_CONTROLS
             if all(name in run.rows[i]["controls"] for run in of for i in numbers)
         ]
         controls[arm] = {name: np.mean([right(run, name) for run in of], 0) for name in names}
@@ -299,7 +305,7 @@ def conclusion(comparison: Mapping) -> str:
     if none:
         said.append(f"no difference was shown {', nor '.join(none)}")
     for arm, of in arms.items():
-        above = {} if of["no_audio"] else of["listening"].get("macro", {})
+        above = {} if of["no_audio"] else of["audio_gain"].get("macro", {})
         if above and above["ci95_low"] <= 0:
             said.append(f"{arm} is not shown to listen: {above['best_control']} does as well")
     if seeds < SEEDS:
@@ -308,7 +314,7 @@ def conclusion(comparison: Mapping) -> str:
             "exploratory and says nothing about another training"
         )
     said.append(f"nothing follows for codecs and classifiers as such: {TRAINED_ON}")
-    about = f"{statistics['rows']:,} closed rows about {statistics['clips']:,} clips, by {NAMES[comparison['protocol']]}"
+    about = f"{statistics['rows']:,} closed rows about {statistics['clips']:,} clips, by {PROTOCOL_NAMES[comparison['protocol']]}"
     return (
         f"On {about} (in points, 95 % intervals and p after Holm in brackets): "
         + "; ".join(said)
@@ -321,14 +327,14 @@ def macros(runs: Mapping[str, list[Run]]) -> dict[str, dict]:
     best control, each with its interval; None where there are no such rows or controls."""
     first = next(iter(runs.values()))[0]
     if not any(row["question_type"] in SCORED for row in first.rows):
-        return {arm: {"macro": None, "listening": None} for arm in runs}
+        return {arm: {"macro": None, "audio_gain": None} for arm in runs}
     of = outcomes(runs)
     above = {
-        arm: above_best_control(of.arms[arm], of.controls[arm], of.kinds, of.kind, of.clips)
+        arm: gain_over_best_baseline(of.arms[arm], of.controls[arm], of.kinds, of.kind, of.clips)
         for arm in of.arms
     }
     return {
-        arm: {"macro": found["macro"], "listening": above[arm].get("macro")}
+        arm: {"macro": found["macro"], "audio_gain": above[arm].get("macro")}
         for arm, found in accuracies(of, first.metrics["max_audio_seconds"]).items()
     }
 
@@ -345,7 +351,7 @@ def compare(runs: Mapping[str, list[Run]]) -> dict:
             "controls": _of_controls(of),
             "calibration": _calibration(of),
             "training": of[0].metrics["settings"]["model"]["training"],
-            "listening": {},
+            "audio_gain": {},
         }
         for arm, of in runs.items()
     }
@@ -361,7 +367,7 @@ def compare(runs: Mapping[str, list[Run]]) -> dict:
         of = outcomes(runs)
         for arm, found in accuracies(of, seconds).items():
             arms[arm] |= found
-            arms[arm]["listening"] = above_best_control(
+            arms[arm]["audio_gain"] = gain_over_best_baseline(
                 of.arms[arm], of.controls[arm], of.kinds, of.kind, of.clips
             )
         hearing = [arm for arm, its in runs.items() if not its[0].deaf]

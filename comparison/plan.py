@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import yaml
 
-from ..configuration_audiolm import OF_AN_ARM
+from ..configuration_audiolm import ARM_FIELDS
 from ..evaluation import evaluate as run_eval
 from ..training import train as run_train
 from ..training.arguments import DEFAULTS as OF_TRAINING
@@ -37,7 +37,7 @@ DEFAULTS = {
 # What an arm is: its encoder, how much of a clip that one hears (`band_limit`, `window_seconds`), and what it hands on
 # (`audio_tokens`, `learn_code_embeddings`). All of these change the representation, which is what a comparison is about;
 # rows, steps and the language model stay the same.
-ARM_KEYS = {"encoder_name_or_path", *OF_AN_ARM}
+ARM_KEYS = {"encoder_name_or_path", *ARM_FIELDS}
 SET_HERE = {
     "config",
     "output_dir",

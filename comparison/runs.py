@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer
 
-from ..configuration_audiolm import OF_AN_ARM, AudioLMConfig
+from ..configuration_audiolm import ARM_FIELDS, AudioLMConfig
 from ..data.reasonaqa import FIELDS, QUESTION_TYPES
 from ..encoders_audiolm import AudioEncoder, build_encoder
 from ..processing_audiolm import AudioLMProcessor
@@ -91,7 +91,7 @@ def _comparable(
         for name, usual in (("mapper_type", "mlp"), ("prompt_format", "audiolm"))
     }
     training = {name: value for name, value in model["training"].items() if name not in may_differ}
-    arm = {name: model.get(name) for name in OF_AN_ARM} if of_one_arm else {}
+    arm = {name: model.get(name) for name in ARM_FIELDS} if of_one_arm else {}
     if of_one_arm:
         training = {name: value for name, value in training.items() if name not in OF_A_SEED}
     fixed = {"protocol": run.metrics["protocol"], **settings, **asked}

@@ -49,7 +49,7 @@ def comparison_table(comparison: dict) -> str:
 def _of_listening(comparison: dict) -> list[str]:
     lines = ["above the best control, in points of macro accuracy"]
     for arm, of in comparison["arms"].items():
-        if above := of["listening"].get("macro"):
+        if above := of["audio_gain"].get("macro"):
             interval = f"({100 * above['ci95_low']:+.1f} to {100 * above['ci95_high']:+.1f})"
             lines.append(
                 f"  {arm:<26}{100 * above['difference']:+6.1f} {interval}, over {above['best_control']}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 _NAMES = {
     "check_audio": "audio_check",
-    "sound_rows": "audio_check",
+    "drop_bad_audio": "audio_check",
     "ReasonAQACollator": "collator",
     "FeatureCache": "features",
     "encode_clips": "features",
@@ -21,7 +21,7 @@ _NAMES = {
 __all__ = sorted(_NAMES)
 
 if TYPE_CHECKING:
-    from .audio_check import check_audio, sound_rows
+    from .audio_check import check_audio, drop_bad_audio
     from .collator import ReasonAQACollator
     from .features import FeatureCache, encode_clips, feature_statistics
     from .reasonaqa import QUESTION_TYPES, audio_roots, load_reasonaqa, resolve_path

@@ -102,7 +102,7 @@ def clip_facts(clip: str, max_seconds: float = 10.0) -> ClipFacts:
     return ClipFacts(f"samples up to {peak:.1f}" if peak > LOUDEST else None, seconds, peak, digest)
 
 
-def examine(
+def inspect_clips(
     clips: list[str],
     max_seconds: float = 10.0,
     cache_file: str | Path | None = None,
@@ -170,7 +170,7 @@ def check_audio(
     """The faults of all clips that have one, by clip."""
     return {
         path: facts.fault
-        for path, facts in examine(paths, max_seconds, cache_file).items()
+        for path, facts in inspect_clips(paths, max_seconds, cache_file).items()
         if facts.fault
     }
 
@@ -182,7 +182,7 @@ def _write_whole(file: Path, text: str) -> None:
     part.replace(file)
 
 
-def sound_rows(
+def drop_bad_audio(
     data: DatasetDict, seconds: float, on_bad_audio: str, output_dir: str | Path
 ) -> DatasetDict:
     """The rows whose audio is there and whole; the faults are counted, named and written to `output_dir`/bad_audio.txt.

@@ -63,7 +63,7 @@ def read_benchmark(
 
     Args:
         name: of `BENCHMARKS`. audio_dir: the audio is looked for under its published path and under its file name alone;
-            whether it is there, `sound_rows` checks. on_bad_item: "error", or "keep" for an answer that is no choice, or
+            whether it is there, `drop_bad_audio` checks. on_bad_item: "error", or "keep" for an answer that is no choice, or
             options that cannot be told apart: such a row has the published answer as it is, which names no option.
 
     Returns:

@@ -129,7 +129,7 @@ def shuffle_options(row: dict, seed: int) -> dict:
     return {**row, "input": "".join(question) + row["input"][at:], "answer": answer}
 
 
-class Mending:
+class RowFixes:
     """What is done to rows before they are trained on, one by one.
 
     Args:

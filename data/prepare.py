@@ -15,8 +15,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, get_token
 
 from ..runtime import redact_token
-from . import audio_roots, load_reasonaqa, resolve_path, select_rows, sound_rows
-from .audio_check import examine
+from . import audio_roots, drop_bad_audio, load_reasonaqa, resolve_path, select_rows
+from .audio_check import inspect_clips
 from .convert import Conversion
 from .corpus_check import FINDINGS, CorpusCheck, table
 from .download.audiocaps import NAME, youtube_index
@@ -171,7 +171,7 @@ def corpus(args: argparse.Namespace):
 def check(args: argparse.Namespace) -> int:
     labels = entailment_labels(args.entailment_csv) if args.entailment_csv else None
     data = corpus(args)
-    facts = examine(
+    facts = inspect_clips(
         [clip for rows in data.values() for clips in rows["audio"] for clip in clips],
         args.max_audio_seconds,
     )
@@ -186,7 +186,7 @@ def check(args: argparse.Namespace) -> int:
 
 
 def convert(args: argparse.Namespace) -> int:
-    data = sound_rows(corpus(args), args.max_audio_seconds, args.on_bad_audio, args.output)
+    data = drop_bad_audio(corpus(args), args.max_audio_seconds, args.on_bad_audio, args.output)
     conversion = Conversion(
         data,
         args.output,

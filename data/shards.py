@@ -85,7 +85,7 @@ def load_shards(folder: str | Path, splits: list[str] | None = None) -> DatasetD
     )
 
 
-def data_set_folder(name: str, streaming: bool = False) -> str:
+def dataset_folder(name: str, streaming: bool = False) -> str:
     """Where a converted data set is: its folder, here or from the Hub; or, streaming from the Hub, its address there.
 
     Raises:

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "models"
-ARMS = ("htsat", "mimi_semantic", "mimi_full")
+MODEL_NAMES = ("htsat", "mimi_semantic", "mimi_full")
 
 
 def models() -> dict[str, Path]:
     """Folders of the demo's trained models, by arm."""
-    return {arm: FOLDER / arm for arm in ARMS}
+    return {arm: FOLDER / arm for arm in MODEL_NAMES}

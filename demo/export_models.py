@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from . import ARMS, FOLDER
+from . import FOLDER, MODEL_NAMES
 
 KEPT = (
     "config.json",
@@ -42,7 +42,7 @@ def main(argv=None):
         "comparison", type=Path, help="output_dir of `run_compare.py --config configs/demo.yaml`"
     )
     args = parser.parse_args(argv)
-    for arm in ARMS:
+    for arm in MODEL_NAMES:
         keep(args.comparison / arm, FOLDER / arm)
 
 

@@ -17,7 +17,7 @@ PROTOCOLS = {
     "likelihood": ("likelihood", "likelihood_normalised"),
     "generate": ("generate",),
 }  # and the answers each gives
-NAMES = {
+PROTOCOL_NAMES = {
     "likelihood": "log-likelihood",
     "likelihood_normalised": "log-likelihood per token",
     "generate": "greedy text, parsed",
@@ -37,7 +37,7 @@ def candidates(row: Mapping) -> dict[str, str]:
     return {}
 
 
-def likeliest(scores: Mapping[str, tuple[float, int]], normalised: bool = False) -> str | None:
+def most_likely_option(scores: Mapping[str, tuple[float, int]], normalised: bool = False) -> str | None:
     """The option of the greatest log-likelihood, or of the greatest mean over its tokens; None if two are equal."""
     value = {
         option: total / count if normalised else total for option, (total, count) in scores.items()
@@ -47,7 +47,7 @@ def likeliest(scores: Mapping[str, tuple[float, int]], normalised: bool = False)
     return named[0] if len(named) == 1 else None
 
 
-def branched(
+def build_scoring_batch(
     prompts: list[list[int]], branches: list[list[list[int]]], pad: int
 ) -> dict[str, torch.Tensor]:
     """One sequence a row, its prompt padded on the left, its branches behind each other and padded on the right.
@@ -121,7 +121,7 @@ def answer_batch(
         for row, options in zip(rows, asked)
     ]
     branches = [[processor.answer_ids(answer) for answer in of] for of in answers]
-    made = branched(prompts, branches, processor.tokenizer.pad_token_id)
+    made = build_scoring_batch(prompts, branches, processor.tokenizer.pad_token_id)
     made = {name: tensor.to(model.device, non_blocking=True) for name, tensor in made.items()}
 
     audio = model.get_audio_features(input_features=clips.to(model.device), num_frames=frames)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ..configuration_audiolm import FORMATS
+from ..configuration_audiolm import CHOICES
 from ..data.benchmarks import BENCHMARKS
 from .answering import PROTOCOLS
 from .controls import CONTROLS
@@ -63,7 +63,7 @@ def parse_arguments(argv=None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--prompt_format",
-        choices=FORMATS["prompt_format"],
+        choices=CHOICES["prompt_format"],
         help="how questions are written, as for an "
         "AudioLM or Mellow's own way; default: as the model was trained",
     )

@@ -1,7 +1,7 @@
 """The numbers that expose an artefact: the same rows without what an honest answer needs.
 
 `majority`: training's commonest answer; what the corpus gives away. `no_audio`: every frame is the mean of training's.
-`noise`: Gaussian noise of each clip's length and power. `other_audio`: each clip exchanged for another row's. `relettered`:
+`noise`: Gaussian noise of each clip's length and power. `mismatched_audio`: each clip exchanged for another row's. `option_relabel`:
 options under other letters, where who hears picks the same text. `question_only`: another model, trained on text alone.
 """
 
@@ -17,7 +17,7 @@ from ..data.features import encode_clips
 from ..data.label_fixes import speaks_of_others
 from ..data.reasonaqa import question_type
 
-CONTROLS = ("majority", "no_audio", "noise", "other_audio", "relettered", "question_only")
+CONTROLS = ("majority", "no_audio", "noise", "mismatched_audio", "option_relabel", "question_only")
 
 
 def commonest_answers(training_rows: Iterable[Mapping], rows: list[Mapping]) -> list[str | None]:
@@ -44,7 +44,7 @@ def noise_of_equal_power(clip: Clip, samples: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def silenced(model, frames: int | torch.Tensor) -> torch.Tensor:
+def mean_audio_features(model, frames: int | torch.Tensor) -> torch.Tensor:
     """A clip of the mean feature of the training's clips, (frames, dim), as a model with `no_audio` hears it. Of no use where
     the mapper does not hold that mean, which is zero then: learnt embeddings of codes, and Mellow's checkpoint.
 
@@ -67,10 +67,10 @@ def clip_features(model, extractor, clips: list[Clip], alter=None) -> dict[Clip,
         return dict(encode_clips(model.encoder, extractor, clips, alter=alter))
     seconds = extractor.max_audio_seconds
     lengths = {clip: len(extractor.load(clip_audio(clip, seconds))) for clip in clips}
-    return {clip: silenced(model, extractor.num_frames(length)) for clip, length in lengths.items()}
+    return {clip: mean_audio_features(model, extractor.num_frames(length)) for clip, length in lengths.items()}
 
 
-def reletter(row: dict) -> tuple[dict, dict[str, str]] | None:
+def shift_option_letters(row: dict) -> tuple[dict, dict[str, str]] | None:
     """The row with each option's text under the next letter, and the old letter of each new one; the right answer follows.
 
     None where no options stand, or one speaks of others ("both A and B").

@@ -20,14 +20,14 @@ from transformers import PreTrainedConfig
 
 from .. import __version__
 from ..checkpoints.load import load_model
-from ..configuration_audiolm import OF_AN_ARM
-from ..data import FeatureCache, audio_roots, load_reasonaqa, sound_rows
-from ..data.audio_check import examine
+from ..configuration_audiolm import ARM_FIELDS
+from ..data import FeatureCache, audio_roots, drop_bad_audio, load_reasonaqa
+from ..data.audio_check import inspect_clips
 from ..data.benchmarks import read_benchmark
-from ..data.label_fixes import Mending
+from ..data.label_fixes import RowFixes
 from ..data.reasonaqa import question_type
 from ..data.second_clips import second_clips
-from ..data.shards import MANIFEST, data_set_folder, load_shards
+from ..data.shards import MANIFEST, dataset_folder, load_shards
 from ..data.subsets import first_of_each_type
 from ..hub.push import push_results
 from ..processing_audiolm import AudioLMProcessor
@@ -47,7 +47,7 @@ def read_rows(args, max_audio_seconds: float):
         ValueError, OSError: of reading and checking them.
     """
     if args.dataset_name:
-        data = load_shards(data_set_folder(args.dataset_name), ["test"])
+        data = load_shards(dataset_folder(args.dataset_name), ["test"])
     elif args.benchmark:
         data = DatasetDict(
             {"test": read_benchmark(args.benchmark, args.test_file, args.audio_dir[0], "keep")}
@@ -59,9 +59,9 @@ def read_rows(args, max_audio_seconds: float):
         data["test"] = data["test"].select(
             sorted(number for numbers in first for number in numbers)
         )
-    rows = sound_rows(data, max_audio_seconds, args.on_bad_audio, args.output_dir)["test"]
-    facts = examine([clip for row in rows for clip in row["audio"]], max_audio_seconds)
-    mending = Mending(args.fix_cle_labels)
+    rows = drop_bad_audio(data, max_audio_seconds, args.on_bad_audio, args.output_dir)["test"]
+    facts = inspect_clips([clip for row in rows for clip in row["audio"]], max_audio_seconds)
+    mending = RowFixes(args.fix_cle_labels)
     training = (
         json.loads(Path(args.train_file).read_text(encoding="utf-8")) if args.train_file else None
     )
@@ -97,7 +97,7 @@ def loaded(name: str, revision: str | None, device):
         )  # options are scored under a mask that flash attention does not take
     about = {
         name: getattr(model.config, name, None)
-        for name in (*OF_AN_ARM, "mapper_type", "prompt_format", "training")
+        for name in (*ARM_FIELDS, "mapper_type", "prompt_format", "training")
     }
     about |= heard_otherwise(model.config.encoder_config)
     state = Path(name, "trainer_state.json")
@@ -131,9 +131,9 @@ def main(argv=None):
             args.controls.remove("no_audio")
             args.not_run["no_audio"] = "the model does not hold the mean of training's features"
         clips, cache = sorted({clip for row in rows for clip in row["audio"]}), None
-        if len(clips) < 2 and "other_audio" in args.controls:
-            args.controls.remove("other_audio")
-            args.not_run["other_audio"] = "there is one clip"
+        if len(clips) < 2 and "mismatched_audio" in args.controls:
+            args.controls.remove("mismatched_audio")
+            args.not_run["mismatched_audio"] = "there is one clip"
         settings = {
             "version": __version__,
             "rows_sha256": rows_digest(rows),
@@ -214,7 +214,7 @@ def main(argv=None):
     spent = ", ".join(f"{name} {value:.1f} s" for name, value in answerers[""].seconds.items())
     print(f"{len(rows)} rows in {taken:.1f} s, {len(rows) / taken:.1f} rows/s ({spent})")
     if args.push_to_hub:
-        test = args.test_file or Path(data_set_folder(args.dataset_name), MANIFEST)
+        test = args.test_file or Path(dataset_folder(args.dataset_name), MANIFEST)
         commit = getattr(model.config, "_commit_hash", None)
         try:
             print(

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..data.reasonaqa import FIELDS
 from .answering import answer_batch
-from .controls import clip_features, noise_of_equal_power, reletter, silenced
+from .controls import clip_features, mean_audio_features, noise_of_equal_power, shift_option_letters
 
 ROWS_PER_CHUNK = 256
 
@@ -90,7 +90,7 @@ class Answerer:
         self.seconds = {"encoding": 0.0, "answering": 0.0, "controls": 0.0}
 
     def chunk(self, rows: list[dict], bar: tqdm) -> list[dict[str, dict]]:
-        """What `answer_batch` says to each row, by condition: "heard", or the control's name."""
+        """What `answer_batch` says to each row, by condition: "audio", or the control's name."""
         start = time.perf_counter()
         extractor = self.processor.feature_extractor
         clips = list(dict.fromkeys(clip for row in rows for clip in row["audio"]))
@@ -100,17 +100,17 @@ class Answerer:
             features = {clip: self.cache[clip] for clip in clips}
         self.seconds["encoding"] += time.perf_counter() - start
         results: list[dict[str, dict]] = [{} for _ in rows]
-        self._ask("heard", list(enumerate(rows)), features, results, bar, self.protocols)
+        self._ask("audio", list(enumerate(rows)), features, results, bar, self.protocols)
         for control in self.controls:
             asked, heard = list(enumerate(rows)), features
             if control == "no_audio":
-                heard = {clip: silenced(self.model, features[clip]) for clip in clips}
+                heard = {clip: mean_audio_features(self.model, features[clip]) for clip in clips}
             elif control == "noise":
                 heard = clip_features(self.model, extractor, clips, alter=noise_of_equal_power)
-            elif control == "other_audio":
+            elif control == "mismatched_audio":
                 heard = {clip: features[other] for clip, other in zip(clips, clips[1:] + clips[:1])}
-            elif control == "relettered":
-                asked = [(i, moved[0]) for i, row in enumerate(rows) if (moved := reletter(row))]
+            elif control == "option_relabel":
+                asked = [(i, moved[0]) for i, row in enumerate(rows) if (moved := shift_option_letters(row))]
             # a control says what is answered without the audio; how that would read is not of interest
             self._ask(control, asked, heard, results, bar, self.protocols[:1])
         return results
@@ -144,7 +144,7 @@ class Answerer:
             for (i, _), result in zip(part, made):
                 results[i][condition] = result
             bar.update(len(part))
-        self.seconds["answering" if condition == "heard" else "controls"] += (
+        self.seconds["answering" if condition == "audio" else "controls"] += (
             time.perf_counter() - start
         )
 
@@ -169,7 +169,7 @@ def answer_rows(
     """What each row was answered under each condition, in the rows' order; None in other processes than the main one.
 
     Args:
-        answerers: the model, named "", and others whose "heard" goes under their name. settings: what the answers depend on; an
+        answerers: the model, named "", and others whose "audio" goes under their name. settings: what the answers depend on; an
             interrupted evaluation is gone on with where they are equal. state: `accelerate.PartialState`.
     """
     work = chunks(rows, ROWS_PER_CHUNK)
@@ -210,7 +210,7 @@ def answer_rows(
                 source = rows if answerer.rows is None else answerer.rows
                 asked = [source[i] for i in work[chunk]]
                 for row, made in zip(found, answerer.chunk(asked, bar)):
-                    row |= {name: made["heard"]} if name else made
+                    row |= {name: made["audio"]} if name else made
             part.write(
                 json.dumps(
                     {"chunk": chunk, "results": {str(i): of for i, of in zip(work[chunk], found)}}

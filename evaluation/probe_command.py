@@ -22,8 +22,8 @@ from datasets import Dataset, DatasetDict
 from safetensors import SafetensorError
 
 from ..checkpoints.encoders import load_encoder
-from ..configuration_audiolm import ENCODER_TYPES, arm_of, arms
-from ..data import FeatureCache, encode_clips, sound_rows
+from ..configuration_audiolm import ENCODER_TYPES, list_encoder_types, parse_encoder_type
+from ..data import FeatureCache, drop_bad_audio, encode_clips
 from ..processing_audiolm import AudioLMFeatureExtractor
 from ..runtime import run_info, use_all_of_the_cpu, write_run_info
 from . import probes
@@ -46,7 +46,7 @@ def parse(argv=None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--encoder_type", nargs="+", required=True, metavar="ARM", help="of " + ", ".join(arms())
+        "--encoder_type", nargs="+", required=True, metavar="ARM", help="of " + ", ".join(list_encoder_types())
     )
     parser.add_argument(
         "--encoder_name_or_path",
@@ -105,7 +105,7 @@ def parse(argv=None) -> argparse.Namespace:
         parser.error(f"--encoder_type {' '.join(args.encoder_type)}: each arm once")
     try:
         for encoder_type in args.encoder_type:
-            arm_of(encoder_type)
+            parse_encoder_type(encoder_type)
     except ValueError as error:
         parser.error(f"--{error}")
     words = args.encoder_name_or_path
@@ -283,7 +283,7 @@ def prepare(
     clips, origin = labelled_clips(args)
     rows = DatasetDict(clips=Dataset.from_list(clips))
     clips = list(
-        sound_rows(rows, args.max_audio_seconds, args.on_bad_audio, args.output_dir)["clips"]
+        drop_bad_audio(rows, args.max_audio_seconds, args.on_bad_audio, args.output_dir)["clips"]
     )
     labels, folds = probes.folds_of(clips, args.folds, args.seed)
     encoders = {}
@@ -358,8 +358,8 @@ def main(argv=None):
                 report[kind][pooling][arm] = probes.figures(made, labels, folds, settings)
     # none of shuffled labels: clips that sound alike are guessed alike, so that shuffles differ more than clips would tell
     report["differences"] = {
-        pooling: probes.add_intervals(report["results"][pooling], arms, right, args.seed)
-        for pooling, arms in predicted["results"].items()
+        pooling: probes.add_intervals(report["results"][pooling], list_encoder_types, right, args.seed)
+        for pooling, list_encoder_types in predicted["results"].items()
     }
     report["majority"] = probes.figures(probes.majority(labels, folds), labels, folds)
     report["note"] = NOTE
@@ -370,8 +370,8 @@ def main(argv=None):
     write_run_info(output, run_info("run_probe.py", argv, labels_sha256=report["labels_sha256"]))
     columns = {
         f"{pooling}_{arm}": made
-        for pooling, arms in predicted["results"].items()
-        for arm, made in arms.items()
+        for pooling, list_encoder_types in predicted["results"].items()
+        for arm, made in list_encoder_types.items()
     }
     with open(output / "probe_predictions.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")

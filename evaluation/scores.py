@@ -11,15 +11,15 @@ import pyarrow as pa
 
 from ..data.answer_parsing import parse_answer
 from ..data.reasonaqa import FIELDS, QUESTION_TYPES
-from .answering import NAMES, likeliest
+from .answering import PROTOCOL_NAMES, most_likely_option
 from .categories import categories
-from .controls import CONTROLS, commonest_answers, reletter
+from .controls import CONTROLS, commonest_answers, shift_option_letters
 from .metric import SCORED, ReasonAQAMetric
 from .statistics import clip_bootstrap, interval
 from .text_metrics import text_metrics
 
-DEAF = tuple(
-    control for control in CONTROLS if control != "relettered"
+NO_AUDIO_CONTROLS = tuple(
+    control for control in CONTROLS if control != "option_relabel"
 )  # what an answer without listening scores
 WORDS = (1, 3, 6, 12)
 
@@ -48,10 +48,10 @@ def answers(row: Mapping, said: Mapping, letters: Mapping[str, str] | None = Non
         }
         add(
             "likelihood",
-            likeliest(scores),
+            most_likely_option(scores),
             scores={option: list(shown[option]) for option in sorted(shown)},
         )
-        add("likelihood_normalised", likeliest(scores, normalised=True))
+        add("likelihood_normalised", most_likely_option(scores, normalised=True))
     if "text" in said and kind in SCORED:
         add("generate", parse_answer(kind, said["asked"], said["text"]), text=said["text"])
     elif "text" in said:
@@ -75,7 +75,7 @@ def predicted_rows(
         of = {field: row[field] for field in FIELDS} | {"question_type": row["question_type"]}
         of["seconds"] = [round(seconds[clip], 3) for clip in row["audio"]]
         of["reference"] = parse_answer(row["question_type"], row["input"], row["answer"])
-        heard, controls = conditions["heard"], {}
+        heard, controls = conditions["audio"], {}
         of |= {
             "loss": heard["loss"],
             "n_tokens": heard["n_tokens"],
@@ -83,9 +83,9 @@ def predicted_rows(
         }
         for control, other in conditions.items():
             moved, letters = (
-                reletter(dict(row)) or (row, None) if control == "relettered" else (row, None)
+                shift_option_letters(dict(row)) or (row, None) if control == "option_relabel" else (row, None)
             )
-            if control != "heard":
+            if control != "audio":
                 controls[control] = {
                     "loss": other["loss"],
                     "answers": answers(of, {**other, "asked": moved["input"]}, letters),
@@ -120,7 +120,7 @@ def groups(rows: list[dict], max_audio_seconds: float) -> dict[str, list[str]]:
         "category": [row["category"] for row in rows],
         "clips": ["2 clips" if row["filepath2"] else "1 clip" for row in rows],
         "answer_words": [names[int(np.searchsorted(WORDS, count))] for count in words],
-        "heard": ["cut" if max(row["seconds"]) > max_audio_seconds else "whole" for row in rows],
+        "truncation": ["truncated" if max(row["seconds"]) > max_audio_seconds else "full" for row in rows],
     }
 
 
@@ -152,10 +152,10 @@ def consistency(rows: list[dict], protocol: str) -> dict[str, dict]:
         pairs = [
             (
                 row["answers"][protocol]["parsed"],
-                row["controls"]["relettered"]["answers"][protocol]["parsed"],
+                row["controls"]["option_relabel"]["answers"][protocol]["parsed"],
             )
             for row in rows
-            if row["question_type"] == kind and "relettered" in row["controls"]
+            if row["question_type"] == kind and "option_relabel" in row["controls"]
         ]
         if pairs:
             found[kind] = {
@@ -171,7 +171,7 @@ def clips_of(row: Mapping) -> tuple[str, ...]:
     return tuple(html.unescape(re.split(r"[/\\]", path)[-1]) for path in paths)
 
 
-def above_best_control(
+def gain_over_best_baseline(
     heard: np.ndarray,
     controls: Mapping[str, np.ndarray],
     kinds: list[str],
@@ -208,20 +208,20 @@ def above_best_control(
     return found
 
 
-def listening(rows: list[dict], protocol: str) -> dict[str, dict]:
-    """[`above_best_control`] of the rows of one evaluation; of controls that do not have all of them, none."""
+def audio_gain(rows: list[dict], protocol: str) -> dict[str, dict]:
+    """[`gain_over_best_baseline`] of the rows of one evaluation; of controls that do not have all of them, none."""
     rows = [row for row in rows if row["question_type"] in SCORED]
     kinds = [kind for kind in SCORED if any(row["question_type"] == kind for row in rows)]
     controls = {
         name: np.array(
             [row["controls"][name]["answers"][protocol]["correct"] for row in rows], float
         )
-        for name in DEAF
+        for name in NO_AUDIO_CONTROLS
         if all(name in row["controls"] for row in rows)
     }
     heard = np.array([row["answers"][protocol]["correct"] for row in rows], float)
     kind = np.array([kinds.index(row["question_type"]) for row in rows])
-    return above_best_control(heard, controls, kinds, kind, [clips_of(row) for row in rows])
+    return gain_over_best_baseline(heard, controls, kinds, kind, [clips_of(row) for row in rows])
 
 
 def option_probabilities(row: Mapping) -> dict[str, float]:
@@ -269,7 +269,7 @@ def score(rows: list[dict], protocol: str, max_audio_seconds: float, java: bool 
     metrics = {
         "n": len(rows),
         "protocol": protocol,
-        "protocol_name": NAMES[protocol],
+        "protocol_name": PROTOCOL_NAMES[protocol],
         "max_audio_seconds": max_audio_seconds,
     }
     if closed:
@@ -284,9 +284,9 @@ def score(rows: list[dict], protocol: str, max_audio_seconds: float, java: bool 
                 metrics["controls"][control] = closed_metrics(
                     rows, protocol, max_audio_seconds, control
                 )
-        if "relettered" in metrics["controls"]:
-            metrics["controls"]["relettered"]["consistency"] = consistency(closed, protocol)
-        metrics["listening"] = listening(rows, protocol)
+        if "option_relabel" in metrics["controls"]:
+            metrics["controls"]["option_relabel"]["consistency"] = consistency(closed, protocol)
+        metrics["audio_gain"] = audio_gain(rows, protocol)
     return metrics | {"text": open_metrics(rows, java)}
 
 

@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from .answering import NAMES
+from .answering import PROTOCOL_NAMES
 from .categories import CATEGORIES
 from .metric import SCORED
 
@@ -27,10 +27,10 @@ def _closed(metrics: dict) -> list[str]:
                 f"{name:<22}{g['n']:>7}{g['accuracy']:>10.3f}{interval:>18}{balanced:>10}{g['n_unparsed']:>10}"
             )
 
-    lines = [f"closed questions, by {NAMES[metrics['protocol']]}"]
+    lines = [f"closed questions, by {PROTOCOL_NAMES[metrics['protocol']]}"]
     block("question type", {**metrics["question_type"], "all (micro)": metrics["micro"]})
     lines.append(f"{'mean of types':<22}{'':>7}{metrics['macro_accuracy']:>10.3f}")
-    for title in ("category", "heard", "clips", "answer_words"):
+    for title in ("category", "truncation", "clips", "answer_words"):
         if title == "category" or len(metrics[title]) > 1:
             block(title.replace("_", " "), metrics[title])
     return lines
@@ -50,11 +50,11 @@ def _controls(metrics: dict) -> list[str]:
             value = of.get(kind, {}).get("accuracy")
             cells.append("-" if value is None else f"{value:.3f}")
         lines.append(f"{kind:<22}{cells[0]:>7}" + "".join(f"{cell:>15}" for cell in cells[1:]))
-    for kind, of in metrics["controls"].get("relettered", {}).get("consistency", {}).items():
+    for kind, of in metrics["controls"].get("option_relabel", {}).get("consistency", {}).items():
         lines.append(
             f"{kind}: the same option under other letters in {100 * of['same_option']:.1f} % of {of['n']} rows"
         )
-    for kind, of in metrics["listening"].items():
+    for kind, of in metrics["audio_gain"].items():
         lines.append(
             f"{'mean of types' if kind == 'macro' else kind}: {100 * of['difference']:+.1f} points above the best control, "
             f"{of['best_control']} ({100 * of['ci95_low']:+.1f} to {100 * of['ci95_high']:+.1f})"
@@ -85,7 +85,7 @@ def table(metrics: dict) -> str:
                 f"{kind} {g['accuracy']:.3f}" for kind, g in of["question_type"].items()
             )
             lines.append(
-                f"by {NAMES[name]}: {found}, mean {of['macro_accuracy']:.3f}, {of['micro']['n_unparsed']} unparsed"
+                f"by {PROTOCOL_NAMES[name]}: {found}, mean {of['macro_accuracy']:.3f}, {of['micro']['n_unparsed']} unparsed"
             )
         if metrics["controls"]:
             lines += _controls(metrics)
@@ -186,7 +186,7 @@ def main(argv=None):
     parser.add_argument(
         "--protocol",
         default="likelihood",
-        choices=tuple(NAMES),
+        choices=tuple(PROTOCOL_NAMES),
         help="how closed questions are answered",
     )
     parser.add_argument(

@@ -7,7 +7,7 @@ from transformers import Trainer, TrainingArguments
 from ..modeling_audiolm import AudioLMForConditionalGeneration
 
 
-def with_lora(model: AudioLMForConditionalGeneration, r: int, alpha: int):
+def add_lora_adapters(model: AudioLMForConditionalGeneration, r: int, alpha: int):
     """The model with adapters of rank `r` on every linear layer of its language model (arXiv 2106.09685), as a `PeftModel`.
 
     The mapper trains with them and is saved with them; all else is frozen.
@@ -33,7 +33,7 @@ def with_lora(model: AudioLMForConditionalGeneration, r: int, alpha: int):
     return get_peft_model(model, config)
 
 
-def optimizer_by_part(
+def build_optimizer(
     model, args: TrainingArguments, lm_learning_rate: float
 ) -> torch.optim.Optimizer:
     """The Trainer's optimizer, with `lm_learning_rate` for the language model (or its adapters) and `args.learning_rate` for

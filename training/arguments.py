@@ -12,7 +12,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
-from ..configuration_audiolm import FORMATS, arm_of, arms
+from ..configuration_audiolm import CHOICES, list_encoder_types, parse_encoder_type
 from ..data import QUESTION_TYPES
 from ..modeling_audiolm import TEXT_MODEL
 from .resume import checkpoint_to_resume
@@ -70,7 +70,7 @@ RECIPES = {
 
 @dataclass
 class ModelArguments:
-    encoder_type: str = field(default="htsat", metadata={"help": "the arm: " + ", ".join(arms())})
+    encoder_type: str = field(default="htsat", metadata={"help": "the arm: " + ", ".join(list_encoder_types())})
     encoder_name_or_path: str | None = field(
         default=None,
         metadata={
@@ -423,7 +423,7 @@ def parse(argv=None, description: str | None = None, processes: int | None = Non
             f"start {processes} GPUs with `accelerate launch`; one process cannot split a batch of clips"
         )
     try:
-        arm_of(space.encoder_type)
+        parse_encoder_type(space.encoder_type)
     except ValueError as error:
         parser.error(f"--{error}")
     if space.lora_r and space.lora_alpha is None:
@@ -435,7 +435,7 @@ def parse(argv=None, description: str | None = None, processes: int | None = Non
     for name, values in (
         ("on_bad_audio", ("error", "skip")),
         ("lora_push", ("merged", "adapter")),
-        *FORMATS.items(),
+        *CHOICES.items(),
     ):
         if (value := getattr(space, name)) not in values:
             parser.error(f"--{name} {value!r} is neither {values[0]} nor {values[1]}")

@@ -2,13 +2,13 @@
 
 from transformers import AutoTokenizer
 
-from ..checkpoints.encoders import altered, load_encoder
+from ..checkpoints.encoders import load_encoder, with_overrides
 from ..checkpoints.load import load_model
 from ..modeling_audiolm import TEXT_MODEL, AudioLMForConditionalGeneration, text_model_source
 from ..processing_audiolm import AudioLMProcessor
 from .arguments import DataArguments, ModelArguments
 
-OF_MODEL = (
+MODEL_CONFIG_FIELDS = (
     "audio_tokens",
     "learn_code_embeddings",
     "mapper_type",
@@ -28,7 +28,7 @@ def build_model(
         "freeze_lm": model_args.freeze_lm,
         "no_audio": model_args.no_audio,
         "max_audio_seconds": data_args.max_audio_seconds,
-        **{name: getattr(model_args, name) for name in OF_MODEL},
+        **{name: getattr(model_args, name) for name in MODEL_CONFIG_FIELDS},
     }
     if name := model_args.model_name_or_path:
         model, tokenizer = load_model(name)
@@ -37,7 +37,7 @@ def build_model(
                 f"--model_name_or_path {name} is of the arm {model.config.encoder_type}, but --encoder_type is "
                 f"{model_args.encoder_type}"
             )
-        for field in ("no_audio", "max_audio_seconds", *OF_MODEL):
+        for field in ("no_audio", "max_audio_seconds", *MODEL_CONFIG_FIELDS):
             if (earlier := getattr(model.config, field)) != fields[field]:
                 raise ValueError(
                     f"--model_name_or_path {name} was trained with --{field} {str(earlier).lower()}: give the same"
@@ -47,7 +47,7 @@ def build_model(
     else:
         encoder = load_encoder(model_args.encoder_type, model_args.encoder_name_or_path)
         if model_args.band_limit or model_args.window_seconds:
-            encoder = altered(encoder, model_args.band_limit, model_args.window_seconds)
+            encoder = with_overrides(encoder, model_args.band_limit, model_args.window_seconds)
         text_model = model_args.text_model_name_or_path or TEXT_MODEL
         model = AudioLMForConditionalGeneration.from_pretrained_parts(
             model_args.encoder_type, encoder, text_model, **fields

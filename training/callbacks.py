@@ -11,7 +11,7 @@ from statistics import median
 import torch
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from .distributed import not_finite
+from .distributed import any_not_finite
 
 logger = logging.getLogger("audiolm.train")
 
@@ -89,7 +89,7 @@ class SkipNonFinite(TrainerCallback):
         trained = [p for group in inner.param_groups for p in group["params"] if p.grad is not None]
         if args.fp16 or not trained:  # whose scaler skips them; DeepSpeed has made its step already
             return
-        bad = not_finite([p.grad for p in trained])
+        bad = any_not_finite([p.grad for p in trained])
         self.pending.append((state.global_step + 1, bad))
         if inner.defaults.get("fused"):
             inner.found_inf = bad.float()

@@ -164,7 +164,7 @@ class _Replay(torch.autograd.Function):
         return graph.input_gradient.detach(), None
 
 
-def cast_once(language_model: nn.Module) -> None:
+def cache_bf16_weights(language_model: nn.Module) -> None:
     """Keeps what bfloat16 autocast makes of a frozen language model's weights, which it would cast anew in each step.
 
     The same numbers come out. The weights stay as they are, for whatever runs without autocast and for checkpoints.

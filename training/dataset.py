@@ -14,17 +14,17 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from ..data import (
     FeatureCache,
     audio_roots,
+    drop_bad_audio,
     encode_clips,
     feature_statistics,
     load_reasonaqa,
     select_rows,
-    sound_rows,
 )
-from ..data.audio_check import examine
+from ..data.audio_check import inspect_clips
 from ..data.audio_files import Clip
-from ..data.label_fixes import Mending
+from ..data.label_fixes import RowFixes
 from ..data.length_sampler import LengthBucketSampler, row_lengths
-from ..data.shards import MANIFEST, data_set_folder, load_shards
+from ..data.shards import MANIFEST, dataset_folder, load_shards
 from ..data.streaming import Shards, in_order, stream_rows
 from ..data.subsets import first_of_each_type, mix_rows
 from ..runtime import file_facts, public_name
@@ -75,14 +75,14 @@ def _by_type(rows: Dataset, limit: int) -> dict[str, Dataset]:
     return {kind: rows.select(numbers) for kind, numbers in first_of_each_type(rows, limit).items()}
 
 
-def mendings(data_args, seed: int) -> tuple[Mending, Mending]:
+def mendings(data_args, seed: int) -> tuple[RowFixes, RowFixes]:
     """What is done to rows of training and to those of evaluation.
 
     Raises:
         ValueError: if a csv of labels cannot be read.
     """
     fixes = data_args.fix_cle_labels
-    return Mending(fixes, seed if data_args.shuffle_options else None), Mending(fixes)
+    return RowFixes(fixes, seed if data_args.shuffle_options else None), RowFixes(fixes)
 
 
 def load_rows(data_args, args) -> TrainingData:
@@ -92,7 +92,7 @@ def load_rows(data_args, args) -> TrainingData:
         ValueError: of reading, choosing and checking them.
     """
     if data_args.dataset_name:
-        data = load_shards(data_set_folder(data_args.dataset_name))
+        data = load_shards(dataset_folder(data_args.dataset_name))
         if "train" not in data:
             raise ValueError(
                 f"--dataset_name {data_args.dataset_name} has no split `train`, only {', '.join(data)}"
@@ -108,7 +108,7 @@ def load_rows(data_args, args) -> TrainingData:
     for split in data:
         data[split] = chosen_rows(data[split], data_args, args.seed, split == "train")
     with args.main_process_first(desc="checking audio"):  # the others find its verdicts
-        data = sound_rows(
+        data = drop_bad_audio(
             data, data_args.max_audio_seconds, data_args.on_bad_audio, args.output_dir
         )
     of_training, of_evaluation = mendings(data_args, args.seed)
@@ -135,7 +135,7 @@ def stream(data_args, args, batches_done: int = 0) -> TrainingData:
     """
     try:
         return _stream(
-            data_set_folder(data_args.dataset_name, streaming=True), data_args, args, batches_done
+            dataset_folder(data_args.dataset_name, streaming=True), data_args, args, batches_done
         )
     except (OSError, ValueError):
         raise
@@ -213,7 +213,7 @@ def encoded(model, extractor, data: TrainingData, data_args, args, standardise: 
     Raises:
         ValueError: if the disk has no room for the cache, or a clip cannot be decoded and no `on_bad` is given.
     """
-    model.encoder.sizes_to_host()  # also in a process that finds all clips encoded by another
+    model.encoder.move_conv_sizes_to_cpu()  # also in a process that finds all clips encoded by another
     order = torch.randperm(len(data.clips), generator=torch.Generator().manual_seed(args.seed))
     chosen = [data.clips[i] for i in order[: data_args.num_stats_clips].tolist()]
     if data_args.feature_cache:
@@ -248,7 +248,7 @@ def bucket_sampler(data: TrainingData, max_seconds: float, args) -> LengthBucket
     )
     if isinstance(data.rows, IterableDataset):
         return None
-    seconds = {clip: facts.seconds for clip, facts in examine(data.clips, max_seconds).items()}
+    seconds = {clip: facts.seconds for clip, facts in inspect_clips(data.clips, max_seconds).items()}
     return LengthBucketSampler(
         row_lengths(data.rows, seconds, max_seconds), rows_per_step(args), args.seed
     )
@@ -302,7 +302,7 @@ def data_facts(data_args, data: TrainingData) -> dict:
     if not data_args.dataset_name:
         facts = file_facts(data_args.train_file)
     else:
-        where = data_set_folder(data_args.dataset_name, data_args.streaming)
+        where = dataset_folder(data_args.dataset_name, data_args.streaming)
         with fsspec.open(f"{where}/{MANIFEST}") as file:
             facts = {
                 "name": public_name(data_args.dataset_name),

@@ -13,7 +13,7 @@ FSDP_SETTINGS = {
 }
 
 
-def shared_by(args) -> str | None:
+def sharding_backend(args) -> str | None:
     """`FSDP` or `DeepSpeed`, if flags or the configuration of `accelerate launch` ask for it; None where each process has a
     model of its own."""
     if args.deepspeed_plugin is not None:
@@ -37,12 +37,12 @@ def precision(args) -> str:
     short = "bf16" if args.bf16 else "fp16" if args.fp16 else None
     if short is None:
         return "tf32" if args.tf32 else "fp32"
-    return short if shared_by(args) == "FSDP" else f"{short} autocast"
+    return short if sharding_backend(args) == "FSDP" else f"{short} autocast"
 
 
 def refusal(args, lora_r: int | None, lm_learning_rate: float | None) -> str | None:
     """What does not go together with a shared model, in one line; None if nothing of it is asked for."""
-    kind = shared_by(args)
+    kind = sharding_backend(args)
     if kind and args.torch_compile:
         return f"--torch_compile: not with {kind}; leave one of them out"
     if kind == "FSDP":
@@ -66,7 +66,7 @@ def refusal(args, lora_r: int | None, lm_learning_rate: float | None) -> str | N
     return None
 
 
-def not_finite(gradients: list[torch.Tensor]) -> torch.Tensor:
+def any_not_finite(gradients: list[torch.Tensor]) -> torch.Tensor:
     """Whether any of these is not finite, a bool on their device; of shared ones, in any process."""
     parts = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
     found = ~torch.stack(torch._foreach_norm(parts)).isfinite().all()

@@ -41,7 +41,7 @@ def _optimizer_files(folder: Path, processes: int) -> list[str]:
     return ["optimizer.pt"]
 
 
-def fault(folder: str | Path) -> str | None:
+def find_checkpoint_problem(folder: str | Path) -> str | None:
     """What is missing or torn in a checkpoint, as by a process that was killed while it wrote; None if it is whole."""
     folder = Path(folder)
     weights = (
@@ -90,7 +90,7 @@ def checkpoint_to_resume(asked: str | bool | None, output_dir: str) -> str | Non
     if asked is None or str(asked).lower() in ("false", "no"):
         return None
     if str(asked).lower() not in ("true", "yes", "last"):
-        if found := fault(asked):
+        if found := find_checkpoint_problem(asked):
             raise ValueError(f"--resume_from_checkpoint {asked}: {found}; name an earlier one")
         return asked
     numbers = [
@@ -98,7 +98,7 @@ def checkpoint_to_resume(asked: str | bool | None, output_dir: str) -> str | Non
     ]
     for number in sorted(numbers, reverse=True):
         folder = str(Path(output_dir, f"checkpoint-{number}"))
-        if not (found := fault(folder)):
+        if not (found := find_checkpoint_problem(folder)):
             return folder
         if os.environ.get("RANK", "0") == "0":  # once, not by each process
             logger.warning("%s is passed over: %s", folder, found)
@@ -106,9 +106,9 @@ def checkpoint_to_resume(asked: str | bool | None, output_dir: str) -> str | Non
     raise ValueError(f"--resume_from_checkpoint {asked}: {output_dir} holds {torn}")
 
 
-def drop_torn(output_dir: str, step: int) -> str:
+def delete_incomplete_checkpoint(output_dir: str, step: int) -> str:
     """Removes a step's checkpoint if it is torn, so that the disk has its room again; tells how to go on."""
-    if fault(folder := Path(output_dir, f"checkpoint-{step}")):
+    if find_checkpoint_problem(folder := Path(output_dir, f"checkpoint-{step}")):
         shutil.rmtree(folder, ignore_errors=True)
     try:
         whole = f"{checkpoint_to_resume('true', output_dir)} is whole: --resume_from_checkpoint true goes on from it"
@@ -118,7 +118,7 @@ def drop_torn(output_dir: str, step: int) -> str:
     return f"{saved}; free some room, or lower --save_total_limit; {whole}"
 
 
-def keep_record(record: dict, info: dict, folder: Path) -> None:
+def save_run_record(record: dict, info: dict, folder: Path) -> None:
     """Writes into a checkpoint what it was trained on, where adapters alone are saved too.
 
     Args:

@@ -6,7 +6,7 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from ..checkpoints.encoders import PUBLISHED, checkpoint_file
-from ..configuration_audiolm import arm_of
+from ..configuration_audiolm import parse_encoder_type
 from ..hub.model_card import LICENCES
 from ..modeling_audiolm import TEXT_MODEL
 from ..runtime import code_facts, file_facts, public_name
@@ -55,7 +55,7 @@ def encoder_facts(encoder_type: str, name_or_path: str | None) -> dict[str, str]
             key: " and ".join(facts.get(key, "none") for facts in both)
             for key in dict.fromkeys([*both[0], *both[1]])
         }
-    kind = arm_of(encoder_type)[0]
+    kind = parse_encoder_type(encoder_type)[0]
     if name_or_path == "random" or kind == "audiolm_silence":
         return {
             "name": "random weights" if name_or_path else "none, tokens are learnt",

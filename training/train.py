@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from .build import OF_MODEL, build_model
+from .build import MODEL_CONFIG_FIELDS, build_model
 from .dataset import read_rows
 
 os.environ.setdefault(
@@ -29,7 +29,7 @@ from ..data.second_clips import first_clips, second_clips
 from ..hub.model_card import model_card
 from ..hub.push import PushToHub
 from ..runtime import run_info, use_all_of_the_cpu, write_run_info
-from .adapters import optimizer_by_part, with_lora
+from .adapters import add_lora_adapters, build_optimizer
 from .arguments import parse, taken_compilation
 from .callbacks import (
     BadAudio,
@@ -40,7 +40,7 @@ from .callbacks import (
     SkipNonFinite,
     StopOnSignal,
 )
-from .compile import PAD_TO, cast_once, compile_layers
+from .compile import PAD_TO, cache_bf16_weights, compile_layers
 from .dataset import (
     bucket_sampler,
     data_changes,
@@ -51,7 +51,7 @@ from .dataset import (
     stream_settings,
 )
 from .disk import check_disk_space, describe_disk_error
-from .distributed import precision, refusal, shared_by
+from .distributed import precision, refusal, sharding_backend
 from .loss import token_loss, token_losses
 from .resume import (
     check_adapters,
@@ -59,8 +59,8 @@ from .resume import (
     check_features,
     check_settings,
     check_stream,
-    drop_torn,
-    keep_record,
+    delete_incomplete_checkpoint,
+    save_run_record,
 )
 from .run_record import training_facts
 from .trainer import BucketTrainer
@@ -150,7 +150,7 @@ def main(argv=None):
             f"of one length, order {sampler.digest()[:16]}" if sampler else "of any length"
         )
         arm = {
-            name: getattr(model_args, name) for name in ("band_limit", "window_seconds", *OF_MODEL)
+            name: getattr(model_args, name) for name in ("band_limit", "window_seconds", *MODEL_CONFIG_FIELDS)
         }
         arm = {
             name: value
@@ -221,10 +221,10 @@ def main(argv=None):
                 check_features(model, args.resume_from_checkpoint)
         except ValueError as error:
             sys.exit(f"run_train.py: {error}")
-        model = with_lora(model, model_args.lora_r, model_args.lora_alpha)
+        model = add_lora_adapters(model, model_args.lora_r, model_args.lora_alpha)
         facts["trained_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    elif args.bf16 and model_args.freeze_lm and not shared_by(args):  # whose weights come and go
-        cast_once(model.language_model)
+    elif args.bf16 and model_args.freeze_lm and not sharding_backend(args):  # whose weights come and go
+        cache_bf16_weights(model.language_model)
     if compiled:
         try:
             compile_layers(model.language_model, *compiled)
@@ -252,13 +252,13 @@ def main(argv=None):
             processor, False, features, PAD_TO if compiled else 1, decoder
         ),
         on_bad=bad,
-        keep_record=partial(keep_record, record, info),
+        keep_record=partial(save_run_record, record, info),
         processing_class=processor,
         compute_metrics=token_loss,
         preprocess_logits_for_metrics=token_losses,
         callbacks=[skip, bad, LossSpikes(), stop, *([push] if push else [])],
         optimizers=(
-            optimizer_by_part(model, args, model_args.lm_learning_rate)
+            build_optimizer(model, args, model_args.lm_learning_rate)
             if model_args.lm_learning_rate
             else None,
             None,
@@ -282,7 +282,7 @@ def main(argv=None):
             raise
         step = trainer.state.global_step
         if trainer.is_world_process_zero():
-            print(f"\nrun_train.py: {reason}: {drop_torn(args.output_dir, step)}", file=sys.stderr)
+            print(f"\nrun_train.py: {reason}: {delete_incomplete_checkpoint(args.output_dir, step)}", file=sys.stderr)
         sys.exit(1)
     finally:
         stop.restore()

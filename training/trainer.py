@@ -10,7 +10,7 @@ from transformers.trainer_utils import has_length
 
 from ..data.length_sampler import LengthBucketSampler
 from .callbacks import EvaluationStopped
-from .distributed import shared_by
+from .distributed import sharding_backend
 
 
 class ParallelTrainer(Trainer):
@@ -72,7 +72,7 @@ class ParallelTrainer(Trainer):
 
     def _clip_grad_norm(self, model):
         """The Trainer's, without a way through all that is frozen in each step."""
-        if shared_by(self.args):
+        if sharding_backend(self.args):
             return super()._clip_grad_norm(model)
         if self._trained is None:
             self._trained = [

@@ -11,7 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from ...data.reasonaqa import QUESTION_TYPES, AudioDir
-from ...evaluation.answering import NAMES as PROTOCOLS
+from ...evaluation.answering import PROTOCOL_NAMES as PROTOCOLS
 from ...evaluation.controls import CONTROLS
 from ...evaluation.tables import MAJORITY, table_rows
 from ..runs import Run
@@ -30,7 +30,7 @@ from .examples import browsed_rows, filters
 from .figure import CAPTION, panels
 from .report_page import PAGE
 
-NAMES = {
+PROTOCOL_NAMES = {
     "mcq": "multiple choice",
     "yes_no": "yes or no",
     "entailment": "entailment",
@@ -41,8 +41,8 @@ NAMES = {
     "majority": "majority",
     "no_audio": "no audio",
     "noise": "noise",
-    "other_audio": "another row's audio",
-    "relettered": "other letters",
+    "mismatched_audio": "another row's audio",
+    "option_relabel": "other letters",
     "question_only": "text-only model",
     "bleu_4": "BLEU-4",
     "rouge_l": "ROUGE-L",
@@ -52,7 +52,7 @@ NAMES = {
     "spider": "SPIDEr",
 }
 SECTIONS = {"overall": "Overall", "question_type": "By question type", "category": "By category"}
-GROUPINGS = {"heard": "heard", "clips": "clips a row", "answer_words": "length of the right answer"}
+GROUPINGS = {"truncation": "truncation", "clips": "clips a row", "answer_words": "length of the right answer"}
 ROWS = 60  # to look through
 
 
@@ -93,7 +93,7 @@ def write_report(
         text_only=[arm for arm, style in arms.items() if style == "deaf"],
         sections=SECTIONS,
         groupings=GROUPINGS,
-        names=NAMES,
+        names=PROTOCOL_NAMES,
         protocols=PROTOCOLS,
         majority=MAJORITY,
         controls=columns,
@@ -114,7 +114,7 @@ def write_report(
         },
         panels=panels(comparison),
         caption=CAPTION,
-        charts=learning_charts(curves, NAMES),
+        charts=learning_charts(curves, PROTOCOL_NAMES),
         asked=rows,
         filters=filters(rows),
         has_audio=audio_dir is not None,
@@ -148,15 +148,15 @@ def shown_folder(folder: Path, output: Path) -> str:
 def listening_rows(hearing: Mapping[str, Mapping]) -> list[dict]:
     """What arms get right above their best control: of the mean of types and of each type, a lane for each arm."""
     names = dict.fromkeys(
-        name for of in hearing.values() for name in ("macro", *of["listening"]) if of["listening"]
+        name for of in hearing.values() for name in ("macro", *of["audio_gain"]) if of["audio_gain"]
     )
     return [
         {
             "name": name,
             "lanes": [
-                {"arm": arm, **of["listening"][name]}
+                {"arm": arm, **of["audio_gain"][name]}
                 for arm, of in hearing.items()
-                if of["listening"]
+                if of["audio_gain"]
             ],
         }
         for name in names
@@ -179,7 +179,7 @@ def control_rows(comparison: Mapping, columns: list[str]) -> list[dict]:
                 else given.get("question_type", {}).get(name)
                 for given in map(of["controls"].get, columns, repeat({}))
             ],
-            "same": of["controls"].get("relettered", {}).get("same_option", {}).get(name),
+            "same": of["controls"].get("option_relabel", {}).get("same_option", {}).get(name),
         }
         for name in names
         for arm, of in arms.items()

@@ -107,9 +107,9 @@ def panel(comparison: Mapping, field: str) -> dict | None:
     """
     arms, styles = comparison["arms"], arm_styles(comparison)
     found = {
-        arm: (of[field], of["listening"]["macro"])
+        arm: (of[field], of["audio_gain"]["macro"])
         for arm, of in arms.items()
-        if not of["no_audio"] and of.get(field) is not None and of["listening"].get("macro")
+        if not of["no_audio"] and of.get(field) is not None and of["audio_gain"].get("macro")
     }
     if not any(value for value, _ in found.values()):
         return None

@@ -46,8 +46,8 @@ MACROS = (
 {% macro control_mark(name) %}
 {% if name == "no_audio" %}<path d="M-3.2-3.2 3.2 3.2M3.2-3.2-3.2 3.2"/>
 {% elif name == "noise" %}<path d="M0-3.8 3.8 3H-3.8z"/>
-{% elif name == "other_audio" %}<path d="M0-4V4M-4 0H4"/>
-{% elif name == "relettered" %}<path d="M-3-3h6v6h-6z"/>
+{% elif name == "mismatched_audio" %}<path d="M0-4V4M-4 0H4"/>
+{% elif name == "option_relabel" %}<path d="M-3-3h6v6h-6z"/>
 {% else %}<path d="M0-4.4 4.4 0 0 4.4-4.4 0z"/>
 {% endif %}
 {% endmacro %}

@@ -95,7 +95,7 @@ control came from listening; under other letters, who listens stays as good.</p>
 {% endfor %}
 </tbody>{% endcall %}
 
-<h2 id="listening">What comes from listening</h2>
+<h2 id="audio_gain">What comes from listening</h2>
 {% if listening.rows %}
 <p class="muted">Accuracy minus that of the arm's best control, in points, with its 95&nbsp;% interval over clips. An arm whose
 interval reaches 0 is not shown to listen.</p>
@@ -157,7 +157,7 @@ the points above the best control.</p>
 {% for steps, found in comparison.budgets.items() %}
 <tr><th scope="row">{{ "{:,}".format(steps|int) }}</th>
 {% for arm in arms %}{% set of = found.get(arm) %}<td>{{ cell(of.macro if of else none) }}
-{% if of and of.listening %}<small>{{ of.listening.difference|points }}</small>{% endif %}</td>{% endfor %}</tr>
+{% if of and of.audio_gain %}<small>{{ of.audio_gain.difference|points }}</small>{% endif %}</td>{% endfor %}</tr>
 {% endfor %}</tbody>{% endcall %}
 {% endif %}
 
@@ -309,7 +309,7 @@ right answer, higher is better. Longer and plainer texts score otherwise: none o
 <h2 id="groups">Clips heard whole and cut, and other groups</h2>
 <p class="muted">Accuracy in per cent with its 95&nbsp;% interval over clips. Of a clip that is longer than
 {{ "%g"|format(seconds) }} s, the first {{ "%g"|format(seconds) }} s were used: it is cut.
-{% if not comparison.arms.values()|selectattr("heard.cut", "defined")|list %}None was here.{% endif %}</p>
+{% if not comparison.arms.values()|selectattr("truncation.truncated", "defined")|list %}None was here.{% endif %}</p>
 {% call scroll("Table of other groups") %}
 <thead><tr><th scope="col">group</th><th scope="col" class="n">rows</th>
 {% for arm in arms %}<th scope="col">{{ key(arm) }}</th>{% endfor %}</tr></thead><tbody>

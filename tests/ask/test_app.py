@@ -19,7 +19,7 @@ from audiolm.ask import app
 from audiolm.ask.model import LoadedModel
 from audiolm.data.answer_parsing import with_options
 from audiolm.data.soundscapes.corpus import make_soundscapes
-from audiolm.demo import ARMS
+from audiolm.demo import MODEL_NAMES
 
 ROOT = Path(__file__).parents[2]
 ALARM = (
@@ -113,8 +113,8 @@ def ask(page, question: str, options: tuple = (), wait: bool = True) -> None:
 def answered(page) -> list[str]:
     """What each model says, once all have."""
     page.wait_for_function(f"""[...document.querySelectorAll('.arm')].filter(
-        arm => arm.innerText.includes('answered')).length == {len(ARMS)}""")
-    return [page.locator(".answer textarea").nth(i).input_value() for i in range(len(ARMS))]
+        arm => arm.innerText.includes('answered')).length == {len(MODEL_NAMES)}""")
+    return [page.locator(".answer textarea").nth(i).input_value() for i in range(len(MODEL_NAMES))]
 
 
 def shares(page) -> list[dict[str, int]]:
@@ -139,7 +139,7 @@ def test_a_clip_is_asked_about_and_the_arms_are_compared(opened, corpus):
     assert "Clip 1: 4.2 s" in text and "were heard" not in text
     source = opened.locator("#heard img").get_attribute("src")
     assert source.startswith("data:image/png;base64,") and len(source) > 5000
-    for arm, name in zip(opened.locator(".arm").all(), ARMS):
+    for arm, name in zip(opened.locator(".arm").all(), MODEL_NAMES):
         assert arm.inner_text().startswith(name)
         assert re.search(
             r"listened \d+\.\d\d s · first word \d+\.\d\d s · answered \d+\.\d\d s",
@@ -152,7 +152,7 @@ def test_muted_it_says_what_the_control_says(opened, corpus):
     opened.check("#muted input")
     ask(opened, *ALARM)
     texts, found = answered(opened), shares(opened)
-    for arm, text, of in zip(ARMS, texts, found):
+    for arm, text, of in zip(MODEL_NAMES, texts, found):
         model = LoadedModel(arm)
         heard, question = [model.listen([clip(corpus)])], [with_options(*ALARM)]
         (expected,), (unmuted,) = model.ask(question, heard, muted=True), model.ask(question, heard)
@@ -166,7 +166,7 @@ def test_two_clips_and_a_free_question(opened, corpus):
     upload(opened, clip(corpus, 2), "#other")
     ask(opened, "explain the difference in few words")
     assert all("audio 1" in text.lower() for text in answered(opened))
-    assert shares(opened) == [{}] * len(ARMS) and opened.locator("#heard img").count() == 2
+    assert shares(opened) == [{}] * len(MODEL_NAMES) and opened.locator("#heard img").count() == 2
 
 
 def test_of_a_long_clip_it_says_what_was_heard(opened, corpus):
@@ -362,9 +362,9 @@ def test_former_answers_do_not_stand_under_a_new_question(opened, corpus):
     ask(opened, *ALARM)
     ask(opened, "Which? A) one B) two", ("three", "four"), wait=False)
     assert "names options already" in complaint(opened)
-    assert [opened.locator(".answer textarea").nth(i).input_value() for i in range(len(ARMS))] == [
+    assert [opened.locator(".answer textarea").nth(i).input_value() for i in range(len(MODEL_NAMES))] == [
         ""
-    ] * len(ARMS)
+    ] * len(MODEL_NAMES)
     assert opened.locator("#heard img").count() == 0
 
 
@@ -402,7 +402,7 @@ def test_a_space_is_written(tmp_path):
     assert any(line.startswith("torch ==") for line in wanted) and not any(
         line.startswith((" ", "#")) for line in wanted
     )
-    assert {path.name for path in (space / "audiolm" / "demo" / "models").iterdir()} == set(ARMS)
+    assert {path.name for path in (space / "audiolm" / "demo" / "models").iterdir()} == set(MODEL_NAMES)
     app.main(["--space", str(tmp_path / "named"), "me/one", "me/two"])
     assert "\nmodels:\n- me/one\n- me/two\n" in (tmp_path / "named" / "README.md").read_text()
     assert not (tmp_path / "named" / "audiolm" / "demo" / "models").exists()

@@ -27,7 +27,7 @@ from audiolm.ask import table as question_table
 from audiolm.ask.model import LoadedModel
 from audiolm.data.answer_parsing import options, parse_answer, question_kind, with_options
 from audiolm.data.soundscapes.corpus import make_soundscapes
-from audiolm.demo import ARMS, models
+from audiolm.demo import MODEL_NAMES, models
 from audiolm.evaluation.scores import probabilities
 
 ROOT = Path(__file__).parents[2]
@@ -98,13 +98,13 @@ def test_a_question(scenes, capsys):
 
 
 def test_several_models_as_json(scenes, capsys):
-    run_ask.main([clip(scenes), *ALARM, "--model", *ARMS, "--json"])
+    run_ask.main([clip(scenes), *ALARM, "--model", *MODEL_NAMES, "--json"])
     found = json.loads(capsys.readouterr().out)
     assert (
         found["question"] == "Which sound can be heard? A) cricket B) engine C) footsteps D) alarm"
     )
     assert found["clips"] == [clip(scenes)] and [of["model"] for of in found["answers"]] == list(
-        ARMS
+        MODEL_NAMES
     )
     for of in found["answers"]:
         assert (
@@ -434,7 +434,7 @@ def test_the_demos_models_listen(scenes):
         for row in rows
     ]
     every = sorted({clip for of in clips for clip in of})
-    for arm in ARMS:
+    for arm in MODEL_NAMES:
         model, right = LoadedModel(arm), []
         heard = dict(zip(every, model.listen(every)))
         for muted in (False, True):

@@ -31,7 +31,7 @@ def hand_made():
         "category": {"count": group(8, 12)},
         "micro": group(8, 12),
         "macro_accuracy": 0.625,
-        "listening": {},
+        "audio_gain": {},
         "text": {"caption": {"n": 3, "loss_per_answer_token": 1.25, "mean_words": 4.0}},
     }
     chance = {
@@ -41,7 +41,7 @@ def hand_made():
         "macro_accuracy": 0.375,
     }
     return {
-        "arms": {"htsat": heard, "deaf": {**chance, "text": {}, "listening": {}}},
+        "arms": {"htsat": heard, "deaf": {**chance, "text": {}, "audio_gain": {}}},
         "majority": chance,
         "statistics": {},
     }
@@ -126,7 +126,7 @@ def made_run(
         rows.append({**QUESTION, **kinds[i % 3], "filepath1": clip_name, "audio": [clip_name]})
     said = [
         {
-            "heard": {
+            "audio": {
                 "loss": 1.0,
                 "n_tokens": 1,
                 "scores": {
@@ -274,9 +274,9 @@ def test_a_lead_that_a_seed_takes_back_is_no_difference():
 def test_a_model_without_audio_is_a_control_of_those_with_it():
     heard, deaf = [1, 1, 1, 1, 0, 0] * 10, [1, 1, 0, 1, 0, 0] * 10
     found = compare({"a": seeds(heard), "text_only": seeds(deaf, no_audio=True), "b": seeds(deaf)})
-    above = found["arms"]["a"]["listening"]["macro"]
+    above = found["arms"]["a"]["audio_gain"]["macro"]
     assert above["best_control"] == "text_only" and above["difference"] == pytest.approx(0.5 / 3)
-    assert found["arms"]["text_only"]["listening"] == {}
+    assert found["arms"]["text_only"]["audio_gain"] == {}
     assert [(pair["a"], pair["b"]) for pair in found["statistics"]["primary"]] == [
         ("a", "b")
     ]  # no arm of the family

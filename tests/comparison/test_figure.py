@@ -65,7 +65,7 @@ def arm(bits, tokens, points, **more):
         "no_audio": False,
         "bits_per_second": bits,
         "tokens_per_second": tokens,
-        "listening": {"macro": macro},
+        "audio_gain": {"macro": macro},
         **more,
     }
 
@@ -122,7 +122,7 @@ def test_names_do_not_stand_on_each_other():
 
 def test_the_file_is_one_svg_without_scripts(tmp_path):
     arms = {"<a&b>": arm(100, 10, 2), "b": arm(10_000, 40, float("nan"))}
-    arms["b"]["listening"]["macro"] |= {"difference": 0.01}
+    arms["b"]["audio_gain"]["macro"] |= {"difference": 0.01}
     assert write_figure(tmp_path / "figure.svg", {"arms": arms})
     text = (tmp_path / "figure.svg").read_text(encoding="utf-8")
     root = ElementTree.fromstring(text)

@@ -114,7 +114,7 @@ def answered(number, arm, seed, deaf, asked=ASKED):
     }
     row["controls"]["noise"] = {"loss": 4.0, "answers": given(kind, right, number == 1, 0.6)}
     if not deaf and kind == "mcq" and number < 3:  # a row less than was heard
-        row["controls"]["relettered"] = {
+        row["controls"]["option_relabel"] = {
             "loss": 4.0,
             "answers": given(kind, right, number < 2, 0.6),
         }
@@ -284,7 +284,7 @@ def test_marks_stand_where_the_figures_are(made):
     assert rows["all closed rows"]["lanes"][0]["controls"] == []
 
     by_arm = {
-        (row["name"], row["arm"]): row for row in control_rows(found, ["noise", "relettered"])
+        (row["name"], row["arm"]): row for row in control_rows(found, ["noise", "option_relabel"])
     }
     noise, letters = by_arm["mcq", "htsat"]["controls"]
     assert (
@@ -359,7 +359,7 @@ def test_rows_to_look_through_by_hand(made, audio):
         ("protocol", "generate"),
         ("control", "majority"),
         ("control", "noise"),
-        ("control", "relettered"),
+        ("control", "option_relabel"),
     ]
     assert (
         third["conditions"][4]["cells"]["htsat"]["parsed"] == "a"

@@ -111,7 +111,7 @@ def test_end_to_end(compared, parts):
         "mcq": 0.5,
         "yes_no": 0.5,
     }
-    above = comparison["arms"]["mimi_full"]["listening"]["macro"]
+    above = comparison["arms"]["mimi_full"]["audio_gain"]["macro"]
     assert (
         above["control_accuracy"] >= comparison["arms"]["text_only"]["macro_accuracy"]
     )  # a control of the arm with audio

@@ -102,7 +102,7 @@ def test_budgets_have_folders_and_a_table_of_their_own(in_turn, config, capsys):
             assert json.loads((inside / "seed-1" / "trainer_state.json").read_text())[
                 "global_step"
             ] == int(steps)
-            assert of[arm]["listening"]["best_control"] == "no_audio"
+            assert of[arm]["audio_gain"]["best_control"] == "no_audio"
     assert found["budgets"]["2"]["mimi_full"]["macro"] == found["arms"]["mimi_full"]["macro"]
     main(words(config[0], config[1], "in_turn", budgets=[1, 2]))
     said = capsys.readouterr().out

@@ -19,7 +19,7 @@ from support.builders import EMPTY, MCQ, SHARED, YES_NO, clip, needs_shared
 from audiolm.data import audio_check as audio
 from audiolm.data import check_audio, load_reasonaqa
 from audiolm.data import prepare as run_prepare
-from audiolm.data.audio_check import clip_facts, examine
+from audiolm.data.audio_check import clip_facts, inspect_clips
 from audiolm.data.cache import Remembered
 from audiolm.data.corpus_check import CLIP_KINDS, CorpusCheck, table
 
@@ -355,7 +355,7 @@ def looked(folder, used=10.0, stop=10**9, wait=None):
         time.sleep((wait or {}).get(path, 0))
         return clip_facts(path, seconds)
 
-    return examine(sorted(map(str, (folder / "audio").iterdir())) * 2, used, look=look), sorted(
+    return inspect_clips(sorted(map(str, (folder / "audio").iterdir())) * 2, used, look=look), sorted(
         seen
     )
 
@@ -365,7 +365,7 @@ def test_a_file_is_looked_at_once_until_it_changes(folder):
     assert seen == ["e0", "t0", "t1", "t2", "v0"] and looked(folder) == (facts, [])
     write(folder, "t1.wav", gain=0)  # of the same size
     (folder / "audio" / "t2.wav").unlink()
-    changed = examine(list(facts))
+    changed = inspect_clips(list(facts))
     assert [changed[str(folder / "audio" / f"t{i}.wav")].kind for i in range(3)] == [
         "sound",
         "silent",

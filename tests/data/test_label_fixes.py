@@ -8,7 +8,7 @@ from support.builders import SHARED, arguments, needs_shared
 
 from audiolm.data import load_reasonaqa
 from audiolm.data.answer_parsing import options, parse_answer
-from audiolm.data.label_fixes import Mending, entailment_labels, fix_cle_label, shuffle_options
+from audiolm.data.label_fixes import RowFixes, entailment_labels, fix_cle_label, shuffle_options
 from audiolm.training.train import main as train
 
 FOUR = "a) It is definitely true b) It is definitely false c) It is plausible d) I cannot determine"
@@ -151,7 +151,7 @@ def test_letters_are_even_and_other_rows_stay():
             row["question_type"] != "mcq" or parse_answer("mcq", row["input"], row["answer"]) == "b"
         )
     )
-    mended = Mending(None, 0).rows(leaning)
+    mended = RowFixes(None, 0).rows(leaning)
     letters = Counter()
     for before, after in zip(leaning, mended):
         if before["question_type"] == "mcq":
@@ -163,7 +163,7 @@ def test_letters_are_even_and_other_rows_stay():
         40 < letters[letter] < 80 for letter in "abcd"
     )  # 59.5 each, by 3 deviations
     assert (
-        leaning["question_type"] == mended["question_type"] and Mending().rows(leaning) is leaning
+        leaning["question_type"] == mended["question_type"] and RowFixes().rows(leaning) is leaning
     )
 
 

@@ -5,7 +5,12 @@ import torch
 from support.builders import clip
 
 from audiolm.data import ReasonAQACollator, encode_clips
-from audiolm.evaluation.answering import answer_batch, branched, candidates, likeliest
+from audiolm.evaluation.answering import (
+    answer_batch,
+    build_scoring_batch,
+    candidates,
+    most_likely_option,
+)
 
 
 def rows_and_features(model, processor, count=6):
@@ -78,7 +83,7 @@ def test_one_row_or_many_at_once(parts):
 
 
 def test_a_branch_sees_its_prompt_and_itself_by_hand():
-    made = branched([[7, 8], [9]], [[[1], [2, 3]], [[4]]], pad=0)
+    made = build_scoring_batch([[7, 8], [9]], [[[1], [2, 3]], [[4]]], pad=0)
     assert made["input_ids"].tolist() == [[7, 8, 1, 2, 3], [0, 9, 4, 0, 0]]
     assert made["position_ids"][0].tolist() == [0, 1, 2, 2, 3] and made["position_ids"][
         1, 1:3
@@ -99,9 +104,9 @@ def test_a_branch_sees_its_prompt_and_itself_by_hand():
 
 def test_likeliest_option():
     scores = {"a": (-3.0, 1), "b": (-4.0, 4), "c": (-9.0, 3)}
-    assert likeliest(scores) == "a" and likeliest(scores, normalised=True) == "b"
-    assert likeliest({"a": (-3.0, 1), "b": (-3.0, 2)}) is None  # equally likely: no answer
-    assert likeliest({}) is None
+    assert most_likely_option(scores) == "a" and most_likely_option(scores, normalised=True) == "b"
+    assert most_likely_option({"a": (-3.0, 1), "b": (-3.0, 2)}) is None  # equally likely: no answer
+    assert most_likely_option({}) is None
 
 
 def test_options_are_written_as_training_writes_answers():

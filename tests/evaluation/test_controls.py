@@ -14,7 +14,11 @@ from support.builders import EMPTY, MCQ, TWO_PROCESSES, YES_NO, arguments, clip
 
 from audiolm.data import load_reasonaqa
 from audiolm.evaluation.arguments import parse_arguments
-from audiolm.evaluation.controls import commonest_answers, noise_of_equal_power, reletter
+from audiolm.evaluation.controls import (
+    commonest_answers,
+    noise_of_equal_power,
+    shift_option_letters,
+)
 from audiolm.evaluation.evaluate import main as evaluate
 from audiolm.evaluation.predict import chunks
 from audiolm.training.train import main as train
@@ -40,15 +44,15 @@ def test_options_move_on_by_a_letter_by_hand():
         "input": "What is it? A) rain B) a dog C) wind Choose.",
         "answer": "B) a dog",
     }
-    moved, old = reletter(row)
+    moved, old = shift_option_letters(row)
     assert (
         moved["input"] == "What is it? A) wind Choose. B) rain C) a dog"
         and moved["answer"] == "C) a dog"
     )
     assert old == {"a": "c", "b": "a", "c": "b"}
-    assert reletter({**row, "input": "What? A) rain B) none of the above"}) is None
+    assert shift_option_letters({**row, "input": "What? A) rain B) none of the above"}) is None
     assert (
-        reletter(
+        shift_option_letters(
             {
                 "question_type": "yes_no",
                 "input": "Is it? Answer only using yes or no.",
@@ -135,8 +139,8 @@ def test_a_model_that_listens_is_better_than_every_control(tmp_path, tokenizer):
     assert accuracy(metrics) == 1
     for control in ("majority", "no_audio", "question_only"):
         assert accuracy(metrics, control) == 0.5
-    assert accuracy(metrics, "noise") <= 0.75 and accuracy(metrics, "other_audio") <= 0.75
-    above = metrics["listening"]["mcq"]
+    assert accuracy(metrics, "noise") <= 0.75 and accuracy(metrics, "mismatched_audio") <= 0.75
+    above = metrics["audio_gain"]["mcq"]
     assert (
         above["difference"] == pytest.approx(1 - above["control_accuracy"])
         and above["ci95_low"] > 0
@@ -152,14 +156,14 @@ def test_position_bias_is_exposed_by_other_letters_and_the_majority(tmp_path, to
     ]
     metrics = results(tmp_path, tokenizer, rows)
     assert accuracy(metrics) == 1 and accuracy(metrics, "majority") == 1
-    relettered = metrics["controls"]["relettered"]
+    option_relabel = metrics["controls"]["option_relabel"]
     assert (
-        relettered["consistency"]["mcq"] == {"n": 24, "same_option": 0.0}
-        and accuracy(metrics, "relettered") == 0
+        option_relabel["consistency"]["mcq"] == {"n": 24, "same_option": 0.0}
+        and accuracy(metrics, "option_relabel") == 0
     )
     assert (
-        metrics["listening"]["mcq"]["difference"] == 0
-        and metrics["listening"]["mcq"]["ci95_low"] == 0
+        metrics["audio_gain"]["mcq"]["difference"] == 0
+        and metrics["audio_gain"]["mcq"]["ci95_low"] == 0
     )
 
 
@@ -176,13 +180,13 @@ def test_text_that_leaks_the_answer_is_exposed_by_the_question_only_model(tmp_pa
         and accuracy(metrics, "question_only") == 1
         and accuracy(metrics, "majority") == 0.5
     )
-    assert metrics["listening"]["mcq"]["best_control"] in (
+    assert metrics["audio_gain"]["mcq"]["best_control"] in (
         "no_audio",
         "noise",
-        "other_audio",
+        "mismatched_audio",
         "question_only",
     )
-    assert metrics["listening"]["mcq"]["difference"] == 0
+    assert metrics["audio_gain"]["mcq"]["difference"] == 0
 
 
 def test_a_deaf_model_is_exposed_by_noise_and_other_audio(tmp_path, tokenizer):
@@ -194,16 +198,16 @@ def test_a_deaf_model_is_exposed_by_noise_and_other_audio(tmp_path, tokenizer):
         for line in (tmp_path / "results" / "predictions.jsonl").read_text().split("\n")[:-1]
     ]
     for row in said:
-        for control in ("noise", "other_audio", "no_audio", "question_only"):
+        for control in ("noise", "mismatched_audio", "no_audio", "question_only"):
             assert (
                 row["controls"][control]["answers"]["likelihood"]["parsed"]
                 == row["answers"]["likelihood"]["parsed"]
             )
     assert (
-        accuracy(metrics) == accuracy(metrics, "noise") == accuracy(metrics, "other_audio") == 0.5
+        accuracy(metrics) == accuracy(metrics, "noise") == accuracy(metrics, "mismatched_audio") == 0.5
     )
     assert (
-        metrics["listening"]["macro"]["ci95_low"] <= 0 <= metrics["listening"]["macro"]["ci95_high"]
+        metrics["audio_gain"]["macro"]["ci95_low"] <= 0 <= metrics["audio_gain"]["macro"]["ci95_high"]
     )
 
 
@@ -353,7 +357,7 @@ def test_chunks_hold_whole_clips(trained):
 
 def test_controls_that_cannot_be_run_are_named(trained, capsys):
     args = parse_arguments(command(trained, "x"))
-    assert args.controls == ["no_audio", "noise", "other_audio", "relettered"]
+    assert args.controls == ["no_audio", "noise", "mismatched_audio", "option_relabel"]
     left = {
         "majority": "--train_file was not given",
         "question_only": "--question_only_model was not given",

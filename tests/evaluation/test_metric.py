@@ -9,8 +9,8 @@ from audiolm.evaluation import ReasonAQAMetric, metric, parse_answer
 from audiolm.evaluation import text_metrics as texts
 from audiolm.evaluation.metric import wilson
 from audiolm.evaluation.scores import (
+    audio_gain,
     clips_of,
-    listening,
     option_probabilities,
     predicted_rows,
     score,
@@ -152,9 +152,9 @@ CAPTION = {
 
 def test_an_unparsed_answer_is_wrong_and_counted():
     rows = rows_of(
-        (RAIN, {"heard": said("A) rain", a=-1, b=-2)}),
-        (RAIN, {"heard": said("thunder", a=-3, b=-2)}),
-        (CAPTION, {"heard": said("some three words")}),
+        (RAIN, {"audio": said("A) rain", a=-1, b=-2)}),
+        (RAIN, {"audio": said("thunder", a=-3, b=-2)}),
+        (CAPTION, {"audio": said("some three words")}),
     )
     assert [row["answers"]["generate"]["correct"] for row in rows] == [True, False, None]
     assert [row["answers"].get("likelihood", {}).get("correct") for row in rows] == [
@@ -181,16 +181,16 @@ def test_options_under_other_letters_are_counted_under_their_own():
     """ "A) rain" is "B) rain" when all options move on by a letter."""
     moved = said("B) rain", a=-5, b=-1, c=-4, d=-3)
     (row,) = rows_of(
-        (RAIN, {"heard": said("A) rain", a=-1, b=-2, c=-3, d=-4), "relettered": moved})
+        (RAIN, {"audio": said("A) rain", a=-1, b=-2, c=-3, d=-4), "option_relabel": moved})
     )
-    of = row["controls"]["relettered"]["answers"]
+    of = row["controls"]["option_relabel"]["answers"]
     assert (
         of["generate"]["parsed"] == of["likelihood"]["parsed"] == "a"
         and of["likelihood"]["correct"]
     )
     assert of["likelihood"]["scores"] == {"a": [-1, 2], "b": [-4, 2], "c": [-3, 2], "d": [-5, 2]}
     metrics = score([row], "likelihood", 10.0)
-    assert metrics["controls"]["relettered"]["consistency"] == {"mcq": {"n": 1, "same_option": 1.0}}
+    assert metrics["controls"]["option_relabel"]["consistency"] == {"mcq": {"n": 1, "same_option": 1.0}}
 
 
 def test_recordings_are_known_by_their_file_names():
@@ -204,10 +204,10 @@ def test_recordings_are_known_by_their_file_names():
 
 
 def test_clips_heard_whole_and_cut_are_told_apart():
-    whole = rows_of((RAIN, {"heard": said("", a=-1, b=-2)}), seconds=10.0)
-    cut = rows_of((RAIN, {"heard": said("", a=-2, b=-1)}), seconds=10.1)
-    heard = score(whole + cut, "likelihood", 10.0)["heard"]
-    assert (heard["whole"]["accuracy"], heard["cut"]["accuracy"]) == (1, 0)
+    whole = rows_of((RAIN, {"audio": said("", a=-1, b=-2)}), seconds=10.0)
+    cut = rows_of((RAIN, {"audio": said("", a=-2, b=-1)}), seconds=10.1)
+    heard = score(whole + cut, "likelihood", 10.0)["truncation"]
+    assert (heard["full"]["accuracy"], heard["truncated"]["accuracy"]) == (1, 0)
 
 
 def test_listening_by_hand():
@@ -217,14 +217,14 @@ def test_listening_by_hand():
         return (
             RAIN,
             {
-                "heard": said("", a=-1 if right else -3, b=-2),
+                "audio": said("", a=-1 if right else -3, b=-2),
                 "no_audio": said("", a=-1 if deaf else -3, b=-2),
                 "noise": said("", a=-1 if noise else -3, b=-2),
             },
         )
 
     rows = rows_of(row(1, 0, 1), row(1, 0, 1), row(1, 1, 0), row(0, 0, 0))
-    above = listening(rows, "likelihood")["mcq"]
+    above = audio_gain(rows, "likelihood")["mcq"]
     assert above["best_control"] == "noise" and above["difference"] == 0.25
     assert (above["accuracy"], above["control_accuracy"]) == (0.75, 0.5)
     assert (
@@ -237,7 +237,7 @@ def test_the_majority_of_training_is_a_control():
         {**RAIN, "filepath2": ""}
     ]
     metrics = score(
-        rows_of((RAIN, {"heard": said("", a=-1, b=-2)}), training=training), "likelihood", 10.0
+        rows_of((RAIN, {"audio": said("", a=-1, b=-2)}), training=training), "likelihood", 10.0
     )
     assert (
         metrics["controls"]["majority"]["micro"]["accuracy"] == 0
@@ -246,7 +246,7 @@ def test_the_majority_of_training_is_a_control():
 
 
 def test_probabilities_of_options_by_hand():
-    (row,) = rows_of((RAIN, {"heard": said("", a=-1.0, b=-2.0)}))
+    (row,) = rows_of((RAIN, {"audio": said("", a=-1.0, b=-2.0)}))
     found = option_probabilities(row)
     assert found["a"] == pytest.approx(1 / (1 + 2.718281828**-1)) and sum(
         found.values()
@@ -254,7 +254,7 @@ def test_probabilities_of_options_by_hand():
 
 
 def test_the_table_is_printed_again_from_predictions(tmp_path, capsys):
-    rows = rows_of((RAIN, {"heard": said("A) rain", a=-1, b=-2)}))
+    rows = rows_of((RAIN, {"audio": said("A) rain", a=-1, b=-2)}))
     file = tmp_path / "predictions.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     print_table([str(file)])

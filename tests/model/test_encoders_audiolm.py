@@ -19,14 +19,14 @@ from audiolm import (
     AudioLMProcessor,
     load_encoder,
 )
-from audiolm.checkpoints.encoders import altered, randomise_codebooks
+from audiolm.checkpoints.encoders import randomise_codebooks, with_overrides
 from audiolm.checkpoints.load import load_model
 from audiolm.configuration_audiolm import (
     ENCODER_TYPES,
     NUMBERED,
-    arm_of,
-    arms,
     default_encoder_config,
+    list_encoder_types,
+    parse_encoder_type,
 )
 from audiolm.data import FeatureCache, feature_statistics
 from audiolm.encoders_audiolm import CodecEncoder, MimiEncoder, build_encoder
@@ -70,7 +70,7 @@ def small_encoder(encoder_type: str):
     small = (
         {"first": SMALL_HTSAT, "second": SMALL_MIMI}
         if encoder_type == PAIR
-        else SMALL.get(arm_of(encoder_type)[0])
+        else SMALL.get(parse_encoder_type(encoder_type)[0])
     )
     encoder = build_encoder(default_encoder_config(encoder_type, small)).eval()
     for part in encoder.modules():
@@ -93,8 +93,8 @@ def noise(encoder, *seconds: float) -> tuple[torch.Tensor, list[int]]:
 
 
 def test_names():
-    assert arms()[:3] == ["htsat", "mimi_semantic", "mimi_full"] and "mimi_levels=1..32" in arms()
-    assert arm_of("mimi_levels=8") == arm_of("mimi_full") and arm_of("mimi_levels=1") == arm_of(
+    assert list_encoder_types()[:3] == ["htsat", "mimi_semantic", "mimi_full"] and "mimi_levels=1..32" in list_encoder_types()
+    assert parse_encoder_type("mimi_levels=8") == parse_encoder_type("mimi_full") and parse_encoder_type("mimi_levels=1") == parse_encoder_type(
         "mimi_semantic"
     )
     for name in (
@@ -131,12 +131,12 @@ def test_names():
         with pytest.raises(
             ValueError, match=r"is none of htsat, mimi_semantic, mimi_full, .*mimi_levels=1\.\.32"
         ):
-            arm_of(wrong)
+            parse_encoder_type(wrong)
     for wrong in ("htsat+htsat", "htsat+silence", "mellow+mimi_full"):
         with pytest.raises(ValueError, match="pair"):
-            arm_of(wrong)
+            parse_encoder_type(wrong)
     for name, (*_, least, most) in NUMBERED.items():
-        assert [arm_of(f"{name}={number}") for number in (least, most)]
+        assert [parse_encoder_type(f"{name}={number}") for number in (least, most)]
 
 
 def test_one_arm_is_not_taken_for_another():
@@ -349,7 +349,7 @@ def test_a_pair_of_encoders_that_were_kept_in_half_precision(encoders, tmp_path,
             }
         )
     )
-    limited = altered(load_encoder("mimi_full", str(tmp_path / "second")), band_limit=12000)
+    limited = with_overrides(load_encoder("mimi_full", str(tmp_path / "second")), band_limit=12000)
     assert {str(p.dtype) for p in limited.parameters()} == {"torch.float32"}
     pair = load_encoder(PAIR, f"{tmp_path / 'first'}+{tmp_path / 'second'}")
     config = AudioLMConfig(PAIR, pair.config, TEXT, 32)
@@ -411,7 +411,7 @@ def test_posteriors_are_those_of_the_grid(encoders):
 
 def test_what_a_lower_rate_lacks_is_not_heard(encoders):
     for name in ("htsat", "mimi_full", PAIR):
-        encoder = altered(encoders[name], band_limit=12000)
+        encoder = with_overrides(encoders[name], band_limit=12000)
         t = torch.arange(encoder.sample_rate) / encoder.sample_rate
         low, high = (torch.sin(2 * torch.pi * tone * t)[None] for tone in (3000, 9000))
         heard = encoder.heard(low + high, [len(t)])[0, 500:-500]
@@ -422,7 +422,7 @@ def test_what_a_lower_rate_lacks_is_not_heard(encoders):
             atol=1e-4,
         )
         assert torch.equal(
-            altered(encoders[name], band_limit=96000).encode(low), encoders[name].encode(low)
+            with_overrides(encoders[name], band_limit=96000).encode(low), encoders[name].encode(low)
         )
         clips, lengths = noise(
             encoder, 1.3, 0.41, 0.02
@@ -431,20 +431,20 @@ def test_what_a_lower_rate_lacks_is_not_heard(encoders):
             alone = encoder.encode(of[None, :length])[0]
             assert torch.allclose(row[: len(alone)], alone, atol=1e-4)
     with pytest.raises(ValueError, match="fewer than 1,000"):
-        altered(encoders["htsat"], band_limit=1)
+        with_overrides(encoders["htsat"], band_limit=1)
 
 
 def test_shorter_windows(encoders):
     for name in ("htsat", PAIR):
-        encoder, long = altered(encoders[name], window_seconds=0.5), 8 * encoders[name].sample_rate
+        encoder, long = with_overrides(encoders[name], window_seconds=0.5), 8 * encoders[name].sample_rate
         more = encoder.num_frames(long) - encoders[name].num_frames(long)
         assert more == 8 * 64 and len(
             encoder.encode(noise(encoder, 8)[0])[0]
         ) == encoder.num_frames(long)
     with pytest.raises(ValueError, match="HTSAT alone hears by windows"):
-        altered(encoders["mimi_full"], window_seconds=5)
+        with_overrides(encoders["mimi_full"], window_seconds=5)
     with pytest.raises(ValueError, match=r"window_seconds is 30, but HTSAT hears up to 7\.43 s"):
-        altered(encoders["htsat"], window_seconds=30)
+        with_overrides(encoders["htsat"], window_seconds=30)
 
 
 def test_embeddings_of_codes_are_learnt(encoders):

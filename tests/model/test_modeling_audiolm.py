@@ -126,7 +126,7 @@ def test_logits_in_parts_change_nothing(monkeypatch, tokenizer, freeze_lm):
 def test_a_step_does_not_wait_for_the_gpu(tokenizer, cached):
     for arm in ARMS:
         model = small_model(arm).cuda().train()
-        model.encoder.sizes_to_host()
+        model.encoder.move_conv_sizes_to_cpu()
         processor = AudioLMProcessor.from_config(model.config, tokenizer)
         sounds = {str(i): (clip(1 + i, seed=i), 24000) for i in range(2)}
         if cached:

@@ -12,8 +12,8 @@ from transformers import TrainingArguments
 from audiolm import AudioLMForConditionalGeneration
 from audiolm.checkpoints.load import merge_adapters
 from audiolm.evaluation.evaluate import main as evaluate
-from audiolm.training.adapters import optimizer_by_part, with_lora
-from audiolm.training.compile import cast_once
+from audiolm.training.adapters import add_lora_adapters, build_optimizer
+from audiolm.training.compile import cache_bf16_weights
 from audiolm.training.train import main as train
 from audiolm.training.train import parse
 
@@ -112,7 +112,7 @@ def test_adapters_resume_exactly(corpus, tokenizer):
 def test_merged_says_what_the_adapters_say():
     model = small_model("mimi_full", freeze_lm=True)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    adapted = with_lora(model, 4, 8).train()
+    adapted = add_lora_adapters(model, 4, 8).train()
     torch.manual_seed(0)
     for name, parameter in adapted.named_parameters():
         assert parameter.requires_grad == (".lora_" in name or ".modules_to_save." in name), name
@@ -138,7 +138,7 @@ def test_merged_says_what_the_adapters_say():
 def test_each_part_has_its_learning_rate(rate, lm_rate, tmp_path):
     model = small_model("mimi_semantic", freeze_lm=False).train()
     args = TrainingArguments(str(tmp_path), learning_rate=float(rate), weight_decay=0.1)
-    optimizer = optimizer_by_part(model, args, float(lm_rate))
+    optimizer = build_optimizer(model, args, float(lm_rate))
     assert {(group["lr"], group["weight_decay"]) for group in optimizer.param_groups} == {
         (float(r), decay) for r in (rate, lm_rate) for decay in (0.1, 0.0)
     }
@@ -225,7 +225,7 @@ def test_weights_cast_once_give_the_same_numbers():
         return loss, *(p.grad.clone() for p in model.mapper.parameters())
 
     model, plain = small_model("mimi_full"), small_model("mimi_full")
-    cast_once(model.language_model)
+    cache_bf16_weights(model.language_model)
     assert model.state_dict().keys() == plain.state_dict().keys()
     for changed in (False, True):
         if changed:

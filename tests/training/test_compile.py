@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from audiolm import AudioLMProcessor
 from audiolm.data import ReasonAQACollator
-from audiolm.training.compile import PAD_TO, cast_once, compile_layers
+from audiolm.training.compile import PAD_TO, cache_bf16_weights, compile_layers
 from audiolm.training.train import main as train
 
 on_gpu = pytest.mark.skipif(
@@ -62,7 +62,7 @@ def alike(one, other, tolerance: float) -> bool:
 def pair(tokenizer, backend):
     """A plain model and a compiled one of the same weights, and their batches."""
     plain, model = small_model("mimi_full").train(), small_model("mimi_full").train()
-    cast_once(model.language_model)
+    cache_bf16_weights(model.language_model)
     compile_layers(model.language_model, backend)
     return plain, model, batches(plain, tokenizer)
 

@@ -21,8 +21,8 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from audiolm.training import train as run_train
-from audiolm.training.distributed import not_finite, precision, refusal
-from audiolm.training.resume import RECORD, fault
+from audiolm.training.distributed import any_not_finite, precision, refusal
+from audiolm.training.resume import RECORD, find_checkpoint_problem
 from audiolm.training.train import main as train
 from audiolm.training.train import parse
 from audiolm.training.trainer import ParallelTrainer
@@ -155,13 +155,13 @@ def test_two_nodes_end_as_one_process(nodes):
     )
     assert written == ["checkpoint-2/rng_state_1.pth", "checkpoint-4/rng_state_1.pth"]
     assert (
-        fault(corpus / "out0" / "checkpoint-4")
+        find_checkpoint_problem(corpus / "out0" / "checkpoint-4")
         == "the states of 2 processes are wanted, but 1 are there"
     )
     shutil.copy(
         corpus / "out1" / "checkpoint-4" / "rng_state_1.pth", corpus / "out0" / "checkpoint-4"
     )
-    assert fault(corpus / "out0" / "checkpoint-4") is None
+    assert find_checkpoint_problem(corpus / "out0" / "checkpoint-4") is None
 
 
 def test_a_process_that_dies_ends_the_job(nodes):
@@ -318,7 +318,7 @@ def test_a_shared_model_learns_as_a_whole_one(shared):
 @pytest.mark.slow
 def test_a_shared_model_is_saved_and_gone_on_from(shared):
     corpus, _ = shared
-    assert fault(corpus / "two_whole" / "checkpoint-4") is None
+    assert find_checkpoint_problem(corpus / "two_whole" / "checkpoint-4") is None
     assert_same(corpus / "two", corpus / "one")
     for folder in (corpus / "two", corpus / "two" / "checkpoint-4"):
         code = sorted(file.name for file in folder.glob("*.py"))
@@ -337,7 +337,7 @@ def test_a_shared_model_is_saved_and_gone_on_from(shared):
     assert abs(one - two) < 2000  # tied weights once
     optimizer = corpus / "two" / "checkpoint-2" / "optimizer.bin"
     optimizer.write_bytes(optimizer.read_bytes()[:1000])
-    assert fault(corpus / "two" / "checkpoint-2").startswith("optimizer.bin is missing or torn")
+    assert find_checkpoint_problem(corpus / "two" / "checkpoint-2").startswith("optimizer.bin is missing or torn")
 
 
 @pytest.mark.slow
@@ -398,7 +398,7 @@ def test_two_processes_go_on_in_an_uneven_epoch(corpus, tokenizer):
 
 
 def test_one_gradient_is_enough():
-    assert not not_finite([torch.ones(3), torch.zeros(2)]) and not_finite(
+    assert not any_not_finite([torch.ones(3), torch.zeros(2)]) and any_not_finite(
         [torch.ones(3), torch.tensor([1.0, float("nan")])]
     )
 
@@ -491,8 +491,8 @@ def test_a_checkpoint_of_deepspeed_is_looked_at(tmp_path):
         torch.save({"state": torch.zeros(3)}, tmp_path / name)
     for name in ("trainer_state.json", RECORD):
         (tmp_path / name).write_text("{}")
-    assert fault(tmp_path).startswith("optimizer.pt is missing")  # it was killed before the end
+    assert find_checkpoint_problem(tmp_path).startswith("optimizer.pt is missing")  # it was killed before the end
     (tmp_path / "latest").write_text("global_step2")
-    assert fault(tmp_path) is None
+    assert find_checkpoint_problem(tmp_path) is None
     (tmp_path / parts[1]).write_bytes((tmp_path / parts[1]).read_bytes()[:300])
-    assert fault(tmp_path).startswith(f"{parts[1]} is missing or torn")
+    assert find_checkpoint_problem(tmp_path).startswith(f"{parts[1]} is missing or torn")

@@ -21,7 +21,11 @@ from audiolm.data.prepare import main as prepare
 from audiolm.training import train as run_train
 from audiolm.training.callbacks import StopOnSignal
 from audiolm.training.disk import describe_disk_error
-from audiolm.training.resume import checkpoint_to_resume, drop_torn, fault
+from audiolm.training.resume import (
+    checkpoint_to_resume,
+    delete_incomplete_checkpoint,
+    find_checkpoint_problem,
+)
 from audiolm.training.train import main as train
 
 # run_train.py, to which something happens: SIGNAL at the end of STEP, or SIGKILL as it writes FILE of checkpoint-STEP
@@ -167,7 +171,7 @@ def test_two_processes_stop_at_one_step(corpus, tokenizer):
     done = happens(corpus, "SIGTERM 2", words, tuple(TWO_PROCESSES))  # to the first one alone
     assert done.returncode != 0 and "step 3 is saved" in done.stderr
     checkpoint = corpus / "out" / "checkpoint-3"
-    assert fault(checkpoint) is None
+    assert find_checkpoint_problem(checkpoint) is None
     again = happens(
         corpus, "nothing 0", [*words, "--resume_from_checkpoint", "true"], tuple(TWO_PROCESSES)
     )
@@ -175,7 +179,7 @@ def test_two_processes_stop_at_one_step(corpus, tokenizer):
     assert_same_end(corpus / "out", (weights(corpus / "whole"), losses(corpus / "whole")))
     checkpoint = corpus / "out" / "checkpoint-6"
     (checkpoint / "rng_state_1.pth").unlink()
-    assert fault(checkpoint) == "the states of 2 processes are wanted, but 1 are there"
+    assert find_checkpoint_problem(checkpoint) == "the states of 2 processes are wanted, but 1 are there"
 
 
 def test_going_on_with_other_settings_is_refused_unless_asked_for(corpus, run):
@@ -279,7 +283,7 @@ def test_a_checkpoint_is_whole_before_an_earlier_one_gives_way(corpus, tokenizer
 
     def look(output_dir, **options):
         found.append(
-            fault(
+            find_checkpoint_problem(
                 max(Path(output_dir).glob("checkpoint-*"), key=lambda folder: int(folder.name[11:]))
             )
         )
@@ -291,8 +295,8 @@ def test_a_checkpoint_is_whole_before_an_earlier_one_gives_way(corpus, tokenizer
 
 
 def test_a_whole_checkpoint_is_never_dropped(corpus, run):
-    assert drop_torn(str(corpus / "whole"), 6).startswith("step 6 is saved; ")
-    assert fault(corpus / "whole" / "checkpoint-6") is None
+    assert delete_incomplete_checkpoint(str(corpus / "whole"), 6).startswith("step 6 is saved; ")
+    assert find_checkpoint_problem(corpus / "whole" / "checkpoint-6") is None
     with pytest.raises(RuntimeError) as torn:
         torch.load(
             io.BytesIO((corpus / "whole" / "checkpoint-6" / "optimizer.pt").read_bytes()[:900]),
@@ -375,7 +379,7 @@ def test_a_signal_breaks_an_evaluation_off_and_the_step_is_saved(
         train(words)
     assert stopped.value.code == 128 + signal.SIGTERM and 2 <= len(asked) < 8  # of 16 batches
     assert set(asked) == {3} and saved == [3]
-    assert fault(corpus / "out" / "checkpoint-3") is None
+    assert find_checkpoint_problem(corpus / "out" / "checkpoint-3") is None
     train([*words, "--resume_from_checkpoint", "true"])
     assert_same_end(corpus / "out", (weights(corpus / "whole"), losses(corpus / "whole")))
 
