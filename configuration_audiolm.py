@@ -269,7 +269,8 @@ def parse_encoder_type(encoder_type: str) -> tuple[str, dict]:
                 f"encoder_type {encoder_type!r:.60}: a pair is of two arms that hear, and not the same one twice"
             )
         if any(
-            of.get("posteriors") for of in (parse_encoder_type(name)[1] for name in encoder_type.split("+"))
+            of.get("posteriors")
+            for of in (parse_encoder_type(name)[1] for name in encoder_type.split("+"))
         ):
             raise ValueError(
                 f"encoder_type {encoder_type!r:.60}: posteriors and their latent are a pair already"
@@ -280,7 +281,9 @@ def parse_encoder_type(encoder_type: str) -> tuple[str, dict]:
         model_type, fields, field, least, most = NUMBERED[name]
         if least <= int(number) <= most and str(int(number)) == number:  # one name for each
             return model_type, {**fields, field: int(number)}
-    raise ValueError(f"encoder_type {encoder_type!r:.60} is none of {', '.join(list_encoder_types())}")
+    raise ValueError(
+        f"encoder_type {encoder_type!r:.60} is none of {', '.join(list_encoder_types())}"
+    )
 
 
 def default_encoder_config(

@@ -1,28 +1,27 @@
-"""The process of a run: its cores and memory, and `run_info.json`, by which its numbers can be made again."""
+"""What every room needs: errors for the user, the record of a run, the CPU, digests, files that are complete or absent."""
 
 import ctypes
-import gc
+import functools
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
 import shlex
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 
 from . import __version__
 
-OUT_OF_MEMORY = "the memory does not suffice, as it seems; take a smaller --batch_size"
-FILE = "run_info.json"
+RUN_INFO_FILE = "run_info.json"
 PACKAGES = (
     "torchaudio",
     "datasets",
@@ -34,54 +33,199 @@ PACKAGES = (
     "soundfile",
     "peft",
 )
-SECRET = re.compile(
-    r"token(?![si])|password|secret|api[-_]?key|credential", re.IGNORECASE
-)  # not tokens, nor tokenizer
+# Options that name a secret. `--max_new_tokens` and `--tokenizer` do not.
+SECRET_OPTION = re.compile(r"token(?![si])|password|secret|api[-_]?key|credential", re.IGNORECASE)
+SECRET_VALUE = re.compile(r"\b(hf_|sk-|ghp_|github_pat_)\w+")
+PASSWORD_IN_URL = re.compile(r"://[^/@\s]+@")
+
+# mallopt's parameters, from glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+LARGE_BLOCK_BYTES = 2**22
+
+logger = logging.getLogger("audiolm")
 
 
-def without_secrets(words: list[str]) -> list[str]:
-    """Words of a command line, with `***` for what follows an option that names a secret, looks like a token, or stands before
-    the @ of an address."""
-    kept, hide = [], False
-    for word in words:
-        name, equals, _ = word.partition("=")
-        secret = name.startswith("-") and SECRET.search(name)
-        if hide and not word.startswith("-"):
-            word = "***"
-        elif secret and equals:
-            word = f"{name}=***"
-        hide = bool(secret and not equals)
-        word = re.sub(r"\b(hf_|sk-|ghp_|github_pat_)\w+", r"\1***", word)
-        kept.append(re.sub(r"://[^/@\s]+@", "://***@", word))
-    return kept
+class UserError(ValueError):
+    """A wrong option, path or file. Commands print its message as one line, without a traceback."""
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+def report_user_errors(program: str) -> Callable[[Callable], Callable]:
+    """Decorates a command's `main`: a `UserError` becomes one line on stderr and exit status 1.
 
-
-def run_info(program: str, words: list[str] | None, **more) -> dict:
-    """What was run.
+    Every other exception is a bug and keeps its traceback.
 
     Args:
-        program: its file's name. words: its command line, by default this process's. more: what else belongs to it, such as
-            fingerprints of data.
+        program: Name that stands before the message, such as `run_train.py` or `audiolm ask`.
     """
-    gpu = torch.cuda.is_available()
+
+    def decorate(main: Callable) -> Callable:
+        @functools.wraps(main)
+        def wrapped(*args, **kwargs):
+            try:
+                return main(*args, **kwargs)
+            except UserError as error:
+                sys.exit(f"{program}: {error}")
+
+        return wrapped
+
+    return decorate
+
+
+# ------------------------------------------------------------------------------------------------
+# Files and digests
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a UTF-8 file that is complete or absent: a killed process leaves the earlier file."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Writes a value as indented JSON with `write_text`."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def file_digest(path: str | Path) -> str:
+    """Returns the SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def json_digest(value: object) -> str:
+    """Returns the SHA-256 of a value's JSON with sorted keys, in hexadecimal."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def file_facts(path: str | Path) -> dict[str, str]:
+    """Returns `name` and `sha256` of a file."""
+    return {"name": Path(path).name, "sha256": file_digest(path)}
+
+
+def public_name(name_or_path: str) -> str:
+    """Returns a name that may be published: a Hub name as it is, the last part of a local path."""
+    path = Path(name_or_path)
+    return path.name if path.exists() or path.is_absolute() else name_or_path
+
+
+# ------------------------------------------------------------------------------------------------
+# Figures for people
+
+
+def format_duration(seconds: float) -> str:
+    """Formats a duration.
+
+    >>> format_duration(0.0123), format_duration(75), format_duration(8000)
+    ('12.3 ms', '1:15 min', '2:13 h')
+    """
+    if seconds < 1:
+        return f"{1000 * seconds:.1f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, unit = (seconds / 60, "h") if seconds >= 3600 else (seconds, "min")
+    return f"{int(minutes // 60)}:{int(minutes % 60):02d} {unit}"
+
+
+def format_bytes(size: float) -> str:
+    """Formats a number of bytes in decimal units.
+
+    >>> format_bytes(999), format_bytes(1_500_000), format_bytes(98e9)
+    ('999 B', '1.5 MB', '98.0 GB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            return f"{size:.0f} B" if unit == "B" else f"{size:,.1f} {unit}"
+        size /= 1000
+    raise AssertionError("unreachable")
+
+
+# ------------------------------------------------------------------------------------------------
+# The record of a run
+
+
+def remove_secrets(argv: list[str]) -> list[str]:
+    """Replaces secrets on a command line by `***`.
+
+    A secret is the value of an option that names one, a word that looks like a token, or what stands before the @ of a
+    URL.
+    """
+    cleaned = []
+    is_secret_value = False
+    for word in argv:
+        name, equals, _ = word.partition("=")
+        names_secret = name.startswith("-") and SECRET_OPTION.search(name) is not None
+        if is_secret_value and not word.startswith("-"):
+            word = "***"
+        elif names_secret and equals:
+            word = f"{name}=***"
+        is_secret_value = names_secret and not equals
+        word = SECRET_VALUE.sub(r"\1***", word)
+        cleaned.append(PASSWORD_IN_URL.sub("://***@", word))
+    return cleaned
+
+
+def redact_token(error: Exception, token: str | None) -> str:
+    """Returns an error's message as one line of at most 300 characters, without the token."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    if token:
+        message = message.replace(token, "***")
+    return message[:300]
+
+
+def code_facts() -> dict[str, str]:
+    """Returns the versions of this package, torch, transformers and Python, and the commit of the checkout."""
+    folder = Path(__file__).parent
+    facts = {"audiolm": __version__}
+    git = ["git", "-C", str(folder), "--git-dir", str(folder / ".git")]
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
+        status = subprocess.run(
+            [*git, "diff", "--quiet", "HEAD", "--", "*.py"], capture_output=True
+        )
+        is_changed = status.returncode != 0
+        facts["commit"] = head.stdout.strip() + (", with uncommitted changes" if is_changed else "")
+    except (OSError, subprocess.CalledProcessError):  # installed from a wheel
+        logger.debug("%s is not a git checkout", folder)
+    facts |= {name: version(name) for name in ("torch", "transformers")}
+    return facts | {"python": platform.python_version()}
+
+
+def _package_versions() -> dict[str, str]:
+    versions = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
+
+
+def _device_name() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def run_info(program: str, argv: list[str] | None, **more) -> dict:
+    """Returns what is needed to repeat a run: command without secrets, versions and machine.
+
+    Args:
+        program: Name of the command.
+        argv: Its command line. Default: this process's.
+        more: Further entries, such as digests of the data.
+    """
+    argv = sys.argv[1:] if argv is None else argv
     return {
-        "command": shlex.join(
-            [program, *without_secrets(list(sys.argv[1:] if words is None else words))]
-        ),
-        "code": code_facts() | _versions(),
+        "command": shlex.join([program, *remove_secrets(list(argv))]),
+        "code": code_facts() | _package_versions(),
         "machine": {
-            "device": torch.cuda.get_device_name()
-            if gpu
-            else f"CPU ({torch.backends.cpu.get_cpu_capability()})",
-            "cuda": torch.version.cuda if gpu else None,
+            "device": _device_name(),
+            "cuda": torch.version.cuda if torch.cuda.is_available() else None,
             "processes": int(os.environ.get("WORLD_SIZE", 1)),
             "threads": torch.get_num_threads(),
             "platform": platform.platform(),
@@ -91,117 +235,49 @@ def run_info(program: str, words: list[str] | None, **more) -> dict:
 
 
 def write_run_info(folder: str | Path, info: dict) -> None:
-    Path(folder, FILE).write_text(
-        json.dumps(info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    """Writes `run_info.json` into a folder."""
+    write_json(Path(folder, RUN_INFO_FILE), info)
+
+
+# ------------------------------------------------------------------------------------------------
+# The process
+
+
+def resident_memory(kind: str) -> int | None:
+    """Returns this process's memory in bytes, or None where the system does not tell.
+
+    Args:
+        kind: `VmRSS` for the memory now, `VmHWM` for the peak.
+    """
+    try:
+        match = re.search(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        return None
+    return int(match[1]) * 1024 if match else None
 
 
 def use_all_of_the_cpu(encodes: bool = True) -> None:
-    """Without a GPU: every core for this process's share, and a use of memory that fits what it does.
+    """Uses every core of a machine without a GPU, and sets glibc's allocator to what the process does.
 
-    `accelerate launch` leaves a CPU process one thread. An encoder loses half its time to page faults where glibc gives large
-    blocks back to the system; so they are kept. A step from cached features (`encodes=False`) loses a tenth, and kept blocks
-    that do not fit the next activation nearly double its memory; so what is freed of 4 MB and more goes back.
+    `accelerate launch` leaves a CPU process one thread. An encoder loses half its time to page faults if glibc returns
+    large blocks to the system, so they are kept. A training step on cached features loses a tenth, and kept blocks nearly
+    double its memory, so freed blocks of 4 MB and more go back.
+
+    Args:
+        encodes: Whether the process runs an encoder.
     """
     if torch.cuda.is_available():
         return
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if os.environ.get("OMP_NUM_THREADS") == "1" and "ACCELERATE_DYNAMO_BACKEND" in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
+    is_accelerate_default = "ACCELERATE_DYNAMO_BACKEND" in os.environ
+    if os.environ.get("OMP_NUM_THREADS") == "1" and is_accelerate_default:
+        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_processes))
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # not glibc
         return
     if encodes:
-        mallopt(-4, 0)  # M_MMAP_MAX
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
     else:
-        mallopt(-3, 2**22)  # M_MMAP_THRESHOLD
-
-
-def redact_token(error: Exception, token: str | None) -> str:
-    """One line of an error, without the token if some part of it should hold it."""
-    said = " ".join(str(error).split()) or type(error).__name__
-    return (said.replace(token, "***") if token else said)[:300]
-
-
-def public_name(name_or_path: str) -> str:
-    """A Hub name as it is; of a file or folder of this machine its last part alone, for a page that anyone reads."""
-    path = Path(name_or_path)
-    return path.name if path.exists() or path.is_absolute() else name_or_path
-
-
-def file_facts(path: str | Path) -> dict[str, str]:
-    """Name and SHA-256 of a file."""
-    with open(path, "rb") as stream:
-        return {
-            "name": Path(path).name,
-            "sha256": hashlib.file_digest(stream, "sha256").hexdigest(),
-        }
-
-
-def code_facts() -> dict[str, str]:
-    """Version of this package, the commit of its checkout (and whether files differ from it), and of what it runs on."""
-    folder, facts = Path(__file__).parents[1], {"audiolm": __version__}
-    try:
-        git = ["git", "-C", str(folder), *("--git-dir", str(folder / ".git"))]
-        facts["commit"] = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            [*git, "diff", "--quiet", "HEAD", "--", "*.py"], capture_output=True
-        ).returncode
-        facts["commit"] += ", with changes that are not committed" if changed else ""
-    except (OSError, subprocess.CalledProcessError):  # installed, not a checkout
-        pass
-    return (
-        facts
-        | {name: version(name) for name in ("torch", "transformers")}
-        | {"python": platform.python_version()}
-    )
-
-
-def resident_memory(kind: str) -> int | None:
-    """This process's memory in bytes, `VmRSS` now or `VmHWM` at most; None where Linux does not tell."""
-    try:
-        found = re.search(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    except OSError:
-        return None
-    return int(found[1]) * 1024 if found else None
-
-
-def run_isolated(function, *arguments, **environment: str):
-    """What a function returns with a memory of its own: on a CPU in a new process, which has these variables; on a GPU, where
-    a process would take longer to start than most of these functions, in this one, with nothing left from those before.
-
-    Raises:
-        ValueError: also if the memory does not suffice.
-    """
-    if torch.cuda.is_available():
-        return in_this_process(function, *arguments)
-    before = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)  # glibc reads them as the process starts
-    try:
-        with ProcessPoolExecutor(1, get_context("spawn")) as process:
-            return process.submit(function, *arguments).result()
-    except RuntimeError as error:
-        if isinstance(error, BrokenProcessPool) or "allocate memory" in str(error):
-            raise ValueError(OUT_OF_MEMORY) from error
-        raise
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-def in_this_process(function, *arguments):
-    """What a function returns, leaving nothing of it on the GPU."""
-    try:
-        return function(*arguments)
-    except torch.OutOfMemoryError as error:
-        raise ValueError(OUT_OF_MEMORY) from error
-    finally:
-        torch._dynamo.reset()  # it holds what it has compiled
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
+        mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)

@@ -156,7 +156,9 @@ class LoadedModel:
         )
         seconds = time.perf_counter() - start
         return [
-            Answer(of["text"], probabilities(of["scores"]), most_likely_option(of["scores"]), seconds)
+            Answer(
+                of["text"], probabilities(of["scores"]), most_likely_option(of["scores"]), seconds
+            )
             for of in made
         ]
 

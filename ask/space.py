@@ -22,7 +22,9 @@ def write_space(folder: Path, models: list[str]) -> None:
     here = Path(__file__).resolve().parents[1]
     folder.mkdir(parents=True)
     left_out = shutil.ignore_patterns(
-        "__pycache__", "*.png", *(() if set(models or MODEL_NAMES) & set(MODEL_NAMES) else ("models",))
+        "__pycache__",
+        "*.png",
+        *(() if set(models or MODEL_NAMES) & set(MODEL_NAMES) else ("models",)),
     )
     for part in ("data", "evaluation", "demo"):
         shutil.copytree(here / part, folder / "audiolm" / part, ignore=left_out)

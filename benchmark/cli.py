@@ -16,8 +16,7 @@ from pathlib import Path
 from transformers.hf_argparser import string_to_bool
 
 from ..configuration_audiolm import list_encoder_types, parse_encoder_type
-from ..runtime import run_isolated
-from .measure import ARM_STEPS, PARTS, generation_rates, loader_rate, measure, prepare
+from .measure import ARM_STEPS, PARTS, generation_rates, loader_rate, measure, prepare, run_isolated
 
 CLIPS = 54_046  # of ReasonAQA, each encoded once where features are cached
 # of our processes, as of run_train.py, in pages of 2 MB: what is freed of 4 MB and more goes back to the system, or

@@ -1,10 +1,15 @@
 """What run_benchmark.py measures, one after the other: filling the cache, steps, the loader alone, generation."""
 
+import gc
+import os
 import platform
 import random
 import re
 import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from multiprocessing import get_context
 
 import torch
 import transformers
@@ -299,3 +304,43 @@ def generation_rates(options, folder: str, cached: bool) -> dict[str, float]:
         assert made[:, -options.new_tokens :].shape == (len(rows), options.new_tokens)
         rates[kind] = made[:, -options.new_tokens :].numel() / min(spans[1:])
     return rates
+
+
+OUT_OF_MEMORY = "the memory does not suffice, as it seems; take a smaller --batch_size"
+
+
+def run_isolated(function, *arguments, **environment: str):
+    """What a function returns with a memory of its own: on a CPU in a new process, which has these variables; on a GPU, where
+    a process would take longer to start than most of these functions, in this one, with nothing left from those before.
+
+    Raises:
+        ValueError: also if the memory does not suffice.
+    """
+    if torch.cuda.is_available():
+        return in_this_process(function, *arguments)
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)  # glibc reads them as the process starts
+    try:
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            return process.submit(function, *arguments).result()
+    except RuntimeError as error:
+        if isinstance(error, BrokenProcessPool) or "allocate memory" in str(error):
+            raise ValueError(OUT_OF_MEMORY) from error
+        raise
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def in_this_process(function, *arguments):
+    """What a function returns, leaving nothing of it on the GPU."""
+    try:
+        return function(*arguments)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(OUT_OF_MEMORY) from error
+    finally:
+        torch._dynamo.reset()  # it holds what it has compiled
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()

@@ -285,10 +285,14 @@ def _load_mimi(encoder_type: str, name_or_path: str | None) -> AudioEncoder:
     state = read_checkpoint(path)
     if any(k.startswith("encoder.model.") for k in state):  # moshi's own format
         encoder = build_encoder(default_encoder_config(encoder_type))
-        load_state_strictly(encoder.model, _mimi_names(state, encoder.config.num_attention_heads), path)
+        load_state_strictly(
+            encoder.model, _mimi_names(state, encoder.config.num_attention_heads), path
+        )
     elif Path(source).is_file():
         encoder = build_encoder(default_encoder_config(encoder_type, _config(source)))
-        load_state_strictly(encoder.model, {k: v for k, v in state.items() if not k.startswith("decoder")}, path)
+        load_state_strictly(
+            encoder.model, {k: v for k, v in state.items() if not k.startswith("decoder")}, path
+        )
     else:
         encoder = _load_transformers(encoder_type, source)
     encoder.clear_codebook_cache()

@@ -37,7 +37,9 @@ def candidates(row: Mapping) -> dict[str, str]:
     return {}
 
 
-def most_likely_option(scores: Mapping[str, tuple[float, int]], normalised: bool = False) -> str | None:
+def most_likely_option(
+    scores: Mapping[str, tuple[float, int]], normalised: bool = False
+) -> str | None:
     """The option of the greatest log-likelihood, or of the greatest mean over its tokens; None if two are equal."""
     value = {
         option: total / count if normalised else total for option, (total, count) in scores.items()

@@ -67,7 +67,10 @@ def clip_features(model, extractor, clips: list[Clip], alter=None) -> dict[Clip,
         return dict(encode_clips(model.encoder, extractor, clips, alter=alter))
     seconds = extractor.max_audio_seconds
     lengths = {clip: len(extractor.load(clip_audio(clip, seconds))) for clip in clips}
-    return {clip: mean_audio_features(model, extractor.num_frames(length)) for clip, length in lengths.items()}
+    return {
+        clip: mean_audio_features(model, extractor.num_frames(length))
+        for clip, length in lengths.items()
+    }
 
 
 def shift_option_letters(row: dict) -> tuple[dict, dict[str, str]] | None:

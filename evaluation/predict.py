@@ -110,7 +110,11 @@ class Answerer:
             elif control == "mismatched_audio":
                 heard = {clip: features[other] for clip, other in zip(clips, clips[1:] + clips[:1])}
             elif control == "option_relabel":
-                asked = [(i, moved[0]) for i, row in enumerate(rows) if (moved := shift_option_letters(row))]
+                asked = [
+                    (i, moved[0])
+                    for i, row in enumerate(rows)
+                    if (moved := shift_option_letters(row))
+                ]
             # a control says what is answered without the audio; how that would read is not of interest
             self._ask(control, asked, heard, results, bar, self.protocols[:1])
         return results

@@ -46,7 +46,11 @@ def parse(argv=None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--encoder_type", nargs="+", required=True, metavar="ARM", help="of " + ", ".join(list_encoder_types())
+        "--encoder_type",
+        nargs="+",
+        required=True,
+        metavar="ARM",
+        help="of " + ", ".join(list_encoder_types()),
     )
     parser.add_argument(
         "--encoder_name_or_path",
@@ -358,7 +362,9 @@ def main(argv=None):
                 report[kind][pooling][arm] = probes.figures(made, labels, folds, settings)
     # none of shuffled labels: clips that sound alike are guessed alike, so that shuffles differ more than clips would tell
     report["differences"] = {
-        pooling: probes.add_intervals(report["results"][pooling], list_encoder_types, right, args.seed)
+        pooling: probes.add_intervals(
+            report["results"][pooling], list_encoder_types, right, args.seed
+        )
         for pooling, list_encoder_types in predicted["results"].items()
     }
     report["majority"] = probes.figures(probes.majority(labels, folds), labels, folds)

@@ -83,7 +83,9 @@ def predicted_rows(
         }
         for control, other in conditions.items():
             moved, letters = (
-                shift_option_letters(dict(row)) or (row, None) if control == "option_relabel" else (row, None)
+                shift_option_letters(dict(row)) or (row, None)
+                if control == "option_relabel"
+                else (row, None)
             )
             if control != "audio":
                 controls[control] = {
@@ -120,7 +122,9 @@ def groups(rows: list[dict], max_audio_seconds: float) -> dict[str, list[str]]:
         "category": [row["category"] for row in rows],
         "clips": ["2 clips" if row["filepath2"] else "1 clip" for row in rows],
         "answer_words": [names[int(np.searchsorted(WORDS, count))] for count in words],
-        "truncation": ["truncated" if max(row["seconds"]) > max_audio_seconds else "full" for row in rows],
+        "truncation": [
+            "truncated" if max(row["seconds"]) > max_audio_seconds else "full" for row in rows
+        ],
     }
 
 

@@ -70,7 +70,9 @@ RECIPES = {
 
 @dataclass
 class ModelArguments:
-    encoder_type: str = field(default="htsat", metadata={"help": "the arm: " + ", ".join(list_encoder_types())})
+    encoder_type: str = field(
+        default="htsat", metadata={"help": "the arm: " + ", ".join(list_encoder_types())}
+    )
     encoder_name_or_path: str | None = field(
         default=None,
         metadata={

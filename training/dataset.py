@@ -248,7 +248,9 @@ def bucket_sampler(data: TrainingData, max_seconds: float, args) -> LengthBucket
     )
     if isinstance(data.rows, IterableDataset):
         return None
-    seconds = {clip: facts.seconds for clip, facts in inspect_clips(data.clips, max_seconds).items()}
+    seconds = {
+        clip: facts.seconds for clip, facts in inspect_clips(data.clips, max_seconds).items()
+    }
     return LengthBucketSampler(
         row_lengths(data.rows, seconds, max_seconds), rows_per_step(args), args.seed
     )

@@ -150,7 +150,8 @@ def main(argv=None):
             f"of one length, order {sampler.digest()[:16]}" if sampler else "of any length"
         )
         arm = {
-            name: getattr(model_args, name) for name in ("band_limit", "window_seconds", *MODEL_CONFIG_FIELDS)
+            name: getattr(model_args, name)
+            for name in ("band_limit", "window_seconds", *MODEL_CONFIG_FIELDS)
         }
         arm = {
             name: value
@@ -223,7 +224,9 @@ def main(argv=None):
             sys.exit(f"run_train.py: {error}")
         model = add_lora_adapters(model, model_args.lora_r, model_args.lora_alpha)
         facts["trained_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    elif args.bf16 and model_args.freeze_lm and not sharding_backend(args):  # whose weights come and go
+    elif (
+        args.bf16 and model_args.freeze_lm and not sharding_backend(args)
+    ):  # whose weights come and go
         cache_bf16_weights(model.language_model)
     if compiled:
         try:
@@ -282,7 +285,10 @@ def main(argv=None):
             raise
         step = trainer.state.global_step
         if trainer.is_world_process_zero():
-            print(f"\nrun_train.py: {reason}: {delete_incomplete_checkpoint(args.output_dir, step)}", file=sys.stderr)
+            print(
+                f"\nrun_train.py: {reason}: {delete_incomplete_checkpoint(args.output_dir, step)}",
+                file=sys.stderr,
+            )
         sys.exit(1)
     finally:
         stop.restore()

@@ -52,7 +52,11 @@ PROTOCOL_NAMES = {
     "spider": "SPIDEr",
 }
 SECTIONS = {"overall": "Overall", "question_type": "By question type", "category": "By category"}
-GROUPINGS = {"truncation": "truncation", "clips": "clips a row", "answer_words": "length of the right answer"}
+GROUPINGS = {
+    "truncation": "truncation",
+    "clips": "clips a row",
+    "answer_words": "length of the right answer",
+}
 ROWS = 60  # to look through
 
 

@@ -362,9 +362,9 @@ def test_former_answers_do_not_stand_under_a_new_question(opened, corpus):
     ask(opened, *ALARM)
     ask(opened, "Which? A) one B) two", ("three", "four"), wait=False)
     assert "names options already" in complaint(opened)
-    assert [opened.locator(".answer textarea").nth(i).input_value() for i in range(len(MODEL_NAMES))] == [
-        ""
-    ] * len(MODEL_NAMES)
+    assert [
+        opened.locator(".answer textarea").nth(i).input_value() for i in range(len(MODEL_NAMES))
+    ] == [""] * len(MODEL_NAMES)
     assert opened.locator("#heard img").count() == 0
 
 
@@ -402,7 +402,9 @@ def test_a_space_is_written(tmp_path):
     assert any(line.startswith("torch ==") for line in wanted) and not any(
         line.startswith((" ", "#")) for line in wanted
     )
-    assert {path.name for path in (space / "audiolm" / "demo" / "models").iterdir()} == set(MODEL_NAMES)
+    assert {path.name for path in (space / "audiolm" / "demo" / "models").iterdir()} == set(
+        MODEL_NAMES
+    )
     app.main(["--space", str(tmp_path / "named"), "me/one", "me/two"])
     assert "\nmodels:\n- me/one\n- me/two\n" in (tmp_path / "named" / "README.md").read_text()
     assert not (tmp_path / "named" / "audiolm" / "demo" / "models").exists()

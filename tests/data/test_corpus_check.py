@@ -355,9 +355,9 @@ def looked(folder, used=10.0, stop=10**9, wait=None):
         time.sleep((wait or {}).get(path, 0))
         return clip_facts(path, seconds)
 
-    return inspect_clips(sorted(map(str, (folder / "audio").iterdir())) * 2, used, look=look), sorted(
-        seen
-    )
+    return inspect_clips(
+        sorted(map(str, (folder / "audio").iterdir())) * 2, used, look=look
+    ), sorted(seen)
 
 
 def test_a_file_is_looked_at_once_until_it_changes(folder):

@@ -204,10 +204,15 @@ def test_a_deaf_model_is_exposed_by_noise_and_other_audio(tmp_path, tokenizer):
                 == row["answers"]["likelihood"]["parsed"]
             )
     assert (
-        accuracy(metrics) == accuracy(metrics, "noise") == accuracy(metrics, "mismatched_audio") == 0.5
+        accuracy(metrics)
+        == accuracy(metrics, "noise")
+        == accuracy(metrics, "mismatched_audio")
+        == 0.5
     )
     assert (
-        metrics["audio_gain"]["macro"]["ci95_low"] <= 0 <= metrics["audio_gain"]["macro"]["ci95_high"]
+        metrics["audio_gain"]["macro"]["ci95_low"]
+        <= 0
+        <= metrics["audio_gain"]["macro"]["ci95_high"]
     )
 
 

@@ -190,7 +190,9 @@ def test_options_under_other_letters_are_counted_under_their_own():
     )
     assert of["likelihood"]["scores"] == {"a": [-1, 2], "b": [-4, 2], "c": [-3, 2], "d": [-5, 2]}
     metrics = score([row], "likelihood", 10.0)
-    assert metrics["controls"]["option_relabel"]["consistency"] == {"mcq": {"n": 1, "same_option": 1.0}}
+    assert metrics["controls"]["option_relabel"]["consistency"] == {
+        "mcq": {"n": 1, "same_option": 1.0}
+    }
 
 
 def test_recordings_are_known_by_their_file_names():

@@ -93,10 +93,13 @@ def noise(encoder, *seconds: float) -> tuple[torch.Tensor, list[int]]:
 
 
 def test_names():
-    assert list_encoder_types()[:3] == ["htsat", "mimi_semantic", "mimi_full"] and "mimi_levels=1..32" in list_encoder_types()
-    assert parse_encoder_type("mimi_levels=8") == parse_encoder_type("mimi_full") and parse_encoder_type("mimi_levels=1") == parse_encoder_type(
-        "mimi_semantic"
+    assert (
+        list_encoder_types()[:3] == ["htsat", "mimi_semantic", "mimi_full"]
+        and "mimi_levels=1..32" in list_encoder_types()
     )
+    assert parse_encoder_type("mimi_levels=8") == parse_encoder_type(
+        "mimi_full"
+    ) and parse_encoder_type("mimi_levels=1") == parse_encoder_type("mimi_semantic")
     for name in (
         *ENCODER_TYPES,
         PAIR,
@@ -436,7 +439,10 @@ def test_what_a_lower_rate_lacks_is_not_heard(encoders):
 
 def test_shorter_windows(encoders):
     for name in ("htsat", PAIR):
-        encoder, long = with_overrides(encoders[name], window_seconds=0.5), 8 * encoders[name].sample_rate
+        encoder, long = (
+            with_overrides(encoders[name], window_seconds=0.5),
+            8 * encoders[name].sample_rate,
+        )
         more = encoder.num_frames(long) - encoders[name].num_frames(long)
         assert more == 8 * 64 and len(
             encoder.encode(noise(encoder, 8)[0])[0]

@@ -337,7 +337,9 @@ def test_a_shared_model_is_saved_and_gone_on_from(shared):
     assert abs(one - two) < 2000  # tied weights once
     optimizer = corpus / "two" / "checkpoint-2" / "optimizer.bin"
     optimizer.write_bytes(optimizer.read_bytes()[:1000])
-    assert find_checkpoint_problem(corpus / "two" / "checkpoint-2").startswith("optimizer.bin is missing or torn")
+    assert find_checkpoint_problem(corpus / "two" / "checkpoint-2").startswith(
+        "optimizer.bin is missing or torn"
+    )
 
 
 @pytest.mark.slow
@@ -491,7 +493,9 @@ def test_a_checkpoint_of_deepspeed_is_looked_at(tmp_path):
         torch.save({"state": torch.zeros(3)}, tmp_path / name)
     for name in ("trainer_state.json", RECORD):
         (tmp_path / name).write_text("{}")
-    assert find_checkpoint_problem(tmp_path).startswith("optimizer.pt is missing")  # it was killed before the end
+    assert find_checkpoint_problem(tmp_path).startswith(
+        "optimizer.pt is missing"
+    )  # it was killed before the end
     (tmp_path / "latest").write_text("global_step2")
     assert find_checkpoint_problem(tmp_path) is None
     (tmp_path / parts[1]).write_bytes((tmp_path / parts[1]).read_bytes()[:300])

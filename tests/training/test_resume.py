@@ -179,7 +179,10 @@ def test_two_processes_stop_at_one_step(corpus, tokenizer):
     assert_same_end(corpus / "out", (weights(corpus / "whole"), losses(corpus / "whole")))
     checkpoint = corpus / "out" / "checkpoint-6"
     (checkpoint / "rng_state_1.pth").unlink()
-    assert find_checkpoint_problem(checkpoint) == "the states of 2 processes are wanted, but 1 are there"
+    assert (
+        find_checkpoint_problem(checkpoint)
+        == "the states of 2 processes are wanted, but 1 are there"
+    )
 
 
 def test_going_on_with_other_settings_is_refused_unless_asked_for(corpus, run):

@@ -8,7 +8,7 @@ import pytest
 from support.builders import arguments
 
 from audiolm.evaluation.evaluate import main as evaluate
-from audiolm.runtime import FILE, run_info, without_secrets
+from audiolm.runtime import RUN_INFO_FILE, remove_secrets, run_info
 from audiolm.training.callbacks import format_log_line
 from audiolm.training.train import main as train
 
@@ -39,7 +39,7 @@ def test_every_checkpoint_and_result_says_how_it_was_made(corpus, tokenizer):
         ]
     )
     found = {
-        name: json.loads((corpus / name / FILE).read_text())
+        name: json.loads((corpus / name / RUN_INFO_FILE).read_text())
         for name in ("out", "out/checkpoint-2", "out/checkpoint-4", "results")
     }
     assert found["out"] == found["out/checkpoint-2"] == found["out/checkpoint-4"]
@@ -72,7 +72,7 @@ def test_every_checkpoint_and_result_says_how_it_was_made(corpus, tokenizer):
     ],
 )
 def test_secrets_are_not_kept(words, kept):
-    assert without_secrets(words) == kept
+    assert remove_secrets(words) == kept
 
 
 def test_the_environment_is_not_kept(monkeypatch):
