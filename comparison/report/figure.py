@@ -86,7 +86,7 @@ def draw_costs(axes: Axes, points: list[CostPoint], styles: Mapping, field: str)
 def _scale_cost_axis(axes: Axes, costs: list[float]) -> None:
     positive = [cost for cost in costs if cost]
     low, high = min(positive) / 1.5, max(positive) * 1.5
-    if high / low < 10:
+    if high / low < 6:
         locator = MaxNLocator(5)
     else:
         locator = LogLocator(subs=(1, 2, 5) if high / low < 200 else (1,))
