@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 from matplotlib.ticker import MaxNLocator
 
@@ -154,21 +155,18 @@ def place_differences(rows: list[dict]) -> dict:
         `rows` whose lanes also have `at`, `low` and `high`, and `ticks`: positions and labels.
     """
     fields = {"at": "difference", "low": "ci95_low", "high": "ci95_high"}
-    lanes = [lane for row in rows for lane in row["lanes"]]
-    ends = [abs(lane[field]) for lane in lanes for field in fields.values()]
-    largest = 100 * max([0.01, *filter(math.isfinite, ends)])
+    largest = 1.0
+    for lane in chain.from_iterable(row["lanes"] for row in rows):
+        ends = [100 * abs(lane[field]) for field in fields.values()]
+        largest = max(largest, *filter(math.isfinite, ends))
     limit = float(MaxNLocator(2, steps=[1, 2, 5, 10]).tick_values(0, largest)[-1])
 
     def place(difference: float) -> float:
         return 50 + 50 * 100 * difference / limit if math.isfinite(difference) else 50
 
-    placed_rows = []
-    for row in rows:
-        placed = []
-        for lane in row["lanes"]:
-            placed.append(
-                lane | {position: place(lane[field]) for position, field in fields.items()}
-            )
-        placed_rows.append({**row, "lanes": placed})
+    def place_lane(lane: dict) -> dict:
+        return lane | {position: place(lane[field]) for position, field in fields.items()}
+
+    placed = [{**row, "lanes": list(map(place_lane, row["lanes"]))} for row in rows]
     ticks = [(50 + 25 * step, signed_tick(step * limit / 2)) for step in (-2, -1, 0, 1, 2)]
-    return {"rows": placed_rows, "ticks": ticks}
+    return {"rows": placed, "ticks": ticks}

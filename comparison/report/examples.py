@@ -81,10 +81,10 @@ def browse_examples(
     examples = []
     for index in choose_examples(first.rows, count):
         row = first.rows[index]
-        rows_by_arm = {
-            arm: [run.rows[index] for run in seed_runs] for arm, seed_runs in runs.items()
-        }
-        first_rows = {arm: rows[0] for arm, rows in rows_by_arm.items()}
+        answers = {}
+        for arm, seed_runs in runs.items():
+            answers[arm] = _describe_answer([run.rows[index] for run in seed_runs], protocol)
+        first_rows = {arm: seed_runs[0].rows[index] for arm, seed_runs in runs.items()}
         clips = zip((row["filepath1"], row["filepath2"]), row["seconds"])
         examples.append(
             {
@@ -93,9 +93,7 @@ def browse_examples(
                 "category": row["category"],
                 "question": row["input"],
                 "truth": row["answer"],
-                "answers": {
-                    arm: _describe_answer(rows, protocol) for arm, rows in rows_by_arm.items()
-                },
+                "answers": answers,
                 "clips": [describe_clip(*clip, audio_dir, max_seconds) for clip in clips],
                 "options": _describe_options(row, first_rows),
                 "conditions": list_conditions(first_rows, protocol),
@@ -129,17 +127,18 @@ def _describe_options(row: Mapping, first_rows: Mapping[str, Mapping]) -> list[d
         arm: answered["answers"].get("likelihood", NO_ANSWER)["parsed"]
         for arm, answered in first_rows.items()
     }
-    return [
-        {
-            "text": text,
-            "correct": option == row["reference"],
-            "probabilities": {
-                arm: values[option] for arm, values in probabilities.items() if option in values
-            },
-            "picked_by": [arm for arm, pick in picks.items() if pick == option],
-        }
-        for option, text in candidates(row).items()
-    ]
+    options = []
+    for option, text in candidates(row).items():
+        shares = {arm: values[option] for arm, values in probabilities.items() if option in values}
+        options.append(
+            {
+                "text": text,
+                "correct": option == row["reference"],
+                "probabilities": shares,
+                "picked_by": [arm for arm, pick in picks.items() if pick == option],
+            }
+        )
+    return options
 
 
 def list_conditions(rows: Mapping[str, Mapping], protocol: str) -> list[dict]:
