@@ -27,7 +27,7 @@ ALARM = (
     ["cricket", "engine", "footsteps", "alarm"],
 )  # of the demo's test scene 0 of seed 7
 # the page, whose uploads grow old at once
-QUICK = "from audiolm import app; app.FREQUENCY, app.AGE = 1, 5; app.main({words})"
+QUICK = "from audiolm.ask import app; app.CLEANUP_INTERVAL, app.MAX_UPLOAD_AGE = 1, 5; app.main({words})"
 
 
 @pytest.fixture(scope="module")
@@ -112,14 +112,14 @@ def ask(page, question: str, options: tuple = (), wait: bool = True) -> None:
 
 def answered(page) -> list[str]:
     """What each model says, once all have."""
-    page.wait_for_function(f"""[...document.querySelectorAll('.arm')].filter(
+    page.wait_for_function(f"""[...document.querySelectorAll('.model')].filter(
         arm => arm.innerText.includes('answered')).length == {len(MODEL_NAMES)}""")
     return [page.locator(".answer textarea").nth(i).input_value() for i in range(len(MODEL_NAMES))]
 
 
 def shares(page) -> list[dict[str, int]]:
     found = []
-    for arm in page.locator(".arm").all():
+    for arm in page.locator(".model").all():
         texts = re.findall(r"([A-Z]\) [a-z ]+?|yes|no)\s+(\d+)%", arm.inner_text())
         found.append({option: int(share) for option, share in texts})
     return found
@@ -135,14 +135,14 @@ def test_a_clip_is_asked_about_and_the_arms_are_compared(opened, corpus):
             and found["D) alarm"] > 80
         )
         assert 98 <= sum(found.values()) <= 102
-    text = opened.locator("#heard").inner_text()
-    assert "Clip 1: 4.2 s" in text and "were heard" not in text
-    source = opened.locator("#heard img").get_attribute("src")
+    text = opened.locator("#clips").inner_text()
+    assert "Clip 1: 4.2 s" in text and "were used" not in text
+    source = opened.locator("#clips img").get_attribute("src")
     assert source.startswith("data:image/png;base64,") and len(source) > 5000
-    for arm, name in zip(opened.locator(".arm").all(), MODEL_NAMES):
+    for arm, name in zip(opened.locator(".model").all(), MODEL_NAMES):
         assert arm.inner_text().startswith(name)
         assert re.search(
-            r"listened \d+\.\d\d s · first word \d+\.\d\d s · answered \d+\.\d\d s",
+            r"encoded \d+\.\d\d s · first word \d+\.\d\d s · answered \d+\.\d\d s",
             arm.inner_text(),
         )
 
@@ -154,8 +154,11 @@ def test_muted_it_says_what_the_control_says(opened, corpus):
     texts, found = answered(opened), shares(opened)
     for arm, text, of in zip(MODEL_NAMES, texts, found):
         model = LoadedModel(arm)
-        heard, question = [model.listen([clip(corpus)])], [with_options(*ALARM)]
-        (expected,), (unmuted,) = model.ask(question, heard, muted=True), model.ask(question, heard)
+        heard, question = [model.encode([clip(corpus)])], [with_options(*ALARM)]
+        (expected,), (unmuted,) = (
+            model.ask(question, heard, no_audio=True),
+            model.ask(question, heard),
+        )
         rounded = {option[0].lower(): share / 100 for option, share in of.items()}
         assert text == expected.text and rounded == pytest.approx(expected.options, abs=0.006)
         assert unmuted.options["d"] > expected.options["d"] + 0.05
@@ -166,14 +169,14 @@ def test_two_clips_and_a_free_question(opened, corpus):
     upload(opened, clip(corpus, 2), "#other")
     ask(opened, "explain the difference in few words")
     assert all("audio 1" in text.lower() for text in answered(opened))
-    assert shares(opened) == [{}] * len(MODEL_NAMES) and opened.locator("#heard img").count() == 2
+    assert shares(opened) == [{}] * len(MODEL_NAMES) and opened.locator("#clips img").count() == 2
 
 
 def test_of_a_long_clip_it_says_what_was_heard(opened, corpus):
     upload(opened, str(corpus / "long.wav"))
     ask(opened, "Can the cat be heard?", ("yes", "no"))
-    assert "the first 5 s were heard" in opened.locator("#heard").inner_text()
-    assert all("heard the first 5 s" in arm.inner_text() for arm in opened.locator(".arm").all())
+    assert "the first 5 s were used" in opened.locator("#clips").inner_text()
+    assert all("used the first 5 s" in arm.inner_text() for arm in opened.locator(".model").all())
     assert all(set(found) == {"yes", "no"} for found in shares(opened))
 
 
@@ -184,7 +187,7 @@ def complaint(page) -> str:
 
 def test_what_is_wrong_is_one_friendly_line(opened, corpus):
     ask(opened, "What?", wait=False)
-    assert "There is no clip yet" in complaint(opened)
+    assert "Upload or record a clip" in complaint(opened)
     opened.reload()
     opened.wait_for_selector("#ask")
     upload(opened, str(corpus / "not_audio.wav"))
@@ -192,7 +195,7 @@ def test_what_is_wrong_is_one_friendly_line(opened, corpus):
     said = complaint(opened)
     assert (
         "This clip cannot be read (not_audio.wav: " in said
-        and "WAV, FLAC, OGG and MP3 are read" in said
+        and "WAV, FLAC, OGG and MP3 work" in said
     )
     assert "/" not in said and "Traceback" not in said
     opened.reload()
@@ -255,7 +258,7 @@ def test_two_users_at_once(browser, served, corpus):
         set(found) == {"A) small room", "B) outdoors", "C) large room"}
         for found in shares(pages[1])
     )
-    assert [page.locator("#heard").inner_text()[:13] for page in pages] == [
+    assert [page.locator("#clips").inner_text()[:13] for page in pages] == [
         "Clip 1: 4.2 s",
         "Clip 1: 4.9 s",
     ]
@@ -306,9 +309,9 @@ def test_no_file_of_the_machine_can_be_read(served, corpus, tmp_path):
             "",
             False,
         )
-        assert (
-            "event: error" in said and "event: complete" not in said and "listened" not in said
-        ), said
+        assert "event: error" in said and "event: complete" not in said and "encoded" not in said, (
+            said
+        )
 
 
 @pytest.mark.slow
@@ -338,7 +341,7 @@ def test_uploads_are_deleted_and_examples_are_not(tmp_path, corpus):
             "yes\nno",
             False,
         )
-        assert "event: complete" in said and "listened" in said
+        assert "event: complete" in said and "encoded" in said
         deadline = time.monotonic() + 30
         while Path(path).exists() and time.monotonic() < deadline:
             time.sleep(0.5)
@@ -351,7 +354,7 @@ def test_uploads_are_deleted_and_examples_are_not(tmp_path, corpus):
 
 def test_what_is_not_the_users_fault_is_not_said_to_be(corpus, caplog):
     model = LoadedModel("htsat")
-    model.listen = lambda clips: 1 / 0
+    model.encode = lambda clips: 1 / 0
     with pytest.raises(app.gr.Error, match="Something went wrong here, not with your clip"):
         list(app.ask([model], clip(corpus), None, "What?", "", False))
     assert "ZeroDivisionError" in caplog.text
@@ -365,7 +368,7 @@ def test_former_answers_do_not_stand_under_a_new_question(opened, corpus):
     assert [
         opened.locator(".answer textarea").nth(i).input_value() for i in range(len(MODEL_NAMES))
     ] == [""] * len(MODEL_NAMES)
-    assert opened.locator("#heard img").count() == 0
+    assert opened.locator("#clips img").count() == 0
 
 
 @pytest.mark.parametrize(
