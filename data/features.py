@@ -121,7 +121,7 @@ def _encode_batch(encoder: AudioEncoder, inputs: BatchFeature) -> Iterator[torch
 def feature_statistics(
     encoder: AudioEncoder, clips: Iterable[torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns mean and standard deviation per channel over all frames, each `(dim,)` in float64.
+    """Returns mean and standard deviation per channel, each `(dim,)` in float64.
 
     Args:
         encoder: Encoder of the clips.
@@ -174,8 +174,8 @@ class FeatureCache:
 
     A clip is identified by path, size and modification time. The folder's name is a hash of the
     encoder's weights, the code that decodes and encodes, the version of transformers and
-    `max_audio_seconds`, so stale features are never read. Shards are complete or absent and have
-    names of their own. So several processes can fill a cache, and an interrupted `fill` resumes.
+    `max_audio_seconds`, so stale features are never read. Shards are complete or absent, so
+    several processes can fill a cache, and an interrupted `fill` resumes.
 
     Args:
         directory: Folder of the caches of all encoders.
@@ -226,11 +226,7 @@ class FeatureCache:
             logger.warning("%s cannot be read (%s). Its clips are encoded again.", shard, error)
 
     def identity(self, path: str) -> str:
-        """Returns path, size and modification time of a file.
-
-        Raises:
-            OSError: If the file does not exist.
-        """
+        """Returns path, size and modification time of a file. A missing file raises `OSError`."""
         if path not in self._identities:
             self._identities[path] = clip_identity(path)
         return self._identities[path]
@@ -253,30 +249,28 @@ class FeatureCache:
         """Encodes the clips that are missing, and returns those that cannot be decoded.
 
         Args:
-            paths: Clips.
-            process: Index of this process. Each process encodes a part of the same `paths`. Call
-                `refresh` when all are done.
-            processes: Number of processes.
+            paths: Clips, the same in all processes. Each process encodes a part of them.
+            process: Index of this process.
+            processes: Number of processes. Call `refresh` when all are done.
             on_bad: As in [`encode_clips`].
 
         Raises:
-            UserError: If the disk has no room, or the cache cannot be written.
-            BadClip: If a clip cannot be decoded and there is no `on_bad`.
+            UserError: If the disk has no room, the cache cannot be written, or a clip is bad and
+                there is no `on_bad`.
         """
         missing = [path for path in sorted(set(paths))[process::processes] if path not in self]
         if not missing:
             return []
         self._check_room(processes * len(missing))
-        desc = "encoding clips" if process == 0 else ""
-        if desc and processes > 1:
-            desc += f", 1 of {processes} parts"
+        part = f", 1 of {processes} parts" if processes > 1 else ""
+        desc = f"encoding clips{part}" if process == 0 else ""
         pending: dict[str, torch.Tensor] = {}
         try:
             for path, features in encode_clips(
                 self.encoder, self.extractor, missing, desc, on_bad=on_bad
             ):
-                is_float = features.is_floating_point()
-                pending[path] = features.bfloat16() if is_float else features
+                is_codes = not features.is_floating_point()
+                pending[path] = features if is_codes else features.bfloat16()
                 if len(pending) == CLIPS_PER_SHARD:
                     complete = pending
                     pending = {}
@@ -288,16 +282,7 @@ class FeatureCache:
         return [path for path in missing if path not in self]
 
     def fill_together(self, paths: list[str], on_bad: Callable[[str], None] | None = None) -> None:
-        """Encodes the clips that are missing, by all processes of a run, which share the work.
-
-        Args:
-            paths: Clips, the same in all processes.
-            on_bad: As in [`encode_clips`].
-
-        Raises:
-            UserError: If the disk has no room, or the cache cannot be written.
-            BadClip: If a clip cannot be decoded and there is no `on_bad`.
-        """
+        """Calls `fill` and `refresh` in all processes of a run, which share the work."""
         state = PartialState()
         bad_here = self.fill(paths, state.process_index, state.num_processes, on_bad)
         bad = set(gather_object(bad_here))
