@@ -1,14 +1,14 @@
-"""Writing a corpus as Parquet shards, as `run_prepare.py convert` does; shards.py says what lies where."""
+"""Writes a corpus as Parquet shards, for `audiolm prepare convert`. shards.py has the layout."""
 
 import hashlib
 import io
 import json
 import math
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,38 +16,81 @@ import pyarrow.parquet as pq
 import soundfile
 import torch
 import yaml
-from datasets import Audio, DatasetDict, Features, List, Value
+from datasets import Audio, Dataset, DatasetDict, Features, List, Value
 from tqdm import tqdm
 
 from ..processing_audiolm import open_file, resample
+from ..runtime import UserError, write_json, write_text
+from .atomic_file import atomic_file
 from .audio_files import clip_identity, open_clip
 from .reasonaqa import FIELDS
-from .shards import MANIFEST, PLAN, TEXT, VERSION
+from .shards import MANIFEST, PLAN, ROW_COLUMNS, VERSION
 
-CLIPS_PER_SHARD, CLIPS_PER_GROUP = (
-    1000,
-    16,
-)  # a group is what is read at once: one clip is wanted of it
-ROWS_PER_SHARD, ROWS_PER_GROUP = 100_000, 10_000
-EMBEDDED_PER_SHARD, EMBEDDED_PER_GROUP = (
-    4000,
-    128,
-)  # rows of a clip lie beside each other: a group holds a clip's bytes once
-SAMPLED = 32  # clips that are encoded to tell the size beforehand
-SOUND = Audio(decode=False)  # bytes and path; decoding needs nothing but soundfile
-_CLIPS = Features({"filepath": Value("string"), "audio": SOUND})
+CLIPS_PER_SHARD = 1000
+CLIPS_PER_GROUP = 16  # Small, because a whole group is read for one clip.
+ROWS_PER_SHARD = 100_000
+ROWS_PER_GROUP = 10_000
+EMBEDDED_PER_SHARD = 4000
+EMBEDDED_PER_GROUP = 128  # Rows about the same clip are neighbours and share its bytes.
+SAMPLED_CLIPS = 32  # Clips that are encoded to estimate the size.
+# Bytes and path, because decoding needs nothing but soundfile.
+AUDIO = Audio(decode=False)
+CLIP_SCHEMA = Features({"filepath": Value("string"), "audio": AUDIO}).arrow_schema
+CLIP_OPTIONS = {"compression": "NONE", "use_dictionary": False}
+# One dictionary per group, however large: it holds the bytes of a clip once.
+ROW_OPTIONS = {
+    "compression": "ZSTD",
+    "use_dictionary": True,
+    "dictionary_pagesize_limit": 2**30,
+}
+
+CARD = """\
+---
+{head}---
+
+# Questions about audio, in the format of ReasonAQA
+
+Rows: {rows}. Clips: {clips:,}, the first {seconds:g} s of each, mono, 16-bit {format}.
+{audio}
+
+Made by AudioLM's `audiolm prepare convert`. Text and audio have the licences of their sources.
+If you publish this data set, add them here. Train on it with `run_train.py --dataset_name NAME`.
+"""
+CARD_AUDIO = {
+    "embedded": "Each row holds the audio of its one or two clips.",
+    "referenced": "`clips` names the shard and row of each clip in the configuration `clips`.",
+}
+
+
+class Shard(NamedTuple):
+    """A Parquet file of a conversion.
+
+    Attributes:
+        path: Path in the data set's folder.
+        split: Split of its rows, or None for a shard of clips.
+        items: Indices of its rows, or names of its clips.
+        num_clips: Number of clips that are encoded for it.
+    """
+
+    path: str
+    split: str | None
+    items: list
+    num_clips: int
 
 
 class Conversion:
-    """What is written where: shards, their rows and clips follow from the rows and the options alone.
+    """A corpus as shards, whose content follows from the rows and the options alone.
 
     Args:
-        data: rows of [`load_reasonaqa`], whose audio is sound. output: the folder. embedded: whether rows hold their audio.
-        max_seconds: what is kept of each clip. sampling_rate: Hz to which all is resampled; None keeps each clip's own.
-        audio_format: "flac", or "wav" of 16 bits.
+        data: Rows of [`load_reasonaqa`] whose audio is valid.
+        output: Folder of the data set.
+        embedded: Whether each row holds its audio.
+        max_seconds: Seconds to keep of each clip.
+        sampling_rate: Sampling rate of all clips in Hz. Default: each clip's own.
+        audio_format: "flac", or "wav" with 16 bits.
 
     Raises:
-        ValueError: if `output` holds another conversion.
+        UserError: If `output` holds another conversion.
     """
 
     def __init__(
@@ -59,261 +102,240 @@ class Conversion:
         sampling_rate: int | None = None,
         audio_format: str = "flac",
     ):
-        self.data, self.output, self.embedded = data, Path(output), embedded
-        self.max_seconds, self.rate, self.format = max_seconds, sampling_rate, audio_format
+        self.data = data
+        self.output = Path(output)
+        self.embedded = embedded
+        self.max_seconds = max_seconds
+        self.sampling_rate = sampling_rate
+        self.format = audio_format
         self.sources: dict[str, str] = {}  # file of each clip, by its name in the rows
-        self.order: dict[str, list[int]] = {}  # of rows, by split
+        self.places: dict[str, str] = {}  # `SHARD#ROW` of each clip
+        row_shards: list[Shard] = []
         for split, rows in data.items():
-            names = [[a, b] if b else [a] for a, b in zip(rows["filepath1"], rows["filepath2"])]
-            for named, files in zip(names, rows["audio"]):
-                self.sources.update(zip(named, files))
-            numbers = range(len(rows))
-            self.order[split] = (
-                sorted(numbers, key=lambda i: names[i]) if embedded else list(numbers)
+            names = [_clip_names(row) for row in zip(rows["filepath1"], rows["filepath2"])]
+            for clips, files in zip(names, rows["audio"]):
+                self.sources.update(zip(clips, files))
+            row_shards += (
+                self._plan_embedded(split, names) if embedded else _plan_rows(split, names)
             )
         self.clips = sorted(self.sources)
-        self.place = (
-            {}
-            if embedded
-            else {
-                clip: f"{self._name('clips', i // CLIPS_PER_SHARD, len(self.clips), CLIPS_PER_SHARD)}#{i % CLIPS_PER_SHARD}"
-                for i, clip in enumerate(self.clips)
-            }
-        )
-        self._check_manifest()
+        self.shards = row_shards if embedded else [*self._plan_clips(), *row_shards]
+        self._check_output()
 
-    @staticmethod
-    def _name(of: str, number: int, count: int, per_shard: int) -> str:
-        folder, prefix = ("clips", "") if of == "clips" else ("rows", f"{of}-")
-        return (
-            f"{folder}/{prefix}{number:05d}-of-{max(1, math.ceil(count / per_shard)):05d}.parquet"
-        )
+    def _plan_clips(self) -> list[Shard]:
+        shards = []
+        for path, clips in _split_into_files("clips/", self.clips, CLIPS_PER_SHARD):
+            self.places.update((clip, f"{path}#{row}") for row, clip in enumerate(clips))
+            shards.append(Shard(path, None, clips, len(clips)))
+        return shards
+
+    def _plan_embedded(self, split: str, names: list[list[str]]) -> list[Shard]:
+        shards = []
+        order = sorted(range(len(names)), key=names.__getitem__)
+        for path, rows in _split_into_files(f"rows/{split}-", order, EMBEDDED_PER_SHARD):
+            for position, row in enumerate(rows):
+                for which, clip in enumerate(names[row]):
+                    self.places.setdefault(clip, f"{path}#{position}.{which}")
+            groups = _chunks(rows, EMBEDDED_PER_GROUP)
+            num_clips = sum(len(set().union(*(names[row] for row in group))) for group in groups)
+            shards.append(Shard(path, split, rows, num_clips))
+        return shards
 
     @cached_property
     def manifest(self) -> dict:
-        """What the shards follow from, and what is in them."""
-        digests = {}
-        for split, rows in self.data.items():
-            digest = hashlib.sha256()
-            for batch in rows.with_format("arrow").iter(10_000):
-                for name in FIELDS:
-                    digest.update("\0".join(batch[name].to_pylist()).encode() + b"\1")
-            digests[split] = {"rows": len(rows), "sha256": digest.hexdigest()}
+        """Returns what the content of the shards follows from."""
         return {
             "version": VERSION,
             "audio": "embedded" if self.embedded else "referenced",
             "format": self.format,
-            "sampling_rate": self.rate,
+            "sampling_rate": self.sampling_rate,
             "max_audio_seconds": self.max_seconds,
             "clips": len(self.clips),
-            "splits": digests,
+            "splits": {
+                split: {"rows": len(rows), "sha256": _digest(rows)}
+                for split, rows in self.data.items()
+            },
         }
 
-    def _check_manifest(self) -> None:
-        """What is there already goes on only as the same conversion of files that have not changed."""
-        stands = [
-            (clip, clip_identity(self.sources[clip]).split("|")[1:]) for clip in self.clips
-        ]  # size and time
-        begun = {**self.manifest, "files": hashlib.sha256(repr(stands).encode()).hexdigest()}
-        self.plan = self.output / PLAN
+    @cached_property
+    def _plan(self) -> dict:
+        """Returns what a resumed conversion must agree with: the manifest and the clips' files."""
+        files = []
+        for clip in self.clips:
+            _, size, modified = clip_identity(self.sources[clip]).split("|")
+            files.append((clip, [size, modified]))
+        return {**self.manifest, "files": hashlib.sha256(repr(files).encode()).hexdigest()}
+
+    def _check_output(self) -> None:
         if any(self.output.glob("*/*.parquet")):
             try:
-                earlier = json.loads(self.plan.read_text())
+                earlier = json.loads((self.output / PLAN).read_text(encoding="utf-8"))
             except (OSError, ValueError):
-                raise ValueError(
-                    f"{self.output} holds shards of something else; choose another folder"
+                raise UserError(
+                    f"{self.output} holds shards of something else. Choose another folder."
                 ) from None
-            if differing := sorted(key for key in begun if earlier.get(key) != begun[key]):
-                said = f"{self.output} holds another conversion ({', '.join(differing)} differ); choose another folder"
-                raise ValueError(said)
+            differing = sorted(key for key in self._plan if earlier.get(key) != self._plan[key])
+            if differing:
+                raise UserError(
+                    f"{self.output} holds another conversion ({', '.join(differing)} differ). "
+                    "Choose another folder."
+                )
         self.output.mkdir(parents=True, exist_ok=True)
-        self.begun = json.dumps(begun, indent=2)
 
     def size(self) -> tuple[int, int]:
-        """Estimated bytes of all shards and of what is still to be written, from a sample of clips that are encoded."""
-        picked = self.clips[:: max(1, len(self.clips) // SAMPLED)]
-        mean = sum(len(self.encoded(clip)) for clip in picked) / len(picked)
-        total = left = 0
-        for path, _, clips in self.shards():
-            size = int(mean * clips)
-            total, left = total + size, left + (0 if (self.output / path).is_file() else size)
-        text = sum(rows.data.nbytes for rows in self.data.values()) // 3  # compressed
-        return total + text, left + text
+        """Returns the estimated bytes of all shards, and of those that are still to be written."""
+        sample = self.clips[:: max(1, len(self.clips) // SAMPLED_CLIPS)]
+        clip_bytes = sum(len(self.encode(clip)) for clip in sample) / len(sample)
+        # Text is compressed to about a third.
+        total = remaining = sum(rows.data.nbytes for rows in self.data.values()) // 3
+        for shard in self.shards:
+            shard_bytes = int(clip_bytes * shard.num_clips)
+            total += shard_bytes
+            if not (self.output / shard.path).is_file():
+                remaining += shard_bytes
+        return total, remaining
 
-    def encoded(self, clip: str) -> bytes:
-        """The first seconds of a clip, mono, in 16 bits. What was 16 bits and mono stays the same to the bit.
+    def encode(self, clip: str) -> bytes:
+        """Returns the first seconds of a clip as a mono file with 16 bits.
+
+        A clip with 16 bits and one channel keeps its samples.
 
         Raises:
-            ValueError: if the file cannot be read.
+            UserError: If the file cannot be read.
         """
+        source = self.sources[clip]
         try:
-            with open_file(open_clip(self.sources[clip])) as sound:
-                rate = sound.samplerate
-                audio = sound.read(
-                    math.ceil(self.max_seconds * rate), dtype="float32", always_2d=True
-                ).mean(1)
+            with open_file(open_clip(source)) as file:
+                rate = file.samplerate
+                num_samples = math.ceil(self.max_seconds * rate)
+                audio = file.read(num_samples, dtype="float32", always_2d=True).mean(1)
         except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError) as error:
-            raise ValueError(f"{self.sources[clip]} cannot be read any more ({error})") from error
-        if self.rate and rate != self.rate:
-            audio = resample(torch.from_numpy(audio), rate, self.rate).numpy()[
-                : round(self.max_seconds * self.rate)
-            ]
-        content = io.BytesIO()
+            raise UserError(f"{source}: not readable any more ({error})") from error
+        if self.sampling_rate and rate != self.sampling_rate:
+            audio = resample(torch.from_numpy(audio), rate, self.sampling_rate).numpy()
+            audio = audio[: round(self.max_seconds * self.sampling_rate)]
         samples = np.clip(np.rint(audio * 32768), -32768, 32767).astype(np.int16)
-        soundfile.write(
-            content, samples, self.rate or rate, format=self.format.upper(), subtype="PCM_16"
-        )
+        content = io.BytesIO()
+        file_format = self.format.upper()
+        rate = self.sampling_rate or rate
+        soundfile.write(content, samples, rate, format=file_format, subtype="PCM_16")
         return content.getvalue()
 
-    def shards(self) -> Iterator[tuple[str, list, int]]:
-        """(path, numbers of rows or names of clips, clips to be encoded) of each shard."""
-        for start in range(0, 0 if self.embedded else len(self.clips), CLIPS_PER_SHARD):
-            part = self.clips[start : start + CLIPS_PER_SHARD]
-            yield (
-                self._name("clips", start // CLIPS_PER_SHARD, len(self.clips), CLIPS_PER_SHARD),
-                part,
-                len(part),
-            )
-        per_shard = EMBEDDED_PER_SHARD if self.embedded else ROWS_PER_SHARD
-        for split, order in self.order.items():
-            for start in range(0, len(order), per_shard):
-                part, clips = order[start : start + per_shard], 0
-                if self.embedded:
-                    for group in range(0, len(part), EMBEDDED_PER_GROUP):
-                        rows = self.data[split].select(part[group : group + EMBEDDED_PER_GROUP])
-                        clips += len(set(rows["filepath1"]) | set(rows["filepath2"]) - {""})
-                yield self._name(split, start // per_shard, len(order), per_shard), part, clips
-
     def write(self) -> None:
-        """Writes the shards that are not there, each whole or not at all, and the card and manifest at the end."""
-        for left in self.output.glob("*/*.part"):  # of a conversion that was killed
-            left.unlink()
-        part = self.plan.with_suffix(".part")
-        part.write_text(self.begun)
-        part.replace(self.plan)
-        shards = list(self.shards())
-        bar = tqdm(
-            total=sum(max(1, clips) for _, _, clips in shards),
-            desc="converting",
-            unit="clip",
-            disable=None,
-        )
-        with ThreadPoolExecutor() as self.pool, bar:
-            for path, items, clips in shards:
-                file = self.output / path
-                if path.startswith("rows/") and self.embedded:
-                    self._remember_places(path, items)
+        """Writes the shards that are missing, each complete or absent, then card and manifest.
+
+        Raises:
+            UserError: If a clip cannot be read or a file cannot be written.
+        """
+        try:
+            self._write_shards()
+            num_bytes = sum((self.output / shard.path).stat().st_size for shard in self.shards)
+            manifest = {**self.manifest, "bytes": num_bytes}
+            write_text(self.output / "README.md", data_card(manifest))
+            write_json(self.output / MANIFEST, manifest)
+        except OSError as error:
+            raise UserError(f"{self.output}: {error}. Run it again to resume.") from error
+
+    def _write_shards(self) -> None:
+        for leftover in self.output.glob("*/*.part"):
+            leftover.unlink()
+        write_json(self.output / PLAN, self._plan)
+        # A shard without clips counts as one, so that the bar moves.
+        steps = [max(1, shard.num_clips) for shard in self.shards]
+        bar = tqdm(total=sum(steps), desc="converting", unit="clip", disable=None)
+        with ThreadPoolExecutor() as pool, bar:
+            for shard, num_steps in zip(self.shards, steps):
+                file = self.output / shard.path
                 if not file.is_file():
                     file.parent.mkdir(parents=True, exist_ok=True)
-                    part = file.with_suffix(f".{os.getpid()}.part")
-                    try:
-                        self._write_clips(part, items) if path.startswith(
-                            "clips/"
-                        ) else self._write_rows(part, path, items)
-                        part.replace(file)
-                    finally:
-                        part.unlink(missing_ok=True)
-                bar.update(max(1, clips))
-        files = [self.output / path for path, _, _ in shards]
-        manifest = {**self.manifest, "bytes": sum(file.stat().st_size for file in files)}
-        (self.output / "README.md").write_text(data_card(manifest), encoding="utf-8")
-        (self.output / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+                    with atomic_file(file) as temporary:
+                        self._write_shard(temporary, shard, pool)
+                bar.update(num_steps)
 
-    def _remember_places(self, path: str, numbers: list[int]) -> None:
-        rows = self.data[self._split(path)].select(numbers)
-        for row, named in enumerate(zip(rows["filepath1"], rows["filepath2"])):
-            for which, clip in enumerate(named):
-                if clip:
-                    self.place.setdefault(clip, f"{path}#{row}.{which}")
-
-    @staticmethod
-    def _split(path: str) -> str:
-        return path.removeprefix("rows/").rsplit("-", 3)[0]
-
-    def _write_clips(self, file: Path, clips: list[str]) -> None:
-        with pq.ParquetWriter(
-            file, _CLIPS.arrow_schema, compression="NONE", use_dictionary=False
-        ) as writer:
-            for start in range(0, len(clips), CLIPS_PER_GROUP):
-                part = clips[start : start + CLIPS_PER_GROUP]
-                sounds = [
-                    {"bytes": b, "path": clip}
-                    for clip, b in zip(part, self.pool.map(self.encoded, part))
-                ]
-                writer.write_table(
-                    pa.Table.from_pydict({"filepath": part, "audio": sounds}, _CLIPS.arrow_schema)
-                )
-
-    def _write_rows(self, file: Path, path: str, numbers: list[int]) -> None:
-        rows = self.data[self._split(path)]
-        schema = Features({**TEXT, "audio": List(SOUND)} if self.embedded else TEXT).arrow_schema
-        per_group = EMBEDDED_PER_GROUP if self.embedded else ROWS_PER_GROUP
-        # one dictionary a group, however large: a clip's bytes stand there once
-        options = {
-            "compression": "ZSTD",
-            "use_dictionary": True,
-            "dictionary_pagesize_limit": 2**30,
-        }
+    def _write_shard(self, file: Path, shard: Shard, pool: ThreadPoolExecutor) -> None:
+        if shard.split is None:
+            schema, options = CLIP_SCHEMA, CLIP_OPTIONS
+            groups = self._clip_groups(shard.items, pool)
+        else:
+            columns = {**ROW_COLUMNS, "audio": List(AUDIO)} if self.embedded else ROW_COLUMNS
+            schema, options = Features(columns).arrow_schema, ROW_OPTIONS
+            groups = self._row_groups(self.data[shard.split], shard.items, pool)
         with pq.ParquetWriter(file, schema, **options) as writer:
-            for start in range(0, len(numbers), per_group):
-                part = rows.select(numbers[start : start + per_group]).to_list()
-                for row in part:
-                    row["clips"] = [
-                        self.place[c] for c in (row["filepath1"], row["filepath2"]) if c
-                    ]
-                if self.embedded:
-                    wanted = sorted(
-                        {c for row in part for c in (row["filepath1"], row["filepath2"]) if c}
-                    )
-                    sounds = dict(zip(wanted, self.pool.map(self.encoded, wanted)))
-                    for row in part:
-                        named = [c for c in (row["filepath1"], row["filepath2"]) if c]
-                        row["audio"] = [{"bytes": sounds[c], "path": c} for c in named]
-                writer.write_table(pa.Table.from_pylist(part, schema))
+            for rows in groups:
+                writer.write_table(pa.Table.from_pylist(rows, schema))
+
+    def _clip_groups(self, clips: list[str], pool: ThreadPoolExecutor) -> Iterator[list[dict]]:
+        for group in _chunks(clips, CLIPS_PER_GROUP):
+            yield [
+                {"filepath": clip, "audio": {"bytes": content, "path": clip}}
+                for clip, content in zip(group, pool.map(self.encode, group))
+            ]
+
+    def _row_groups(
+        self, data: Dataset, indices: list[int], pool: ThreadPoolExecutor
+    ) -> Iterator[list[dict]]:
+        for group in _chunks(indices, EMBEDDED_PER_GROUP if self.embedded else ROWS_PER_GROUP):
+            rows = data.select(group).to_list()
+            names = [_clip_names((row["filepath1"], row["filepath2"])) for row in rows]
+            for row, clips in zip(rows, names):
+                row["clips"] = [self.places[clip] for clip in clips]
+            if self.embedded:
+                distinct = sorted(set().union(*names))
+                contents = dict(zip(distinct, pool.map(self.encode, distinct)))
+                for row, clips in zip(rows, names):
+                    row["audio"] = [{"bytes": contents[clip], "path": clip} for clip in clips]
+            yield rows
+
+
+def _clip_names(names: tuple[str, str]) -> list[str]:
+    """Returns the names of a row's one or two clips."""
+    return [name for name in names if name]
+
+
+def _chunks(items: list, size: int) -> Iterator[list]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _split_into_files(prefix: str, items: list, size: int) -> Iterator[tuple[str, list]]:
+    num_files = max(1, math.ceil(len(items) / size))
+    for number, part in enumerate(_chunks(items, size)):
+        yield f"{prefix}{number:05d}-of-{num_files:05d}.parquet", part
+
+
+def _plan_rows(split: str, names: list[list[str]]) -> list[Shard]:
+    files = _split_into_files(f"rows/{split}-", list(range(len(names))), ROWS_PER_SHARD)
+    return [Shard(path, split, rows, 0) for path, rows in files]
+
+
+def _digest(rows: Dataset) -> str:
+    """Returns the SHA-256 of the text of all rows."""
+    digest = hashlib.sha256()
+    for batch in rows.with_format("arrow").iter(10_000):
+        for name in FIELDS:
+            digest.update("\0".join(batch[name].to_pylist()).encode() + b"\1")
+    return digest.hexdigest()
 
 
 def data_card(manifest: dict) -> str:
-    """The card of a data set: its configurations, for `load_dataset` and the Hub's viewer, and what it is."""
-    rows = [{"split": split, "path": f"rows/{split}-*.parquet"} for split in manifest["splits"]]
-    configs = [{"config_name": "rows", "data_files": rows, "default": True}]
+    """Returns the data set's card. Its head tells `load_dataset` and the Hub's viewer the files."""
+    splits = manifest["splits"]
+    row_files = [{"split": split, "path": f"rows/{split}-*.parquet"} for split in splits]
+    configs = [{"config_name": "rows", "data_files": row_files, "default": True}]
     if manifest["audio"] == "referenced":
-        configs.append(
-            {"config_name": "clips", "data_files": [{"split": "clips", "path": "clips/*.parquet"}]}
-        )
-    about = {
+        clip_files = [{"split": "clips", "path": "clips/*.parquet"}]
+        configs.append({"config_name": "clips", "data_files": clip_files})
+    head = {
         "configs": configs,
         "language": ["en"],
         "task_categories": ["audio-text-to-text"],
         "tags": ["audiolm"],
     }
-    rate = (
-        f"resampled to {manifest['sampling_rate']:,} Hz"
-        if manifest["sampling_rate"]
-        else "at the rate of each recording"
+    return CARD.format(
+        head=yaml.safe_dump(head, sort_keys=False),
+        rows=", ".join(f"{facts['rows']:,} {split}" for split, facts in splits.items()),
+        clips=manifest["clips"],
+        seconds=manifest["max_audio_seconds"],
+        format=manifest["format"].upper(),
+        audio=CARD_AUDIO[manifest["audio"]],
     )
-    kept_seconds = f"the first {manifest['max_audio_seconds']:g} s of each, mono, 16-bit {manifest['format'].upper()}"
-    kept = (
-        "Each row holds the audio of its one or two clips."
-        if manifest["audio"] == "embedded"
-        else "`clips` names each row's one or two clips, as shard and row of the configuration `clips`."
-    )
-    table = "".join(
-        f"| {split} | {found['rows']:,} |\n" for split, found in manifest["splits"].items()
-    )
-    return f"""---
-{yaml.safe_dump(about, sort_keys=False)}---
-
-# Questions about audio, in ReasonAQA's shape
-
-{manifest["clips"]:,} clips: {kept_seconds} {rate}. {kept}
-Made by AudioLM's `run_prepare.py convert`; text and audio have the licences of their sources, which whoever publishes this data
-set must add here.
-
-| split | rows |
-|---|---|
-{table}
-    from datasets import load_dataset
-    rows = load_dataset("NAME", "rows", split="{next(iter(manifest["splits"]))}")
-
-Train on it: `run_train.py --dataset_name NAME`{" --streaming" if manifest["audio"] == "embedded" else ""}.
-"""

@@ -1,80 +1,90 @@
-"""Small audio files and spectrograms of clips for pages."""
+"""Clips on pages: spectrograms, small audio files, axes."""
 
 import base64
 import io
 import math
-import struct
-import zlib
 
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 
 from audiolm.data import clip_preview
-from audiolm.data.clip_preview import BANDS, COLOURS, SHADES, picture, png, spectrogram
+from audiolm.data.clip_preview import (
+    BANDS,
+    SHADES,
+    audio_uri,
+    encode_png,
+    preview_clip,
+    spectrogram,
+)
 
 
-@pytest.mark.parametrize("hertz", [200, 1000, 5000])
-@pytest.mark.parametrize("rate", [24000, 44100])
-def test_spectrogram_of_a_pure_tone_is_brightest_in_its_band(hertz, rate):
-    tone = np.sin(2 * np.pi * hertz * np.arange(rate) / rate).astype("float32")
-    shades = spectrogram(tone, rate)
-    tone_mel, highest_mel = (2595 * math.log10(1 + f / 700) for f in (hertz, rate / 2))
-    # The highest band is the first row.
-    expected = BANDS - 1 - int(BANDS * tone_mel / highest_mel)
-    middle = shades[:, shades.shape[1] // 4 : -shades.shape[1] // 4].mean(1)
-    assert abs(int(middle.argmax()) - expected) <= 1
-    assert shades.max() == SHADES - 1
-    assert middle[abs(np.arange(BANDS) - expected) > 12].max() < SHADES / 2
+@pytest.fixture
+def noise():
+    """12 s of white noise in stereo, the least compressible audio."""
+    return 0.1 * np.random.default_rng(0).standard_normal((12 * 44100, 2))
 
 
-def test_spectrogram_of_silence_is_dark():
-    silent = spectrogram(np.zeros(24000, "float32"), 24000)
-    assert silent.max() == 0
-    assert silent.shape[0] == BANDS
-
-
-def test_spectrogram_of_a_very_short_clip_has_all_bands():
-    assert spectrogram(np.ones(10, "float32"), 24000).shape[0] == BANDS
-
-
-def test_spectrogram_of_a_click_is_brightest_at_its_time():
-    click = np.zeros(48000, "float32")
-    click[12000] = 1.0
-    loudness = spectrogram(click, 24000).sum(0)
-    assert abs(loudness.argmax() / len(loudness) - 0.25) < 0.02
-
-
-def test_png_holds_the_shades_and_the_palette():
-    content = png(np.arange(6, dtype=np.uint8).reshape(2, 3))
-    assert content.startswith(b"\x89PNG\r\n\x1a\n")
-    assert struct.unpack(">IIBB", content[16:26]) == (3, 2, 8, 3)
-    at = content.index(b"IDAT")
-    size = int.from_bytes(content[at - 4 : at], "big")
-    assert zlib.decompress(content[at + 4 : at + 4 + size]) == b"\0\0\1\2\0\3\4\5"
-    palette = content[content.index(b"PLTE") + 4 :][: 3 * SHADES]
-    assert tuple(palette[:3]) == COLOURS[0]
-    assert tuple(palette[-3:]) == COLOURS[-1]
+@pytest.fixture
+def noise_file(noise, tmp_path):
+    soundfile.write(tmp_path / "noise.wav", noise, 44100)
+    return str(tmp_path / "noise.wav")
 
 
 def decode(uri):
     return soundfile.read(io.BytesIO(base64.b64decode(uri.partition(",")[2])), always_2d=True)
 
 
-@pytest.fixture
-def noise():
-    """Twelve seconds of stereo white noise at 44.1 kHz, which no codec compresses well."""
-    return 0.1 * np.random.default_rng(0).standard_normal((12 * 44100, 2))
+@pytest.mark.parametrize("hertz", [200, 1000, 5000])
+@pytest.mark.parametrize("rate", [24000, 44100])
+def test_spectrogram_of_a_pure_tone_is_bright_in_its_band(hertz, rate):
+    tone = np.sin(2 * np.pi * hertz * np.arange(rate) / rate).astype("float32")
+    shades = spectrogram(tone, rate)
+    mel_of_tone, mel_of_top = (2595 * math.log10(1 + f / 700) for f in (hertz, rate / 2))
+    # The highest band is the first row.
+    expected = BANDS - 1 - int(BANDS * mel_of_tone / mel_of_top)
+    columns = shades.shape[1]
+    middle = shades[:, columns // 4 : -columns // 4].mean(1)
+    assert abs(int(middle.argmax()) - expected) <= 1
+    assert shades.max() == SHADES - 1
+    assert middle[abs(np.arange(BANDS) - expected) > 12].max() < SHADES / 2
 
 
-@pytest.fixture
-def long_clip(tmp_path, noise):
-    soundfile.write(tmp_path / "long.wav", noise, 44100)
-    return str(tmp_path / "long.wav")
+def test_spectrogram_of_silence_is_dark():
+    shades = spectrogram(np.zeros(24000, "float32"), 24000)
+    assert shades.max() == 0
+    assert shades.shape[0] == BANDS
 
 
-def test_picture_of_a_long_clip_is_truncated_to_one_small_channel(long_clip):
-    preview = picture(long_clip, 10.0)
+@pytest.mark.parametrize("rate", [100, 24000, 768_000])
+def test_spectrogram_of_a_few_samples_has_all_bands(rate):
+    assert spectrogram(np.ones(10, "float32"), rate).shape[0] == BANDS
+
+
+def test_spectrogram_of_a_click_is_bright_at_its_time():
+    click = np.zeros(48000, "float32")
+    click[12000] = 1.0
+    power = spectrogram(click, 24000).sum(0)
+    assert abs(power.argmax() / len(power) - 0.25) < 0.02
+
+
+def test_encode_png_keeps_shades_and_has_magmas_colours():
+    shades = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    content = encode_png(shades)
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    image = Image.open(io.BytesIO(content))
+    assert (image.mode, image.size) == ("P", (3, 2))
+    assert np.array_equal(np.asarray(image), shades)
+    lightness = Image.open(io.BytesIO(encode_png(np.arange(SHADES, dtype=np.uint8)[None])))
+    lightness = np.asarray(lightness.convert("L")).astype(int)
+    assert lightness[0, 0] < 5
+    assert lightness[0, -1] >= 245
+    assert (np.diff(lightness[0]) > 0).all()
+
+
+def test_preview_of_a_long_clip_is_small_and_as_long_as_what_is_used(noise_file):
+    preview = preview_clip(noise_file, 10.0)
     assert (preview.whole, preview.used) == (12, 10)
     assert preview.audio.startswith("data:audio/mpeg;base64,")
     samples, rate = decode(preview.audio)
@@ -84,37 +94,43 @@ def test_picture_of_a_long_clip_is_truncated_to_one_small_channel(long_clip):
     assert len(preview.spectrogram) < 30_000
 
 
-def test_picture_of_a_long_clip_has_labelled_axes(long_clip):
-    preview = picture(long_clip, 10.0)
+def test_preview_has_ticks_of_seconds_and_kilohertz(noise_file):
+    preview = preview_clip(noise_file, 10.0)
     assert preview.times == [(0, "0"), (20, "2"), (40, "4"), (60, "6"), (80, "8")]
-    assert [text for _, text in preview.hertz] == ["0.5", "1", "2", "4", "8", "16"]
+    assert [label for _, label in preview.hertz] == ["0.5", "1", "2", "4", "8", "16"]
     assert preview.hertz == sorted(preview.hertz, reverse=True)
 
 
-def test_picture_of_the_same_clip_has_the_same_bytes(long_clip):
-    assert picture(long_clip, 10.0) == picture(long_clip, 10.0)
+def test_preview_twice_is_the_same(noise_file):
+    assert preview_clip(noise_file, 10.0) == preview_clip(noise_file, 10.0)
 
 
-def test_picture_at_a_rate_unknown_to_mp3_is_vorbis(tmp_path, noise):
+def test_preview_that_is_not_playable_has_no_audio(noise_file):
+    preview = preview_clip(noise_file, 10.0, playable=False)
+    assert preview.audio == ""
+    assert preview.spectrogram.startswith("data:image/png;base64,")
+
+
+def test_preview_at_a_rate_without_mp3_is_vorbis(noise, tmp_path):
     soundfile.write(tmp_path / "rate.wav", noise[:96000], 96000)
-    assert picture(str(tmp_path / "rate.wav"), 10.0).audio.startswith("data:audio/ogg")
+    assert preview_clip(str(tmp_path / "rate.wav"), 10.0).audio.startswith("data:audio/ogg")
 
 
-@pytest.mark.parametrize("supported", [1, 2, 3])
-def test_audio_uri_without_a_format_uses_the_next(monkeypatch, noise, supported):
-    formats = (("NONE", "NONE", ""), *clip_preview.FORMATS[-supported:])
+def test_preview_without_samples_raises(noise, tmp_path):
+    soundfile.write(tmp_path / "empty.wav", noise[:0], 44100)
+    with pytest.raises(ValueError, match="no samples"):
+        preview_clip(str(tmp_path / "empty.wav"), 10.0)
+
+
+@pytest.mark.parametrize("num_formats", [1, 2, 3])
+def test_audio_uri_takes_the_first_format_that_can_be_written(num_formats, noise, monkeypatch):
+    formats = (("NONE", "NONE", ""), *clip_preview.FORMATS[-num_formats:])
     monkeypatch.setattr(clip_preview, "FORMATS", formats)
-    samples, _ = decode(clip_preview.audio_uri(noise[:4410, 0].astype("float32"), 44100))
+    samples, _ = decode(audio_uri(noise[:4410, 0].astype("float32"), 44100))
     assert len(samples) == 4410
 
 
-def test_audio_uri_without_any_format_is_an_error(monkeypatch, noise):
+def test_audio_uri_without_a_format_raises(noise, monkeypatch):
     monkeypatch.setattr(clip_preview, "FORMATS", (("NONE", "NONE", ""),))
     with pytest.raises(ValueError, match="writes none of NONE"):
-        clip_preview.audio_uri(noise[:4410, 0], 44100)
-
-
-def test_picture_of_an_empty_clip_is_an_error(tmp_path, noise):
-    soundfile.write(tmp_path / "empty.wav", noise[:0], 44100)
-    with pytest.raises(ValueError, match="no samples"):
-        picture(str(tmp_path / "empty.wav"), 10.0)
+        audio_uri(noise[:4410, 0], 44100)
