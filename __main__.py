@@ -31,7 +31,9 @@ def first_docstring_line(module: str) -> str:
 def help_text() -> str:
     """Returns the text of `audiolm --help`."""
     lines = [f"  {name:<10} {first_docstring_line(m)}" for name, m in COMMANDS.items()]
-    return f"usage: audiolm [-h] [--version] COMMAND ...\n\n{__doc__}\ncommands:\n" + "\n".join(lines)
+    return f"usage: audiolm [-h] [--version] COMMAND ...\n\n{__doc__}\ncommands:\n" + "\n".join(
+        lines
+    )
 
 
 def main(argv: list[str] | None = None) -> None:

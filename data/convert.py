@@ -20,8 +20,7 @@ from datasets import Audio, Dataset, DatasetDict, Features, List, Value
 from tqdm import tqdm
 
 from ..processing_audiolm import open_file, resample
-from ..runtime import UserError, write_json, write_text
-from .atomic_file import atomic_file
+from ..runtime import UserError, atomic_file, write_json, write_text
 from .audio_files import clip_identity, open_clip
 from .reasonaqa import FIELDS
 from .shards import MANIFEST, PLAN, ROW_COLUMNS, VERSION

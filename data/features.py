@@ -28,8 +28,7 @@ from transformers import BatchFeature
 
 from ..encoders_audiolm import AudioEncoder
 from ..processing_audiolm import AudioLMFeatureExtractor
-from ..runtime import UserError, format_bytes
-from .atomic_file import atomic_file
+from ..runtime import UserError, atomic_file, format_bytes
 from .audio_files import Clip, clip_identity
 from .decoder import BadClip, ClipDecoder
 
