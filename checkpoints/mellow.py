@@ -9,7 +9,7 @@ from transformers.utils import cached_file
 
 from ..configuration_audiolm import AudioLMConfig
 from ..modeling_audiolm import AudioLMForConditionalGeneration
-from .encoders import HTSAT_UNUSED, load_state_strictly, read_checkpoint, rename_clap_keys
+from .state_dicts import HTSAT_UNUSED, load_state_strictly, read_checkpoint, rename_clap_keys
 
 PUBLISHED, CHECKPOINT = "soham97/mellow", "v0.ckpt"
 TEXT_MODEL = "HuggingFaceTB/SmolLM2-135M"  # whose tokenizer it has
@@ -47,7 +47,8 @@ def load_mellow(path: str):
     """The model in float32, in eval mode, and its tokenizer: of the folder of the checkpoint, else SmolLM2-135M's.
 
     Raises:
-        ValueError: if the checkpoint is torn, or not Mellow's; it names the first keys that are missing or too many.
+        ValueError: if the checkpoint is torn, or not Mellow's; it names the first keys that are
+            missing or too many.
     """
     state = {key.removeprefix("module."): value for key, value in read_checkpoint(path).items()}
     parts: dict[str, dict[str, torch.Tensor]] = {"encoder": {}, "posteriors": {}, "rest": {}}

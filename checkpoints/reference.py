@@ -1,7 +1,8 @@
 """The encoders' references, msclap and moshi, behind our interface; needs the extra `reference`.
 
-`python -m audiolm.checkpoints.reference --encoder_type mimi_full --encoder_name_or_path FILE clip.wav ...` extracts
-features with the reference and with ours from the same weights, and prints the largest deviation on each file.
+`python -m audiolm.checkpoints.reference --encoder_type mimi_full --encoder_name_or_path FILE
+clip.wav ...` extracts features with the reference and with ours from the same weights, and prints
+the largest deviation on each file.
 """
 
 import argparse
