@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig
 from transformers.utils import cached_file
 
@@ -20,7 +22,10 @@ from ..runtime import UserError
 from .random_weights import build_random_encoder
 from .random_weights import randomise_codebooks as randomise_codebooks  # MOVED
 from .state_dicts import (
+    AUDIOSET_PREFIX,
     CLASSIFIER_PREFIX,
+    HTSAT_PREFIXES,
+    MSCLAP_PREFIX,
     load_state_strictly,
     read_checkpoint,
     rename_clap_keys,
@@ -45,15 +50,6 @@ FILES = {
     ),
     "mimi": ("model.safetensors", MOSHI_FILE),
 }
-# HTSAT's keys begin so in checkpoints of msclap, of its authors, and of transformers.
-MSCLAP_PREFIX = "audio_encoder.base.htsat."
-AUDIOSET_PREFIX = "sed_model."
-HTSAT_PREFIXES = (
-    MSCLAP_PREFIX,
-    AUDIOSET_PREFIX,
-    "audio_model.audio_encoder.",
-    "audio_encoder.",
-)
 MELLOW_KEY = "audio_encoder.base.c2l.weight"
 AUDIOSET_FRONT_END = {"sampling_rate": 32000, "window_seconds": 10.0}
 # Fields of transformers' CLAP feature extractor, and ours. LAION's has 48 kHz and windows of 10 s.
@@ -83,10 +79,10 @@ def load_encoder(encoder_type: str, name_or_path: str | None = None) -> AudioEnc
     model_type = parse_encoder_type(encoder_type).model_type
     if name_or_path == "random" and model_type == "audiolm_pair":
         name_or_path = "random+random"
-    loader = LOADERS.get(model_type, _load_transformers)
     if name_or_path == "random":
         return build_random_encoder(encoder_type)
-    return loader(encoder_type, name_or_path).eval()
+    load = LOADERS.get(model_type, _load_transformers)
+    return load(encoder_type, name_or_path).eval()
 
 
 def checkpoint_file(encoder_type: str, name_or_path: str | None = None) -> str:
@@ -132,13 +128,12 @@ def with_overrides(
         window_seconds: Length of HTSAT's windows.
 
     Raises:
-        ValueError: If the encoder has no windows or a value is out of range.
+        UserError: If the encoder has no windows or a value is out of range.
     """
     config = copy.deepcopy(encoder.config)
     config.dtype = None  # transformers would build the encoder in the dtype of its file.
     if band_limit is not None:
         config.band_limit = band_limit
-        check_band_limit(config)
     if window_seconds is not None:
         parts = [config, getattr(config, "first", None), getattr(config, "second", None)]
         windowed_parts = [part for part in parts if hasattr(part, "window_seconds")]
@@ -146,7 +141,11 @@ def with_overrides(
             raise UserError(f"--window_seconds {window_seconds}: only HTSAT has windows")
         for part in windowed_parts:
             part.window_seconds = window_seconds
-    changed = build_encoder(config)
+    try:
+        check_band_limit(config)
+        changed = build_encoder(config)
+    except ValueError as error:
+        raise UserError(f"--{error}") from error
     changed.load_state_dict(encoder.state_dict())
     changed.clear_codebook_cache()
     return changed.eval()
@@ -169,7 +168,7 @@ def _load_htsat(encoder_type: str, name_or_path: str | None) -> AudioEncoder:
         fields = AUDIOSET_FRONT_END if is_audioset else {}
     else:
         fields = _clap_fields(name_or_path or PUBLISHED["clap_audio_model"])
-    encoder = build_encoder(default_encoder_config(encoder_type, fields))
+    encoder = _build(encoder_type, fields)
     load_state_strictly(encoder.model.audio_encoder, weights, path)
     if isinstance(encoder, HTSATPosteriorEncoder):
         load_state_strictly(encoder.classifier, classifier, path)
@@ -192,11 +191,11 @@ def _load_mimi(encoder_type: str, name_or_path: str | None) -> AudioEncoder:
     path = checkpoint_file(encoder_type, name_or_path)
     state = read_checkpoint(path)
     if any(key.startswith("encoder.model.") for key in state):
-        encoder = build_encoder(default_encoder_config(encoder_type))
+        encoder = _build(encoder_type)
         weights = rename_moshi_keys(state, encoder.config.num_attention_heads)
         load_state_strictly(encoder.model, weights, path)
     elif Path(source).is_file():
-        encoder = build_encoder(default_encoder_config(encoder_type, _read_config(source)))
+        encoder = _build(encoder_type, _read_config(source))
         weights = {key: value for key, value in state.items() if not key.startswith("decoder")}
         load_state_strictly(encoder.model, weights, path)
     else:
@@ -208,15 +207,19 @@ def _load_mimi(encoder_type: str, name_or_path: str | None) -> AudioEncoder:
 def _load_transformers(encoder_type: str, name_or_path: str | None) -> AudioEncoder:
     path = checkpoint_file(encoder_type, name_or_path)
     source = name_or_path or PUBLISHED[parse_encoder_type(encoder_type).model_type]
-    encoder = build_encoder(default_encoder_config(encoder_type, _read_config(source)))
+    encoder = _build(encoder_type, _read_config(source))
     model_class = type(encoder.model)
-    model, info = model_class.from_pretrained(
-        source, config=encoder.config, dtype=torch.float32, output_loading_info=True
-    )
+    try:
+        model, info = model_class.from_pretrained(
+            source, config=encoder.config, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{path} does not fit {model_class.__name__}: {error}") from error
     for problem in ("missing_keys", "mismatched_keys"):
         if info[problem]:
             keys = ", ".join(sorted(map(str, info[problem]))[:3])
-            raise UserError(f"{path} does not fit {model_class.__name__}: {problem} {keys}")
+            name = f"{problem.replace('_', ' ')} {keys}"
+            raise UserError(f"{path} does not fit {model_class.__name__}: {name}")
     encoder.model = model
     return encoder
 
@@ -229,8 +232,7 @@ def _load_pair(encoder_type: str, name_or_path: str | None) -> AudioEncoder:
             f"--encoder_name_or_path {name_or_path}: expected FIRST+SECOND for {encoder_type}"
         )
     first, second = [load_encoder(part, name or None) for part, name in zip(types, names)]
-    fields = {"first": first.config, "second": second.config}
-    pair = build_encoder(default_encoder_config(encoder_type, fields))
+    pair = _build(encoder_type, {"first": first.config, "second": second.config})
     pair.first = first
     pair.second = second
     return pair
@@ -239,7 +241,7 @@ def _load_pair(encoder_type: str, name_or_path: str | None) -> AudioEncoder:
 def _load_silence(encoder_type: str, name_or_path: str | None) -> AudioEncoder:
     if name_or_path:
         raise UserError(f"--encoder_name_or_path {name_or_path}: {encoder_type} has no weights")
-    return build_encoder(default_encoder_config(encoder_type))
+    return _build(encoder_type)
 
 
 # Encoders that are not listed come in transformers' format alone.
@@ -251,8 +253,19 @@ LOADERS: dict[str, Callable[[str, str | None], AudioEncoder]] = {
 }
 
 
+def _build(encoder_type: str, fields: dict | None = None) -> AudioEncoder:
+    try:
+        return build_encoder(default_encoder_config(encoder_type, fields))
+    except (ValueError, StrictDataclassError) as error:
+        raise UserError(f"--encoder_type {encoder_type}: {error}") from error
+
+
 def _find_in(folder_or_repository: str, name: str) -> str | None:
-    return cached_file(folder_or_repository, name, _raise_exceptions_for_missing_entries=False)
+    """Returns the path of a file, downloaded if needed, or None if there is no such file."""
+    try:
+        return cached_file(folder_or_repository, name, _raise_exceptions_for_missing_entries=False)
+    except OSError as error:
+        raise UserError(f"--encoder_name_or_path {folder_or_repository}: {error}") from error
 
 
 def _read_config(source: str) -> dict | None:
@@ -267,5 +280,8 @@ def _read_config(source: str) -> dict | None:
         if not (folder / "config.json").is_file():
             return None
         source = str(folder)
-    config = AutoConfig.from_pretrained(source).to_dict()
+    try:
+        config = AutoConfig.from_pretrained(source).to_dict()
+    except (OSError, ValueError, StrictDataclassError) as error:
+        raise UserError(f"--encoder_name_or_path {source}: {error}") from error
     return {name: value for name, value in config.items() if name not in ENCODER_OPTION_FIELDS}

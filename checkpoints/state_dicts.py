@@ -10,6 +10,16 @@ from torch import nn
 
 from ..runtime import UserError
 
+# HTSAT's keys begin with one of these in checkpoints of msclap, of its authors, and of
+# transformers.
+MSCLAP_PREFIX = "audio_encoder.base.htsat."
+AUDIOSET_PREFIX = "sed_model."
+HTSAT_PREFIXES = (
+    MSCLAP_PREFIX,
+    AUDIOSET_PREFIX,
+    "audio_model.audio_encoder.",
+    "audio_encoder.",
+)
 HTSAT_UNUSED = r"^(spectrogram_extractor|logmel_extractor|head)\.|attn_mask$"
 CLASSIFIER_PREFIX = "tscam_conv."
 # Patterns in foreign keys, and what ClapAudioModel and MimiModel have in their place.
