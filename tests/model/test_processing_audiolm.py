@@ -1,4 +1,4 @@
-"""The feature extractor and the processor: clips of any form, and the ids of prompts and answers."""
+"""The feature extractor and the processor: clips of any form, and the ids of prompts."""
 
 import json
 
