@@ -254,12 +254,10 @@ def parse_encoder_type(encoder_type: str) -> EncoderType:
 
 
 def _check_pair(encoder_type: str) -> None:
-    first_name, second_name = encoder_type.split("+")
-    types = [parse_encoder_type(first_name), parse_encoder_type(second_name)]
-    if first_name == second_name or "audiolm_silence" in [part.model_type for part in types]:
-        raise ValueError(
-            f"encoder_type {encoder_type!r}: a pair needs two different encoders of audio"
-        )
+    names = encoder_type.split("+")
+    types = [parse_encoder_type(name) for name in names]
+    if names[0] == names[1] or "audiolm_silence" in [part.model_type for part in types]:
+        raise ValueError(f"encoder_type {encoder_type!r}: a pair needs two encoders of audio")
     if any(part.options.get("posteriors") for part in types):
         raise ValueError(
             f"encoder_type {encoder_type!r}: an encoder with posteriors cannot be part of a pair"
@@ -283,7 +281,7 @@ def default_encoder_config(
     _check_agreement(encoder_type, entry, fields)
     fields = {**entry.options, **fields, "model_type": entry.model_type, "_name_or_path": ""}
     if entry.model_type == "clap_audio_model":
-        fields = {**MSCLAP_FRONT_END, **fields}
+        fields = MSCLAP_FRONT_END | fields
     elif entry.model_type == "mimi":
         fields["decoder_config"] = None  # Only the encoding half is used.
     elif entry.model_type == "audiolm_pair":

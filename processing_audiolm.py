@@ -272,7 +272,7 @@ class AudioLMProcessor(ProcessorMixin):
         options = {"add_special_tokens": False, "split_special_tokens": True}
         return self.tokenizer(texts, **options).input_ids
 
-    def prompts(self, questions: list[str], frames: list[list[int]]) -> list[list[int]]:
+    def encode_prompts(self, questions: list[str], frames: list[list[int]]) -> list[list[int]]:
         """Returns the ids of prompts.
 
         Args:
@@ -314,11 +314,13 @@ class AudioLMProcessor(ProcessorMixin):
     def _audio_ids(self, frames: int) -> list[int]:
         return [self.audio_token_id] * (self.audio_tokens or frames)
 
-    def prompt_ids(self, question: str, frames: list[int]) -> list[int]:
-        """Returns the ids of one prompt. See [`prompts`]."""
-        return self.prompts([question], [frames])[0]
+    def encode_prompt(self, question: str, frames: list[int]) -> list[int]:
+        """Returns the ids of one prompt. See [`encode_prompts`]."""
+        return self.encode_prompts([question], [frames])[0]
 
-    def answers(self, answers: list[str]) -> list[list[int]]:
+    prompt_ids = encode_prompt  # RENAMED
+
+    def encode_answers(self, answers: list[str]) -> list[list[int]]:
         """Returns the ids of answers, each with its EOS."""
         if self.prompt_format == "mellow":
             texts = [answer.strip().lower() for answer in answers]
@@ -326,9 +328,11 @@ class AudioLMProcessor(ProcessorMixin):
             texts = [" " + answer.strip() for answer in answers]
         return [[*ids, self.tokenizer.eos_token_id] for ids in self._tokenize(texts)]
 
-    def answer_ids(self, answer: str) -> list[int]:
+    def encode_answer(self, answer: str) -> list[int]:
         """Returns the ids of one answer and its EOS."""
-        return self.answers([answer])[0]
+        return self.encode_answers([answer])[0]
+
+    answer_ids = encode_answer  # RENAMED
 
     def __call__(
         self, text=None, audio=None, answer=None, padding_side: str = "left", **kwargs
@@ -354,9 +358,9 @@ class AudioLMProcessor(ProcessorMixin):
         lengths = data["input_values_mask"].sum(1).tolist() if clips else []
         counts = iter([self.feature_extractor.num_frames(length) for length in lengths])
         frames = [[next(counts) for _ in example] for example in clips_by_text]
-        return BatchFeature(data | self.text_inputs(texts, frames, answers, padding_side))
+        return BatchFeature(data | self.encode_texts(texts, frames, answers, padding_side))
 
-    def text_inputs(
+    def encode_texts(
         self,
         texts: list[str],
         frames: list[list[int]],
@@ -376,8 +380,8 @@ class AudioLMProcessor(ProcessorMixin):
         Returns:
             `input_ids`, `attention_mask` and, with answers, `labels`, shape `(batch, sequence)`.
         """
-        prompts = self.prompts(texts, frames)
-        endings = self.answers(answers) if answers else [[] for _ in prompts]
+        prompts = self.encode_prompts(texts, frames)
+        endings = self.encode_answers(answers) if answers else [[] for _ in prompts]
         longest = max(len(prompt) + len(ending) for prompt, ending in zip(prompts, endings))
         shape = (len(prompts), -(-longest // pad_to_multiple_of) * pad_to_multiple_of)
         input_ids = np.full(shape, self.tokenizer.pad_token_id, dtype=np.int64)
@@ -393,6 +397,8 @@ class AudioLMProcessor(ProcessorMixin):
         if answers:
             arrays["labels"] = labels
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    text_inputs = encode_texts  # RENAMED
 
 
 def _as_list(clips) -> list:

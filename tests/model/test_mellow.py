@@ -122,7 +122,9 @@ def mellow_folder(checkpoint, tokenizer):
 def test_mellow_prompts_have_two_clips_and_129_tokens(mellow_folder):
     model, tokenizer = load_model(str(mellow_folder))
     processor = AudioLMProcessor.from_config(model.config, tokenizer)
-    (short, long) = processor.prompts([" Which TONE? A) low ", "x" * 500], [[129, 129], [129, 129]])
+    (short, long) = processor.encode_prompts(
+        [" Which TONE? A) low ", "x" * 500], [[129, 129], [129, 129]]
+    )
     audio, mark = (
         [model.config.audio_token_id] * 129,
         tokenizer("!", add_special_tokens=False).input_ids,
@@ -131,11 +133,11 @@ def test_mellow_prompts_have_two_clips_and_129_tokens(mellow_folder):
     assert len(short) == len(long) == 389
     question = tokenizer("which tone? a) low", add_special_tokens=False).input_ids
     assert short[260:] == question + mark * (129 - len(question))
-    assert processor.answers([" B) High "]) == [
+    assert processor.encode_answers([" B) High "]) == [
         [*tokenizer("b) high", add_special_tokens=False).input_ids, 0]
     ]
     with pytest.raises(ValueError, match="about two clips, not 1"):
-        processor.prompts(["?"], [[129]])
+        processor.encode_prompts(["?"], [[129]])
 
 
 @needed
@@ -250,33 +252,31 @@ def test_load_model_of_a_missing_checkpoint_is_refused(tmp_path):
 
 def test_mellow_recipe_trains_all_but_the_encoder(tmp_path, tokenizer, monkeypatch):
     corpus = make_corpus(tmp_path)
-    words = arguments(corpus, "htsat", tokenizer)
-    kept = words.index("--text_model_name_or_path")
-    words = [
-        *words[kept : kept + 10],
-        "--max_steps",
-        "2",
-        "--dataloader_num_workers",
-        "0",
-        "--encoder_name_or_path",
-        "random",
-    ]
+    argv = arguments(corpus, "htsat", tokenizer)
+    first = argv.index("--text_model_name_or_path")
+    argv = argv[first : first + 10]
+    argv += ["--max_steps", "2", "--dataloader_num_workers", "0"]
+    argv += ["--encoder_name_or_path", "random"]
     encoder = build_encoder(default_encoder_config("mellow", SMALL_HTSAT)).eval()
     monkeypatch.setattr("audiolm.training.build.load_encoder", lambda name, source: encoder)
-    train([*words, "--recipe", "mellow"])
+    train([*argv, "--recipe", "mellow"])
     model, _ = load_model(str(corpus / "out"))
     before = load_file(corpus / "text" / "model.safetensors")
     after = model.language_model.state_dict()
     assert not torch.equal(after["model.norm.weight"], before["model.norm.weight"])
-    assert type(model.mapper) is MellowMapper and model.config.prompt_format == "mellow"
-    assert (
-        model.config.training["learning rate"] == 1e-3
-        and model.config.training["language model trains"] == "all of it"
-    )
+    assert type(model.mapper) is MellowMapper
+    assert model.config.prompt_format == "mellow"
+    assert model.config.training["learning rate"] == 1e-3
+    assert model.config.training["language model trains"] == "all of it"
+
+
+@pytest.mark.parametrize(
+    "options", [["--recipe", "whiskey"], ["--recipe", "mellow", "--encoder_type", "mimi_full"]]
+)
+def test_recipe_that_is_unknown_or_contradicted_is_refused(options, tmp_path, tokenizer):
+    corpus = make_corpus(tmp_path)
     with pytest.raises(SystemExit):
-        train([*words, "--recipe", "whiskey"])
-    with pytest.raises(SystemExit):
-        train([*words, "--recipe", "mellow", "--encoder_type", "mimi_full"])
+        train([*arguments(corpus, "htsat", tokenizer), *options])
 
 
 def test_mellow_has_as_many_parameters_as_published():

@@ -32,13 +32,10 @@ def two_examples(processor, **kwargs):
 def test_forward_of_a_batch_equals_single_examples(parts):
     _, model, processor = parts
     together = model(**two_examples(processor)).logits[:, -1]
-    one = model(**processor(text=QUESTIONS[0], audio=[(clip(1.3), 24000)])).logits[0, -1]
-    two = model(
-        **processor(
-            text=QUESTIONS[1], audio=[(clip(0.4, seed=1), 24000), (clip(2.1, seed=2), 24000)]
-        )
-    ).logits[0, -1]
-    assert torch.allclose(together, torch.stack([one, two]), atol=1e-4)
+    clips = [(clip(0.4, seed=1), 24000), (clip(2.1, seed=2), 24000)]
+    first = model(**processor(text=QUESTIONS[0], audio=[(clip(1.3), 24000)])).logits[0, -1]
+    second = model(**processor(text=QUESTIONS[1], audio=clips)).logits[0, -1]
+    assert torch.allclose(together, torch.stack([first, second]), atol=1e-4)
 
 
 def test_forward_with_other_audio_gives_other_logits(parts):

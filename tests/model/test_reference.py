@@ -124,10 +124,10 @@ def test_htsat_of_a_laion_checkpoint_equals_transformers(tmp_path, seconds):
         "intermediate_size": 16,
         "vocab_size": 50,
     }
-    whole = ClapModel(ClapConfig(text_config=text, audio_config=audio)).eval()
-    whole.audio_model.audio_encoder.batch_norm.running_mean.normal_(-30, 5)
-    whole.audio_model.audio_encoder.batch_norm.running_var.uniform_(100, 300)
-    whole.save_pretrained(tmp_path)
+    clap = ClapModel(ClapConfig(text_config=text, audio_config=audio)).eval()
+    clap.audio_model.audio_encoder.batch_norm.running_mean.normal_(-30, 5)
+    clap.audio_model.audio_encoder.batch_norm.running_var.uniform_(100, 300)
+    clap.save_pretrained(tmp_path)
     front = ClapFeatureExtractor(truncation="rand_trunc", frequency_min=50, frequency_max=14000)
     front.save_pretrained(tmp_path)
     ours = load_encoder("htsat", str(tmp_path))
@@ -137,7 +137,7 @@ def test_htsat_of_a_laion_checkpoint_equals_transformers(tmp_path, seconds):
     window = clip.repeat(10 // seconds)[None]
     assert (ours.log_mel(window) - mel[:, 0]).abs().max() <= 1e-3  # theirs is computed in float64
     with torch.no_grad():
-        expected = whole.audio_model(input_features=mel.float())
+        expected = clap.audio_model(input_features=mel.float())
         grid, latent = ours.encode_windows(window)
     assert (latent - expected.pooler_output).abs().max() <= 1e-4
     assert (grid - expected.last_hidden_state).abs().max() <= 1e-4
@@ -219,8 +219,8 @@ def tied_frames(encoder, clip, codes, others) -> list[int]:
                 .codebook.embed[[int(codes[level, frame]), int(others[level, frame])]]
                 .double()
             )
-            one, other = (residual - near).norm(dim=1).tolist()
-            assert abs(one - other) <= 3e-5 * one, (frame, level, one, other)
+            distance, other_distance = (residual - near).norm(dim=1).tolist()
+            assert abs(distance - other_distance) <= 3e-5 * distance, (frame, level)
     return frames
 
 
@@ -281,15 +281,15 @@ def test_mimi_of_a_transformers_folder_equals_moshis_file(moshi, tmp_path):
     from transformers import MimiConfig, MimiModel
 
     ours = load_encoder("mimi_full", str(moshi))
-    whole = MimiModel(MimiConfig())
-    whole.load_state_dict(ours.model.state_dict(), strict=False)
-    whole.save_pretrained(tmp_path)
+    mimi = MimiModel(MimiConfig())
+    mimi.load_state_dict(ours.model.state_dict(), strict=False)
+    mimi.save_pretrained(tmp_path)
     clip = sound(2, 24000)[None]
     loaded = load_encoder("mimi_full", str(tmp_path))
     assert isinstance(loaded, MimiEncoder)
     assert loaded.model.decoder is None
     assert torch.equal(loaded.codes(clip), ours.codes(clip))
-    whole.half().save_pretrained(tmp_path)  # half precision on disk is float32 here
+    mimi.half().save_pretrained(tmp_path)  # half precision on disk is float32 here
     loaded = load_encoder("mimi_full", str(tmp_path))
     assert {t.dtype for t in loaded.state_dict().values() if t.is_floating_point()} == {
         torch.float32
