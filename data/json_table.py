@@ -32,13 +32,17 @@ def stream_array(path: str | Path) -> Iterator[dict]:
     """Yields the objects of the JSON list in a file. Memory does not grow with their number.
 
     Raises:
-        UserError: The file is no JSON list of objects. The message names the first wrong row.
+        UserError: The file is not readable or no JSON list of objects. The message names the row.
     """
-    is_large = os.path.getsize(path) >= MIN_CACHED_BYTES
-    with open(path, encoding="utf-8") as file:
-        rows = _parse_objects(iter(lambda: file.read(CHUNK_CHARACTERS), ""), path)
-        name = Path(path).name
-        yield from tqdm(rows, f"reading {name}", unit=" rows", disable=None if is_large else True)
+    try:
+        with open(path, encoding="utf-8") as file:
+            # Progress is shown on terminals, for large files.
+            is_small = os.fstat(file.fileno()).st_size < MIN_CACHED_BYTES
+            rows = _parse_objects(iter(lambda: file.read(CHUNK_CHARACTERS), ""), path)
+            title = f"reading {Path(path).name}"
+            yield from tqdm(rows, title, unit=" rows", disable=True if is_small else None)
+    except OSError as error:
+        raise UserError(f"{path}: not readable ({error})") from error
 
 
 def _parse_objects(chunks: Iterable[str], path: str | Path) -> Iterator[dict]:

@@ -156,7 +156,7 @@ def _load_split(file: str | Path, audio_dir: AudioDir) -> Dataset:
             file, reader.parse, SCHEMA, cache_key, reader.uncertain_paths, reader.find_file
         )
     except OSError as error:
-        raise UserError(f"{file}: not a readable JSON file ({error})") from error
+        raise UserError(f"{file}: not readable ({error})") from error
     if not len(rows):
         raise UserError(f"{file}: the list of rows is empty")
     return rows
