@@ -1,6 +1,6 @@
-"""ReasonAQA as a `datasets` dataset: rows and question types, audio files, encoded clips, batches.
+"""From ReasonAQA's files to batches: examples, audio, encoded clips and the collator.
 
-The names below load on first use, as those of the package: clips and batches need neither datasets nor soundfile.
+The names below are imported on first use. Audio and batches need neither datasets nor soundfile.
 """
 
 from typing import TYPE_CHECKING

@@ -1,10 +1,8 @@
 """Reads MMAU test-mini, MMAR and ClothoAQA as examples like ReasonAQA's.
 
-| name | file | published at | protocol of `official_metrics` |
-|---|---|---|---|
-| mmau | mmau-test-mini.json | github.com/Sakshi113/MMAU | string match |
-| mmar | MMAR-meta.json or .jsonl | github.com/ddlBoJack/MMAR | string match |
-| clothoaqa | clotho_aqa_test.csv | zenodo 6473207 | exact match, by the annotators' agreement |
+- `mmau`: mmau-test-mini.json of github.com/Sakshi113/MMAU, scored by a string match.
+- `mmar`: MMAR-meta.json or .jsonl of github.com/ddlBoJack/MMAR, scored by a string match.
+- `clothoaqa`: clotho_aqa_test.csv of zenodo 6473207, scored by exact match.
 
 In MMAU test-mini the first option is correct in 39.5 % of the questions (sound: 49 %). A model that
 prefers "A" seems to be good. Options may be repeated, the correct one too: then its first letter
