@@ -210,11 +210,11 @@ def test_audio_is_found_under_its_path_or_its_name(files, tmp_path):
             {"answer": "(A) C:maj/1 to G:maj/1"},
             "item 1 (3f-2): the answer '(A) C:maj/1 to G:maj/1' is not among",
         ),
-        ({"answer": None}, "item 1 (3f-2): field 'answer' is None, not a text"),
+        ({"answer": None}, "item 1 (3f-2): field 'answer' is None, expected text"),
         ({"choices": []}, "is not among the choices []"),
-        ({"choices": "['a', 'b']"}, "field 'choices' is \"['a', 'b']\", not a list of texts"),
-        ({"choices": [1, 2]}, "field 'choices' is [1, 2], not a list of texts"),
-        ({"choices": [f"choice {n}" for n in range(27)]}, "27 choices; there are letters for 26"),
+        ({"choices": "['a', 'b']"}, "field 'choices' is \"['a', 'b']\", expected a list of texts"),
+        ({"choices": [1, 2]}, "field 'choices' is [1, 2], expected a list of texts"),
+        ({"choices": [f"choice {n}" for n in range(27)]}, "27 choices, expected at most 26"),
         (
             {"choices": ["C:maj/1 to G:maj/1", "plan B) of it"]},
             "cannot be told apart in a question",
@@ -226,7 +226,7 @@ def test_audio_is_found_under_its_path_or_its_name(files, tmp_path):
         ({"audio_id": "./test-mini-audios/../../x.wav"}, "leaves the audio directory"),
         ({"audio_id": "..\\x.wav"}, "leaves the audio directory"),
         ({"audio_id": "./"}, "names no file"),
-        ({"id": 7}, "item 1 (7): field 'id' is 7, not a text"),
+        ({"id": 7}, "item 1 (7): field 'id' is 7, expected text"),
     ],
 )
 def test_an_item_that_is_not_as_published_is_named(change, said, tmp_path):
@@ -240,10 +240,10 @@ def test_an_item_that_is_not_as_published_is_named(change, said, tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("mmau", "[]", "a list of items is wanted, not an empty one"),
-        ("mmau", "{}", "a list of rows is wanted"),
-        ("mmau", "[3]", "item 0: an object is wanted, not int"),
-        ("clothoaqa", "file_name,answer\n", "QuestionText, confidence are not there"),
+        ("mmau", "[]", "the list of items is empty"),
+        ("mmau", "{}", "expected a JSON list of objects"),
+        ("mmau", "[3]", "row 0: expected a JSON list of objects"),
+        ("clothoaqa", "file_name,answer\n", "missing: QuestionText, confidence"),
         (
             "clothoaqa",
             "file_name,QuestionText,answer,confidence\nx.wav,Why?\n",
@@ -254,7 +254,7 @@ def test_an_item_that_is_not_as_published_is_named(change, said, tmp_path):
             "file_name,QuestionText,answer,confidence\n../x.wav,Why?,no,yes\n",
             "leaves the audio directory",
         ),
-        ("mmaupro", "[]", "benchmark 'mmaupro' is not known; there are mmau, mmar, clothoaqa"),
+        ("mmaupro", "[]", "benchmark 'mmaupro': choose from mmau, mmar, clothoaqa"),
     ],
 )
 def test_a_file_that_is_not_as_published_is_refused(name, text, said, tmp_path):
@@ -284,7 +284,7 @@ def test_bad_items_are_kept_if_asked_and_count_as_wrong(tmp_path):
         and parse_answer("mcq", rows["input"][0], rows["answer"][0]) is None
     )
     assert official_metrics("mmar", rows, ["A", "B"])["total"]["accuracy_of_all"] == 0.5
-    with pytest.raises(ValueError, match="error or keep is wanted"):
+    with pytest.raises(ValueError, match="choose error or keep"):
         read_benchmark("mmar", file, tmp_path, on_bad_item="skip")
 
 
