@@ -178,10 +178,9 @@ class _RowReader:
 
     def parse(self, row: dict, number: int) -> dict:
         """Returns a checked row with `question_type` and `audio`."""
-        for field in FIELDS:
-            problem = _find_problem(row, field)
-            if problem:
-                raise UserError(f"{self.file}, row {number}: field {field!r} {problem}")
+        problem = _find_problem(row)
+        if problem:
+            raise UserError(f"{self.file}, row {number}: {problem}")
         checked: dict = {field: row[field] for field in FIELDS}
         names = [row[field] for field in ("filepath1", "filepath2") if row[field]]
         try:
@@ -214,14 +213,14 @@ class _RowReader:
         return self._indices[root].get(youtube_name[1], path)
 
 
-def _find_problem(row: dict, field: str) -> str | None:
-    if field not in row:
-        return "is missing"
-    value = row[field]
-    if not isinstance(value, str):
-        return f"is {type(value).__name__}, expected text"
-    if not value.isascii() and re.search("[\ud800-\udfff]", value):
-        return "holds an incomplete character (a lone surrogate)"
-    if field in REQUIRED_FIELDS and (not value or value.isspace()):
-        return "is empty"
+def _find_problem(row: dict) -> str | None:
+    for field in FIELDS:
+        value = row.get(field)
+        if not isinstance(value, str):
+            problem = f"{type(value).__name__}, expected text" if field in row else "missing"
+            return f"field {field!r} is {problem}"
+        if not value.isascii() and re.search("[\ud800-\udfff]", value):
+            return f"field {field!r} holds an incomplete character (a lone surrogate)"
+        if field in REQUIRED_FIELDS and (not value or value.isspace()):
+            return f"field {field!r} is empty"
     return None

@@ -122,8 +122,10 @@ def test_parse_answer_100000_characters_take_less_than_a_second(piece, question_
 @pytest.fixture(scope="module")
 def random_texts() -> list[str]:
     rng = random.Random(0)
-    words = "rain heavy dog barking not no isn't is the option answer last first one but yes and of"
-    pieces = [*"abcdei().,:\"'*-?\n2🐕", *words.split()]
+    vocabulary = (
+        "rain heavy dog barking not no isn't is the option answer last first one but yes and of"
+    )
+    pieces = [*"abcdei().,:\"'*-?\n2🐕", *vocabulary.split()]
     return [
         rng.choice(["", " "]).join(rng.choices(pieces, k=rng.randint(0, 8))) for _ in range(3000)
     ]

@@ -189,11 +189,11 @@ def report_of(folder: Path, text: str) -> str:
     rows = []
     for number, kind in enumerate(("mcq", "mcq", "yes_no", "caption")):
         right = {"mcq": "a", "yes_no": "yes"}.get(kind)
-        found = {"parsed": right, "correct": True if right else None}
+        outcome = {"parsed": right, "correct": True if right else None}
         scores = {"mcq": ("a", "b"), "yes_no": ("no", "yes")}.get(kind, ())
-        answers = {"generate": {**found, "text": text}}
+        answers = {"generate": {**outcome, "text": text}}
         if right:
-            answers["likelihood"] = {**found, "scores": {option: [-1.0, 2] for option in scores}}
+            answers["likelihood"] = {**outcome, "scores": {option: [-1.0, 2] for option in scores}}
         rows.append(
             {
                 "taskname": text,
@@ -221,15 +221,13 @@ def report_of(folder: Path, text: str) -> str:
     metrics["settings"] = {
         "model": {"encoder_type": "htsat", "no_audio": False, "training": {"seed": 0}}
     }
-    runs = {
-        arm: [Run(Path(f"{arm}{text}".replace("\0", "")), metrics, rows)] for arm in ("one", "two")
-    }
-    runs = {f"{arm}{text}": of for arm, of in runs.items()}
+    arms = [f"{name}{text}" for name in ("one", "two")]
+    runs = {arm: [Run(Path(arm.replace("\0", "")), metrics, rows)] for arm in arms}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparison, "RESAMPLES", 20)
-        found = compare(runs)
-    found |= {"command": text, "note": f"note {text}", "corpus": None, "train": {}, "eval": {}}
-    write_report(folder / "report.html", found, runs, folder)
+        results = compare(runs)
+    results |= {"command": text, "note": f"note {text}", "corpus": None, "train": {}, "eval": {}}
+    write_report(folder / "report.html", results, runs, folder)
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -244,10 +242,10 @@ def plain(tmp_path_factory):
 @example("\ud800")
 def test_report_hostile_text_becomes_no_markup(tmp_path, plain, text):
     page = report_of(tmp_path, text)
-    found = Structure(page)
-    assert found.tags == plain.tags
-    assert found.style == plain.style
-    assert all(address.startswith(("data:", "#")) for address in found.addresses)
+    structure = Structure(page)
+    assert structure.tags == plain.tags
+    assert structure.style == plain.style
+    assert all(address.startswith(("data:", "#")) for address in structure.addresses)
     assert "default-src 'none'" in page
     assert "<script" not in page
 
@@ -455,12 +453,12 @@ def test_model_of_absurd_size_is_not_built(tmp_path):
         [sys.executable, "-c", MAKE, str(tmp_path)], capture_output=True, text=True, timeout=120
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    found, grown = json.loads(run.stdout.splitlines()[-1])
-    assert found.pop("usual") > 10_000 and grown < 200_000, f"{grown} kB"
-    assert len(found) == len(ABSURD)
-    for name, said in found.items():
-        assert isinstance(said, str) and "\n" not in said, ABSURD[int(name)]
-        assert any(field in said for field in (*ABSURD[int(name)][2], "parameters")), (
-            said,
-            ABSURD[int(name)],
-        )
+    messages, memory_growth = json.loads(run.stdout.splitlines()[-1])
+    assert messages.pop("usual") > 10_000
+    assert memory_growth < 200_000, f"{memory_growth} kB"
+    assert len(messages) == len(ABSURD)
+    for name, message in messages.items():
+        case = ABSURD[int(name)]
+        assert isinstance(message, str), case
+        assert "\n" not in message, case
+        assert any(field in message for field in (*case[2], "parameters")), (message, case)
