@@ -133,7 +133,7 @@ def test_a_hub_that_fails_costs_nothing(corpus, tokenizer, hub):
     hub.fault = fault
     options = [*PUSH, "--hub_always_push", "true", "--hub_revision", "dev"]
     done = train(hub, arguments(corpus, "mimi_semantic", tokenizer, *options))
-    assert done.returncode == 0 and "training goes on, and a later push brings" in done.stderr
+    assert done.returncode == 0 and "Training continues, and a later push includes" in done.stderr
     steps = [f"Training in progress, step {step}" for step in (6, 2)]
     assert hub.commits("me/x", "dev") == ["End of training", *steps, "initial commit"]
     assert hub.commits("me/x") == ["initial commit"]
@@ -148,7 +148,7 @@ def test_a_hub_that_is_away_leaves_a_command_that_pushes(corpus, tokenizer, hub)
     assert (corpus / "out" / "checkpoint-6" / "optimizer.pt").is_file()
     AudioLMForConditionalGeneration.from_pretrained(corpus / "out")
     *_, command = done.stderr.strip().splitlines()
-    assert command.startswith("hf upload me/x ") and "push it with" in done.stderr
+    assert command.startswith("hf upload me/x ") and "Push it with" in done.stderr
     hub.start()
     by_hand = run(hub, "-m", "huggingface_hub.cli.hf", *shlex.split(command)[1:])
     assert by_hand.returncode == 0, by_hand.stderr
@@ -189,22 +189,22 @@ def one_by_one(hub, module: str, commands: list):
 
 def test_what_cannot_be_pushed_is_said_before_training(corpus, tokenizer, hub):
     wrong = {
-        (READER,): "the Hub refuses to write to me/x: ",
-        ("hf_unknownunknownunknown",): "the Hub refuses to write to me/x: ",
-        (WRITER, "--hub_model_id", "you/x"): "the Hub refuses to write to you/x: ",
-        (WRITER, "--hub_model_id", "me/x/y"): "--hub_model_id me/x/y: ",
+        (READER,): "--push_to_hub: me/x: 403 Forbidden",
+        ("hf_unknownunknownunknown",): "--push_to_hub: me/x: ",
+        (WRITER, "--hub_model_id", "you/x"): "--push_to_hub: you/x: 403 Forbidden",
+        (WRITER, "--hub_model_id", "me/x/y"): "--push_to_hub: me/x/y: ",
         (
             WRITER,
             "--hub_strategy",
             "checkpoint",
-        ): "--hub_strategy checkpoint: every_save and end are there",
+        ): "--hub_strategy checkpoint: expected every_save or end",
         (
             WRITER,
             "--hub_model_id",
             "me/open",
             "--hub_private_repo",
             "true",
-        ): "me/open is there already, and public",
+        ): "--push_to_hub: me/open: it exists and is public",
     }
     words = arguments(corpus, "mimi_semantic", tokenizer, *PUSH)
     assert (
@@ -229,7 +229,7 @@ def test_a_hub_that_never_answers_stops_nothing(corpus, tokenizer, hub):
         hub.url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
         words = arguments(corpus, "mimi_semantic", tokenizer, *PUSH)
         code = (
-            "import sys; from audiolm import hub; hub.SILENCE_SECONDS = 1; hub.RETRY_SECONDS = ()\n"
+            "import sys; from audiolm.hub import push; push.TIMEOUT = 1; push.RETRY_DELAYS = ()\n"
         )
         code += "from audiolm.run_train import main; main(sys.argv[1:])"
         done = run(hub, "-c", code, *words)
@@ -295,7 +295,7 @@ def test_results_are_added_to_a_pushed_model(pushed):
     ]
     assert done.returncode == 0 and ends[:2] == ["ended well"] * 2, done.stderr
     assert len(ends) == 3 and ends[2].startswith(
-        f"run_eval.py: the Hub did not take the results of {repo}"
+        f"run_eval.py: the Hub did not accept the results of {repo}"
     )
     metrics = json.loads((corpus / "results" / "metrics.json").read_text())
     assert set(metrics["controls"]["majority"]["question_type"]) == {"mcq", "yes_no"}
@@ -442,7 +442,7 @@ def test_adapters_are_pushed_merged_or_alone(what, pushed, tokenizer):
         # adapters would be found there and be added to whatever whole model is pushed later
         words[words.index("--lora_push") + 1] = "adapter"
         same = one_by_one(hub, "audiolm.run_train", [(WRITER, [*words, "--hub_model_id", base])])
-        assert f"--hub_model_id {base} holds the model that the adapter is of" in same.stdout
+        assert f"--push_to_hub: {base}: it holds the model of the adapter" in same.stdout
         assert train(hub, words).returncode == 0 and "model.safetensors" not in hub.files(repo)
         words[words.index("--lora_push") + 1] = "merged"
         assert train(hub, words).returncode == 0 and "adapter_config.json" not in hub.files(repo)
