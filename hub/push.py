@@ -63,17 +63,19 @@ class PushToHub(TrainerCallback):
         card: Callable[[str, int | None], str],
         adapter_of: str | None = None,
     ):
-        if args.hub_strategy not in (HubStrategy.EVERY_SAVE, HubStrategy.END):
+        self.strategy = HubStrategy(args.hub_strategy)
+        if self.strategy not in (HubStrategy.EVERY_SAVE, HubStrategy.END):
             raise UserError(
-                f"--hub_strategy {args.hub_strategy.value}: expected every_save or end. "
+                f"--hub_strategy {self.strategy.value}: expected every_save or end. "
                 "A pushed model has no optimizer state."
             )
         self.args = args
         self.card = card
         self.adapter_of = adapter_of
-        self.output_dir = Path(args.output_dir)
+        self.output_dir = Path(args.output_dir or "")
         self.repo = args.hub_model_id or self.output_dir.absolute().name
-        self.api = HfApi(token=get_token())
+        self.token = get_token()
+        self.api = HfApi(token=self.token)
         self.is_repo_ready = False
         self.running_push: Future | None = None
         args.push_to_hub = False
@@ -91,7 +93,7 @@ class PushToHub(TrainerCallback):
             self._warn(error)
 
     def _redact(self, error: Exception) -> str:
-        return redact_token(error, self.api.token)
+        return redact_token(error, self.token)
 
     def _warn(self, error: Exception) -> None:
         message = "not pushed to %s: %s. Training continues, and a later push includes this one."
@@ -160,7 +162,7 @@ class PushToHub(TrainerCallback):
     def on_save(self, args, state, control, model=None, **kwargs) -> None:
         """Pushes a checkpoint, unless an earlier push still runs. `hub_always_push` queues it."""
         is_busy = self.running_push is not None and not self.running_push.done()
-        if args.process_index != 0 or args.hub_strategy == HubStrategy.END:
+        if args.process_index != 0 or self.strategy == HubStrategy.END:
             return
         if is_busy and not args.hub_always_push:
             return
@@ -231,8 +233,9 @@ def push_results(
     Raises:
         PushError: If the Hub does not accept it.
     """
-    api = HfApi(token=get_token())
-    test = {**file_facts(test_file), "commit": commit}
+    token = get_token()
+    api = HfApi(token=token)
+    test: dict = {**file_facts(test_file), "commit": commit}
     try:
         get_session().timeout = TIMEOUT
         try:
@@ -247,6 +250,6 @@ def push_results(
         operations = [CommitOperationAdd(name, text.encode()) for name, text in files.items()]
         info = api.create_commit(repo, operations, commit_message="Evaluation", revision=revision)
     except Exception as error:  # A connection fails in many ways.
-        reason = redact_token(error, api.token)
+        reason = redact_token(error, token)
         raise PushError(f"the Hub did not accept the results of {repo}: {reason}") from error
     return str(info.commit_url)

@@ -1,17 +1,20 @@
 """Training the language model beside the mapper: at its own learning rate, or by LoRA adapters."""
 
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from ..modeling_audiolm import AudioLMForConditionalGeneration
 from ..runtime import UserError
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+# `Trainer.get_decay_parameter_names` is a method that does not use its instance.
+NO_TRAINER: Any = None
 
 
 def add_lora_adapters(model: AudioLMForConditionalGeneration, r: int, alpha: int) -> "PeftModel":
@@ -48,7 +51,7 @@ def add_lora_adapters(model: AudioLMForConditionalGeneration, r: int, alpha: int
 
 
 def build_optimizer(
-    model: nn.Module, args: TrainingArguments, lm_learning_rate: float
+    model: PreTrainedModel, args: TrainingArguments, lm_learning_rate: float
 ) -> torch.optim.Optimizer:
     """Builds the Trainer's optimizer, with a learning rate for each part.
 
@@ -59,7 +62,7 @@ def build_optimizer(
         args: Arguments of the run. Their `learning_rate` is the mapper's.
         lm_learning_rate: Learning rate of the language model or its adapters.
     """
-    decaying = set(Trainer.get_decay_parameter_names(None, model))
+    decaying = set(Trainer.get_decay_parameter_names(NO_TRAINER, model))
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import nn
@@ -119,19 +120,20 @@ class SkipNonFinite(TrainerCallback):
         """Whether more steps than allowed were skipped."""
         return len(self.skipped) > self.most
 
-    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs) -> None:
+    def on_pre_optimizer_step(self, args, state, control, optimizer: Any = None, **kwargs) -> None:
         """Passes the optimizer a flag that makes it skip the update."""
         optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
-        trained = _parameters_with_gradients(optimizer)
+        parameters = _parameters(optimizer)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         # The scaler of fp16 skips such steps itself. DeepSpeed has already stepped: no gradients.
-        if args.fp16 or not trained:
+        if args.fp16 or not gradients:
             return
-        is_bad = any_not_finite([parameter.grad for parameter in trained])
+        is_bad = any_not_finite(gradients)
         self._pending[state.global_step + 1] = is_bad
         if optimizer.defaults.get("fused"):
             optimizer.found_inf = is_bad.float()
         elif is_bad.item():
-            for parameter in trained:
+            for parameter in parameters:
                 parameter.grad = None
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
@@ -161,11 +163,11 @@ class SkipNonFinite(TrainerCallback):
         logger.warning(message, step, rows)
 
 
-def _parameters_with_gradients(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    trained = []
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    parameters = []
     for group in optimizer.param_groups:
-        trained += [parameter for parameter in group["params"] if parameter.grad is not None]
-    return trained
+        parameters += group["params"]
+    return parameters
 
 
 class LossSpikes(TrainerCallback):
@@ -254,7 +256,7 @@ class BadAudio(TrainerCallback):
         if args.world_size == 1:
             self.clips = len(self.faults)
         elif is_sync_step(args, state, control):
-            faults = [None] * args.world_size
+            faults: list = [None] * args.world_size
             torch.distributed.all_gather_object(faults, list(self.faults))
             self.clips = len(set().union(*faults))
         else:
@@ -293,7 +295,8 @@ class Progress(ProgressCallback):
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         """Writes a line above the bar."""
         if state.is_world_process_zero and self.training_bar is not None:
-            self.training_bar.write(format_log_line(state.global_step, state.max_steps, logs))
+            line = format_log_line(state.global_step, state.max_steps, logs or {})
+            self.training_bar.write(line)
 
 
 class LineLogger(PrinterCallback):
@@ -302,4 +305,4 @@ class LineLogger(PrinterCallback):
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         """Prints a line."""
         if state.is_world_process_zero:
-            print(format_log_line(state.global_step, state.max_steps, logs), flush=True)
+            print(format_log_line(state.global_step, state.max_steps, logs or {}), flush=True)

@@ -6,10 +6,11 @@ running them. Compiling fuses them. A CUDA graph launches the rest at once.
 
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -22,7 +23,7 @@ CAUSAL = "causal_sdpa"
 
 
 def compile_layers(
-    language_model: nn.Module, backend: str = "inductor", mode: str | None = None
+    language_model: PreTrainedModel, backend: str = "inductor", mode: str | None = None
 ) -> None:
     """Compiles the layers of a language model in place, for inputs without a mask.
 
@@ -37,7 +38,7 @@ def compile_layers(
         UserError: If not all layers have full causal attention.
     """
     config = language_model.config
-    body = language_model.model
+    body: Any = language_model.model
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     has_window = bool(getattr(config, "sliding_window", None))
     if not hasattr(body, "layers") or layer_types != {"full_attention"} or has_window:
@@ -70,7 +71,7 @@ class _MasklessForward:
             module for module in language_model.modules() if isinstance(module, CastLinear)
         ]
         self.graphs: dict[tuple, _RecordedPass | None] = {}
-        self.pool = None
+        self.pool: Any = None
         self.stream: torch.cuda.Stream | None = None
         # The last replayed pass. While its backward is still to come, it owns the graphs' memory.
         self.last_replay: weakref.ref | None = None
@@ -101,7 +102,7 @@ class _MasklessForward:
 
     def can_replay(self, inputs: torch.Tensor) -> bool:
         """Whether a backward pass follows, and no other pass uses the memory of the graphs."""
-        last_replay = self.last_replay and self.last_replay()
+        last_replay = None if self.last_replay is None else self.last_replay()
         is_memory_in_use = last_replay is not None and not last_replay.is_done
         return (
             inputs.is_cuda
@@ -122,12 +123,14 @@ class _MasklessForward:
         if key not in self.graphs:  # Recording pays from the second time on.
             self.graphs[key] = None
             return self.hidden_states(inputs.clone())
-        if self.graphs[key] is None:
+        recorded = self.graphs[key]
+        if recorded is None:
             # Graphs share memory only if they were recorded on the same stream.
             self.stream = self.stream or torch.cuda.Stream()
-            self.graphs[key] = _RecordedPass(self.hidden_states, inputs, self.stream, self.pool)
-            self.pool = self.graphs[key].pool
-        outputs = _ReplayFunction.apply(inputs, self.graphs[key])
+            recorded = _RecordedPass(self.hidden_states, inputs, self.stream, self.pool)
+            self.graphs[key] = recorded
+            self.pool = recorded.pool
+        outputs = _ReplayFunction.apply(inputs, recorded)
         self.last_replay = weakref.ref(outputs.grad_fn)
         return outputs
 
@@ -150,7 +153,7 @@ class _RecordedPass:
         function: Callable[[torch.Tensor], torch.Tensor],
         inputs: torch.Tensor,
         stream: torch.cuda.Stream,
-        pool: object = None,
+        pool: Any = None,
     ):
         torch.cuda.empty_cache()  # The other stream cannot reuse what earlier passes left.
         self.inputs = inputs.detach().clone().requires_grad_()
@@ -173,9 +176,9 @@ class _RecordedPass:
             torch.autograd.grad(outputs, self.inputs, torch.zeros_like(outputs))
         torch.cuda.current_stream().synchronize()
 
-    def _record(self, function, stream: torch.cuda.Stream, pool: object) -> None:
+    def _record(self, function, stream: torch.cuda.Stream, pool: Any) -> None:
         # A loader's thread pins memory meanwhile, which only the mode `thread_local` allows.
-        options = {"stream": stream, "capture_error_mode": "thread_local"}
+        options: dict[str, Any] = {"stream": stream, "capture_error_mode": "thread_local"}
         self.forward = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.forward, pool, **options):
             outputs = function(self.inputs)
@@ -225,7 +228,7 @@ class CastLinear(nn.Linear):
     """A linear layer with a cached bfloat16 copy of its weight. See `cache_bf16_weights`."""
 
     # Class attributes, as `__init__` does not run. Not a buffer, which DDP would broadcast.
-    bf16_weight: torch.Tensor | None = None
+    bf16_weight: Any = None  # a tensor after `refresh`
     cached_version: tuple[int, int] | None = None
 
     def refresh(self) -> None:
@@ -242,13 +245,13 @@ class CastLinear(nn.Linear):
         self.bf16_weight.copy_(self.weight.detach())  # In place: CUDA graphs hold its address.
         self.cached_version = version
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Applies the layer, under bfloat16 autocast with the cached weight."""
-        device = x.device.type
+        device = input.device.type
         weight = self.weight
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         if dtype == torch.bfloat16:
             if not torch.compiler.is_compiling():
                 self.refresh()
             weight = self.bf16_weight
-        return nn.functional.linear(x, weight, self.bias)
+        return nn.functional.linear(input, weight, self.bias)

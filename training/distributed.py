@@ -53,8 +53,8 @@ def check_distributed_options(
         raise UserError(f"--torch_compile does not work with {backend}. Use one of them.")
     if backend == "FSDP":
         _check_fsdp_options(lora_r, lm_learning_rate)
-    if backend == "DeepSpeed":
-        _check_deepspeed_options(args)
+    if args.deepspeed_plugin is not None:
+        _check_deepspeed_options(args, args.deepspeed_plugin.zero_stage)
 
 
 def _check_fsdp_options(lora_r: int | None, lm_learning_rate: float | None) -> None:
@@ -72,8 +72,8 @@ def _check_fsdp_options(lora_r: int | None, lm_learning_rate: float | None) -> N
             )
 
 
-def _check_deepspeed_options(args: TrainingArguments) -> None:
-    if args.deepspeed_plugin.zero_stage == 3:
+def _check_deepspeed_options(args: TrainingArguments, zero_stage: int) -> None:
+    if zero_stage == 3:
         raise UserError("DeepSpeed ZeRO-3 is not supported. Use FSDP to shard the weights.")
     if args.bf16 or args.fp16:
         raise UserError(

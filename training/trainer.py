@@ -55,9 +55,6 @@ class AudioLMTrainer(Trainer):
                 policy.param_dtype, torch.float32, cast_forward_inputs=False
             )
 
-    # --------------------------------------------------------------------------------------------
-    # Batches
-
     def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
         """Returns the sampler of the run. It can go once the Trainer takes a sampler."""
         return super()._get_train_sampler(train_dataset) if self.sampler is None else self.sampler
@@ -97,14 +94,13 @@ class AudioLMTrainer(Trainer):
 
         It can go once a callback receives the batches of training and evaluation.
         """
-        for fault in inputs.pop("bad_audio", ()):
-            self.on_bad(fault)
+        faults = inputs.pop("bad_audio", ())
+        if self.on_bad is not None:
+            for fault in faults:
+                self.on_bad(fault)
         return super()._prepare_inputs(inputs)
 
-    # --------------------------------------------------------------------------------------------
-    # Steps and evaluations
-
-    def _run_epoch(self, *args, epoch: int, **kwargs) -> None:
+    def _run_epoch(self, *args, **kwargs) -> None:
         """Runs an epoch, unless the resumed run had already ended: the Trainer would add a step.
 
         It also tells the sampler the epoch. accelerate does not, if several processes skip batches.
@@ -114,8 +110,8 @@ class AudioLMTrainer(Trainer):
             self.control.should_training_stop = True
             return
         if self.sampler is not None:
-            self.sampler.set_epoch(epoch)
-        super()._run_epoch(*args, epoch=epoch, **kwargs)
+            self.sampler.set_epoch(kwargs["epoch"])
+        super()._run_epoch(*args, **kwargs)
 
     def _evaluate(self, *args, **kwargs) -> dict[str, float]:
         """Saves and stops when a signal interrupts an evaluation.
@@ -151,9 +147,6 @@ class AudioLMTrainer(Trainer):
         if self._flops_per_token is None:
             self._flops_per_token = super().floating_point_ops(inputs) // num_tokens
         return self._flops_per_token * num_tokens
-
-    # --------------------------------------------------------------------------------------------
-    # Checkpoints
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the model. A checkpoint also gets the record of the run.
