@@ -1,7 +1,7 @@
 """A Hub for the tests: the part of its HTTP API that huggingface_hub uses, with faults on request.
 
-`with Hub(folder) as hub:` serves it on this machine. `hub.environment(token)` are the variables with
-which a process's unchanged client uses it.
+`with Hub(folder) as hub:` serves it on this machine. With the variables of `hub.environment`, the
+unchanged client of a process uses it.
 """
 
 import base64
@@ -138,7 +138,7 @@ class Hub:
         self.stop()
 
     def environment(self, home: Path, token: str | None = WRITER) -> dict[str, str]:
-        """Variables for a process that knows no other Hub, has a cache of its own, and uploads by LFS: here is no Xet."""
+        """Variables for a process that uses this Hub, a cache of its own, and LFS: here is no Xet."""
         variables = {
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(home),
@@ -196,8 +196,10 @@ class Hub:
     def _repo(self, request: Request, write: bool = False) -> tuple[str, dict]:
         user = self._user(request, write)
         owner = request.path_params["owner"]
-        of_data = request.url.path.startswith(("/datasets/", "/api/datasets/"))
-        name = f"{'datasets/' if of_data else ''}{owner}/{request.path_params['name']}"  # as the Hub's pages are called
+        is_dataset = request.url.path.startswith(("/datasets/", "/api/datasets/"))
+        name = f"{owner}/{request.path_params['name']}"
+        if is_dataset:  # as in the addresses of the Hub's pages
+            name = f"datasets/{name}"
         repo = self.repos.get(name)
         if repo is None or (repo["private"] and user != owner):
             raise Refused(401 if user is None else 404, "RepoNotFound", "Repository not found")
