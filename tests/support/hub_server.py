@@ -138,7 +138,7 @@ class Hub:
         self.stop()
 
     def environment(self, home: Path, token: str | None = WRITER) -> dict[str, str]:
-        """Variables for a process with this Hub, a cache of its own, and LFS, as there is no Xet."""
+        """Variables for a process with this Hub, a cache of its own, and LFS instead of Xet."""
         variables = {
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(home),
