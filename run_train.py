@@ -1,5 +1,6 @@
 """Train one AudioLM: `accelerate launch run_train.py --encoder_type mimi_full`."""
 
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,8 +19,6 @@ if __name__ == "__main__":
         )
 
 from audiolm.runtime import report_user_errors
-from audiolm.training.arguments import parse_arguments
-from audiolm.training.train import train
 
 
 @report_user_errors("run_train.py")
@@ -29,6 +28,12 @@ def main(argv: list[str] | None = None) -> None:
     Args:
         argv: Command line. Default: this process's.
     """
+    # Pages of 2 MB for large tensors. torch reads this with its first tensor, and transformers
+    # allocates tensors when it is imported.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    from audiolm.training.arguments import parse_arguments
+    from audiolm.training.train import train
+
     train(*parse_arguments(argv))
 
 

@@ -34,31 +34,16 @@ SETTING_NAMES = {
 
 @dataclass
 class CardFacts:
-    """What a model card says about a trained model.
-
-    Attributes:
-        encoder_type: Encoder configuration.
-        no_audio: Whether it is a text-only model.
-        initialised_from: Trained AudioLM that training started from.
-        encoder: Name, licence and, if known, `revision` or `sha256` of the encoder.
-        text_model: The same of the language model.
-        data: Name, `sha256`, `rows` and `clips` of the training data.
-        settings: Settings of the training. Those that are None are not shown.
-        code: Versions of the code.
-        max_audio_seconds: Seconds used of each clip.
-        parameters: Number of parameters.
-        trained_parameters: Number of parameters that were trained.
-        encoder_options: Options that change the encoder, such as `band_limit`.
-    """
+    """What a model card says about a trained model."""
 
     encoder_type: str
     no_audio: bool
-    initialised_from: str | None
-    encoder: dict[str, str]
-    text_model: dict[str, str]
-    data: dict[str, Any]
-    settings: dict[str, Any]
-    code: dict[str, str]
+    initialised_from: str | None  # the trained AudioLM that training started from
+    encoder: dict[str, str]  # name, licence and, if known, `revision` or `sha256`
+    text_model: dict[str, str]  # the same of the language model
+    data: dict[str, Any]  # name, `sha256`, `rows` and `clips`
+    settings: dict[str, Any]  # those that are None are not shown
+    code: dict[str, str]  # versions
     max_audio_seconds: float
     parameters: int
     trained_parameters: int

@@ -406,15 +406,11 @@ def find_config(name: str) -> Path:
     return packaged if packaged.is_file() and not Path(name).is_file() else Path(name)
 
 
-def load_config_file(name: str, known: set[str]) -> dict[str, Any]:
-    """Reads options from a YAML file.
-
-    Args:
-        name: Path, or name of a config in the package.
-        known: Names of all options.
+def load_config_file(name: str, option_names: set[str]) -> dict[str, Any]:
+    """Reads options from a YAML file, or from the package's config of that name.
 
     Raises:
-        UserError: The file cannot be read, or an option in it is unknown.
+        UserError: The file cannot be read, or holds an option that is not in `option_names`.
     """
     try:
         options = yaml.safe_load(find_config(name).read_text(encoding="utf-8")) or {}
@@ -423,7 +419,7 @@ def load_config_file(name: str, known: set[str]) -> dict[str, Any]:
     if not isinstance(options, dict):
         kind = type(options).__name__
         raise UserError(f"--config {name}: expected options with their values, found a {kind}")
-    unknown = sorted(set(map(str, options)) - known)
+    unknown = sorted(set(map(str, options)) - option_names)
     if unknown:
         raise UserError(f"--config {name}: unknown options {', '.join(unknown)}")
     if "hub_token" in options:
@@ -457,8 +453,9 @@ def _read_options(parser: HfArgumentParser, argv: list[str]) -> dict[str, Any]:
     first_look.add_argument("--config")
     first_look.add_argument("--recipe")
     first, _ = first_look.parse_known_args(argv)
-    known = {action.dest for action in parser._actions}
-    options = load_config_file(first.config, known) if first.config else {}
+    options = {}
+    if first.config:
+        options = load_config_file(first.config, {action.dest for action in parser._actions})
     recipe = first.recipe or options.get("recipe")
     if recipe is not None and recipe not in RECIPES:
         raise UserError(f"--recipe {recipe!r}: expected {' or '.join(RECIPES)}")

@@ -1,24 +1,14 @@
-"""Loads what a run trains and evaluates on, from files, shards or a stream, and encodes it."""
+"""Loads what a run trains and evaluates on, from files, shards or a stream."""
 
 import json
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import torch
 from datasets import Dataset, DatasetDict, IterableDataset
 from transformers.trainer_utils import IntervalStrategy
 
-from ..data import (
-    FeatureCache,
-    audio_roots,
-    drop_bad_audio,
-    encode_clips,
-    feature_statistics,
-    load_reasonaqa,
-    select_rows,
-)
+from ..data import audio_roots, drop_bad_audio, load_reasonaqa, select_rows
 from ..data.audio_check import inspect_clips
 from ..data.audio_files import Clip
 from ..data.label_fixes import RowFixes
@@ -27,32 +17,24 @@ from ..data.second_clips import first_clips, second_clips
 from ..data.shards import dataset_folder, load_shards
 from ..data.streaming import Shards, in_order, stream_rows
 from ..data.subsets import first_of_each_type, mix_rows
-from ..modeling_audiolm import AudioLMForConditionalGeneration
-from ..processing_audiolm import AudioLMFeatureExtractor
 from ..runtime import UserError
 from .arguments import AudioLMTrainingArguments, DataArguments, ModelArguments
 
 
 @dataclass
 class TrainingData:
-    """Examples and clips of a run.
-
-    Attributes:
-        rows: Training examples.
-        eval_rows: Examples to evaluate on, by question type. None without a validation split.
-        num_rows: Number of training examples.
-        num_clips: Number of distinct training clips.
-        clips: Training clips. Of a stream, only as many as the feature statistics need.
-        eval_clips: Clips of `eval_rows`, by the name that the rows use.
-        sampler: Order of the training examples. None for the Trainer's own order, or a stream's.
-    """
+    """Examples and clips of a run."""
 
     rows: Dataset | IterableDataset
+    # By question type. None without a validation split.
     eval_rows: dict[str, Dataset] | None
     num_rows: int
     num_clips: int
+    # Training clips. Of a stream, only as many as the feature statistics need.
     clips: list[Clip]
+    # By the name that `eval_rows` have for a clip.
     eval_clips: dict[str, Clip]
+    # Order of the training examples. None for the Trainer's own order, or a stream's.
     sampler: LengthBucketSampler | None = None
 
 
@@ -267,87 +249,7 @@ def batch_size(args: AudioLMTrainingArguments) -> int:
     return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
 
 
-def encodings_per_clip(data: TrainingData, args: AudioLMTrainingArguments) -> float:
-    """Returns how often a run without a cache encodes each training clip, on average."""
-    examples = args.num_train_epochs * data.num_rows
-    if args.max_steps > 0:
-        examples = args.max_steps * batch_size(args)
-    clips_per_example = sum(map(len, data.rows["audio"])) / data.num_rows
-    return examples * clips_per_example / data.num_clips
-
-
 def describe_examples(rows: Dataset, sampler: LengthBucketSampler, step: int) -> str:
     """Returns the indices and clips of the examples of a training step, counted from 1."""
     indices = sampler.rows_of(step)
     return "; ".join(f"{i} ({', '.join(map(str, rows[i]['audio']))})" for i in indices)
-
-
-def precompute_features(
-    model: AudioLMForConditionalGeneration,
-    extractor: AudioLMFeatureExtractor,
-    data: TrainingData,
-    feature_cache: str | None,
-    on_bad: Callable[[str], None] | None = None,
-) -> FeatureCache | dict[str, torch.Tensor]:
-    """Encodes clips before the first step: with a cache all clips, else those of evaluation.
-
-    Several processes share the work for a cache.
-
-    Args:
-        model: Model with the encoder.
-        extractor: Feature extractor of the model.
-        data: Examples of the run.
-        feature_cache: Folder of the cache.
-        on_bad: Gets a message for each clip that cannot be decoded. Default: it is an error.
-
-    Returns:
-        Features by clip, or by the name that the rows use.
-
-    Raises:
-        ValueError: The disk has no room for the cache, or a clip cannot be decoded.
-    """
-    # Also in a process that finds all clips in the cache: it reads sizes from the GPU later.
-    model.encoder.move_conv_sizes_to_cpu()
-    if feature_cache:
-        cache = FeatureCache(feature_cache, model.encoder, extractor)
-        cache.fill_together(data.clips + list(data.eval_clips), on_bad)
-        return cache
-    clips = list(data.eval_clips.values())
-    encoded = encode_clips(model.encoder, extractor, clips, desc="evaluation clips", on_bad=on_bad)
-    features = dict(encoded)
-    return {name: features[clip] for name, clip in data.eval_clips.items() if clip in features}
-
-
-def standardise_features(
-    model: AudioLMForConditionalGeneration,
-    extractor: AudioLMFeatureExtractor,
-    clips: list[Clip],
-    features: FeatureCache | dict[str, torch.Tensor],
-    on_bad: Callable[[str], None] | None = None,
-) -> None:
-    """Sets the mapper's mean and deviation per channel.
-
-    Args:
-        model: Model with the encoder and the mapper.
-        extractor: Feature extractor of the model.
-        clips: Clips from [`sample_clips`].
-        features: From [`precompute_features`].
-        on_bad: As there.
-    """
-    encoded: Iterable[torch.Tensor]
-    if isinstance(features, FeatureCache):
-        encoded = (features[clip] for clip in clips if clip in features)
-    else:
-        pairs = encode_clips(
-            model.encoder, extractor, clips, desc="feature statistics", on_bad=on_bad
-        )
-        encoded = (clip_features for _, clip_features in pairs)
-    mean, deviation = feature_statistics(model.encoder, encoded)
-    model.mapper.feature_mean.copy_(mean)
-    model.mapper.feature_std.copy_(deviation)
-
-
-def sample_clips(data: TrainingData, limit: int, seed: int) -> list[Clip]:
-    """Draws the training clips for feature statistics: the same for every encoder."""
-    order = torch.randperm(len(data.clips), generator=torch.Generator().manual_seed(seed))
-    return [data.clips[index] for index in order[:limit].tolist()]

@@ -31,27 +31,16 @@ from .resume import (
 
 @dataclass
 class RunRecord:
-    """What a run trains, on which data, with which settings.
+    """What a run trains, on which data, with which settings."""
 
-    Attributes:
-        model: Encoder type and options that change the representation of audio.
-        settings: Settings of the training, by their names in the model card.
-        data: Name, SHA-256, rows and clips of the training data.
-        data_changes: Subsets and fixes of the data. Empty by default.
-        stream: What the place in a stream depends on. None without streaming.
-        processes: Number of processes.
-        card: Facts for the model card.
-        info: Command, versions and machine, for `run_info.json`.
-    """
-
-    model: dict[str, Any]
-    settings: dict[str, Any]
-    data: dict[str, Any]
-    data_changes: dict[str, Any]
-    stream: dict[str, Any] | None
+    model: dict[str, Any]  # encoder type, and options that change the representation of audio
+    settings: dict[str, Any]  # by their names in comparisons and, mostly, in the model card
+    data: dict[str, Any]  # name, SHA-256, rows and clips
+    data_changes: dict[str, Any]  # subsets and fixes of the data
+    stream: dict[str, Any] | None  # what the place in a stream depends on
     processes: int
     card: CardFacts
-    info: dict[str, Any] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)  # for `run_info.json`
 
     @classmethod
     def create(
@@ -101,13 +90,7 @@ class RunRecord:
         model_args: ModelArguments,
         data_args: DataArguments,
     ) -> None:
-        """Checks that a checkpoint belongs to this run.
-
-        Args:
-            checkpoint: Folder of the checkpoint.
-            model: Model of this run, without adapters.
-            model_args: Options of the model.
-            data_args: Options of the data, which may allow other data and settings.
+        """Checks that a checkpoint belongs to this run, whose model has no adapters yet.
 
         Raises:
             UserError: Encoder, adapters, stream or settings differ.

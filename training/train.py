@@ -1,27 +1,19 @@
-"""Trains one AudioLM: the steps of a run in their order, and how a run ends."""
+"""Trains one AudioLM: the steps of a run, in their order."""
 
 import logging
-import os
-import signal
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 
 from ..checkpoints.load import merge_adapters
-from ..data import QUESTION_TYPES, FeatureCache, ReasonAQACollator
-from ..data.decoder import BadClip, ClipDecoder
+from ..data import QUESTION_TYPES, ReasonAQACollator
 from ..hub.model_card import model_card
 from ..hub.push import PushToHub
 from ..modeling_audiolm import AudioLMForConditionalGeneration
-from ..processing_audiolm import AudioLMProcessor
 from ..runtime import UserError, use_all_of_the_cpu, write_run_info, write_text
 from .adapters import build_optimizer
 from .arguments import (
@@ -32,33 +24,17 @@ from .arguments import (
     pop_compile_options,
 )
 from .build import build_model, prepare_model
-from .callbacks import (
-    BadAudio,
-    EvaluationStopped,
-    LineLogger,
-    LossSpikes,
-    Progress,
-    SkipNonFinite,
-    StopOnSignal,
-)
+from .callbacks import EvaluationStopped, LineLogger, LossSpikes, Progress, StopOnSignal
 from .compile import PAD_TO
-from .dataset import (
-    TrainingData,
-    describe_examples,
-    encodings_per_clip,
-    load_training_dataset,
-    precompute_features,
-    sample_clips,
-    standardise_features,
-)
-from .disk import check_disk_space, create_folder, describe_disk_error
+from .dataset import load_training_dataset
+from .disk import check_disk_space, create_folder
 from .distributed import refusal
+from .encode import encode_audio
 from .loss import token_loss, token_losses
-from .resume import check_features, delete_incomplete_checkpoint
 from .run_record import RunRecord, count_trained_parameters
+from .safeguards import Safeguards, run_training
 from .trainer import BucketTrainer as AudioLMTrainer
 
-PROGRAM = "run_train.py"
 logger = logging.getLogger("audiolm.train")
 
 
@@ -87,6 +63,9 @@ def train(
     model = prepare_model(model, model_args, args, compile_options)
     record.card.trained_parameters = count_trained_parameters(model)
     pad_to = PAD_TO if compile_options else 1
+    lm_rate = model_args.lm_learning_rate
+    optimizer = build_optimizer(model, args, lm_rate) if lm_rate else None
+    guards = [safeguards.non_finite, safeguards.bad_audio, LossSpikes()]
     stop = StopOnSignal()
     trainer = AudioLMTrainer(
         model=model,
@@ -97,8 +76,8 @@ def train(
         processing_class=processor,
         compute_metrics=token_loss,
         preprocess_logits_for_metrics=token_losses,
-        optimizers=(custom_optimizer(model, model_args, args), None),
-        callbacks=[*callbacks, *safeguards.callbacks, LossSpikes(), stop, *push],
+        optimizers=(optimizer, None),
+        callbacks=[*callbacks, *guards, stop, *push],
         sampler=dataset.sampler,
         on_bad=safeguards.bad_audio,
         keep_record=record.save,
@@ -109,14 +88,8 @@ def train(
     return trainer
 
 
-# ------------------------------------------------------------------------------------------------
-# Before training
-
-
 def configure_process(args: AudioLMTrainingArguments, encodes_audio: bool) -> None:
     """Sets up logging, the CPU's threads and memory, and the seeds."""
-    # torch reads this with its first large tensor, and then uses pages of 2 MB for large ones.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     # Other packages log only warnings. The client of the Hub would log each request.
     logging.basicConfig(format="%(message)s")
     level = logging.INFO if args.process_index == 0 else logging.ERROR
@@ -173,108 +146,6 @@ def build_push(
     return [PushToHub(args, partial(model_card, record.card, adapter_of=adapter_of), adapter_of)]
 
 
-@dataclass
-class Safeguards:
-    """Decoder and callbacks that survive bad audio and bad steps, and count them."""
-
-    decoder: ClipDecoder
-    bad_audio: BadAudio
-    non_finite: SkipNonFinite
-
-    @classmethod
-    def create(
-        cls,
-        processor: AudioLMProcessor,
-        dataset: TrainingData,
-        data_args: DataArguments,
-        args: AudioLMTrainingArguments,
-    ) -> "Safeguards":
-        """Creates them with the limits of the options."""
-        skips = data_args.on_bad_audio == "skip"
-        max_bad_clips = int(data_args.max_bad_audio * dataset.num_clips)
-        describe = None
-        if dataset.sampler:
-            describe = partial(describe_examples, dataset.rows, dataset.sampler)
-        return cls(
-            decoder=ClipDecoder(processor.feature_extractor, data_args.audio_timeout, skips),
-            bad_audio=BadAudio(max_bad_clips, args.output_dir),
-            non_finite=SkipNonFinite(data_args.max_skipped_steps, describe),
-        )
-
-    @property
-    def callbacks(self) -> list[TrainerCallback]:
-        """Callbacks for the Trainer."""
-        return [self.non_finite, self.bad_audio]
-
-
-def encode_audio(
-    model: AudioLMForConditionalGeneration,
-    dataset: TrainingData,
-    safeguards: Safeguards,
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    args: AudioLMTrainingArguments,
-) -> FeatureCache | dict[str, torch.Tensor]:
-    """Encodes what is encoded before the first step, and sets the mapper's feature statistics.
-
-    A mapper that was trained before keeps its statistics.
-
-    Raises:
-        UserError: A clip cannot be decoded, the disk is full, or a resumed run had other features.
-        SystemExit: Ctrl-C was pressed.
-    """
-    extractor = safeguards.decoder.extractor
-    on_bad = safeguards.bad_audio.found if safeguards.decoder.skip else None
-    cache = data_args.feature_cache
-    needs_statistics = not (model_args.model_name_or_path or model_args.learn_code_embeddings)
-    model.to(args.device)
-    _log_audio_cost(model, dataset, extractor, data_args, args)
-    try:
-        features = precompute_features(model, extractor, dataset, cache, on_bad)
-        if needs_statistics:
-            clips = sample_clips(dataset, data_args.num_stats_clips, args.seed)
-            standardise_features(model, extractor, clips, features, on_bad)
-    except (ValueError, OSError, SafetensorError) as error:
-        raise UserError(str(error)) from error
-    except KeyboardInterrupt:
-        saved = f"; the clips encoded so far are saved in {cache}" if cache else ""
-        print(f"\n{PROGRAM}: interrupted before the first step{saved}", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
-    if args.resume_from_checkpoint and model_args.lora_r:
-        check_features(model, args.resume_from_checkpoint)
-    return features
-
-
-def _log_audio_cost(
-    model: AudioLMForConditionalGeneration,
-    dataset: TrainingData,
-    extractor,
-    data_args: DataArguments,
-    args: AudioLMTrainingArguments,
-) -> None:
-    samples = int(data_args.max_audio_seconds * extractor.sampling_rate)
-    tokens = model.config.audio_tokens or extractor.num_frames(samples)
-    encoder_type = model.config.encoder_type
-    seconds = data_args.max_audio_seconds
-    logger.info("%s: %d audio tokens for %g s", encoder_type, tokens, seconds)
-    if data_args.feature_cache or data_args.streaming:
-        return
-    times = encodings_per_clip(dataset, args)
-    if times > 2:
-        logger.info(
-            "each clip is encoded %.0f times; with --feature_cache DIR it is encoded once", times
-        )
-
-
-def custom_optimizer(
-    model: torch.nn.Module, model_args: ModelArguments, args: AudioLMTrainingArguments
-) -> torch.optim.Optimizer | None:
-    """Returns an optimizer with `--lm_learning_rate`, or None for the Trainer's own."""
-    if model_args.lm_learning_rate is None:
-        return None
-    return build_optimizer(model, args, model_args.lm_learning_rate)
-
-
 def show_progress(trainer: AudioLMTrainer) -> None:
     """Replaces the Trainer's progress output by one with the step in each line."""
     stock, ours = ProgressCallback, Progress
@@ -282,93 +153,6 @@ def show_progress(trainer: AudioLMTrainer) -> None:
         stock, ours = PrinterCallback, LineLogger
     trainer.remove_callback(stock)
     trainer.add_callback(ours)
-
-
-# ------------------------------------------------------------------------------------------------
-# Training, and the ways in which it ends early
-
-
-def run_training(trainer: AudioLMTrainer, safeguards: Safeguards, stop: StopOnSignal) -> None:
-    """Trains, and reports why training ended if it ended early.
-
-    Raises:
-        UserError: Audio, the disk, a data loader or the loss ended it.
-        SystemExit: A signal ended it, or another process reports the reason.
-    """
-    try:
-        trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
-    except BadClip as error:
-        # A worker of the data loader puts its traceback before the message.
-        raise UserError(str(error).strip().splitlines()[-1]) from error
-    except (OSError, SafetensorError, RuntimeError) as error:
-        report_dead_worker(error, safeguards.decoder)
-        report_disk_error(error, trainer)
-        raise
-    finally:
-        stop.restore()
-    report_bad_audio(trainer, safeguards.bad_audio)
-    report_skipped_steps(trainer, safeguards.non_finite)
-    report_signal(trainer, stop)
-
-
-def report_dead_worker(error: Exception, decoder: ClipDecoder) -> None:
-    """Raises a `UserError` with the clip at which a worker of the data loader died, if one did."""
-    message = str(error)
-    if "DataLoader worker" in message:
-        clip = decoder.at_death(message) or "no clip"
-        raise UserError(f"{message.splitlines()[0]}; it was decoding {clip}") from error
-
-
-def report_disk_error(error: Exception, trainer: AudioLMTrainer) -> None:
-    """Ends the run if the disk caused the error. An incomplete checkpoint is deleted."""
-    reason = describe_disk_error(error)
-    if reason is None:
-        return
-    if not trainer.is_world_process_zero():
-        sys.exit(1)
-    advice = delete_incomplete_checkpoint(trainer.args.output_dir, trainer.state.global_step)
-    print(file=sys.stderr)  # ends the line of the progress bar
-    raise UserError(f"{reason}: {advice}") from error
-
-
-def report_bad_audio(trainer: AudioLMTrainer, bad_audio: BadAudio) -> None:
-    """Prints how many examples were replaced, and raises a `UserError` if they were too many."""
-    if bad_audio.faults:
-        print(f"{PROGRAM}: {bad_audio}", file=sys.stderr)
-    if bad_audio.failed:
-        raise UserError(
-            f"{bad_audio.clips} clips could not be decoded, more than the {bad_audio.most} that "
-            f"--max_bad_audio allows; step {trainer.state.global_step} is saved"
-        )
-
-
-def report_skipped_steps(trainer: AudioLMTrainer, non_finite: SkipNonFinite) -> None:
-    """Raises a `UserError` if too many steps were skipped."""
-    if non_finite.failed:
-        steps = ", ".join(map(str, non_finite.skipped))
-        raise UserError(
-            f"loss or gradients of the steps {steps} were not finite, more than "
-            f"--max_skipped_steps {non_finite.most}; step {trainer.state.global_step} is saved, "
-            "without their updates"
-        )
-
-
-def report_signal(trainer: AudioLMTrainer, stop: StopOnSignal) -> None:
-    """Exits with status 128 + signal if a signal stopped the run."""
-    if not stop.received:
-        return
-    if trainer.is_world_process_zero():
-        name = signal.Signals(stop.received).name
-        print(
-            f"{PROGRAM}: stopped by {name}; step {trainer.state.global_step} is saved. "
-            "To resume, add --resume_from_checkpoint true to the same command.",
-            file=sys.stderr,
-        )
-    sys.exit(128 + stop.received)
-
-
-# ------------------------------------------------------------------------------------------------
-# After training
 
 
 def finish(
