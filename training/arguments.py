@@ -155,7 +155,7 @@ class ModelArguments:
                 "--lora_r trains adapters on a frozen language model; remove --freeze_lm false": (
                     self.lora_r and not self.freeze_lm
                 ),
-                "--lm_learning_rate: the model is frozen; add --freeze_lm false or --lora_r": (
+                "--lm_learning_rate: the language model is frozen; unfreeze it or add --lora_r": (
                     self.lm_learning_rate and not trains_lm
                 ),
                 "--lora_alpha: add --lora_r": self.lora_alpha and not self.lora_r,

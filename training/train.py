@@ -228,3 +228,5 @@ def main(argv=None):  # MOVED to audiolm.run_train
 
 parse = parse_arguments  # MOVED to training.arguments
 BucketTrainer = AudioLMTrainer  # RENAMED
+if __name__ == "__main__":  # MOVED to audiolm.run_train
+    main()
