@@ -183,7 +183,7 @@ not understand speech. It answers in English.
     return str(ModelCard(f"---\n{_metadata(facts, repo, adapter_of).to_yaml()}\n---\n{text}"))
 
 
-def _groups(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _groups(metrics: dict[str, Any]) -> dict[str, Any]:
     """Returns the metrics of each question type and category, and of all closed questions."""
     return {
         **metrics.get("question_type", {}),

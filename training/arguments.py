@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import InitVar, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import yaml
@@ -287,9 +287,9 @@ class AudioLMTrainingArguments(TrainingArguments):
         argv: Command line without secrets, for `run_info.json`.
     """
 
-    argv: ClassVar[list[str] | None] = None
+    argv: list[str] | None = field(default=None, init=False)
 
-    output_dir: str | None = _option(
+    output_dir: str = _option(
         None, "Folder of checkpoints and the trained model; default: outputs/ENCODER_TYPE"
     )
     per_device_train_batch_size: int = _option(
@@ -317,7 +317,10 @@ class AudioLMTrainingArguments(TrainingArguments):
     save_total_limit: int | None = _stock("save_total_limit", 2)
     logging_steps: float = _stock("logging_steps", 10)
     logging_nan_inf_filter: bool = _stock("logging_nan_inf_filter", False)
-    report_to: str = _stock("report_to", "none")
+    # HfArgumentParser reads the union in this order.
+    report_to: None | str | list[str] = field(  # noqa: RUF036
+        default="none", metadata={"help": "Experiment trackers, such as wandb or tensorboard"}
+    )
     remove_unused_columns: bool = _stock("remove_unused_columns", False)
     label_names: list[str] | None = field(
         default_factory=lambda: ["labels"], metadata={"help": "Names of the model's label inputs"}
@@ -525,7 +528,7 @@ def parse_arguments(
     return model_args, data_args, args
 
 
-def _select(options: dict[str, Any], group: type) -> dict[str, Any]:
+def _select(options: dict[str, Any], group: Any) -> dict[str, Any]:
     return {f.name: options[f.name] for f in fields(group) if f.init}
 
 
@@ -537,7 +540,7 @@ def pop_compile_options(args: TrainingArguments) -> tuple[str, str | None] | Non
     """
     if not args.torch_compile:
         return None
-    options = args.torch_compile_backend, args.torch_compile_mode
+    options = (args.torch_compile_backend or "inductor", args.torch_compile_mode)
     args.torch_compile = False
     args.torch_compile_backend = None
     args.torch_compile_mode = None
@@ -549,7 +552,7 @@ def pop_compile_options(args: TrainingArguments) -> tuple[str, str | None] | Non
 TRAINING_DEFAULTS = {
     f.name: f.default
     for f in fields(AudioLMTrainingArguments)
-    if f.name in AudioLMTrainingArguments.__annotations__
+    if f.name in AudioLMTrainingArguments.__annotations__ and f.init
 }
 parse = parse_arguments  # RENAMED
 DEFAULTS = TRAINING_DEFAULTS  # RENAMED

@@ -82,7 +82,7 @@ def find_checkpoint_problem(folder: str | Path) -> str | None:
     return None
 
 
-def checkpoint_to_resume(option: str | bool | None, output_dir: str) -> str | None:
+def checkpoint_to_resume(option: str | None, output_dir: str) -> str | None:
     """Returns the checkpoint that `--resume_from_checkpoint` names.
 
     Args:
