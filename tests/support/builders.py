@@ -167,19 +167,22 @@ def arguments(corpus, arm, tokenizer, *more):
     ]
 
 
-# run_train.py, which also writes what the trained model says to a probe, before anything is saved or pushed
+# A run that also writes the trained model's logits for a probe, before anything is saved or pushed.
 PROBE = """
 import sys, numpy, torch
-from audiolm.training import train as run_train
-inner = run_train.summary
-def summary(model, trainer, arguments):
-    sound = numpy.sin(numpy.arange(30000) / 9).astype("float32")
-    inputs = trainer.processing_class(text="Which tone? A) low B) high", audio=[sound])
-    with torch.no_grad():
-        numpy.save(trainer.args.output_dir + "/probe.npy", model.eval()(**inputs).logits.numpy())
-    return inner(model, trainer, arguments)
-run_train.summary = summary
-run_train.main(sys.argv[1:])
+from transformers import TrainerCallback
+from audiolm.training.arguments import parse_arguments
+from audiolm.training.train import train
+
+class Probe(TrainerCallback):
+    def on_train_end(self, args, state, control, model=None, processing_class=None, **kwargs):
+        sound = numpy.sin(numpy.arange(30000) / 9).astype("float32")
+        inputs = processing_class(text="Which tone? A) low B) high", audio=[sound])
+        with torch.no_grad():
+            logits = model.eval()(**inputs).logits
+        numpy.save(args.output_dir + "/probe.npy", logits.numpy())
+
+train(*parse_arguments(sys.argv[1:]), callbacks=[Probe()])
 """
 
 
