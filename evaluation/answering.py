@@ -7,6 +7,7 @@ prompt's keys and values.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -56,9 +57,8 @@ def most_likely_option(
 ) -> str | None:
     """Returns the option with the highest log-likelihood, or None if two are equal.
 
-    Args:
-        scores: Log-likelihood and number of tokens of each option.
-        normalised: Whether to compare the mean over tokens.
+    `scores` are the log-likelihood and the number of tokens of each option. With `normalised` the
+    mean over tokens counts.
     """
     values = {
         option: total / count if normalised else total for option, (total, count) in scores.items()
@@ -196,32 +196,28 @@ def answer_batch(
 ) -> list[dict]:
     """Scores and generates the answers to questions about encoded clips.
 
-    Args:
-        model: A trained AudioLM.
-        processor: Its processor.
-        rows: With `input`, `answer`, `question_type` and `audio` (the clips).
-        features: Output of `encode_clips`, by clip.
-        protocols: Any of "likelihood" and "generate".
-        max_new_tokens: Longest generated answer.
-        generate_options: Passed to `generate`. A `streamer` needs a batch of one row.
+    Rows have `input`, `answer`, `question_type` and `audio` (the clips). The features of each clip
+    come from `encode_clips`. Protocols are "likelihood" and "generate". More options go to
+    `generate`: a `streamer` needs a batch of one row.
 
     Returns:
         One dict per row. `loss` is summed over the `n_tokens` tokens of the right answer. With
         "likelihood" there are `scores`: log-likelihood and number of tokens of each option,
         including its end-of-text token. With "generate" there is `text`.
     """
-    clips, num_frames = pad_features([features[clip] for row in rows for clip in row["audio"]])
+    clips = list(chain.from_iterable(row["audio"] for row in rows))
+    inputs, num_frames = pad_features([features[clip] for clip in clips])
     frame_counts = iter(num_frames)
-    prompts = [
-        processor.prompt_ids(row["input"], [next(frame_counts) for _ in row["audio"]])
-        for row in rows
-    ]
+    prompts = []
+    for row in rows:
+        counts = list(islice(frame_counts, len(row["audio"])))
+        prompts.append(processor.prompt_ids(row["input"], counts))
     answers = [_answers_to_score(row, processor, "likelihood" in protocols) for row in rows]
     branches = [answer.tokens for answer in answers]
     batch = build_scoring_batch(prompts, branches, processor.tokenizer.pad_token_id)
     batch = batch.to(model.device)
 
-    audio = model.get_audio_features(input_features=clips.to(model.device), num_frames=num_frames)
+    audio = model.get_audio_features(input_features=inputs.to(model.device), num_frames=num_frames)
     embeddings = model.get_input_embeddings()(batch.input_ids)
     embeddings = model.put_audio(embeddings, audio, batch.input_ids)
     outputs = model.language_model.model(

@@ -23,7 +23,8 @@ and resumes an interrupted evaluation. docs/evaluation.md explains the metrics."
 CONTROL_OPTIONS = {"majority": "train_file", "question_only": "question_only_model"}
 
 
-def _option(help_text: str, default: Any = None, **more: Any) -> Any:
+def option(help_text: str, default: Any = None, **more: Any) -> Any:
+    """Declares an option of an arguments dataclass. `more` is for `add_argument`."""
     return field(default=default, metadata={"help": help_text, **more})
 
 
@@ -38,6 +39,14 @@ class ControlPlan:
 
     controls: list[str]
     not_run: dict[str, str]
+
+    @property
+    def input_controls(self) -> tuple[str, ...]:
+        """Those that change the input of the evaluated model.
+
+        The answers of the others come from training data and from another model.
+        """
+        return tuple(control for control in self.controls if control not in CONTROL_OPTIONS)
 
     def without(self, control: str, reason: str) -> "ControlPlan":
         """Returns the plan without a control that turned out to be impossible."""
@@ -61,17 +70,17 @@ class EvaluationArguments:
             "Or Mellow: soham97/mellow, or its v0_s.ckpt."
         }
     )
-    test_file: str | None = _option("ReasonAQA's test.json.")
+    test_file: str | None = option("ReasonAQA's test.json.")
     audio_dir: list[str] | None = field(
         default=None,
         metadata={"help": "Folder of the audio, or SOURCE=FOLDER for each source."},
     )
-    benchmark: str | None = _option(
+    benchmark: str | None = option(
         "--test_file is the published file of this benchmark. Adds its official metric and a file "
         "to submit.",
         choices=BENCHMARKS,
     )
-    dataset_name: str | None = _option(
+    dataset_name: str | None = option(
         "A data set of `audiolm prepare convert` (folder or Hub name) instead of --test_file and "
         "--audio_dir. Uses its split `test`."
     )
@@ -95,45 +104,45 @@ class EvaluationArguments:
             "choices": ("all", *CONTROLS),
         },
     )
-    train_file: str | None = _option("ReasonAQA's train.json, for the control `majority`.")
-    question_only_model: str | None = _option(
+    train_file: str | None = option("ReasonAQA's train.json, for the control `majority`.")
+    question_only_model: str | None = option(
         "A text-only model (run_train.py --no_audio), for the control `question_only`."
     )
-    prompt_format: str | None = _option(
+    prompt_format: str | None = option(
         "How the prompt is written: as for an AudioLM, or as Mellow does. "
         "Default: as the model was trained.",
         choices=CHOICES["prompt_format"],
     )
-    max_samples: int | None = _option("Use only the first examples of each question type.")
-    batch_size: int = _option("Batch size.", 16)
-    max_new_tokens: int = _option("Maximum length of a generated answer.", 64)
-    precision: Literal["fp32", "bf16"] = _option("Of the mapper and the language model.", "fp32")
-    java_metrics: bool = _option(
+    max_samples: int | None = option("Use only the first examples of each question type.")
+    batch_size: int = option("Batch size.", 16)
+    max_new_tokens: int = option("Maximum length of a generated answer.", 64)
+    precision: Literal["fp32", "bf16"] = option("Of the mapper and the language model.", "fp32")
+    java_metrics: bool = option(
         "Add METEOR and SPICE for open questions. Needs Java and the extra `captions`, and takes "
         "half a minute for each question type.",
         False,
     )
-    feature_cache: str | None = _option("Folder of encoded clips, as in run_train.py.")
-    on_bad_audio: Literal["error", "skip"] = _option("What to do about broken files.", "error")
-    push_to_hub: bool = _option("Add the results to the model's repository.", False)
-    hub_model_id: str | None = _option("The repository, if --model_name_or_path is a folder.")
-    revision: str | None = _option(
+    feature_cache: str | None = option("Folder of encoded clips, as in run_train.py.")
+    on_bad_audio: Literal["error", "skip"] = option("What to do about broken files.", "error")
+    push_to_hub: bool = option("Add the results to the model's repository.", False)
+    hub_model_id: str | None = option("The repository, if --model_name_or_path is a folder.")
+    revision: str | None = option(
         "Branch, tag or commit of a model on the Hub. Results are pushed there too."
     )
-    hub_dataset_id: str = _option("Name of the data set in the Hub's .eval_results.", "reasonaqa")
+    hub_dataset_id: str = option("Name of the data set in the Hub's .eval_results.", "reasonaqa")
 
     def __post_init__(self) -> None:
         """Checks the options against each other."""
         self.protocol = list(dict.fromkeys(self.protocol))
         self._check_data_options()
         self._check_hub_options()
-        for option in ("max_samples", "batch_size", "max_new_tokens"):
-            value = getattr(self, option)
+        for name in ("max_samples", "batch_size", "max_new_tokens"):
+            value = getattr(self, name)
             if value is not None and value <= 0:
-                raise UserError(f"--{option} {value}: expected a number above 0")
-        for control, option in CONTROL_OPTIONS.items():
-            if control in self.controls and getattr(self, option) is None:
-                raise UserError(f"--controls {control}: give --{option} with it")
+                raise UserError(f"--{name} {value}: expected a number above 0")
+        for control, name in CONTROL_OPTIONS.items():
+            if control in self.controls and getattr(self, name) is None:
+                raise UserError(f"--controls {control}: give --{name} with it")
 
     def _check_data_options(self) -> None:
         has_test_file = bool(self.test_file)
@@ -166,18 +175,14 @@ class EvaluationArguments:
 
     def plan_controls(self) -> ControlPlan:
         """Returns the controls to run. The option of a control selects it too."""
-        runs_all = "all" in self.controls
         controls = []
         not_run = {}
         for control in CONTROLS:
-            is_selected = runs_all or control in self.controls
-            option = CONTROL_OPTIONS.get(control)
-            if option and getattr(self, option) is not None:
-                is_selected = True
-            elif option and runs_all:
-                not_run[control] = f"--{option} was not given"
-                is_selected = False
-            if is_selected:
+            name = CONTROL_OPTIONS.get(control)
+            if name and getattr(self, name) is None:
+                if "all" in self.controls:
+                    not_run[control] = f"--{name} was not given"
+            elif name or {"all", control} & set(self.controls):
                 controls.append(control)
         return ControlPlan(controls, not_run)
 
@@ -185,11 +190,15 @@ class EvaluationArguments:
 def build_parser() -> HfArgumentParser:
     """Builds the parser of `run_eval.py`."""
     parser = HfArgumentParser(EvaluationArguments, description=DESCRIPTION, allow_abbrev=False)
-    # HfArgumentParser gives every list at least one value. This option may have none.
-    for action in parser._actions:
-        if action.dest == "fix_cle_labels":
-            action.nargs = "*"
+    allow_no_value(parser, "fix_cle_labels")
     return parser
+
+
+def allow_no_value(parser: HfArgumentParser, name: str) -> None:
+    """Lets a list be empty on the command line. `HfArgumentParser` expects a value."""
+    for action in parser._actions:
+        if action.dest == name:
+            action.nargs = "*"
 
 
 def parse_arguments(argv: list[str] | None = None) -> EvaluationArguments:

@@ -69,10 +69,7 @@ def mean_audio_features(
     """Returns a clip whose frames are all the mean training frame, shape `(frames, dim)`.
 
     Mappers without that mean give zeros: learned embeddings of codes, and Mellow's checkpoint.
-
-    Args:
-        model: A trained AudioLM.
-        frames: The number of frames, or the clip's features or codes.
+    `frames` is the number of frames, or the clip's features or codes.
     """
     if torch.is_tensor(frames) and frames.is_floating_point():
         return model.mapper.mean(frames.to(model.device)).cpu()
@@ -86,14 +83,7 @@ def clip_features(
     clips: list[Clip],
     alter: Callable | None = None,
 ) -> dict[Clip, torch.Tensor]:
-    """Encodes clips. A text-only model needs only their lengths.
-
-    Args:
-        model: A trained AudioLM.
-        extractor: Its feature extractor.
-        clips: The clips to encode.
-        alter: Changes each clip's samples first, see [`encode_clips`].
-    """
+    """Encodes clips, changed by `alter` first. A text-only model needs only their lengths."""
     if not model.config.no_audio:
         return dict(encode_clips(model.encoder, extractor, clips, alter=alter))
     features = {}

@@ -53,9 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     evaluation = evaluate(arguments)
     if evaluation is None:
         return
-    evaluation.save(arguments.output_dir)
-    write_run_info(arguments.output_dir, run_info("run_eval.py", argv, **evaluation.run_facts()))
-    evaluation.delete_partial_answers(arguments.output_dir)
+    evaluation.save(arguments.output_dir, argv)
     print(evaluation.summary())
     if arguments.push_to_hub:
         print(push(arguments, evaluation))
@@ -81,8 +79,13 @@ class Evaluation:
     submission: list[dict] | str | None = None
     weights_commit: str | None = None
 
-    def save(self, folder: str | Path) -> None:
-        """Writes `predictions.jsonl`, `metrics.json` and the submission into a folder."""
+    def save(self, folder: str | Path, argv: list[str] | None = None) -> None:
+        """Writes the results into the output folder, and deletes the partial answers there.
+
+        Args:
+            folder: Gets `predictions.jsonl`, `metrics.json`, `run_info.json` and the submission.
+            argv: The command line. Default: this process's.
+        """
         folder = Path(folder)
         if isinstance(self.submission, str):
             write_text(folder / "submission.csv", self.submission)
@@ -91,19 +94,10 @@ class Evaluation:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows]
         write_text(folder / "predictions.jsonl", "".join(lines))
         write_json(folder / "metrics.json", self.metrics)
-
-    def delete_partial_answers(self, folder: str | Path) -> None:
-        """Deletes the files that an interrupted evaluation would resume from."""
-        PartialAnswers(Path(folder), self.metrics["settings"]).delete()
-
-    def run_facts(self) -> dict:
-        """Returns the entries of `run_info.json` about this evaluation."""
         settings = self.metrics["settings"]
-        return {
-            "rows_sha256": settings["rows_sha256"],
-            "model": settings["model"],
-            "seconds": self.seconds,
-        }
+        facts = {"rows_sha256": settings["rows_sha256"], "model": settings["model"]}
+        write_run_info(folder, run_info("run_eval.py", argv, **facts, seconds=self.seconds))
+        PartialAnswers(folder, settings).delete()
 
     def summary(self) -> str:
         """Returns the metrics and timings as text."""
@@ -129,16 +123,22 @@ def evaluate(arguments: EvaluationArguments) -> Evaluation | None:
     )
     data = read_data(arguments, evaluated.model.config.max_audio_seconds)
     warn_about_labels(arguments, evaluated)
+
     with input_errors():
         plan = possible_controls(arguments.plan_controls(), evaluated, data)
-        answerers = build_answerers(arguments, plan, evaluated, data)
+        is_mellow = evaluated.processor.prompt_format == "mellow"
+        answerer = build_answerer(arguments, evaluated, arguments.protocol)
+        answerer.controls = plan.input_controls
+        answerer.rows = second_clips(data.rows, 0) if is_mellow else None
+    answerers = {"": answerer}
     settings = describe_settings(arguments, plan, evaluated, data)
     if "question_only" in plan.controls:
         text_only = load_text_only_model(arguments.question_only_model, state.device)
         answerers["question_only"] = build_answerer(arguments, text_only, arguments.protocol[:1])
         settings["question_only"] = text_only.facts
     if arguments.feature_cache:
-        answerers[""].cache = fill_feature_cache(arguments.feature_cache, evaluated, data)
+        answerer.cache = fill_feature_cache(arguments.feature_cache, evaluated, data)
+
     start = time.perf_counter()
     outputs = answer_rows(data.rows, answerers, output, settings, state)
     seconds = time.perf_counter() - start
@@ -149,8 +149,7 @@ def evaluate(arguments: EvaluationArguments) -> Evaluation | None:
     metrics = compute_metrics(arguments, plan, rows, settings)
     official, to_submit = official_results(arguments, data, rows)
     commit = getattr(evaluated.model.config, "_commit_hash", None)
-    activities = answerers[""].seconds
-    return Evaluation(metrics | official, rows, seconds, activities, to_submit, commit)
+    return Evaluation(metrics | official, rows, seconds, answerer.seconds, to_submit, commit)
 
 
 def possible_controls(
@@ -163,22 +162,6 @@ def possible_controls(
     if len(data.clips) < 2:
         plan = plan.without("mismatched_audio", "there is one clip")
     return plan
-
-
-def build_answerers(
-    arguments: EvaluationArguments,
-    plan: ControlPlan,
-    evaluated: EvaluatedModel,
-    data: EvaluationData,
-) -> dict[str, Answerer]:
-    """Returns the evaluated model as an [`Answerer`], under the name ""."""
-    answerer = build_answerer(arguments, evaluated, arguments.protocol)
-    # The other two have answers of their own: training's, and another model's.
-    others = ("majority", "question_only")
-    answerer.controls = tuple(control for control in plan.controls if control not in others)
-    if evaluated.processor.prompt_format == "mellow":
-        answerer.rows = second_clips(data.rows, 0)
-    return {"": answerer}
 
 
 def build_answerer(

@@ -72,13 +72,7 @@ def input_errors() -> Iterator[None]:
 def load_evaluated_model(
     name: str, revision: str | None, device: torch.device, prompt_format: str | None = None
 ) -> EvaluatedModel:
-    """Loads a model for evaluation.
-
-    Args:
-        name: Folder or Hub name.
-        revision: Branch, tag or commit on the Hub.
-        device: Where it runs.
-        prompt_format: How the prompt is written. Default: as the model was trained.
+    """Loads a model. By default it is asked with the prompt format of its training.
 
     Raises:
         UserError: If it is not a complete AudioLM.

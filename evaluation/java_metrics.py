@@ -16,7 +16,7 @@ START_SECONDS = 300
 SECONDS_PER_TEXT = 2
 
 # A prediction and its references.
-Texts = tuple[str, Sequence[str]]
+Texts = tuple[str, tuple[str, ...]]
 
 
 class NotRun(Exception):

@@ -46,10 +46,7 @@ def accuracy(predictions: Sequence[str], references: Sequence[str]) -> dict:
 def class_metrics(predictions: Sequence[str], references: Sequence[str], confusion: bool) -> dict:
     """Returns the balanced accuracy: the mean recall of the right answers.
 
-    Args:
-        predictions: Predicted labels.
-        references: Right labels.
-        confusion: Whether to add macro F1, and the counts of predictions by right answer.
+    With `confusion` also macro F1, and the counts of predictions by right answer.
     """
     labels = sorted(set(references))
     options = {"labels": labels, "average": "macro", "zero_division": 0.0}

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -115,7 +116,7 @@ class Answerer:
 
         The conditions are "audio" and the names of the controls.
         """
-        clips = list(dict.fromkeys(clip for row in rows for clip in row["audio"]))
+        clips = list(dict.fromkeys(chain.from_iterable(row["audio"] for row in rows)))
         with self._timed("encoding"):
             features = self._encode(clips)
         results: list[dict[str, dict]] = [{} for _ in rows]
@@ -125,9 +126,9 @@ class Answerer:
                 results[index]["audio"] = answer
         with self._timed("controls"):
             for control in self.controls:
-                asked, altered = self._apply_control(control, rows, features)
+                questions, altered = self._apply_control(control, rows, features)
                 # Controls measure accuracy. One protocol is enough for that.
-                for index, answer in self._answer(asked, altered, self.protocols[:1], bar):
+                for index, answer in self._answer(questions, altered, self.protocols[:1], bar):
                     results[index][control] = answer
         return results
 
@@ -145,8 +146,8 @@ class Answerer:
     def _apply_control(
         self, control: str, rows: list[dict], features: dict[Clip, torch.Tensor]
     ) -> tuple[dict[int, dict], dict[Clip, torch.Tensor]]:
-        """Returns the rows to ask, by index, and the features of their clips."""
-        asked = dict(enumerate(rows))
+        """Returns the rows to answer, by index, and the features of their clips."""
+        questions = dict(enumerate(rows))
         clips = list(features)
         if control == "no_audio":
             features = {clip: mean_audio_features(self.model, features[clip]) for clip in clips}
@@ -156,13 +157,13 @@ class Answerer:
         elif control == "mismatched_audio":
             features = {clip: features[other] for clip, other in zip(clips, clips[1:] + clips[:1])}
         elif control == "option_relabel":
-            shifted = {index: shift_option_letters(row) for index, row in asked.items()}
-            asked = {index: pair[0] for index, pair in shifted.items() if pair}
-        return asked, features
+            shifted = {index: shift_option_letters(row) for index, row in questions.items()}
+            questions = {index: pair[0] for index, pair in shifted.items() if pair}
+        return questions, features
 
     def _answer(
         self,
-        asked: dict[int, dict],
+        questions: dict[int, dict],
         features: dict[Clip, torch.Tensor],
         protocols: tuple[str, ...],
         bar: tqdm,
@@ -174,14 +175,14 @@ class Answerer:
         """
 
         def similarity(index: int) -> tuple:
-            row = asked[index]
+            row = questions[index]
             frames = sum(_num_frames(features[clip]) for clip in row["audio"])
             return row["question_type"], frames, len(row["input"]), index
 
-        order = sorted(asked, key=similarity)
+        order = sorted(questions, key=similarity)
         for start in range(0, len(order), self.batch_size):
             indices = order[start : start + self.batch_size]
-            rows = [asked[index] for index in indices]
+            rows = [questions[index] for index in indices]
             with torch.autocast(
                 self.model.device.type, torch.bfloat16, enabled=self.precision == "bf16"
             ):

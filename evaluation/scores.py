@@ -23,10 +23,6 @@ NO_AUDIO_CONTROLS = tuple(control for control in CONTROLS if control != "option_
 WORD_LIMITS = (1, 3, 6, 12)
 
 
-# ------------------------------------------------------------------------------------------------
-# Rows of predictions.jsonl
-
-
 def parse_answers(
     row: Mapping, output: Mapping, question: str, old_letters: Mapping[str, str] | None = None
 ) -> dict:
@@ -69,13 +65,9 @@ def predicted_rows(
     seconds: Mapping[str, float],
     training_rows: list[dict] | None = None,
 ) -> list[dict]:
-    """Builds the rows of `predictions.jsonl`.
+    """Builds the rows of `predictions.jsonl` from the outputs of `answer_rows`.
 
-    Args:
-        rows: The rows of the evaluation.
-        outputs: Of `answer_rows`.
-        seconds: Length of each clip's file.
-        training_rows: The training split, for the control `majority`.
+    `seconds` is the length of each clip's file. With training rows the control `majority` is added.
     """
     predictions = [_predicted_row(row, output, seconds) for row, output in zip(rows, outputs)]
     columns = [
@@ -126,11 +118,7 @@ def recording_names(row: Mapping) -> tuple[str, ...]:
 
 
 def softmax_scores(scores: Mapping[str, tuple[float, int]]) -> dict[str, float]:
-    """Returns the probability of each option: the softmax of the log-likelihoods.
-
-    Args:
-        scores: Log-likelihood and number of tokens of each option.
-    """
+    """Returns the probability of each option: the softmax of the log-likelihoods."""
     if not scores:
         return {}
     logits = np.array([log_likelihood for log_likelihood, _ in scores.values()])
@@ -141,10 +129,6 @@ def softmax_scores(scores: Mapping[str, tuple[float, int]]) -> dict[str, float]:
 def option_probabilities(row: Mapping) -> dict[str, float]:
     """Returns [`softmax_scores`] of a predicted row. Empty without the protocol `likelihood`."""
     return softmax_scores(row["answers"].get("likelihood", {}).get("scores") or {})
-
-
-# ------------------------------------------------------------------------------------------------
-# Metrics of closed questions
 
 
 def groups_of_rows(rows: list[dict], max_audio_seconds: float) -> dict[str, list[str]]:
@@ -273,10 +257,6 @@ def audio_gain(rows: list[dict], protocol: str) -> dict[str, dict]:
     type_index = np.array([question_types.index(row["question_type"]) for row in rows])
     clips = [recording_names(row) for row in rows]
     return gain_over_best_baseline(correct, controls, question_types, type_index, clips)
-
-
-# ------------------------------------------------------------------------------------------------
-# metrics.json
 
 
 def open_metrics(rows: list[dict], java: bool = False) -> dict[str, dict]:

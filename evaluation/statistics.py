@@ -58,8 +58,7 @@ def clip_bootstrap(
         Shape `(resamples, groups, columns)`. NaN where a group got no row.
 
     Raises:
-        ValueError: If lengths differ, an outcome is not finite, or a row has no clip or more than
-            two.
+        ValueError: If shapes differ, or an outcome, clip or group is invalid.
     """
     outcomes = np.asarray(outcomes, float)
     if outcomes.ndim != 2:
@@ -100,13 +99,7 @@ def _draw_counts(generator: np.random.Generator, resamples: int, num_clips: int)
 def interval(
     samples: np.ndarray, level: float = 0.95, axis: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the ends of the percentile interval of bootstrap samples, without NaN samples.
-
-    Args:
-        samples: The bootstrap samples.
-        level: Coverage of the interval.
-        axis: The axis of the resamples.
-    """
+    """Returns the ends of the percentile interval along the axis of resamples, ignoring NaN."""
     low, high = np.nanquantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=axis)
     return low, high
 
@@ -132,8 +125,7 @@ def clip_permutation_test(
         seed: Seed of the draws.
 
     Raises:
-        ValueError: If lengths differ, a difference is not finite, or a row has no clip or more than
-            two.
+        ValueError: If shapes differ, or a difference, clip or group is invalid.
     """
     difference = np.asarray(difference, float)
     groups, pairs, num_clips = _check_rows(difference, clips, groups)
@@ -157,11 +149,7 @@ def clip_permutation_test(
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> dict:
-    """Runs McNemar's exact test of two arms' answers to the same rows, as if independent.
-
-    Args:
-        first: Shape `(rows,)`. Whether each answer of one arm is right.
-        second: The same for the other arm.
+    """Runs McNemar's exact test of two arms' right answers to the same rows, as if independent.
 
     Returns:
         `only_first` and `only_second`, the rows that one arm alone has right, and the two-sided
@@ -217,12 +205,7 @@ def expected_calibration_error(
 ) -> dict:
     """Returns how far the probability of the chosen answer is from its accuracy.
 
-    Source: Guo et al. 2017, arXiv:1706.04599.
-
-    Args:
-        probabilities: Probability of each chosen answer.
-        correct: Whether it is right.
-        bins: Number of bins of equal width.
+    Source: Guo et al. 2017, arXiv:1706.04599. The bins have equal width.
 
     Returns:
         `ece`, the mean distance over rows, and `bins`. Each bin with rows has `low` (inside),

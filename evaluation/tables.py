@@ -7,6 +7,7 @@ answers and prints them.
 import argparse
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from ..runtime import UserError, report_user_errors
@@ -118,10 +119,10 @@ def _text_lines(text: dict) -> list[str]:
     rows = []
     for name, entry in text.items():
         generated = entry.get("generated", {})
-        words = f"{entry['mean_words']:.1f}" if "mean_words" in entry else "-"
+        mean_words = f"{entry['mean_words']:.1f}" if "mean_words" in entry else "-"
         loss = format_share(entry["loss_per_answer_token"])
         scores = [format_share(generated.get(metric)) for metric in TEXT_METRICS]
-        rows.append((name, str(entry["n"]), loss, words, *scores))
+        rows.append((name, str(entry["n"]), loss, mean_words, *scores))
     lines = format_table(("open questions", "n", "loss per token", "words", *TEXT_METRICS), rows)
     for name, entry in text.items():
         if entry["control_loss"]:
@@ -137,10 +138,6 @@ def _official_lines(official: dict, path: str = "  ") -> Iterator[str]:
             yield from _official_lines(value, f"{path}{name}: ")
         elif isinstance(value, float):
             yield f"{path}{name.replace('_', ' ')}: {value:.4f}"
-
-
-# ------------------------------------------------------------------------------------------------
-# Comparisons
 
 
 def comparison_columns(comparison: dict) -> dict[str, dict]:
@@ -168,8 +165,8 @@ def comparison_rows(comparison: dict) -> list[dict]:
         return cells
 
     def names_in(group: str) -> list[str]:
-        names = {name: None for column in columns.values() for name in column.get(group, {})}
-        return list(names)
+        groups = [column.get(group, {}) for column in columns.values()]
+        return list(dict.fromkeys(chain.from_iterable(groups)))
 
     rows = []
     categories = names_in("category")
@@ -198,10 +195,6 @@ def _macro_cell(column: dict) -> dict | None:
     if column.get("macro"):
         return column["macro"]
     return {"accuracy": column["macro_accuracy"]} if "macro_accuracy" in column else None
-
-
-# ------------------------------------------------------------------------------------------------
-# Command
 
 
 def build_parser() -> argparse.ArgumentParser:

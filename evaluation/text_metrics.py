@@ -11,14 +11,15 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache, lru_cache
+from itertools import chain, zip_longest
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import datasets
 import evaluate
-from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.bleu import BLEU, BLEUScore
 
-from .java_metrics import NotRun, import_pycocoevalcap, meteor, spice
+from .java_metrics import NotRun, Texts, import_pycocoevalcap, meteor, spice
 
 TEXT_TYPES = ("difference", "caption", "detail")
 # Groups of items by the words of their first reference, with the most words of each.
@@ -34,32 +35,6 @@ def tokenise(text: str) -> str:
     """
     text = unicodedata.normalize("NFC", text).replace("\u2019", "'").lower()
     return " ".join(_WORD.findall(text))
-
-
-class _Item(NamedTuple):
-    """The tokenised texts of one item, and its own part of BLEU and ROUGE-L.
-
-    Attributes:
-        prediction: The generated text.
-        references: The right answers.
-        bleu: Length, length of the closest reference, then matches and number of n-grams of 1 to 4
-            words.
-        rouge_l: Its ROUGE-L.
-    """
-
-    prediction: str
-    references: tuple[str, ...]
-    bleu: tuple[int, ...]
-    rouge_l: float
-
-
-class _Question(NamedTuple):
-    """What the rows of an item have in common."""
-
-    question_type: str
-    filepath1: str
-    filepath2: str
-    question: str
 
 
 class TextMetric(evaluate.Metric):
@@ -126,26 +101,22 @@ def text_items(rows: Iterable[Mapping]) -> list[dict]:
                 f"row {number}: expected a {question_type} row with text in answers.generate. "
                 "Use the protocol generate."
             )
-        is_caption = question_type == "caption"
-        key = _Question(
-            question_type,
-            row["filepath1"],
-            row["filepath2"],
-            row["subtype"] if is_caption else row["input"],
-        )
+        question = row["subtype"] if question_type == "caption" else row["input"]
+        key = (question_type, row["filepath1"], row["filepath2"], question)
         references[key].append(row["answer"])
         candidates[key, row["input"]].append((row["answer"], text, row["subtype"], row["category"]))
     items = []
     for (key, _), group in candidates.items():
+        question_type, _, second_clip, _ = key
         _, text, subtype, category = min(group)
         items.append(
             {
                 "prediction": text,
                 "references": sorted(references[key]),
-                "question_type": key.question_type,
+                "question_type": question_type,
                 "subtype": subtype,
                 "category": category,
-                "clips": 2 if key.filepath2 else 1,
+                "clips": 2 if second_clip else 1,
             }
         )
     return items
@@ -177,7 +148,7 @@ def text_metrics(rows: Iterable[Mapping], java: bool = True) -> dict:
     return metrics
 
 
-def _metrics_by_group(described: list[dict], items: list[_Item], metrics: dict) -> dict:
+def _metrics_by_group(described: list[dict], items: list[Texts], metrics: dict) -> dict:
     by_grouping = {}
     for grouping in ("subtype", "category", "clips", "answer_words"):
         groups = defaultdict(list)
@@ -202,27 +173,16 @@ def _group_name(description: dict, grouping: str) -> str:
     return str(description[grouping])
 
 
-def _build_items(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[_Item]:
-    # rouge_score imports all of nltk, which takes seconds.
-    from rouge_score.rouge_scorer import RougeScorer
-
-    rouge = RougeScorer(["rougeL"], tokenizer=SimpleNamespace(tokenize=str.split))
-    # Only the counts are used. `effective_order` silences a warning about single sentences.
-    bleu = BLEU(tokenize="none", effective_order=True)
+def _build_items(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[Texts]:
     items = []
     for number, (prediction, texts) in enumerate(zip(predictions, references)):
         if not texts:
             raise ValueError(f"item {number} ({prediction[:80]!r}) has no reference")
-        prediction = tokenise(prediction)
-        texts = sorted(map(tokenise, texts))
-        score = bleu.sentence_score(prediction, texts)
-        counts = (score.sys_len, score.ref_len, *score.counts, *score.totals)
-        rouge_l = rouge.score_multi(texts, prediction)["rougeL"].fmeasure
-        items.append(_Item(prediction, tuple(texts), counts, rouge_l))
+        items.append((tokenise(prediction), tuple(sorted(map(tokenise, texts)))))
     return items
 
 
-def _compute_metrics(items: list[_Item], java: bool) -> dict:
+def _compute_metrics(items: list[Texts], java: bool) -> dict:
     # Sums of floats depend on their order.
     items = sorted(items)
     metrics: dict = {"n": len(items)}
@@ -250,45 +210,54 @@ def _without_java(metrics: dict) -> dict:
     return {"n": metrics["n"], **{name: metrics[name] for name in PLAIN}, "not_run": not_run}
 
 
-def _corpus_bleu(items: list[_Item]):
-    length, reference_length, *counts = map(sum, zip(*(item.bleu for item in items)))
-    return BLEU.compute_bleu(counts[:4], counts[4:], length, reference_length, smooth_method="none")
+def _corpus_bleu(items: list[Texts]) -> BLEUScore:
+    predictions, references = zip(*items)
+    metric = BLEU(tokenize="none", smooth_method="none")
+    # sacrebleu reads a list of first references, a list of second ones, and so on.
+    return metric.corpus_score(list(predictions), list(map(list, zip_longest(*references))))
 
 
-def _bleu_1(items: list[_Item]) -> float:
+def _bleu_1(items: list[Texts]) -> float:
     score = _corpus_bleu(items)
     return score.bp * score.precisions[0] / 100
 
 
-def _bleu_4(items: list[_Item]) -> float:
+def _bleu_4(items: list[Texts]) -> float:
     # With shorter references even the right answers have BLEU-4 0.
-    references = {reference for item in items for reference in item.references}
-    if all(reference.count(" ") < 3 for reference in references):
+    references = chain.from_iterable(references for _, references in items)
+    if all(text.count(" ") < 3 for text in references):
         raise NotRun("no reference has four words")
     return min(1.0, _corpus_bleu(items).score / 100)
 
 
-def _rouge_l(items: list[_Item]) -> float:
-    return math.fsum(item.rouge_l for item in items) / len(items)
+def _rouge_l(items: list[Texts]) -> float:
+    return math.fsum(_item_rouge_l(item) for item in items) / len(items)
 
 
-def _cider_d(items: list[_Item]) -> float:
+@cache
+def _rouge_scorer():
+    # rouge_score imports all of nltk, which takes seconds.
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"], tokenizer=SimpleNamespace(tokenize=str.split))
+
+
+# Every item is in one group of each grouping.
+@lru_cache(maxsize=2**17)
+def _item_rouge_l(item: Texts) -> float:
+    prediction, references = item
+    return _rouge_scorer().score_multi(references, prediction)["rougeL"].fmeasure
+
+
+def _cider_d(items: list[Texts]) -> float:
     # With one set of references every weight is log(1) = 0, and right answers score 0.
-    if len({frozenset(item.references) for item in items}) < 2:
+    if len({frozenset(references) for _, references in items}) < 2:
         raise NotRun("needs at least two items with different references, to weigh n-grams by them")
     scorer = import_pycocoevalcap("cider.cider_scorer").CiderScorer(n=4, sigma=6.0)
-    for item in items:
-        scorer += (item.prediction, list(item.references))
+    for prediction, references in items:
+        scorer += (prediction, list(references))
     return float(scorer.compute_score()[0])
 
 
-def _meteor(items: list[_Item]) -> float:
-    return meteor([(item.prediction, item.references) for item in items])
-
-
-def _spice(items: list[_Item]) -> float:
-    return spice([(item.prediction, item.references) for item in items])
-
-
 PLAIN = {"bleu_1": _bleu_1, "bleu_4": _bleu_4, "rouge_l": _rouge_l, "cider_d": _cider_d}
-WITH_JAVA = {"meteor": _meteor, "spice": _spice}
+WITH_JAVA = {"meteor": meteor, "spice": spice}
