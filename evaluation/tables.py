@@ -25,11 +25,11 @@ def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[s
     lines = [header, *rows]
     widths = [max(8, *(len(line[column]) for line in lines)) for column in range(len(header))]
     widths[0] = max(22, widths[0])
-    return [
-        f"{line[0]:<{widths[0]}}"
-        + "".join(f"  {cell:>{width}}" for cell, width in zip(line[1:], widths[1:]))
-        for line in lines
-    ]
+    texts = []
+    for first, *cells in lines:
+        padded = [f"  {cell:>{width}}" for cell, width in zip(cells, widths[1:])]
+        texts.append((f"{first:<{widths[0]}}" + "".join(padded)).rstrip())
+    return texts
 
 
 def format_share(value: float | None) -> str:

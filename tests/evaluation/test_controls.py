@@ -28,7 +28,8 @@ def test_noise_has_the_clips_power_and_nothing_else_of_it():
     samples = torch.from_numpy(clip(1.0))
     noise = noise_of_equal_power("x", samples)
     powers = [float(audio.square().mean()) for audio in (noise, samples)]
-    assert noise.shape == samples.shape and powers[0] == pytest.approx(powers[1], rel=1e-5)
+    assert noise.shape == samples.shape
+    assert powers[0] == pytest.approx(powers[1], rel=1e-5)
     assert torch.equal(
         noise, noise_of_equal_power("elsewhere", samples.clone())
     )  # of the samples, wherever they lie
@@ -45,10 +46,8 @@ def test_options_move_on_by_a_letter_by_hand():
         "answer": "B) a dog",
     }
     moved, old = shift_option_letters(row)
-    assert (
-        moved["input"] == "What is it? A) wind Choose. B) rain C) a dog"
-        and moved["answer"] == "C) a dog"
-    )
+    assert moved["input"] == "What is it? A) wind Choose. B) rain C) a dog"
+    assert moved["answer"] == "C) a dog"
     assert old == {"a": "c", "b": "a", "c": "b"}
     assert shift_option_letters({**row, "input": "What? A) rain B) none of the above"}) is None
     assert (
@@ -139,12 +138,11 @@ def test_a_model_that_listens_is_better_than_every_control(tmp_path, tokenizer):
     assert accuracy(metrics) == 1
     for control in ("majority", "no_audio", "question_only"):
         assert accuracy(metrics, control) == 0.5
-    assert accuracy(metrics, "noise") <= 0.75 and accuracy(metrics, "mismatched_audio") <= 0.75
+    assert accuracy(metrics, "noise") <= 0.75
+    assert accuracy(metrics, "mismatched_audio") <= 0.75
     above = metrics["audio_gain"]["mcq"]
-    assert (
-        above["difference"] == pytest.approx(1 - above["control_accuracy"])
-        and above["ci95_low"] > 0
-    )
+    assert above["difference"] == pytest.approx(1 - above["control_accuracy"])
+    assert above["ci95_low"] > 0
 
 
 def test_position_bias_is_exposed_by_other_letters_and_the_majority(tmp_path, tokenizer):
@@ -155,16 +153,13 @@ def test_position_bias_is_exposed_by_other_letters_and_the_majority(tmp_path, to
         for i in range(24)
     ]
     metrics = results(tmp_path, tokenizer, rows)
-    assert accuracy(metrics) == 1 and accuracy(metrics, "majority") == 1
+    assert accuracy(metrics) == 1
+    assert accuracy(metrics, "majority") == 1
     option_relabel = metrics["controls"]["option_relabel"]
-    assert (
-        option_relabel["consistency"]["mcq"] == {"n": 24, "same_option": 0.0}
-        and accuracy(metrics, "option_relabel") == 0
-    )
-    assert (
-        metrics["audio_gain"]["mcq"]["difference"] == 0
-        and metrics["audio_gain"]["mcq"]["ci95_low"] == 0
-    )
+    assert option_relabel["consistency"]["mcq"] == {"n": 24, "same_option": 0.0}
+    assert accuracy(metrics, "option_relabel") == 0
+    assert metrics["audio_gain"]["mcq"]["difference"] == 0
+    assert metrics["audio_gain"]["mcq"]["ci95_low"] == 0
 
 
 def test_text_that_leaks_the_answer_is_exposed_by_the_question_only_model(tmp_path, tokenizer):
@@ -175,11 +170,9 @@ def test_text_that_leaks_the_answer_is_exposed_by_the_question_only_model(tmp_pa
         for i in range(24)
     ]
     metrics = results(tmp_path, tokenizer, rows)
-    assert (
-        accuracy(metrics) == 1
-        and accuracy(metrics, "question_only") == 1
-        and accuracy(metrics, "majority") == 0.5
-    )
+    assert accuracy(metrics) == 1
+    assert accuracy(metrics, "question_only") == 1
+    assert accuracy(metrics, "majority") == 0.5
     assert metrics["audio_gain"]["mcq"]["best_control"] in (
         "no_audio",
         "noise",
@@ -282,9 +275,8 @@ def test_the_order_is_the_files_and_the_batch_size_changes_nothing(trained, firs
     evaluate([*command(trained, "other"), "--batch_size", "7"])
     others = [json.loads(line) for line in written(trained, "other")[0].decode().split("\n")[:-1]]
     for row, other in zip(rows, others):
-        assert row["answers"].keys() == other["answers"].keys() and row["loss"] == pytest.approx(
-            other["loss"], abs=1e-4
-        )
+        assert row["answers"].keys() == other["answers"].keys()
+        assert row["loss"] == pytest.approx(other["loss"], abs=1e-4)
         for protocol, answer in row["answers"].items():
             assert answer["parsed"] == other["answers"][protocol]["parsed"]
             assert answer.get("text") == other["answers"][protocol].get("text")
@@ -332,9 +324,8 @@ def test_answers_of_another_evaluation_are_not_gone_on_with(trained, first, caps
         '{"rows_sha256": "other"}\n{"chunk": 0, "results": {}}\n'
     )
     evaluate(command(trained, "mixed"))
-    assert (
-        "is of another evaluation" in capsys.readouterr().err and written(trained, "mixed") == first
-    )
+    assert "is of another evaluation" in capsys.readouterr().err
+    assert written(trained, "mixed") == first
 
 
 def test_two_processes_write_what_one_writes(trained, first):
@@ -354,9 +345,11 @@ def test_two_processes_write_what_one_writes(trained, first):
 def test_chunks_hold_whole_clips(trained):
     rows = load_reasonaqa({"test": trained / "rows.json"}, trained)["test"]
     made = chunks(rows, 8)
-    assert sorted(i for chunk in made for i in chunk) == list(range(30)) and len(made) > 1
+    assert sorted(i for chunk in made for i in chunk) == list(range(30))
+    assert len(made) > 1
     clips = [{rows[i]["filepath1"] for i in chunk} for chunk in made]
-    assert sum(map(len, clips)) == len(set.union(*clips)) and all(len(of) > 1 for of in clips)
+    assert sum(map(len, clips)) == len(set.union(*clips))
+    assert all(len(of) > 1 for of in clips)
     assert chunks(rows, 8) == made
 
 
@@ -424,11 +417,11 @@ def test_a_benchmark_gets_its_own_metric_and_a_submission(trained, tmp_path, cap
     evaluate(mmau)
     metrics = json.loads((tmp_path / "o" / "metrics.json").read_text())
     official = metrics["official"]
-    assert official["benchmark"] == "mmau" and official["protocol"] == "MMAU string match"
+    assert official["benchmark"] == "mmau"
+    assert official["protocol"] == "MMAU string match"
     assert official["total"]["n_answered"] == 4
-    assert (
-        metrics["protocol"] == "likelihood" and metrics["question_type"]["mcq"]["n"] == 4
-    )  # beside ours, not in its place
+    assert metrics["protocol"] == "likelihood"
+    assert metrics["question_type"]["mcq"]["n"] == 4
     assert "mmau's own metric" in capsys.readouterr().out
     handed_in = json.loads((tmp_path / "o" / "submission.json").read_text())
     rows = [

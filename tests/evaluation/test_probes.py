@@ -68,13 +68,12 @@ def test_tones_are_told_apart_and_the_same_bytes_are_written_with_and_without_a_
         } == dict.fromkeys(ARMS, 1.0)
         assert list(found["shuffled_labels"][pooling]) == ARMS
         assert [pair["difference"] for pair in found["differences"][pooling]] == [0, 0, 0]
-    assert found["majority"]["accuracy"] == 0.5 and found["classes"] == {"high": 9, "low": 9}
-    assert found["folds_from"] == "fold" and found["folds"] == {
-        fold: {"train": 12, "validation": 6, "test": 6} for fold in "123"
-    }
-    assert found["encoders"]["htsat"]["dim"] == 192 and found["encoders"]["mimi_full"][
-        "name_or_path"
-    ] == str(DEMO / "mimi")
+    assert found["majority"]["accuracy"] == 0.5
+    assert found["classes"] == {"high": 9, "low": 9}
+    assert found["folds_from"] == "fold"
+    assert found["folds"] == {fold: {"train": 12, "validation": 6, "test": 6} for fold in "123"}
+    assert found["encoders"]["htsat"]["dim"] == 192
+    assert found["encoders"]["mimi_full"]["name_or_path"] == str(DEMO / "mimi")
     with open(tmp_path / "first" / "probe_predictions.csv") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [
@@ -83,11 +82,11 @@ def test_tones_are_told_apart_and_the_same_bytes_are_written_with_and_without_a_
         "label",
         *(f"{p}_{arm}" for p in ("mean", "attention") for arm in ARMS),
     ]
-    assert len(rows) == 18 and all(row["label"] == row["attention_htsat"] for row in rows)
+    assert len(rows) == 18
+    assert all(row["label"] == row["attention_htsat"] for row in rows)
     printed = capsys.readouterr().out.split("\n")
-    assert printed[0].split() == ARMS and any(
-        line.startswith("mean pooling, htsat - mimi_full: +0.000") for line in printed
-    )
+    assert printed[0].split() == ARMS
+    assert any(line.startswith("mean pooling, htsat - mimi_full: +0.000") for line in printed)
 
 
 def test_a_split_tests_its_test_clips_alone(tones, tmp_path):
@@ -102,10 +101,8 @@ def test_a_split_tests_its_test_clips_alone(tones, tmp_path):
     )
     found = report(tmp_path)
     assert found["folds"] == {"test": {"train": 12, "validation": 6, "test": 6}}
-    assert (
-        found["results"]["mean"]["mimi_full"]["n"] == 6
-        and found["results"]["mean"]["mimi_full"]["accuracy"] == 1
-    )
+    assert found["results"]["mean"]["mimi_full"]["n"] == 6
+    assert found["results"]["mean"]["mimi_full"]["accuracy"] == 1
 
 
 def sequences(count: int, classes: int = 4, frames: int = 60, dim: int = 16, strength: float = 6.0):
@@ -166,9 +163,11 @@ def test_no_clip_and_no_group_is_on_both_sides(count):
     folds = probes.cross_validation(labels, drawn, groups, 7)
     assert sorted(np.concatenate([fold.test for fold in folds])) == list(range(60))
     for fold in folds:
-        assert not set(fold.train) & set(fold.test) and len(fold.train) + len(fold.test) == 60
+        assert not set(fold.train) & set(fold.test)
+        assert len(fold.train) + len(fold.test) == 60
         inner = np.setdiff1d(fold.train, fold.validation)
-        assert len(fold.validation) and set(fold.validation) < set(fold.train)
+        assert len(fold.validation)
+        assert set(fold.validation) < set(fold.train)
         for one, other in ((fold.train, fold.test), (inner, fold.validation)):
             assert not set(groups[one]) & set(groups[other])
 
@@ -188,7 +187,9 @@ def test_official_folds_are_kept_whole():
         probes.probe_mean, features, labels, probes.cross_validation(labels, grouped, groups, 0)
     )
     leaking = accuracy(probes.probe_mean, features, labels, folds_for(labels))
-    assert held < 0.7 and drawn < 0.7 and leaking > 0.95
+    assert held < 0.7
+    assert drawn < 0.7
+    assert leaking > 0.95
 
 
 def test_test_clips_choose_nothing():
@@ -199,9 +200,8 @@ def test_test_clips_choose_nothing():
         labels, np.array([str(i // 20) for i in range(100)]), np.arange(100), 0
     )[0]
     made, chosen = probes.probe_mean(features, labels, fold, 0)
-    assert (
-        chosen["C"] > probes.MEAN["C"][0] and chosen["converged"]
-    )  # the smallest says "often" to all
+    assert chosen["C"] > probes.MEAN["C"][0]
+    assert chosen["converged"]
     flipped, other = labels.copy(), features.copy()
     flipped[fold.test], other[fold.test] = "rare", 1e3
     assert np.array_equal(probes.probe_mean(features, flipped, fold, 0)[0], made)
@@ -231,20 +231,18 @@ def test_figures_by_hand():
         "x": probes.figures(right, labels, folds),
         "y": probes.figures(wrong, labels, folds, {"1": {"C": 1.0}}),
     }
-    assert found["y"]["accuracy"] == 0.5 and found["y"]["folds"]["1"]["accuracy"] == pytest.approx(
-        2 / 3
-    )
+    assert found["y"]["accuracy"] == 0.5
+    assert found["y"]["folds"]["1"]["accuracy"] == pytest.approx(2 / 3)
     assert found["y"]["macro_f1"] == pytest.approx(
         (2 * 1 / (2 + 0 + 3) + 2 * 2 / (4 + 3)) / 2
     )  # 2 tp / (2 tp + fp + fn)
-    assert (
-        found["y"]["mean_of_folds"] == pytest.approx((2 / 3 + 1 / 3) / 2)
-        and found["y"]["folds"]["1"]["C"] == 1
-    )
+    assert found["y"]["mean_of_folds"] == pytest.approx((2 / 3 + 1 / 3) / 2)
+    assert found["y"]["folds"]["1"]["C"] == 1
     assert probes.majority(labels, folds).tolist() == ["a"] * 6
     [pair] = probes.add_intervals(found, {"x": right, "y": wrong}, labels, 0)
     assert (found["x"]["ci95_low"], found["x"]["ci95_high"]) == (1, 1)
-    assert pair["first"] == "x" and pair["difference"] == 0.5
+    assert pair["first"] == "x"
+    assert pair["difference"] == 0.5
     assert pair["ci95_low"] == pytest.approx(
         1 - found["y"]["ci95_high"]
     )  # paired: x is always right
@@ -255,10 +253,8 @@ def test_the_interval_is_as_wide_as_it_should_be():
     found = {"x": {}}
     probes.add_intervals(found, {"x": made}, right, 0)
     half = 1.96 * (0.75 * 0.25 / 400) ** 0.5
-    assert (
-        abs(found["x"]["ci95_low"] - 0.75 + half) < 0.006
-        and abs(found["x"]["ci95_high"] - 0.75 - half) < 0.006
-    )
+    assert abs(found["x"]["ci95_low"] - 0.75 + half) < 0.006
+    assert abs(found["x"]["ci95_high"] - 0.75 - half) < 0.006
 
 
 HEADER = "filename,label,fold"
@@ -430,10 +426,8 @@ def test_bad_audio_is_skipped_on_request(tones, tmp_path):
             arms=["mimi_full"],
         )
     )
-    assert (
-        report(tmp_path / "out")["clips"] == 18
-        and "corrupt.wav" in (tmp_path / "out" / "bad_audio.txt").read_text()
-    )
+    assert report(tmp_path / "out")["clips"] == 18
+    assert "corrupt.wav" in (tmp_path / "out" / "bad_audio.txt").read_text()
 
 
 def clips_of(*words):
@@ -458,7 +452,8 @@ def test_names_of_esc_say_fold_and_class(tmp_path, capsys):
         ["1-100032-B-0.ogg", "0", "1", "100032"],
         ["5-7-A-40.wav", "40", "5", "7"],
     ]
-    assert origin == "ESC" and clips[0]["audio"] == [str(tmp_path / "1-100032-A-0.wav")]
+    assert origin == "ESC"
+    assert clips[0]["audio"] == [str(tmp_path / "1-100032-A-0.wav")]
     assert re.fullmatch(
         r"3 files of .* are left out: they are not named FOLD-RECORDING-TAKE-CLASS\n",
         capsys.readouterr().out,
@@ -475,13 +470,15 @@ def test_names_of_esc_say_fold_and_class(tmp_path, capsys):
         [("1-100032-A-0.wav", 1, 0, "dog", True, 100032, "A")],
     )
     clips, _ = clips_of("--audio_dir", tmp_path)
-    assert clips[0]["label"] == "dog" and clips[0]["fold"] == "1"
+    assert clips[0]["label"] == "dog"
+    assert clips[0]["fold"] == "1"
     assert clips[0]["audio"] == [str(tmp_path / "audio" / "1-100032-A-0.wav")]
     named = write_csv(
         tmp_path / "named.csv", "filename,target", [("1-100032-C.ogg", "dog"), ("2-5-A.ogg", "dog")]
     )
     clips, origin = clips_of("--audio_dir", tmp_path, "--labels", named)
-    assert [clip["fold"] for clip in clips] == ["1", "2"] and origin == "ESC"
+    assert [clip["fold"] for clip in clips] == ["1", "2"]
+    assert origin == "ESC"
     assert "fold" not in clips_of("--audio_dir", tmp_path, "--labels", named, "--folds", 2)[0][0]
 
 
@@ -524,7 +521,8 @@ def test_recordings(tmp_path, capsys):
         ]
     )
     found = report(tmp_path)
-    assert found["folds_from"] == "ESC" and list(found["folds"]) == list("12345")
+    assert found["folds_from"] == "ESC"
+    assert list(found["folds"]) == list("12345")
     for arm in ("htsat", "mimi_full"):
         assert found["results"]["mean"][arm]["ci95_low"] > 0.3
         assert found["shuffled_labels"]["mean"][arm]["accuracy"] < 0.5
