@@ -105,8 +105,10 @@ def submission(
         ValueError: If there are not as many predictions as rows.
     """
     pairs = _pairs(rows, predictions)
-    if _known(name) == "clothoaqa":
-        return _clotho_csv(pairs)
+    return _clotho_csv(pairs) if _known(name) == "clothoaqa" else _choice_items(name, pairs)
+
+
+def _choice_items(name: str, pairs: list[tuple[Mapping, str | None]]) -> list[dict]:
     items = []
     for row, text in pairs:
         item = json.loads(row["item"])
@@ -149,9 +151,8 @@ def official_metrics(name: str, rows: Iterable[Mapping], predictions: Sequence[s
             "detail": _clotho_metrics("detail", pairs),
         }
     title, _, _, groups, keys = _CHOICES[name]
-    items = submission(name, *zip(*pairs)) if pairs else []
     unparsed = sum(_named_choice(row, text or "") is None for row, text in pairs)
-    metrics = official_accuracy(items, keys[0], groups)
+    metrics = official_accuracy(_choice_items(name, pairs), keys[0], groups)
     return {"protocol": f"{title} string match", "n_unparsed": unparsed, **metrics}
 
 

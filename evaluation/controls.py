@@ -10,7 +10,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 CONTROLS = ("majority", "no_audio", "noise", "mismatched_audio", "option_relabel", "question_only")
 
 
-def commonest_answers(training_rows: Iterable[Mapping], rows: list[Mapping]) -> list[str | None]:
+def commonest_answers(
+    training_rows: Iterable[Mapping], rows: Sequence[Mapping]
+) -> list[str | None]:
     """Returns the most common training answer (letter, yes or no) for each row.
 
     It is the most common one of the row's subtype. If training lacks the subtype, it is that of

@@ -2,9 +2,10 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
@@ -54,19 +55,19 @@ class EvaluationData:
     seconds: dict[str, float]
     training_rows: list[dict] | None
 
-    @property
+    @cached_property
     def clips(self) -> list[str]:
         """The distinct clips of the rows."""
         return sorted(set(chain.from_iterable(self.rows["audio"])))
 
 
 @contextmanager
-def input_errors() -> Iterator[None]:
+def input_errors() -> Generator[None]:
     """Turns the errors of reading models and data into a `UserError`."""
     try:
         yield
     except (ValueError, OSError, SafetensorError) as error:
-        raise UserError(str(error)) from error
+        raise UserError(" ".join(str(error).split())) from error
 
 
 def load_evaluated_model(

@@ -51,7 +51,7 @@ def spice(items: Sequence[Texts]) -> float:
     Raises:
         NotRun: If Java, the program or its models are missing, or it fails.
     """
-    library = Path(import_pycocoevalcap("spice.spice").__file__).parent / "lib"
+    library = program_folder("spice.spice") / "lib"
     find_java()
     missing = [name for name in SPICE_MODELS if not (library / name).exists()]
     if missing:
@@ -84,6 +84,11 @@ def import_pycocoevalcap(module: str) -> ModuleType:
         raise NotRun(f"needs pycocoevalcap: `pip install audiolm[captions]` ({error})") from error
 
 
+def program_folder(module: str) -> Path:
+    """Returns the folder of a module of pycocoevalcap, which holds its Java program."""
+    return Path(str(import_pycocoevalcap(module).__file__)).parent
+
+
 def find_java() -> str:
     """Returns the path of `java`.
 
@@ -101,7 +106,7 @@ def find_java() -> str:
 
 def _run_java(module: str, options: list[str], pattern: str, items: Sequence[Texts]) -> float:
     """Runs a program in the folder of a pycocoevalcap module, and reads the number it prints."""
-    folder = Path(import_pycocoevalcap(module).__file__).parent
+    folder = program_folder(module)
     num_texts = sum(1 + len(references) for _, references in items)
     seconds = START_SECONDS + SECONDS_PER_TEXT * num_texts
     try:

@@ -75,7 +75,7 @@ class ReasonAQAMetric(evaluate.Metric):
         text = datasets.Value("string")
         names = ("predictions", "references", "question_type")
         return evaluate.MetricInfo(
-            description=self.__doc__,
+            description=self.__doc__ or "",
             citation="",
             inputs_description="",
             features=datasets.Features(dict.fromkeys(names, text)),

@@ -9,7 +9,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -133,7 +133,7 @@ class Answerer:
         return results
 
     @contextmanager
-    def _timed(self, activity: str) -> Iterator[None]:
+    def _timed(self, activity: str) -> Generator[None]:
         start = time.perf_counter()
         yield
         self.seconds[activity] += time.perf_counter() - start
@@ -244,7 +244,7 @@ class PartialAnswers:
                 file.unlink()
 
     @contextmanager
-    def open_file(self, process: int) -> Iterator[TextIO]:
+    def open_file(self, process: int) -> Generator[TextIO]:
         """Opens the file of a process, for [`append`]."""
         path = self.folder / f"predictions.part{process}.jsonl"
         with open(path, "w", encoding="utf-8") as file:

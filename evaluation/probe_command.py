@@ -59,9 +59,9 @@ def main(argv: list[str] | None = None) -> None:
         source = find_labelled_clips(args.audio_dir, args.labels, args.label_column, args.folds)
         data = DatasetDict(clips=Dataset.from_list(source.clips))
         data = drop_bad_audio(data, args.max_audio_seconds, args.on_bad_audio, output)
+        clips = list(data["clips"])
+        labels, folds = build_folds(clips, args.folds, args.seed)
         encoders = load_encoders(args)
-    clips = list(data["clips"])
-    labels, folds = build_folds(clips, args.folds, args.seed)
     task = probes.ProbeTask(labels, folds, args.seed)
     report = {
         "clips": len(clips),

@@ -85,13 +85,13 @@ def find_labelled_clips(
         )
     for clip, name in zip(clips, names):
         clip.setdefault("group", name[2] if name else clip["filename"])
-        if not origins:
+        if name and not origins:
             clip["fold"] = name[1]
         clip["audio"] = [str(folder / clip["filename"])]
     return LabelledClips(clips, origins[0] if origins and labels else "ESC")
 
 
-def read_labels(path: str | Path, label_column: str | None = None) -> list[dict[str, str]]:
+def read_labels(path: str | Path, label_column: str | None = None) -> list[dict]:
     """Reads a CSV of labels: `filename`, `label` and, if present, `fold`, `split` and `group`.
 
     Raises:

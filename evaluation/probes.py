@@ -21,9 +21,9 @@ from tqdm import tqdm
 from .probe_folds import Fold
 from .statistics import clip_bootstrap, interval
 
-MEAN = {"C": [0.001, 0.01, 0.1, 1.0, 10.0], "C_without_validation": 1.0, "max_iter": 2000}
+MEAN: dict = {"C": [0.001, 0.01, 0.1, 1.0, 10.0], "C_without_validation": 1.0, "max_iter": 2000}
 # Chosen on synthetic sequences with one informative frame, not on recordings.
-ATTENTION = {"epochs": 100, "batch_size": 64, "learning_rate": 1e-2, "weight_decay": 0.05}
+ATTENTION: dict = {"epochs": 100, "batch_size": 64, "learning_rate": 1e-2, "weight_decay": 0.05}
 RESAMPLES = 2000
 
 

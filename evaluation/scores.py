@@ -166,13 +166,14 @@ def closed_metrics(
         answers = [row["controls"][control]["answers"][protocol] for row in rows]
     if not rows:
         return {}
-    return ReasonAQAMetric().compute(
+    metrics = ReasonAQAMetric().compute(
         predictions=[answer["parsed"] or "" for answer in answers],
         # A reference that cannot be parsed stays as its text, which no parsed answer equals.
         references=[row["reference"] or row["answer"] for row in rows],
         question_type=[row["question_type"] for row in rows],
         groups=groups_of_rows(rows, max_audio_seconds),
     )
+    return metrics or {}
 
 
 def relabel_consistency(rows: list[dict], protocol: str) -> dict[str, dict]:
@@ -252,8 +253,9 @@ def audio_gain(rows: list[dict], protocol: str) -> dict[str, dict]:
     controls = {}
     for name in NO_AUDIO_CONTROLS:
         answers = [control_answer(row, name, protocol) for row in rows]
-        if None not in answers:
-            controls[name] = np.array([answer["correct"] for answer in answers], float)
+        outcomes = [answer["correct"] for answer in answers if answer is not None]
+        if len(outcomes) == len(rows):
+            controls[name] = np.array(outcomes, float)
     type_index = np.array([question_types.index(row["question_type"]) for row in rows])
     clips = [recording_names(row) for row in rows]
     return gain_over_best_baseline(correct, controls, question_types, type_index, clips)
@@ -297,7 +299,7 @@ def score(rows: list[dict], protocol: str, max_audio_seconds: float, java: bool 
         java: Whether to add METEOR, SPICE and SPIDEr of open questions.
     """
     closed = [row for row in rows if row["question_type"] in SCORED]
-    metrics = {
+    metrics: dict = {
         "n": len(rows),
         "protocol": protocol,
         "protocol_name": PROTOCOL_NAMES[protocol],

@@ -60,7 +60,7 @@ class TextMetric(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")
         return evaluate.MetricInfo(
-            description=self.__doc__,
+            description=self.__doc__ or "",
             citation="",
             inputs_description="",
             features=datasets.Features({"predictions": text, "references": datasets.List(text)}),

@@ -29,12 +29,14 @@ def test_category_of_soundscape_questions_is_the_intended_one():
     ("question", "expected"),
     [
         (
-            "What is the primary sound event present in the clip? A) A car driving by B) A first drum",
+            "What is the primary sound event present in the clip? "
+            "A) A car driving by B) A first drum",
             "sound event",
         ),
         ("are any people talking? Answer only using yes or no.", "sound event"),
         (
-            'Based on the audio, what can be said about the hypothesis - "A dog barks."? a) It is definitely true',
+            "Based on the audio, what can be said about the hypothesis - "
+            '"A dog barks."? a) It is definitely true',
             "sound event",
         ),
         ("What is the loudness level of this sound?", "acoustic property"),

@@ -7,7 +7,10 @@ from support.evaluation import MCQ_QUESTION
 from audiolm.evaluation import ReasonAQAMetric, TextMetric, parse_answer
 from audiolm.evaluation.metric import wilson
 
-ENTAILMENT = 'the hypothesis - "x"? a) It is definitely true b) It is definitely false c) It is plausible d) I cannot determine'
+ENTAILMENT = (
+    'the hypothesis - "x"? a) It is definitely true b) It is definitely false c) It is plausible '
+    "d) I cannot determine"
+)
 
 
 ROUND = "Which sound(s) can be heard? (A) a dog (B) a cat"

@@ -38,9 +38,10 @@ TRUTH = norm.cdf(MEANS / np.sqrt(sum(of**2 for of in SPREAD.values()))).mean(
 
 
 def simulated(generator: np.random.Generator, count: int, means: np.ndarray = MEANS):
-    """Right answers of two arms, (rows, 2), to 1 to 10 questions about each of `count` clips; the rows' clips, and types.
+    """Right answers of two arms, (rows, 2), the clip of each row, and its question type.
 
-    Clips are hard or easy, for both arms and for one; each has a type that half of its questions are of.
+    There are 1 to 10 questions about each of `count` clips. Clips are hard or easy, for both arms
+    and for one. Each has a type that half of its questions have.
     """
     clip = np.repeat(np.arange(count), generator.integers(1, 11, size=count))
     own, any_type = generator.integers(3, size=count)[clip], generator.integers(3, size=len(clip))
@@ -82,7 +83,7 @@ def test_simulated_accuracy_is_the_known_truth():
 
 
 def test_clip_bootstrap_draws_all_resamples_by_hand():
-    """Three clips can be drawn in 27 ways. Weights are products of draws; group 0 is empty if only c is drawn."""
+    """Three clips can be drawn in 27 ways. Group 0 is empty if only c is drawn."""
     outcomes = np.array([[1.0, 0.0], [0.0, 0.5], [1.0, 1.0], [0.0, 1.0], [9.0, 9.0]])
     clips, groups = [("b",), ("a",), ("b", "a"), ("c",), ("a",)], np.array([0, 0, 0, 1, -1])
     expected = {}
@@ -183,7 +184,8 @@ def test_interval_coverage_in_long_simulation(clips, tolerance):
     held = coverage(clips, 4000, 1000)
     naive = coverage(clips, 1000, 1000, by_row=True)
     print(
-        f"\n{clips} clips: 95 % intervals hold the truth in {held:.2%} of 4000 simulations, by rows {naive:.1%} of 1000"
+        f"\n{clips} clips: coverage of 95 % intervals {held:.2%} in 4000 simulations, "
+        f"by rows {naive:.1%} in 1000"
     )
     assert held == pytest.approx(0.95, abs=tolerance)
     assert naive < 0.85
@@ -226,7 +228,7 @@ def test_clip_permutation_test_equals_enumeration_of_all_flips():
 
 
 def test_clip_permutation_test_counts_ties_and_itself():
-    """0.1 in each of 3 clips sums to ±0.3 or ±0.1: one flip in four is as extreme, whatever order it is summed in."""
+    """0.1 in each of 3 clips sums to ±0.3 or ±0.1: one flip in four is as extreme."""
     p = clip_permutation_test(np.full(3, 0.1), named(range(3)), np.zeros(3, int), 20_000)
     assert p == pytest.approx(0.25, abs=0.015)
     assert clip_permutation_test(np.zeros(3), named(range(3)), np.zeros(3, int), 100) == 1
@@ -320,7 +322,7 @@ def test_wilson_equals_statsmodels(correct, n):
 
 
 def test_expected_calibration_error_by_hand():
-    """.3 and .35 share the bin from .3, 1 falls into the last: (2 * |.325 - .5| + 1 * |.6 - 0| + 2 * |.975 - 1|) / 5."""
+    """.3 and .35 share a bin. (2 * |.325 - .5| + 1 * |.6 - 0| + 2 * |.975 - 1|) / 5."""
     found = expected_calibration_error(
         [0.3, 0.95, 0.35, 0.6, 1.0], [True, True, False, False, True]
     )

@@ -32,7 +32,7 @@ def test_tables_command_prints_saved_predictions(predictions, capsys, protocol):
 
 
 def test_tables_command_of_a_missing_file_is_one_line(tmp_path):
-    with pytest.raises(SystemExit, match="^tables: .*No such file"):
+    with pytest.raises(SystemExit, match=r"^tables: .*No such file"):
         main([str(tmp_path / "none")])
 
 
