@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from itertools import chain
 
 import numpy as np
 
@@ -44,7 +45,7 @@ def compare(runs: Mapping[str, list[Run]]) -> dict:
         arms = [arm for arm, seeds in runs.items() if not seeds[0].is_text_only]
         if len(arms) > 1:
             comparison["statistics"] = asdict(compare_arms(outcomes, arms, seconds, RESAMPLES))
-        clips = {clip for row_clips in outcomes.clips for clip in row_clips}
+        clips = set(chain.from_iterable(outcomes.clips))
         comparison["statistics"] |= {"rows": len(outcomes.rows), "clips": len(clips)}
         comparison["conclusion"] = conclusion(comparison)
     return comparison

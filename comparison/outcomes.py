@@ -83,7 +83,9 @@ def _outcomes_of(run: Run, indices: list[int], control: str | None = None) -> np
 
 def _control_outcomes(seeds: list[Run], indices: list[int]) -> dict[str, np.ndarray]:
     """Returns the mean outcomes under each no-audio control that has all rows of all seeds."""
-    rows = [run.rows[i] for run in seeds for i in indices]
+    rows = []
+    for run in seeds:
+        rows += [run.rows[i] for i in indices]
     outcomes = {}
     for control in NO_AUDIO_CONTROLS:
         if all(control in row["controls"] for row in rows):
