@@ -28,6 +28,7 @@ from ..training.resume import checkpoint_to_resume
 from .plan import PlannedRun
 
 SCRIPTS = {"train": run_train, "evaluate": run_eval}
+MODULES = {"train": "audiolm.run_train", "evaluate": "audiolm.run_eval"}
 SAYING = {"train": "training", "evaluate": "evaluating"}
 MADE = {"train": "trainer_state.json", "evaluate": "evaluation/metrics.json"}
 STOPPED = (
@@ -304,7 +305,7 @@ class Sweep:
         else:  # runs share the cores
             threads = max(1, (os.cpu_count() or 1) // (self.parallel * self.processes))
             environment.setdefault("OMP_NUM_THREADS", str(threads))
-        words = command(SCRIPTS[stage].__name__, words, self.processes)
+        words = command(MODULES[stage], words, self.processes)
         try:
             with open(log, "w", encoding="utf-8") as file:
                 with self.lock:
