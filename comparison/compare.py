@@ -131,4 +131,4 @@ def calibration(seeds: list[Run]) -> dict | None:
                 is_correct.append(bool(row["answers"]["likelihood"]["correct"]))
     if not confidences:
         return None
-    return expected_calibration_error(np.array(confidences), np.array(is_correct))
+    return expected_calibration_error(confidences, is_correct)

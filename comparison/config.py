@@ -81,7 +81,7 @@ class ComparisonConfig:
         seeds: Seeds with which each arm is trained.
         learning_rates: Learning rates to choose from on the validation split.
         budgets: Numbers of steps to train for, beside that of the main comparison.
-        probe: Options of `run_probe.py`. `labels` maps a topic to its CSV file.
+        probe: Options of `run_probe.py`. `labels` maps a topic to its CSV file. Empty: no probes.
         note: Text for the terminal and the report.
         corpus: Corpus to generate. Without it, `train` and `eval` name files.
         train: Options of `run_train.py` that all arms share.
@@ -95,7 +95,7 @@ class ComparisonConfig:
     seeds: list[int] = field(default_factory=lambda: [0])
     learning_rates: list[float] | None = None
     budgets: list[int] | None = None
-    probe: dict[str, Any] | None = None
+    probe: dict[str, Any] = field(default_factory=dict)
     note: str = ""
     corpus: CorpusConfig | None = None
     train: dict[str, Any] = field(default_factory=dict)
@@ -171,7 +171,8 @@ def _build_config(path: str, settings: dict[str, Any]) -> ComparisonConfig:
             raise UserError(f"{section} is {value!r}: expected options and their values")
     arms = {name: ArmConfig(name, options) for name, options in settings.pop("arms").items()}
     corpus = _build_corpus(settings.pop("corpus", None))
-    return ComparisonConfig(path, arms, corpus=corpus, **settings)
+    probe = settings.pop("probe", None) or {}
+    return ComparisonConfig(path, arms, corpus=corpus, probe=probe, **settings)
 
 
 def _build_corpus(settings: dict[str, Any] | None) -> CorpusConfig | None:

@@ -7,8 +7,8 @@ import contextlib
 import json
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Generator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from filelock import FileLock
@@ -32,7 +32,7 @@ class ComparisonResult:
     Attributes:
         output: Folder of the results.
         failures: Runs that failed.
-        comparison: Content of `comparison.json`. None for one share of the runs, or if every arm
+        comparison: Content of `comparison.json`. Empty for one share of the runs, or if every arm
             failed.
         runs: Evaluations of each arm, one for each seed.
         audio_dir: Folder of the audio, for the report. Without it, the report has no audio.
@@ -40,8 +40,8 @@ class ComparisonResult:
 
     output: Path
     failures: list[Failure]
-    comparison: dict | None = None
-    runs: Mapping[str, list[Run]] | None = None
+    comparison: dict = field(default_factory=dict)
+    runs: Mapping[str, list[Run]] = field(default_factory=dict)
     audio_dir: AudioDir | None = None
 
 
@@ -89,7 +89,7 @@ def _stages(config: ComparisonConfig, run: PlannedRun) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def explain_file_errors(output: Path) -> Iterator[None]:
+def explain_file_errors(output: Path) -> Generator[None, None, None]:
     """Turns a file's error, such as a full disk, into a `UserError`."""
     try:
         yield
@@ -104,7 +104,10 @@ def generate_corpus(config: ComparisonConfig) -> float:
         folder = Path(config.output_dir, "corpus")
         # Another machine may be about to generate it for its share of the runs.
         with FileLock(folder.with_suffix(".lock")):
-            make_soundscapes(output_dir=folder, rows=config.corpus.rows, seed=config.corpus.seed)
+            try:
+                make_soundscapes(folder, config.corpus.rows, config.corpus.seed)
+            except ValueError as error:
+                raise UserError(f"--config {config.path}: corpus: {error}") from error
     return round(time.perf_counter() - started_at, 1)
 
 
@@ -171,7 +174,7 @@ def build_comparison(
     Durations and folders are left out, so that the same command writes the same bytes.
     """
     seeds = " ".join(map(str, config.seeds))
-    comparison = {
+    comparison: dict = {
         "command": f"run_compare.py --config {config.path} --seeds {seeds}",
         "note": config.note,
         "corpus": asdict(config.corpus) if config.corpus else None,

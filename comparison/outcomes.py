@@ -61,7 +61,7 @@ def collect_outcomes(runs: Mapping[str, list[Run]]) -> Outcomes:
     question_types = [name for name in SCORED if name in present]
     by_seed = {}
     for arm, seeds in runs.items():
-        by_seed[arm] = np.array([_outcomes_of(run, indices) for run in seeds])
+        by_seed[arm] = np.array([_run_outcomes(run, indices) for run in seeds])
     by_arm = {arm: outcomes.mean(0) for arm, outcomes in by_seed.items()}
     text_only = {arm: by_arm[arm] for arm, seeds in runs.items() if seeds[0].is_text_only}
     baselines = {}
@@ -74,7 +74,7 @@ def collect_outcomes(runs: Mapping[str, list[Run]]) -> Outcomes:
     return Outcomes(rows, question_types, type_index, clips, by_arm, by_seed, baselines)
 
 
-def _outcomes_of(run: Run, indices: list[int], control: str | None = None) -> np.ndarray:
+def _run_outcomes(run: Run, indices: list[int], control: str | None = None) -> np.ndarray:
     rows = [run.rows[i] for i in indices]
     answered = [row["controls"][control] for row in rows] if control else rows
     protocol = run.metrics["protocol"]
@@ -89,7 +89,7 @@ def _control_outcomes(seeds: list[Run], indices: list[int]) -> dict[str, np.ndar
     outcomes = {}
     for control in NO_AUDIO_CONTROLS:
         if all(control in row["controls"] for row in rows):
-            by_seed = [_outcomes_of(run, indices, control) for run in seeds]
+            by_seed = [_run_outcomes(run, indices, control) for run in seeds]
             outcomes[control] = np.mean(by_seed, 0)
     return outcomes
 

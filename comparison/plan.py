@@ -74,7 +74,7 @@ class Plan:
 def main_setting(config: ComparisonConfig) -> Setting:
     """Returns learning rate and number of steps of the main comparison."""
     recipe = RECIPES.get(config.train.get("recipe"), {})
-    options = {**TRAINING_DEFAULTS, **recipe, **config.train}
+    options: dict[str, Any] = {**TRAINING_DEFAULTS, **recipe, **config.train}
     return Setting(float(options["learning_rate"]), options["max_steps"])
 
 
@@ -201,7 +201,7 @@ def probe_argv(config: ComparisonConfig, labels: dict[str, Path]) -> dict[str, l
             name = arm.options.get("encoder_name_or_path")
             encoders.setdefault(arm.options["encoder_type"], name and find_demo_checkpoint(name))
     named = [f"{encoder_type}={name}" for encoder_type, name in encoders.items() if name]
-    shared = {name: value for name, value in (config.probe or {}).items() if name != "labels"}
+    shared = {name: value for name, value in config.probe.items() if name != "labels"}
     if config.corpus:
         shared["audio_dir"] = output / "corpus"
     if config.feature_cache:

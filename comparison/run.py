@@ -110,7 +110,7 @@ def compare_encoders(args: argparse.Namespace) -> None:
     """Runs `run_compare.py`: compares, writes the results, and exits with 1 if a run failed."""
     started_at = time.perf_counter()
     result = compare_config(args, started_at) if args.config else compare_folders(args)
-    if result.comparison is not None:
+    if result.comparison:
         write_results(result)
         print(f"{format_duration(time.perf_counter() - started_at)} in total")
     elif not result.failures:
@@ -155,7 +155,7 @@ def compare_folders(args: argparse.Namespace) -> ComparisonResult:
             f"{', '.join(published)}: trained by its authors with other settings. It differs in "
             "more than its encoder."
         )
-    comparison = {
+    comparison: dict = {
         "command": f"run_compare.py --evaluations {' '.join(args.evaluations)}",
         "note": note,
         "corpus": None,

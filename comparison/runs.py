@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from ..configuration_audiolm import ARM_FIELDS, AudioLMConfig
 from ..data.reasonaqa import FIELDS, QUESTION_TYPES
-from ..encoders_audiolm import AudioEncoder, build_encoder
+from ..encoders_audiolm import AudioEncoder, PairEncoder, build_encoder
 from ..processing_audiolm import AudioLMProcessor
 from ..runtime import UserError
 
@@ -212,7 +212,7 @@ def bits_per_second(encoder: AudioEncoder) -> float:
     channels x 16, because a feature cache stores bfloat16. A pair takes the sum of its encoders.
     `--audio_tokens`, which averages the output, is not counted.
     """
-    if hasattr(encoder, "first"):
+    if isinstance(encoder, PairEncoder):
         return bits_per_second(encoder.first) + bits_per_second(encoder.second)
     if hasattr(encoder, "codes"):
         return encoder.frame_rate * encoder.num_levels * math.log2(encoder.codebook_size)

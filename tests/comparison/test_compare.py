@@ -1,7 +1,7 @@
 """comparison/compare.py: the numbers of a comparison and its conclusion, worked out by hand."""
 
 import pytest
-from support.comparisons import make_seeds
+from support.small_comparisons import make_seeds
 
 from audiolm.comparison.compare import compare
 from audiolm.comparison.conclusion import conclusion

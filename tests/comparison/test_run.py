@@ -4,7 +4,7 @@ import json
 
 import pytest
 from support.builders import small_model
-from support.comparisons import write_config, write_corpus
+from support.small_comparisons import write_config, write_corpus
 
 from audiolm.comparison.experiment import choose_learning_rates
 from audiolm.comparison.plan import PlannedRun, Setting
@@ -215,3 +215,12 @@ def test_options_that_contradict_each_other_are_refused(argv, message, capsys):
 def test_share_option_of_another_form_exits_with_one_line(share):
     with pytest.raises(SystemExit, match=f"run_compare.py: --share {share}: I/N"):
         main(["--config", "c.yaml", "--share", share])
+
+
+def test_corpus_of_another_size_in_the_folder_is_named(tmp_path):
+    (tmp_path / "o" / "corpus").mkdir(parents=True)
+    (tmp_path / "o" / "corpus" / "train.json").write_text("[]")
+    config = {"corpus": {"rows": 40, "seed": 0}, "arms": {"a": {"encoder_type": "htsat"}}}
+    path = write_config(tmp_path / "c.yaml", config, output_dir=str(tmp_path / "o"))
+    with pytest.raises(SystemExit, match=f"run_compare.py: --config {path}: corpus: "):
+        main(["--config", path])

@@ -1,7 +1,7 @@
 """comparison/runs.py: what is read from folders, and which evaluations are comparable."""
 
 import pytest
-from support.comparisons import TRAINING, make_run, make_seeds
+from support.small_comparisons import TRAINING, make_run, make_seeds
 
 from audiolm.comparison.compare import compare
 from audiolm.comparison.runs import check_comparable, learning_curves

@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from support.comparisons import write_config, write_corpus
+from support.small_comparisons import write_config, write_corpus
 
 from audiolm.comparison.config import read_config
 from audiolm.comparison.plan import PlannedRun, Setting, plan_runs
@@ -284,7 +284,8 @@ def test_what_a_log_said_last(tmp_path):
         "": "it said nothing",
         "a\n 3 %\r 6 %\n\n": "6 %",
         "run_train.py: no room\n": "run_train.py: no room",
-        "ValueError: x\n[rank1]: torch.OutOfMemoryError: y\n=====\nx.ChildFailedError:\nsubprocess.CalledProcessError: z": "torch.OutOfMemoryError: y",
+        "ValueError: x\n[rank1]: torch.OutOfMemoryError: y\n=====\nx.ChildFailedError:\n"
+        "subprocess.CalledProcessError: z": "torch.OutOfMemoryError: y",
     }.items():
         log.write_text(text)
         assert last_words(log) == last
