@@ -134,8 +134,8 @@ def test_conclusion_of_a_worse_arm_gives_the_interval_of_its_lead():
 
 
 def test_conclusion_without_a_difference_does_not_claim_equality():
-    one, other = [1, 0, 1, 0, 1, 0] * 5, [0, 1, 0, 1, 0, 1] * 5
-    text = compare({"a": make_seeds(one), "b": make_seeds(other)})["conclusion"]
+    first, second = [1, 0, 1, 0, 1, 0] * 5, [0, 1, 0, 1, 0, 1] * 5
+    text = compare({"a": make_seeds(first), "b": make_seeds(second)})["conclusion"]
     assert "No difference was shown between a and b" in text
     assert "minimum detectable effect" in text
     assert "With one seed, fewer than the protocol's 3, this is exploratory" in text

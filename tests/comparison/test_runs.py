@@ -7,7 +7,7 @@ from audiolm.comparison.compare import compare
 from audiolm.comparison.runs import check_comparable, learning_curves
 from audiolm.runtime import UserError
 
-ONE = [1, 0, 1] * 4
+OUTCOMES = [1, 0, 1] * 4
 MELLOW = {"encoder_type": "mellow", "training": {"published": "soham97/mellow"}, "step": None}
 
 
@@ -29,7 +29,7 @@ def test_learning_curves_of_a_log_by_question_type():
 def test_check_comparable_with_a_published_model_accepts_unknown_training(order):
     """How Mellow was trained is unknown, but it must be evaluated as the others are."""
     mellow = make_run([1, 1, 0] * 4, "m", model=MELLOW)
-    runs = {"htsat": make_seeds(ONE, ONE), "mellow": [mellow] * 2}
+    runs = {"htsat": make_seeds(OUTCOMES, OUTCOMES), "mellow": [mellow] * 2}
     runs = {arm: runs[arm] for arm in order}
     assert mellow.is_published
     assert not runs["htsat"][0].is_published
@@ -38,19 +38,19 @@ def test_check_comparable_with_a_published_model_accepts_unknown_training(order)
 
 
 def test_check_comparable_with_a_published_model_refuses_other_precision():
-    mellow = make_run(ONE, "m", model=MELLOW, precision="bf16")
+    mellow = make_run(OUTCOMES, "m", model=MELLOW, precision="bf16")
     with pytest.raises(UserError, match="precision"):
-        check_comparable({"htsat": make_seeds(ONE), "mellow": [mellow]})
+        check_comparable({"htsat": make_seeds(OUTCOMES), "mellow": [mellow]})
 
 
 def test_check_comparable_with_another_encoder_accepts():
     other = make_run([1, 1, 1] * 4, "other", model={"encoder_type": "mimi_full"})
-    check_comparable({"a": [make_run(ONE)], "b": [other]})
+    check_comparable({"a": [make_run(OUTCOMES)], "b": [other]})
 
 
 def test_check_comparable_ignores_settings_on_which_no_answer_depends():
     other = make_run([1] * 12, controls=["noise"], batch_size=3)
-    check_comparable({"a": [make_run(ONE)], "b": [other]})
+    check_comparable({"a": [make_run(OUTCOMES)], "b": [other]})
 
 
 @pytest.mark.parametrize(
@@ -83,25 +83,25 @@ def test_check_comparable_ignores_settings_on_which_no_answer_depends():
 )
 def test_check_comparable_names_what_else_differs(other, message):
     with pytest.raises(UserError, match=message):
-        check_comparable({"a": [make_run(ONE)], "b": [other]})
+        check_comparable({"a": [make_run(OUTCOMES)], "b": [other]})
 
 
 def test_check_comparable_with_another_protocol_refuses():
     other = make_run([1] * 12)
     other.metrics["protocol"] = "generate"
     with pytest.raises(UserError, match=r"protocol \(likelihood and generate\)"):
-        check_comparable({"a": [make_run(ONE)], "b": [other]})
+        check_comparable({"a": [make_run(OUTCOMES)], "b": [other]})
 
 
 def test_check_comparable_with_one_seed_twice_refuses():
-    one = make_run(ONE)
+    run = make_run(OUTCOMES)
     with pytest.raises(UserError, match="seed 0 occurs twice"):
-        check_comparable({"a": [one, one], "b": [one, one]})
+        check_comparable({"a": [run, run], "b": [run, run]})
 
 
 def test_check_comparable_with_a_fact_that_may_differ_accepts():
     faster = make_run([1] * 12, model={"training": {**TRAINING, "learning rate": 1e-3}})
-    check_comparable({"a": [make_run(ONE)], "b": [faster]}, may_differ=("learning rate",))
+    check_comparable({"a": [make_run(OUTCOMES)], "b": [faster]}, may_differ=("learning rate",))
 
 
 def test_check_comparable_of_seeds_ignores_what_a_seed_changes():
@@ -113,7 +113,7 @@ def test_check_comparable_of_seeds_ignores_what_a_seed_changes():
 
 
 def test_check_comparable_of_seeds_refuses_another_arm():
-    runs = make_seeds(ONE, ONE)
+    runs = make_seeds(OUTCOMES, OUTCOMES)
     runs[1].metrics["settings"]["model"]["encoder_type"] = "dac"
     with pytest.raises(UserError, match=r"encoder_type \(htsat and dac\)"):
-        check_comparable({"a": runs, "b": make_seeds(ONE, ONE)})
+        check_comparable({"a": runs, "b": make_seeds(OUTCOMES, OUTCOMES)})
