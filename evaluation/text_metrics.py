@@ -2,7 +2,7 @@
 
 All metrics see the words of [`tokenise`]. The usual tokeniser of captioning, the Penn Treebank's,
 needs Java, and the numbers would depend on the machine.
-All scales are 0 to 1, except CIDEr-D's, which is 0 to 10, and SPIDEr's, its mean with SPICE.
+All scales are 0 to 1, but CIDEr-D's is 0 to 10. SPIDEr is the mean of SPICE and CIDEr-D.
 Answers of a subtype may begin alike ("The audio 1 is ..."), which raises BLEU, ROUGE-L and METEOR.
 """
 
@@ -30,7 +30,7 @@ _WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+|(?<=\d)[.,]\d[^\W_]*)*")
 def tokenise(text: str) -> str:
     """Returns the words of a text in lower case, separated by one space.
 
-    Punctuation is dropped, except apostrophes and hyphens inside a word, and points and commas
+    Punctuation is dropped, except apostrophes and hyphens inside a word. Points and commas stay
     inside a number. Markup is not understood: its letters count as words.
     """
     text = unicodedata.normalize("NFC", text).replace("\u2019", "'").lower()
