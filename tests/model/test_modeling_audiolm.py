@@ -349,7 +349,7 @@ def test_training_step_does_not_wait_for_values(parts, lists, is_encoded):
         model.train()(**batch, num_items_in_batch=torch.tensor(4)).loss.backward()
     model.eval().zero_grad()
     encodes_with_mimi = not is_encoded and isinstance(model.encoder, MimiEncoder)
-    assert waits.found - ON_THE_HOST == (IN_MIMI if encodes_with_mimi else set())
+    assert waits.places - ON_THE_HOST == (IN_MIMI if encodes_with_mimi else set())
     assert not lists
 
 
@@ -384,7 +384,7 @@ def test_training_step_without_indices_waits_for_values_with_equal_loss(parts, l
     with Waits() as waits:
         loss_without_indices = model(**batch, num_items_in_batch=4).loss
     model.eval()
-    assert waits.found - ON_THE_HOST - IN_MIMI
+    assert waits.places - ON_THE_HOST - IN_MIMI
     assert lists
     assert torch.equal(loss_without_indices, loss)
 

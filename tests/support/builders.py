@@ -194,18 +194,20 @@ class Waits(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.found = set()
+        self.places = set()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        aten, of = torch.ops.aten, function.overloadpacket
+        aten = torch.ops.aten
+        operation = function.overloadpacket
         asks = (
             aten._local_scalar_dense,
             aten.masked_select,
             aten.nonzero,
             aten.masked_scatter_backward,
         )
-        if of in asks or (
-            of is aten.index and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if operation in asks or (
+            operation is aten.index
+            and any(i is not None and i.dtype == torch.bool for i in args[1])
         ):
             caller = next(
                 (
@@ -215,7 +217,7 @@ class Waits(TorchDispatchMode):
                 ),
                 None,
             )
-            self.found.add(
+            self.places.add(
                 f"{function} in {Path(caller.filename).name}, {caller.name}"
                 if caller
                 else str(function)
@@ -232,14 +234,14 @@ def weights(folder) -> dict:
 TWO_PROCESSES = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
-def run(hub, *words: str, token: str | None = WRITER, home: str = "home", **variables: str):
+def run(hub, *argv: str, token: str | None = WRITER, home: str = "home", **variables: str):
     """Python in a process of its own that knows no other Hub."""
     environment = {**os.environ, **hub.environment(hub.folder.parent / home, token), **variables}
-    return subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True)
+    return subprocess.run([sys.executable, *argv], env=environment, capture_output=True, text=True)
 
 
-def train(hub, words, **options):
-    return run(hub, "-m", "audiolm.run_train", *words, **options)
+def train(hub, argv, **options):
+    return run(hub, "-m", "audiolm.run_train", *argv, **options)
 
 
 PUSH = [

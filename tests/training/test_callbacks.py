@@ -100,7 +100,7 @@ def test_skip_non_finite_with_the_fused_optimizer_does_not_wait():
             callback.on_pre_optimizer_step(args, state, None, optimizer=optimizer)
             optimizer.step()
         assert torch.equal(weight, before) is math.isinf(gradient)
-        assert not waits.found
+        assert not waits.places
     assert int(optimizer.state[weight]["step"]) == 2
 
 

@@ -218,8 +218,8 @@ def test_training_step_waits_for_the_gpu_only_to_log(
         more += ["--use_cpu", "true"]
     options = arguments(corpus, "mimi_full", tokenizer, *more)
     train(*parse_arguments(options), callbacks=[watch])
-    waits = {place for place in watch.waits.found if not place.endswith(ON_THE_HOST)}
-    assert watch.waits.found
+    waits = {place for place in watch.waits.places if not place.endswith(ON_THE_HOST)}
+    assert watch.waits.places
     assert (not waits) == is_free_of_waits, waits
 
 
