@@ -86,7 +86,10 @@ class LoadedModel:
         is_folder = Path(name_or_path, "config.json").is_file()
         self.is_demo = name_or_path in demo_models() and not is_folder
         source = demo_models()[name_or_path] if self.is_demo else name_or_path
-        model, tokenizer = load_model(str(source), revision)
+        try:
+            model, tokenizer = load_model(str(source), revision)
+        except UserError as error:  # the option has another name here
+            raise UserError(str(error).replace("--model_name_or_path", "--model")) from error
         if device is None:
             accelerator = torch.accelerator
             device = accelerator.current_accelerator() if accelerator.is_available() else "cpu"

@@ -74,18 +74,23 @@ def _finished_rows(job: TableJob, columns: list[str]) -> list[dict]:
     """Rows of an earlier, interrupted run. A row that was cut off is dropped."""
     if not job.output.exists():
         return []
-    text = job.output.read_text(encoding="utf-8")
+    with open(job.output, newline="", encoding="utf-8") as file:
+        text = file.read()
     reader = csv.DictReader(text.splitlines(keepends=True))
     rows = [row for row in reader if None not in row.values()]
     if rows and not text.endswith("\n"):
         rows.pop()
     with open(job.questions, newline="", encoding="utf-8-sig") as file:
         questions = list(islice(csv.DictReader(file), len(rows)))
+    header = io.StringIO(newline="")
+    csv.writer(header).writerow([*columns, *ADDED_COLUMNS])
+    if header.getvalue().startswith(text):  # nothing is finished, or not even the header
+        return []
     is_same = len(questions) == len(rows) and all(
         row["model"] == job.label and all(row[c] == (question[c] or "") for c in columns)
         for row, question in zip(rows, questions)
     )
-    if (text and reader.fieldnames != [*columns, *ADDED_COLUMNS]) or not is_same:
+    if not text.startswith(header.getvalue()) or not is_same:
         raise UserError(
             f"--output {job.output}: holds answers to other questions or of another model. "
             "Give another file."
