@@ -374,8 +374,8 @@ def test_former_answers_do_not_stand_under_a_new_question(opened, corpus):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--port", "99999"], "invalid choice: 99999"),
-        (["nothing"], "app.py: nothing is neither a folder with config.json"),
+        (["--port", "99999"], "--port 99999: expected a number from 1 to 65535"),
+        (["nothing"], "audiolm app: --model nothing is neither a folder with config.json"),
     ],
 )
 def test_wrong_options_are_one_line(argv, message, capsys):
@@ -391,7 +391,7 @@ def written_space(folder: Path) -> Path:
 
 def test_a_space_is_written(tmp_path):
     space = written_space(tmp_path / "space")
-    with pytest.raises(SystemExit, match="File exists"):
+    with pytest.raises(SystemExit, match="exists already"):
         app.main(["--space", str(space)])
     with pytest.raises(SystemExit, match="push it to the Hub"):
         app.main(["--space", str(tmp_path / "other"), str(space)])
