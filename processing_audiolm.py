@@ -166,7 +166,7 @@ def open_file(path) -> "soundfile.SoundFile":
     try:
         file = soundfile.SoundFile(path)
     except TypeError as error:
-        raise ValueError(f"{path}: the header lacks the rate and format of the samples") from error
+        raise ValueError(f"{path} does not tell the rate and format of its samples") from error
     try:
         check_rate(path, file.samplerate, file.channels)
     except ValueError:
