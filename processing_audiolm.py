@@ -98,7 +98,8 @@ class AudioLMFeatureExtractor(SequenceFeatureExtractor):
         audio = torch.as_tensor(samples, dtype=torch.float32)
         if audio.ndim not in (1, 2) or not audio.numel():
             raise ValueError(
-                f"{name} has shape {tuple(audio.shape)}: expected (samples,) or (samples, channels)"
+                f"{name} has shape {tuple(audio.shape)}: expected a sample or more, "
+                "as (samples,) or (samples, channels)"
             )
         if audio.ndim == 2 and audio.shape[1] == 2:
             audio = (audio[:, 0] + audio[:, 1]) / 2  # Equal to the mean, and six times as fast.
