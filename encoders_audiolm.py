@@ -52,8 +52,8 @@ def check_rate(name: object, rate: int, channels: int = 1) -> None:
     """Raises ValueError if no recording has such a sampling rate, in Hz, or so many channels."""
     if not (1 <= rate <= MAX_SAMPLE_RATE and 1 <= channels <= MAX_SAMPLES_PER_SECOND / rate):
         raise ValueError(
-            f"{name}: {channels} channels at {rate} Hz. The limits are {MAX_SAMPLE_RATE:,} Hz and "
-            f"{MAX_SAMPLES_PER_SECOND:,} samples per second in all channels"
+            f"{name} states {channels} channels at {rate} Hz: expected at most "
+            f"{MAX_SAMPLE_RATE:,} Hz and {MAX_SAMPLES_PER_SECOND:,} samples per second"
         )
 
 

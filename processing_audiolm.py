@@ -98,7 +98,8 @@ class AudioLMFeatureExtractor(SequenceFeatureExtractor):
         audio = torch.as_tensor(samples, dtype=torch.float32)
         if audio.ndim not in (1, 2) or not audio.numel():
             raise ValueError(
-                f"{name} has shape {tuple(audio.shape)}: expected (samples,) or (samples, channels)"
+                f"{name} has shape {tuple(audio.shape)}: expected a sample or more, "
+                "as (samples,) or (samples, channels)"
             )
         if audio.ndim == 2 and audio.shape[1] == 2:
             audio = (audio[:, 0] + audio[:, 1]) / 2  # Equal to the mean, and six times as fast.
@@ -166,7 +167,7 @@ def open_file(path) -> "soundfile.SoundFile":
     try:
         file = soundfile.SoundFile(path)
     except TypeError as error:
-        raise ValueError(f"{path}: the header lacks the rate and format of the samples") from error
+        raise ValueError(f"{path} does not tell the rate and format of its samples") from error
     try:
         check_rate(path, file.samplerate, file.channels)
     except ValueError:

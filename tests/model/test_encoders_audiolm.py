@@ -451,7 +451,9 @@ def test_every_encoder_type_trains_and_loads_without_the_package(
         [sys.executable, "-c", LOAD_AND_ASK, *expected], capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr[-2000:]
-    for (count, logits), line in zip(expected.values(), run.stdout.splitlines(), strict=True):
+    for (output, (count, logits)), line in zip(
+        expected.items(), run.stdout.splitlines(), strict=True
+    ):
         loaded_count, loaded_logits = json.loads(line)
-        assert loaded_count == count
-        assert np.allclose(np.float32(loaded_logits), logits, atol=1e-5)
+        assert loaded_count == count, output
+        assert np.allclose(np.float32(loaded_logits), logits, atol=1e-5), output

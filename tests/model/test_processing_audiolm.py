@@ -53,8 +53,8 @@ def test_load_averages_channels_in_either_order_of_axes(has_channels_first):
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
-        (np.zeros((2, 3, 4)), r"shape \(2, 3, 4\): expected \(samples,\)"),
-        (np.zeros(0), r"shape \(0,\): expected \(samples,\)"),
+        (np.zeros((2, 3, 4)), r"shape \(2, 3, 4\): expected a sample or more"),
+        (np.zeros(0), r"shape \(0,\): expected a sample or more"),
         (np.array([0.0, np.nan]), "NaN or infinite"),
     ],
 )
