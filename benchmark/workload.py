@@ -1,4 +1,4 @@
-"""What `audiolm benchmark` runs: noise clips, examples of ReasonAQA's lengths and a baseline step."""
+"""What `audiolm benchmark` runs: noise clips, examples of ReasonAQA's lengths, a baseline step."""
 
 import math
 import random

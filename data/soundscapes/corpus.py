@@ -37,7 +37,6 @@ VERSION = 1  # of scenes, questions and rendering
 SPLITS = ("train", "val", "test")
 ROWS_PER_CLIP = 10
 MANIFEST = "soundscapes.json"
-JOURNAL = "soundscapes.partial.jsonl"  # the settings, then a line per rendered file
 MIN_PARALLEL_FILES = 32
 
 FileEntry = tuple[int, str]  # size in bytes, SHA-256
@@ -98,11 +97,11 @@ def make_soundscapes(output_dir: str | Path, rows: int = 8000, seed: int = 0) ->
     settings = {"version": VERSION, "rows": rows, "seed": seed}
     files = {split: output / f"{split}.json" for split in SPLITS}
     try:
-        is_complete, recorded = _recorded_files(output, settings)
+        recorded = _read_manifest(output, settings)
         intact = {
-            name: entry for name, entry in recorded.items() if _is_intact(output, name, entry)
+            name: entry for name, entry in recorded.items() if _is_intact(output / name, entry)
         }
-        if not is_complete or intact != recorded:
+        if not recorded or intact != recorded:
             _write_corpus(output, settings, draw_corpus(rows, seed), intact, bool(recorded))
     except OSError as error:
         raise UserError(f"{output}: {error}. Choose another folder, or free disk space.") from error
@@ -127,18 +126,11 @@ def _write_corpus(
     for name, split in corpus.items():
         (output / "audio" / name).mkdir(parents=True, exist_ok=True)
         scenes |= dict(zip(split.paths, split.scenes))
-    entries = {name: entry for name, entry in intact.items() if name in scenes}
-    with (output / JOURNAL).open("w", encoding="utf-8") as journal:
-        for line in [settings, *([name, *entry] for name, entry in entries.items())]:
-            journal.write(f"{json.dumps(line)}\n")
-        missing = {path: scene for path, scene in scenes.items() if path not in entries}
-        for name, text in texts.items():
-            write_text(output / name, text)
-            entries[name] = _file_entry(output / name)
-        for name, entry in _render_all(output, missing):
-            entries[name] = entry
-            journal.write(f"{json.dumps([name, *entry])}\n")
-            journal.flush()
+    for name, text in texts.items():
+        write_text(output / name, text)
+        intact[name] = _file_entry(output / name)
+    missing = {path: scene for path, scene in scenes.items() if path not in intact}
+    entries = intact | dict(_render_all(output, missing))
     entries = dict(sorted(entries.items()))
     manifest = {
         **settings,
@@ -148,8 +140,6 @@ def _write_corpus(
         "files": entries,
     }
     write_text(output / MANIFEST, _to_json(manifest))
-    # Another run in the same folder may have finished first.
-    (output / JOURNAL).unlink(missing_ok=True)
 
 
 def write_labels(corpus_dir: str | Path) -> dict[str, Path]:
@@ -176,53 +166,35 @@ def write_labels(corpus_dir: str | Path) -> dict[str, Path]:
     return files
 
 
-def _recorded_files(output: Path, settings: dict) -> tuple[bool, dict[str, FileEntry]]:
-    """Returns whether a manifest says that the corpus is complete, and the files that it names.
-
-    Without a manifest, these are the files of the journal that an interrupted run left.
-    """
-    if output.exists() and not output.is_dir():
-        raise UserError(f"{output} is not a directory")
-    for name, read in ((MANIFEST, _read_manifest), (JOURNAL, _read_journal)):
-        if not (output / name).is_file():
-            continue
-        try:
-            recorded, files = read((output / name).read_text(encoding="utf-8"))
-            recorded = {key: recorded[key] for key in settings}
-        except (ValueError, LookupError, TypeError):  # broken: as if it did not exist
-            continue
-        if recorded != settings:
-            present, expected = (
-                ", ".join(f"{key} {value}" for key, value in entry.items())
-                for entry in (recorded, settings)
-            )
-            raise UserError(
-                f"{output} holds a corpus of {present}, not of {expected}. "
-                "Choose another folder, or remove it."
-            )
-        return name == MANIFEST, {path: (size, digest) for path, size, digest in files}
-    return False, {}
+def _read_manifest(output: Path, settings: dict) -> dict[str, FileEntry]:
+    """Returns the files of a corpus that is complete, else nothing."""
+    try:
+        manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
+        recorded = {key: manifest[key] for key in settings}
+        files = {name: (size, digest) for name, (size, digest) in manifest["files"].items()}
+        is_broken = json_digest(files) != manifest["digest"]
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return {}
+    if is_broken:
+        return {}
+    if recorded != settings:
+        raise UserError(
+            f"{output} holds a corpus of {_describe(recorded)}, not of {_describe(settings)}. "
+            "Choose another folder, or remove it."
+        )
+    return files
 
 
-def _read_manifest(text: str) -> tuple[dict, list]:
-    manifest = json.loads(text)
-    if json_digest(manifest["files"]) != manifest["digest"]:
-        raise ValueError("the digest differs")
-    return manifest, [(path, *entry) for path, entry in manifest["files"].items()]
-
-
-def _read_journal(text: str) -> tuple[dict, list]:
-    # The last line of an interrupted run may be incomplete.
-    settings, *files = [json.loads(line) for line in text.split("\n")[:-1]]
-    return settings, files
+def _describe(settings: dict) -> str:
+    return ", ".join(f"{key} {value}" for key, value in settings.items())
 
 
 def _file_entry(path: Path) -> FileEntry:
     return path.stat().st_size, file_digest(path)
 
 
-def _is_intact(output: Path, name: str, entry: FileEntry) -> bool:
-    return (output / name).is_file() and _file_entry(output / name) == entry
+def _is_intact(path: Path, entry: FileEntry) -> bool:
+    return path.is_file() and _file_entry(path) == entry
 
 
 def _to_json(content: object) -> str:
