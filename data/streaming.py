@@ -55,8 +55,7 @@ class Shards:
         for path in self._paths(split):
             self._add_groups(path)
         with self.files.open(f"{self.root}/{MANIFEST}") as file:
-            manifest = json.load(file)
-        check_row_count(where, split, self.num_rows, manifest["splits"][split]["rows"])
+            check_row_count(where, split, self.num_rows, json.load(file))
 
     def _paths(self, split: str) -> list[str]:
         return sorted(self.files.glob(f"{self.root}/rows/{split}-*.parquet"))
@@ -120,9 +119,6 @@ class Shards:
                 rows.append(row)
         return rows
 
-    has = has_split  # RENAMED
-    light = selection_columns  # RENAMED
-
 
 def read_rows_in_order(shards: Shards, numbers: Iterable[int]) -> Iterator[dict]:
     """Yields the rows with these numbers, in the order of the data set."""
@@ -155,7 +151,7 @@ def repeat_shuffled(
     Args:
         shards: Where the rows are.
         groups: Numbers of the selected rows, by row group.
-        buffer: Number of rows among which the next one is drawn.
+        buffer: As in [`shuffle_numbers`].
         seed: Seed of the order.
         num_done: Number of rows that an interrupted run has used.
     """
@@ -174,27 +170,12 @@ def repeat_shuffled(
 
 @dataclass(frozen=True)
 class StreamReaders:
-    """The data loaders that read a stream.
-
-    Attributes:
-        processes: Processes of the run.
-        workers: Workers of each process's data loader. Without workers a process reads itself.
-        batch_size: Rows per batch of a process.
-        batches_done: Batches of each process that an interrupted run has used.
-    """
+    """The data loaders that read a stream."""
 
     processes: int = 1
-    workers: int = 0
-    batch_size: int = 1
-    batches_done: int = 0
-
-
-class _Share(NamedTuple):
-    """The part of a stream that one reader reads."""
-
-    seed: str
-    groups: list[list[int]]
-    num_done: int
+    workers: int = 0  # of each process, which reads itself if it has none
+    batch_size: int = 1  # of a process
+    batches_done: int = 0  # by each process, before an interruption
 
 
 def stream_examples(
@@ -215,7 +196,7 @@ def stream_examples(
         numbers: Numbers of the selected rows.
         buffer: Number of rows among which a reader draws the next one.
         seed: Seed of the order.
-        readers: The data loaders that read the stream. Default: one process without workers.
+        readers: Default: one process without workers.
         transform: Applied to each row.
 
     Raises:
@@ -242,9 +223,9 @@ def stream_examples(
             num_batches = len(range(turn, readers.batches_done, per_process))
             reader = process * per_process + turn
             num_done = num_batches * readers.batch_size
-            shares.append(_Share(f"{seed}|{reader}", assigned[reader], num_done))
-    options = {"shards": shards, "buffer": buffer, "transform": transform}
-    return IterableDataset.from_generator(_read_shares, gen_kwargs={"shares": shares, **options})
+            shares.append((assigned[reader], buffer, f"{seed}|{reader}", num_done))
+    options = {"shares": shares, "shards": shards, "transform": transform}
+    return IterableDataset.from_generator(_read_shares, gen_kwargs=options)
 
 
 def _assign_groups(groups: list[list[int]], num_readers: int) -> list[list[list[int]]]:
@@ -259,11 +240,11 @@ def _assign_groups(groups: list[list[int]], num_readers: int) -> list[list[list[
 
 
 def _read_shares(
-    shares: list[_Share], shards: Shards, buffer: int, transform: Callable[[dict], dict] | None
+    shares: list[tuple], shards: Shards, transform: Callable[[dict], dict] | None
 ) -> Iterator[dict]:
     # `datasets` splits the list, so that a reader gets one share.
     for share in shares:
-        for row in repeat_shuffled(shards, share.groups, buffer, share.seed, share.num_done):
+        for row in repeat_shuffled(shards, *share):
             yield transform(row) if transform else row
 
 
@@ -274,5 +255,3 @@ def stream_rows(
     readers = StreamReaders(processes, workers, batch_size, batches_done)
     return stream_examples(shards, chosen, buffer, seed, readers, row)
 
-
-in_order = read_rows_in_order  # RENAMED
