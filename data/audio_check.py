@@ -11,7 +11,6 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import soundfile
 from datasets import DatasetDict
 from tqdm import tqdm
 

@@ -136,4 +136,3 @@ def encode_png(shades: np.ndarray) -> bytes:
     content = io.BytesIO()
     image.save(content, "PNG", optimize=True)
     return content.getvalue()
-

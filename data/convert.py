@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,8 +20,8 @@ from jinja2 import Template
 from tqdm import tqdm
 
 from ..processing_audiolm import read_file, resample
-from ..runtime import UserError, atomic_file, json_digest, write_json, write_text
-from .audio_files import clip_identity, open_clip
+from ..runtime import UserError, atomic_file, write_json, write_text
+from .audio_files import open_clip
 from .reasonaqa import FIELDS
 from .shards import MANIFEST, PLAN, ROW_COLUMNS, VERSION
 
@@ -34,13 +34,11 @@ EMBEDDED_PER_GROUP = 128  # Rows about the same clip are neighbours and share it
 # Bytes and path, because decoding needs nothing but soundfile.
 AUDIO = Audio(decode=False)
 CLIP_SCHEMA = Features({"filepath": Value("string"), "audio": AUDIO}).arrow_schema
+ROW_SCHEMA = Features(ROW_COLUMNS).arrow_schema
+EMBEDDED_SCHEMA = Features({**ROW_COLUMNS, "audio": List(AUDIO)}).arrow_schema
 CLIP_OPTIONS = {"compression": "NONE", "use_dictionary": False}
 # One dictionary per group, however large: it holds the bytes of a clip once.
-ROW_OPTIONS = {
-    "compression": "ZSTD",
-    "use_dictionary": True,
-    "dictionary_pagesize_limit": 2**30,
-}
+ROW_OPTIONS = {"compression": "ZSTD", "dictionary_pagesize_limit": 2**30}
 
 
 class Shard(NamedTuple):
@@ -51,46 +49,34 @@ class Shard(NamedTuple):
     items: list  # indices of its rows, or names of its clips
 
 
+@dataclass
 class Conversion:
     """A corpus as shards, whose content follows from the rows and the options alone.
-
-    Args:
-        data: Rows of [`load_reasonaqa`] whose audio is valid.
-        output: Folder of the data set.
-        embedded: Whether each row holds its audio.
-        max_seconds: Seconds to keep of each clip.
-        sampling_rate: Sampling rate of all clips in Hz. Default: each clip's own.
-        audio_format: "flac", or "wav" with 16 bits.
 
     Raises:
         UserError: If `output` holds another conversion.
     """
 
-    def __init__(
-        self,
-        data: DatasetDict,
-        output: str | Path,
-        embedded: bool = False,
-        max_seconds: float = 10.0,
-        sampling_rate: int | None = None,
-        audio_format: str = "flac",
-    ):
-        self.data = data
-        self.output = Path(output)
-        self.embedded = embedded
-        self.max_seconds = max_seconds
-        self.sampling_rate = sampling_rate
-        self.format = audio_format
+    data: DatasetDict  # rows of `load_reasonaqa` whose audio is valid
+    output: Path
+    embedded: bool = False  # whether each row holds its audio
+    max_seconds: float = 10.0  # seconds to keep of each clip
+    sampling_rate: int | None = None  # of all clips in Hz, by default each clip's own
+    format: str = "flac"  # or "wav", with 16 bits
+
+    def __post_init__(self):
+        self.output = Path(self.output)
         self.sources: dict[str, str] = {}  # file of each clip, by its name in the rows
         self.places: dict[str, str] = {}  # `SHARD#ROW` of each clip
         row_shards: list[Shard] = []
-        for split, rows in data.items():
+        for split, rows in self.data.items():
             names = [_clip_names(row) for row in zip(rows["filepath1"], rows["filepath2"])]
             for clips, files in zip(names, rows["audio"]):
                 self.sources.update(zip(clips, files))
             row_shards += self._plan_rows(split, names)
         self.clips = sorted(self.sources)
-        self.shards = row_shards if embedded else [*self._plan_clips(), *row_shards]
+        self.shards = row_shards if self.embedded else [*self._plan_clips(), *row_shards]
+        self.manifest = self._describe()
         self._check_output()
 
     def _plan_rows(self, split: str, names: list[list[str]]) -> list[Shard]:
@@ -111,8 +97,7 @@ class Conversion:
             self.places.update((clip, f"{shard.path}#{i}") for i, clip in enumerate(shard.items))
         return shards
 
-    @cached_property
-    def manifest(self) -> dict:
+    def _describe(self) -> dict:
         """Returns what the content of the shards follows from."""
         return {
             "version": VERSION,
@@ -127,23 +112,17 @@ class Conversion:
             },
         }
 
-    @cached_property
-    def _plan(self) -> dict:
-        """Returns what a resumed conversion must agree with: the manifest and the clips' files."""
-        files = [clip_identity(self.sources[clip]) for clip in self.clips]
-        return {**self.manifest, "files": json_digest(files)}
-
     def _check_output(self) -> None:
-        plan_file = self.output / PLAN
-        if any(self.output.glob("*/*.parquet")):
-            earlier = json.loads(plan_file.read_text("utf-8")) if plan_file.is_file() else {}
-            differing = sorted(key for key in self._plan if earlier.get(key) != self._plan[key])
-            if differing:
-                raise UserError(
-                    f"{self.output} holds another conversion ({', '.join(differing)} differ). "
-                    "Choose another folder."
-                )
-        self.output.mkdir(parents=True, exist_ok=True)
+        if not any(self.output.glob("*/*.parquet")):
+            return
+        plan = self.output / PLAN
+        earlier = json.loads(plan.read_text("utf-8")) if plan.is_file() else {}
+        differing = [key for key in self.manifest if earlier.get(key) != self.manifest[key]]
+        if differing:
+            raise UserError(
+                f"{self.output} holds another conversion ({', '.join(differing)} differ). "
+                "Choose another folder."
+            )
 
     def encode(self, clip: str) -> bytes:
         """Returns the first seconds of a clip as a mono file with 16 bits.
@@ -186,9 +165,10 @@ class Conversion:
             raise UserError(f"{self.output}: {error}. Run it again to resume.") from error
 
     def _write_shards(self) -> None:
+        self.output.mkdir(parents=True, exist_ok=True)
         for leftover in self.output.glob("*/*.part"):
             leftover.unlink()
-        write_json(self.output / PLAN, self._plan)
+        write_json(self.output / PLAN, self.manifest)
         missing = [shard for shard in self.shards if not (self.output / shard.path).is_file()]
         num_rows = sum(len(shard.items) for shard in missing)
         bar = tqdm(total=num_rows, desc="converting", unit="row", disable=None)
@@ -201,37 +181,35 @@ class Conversion:
 
     def _write_shard(self, file: Path, shard: Shard, pool: ThreadPoolExecutor, bar: tqdm) -> None:
         if shard.split is None:
-            schema, options = CLIP_SCHEMA, CLIP_OPTIONS
-            groups = self._clip_groups(shard.items, pool)
+            schema, options, size = CLIP_SCHEMA, CLIP_OPTIONS, CLIPS_PER_GROUP
+        elif self.embedded:
+            schema, options, size = EMBEDDED_SCHEMA, ROW_OPTIONS, EMBEDDED_PER_GROUP
         else:
-            columns = {**ROW_COLUMNS, "audio": List(AUDIO)} if self.embedded else ROW_COLUMNS
-            schema, options = Features(columns).arrow_schema, ROW_OPTIONS
-            groups = self._row_groups(self.data[shard.split], shard.items, pool)
+            schema, options, size = ROW_SCHEMA, ROW_OPTIONS, ROWS_PER_GROUP
         with pq.ParquetWriter(file, schema, **options) as writer:
-            for rows in groups:
+            for group in _chunks(shard.items, size):
+                if shard.split is None:
+                    audio = self._encode_all(group, pool)
+                    rows = [{"filepath": clip, "audio": audio[clip]} for clip in group]
+                else:
+                    rows = self._describe_rows(self.data[shard.split].select(group), pool)
                 writer.write_table(pa.Table.from_pylist(rows, schema))
                 bar.update(len(rows))
 
-    def _clip_groups(self, clips: list[str], pool: ThreadPoolExecutor) -> Iterator[list[dict]]:
-        for group in _chunks(clips, CLIPS_PER_GROUP):
-            yield [
-                {"filepath": clip, "audio": {"bytes": content, "path": clip}}
-                for clip, content in zip(group, pool.map(self.encode, group))
-            ]
-
-    def _row_groups(
-        self, data: Dataset, indices: list[int], pool: ThreadPoolExecutor
-    ) -> Iterator[list[dict]]:
-        for group in _chunks(indices, EMBEDDED_PER_GROUP if self.embedded else ROWS_PER_GROUP):
-            rows = data.select(group).to_list()
-            names = [_clip_names((row["filepath1"], row["filepath2"])) for row in rows]
-            distinct = sorted(set().union(*names)) if self.embedded else []
-            contents = dict(zip(distinct, pool.map(self.encode, distinct)))
+    def _describe_rows(self, data: Dataset, pool: ThreadPoolExecutor) -> list[dict]:
+        rows = data.to_list()
+        names = [_clip_names((row["filepath1"], row["filepath2"])) for row in rows]
+        for row, clips in zip(rows, names):
+            row["clips"] = [self.places[clip] for clip in clips]
+        if self.embedded:
+            audio = self._encode_all(sorted(set().union(*names)), pool)
             for row, clips in zip(rows, names):
-                row["clips"] = [self.places[clip] for clip in clips]
-                # The schema of rows without their audio leaves it out.
-                row["audio"] = [{"bytes": contents.get(clip), "path": clip} for clip in clips]
-            yield rows
+                row["audio"] = [audio[clip] for clip in clips]
+        return rows
+
+    def _encode_all(self, clips: list[str], pool: ThreadPoolExecutor) -> dict[str, dict]:
+        contents = zip(clips, pool.map(self.encode, clips))
+        return {clip: {"bytes": content, "path": clip} for clip, content in contents}
 
 
 def _clip_names(names: tuple[str, str]) -> list[str]:

@@ -8,7 +8,6 @@ import argparse
 import json
 import logging
 import re
-import shutil
 import sys
 from pathlib import Path
 
@@ -195,16 +194,7 @@ def convert(args: argparse.Namespace) -> int:
         args.sampling_rate,
         args.audio_format,
     )
-    total, left = conversion.size()
-    free = shutil.disk_usage(args.output).free
-    print(
-        f"{len(conversion.clips):,} clips and {sum(map(len, data.values())):,} rows: about {total / 1e9:.2f} GB in "
-        f"{args.output}, {left / 1e9:.2f} GB of it still to be written; {free / 1e9:.1f} GB are free"
-    )
-    if left * 1.1 > free:
-        raise ValueError(
-            f"--output {args.output}: {free / 1e9:.1f} GB are free, about {left * 1.1 / 1e9:.1f} GB are needed"
-        )
+    print(f"{len(conversion.clips):,} clips and {sum(map(len, data.values())):,} rows")
     conversion.write()
     written = json.loads(Path(args.output, MANIFEST).read_text())["bytes"]
     print(f"{written / 1e9:.2f} GB written; train with `run_train.py --dataset_name {args.output}`")

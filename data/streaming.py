@@ -254,4 +254,3 @@ def stream_rows(
     """Calls [`stream_examples`]."""
     readers = StreamReaders(processes, workers, batch_size, batches_done)
     return stream_examples(shards, chosen, buffer, seed, readers, row)
-

@@ -28,7 +28,7 @@ def pushed_data(hub, tmp_path_factory):
     words = ["convert", str(folder), "--output", str(folder / "shards"), "--audio", "embedded"]
     small = "from audiolm.data import convert as conversion; conversion.EMBEDDED_PER_GROUP = 4; import sys; from audiolm.data import prepare as run_prepare; "
     made = run(hub, "-c", small + "run_prepare.main(sys.argv[1:])", *words)
-    assert made.returncode == 0 and "16 clips and 32 rows: about 0.00 GB" in made.stdout, (
+    assert made.returncode == 0 and "16 clips and 32 rows" in made.stdout, (
         made.stderr
     )
     sent = run(
