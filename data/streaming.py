@@ -9,7 +9,7 @@ import random
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import count, pairwise
+from itertools import count, pairwise, product
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -61,22 +61,22 @@ class Shards:
         return sorted(self.files.glob(f"{self.root}/rows/{split}-*.parquet"))
 
     def _add_groups(self, path: str) -> None:
-        with self.files.open(path) as raw:
-            try:
-                file = pq.ParquetFile(raw)
-            except pa.ArrowInvalid as error:
-                raise UserError(
-                    f"{path}: not a readable shard ({error}). Convert or download it again."
-                ) from error
-            if "audio" not in file.schema_arrow.names:
-                raise UserError(
-                    f"{self.where}: its rows do not hold their audio. "
-                    "Convert with --audio embedded to stream it."
-                )
-            for index in range(file.num_row_groups):
-                num_rows = file.metadata.row_group(index).num_rows
-                self.groups.append(RowGroup(path, index, self.num_rows, num_rows))
-                self.num_rows += num_rows
+        try:
+            with self.files.open(path) as raw:
+                metadata = pq.read_metadata(raw)
+        except pa.ArrowInvalid as error:
+            raise UserError(
+                f"{path}: not a readable shard ({error}). Convert or download it again."
+            ) from error
+        if "audio" not in metadata.schema.to_arrow_schema().names:
+            raise UserError(
+                f"{self.where}: its rows do not hold their audio. "
+                "Convert with --audio embedded to stream it."
+            )
+        for index in range(metadata.num_row_groups):
+            num_rows = metadata.row_group(index).num_rows
+            self.groups.append(RowGroup(path, index, self.num_rows, num_rows))
+            self.num_rows += num_rows
 
     @property
     def files(self) -> fsspec.AbstractFileSystem:
@@ -89,11 +89,9 @@ class Shards:
 
     def selection_columns(self) -> Dataset:
         """Returns the columns by which rows are selected, and each row's number in `row`."""
-        tables = []
-        for path in dict.fromkeys(group.shard for group in self.groups):
-            with self.files.open(path) as raw:
-                tables.append(pq.read_table(raw, columns=SELECTION_COLUMNS))
-        table = pa.concat_tables(tables).replace_schema_metadata(None)
+        paths = list(dict.fromkeys(group.shard for group in self.groups))
+        table = pq.read_table(paths, columns=SELECTION_COLUMNS, filesystem=self.files)
+        table = table.replace_schema_metadata(None)
         return Dataset(table.append_column("row", pa.array(range(len(table)))))
 
     def group_of(self, number: int) -> RowGroup:
@@ -216,14 +214,13 @@ def stream_examples(
         )
     assigned = _assign_groups(groups, num_readers)
     shares = []
-    for process in range(readers.processes):
-        for worker in range(per_process):
-            # A new data loader starts with its first worker, whose turn it may not be.
-            turn = (worker + readers.batches_done) % per_process
-            num_batches = len(range(turn, readers.batches_done, per_process))
-            reader = process * per_process + turn
-            num_done = num_batches * readers.batch_size
-            shares.append((assigned[reader], buffer, f"{seed}|{reader}", num_done))
+    for process, worker in product(range(readers.processes), range(per_process)):
+        # A new data loader starts with its first worker, whose turn it may not be.
+        turn = (worker + readers.batches_done) % per_process
+        num_batches = len(range(turn, readers.batches_done, per_process))
+        reader = process * per_process + turn
+        num_done = num_batches * readers.batch_size
+        shares.append((assigned[reader], buffer, f"{seed}|{reader}", num_done))
     options = {"shares": shares, "shards": shards, "transform": transform}
     return IterableDataset.from_generator(_read_shares, gen_kwargs=options)
 

@@ -25,7 +25,7 @@ from ..data.audio_files import Clip
 from ..data.label_fixes import RowFixes
 from ..data.length_sampler import LengthBucketSampler, row_lengths
 from ..data.shards import MANIFEST, dataset_folder, load_shards
-from ..data.streaming import Shards, in_order, stream_rows
+from ..data.streaming import Shards, read_rows_in_order, stream_rows
 from ..data.subsets import first_of_each_type, mix_rows
 from ..runtime import file_facts, public_name
 from .arguments import DataArguments
@@ -148,7 +148,7 @@ def stream(data_args, args, batches_done: int = 0) -> TrainingData:
 def _stream(where: str, data_args, args, batches_done: int) -> TrainingData:
     of_training, of_evaluation = mendings(data_args, args.seed)
     shards = Shards(where, "train")
-    chosen = chosen_rows(shards.light(), data_args, args.seed, True)
+    chosen = chosen_rows(shards.selection_columns(), data_args, args.seed, True)
     options = {"chosen": chosen["row"], "buffer": data_args.shuffle_buffer, "seed": args.seed}
     rows = stream_rows(
         shards,
@@ -165,14 +165,14 @@ def _stream(where: str, data_args, args, batches_done: int) -> TrainingData:
         if len(heard) >= data_args.num_stats_clips:
             break
     evaluation, wanted = None, {}
-    if shards.has("val"):
+    if shards.has_split("val"):
         held_out = Shards(where, "val")
-        left = chosen_rows(held_out.light(), data_args, args.seed, False)
+        left = chosen_rows(held_out.selection_columns(), data_args, args.seed, False)
         numbers = [
             n for rows in _by_type(left, data_args.max_eval_samples).values() for n in rows["row"]
         ]
         read = []
-        for row in in_order(held_out, numbers):
+        for row in read_rows_in_order(held_out, numbers):
             wanted.update(zip(row["names"], row["audio"]))
             read.append(
                 {
