@@ -21,7 +21,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader
 
 from ..data.answer_parsing import option_spans, question_kind, with_options
-from ..data.clip_preview import picture
+from ..data.clip_preview import preview_clip
 from ..data.decoder import BadClip
 from ..data.soundscapes.corpus import make_soundscapes
 from ..demo import MODEL_NAMES
@@ -60,7 +60,7 @@ class Column:
 def clip_figures(paths: list[str], models: list[LoadedModel]) -> str:
     """Returns HTML with a spectrogram of each clip, as far as a model uses it."""
     used = min(MAX_PICTURE_SECONDS, max(model.max_audio_seconds for model in models))
-    clips = [picture(path, used, playable=False) for path in paths]
+    clips = [preview_clip(path, used, playable=False) for path in paths]
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True)
     return environment.get_template("clips.html").render(clips=clips)
 

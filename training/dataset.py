@@ -15,7 +15,7 @@ from ..data.label_fixes import RowFixes
 from ..data.length_sampler import LengthBucketSampler, row_lengths
 from ..data.second_clips import first_clips, second_clips
 from ..data.shards import dataset_folder, load_shards
-from ..data.streaming import Shards, in_order, stream_rows
+from ..data.streaming import Shards, read_rows_in_order, stream_rows
 from ..data.subsets import first_of_each_type, mix_rows
 from ..runtime import UserError
 from .arguments import AudioLMTrainingArguments, DataArguments, ModelArguments
@@ -208,7 +208,7 @@ def _read_eval_rows(
         indices += rows["row"]
     clips: dict[str, Clip] = {}
     texts = []
-    for row in in_order(shards, indices):
+    for row in read_rows_in_order(shards, indices):
         clips.update(zip(row["names"], row["audio"]))
         text = {name: value for name, value in row.items() if name not in ("row", "names")}
         texts.append({**text, "audio": row["names"]})
