@@ -10,7 +10,6 @@ import json
 import math
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 

@@ -171,7 +171,7 @@ def _open_stream(
 ) -> TrainingData:
     train_fixes, eval_fixes = build_row_fixes(data_args, args.seed)
     shards = Shards(address, "train")
-    chosen = choose_rows(shards.light(), data_args, args.seed, True)
+    chosen = choose_rows(shards.selection_columns(), data_args, args.seed, True)
     options = {"chosen": chosen["row"], "buffer": data_args.shuffle_buffer, "seed": args.seed}
     rows = stream_rows(
         shards,
@@ -189,7 +189,7 @@ def _open_stream(
             break
     eval_rows = None
     eval_clips: dict[str, Clip] = {}
-    if shards.has("val"):
+    if shards.has_split("val"):
         held_out = Shards(address, "val")
         eval_rows, eval_clips = _read_eval_rows(held_out, data_args, args.seed)
         eval_rows = {name: eval_fixes.rows(rows) for name, rows in eval_rows.items()}
@@ -202,7 +202,7 @@ def _read_eval_rows(
     shards: Shards, data_args: DataArguments, seed: int
 ) -> tuple[dict[str, Dataset], dict[str, Clip]]:
     """Reads the rows to evaluate on by question type, and their clips by name."""
-    chosen = choose_rows(shards.light(), data_args, seed, False)
+    chosen = choose_rows(shards.selection_columns(), data_args, seed, False)
     indices: list[int] = []
     for rows in _rows_by_type(chosen, data_args.max_eval_samples).values():
         indices += rows["row"]
