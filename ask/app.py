@@ -16,11 +16,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
 
-from ..data.answer_parsing import option_spans, question_kind, with_options
+from ..data.answer_parsing import add_options, find_options, infer_answer_format
 from ..data.clip_preview import preview_clip
 from ..data.decoder import BadClip
 from ..data.soundscapes.corpus import make_soundscapes
@@ -67,7 +68,7 @@ def clip_figures(paths: list[str], models: list[LoadedModel]) -> str:
 
 def label_probabilities(question: str, answer: Answer) -> dict[str, float] | None:
     """Returns probabilities by the options as they are written, None for an open question."""
-    labels = {o.letter.lower(): f"{o.letter}) {o.text}" for o in option_spans(question)}
+    labels = {o.letter.lower(): f"{o.letter}) {o.text}" for o in find_options(question)}
     return {labels.get(option, option): p for option, p in answer.options.items()} or None
 
 
@@ -85,7 +86,7 @@ def read_inputs(clips: list[str], question: str, options: str) -> str:
     if len(question) + len(options or "") > MAX_CHARACTERS:
         raise user_error(f"Use at most {MAX_CHARACTERS:,} characters.", "Too long")
     try:
-        return with_options(question, (options or "").splitlines())
+        return add_options(question, (options or "").splitlines())
     except ValueError as error:
         raise user_error(f"{error}.", "Options") from error
 
@@ -168,15 +169,12 @@ def _ask(
 
 
 def _outputs(figures: str, columns: list[Column]) -> list:
-    outputs: list = [figures]
-    for column in columns:
-        outputs += [column.text, column.probabilities, column.status]
-    return outputs
+    return [figures, *chain.from_iterable((c.text, c.probabilities, c.status) for c in columns)]
 
 
 def example_kind(row: dict) -> str:
     """Returns the key of `EXAMPLE_COUNTS` for a row, or "open"."""
-    kind = question_kind(row["input"])
+    kind = infer_answer_format(row["input"])
     return "pair" if row["filepath2"] and kind != "open" else kind
 
 
