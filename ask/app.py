@@ -133,8 +133,7 @@ def ask(models: list[LoadedModel], *inputs) -> Iterator[list]:
 
     Args:
         models: One column each.
-        inputs: First clip, second clip, question, options (one per line), and whether to ask
-            without audio.
+        inputs: First clip, second clip, question, options (one per line), no audio (bool).
     """
     try:
         yield from _ask(models, *inputs)

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -135,7 +136,7 @@ def answer_rows(job: TableJob, rows: list[dict]) -> list[dict]:
     paths = [[str(job.questions.parent / row[c]) for c in CLIPS if row.get(c)] for row in rows]
     encoded = _encode(job.model, list(dict.fromkeys(chain.from_iterable(paths))))
     results: list[dict] = []
-    questions: dict[int, tuple[str, list[EncodedClip]]] = {}
+    questions: dict[int, tuple[str, list]] = {}
     for i, row in enumerate(rows):
         errors = [str(encoded[path]) for path in paths[i] if isinstance(encoded[path], BadClip)]
         errors = errors if row["audio"] else ["no clip is named"]
