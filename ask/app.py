@@ -42,7 +42,7 @@ CLEANUP_INTERVAL, MAX_UPLOAD_AGE = 600, 3600  # s
 MAX_PICTURE_SECONDS = 60.0
 TEMPLATES = Path(__file__).parent / "templates"
 DEMO_NOTE = (
-    "These are small demo models. They know twenty synthetic sounds: try the examples below. "
+    "These small demo models know twenty synthetic sounds only: try the examples below. "
     "Their answers about other recordings mean nothing."
 )
 EXAMPLE_COUNTS = {"mcq": 3, "yes_no": 2, "pair": 1}
@@ -338,8 +338,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("the page needs gradio: `uv sync --extra app`, or `pip install gradio`")
     if args.space:
         write_space(args.space, args.models)
-        command = f"hf upload USER/NAME {args.space} --repo-type space"
-        print(f"{args.space} is a Space. `{command}` publishes it.")
+        print(f"`hf upload USER/NAME {args.space} --repo-type space` publishes the Space.")
         return
     try:
         serve(args)

@@ -168,7 +168,9 @@ def _encode(model: LoadedModel, paths: list[str]) -> dict[str, EncodedClip | Bad
         return {path: _encode(model, [path])[path] for path in paths}
 
 
-def _ask(job: TableJob, questions: list[tuple[str, list[EncodedClip]]]) -> list[Answer | UserError]:
+def _ask(
+    job: TableJob, questions: list[tuple[str, list[EncodedClip]]]
+) -> Sequence[Answer | UserError]:
     """Asks questions together, or one by one if one of them is too long."""
     if not questions:
         return []
