@@ -1,42 +1,36 @@
 """Trains the demo's two encoders on soundscapes: `python -m audiolm.demo.train_encoders`.
 
-HTSAT learns which events sound when. Mimi learns to reconstruct the audio, and its first codebook to
+HTSAT learns which events sound when. Mimi learns to reconstruct audio, and its first codebook to
 predict HTSAT's features, as Mimi's is distilled from WavLM (arXiv 2410.00037). Both are saved in
 half precision in the file formats of the published weights, with what they reach in `figures.json`.
 """
 
 import argparse
-import json
 import os
-from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
-from transformers import (
-    ClapFeatureExtractor,
-    MimiConfig,
-    MimiModel,
-    get_cosine_schedule_with_warmup,
-    set_seed,
-)
+from transformers import ClapFeatureExtractor, MimiConfig, MimiModel, set_seed
 
 from ..configuration_audiolm import default_encoder_config
 from ..data.soundscapes.events import CLASSES, SAMPLE_RATE
 from ..data.soundscapes.scenes import draw_scene, render
 from ..encoders_audiolm import HTSATEncoder
-from ..runtime import use_all_of_the_cpu, write_json
+from ..runtime import use_all_of_the_cpu
+from .training import Optimizer, shuffled_batches, write_figures
 
 SCENE_SEED = 990_000_000  # differs from any seed of a corpus
 WINDOW_SECONDS = 5
 CELLS = 16  # HTSAT's time cells in a window
 FRAME = 1920  # samples per Mimi frame
 SEGMENT = 16  # Mimi frames per training segment
+HTSAT_BATCH_SIZE = 32  # windows
+MIMI_BATCH_SIZE = 8  # segments
 CODEBOOK_DECAY = 0.99
 MIN_CODE_USAGE = 0.05
 NEW_CODE_USAGE = 0.2
@@ -69,12 +63,8 @@ def _render_scene(number: int) -> tuple[np.ndarray, np.ndarray]:
     return (sound * 32767).astype(np.int16), presence
 
 
-def render_scenes(first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Renders scenes.
-
-    Returns:
-        16-bit audio `(scenes, samples)`, and 1 where a class sounds, `(scenes, classes, cells)`.
-    """
+def render_scenes(first: int, count: int) -> tuple[Tensor, Tensor]:
+    """Renders 16-bit audio, `(scenes, samples)`, and presences, `(scenes, classes, cells)`."""
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         rendered = pool.map(_render_scene, range(first, first + count), chunksize=16)
         rendered = list(tqdm(rendered, total=count, desc="rendering scenes", unit="scene"))
@@ -82,33 +72,11 @@ def render_scenes(first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return audio, presence.float()
 
 
-def _to_float(audio: torch.Tensor) -> torch.Tensor:
+def _to_float(audio: Tensor) -> Tensor:
     return audio.float() / 32768
 
 
-def shuffled_batches(
-    steps: int, batch_size: int, num_examples: int, seed: int, label: str
-) -> Iterator[tuple[tqdm, torch.Tensor]]:
-    """Yields a progress bar and the indices of each batch."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.zeros(0, dtype=torch.long)
-    bar = tqdm(range(steps), desc=label, unit="step")
-    for _ in bar:
-        if len(order) < batch_size:
-            order = torch.cat([order, torch.randperm(num_examples, generator=generator)])
-        yield bar, order[:batch_size]
-        order = order[batch_size:]
-
-
-def build_optimizer(
-    parameters: Iterable[nn.Parameter], learning_rate: float, steps: int
-) -> tuple[torch.optim.Optimizer, LRScheduler]:
-    """Builds AdamW and its cosine schedule."""
-    optimizer = torch.optim.AdamW(parameters, learning_rate, betas=(0.8, 0.99), weight_decay=0.01)
-    return optimizer, get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
-
-
-def mean_average_precision(scores: torch.Tensor, present: torch.Tensor) -> float:
+def mean_average_precision(scores: Tensor, present: Tensor) -> float:
     """Returns the mean over classes of the area under the precision-recall curve.
 
     Both tensors have the shape `(examples, classes)`.
@@ -122,30 +90,27 @@ def mean_average_precision(scores: torch.Tensor, present: torch.Tensor) -> float
 
 
 def train_htsat(
-    audio: torch.Tensor, presence: torch.Tensor, steps: int, batch_size: int, seed: int
+    audio: Tensor, presence: Tensor, steps: int, seed: int
 ) -> tuple[HTSATEncoder, nn.Module]:
     """Trains HTSAT and a linear head by binary cross-entropy, per time cell and per clip."""
     encoder = HTSATEncoder(default_encoder_config("htsat", HTSAT))
     head = nn.Conv1d(encoder.dim, len(CLASSES), 1)
-    optimizer, schedule = build_optimizer([*encoder.parameters(), *head.parameters()], 1e-3, steps)
+    optimizer = Optimizer([*encoder.parameters(), *head.parameters()], 1e-3, steps)
     encoder.train()
-    for bar, indices in shuffled_batches(steps, batch_size, len(audio), seed, "htsat"):
+    for bar, indices in shuffled_batches(steps, HTSAT_BATCH_SIZE, len(audio), seed, "htsat"):
         grid, _ = encoder.encode_windows(_to_float(audio[indices]))
         scores = head(grid.mean(2))
         targets = presence[indices]
         loss = F.binary_cross_entropy_with_logits(scores, targets)
         loss = loss + F.binary_cross_entropy_with_logits(scores.amax(2), targets.amax(2))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+        optimizer.step(loss)
         bar.set_postfix(loss=f"{loss.item():.3f}")
     return encoder.eval(), head.eval()
 
 
 @torch.no_grad()
-def htsat_features(encoder: HTSATEncoder, audio: torch.Tensor) -> torch.Tensor:
-    """Returns features of windows, averaged over frequency: half precision `(clips, dim, cells)`."""
+def htsat_features(encoder: HTSATEncoder, audio: Tensor) -> Tensor:
+    """Returns features averaged over frequency, in half precision, `(clips, dim, cells)`."""
     batches = tqdm(audio.split(64), desc="htsat features", unit="batch")
     grids = (encoder.encode_windows(_to_float(batch))[0] for batch in batches)
     return torch.cat([grid.mean(2).half() for grid in grids])
@@ -153,7 +118,7 @@ def htsat_features(encoder: HTSATEncoder, audio: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def htsat_figures(
-    encoder: HTSATEncoder, head: nn.Module, audio: torch.Tensor, presence: torch.Tensor
+    encoder: HTSATEncoder, head: nn.Module, audio: Tensor, presence: Tensor
 ) -> dict[str, float]:
     """Returns mean average precisions: for the classes in a clip, and for those in a time cell."""
     scores = head(htsat_features(encoder, audio).float())
@@ -166,24 +131,22 @@ def htsat_figures(
     }
 
 
-def quantize(
-    quantizer: nn.Module, latents: torch.Tensor, num_codebooks: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize(rvq: nn.Module, latents: Tensor, num_codebooks: int) -> tuple[Tensor, Tensor]:
     """Quantises latents with a straight-through gradient, and updates the codebooks.
 
     Args:
-        quantizer: A `MimiResidualVectorQuantizer`.
+        rvq: A `MimiResidualVectorQuantizer`.
         latents: Latents, `(batch, dim, frames)`.
-        num_codebooks: Number of its codebooks to use.
+        num_codebooks: Number of codebooks to use.
 
     Returns:
         The quantised latents, and the commitment loss.
     """
-    projected = quantizer.input_proj(latents)
+    projected = rvq.input_proj(latents)
     residual = projected
     total = torch.zeros_like(projected)
     commitment = 0.0
-    for layer in quantizer.layers[:num_codebooks]:
+    for layer in rvq.layers[:num_codebooks]:
         codes = layer.encode(residual.detach())
         decoded = layer.decode(codes)
         points = residual.detach().transpose(1, 2).flatten(0, 1)
@@ -191,17 +154,14 @@ def quantize(
         commitment = commitment + F.mse_loss(residual, decoded)
         residual = residual - decoded
         total = total + decoded
-    return quantizer.output_proj(projected + (total - projected).detach()), commitment
+    return rvq.output_proj(projected + (total - projected).detach()), commitment
 
 
 @torch.no_grad()
-def update_codebook(codebook: nn.Module, points: torch.Tensor, codes: torch.Tensor) -> None:
-    """Updates a codebook's moving averages. Unused codes are replaced by random points.
+def update_codebook(codebook: nn.Module, points: Tensor, codes: Tensor) -> None:
+    """Updates the moving averages of a `MimiEuclideanCodebook` with points, `(points, dim)`.
 
-    Args:
-        codebook: A `MimiEuclideanCodebook`.
-        points: Vectors `(points, dim)`.
-        codes: Code of each point.
+    Random points replace unused codes.
     """
     counts = torch.bincount(codes, minlength=codebook.codebook_size).to(points.dtype)
     sums = torch.zeros_like(codebook.embed_sum).index_add_(0, codes, points)
@@ -214,7 +174,7 @@ def update_codebook(codebook: nn.Module, points: torch.Tensor, codes: torch.Tens
     codebook._embed = None
 
 
-def spectral_distance(audio: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def spectral_distance(audio: Tensor, target: Tensor) -> Tensor:
     """Returns the L1 distance of log-magnitude spectra in nepers, the mean over four resolutions.
 
     Both tensors have the shape `(batch, samples)`.
@@ -231,8 +191,8 @@ def spectral_distance(audio: torch.Tensor, target: torch.Tensor) -> torch.Tensor
 
 
 @torch.no_grad()
-def normalise_outputs(module: nn.Module, *inputs: torch.Tensor) -> None:
-    """Scales each convolution so that its output for `inputs` has a variance of 1 (arXiv 1511.06422).
+def normalise_outputs(module: nn.Module, *inputs: Tensor) -> None:
+    """Scales each convolution to an output variance of 1 for `inputs` (arXiv 1511.06422).
 
     Recordings are quiet. With the default initialisation, the codec's biases outweigh the audio and
     it does not learn.
@@ -256,7 +216,7 @@ def _quantizers(model: MimiModel) -> tuple[nn.Module, nn.Module]:
     )
 
 
-def _initialise_mimi(audio: torch.Tensor) -> MimiModel:
+def _initialise_mimi(audio: Tensor) -> MimiModel:
     model = MimiModel(MimiConfig(**MIMI))
     middle = audio.shape[1] // 2
     sample = _to_float(audio[:16, middle : middle + SEGMENT * FRAME])[:, None]
@@ -270,30 +230,20 @@ def _initialise_mimi(audio: torch.Tensor) -> MimiModel:
     return model
 
 
-def train_mimi(
-    audio: torch.Tensor, features: torch.Tensor, steps: int, batch_size: int, seed: int
-) -> MimiModel:
-    """Trains the codec on segments for reconstruction, commitment and distillation.
-
-    Args:
-        audio: 16-bit audio, `(scenes, samples)`.
-        features: Features of `htsat_features`, which the first codebook learns to predict.
-        steps: Training steps.
-        batch_size: Segments per step.
-        seed: Seed of batches, segments and numbers of codebooks.
-    """
+def train_mimi(audio: Tensor, features: Tensor, steps: int, seed: int) -> MimiModel:
+    """Trains the codec for reconstruction, commitment, and prediction of `htsat_features`."""
     model = _initialise_mimi(audio)
     semantic, acoustic = _quantizers(model)
     predictor = nn.Conv1d(model.config.hidden_size, features.shape[1], 1)
     parameters = [*model.parameters(), *predictor.parameters()]
-    optimizer, schedule = build_optimizer(parameters, 1e-3, steps)
+    optimizer = Optimizer(parameters, 1e-3, steps)
     generator = torch.Generator().manual_seed(seed)
     model.train()
     mean = features.float().mean((0, 2))[:, None]
     deviation = features.float().std((0, 2))[:, None]
     frames = audio.shape[1] // FRAME
     features = F.interpolate(features.float(), size=frames, mode="linear").half()
-    for bar, indices in shuffled_batches(steps, batch_size, len(audio), seed, "mimi"):
+    for bar, indices in shuffled_batches(steps, MIMI_BATCH_SIZE, len(audio), seed, "mimi"):
         start = int(torch.randint(frames - SEGMENT, (1,), generator=generator))
         num_acoustic = 7
         if torch.rand(1, generator=generator) < 0.5:
@@ -311,18 +261,14 @@ def train_mimi(
         distance = spectral_distance(decoded, wave)
         distillation = F.mse_loss(predictor(first), target)
         loss = distance + 2 * F.l1_loss(decoded, wave) + 0.25 * commitment + 2 * distillation
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        optimizer.step(loss, clipped_model=model)
         bar.set_postfix(distance=f"{distance.item():.3f}", distilled=f"{distillation.item():.3f}")
     return model.eval()
 
 
 @torch.no_grad()
-def codec_figures(model: MimiModel, audio: torch.Tensor) -> dict[str, dict]:
-    """Returns spectral distances with 1 to 8 codebooks and unquantised, and codebook perplexities."""
+def codec_figures(model: MimiModel, audio: Tensor) -> dict[str, dict]:
+    """Returns spectral distances by number of codebooks, and the perplexity of each codebook."""
     waves = _to_float(audio[:, : audio.shape[1] // FRAME * FRAME]).split(16)
     codes = [model.encode(wave[:, None]).audio_codes for wave in waves]
     distances = {}
@@ -344,20 +290,13 @@ def codec_figures(model: MimiModel, audio: torch.Tensor) -> dict[str, dict]:
     return {"spectral_distance": distances, "codebook_perplexity": perplexities}
 
 
-def write_figures(folder: Path, figures: dict) -> None:
-    """Writes `figures.json` beside trained weights, and prints it."""
-    write_json(folder / "figures.json", figures)
-    print(f"{folder}: {json.dumps(figures, indent=2)}", flush=True)
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Builds the command's parser."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument
-    folder = Path(__file__).parent
-    add("--output", type=Path, default=folder, help="folder for htsat/ and mimi/")
+    add("--output", type=Path, default=Path(__file__).parent, help="folder for htsat/ and mimi/")
     add("--scenes", type=int, default=6000, help="training scenes of 5 s")
     add("--unseen", type=int, default=400, help="test scenes")
     add("--htsat_steps", type=int, default=1000, help="steps with batch size 32")
@@ -373,7 +312,7 @@ def main(argv: list[str] | None = None) -> None:
     audio, presence = render_scenes(0, args.scenes)
     unseen, unseen_presence = render_scenes(args.scenes, args.unseen)
     set_seed(args.seed)
-    encoder, head = train_htsat(audio, presence, args.htsat_steps, 32, args.seed)
+    encoder, head = train_htsat(audio, presence, args.htsat_steps, args.seed)
     features = htsat_features(encoder, audio)
     figures = htsat_figures(encoder, head, unseen, unseen_presence)
     encoder.model.half().save_pretrained(args.output / "htsat")
@@ -388,7 +327,7 @@ def main(argv: list[str] | None = None) -> None:
     ).save_pretrained(args.output / "htsat")
     write_figures(args.output / "htsat", figures)
     set_seed(args.seed)
-    codec = train_mimi(audio, features, args.mimi_steps, 8, args.seed)
+    codec = train_mimi(audio, features, args.mimi_steps, args.seed)
     figures = codec_figures(codec, unseen)
     codec.half().save_pretrained(args.output / "mimi")
     write_figures(args.output / "mimi", figures)

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 from .. import AudioLMFeatureExtractor, AudioLMProcessor
 from ..data.soundscapes.corpus import Split, draw_corpus
 from ..runtime import use_all_of_the_cpu
-from .train_encoders import build_optimizer, shuffled_batches, write_figures
+from .training import Optimizer, shuffled_batches, write_figures
 
 SEED = 980_000_000  # differs from any seed of a corpus
 # <audio> has AudioLMConfig's audio_token_id, 3.
@@ -79,7 +79,7 @@ def collate(examples: list[Example]) -> dict[str, torch.Tensor]:
 
 
 def example_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Returns the mean loss per answer, averaged over examples: a "yes" counts as much as a caption."""
+    """Averages the mean loss of each answer: a "yes" counts as much as a caption."""
     targets = batch.pop("labels")[:, 1:]
     logits = model(**batch).logits[:, :-1]
     losses = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
@@ -114,7 +114,7 @@ def build_training_rows(split: Split) -> list[dict]:
 
 def train(model: nn.Module, examples: list[Example], steps: int, seed: int) -> None:
     """Trains the language model. A pass of a pool of batches is never cut."""
-    optimizer, schedule = build_optimizer(model.parameters(), 2e-3, steps)
+    optimizer = Optimizer(model.parameters(), 2e-3, steps)
     num_pools = -(-steps // BATCHES_PER_POOL)
     pool_size = BATCHES_PER_POOL * BATCH_SIZE
     for bar, pool in shuffled_batches(num_pools, pool_size, len(examples), seed, "text"):
@@ -122,11 +122,7 @@ def train(model: nn.Module, examples: list[Example], steps: int, seed: int) -> N
         for number in torch.randperm(BATCHES_PER_POOL).tolist():
             batch = collate(by_length[number * BATCH_SIZE : (number + 1) * BATCH_SIZE])
             loss = example_loss(model, batch)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
+            optimizer.step(loss, clipped_model=model)
             bar.set_postfix(loss=f"{loss.item():.3f}")
 
 

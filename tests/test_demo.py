@@ -100,7 +100,7 @@ def test_shipped_language_model_answers_what_captions_say():
         for row in rows
     ]
     exact = [
-        train_text.exact_answers(model, [train_text.example(processor, row) for row in some])
+        train_text.exact_answers(model, [train_text.build_example(processor, row) for row in some])
         for some in (rows, untold)
     ]
     assert exact[0] > exact[1] + 0.2 and abs(exact[0] - FIGURES["text"]["exact_answers"]) < 0.08
@@ -155,7 +155,7 @@ def test_small_encoders_are_trained_and_load_as_any_checkpoint(tmp_path):
 
 
 def test_scenes_say_what_is_heard_when():
-    audio, cells = train_encoders.scenes(0, 4)
+    audio, cells = train_encoders.render_scenes(0, 4)
     assert audio.shape == (4, 120_000) and cells.shape == (4, len(CLASSES), train_encoders.CELLS)
     for seed, heard in enumerate(cells):
         scene = draw_scene(np.random.default_rng([train_encoders.SCENE_SEED, seed]))
@@ -184,7 +184,7 @@ def test_a_codebook_follows_its_points():
     centres = torch.randn(5, codebook.embed_sum.shape[1]) * 3
     for _ in range(300):
         points = centres[torch.randint(5, (200,))] + 0.01 * torch.randn(200, centres.shape[1])
-        train_encoders.follow(codebook, points, codebook.encode(points), 0.99)
+        train_encoders.update_codebook(codebook, points, codebook.encode(points))
     assert (codebook.decode(codebook.encode(centres)) - centres).abs().max() < 0.1
 
 
@@ -195,7 +195,7 @@ def test_small_language_model(tmp_path):
     processor = AudioLMProcessor(AudioLMFeatureExtractor(), AutoTokenizer.from_pretrained(tmp_path))
     assert processor.tokenizer.convert_tokens_to_ids("<audio>") == processor.audio_token_id == 3
     row = next(row for row in draw_corpus(40, 1)["train"].rows if row["filepath2"])
-    ids, labels = train_text.example(processor, row)
+    ids, labels = train_text.build_example(processor, row)
     text = processor.tokenizer.decode(ids)
     assert (
         row["caption1"] in text
