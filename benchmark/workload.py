@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 import wave
 from argparse import Namespace
 from pathlib import Path
@@ -37,6 +38,7 @@ KINDS = {
     "difference, tier 2": ExampleKind(67_855, 2, 7, 64),
     "difference, tier 3": ExampleKind(67_855, 2, 6, 181),
 }
+PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L4": 121.0}  # dense, bfloat16
 LENGTH_SPREAD = 0.25  # standard deviation of the logarithm of a length
 FIRST_WORD_ID = 4  # after <unk>, <bos>, <eos> and <audio>
 # Mimi's and EnCodec's codebooks are initialised with zeros, which would make all features zeros.
@@ -161,6 +163,14 @@ def baseline_loss(model: AudioLMForConditionalGeneration, batch: dict) -> torch.
     ).logits.float()
     targets = nn.functional.pad(batch["labels"], (0, 1), value=-100)[:, 1:]
     return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def peak_tflops(device_name: str) -> float | None:
+    """Returns a GPU's highest dense bfloat16 rate, or None if it is not listed."""
+    for name, peak in PEAK_TFLOPS.items():
+        if re.search(rf"\b{name}\b", device_name):
+            return peak
+    return None
 
 
 def step_flops(
