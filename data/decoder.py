@@ -33,17 +33,11 @@ class BadClip(UserError):
 
 @dataclass
 class ClipDecoder:
-    """Decodes clips to samples at the extractor's sampling rate.
-
-    Attributes:
-        extractor: Feature extractor of the encoder.
-        timeout: Seconds that a clip may take.
-        skip_bad_clips: Whether [`ReasonAQACollator`] replaces examples whose clip is bad.
-    """
+    """Decodes clips to samples at the extractor's sampling rate."""
 
     extractor: AudioLMFeatureExtractor
-    timeout: float = 60.0
-    skip_bad_clips: bool = False
+    timeout: float = 60.0  # seconds for a clip
+    skip_bad_clips: bool = False  # whether the collator replaces examples whose clip is bad
 
     def __call__(self, clip: Clip, name: str | None = None) -> torch.Tensor:
         """Returns the samples of a clip, shape `(samples,)`.

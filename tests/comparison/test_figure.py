@@ -19,8 +19,7 @@ from audiolm.comparison.report.figure import (
     reliability_picture,
     write_figure,
 )
-from audiolm.comparison.report.pictures import export_picture, shared_style
-from audiolm.comparison.report.styles import COLOURS, style_arms
+from audiolm.comparison.report.styles import COLOURS, export_picture, shared_style, style_arms
 from audiolm.comparison.runs import Run, bits_per_second, check_comparable
 from audiolm.encoders_audiolm import build_encoder
 
