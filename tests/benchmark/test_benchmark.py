@@ -10,6 +10,7 @@ from functools import partial
 
 import pytest
 import torch
+from support.builders import SMALL_HTSAT, SMALL_MIMI, TEXT
 
 from audiolm import AudioLMConfig
 from audiolm.benchmark import cli, measure, workload
@@ -17,7 +18,6 @@ from audiolm.checkpoints.encoders import randomise_codebooks
 from audiolm.encoders_audiolm import MimiEncoder
 from audiolm.runtime import resident_memory
 from audiolm.training.compile import PAD_TO, compile_layers
-from support.builders import SMALL_HTSAT, SMALL_MIMI, TEXT
 
 ENCODERS = {"htsat": SMALL_HTSAT, "mimi_full": SMALL_MIMI}
 CLIPS = workload.clip_files("clips")
