@@ -267,7 +267,8 @@ def measure(options: Namespace, is_baseline: bool, folder: str, cached: bool = F
     workload = build_workload(options, is_baseline, folder, cached)
     summary = summarise(options, workload, time_steps(options, workload))
     peak = torch.cuda.max_memory_reserved() if cuda else resident_memory("VmHWM")
-    return {**summary, "peak_memory_bytes": peak - memory_before if peak else None}
+    is_measured = peak is not None and memory_before is not None
+    return {**summary, "peak_memory_bytes": peak - memory_before if is_measured else None}
 
 
 def loader_rate(options: Namespace, folder: str) -> float:

@@ -9,6 +9,7 @@ import argparse
 import os
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -131,7 +132,7 @@ def htsat_figures(
     }
 
 
-def quantize(rvq: nn.Module, latents: Tensor, num_codebooks: int) -> tuple[Tensor, Tensor]:
+def quantize(rvq: Any, latents: Tensor, num_codebooks: int) -> tuple[Tensor, Tensor]:
     """Quantises latents with a straight-through gradient, and updates the codebooks.
 
     Args:
@@ -145,7 +146,7 @@ def quantize(rvq: nn.Module, latents: Tensor, num_codebooks: int) -> tuple[Tenso
     projected = rvq.input_proj(latents)
     residual = projected
     total = torch.zeros_like(projected)
-    commitment = 0.0
+    commitment = torch.zeros(())
     for layer in rvq.layers[:num_codebooks]:
         codes = layer.encode(residual.detach())
         decoded = layer.decode(codes)
@@ -158,7 +159,7 @@ def quantize(rvq: nn.Module, latents: Tensor, num_codebooks: int) -> tuple[Tenso
 
 
 @torch.no_grad()
-def update_codebook(codebook: nn.Module, points: Tensor, codes: Tensor) -> None:
+def update_codebook(codebook: Any, points: Tensor, codes: Tensor) -> None:
     """Updates the moving averages of a `MimiEuclideanCodebook` with points, `(points, dim)`.
 
     Random points replace unused codes.
@@ -208,7 +209,7 @@ def normalise_outputs(module: nn.Module, *inputs: Tensor) -> None:
             part.weight.div_(deviations.pop())
 
 
-def _quantizers(model: MimiModel) -> tuple[nn.Module, nn.Module]:
+def _quantizers(model: MimiModel) -> tuple[Any, Any]:
     quantizer = model.quantizer
     return (
         quantizer.semantic_residual_vector_quantizer,
@@ -217,7 +218,7 @@ def _quantizers(model: MimiModel) -> tuple[nn.Module, nn.Module]:
 
 
 def _initialise_mimi(audio: Tensor) -> MimiModel:
-    model = MimiModel(MimiConfig(**MIMI))
+    model: Any = MimiModel(MimiConfig(**MIMI))
     middle = audio.shape[1] // 2
     sample = _to_float(audio[:16, middle : middle + SEGMENT * FRAME])[:, None]
     normalise_outputs(model.encoder, sample)
@@ -232,7 +233,7 @@ def _initialise_mimi(audio: Tensor) -> MimiModel:
 
 def train_mimi(audio: Tensor, features: Tensor, steps: int, seed: int) -> MimiModel:
     """Trains the codec for reconstruction, commitment, and prediction of `htsat_features`."""
-    model = _initialise_mimi(audio)
+    model: Any = _initialise_mimi(audio)
     semantic, acoustic = _quantizers(model)
     predictor = nn.Conv1d(model.config.hidden_size, features.shape[1], 1)
     parameters = [*model.parameters(), *predictor.parameters()]
@@ -267,7 +268,7 @@ def train_mimi(audio: Tensor, features: Tensor, steps: int, seed: int) -> MimiMo
 
 
 @torch.no_grad()
-def codec_figures(model: MimiModel, audio: Tensor) -> dict[str, dict]:
+def codec_figures(model: Any, audio: Tensor) -> dict[str, dict]:
     """Returns spectral distances by number of codebooks, and the perplexity of each codebook."""
     waves = _to_float(audio[:, : audio.shape[1] // FRAME * FRAME]).split(16)
     codes = [model.encode(wave[:, None]).audio_codes for wave in waves]

@@ -5,6 +5,7 @@ mapper then only has to express a caption as vectors. Both are saved in half pre
 """
 
 import argparse
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -148,7 +149,7 @@ def main(argv: list[str] | None = None) -> None:
     split = draw_corpus(args.rows, SEED)["train"]
     unseen = draw_corpus(1000, SEED + 1)["train"]
     fields = ("input", "answer", "caption1")
-    texts = [row[field] for row in split.rows[:20_000] for field in fields]
+    texts = [row[field] for row, field in product(split.rows[:20_000], fields)]
     tokenizer = train_tokenizer(texts, args.vocabulary)
     processor = AudioLMProcessor(AudioLMFeatureExtractor(), tokenizer)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **LLAMA))
