@@ -120,9 +120,6 @@ class Shards:
                 rows.append(row)
         return rows
 
-    has = has_split  # RENAMED
-    light = selection_columns  # RENAMED
-
 
 def read_rows_in_order(shards: Shards, numbers: Iterable[int]) -> Iterator[dict]:
     """Yields the rows with these numbers, in the order of the data set."""
@@ -265,14 +262,3 @@ def _read_shares(
     for share in shares:
         for row in repeat_shuffled(shards, share.groups, buffer, share.seed, share.num_done):
             yield transform(row) if transform else row
-
-
-def stream_rows(
-    shards, chosen, buffer, seed, processes=1, workers=0, batch_size=1, batches_done=0, row=None
-):  # RENAMED: stream_examples(shards, chosen, buffer, seed, StreamReaders(...), row)
-    """Calls [`stream_examples`]."""
-    readers = StreamReaders(processes, workers, batch_size, batches_done)
-    return stream_examples(shards, chosen, buffer, seed, readers, row)
-
-
-in_order = read_rows_in_order  # RENAMED

@@ -554,6 +554,3 @@ TRAINING_DEFAULTS = {
     for f in fields(AudioLMTrainingArguments)
     if f.name in AudioLMTrainingArguments.__annotations__ and f.init
 }
-parse = parse_arguments  # RENAMED
-DEFAULTS = TRAINING_DEFAULTS  # RENAMED
-ROWS_PER_STEP = BATCH_SIZE  # RENAMED

@@ -270,8 +270,6 @@ class BadAudio(TrainerCallback):
             f"{rows} rows were replaced, since {len(self.faults)} clips turned bad: {self.listing}"
         )
 
-    found = report  # RENAMED
-
 
 def format_log_line(step: int, steps: int, logs: dict) -> str:
     """Formats what is logged at a step.

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from ..data import audio_roots, drop_bad_audio, load_reasonaqa, select_rows
 from ..data.audio_check import inspect_clips
 from ..data.audio_files import Clip
 from ..data.label_fixes import RowFixes
-from ..data.length_sampler import LengthBucketSampler, row_lengths
+from ..data.length_sampler import LengthGroupedSampler, estimate_lengths
 from ..data.second_clips import first_clips, second_clips
 from ..data.shards import dataset_folder, load_shards
-from ..data.streaming import Shards, in_order, stream_rows
+from ..data.streaming import Shards, StreamReaders, read_rows_in_order, stream_examples
 from ..data.subsets import first_of_each_type, mix_rows
 from ..runtime import UserError
 from .arguments import AudioLMTrainingArguments, DataArguments, ModelArguments
@@ -35,7 +36,7 @@ class TrainingData:
     # By the name that `eval_rows` have for a clip.
     eval_clips: dict[str, Clip]
     # Order of the training examples. None for the Trainer's own order, or a stream's.
-    sampler: LengthBucketSampler | None = None
+    sampler: LengthGroupedSampler | None = None
 
 
 def load_training_dataset(
@@ -136,10 +137,10 @@ def _load_rows(data_args: DataArguments, args: AudioLMTrainingArguments) -> Trai
     eval_clips: dict[str, Clip] = {}
     if "validation" in data:
         by_type = _rows_by_type(data["validation"], data_args.max_eval_samples)
-        eval_rows = {name: eval_fixes.rows(rows) for name, rows in by_type.items()}
+        eval_rows = {name: eval_fixes.apply(rows) for name, rows in by_type.items()}
         for rows in eval_rows.values():
             eval_clips.update((clip, clip) for clip in unique_clips(rows))
-    rows = train_fixes.rows(data["train"])
+    rows = train_fixes.apply(data["train"])
     return TrainingData(rows, eval_rows, len(rows), len(clips), clips, eval_clips)
 
 
@@ -171,28 +172,26 @@ def _open_stream(
 ) -> TrainingData:
     train_fixes, eval_fixes = build_row_fixes(data_args, args.seed)
     shards = Shards(address, "train")
-    chosen = choose_rows(shards.light(), data_args, args.seed, True)
-    options = {"chosen": chosen["row"], "buffer": data_args.shuffle_buffer, "seed": args.seed}
-    rows = stream_rows(
-        shards,
-        **options,
-        processes=args.world_size,
-        workers=args.dataloader_num_workers,
-        batch_size=args.per_device_train_batch_size,
-        batches_done=batches_done,
-        row=train_fixes,
+    chosen = choose_rows(shards.selection_columns(), data_args, args.seed, True)
+    stream = partial(stream_examples, shards, chosen["row"], data_args.shuffle_buffer, args.seed)
+    readers = StreamReaders(
+        args.world_size,
+        args.dataloader_num_workers,
+        args.per_device_train_batch_size,
+        batches_done,
     )
+    rows = stream(readers, train_fixes)
     clip_by_name: dict[str, Clip] = {}
-    for row in islice(stream_rows(shards, **options), len(chosen)):
+    for row in islice(stream(), len(chosen)):
         clip_by_name.update(zip(row["names"], row["audio"]))
         if len(clip_by_name) >= data_args.num_stats_clips:
             break
     eval_rows = None
     eval_clips: dict[str, Clip] = {}
-    if shards.has("val"):
+    if shards.has_split("val"):
         held_out = Shards(address, "val")
         eval_rows, eval_clips = _read_eval_rows(held_out, data_args, args.seed)
-        eval_rows = {name: eval_fixes.rows(rows) for name, rows in eval_rows.items()}
+        eval_rows = {name: eval_fixes.apply(rows) for name, rows in eval_rows.items()}
     num_clips = len({*chosen["filepath1"], *chosen["filepath2"]} - {""})
     clips = list(clip_by_name.values())
     return TrainingData(rows, eval_rows, len(chosen), num_clips, clips, eval_clips)
@@ -202,13 +201,13 @@ def _read_eval_rows(
     shards: Shards, data_args: DataArguments, seed: int
 ) -> tuple[dict[str, Dataset], dict[str, Clip]]:
     """Reads the rows to evaluate on by question type, and their clips by name."""
-    chosen = choose_rows(shards.light(), data_args, seed, False)
+    chosen = choose_rows(shards.selection_columns(), data_args, seed, False)
     indices: list[int] = []
     for rows in _rows_by_type(chosen, data_args.max_eval_samples).values():
         indices += rows["row"]
     clips: dict[str, Clip] = {}
     texts = []
-    for row in in_order(shards, indices):
+    for row in read_rows_in_order(shards, indices):
         clips.update(zip(row["names"], row["audio"]))
         text = {name: value for name, value in row.items() if name not in ("row", "names")}
         texts.append({**text, "audio": row["names"]})
@@ -230,7 +229,7 @@ def _add_second_clips(data: TrainingData, seed: int) -> None:
 
 def _build_sampler(
     data: TrainingData, max_seconds: float, args: AudioLMTrainingArguments
-) -> LengthBucketSampler | None:
+) -> LengthGroupedSampler | None:
     """Builds the order of batches of similar length, if `--train_sampling_strategy` asks for it."""
     if args.train_sampling_strategy != "group_by_length":
         return None
@@ -240,8 +239,8 @@ def _build_sampler(
         return None
     facts = inspect_clips(data.clips, max_seconds)
     seconds = {clip: clip_facts.seconds for clip, clip_facts in facts.items()}
-    lengths = row_lengths(data.rows, seconds, max_seconds)
-    return LengthBucketSampler(lengths, batch_size(args), args.seed)
+    lengths = estimate_lengths(data.rows, seconds, max_seconds)
+    return LengthGroupedSampler(lengths, batch_size(args), args.seed)
 
 
 def batch_size(args: AudioLMTrainingArguments) -> int:
@@ -249,7 +248,7 @@ def batch_size(args: AudioLMTrainingArguments) -> int:
     return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
 
 
-def describe_examples(rows: Dataset, sampler: LengthBucketSampler, step: int) -> str:
+def describe_examples(rows: Dataset, sampler: LengthGroupedSampler, step: int) -> str:
     """Returns the indices and clips of the examples of a training step, counted from 1."""
-    indices = sampler.rows_of(step)
+    indices = sampler.batch_indices(step)
     return "; ".join(f"{i} ({', '.join(map(str, rows[i]['audio']))})" for i in indices)

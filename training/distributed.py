@@ -116,12 +116,3 @@ def any_not_finite(gradients: list[torch.Tensor]) -> torch.Tensor:
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
         is_bad = flag > 0
     return is_bad
-
-
-def refusal(args, lora_r, lm_learning_rate) -> str | None:  # RENAMED check_distributed_options
-    """Returns the message of `check_distributed_options`, or None."""
-    try:
-        check_distributed_options(args, lora_r, lm_learning_rate)
-    except UserError as error:
-        return str(error)
-    return None

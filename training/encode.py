@@ -39,7 +39,7 @@ def encode_audio(
         SystemExit: Ctrl-C was pressed.
     """
     extractor = safeguards.decoder.extractor
-    on_bad = safeguards.bad_audio.found if safeguards.decoder.skip else None
+    on_bad = safeguards.bad_audio.report if safeguards.decoder.skip_bad_clips else None
     cache = data_args.feature_cache
     model.to(args.device)
     _log_audio_cost(model, extractor, dataset, data_args, args)

@@ -233,6 +233,3 @@ def check_features(model: AudioLMForConditionalGeneration, folder: str) -> None:
             "(mapper.feature_mean differs); use the same --encoder_type, --encoder_name_or_path, "
             "--train_file and --max_audio_seconds"
         )
-
-
-RECORD = RECORD_FILE  # RENAMED

@@ -15,7 +15,7 @@ from .callbacks import BadAudio, SkipNonFinite, StopOnSignal
 from .dataset import TrainingData, describe_examples
 from .disk import describe_disk_error
 from .resume import delete_incomplete_checkpoint
-from .trainer import BucketTrainer as AudioLMTrainer
+from .trainer import AudioLMTrainer
 
 PROGRAM = "run_train.py"
 
@@ -62,7 +62,7 @@ def run_training(trainer: AudioLMTrainer, safeguards: Safeguards, stop: StopOnSi
         # A worker of the data loader puts its traceback before the message.
         raise UserError(str(error).strip().splitlines()[-1]) from error
     except (OSError, SafetensorError, RuntimeError) as error:
-        report_dead_worker(error, safeguards.decoder)
+        report_dead_worker(error)
         report_disk_error(error, trainer)
         raise
     finally:
@@ -72,12 +72,14 @@ def run_training(trainer: AudioLMTrainer, safeguards: Safeguards, stop: StopOnSi
     report_signal(trainer, stop)
 
 
-def report_dead_worker(error: Exception, decoder: ClipDecoder) -> None:
-    """Raises a `UserError` with the clip at which a worker of the data loader died, if one did."""
+def report_dead_worker(error: Exception) -> None:
+    """Raises a `UserError` if a worker of the data loader died."""
     message = str(error)
     if "DataLoader worker" in message:
-        clip = decoder.at_death(message) or "no clip"
-        raise UserError(f"{message.splitlines()[0]}; it was decoding {clip}") from error
+        raise UserError(
+            f"{message.splitlines()[0]}. A killed worker often ran out of memory. "
+            "Lower --dataloader_num_workers."
+        ) from error
 
 
 def report_disk_error(error: Exception, trainer: AudioLMTrainer) -> None:

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
@@ -20,7 +19,6 @@ from .arguments import (
     AudioLMTrainingArguments,
     DataArguments,
     ModelArguments,
-    parse_arguments,
     pop_compile_options,
 )
 from .build import build_model, prepare_model
@@ -28,12 +26,12 @@ from .callbacks import EvaluationStopped, LineLogger, LossSpikes, Progress, Stop
 from .compile import PAD_TO
 from .dataset import load_training_dataset
 from .disk import check_disk_space, create_folder
-from .distributed import refusal
+from .distributed import check_distributed_options
 from .encode import encode_audio
 from .loss import token_loss, token_losses
 from .run_record import RunRecord, count_trained_parameters
 from .safeguards import Safeguards, run_training
-from .trainer import BucketTrainer as AudioLMTrainer
+from .trainer import AudioLMTrainer
 
 logger = logging.getLogger("audiolm.train")
 
@@ -49,7 +47,7 @@ def train(
     `callbacks` are called before those of this package. A signal ends the run with `SystemExit`.
     """
     configure_process(args, encodes_audio=not data_args.feature_cache)
-    check_sharding(model_args, args)
+    check_distributed_options(args, model_args.lora_r, model_args.lm_learning_rate)
     dataset = load_training_dataset(model_args, data_args, args)
     model, processor = build_model(model_args, data_args)
     record = RunRecord.create(model, dataset, model_args, data_args, args)
@@ -96,17 +94,6 @@ def configure_process(args: AudioLMTrainingArguments, encodes_audio: bool) -> No
     logging.getLogger("audiolm").setLevel(level)
     use_all_of_the_cpu(encodes=encodes_audio)
     set_seed(args.seed)
-
-
-def check_sharding(model_args: ModelArguments, args: AudioLMTrainingArguments) -> None:
-    """Checks that FSDP or DeepSpeed, if used, support the options.
-
-    Raises:
-        UserError: They do not.
-    """
-    message = refusal(args, model_args.lora_r, model_args.lm_learning_rate)
-    if message:
-        raise UserError(message)
 
 
 def prepare_output(
@@ -220,13 +207,3 @@ def summarize(trainer: AudioLMTrainer, record: RunRecord) -> str:
         if losses:
             rows[name] = " → ".join(dict.fromkeys([losses[0], losses[-1]]))
     return "\n".join(f"{name:<20} {value}" for name, value in rows.items())
-
-
-def main(argv=None):  # MOVED to audiolm.run_train
-    import_module("audiolm.run_train").main(argv)
-
-
-parse = parse_arguments  # MOVED to training.arguments
-BucketTrainer = AudioLMTrainer  # RENAMED
-if __name__ == "__main__":  # MOVED to audiolm.run_train
-    main()

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput, has_length
 
-from ..data.length_sampler import LengthBucketSampler
+from ..data.length_sampler import LengthGroupedSampler
 from .callbacks import EvaluationStopped
 from .distributed import mask_repeated_examples
 
@@ -30,7 +30,7 @@ class AudioLMTrainer(Trainer):
     def __init__(
         self,
         *args,
-        sampler: LengthBucketSampler | None = None,
+        sampler: LengthGroupedSampler | None = None,
         on_bad: Callable[[str], None] | None = None,
         keep_record: Callable[[Path], None] | None = None,
         **kwargs,
@@ -186,7 +186,3 @@ class AudioLMTrainer(Trainer):
         if self.state.global_step < self.state.max_steps:
             self.state.best_model_checkpoint = None
         return super()._finalize_training(*args, **kwargs)
-
-
-BucketTrainer = AudioLMTrainer  # RENAMED
-ParallelTrainer = AudioLMTrainer  # RENAMED

@@ -14,10 +14,10 @@ from transformers import TrainingArguments
 from audiolm import AudioLMForConditionalGeneration
 from audiolm.checkpoints.load import merge_adapters
 from audiolm.evaluation.evaluate import main as evaluate
+from audiolm.run_train import main as train
 from audiolm.training.adapters import add_lora_adapters, build_optimizer
-from audiolm.training.arguments import parse
+from audiolm.training.arguments import parse_arguments
 from audiolm.training.compile import cache_bf16_weights
-from audiolm.training.train import main as train
 
 LORA = options("--freeze_lm true --lora_r 4 --eval_strategy no")
 State = dict[str, torch.Tensor]
@@ -195,7 +195,7 @@ def test_train_lm_learning_rate_reaches_the_language_model(corpus, tokenizer):
 )
 def test_parse_contradicting_options_are_refused(argv, message, capsys):
     with pytest.raises(SystemExit):
-        parse(options(argv))
+        parse_arguments(options(argv))
     assert message in capsys.readouterr().err
 
 
