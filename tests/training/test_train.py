@@ -442,7 +442,7 @@ def test_push_options_are_those_of_transformers():
     ("message", "argv"),
     [
         ("do not divide", ["--per_device_train_batch_size", "5"]),
-        ("none of htsat", ["--encoder_type", "x"]),
+        ("--encoder_type", ["--encoder_type", "x"]),
         ("unrecognized", ["--no_such_flag"]),
         ("--per_device_train_batch_size 0", ["--per_device_train_batch_size", "0"]),
         ("--per_device_train_batch_size -4", ["--per_device_train_batch_size", "-4"]),
