@@ -45,9 +45,6 @@ def load_training_dataset(
     """Loads the examples of a run. A resumed stream starts behind the last trained example.
 
     Without examples to evaluate on, it turns evaluation off in `args`.
-
-    Raises:
-        UserError: The data cannot be read, or no example is left of it.
     """
     try:
         data = _load_stream(data_args, args) if data_args.streaming else _load_rows(data_args, args)
@@ -71,13 +68,7 @@ def unique_clips(rows: Dataset) -> list[str]:
 
 
 def choose_rows(rows: Dataset, data_args: DataArguments, seed: int, is_training: bool) -> Dataset:
-    """Selects the rows that the options ask for.
-
-    Only subtypes and question types apply to rows to evaluate on.
-
-    Raises:
-        UserError: No row is left.
-    """
+    """Selects the rows that the options ask for. Most options apply to training alone."""
     limit = data_args.max_rows_per_clip if is_training else None
     rows = select_rows(rows, data_args.subtypes, data_args.question_types, limit, seed)
     if is_training and data_args.mix:
@@ -87,29 +78,23 @@ def choose_rows(rows: Dataset, data_args: DataArguments, seed: int, is_training:
     return rows
 
 
-def _rows_by_type(rows: Dataset, limit: int) -> dict[str, Dataset]:
+def _rows_by_type(rows: Dataset, limit: int, fixes: RowFixes) -> dict[str, Dataset]:
     first_rows = first_of_each_type(rows, limit)
-    return {question_type: rows.select(indices) for question_type, indices in first_rows.items()}
+    return {name: fixes.apply(rows.select(indices)) for name, indices in first_rows.items()}
 
 
-def build_row_fixes(data_args: DataArguments, seed: int) -> tuple[RowFixes, RowFixes]:
-    """Builds the row transforms of training and of evaluation.
-
-    Raises:
-        UserError: A csv file of labels cannot be read.
-    """
+def _build_row_fixes(data_args: DataArguments, seed: int) -> tuple[RowFixes, RowFixes]:
+    """Builds the row transforms of training and of evaluation."""
     label_files = data_args.fix_cle_labels
     train_fixes = RowFixes(label_files, seed if data_args.shuffle_options else None)
     return train_fixes, RowFixes(label_files)
 
 
-def _read_files(data_args: DataArguments) -> DatasetDict:
-    files = {"train": data_args.train_file, "validation": data_args.validation_file}
-    files = {split: file for split, file in files.items() if file}
-    return load_reasonaqa(files, audio_roots(data_args.audio_dir))
-
-
-def _read_shards(data_args: DataArguments) -> DatasetDict:
+def _read_splits(data_args: DataArguments) -> DatasetDict:
+    if not data_args.dataset_name:
+        files = {"train": data_args.train_file, "validation": data_args.validation_file}
+        files = {split: file for split, file in files.items() if file}
+        return load_reasonaqa(files, audio_roots(data_args.audio_dir))
     data = load_shards(dataset_folder(data_args.dataset_name))
     if "train" not in data:
         raise UserError(
@@ -123,7 +108,7 @@ def _read_shards(data_args: DataArguments) -> DatasetDict:
 
 def _load_rows(data_args: DataArguments, args: AudioLMTrainingArguments) -> TrainingData:
     """Loads rows of files or shards, and checks their audio."""
-    data = _read_shards(data_args) if data_args.dataset_name else _read_files(data_args)
+    data = _read_splits(data_args)
     for split in data:
         data[split] = choose_rows(data[split], data_args, args.seed, split == "train")
     # The other processes read what the main process has cached about the files.
@@ -131,13 +116,12 @@ def _load_rows(data_args: DataArguments, args: AudioLMTrainingArguments) -> Trai
         data = drop_bad_audio(
             data, data_args.max_audio_seconds, data_args.on_bad_audio, args.output_dir
         )
-    train_fixes, eval_fixes = build_row_fixes(data_args, args.seed)
+    train_fixes, eval_fixes = _build_row_fixes(data_args, args.seed)
     clips = unique_clips(data["train"])
     eval_rows = None
     eval_clips: dict[str, Clip] = {}
     if "validation" in data:
-        by_type = _rows_by_type(data["validation"], data_args.max_eval_samples)
-        eval_rows = {name: eval_fixes.apply(rows) for name, rows in by_type.items()}
+        eval_rows = _rows_by_type(data["validation"], data_args.max_eval_samples, eval_fixes)
         for rows in eval_rows.values():
             eval_clips.update((clip, clip) for clip in unique_clips(rows))
     rows = train_fixes.apply(data["train"])
@@ -170,7 +154,7 @@ def _load_stream(data_args: DataArguments, args: AudioLMTrainingArguments) -> Tr
 def _open_stream(
     address: str, data_args: DataArguments, args: AudioLMTrainingArguments, batches_done: int
 ) -> TrainingData:
-    train_fixes, eval_fixes = build_row_fixes(data_args, args.seed)
+    train_fixes, eval_fixes = _build_row_fixes(data_args, args.seed)
     shards = Shards(address, "train")
     chosen = choose_rows(shards.selection_columns(), data_args, args.seed, True)
     stream = partial(stream_examples, shards, chosen["row"], data_args.shuffle_buffer, args.seed)
@@ -190,28 +174,27 @@ def _open_stream(
     eval_clips: dict[str, Clip] = {}
     if shards.has_split("val"):
         held_out = Shards(address, "val")
-        eval_rows, eval_clips = _read_eval_rows(held_out, data_args, args.seed)
-        eval_rows = {name: eval_fixes.apply(rows) for name, rows in eval_rows.items()}
+        eval_rows, eval_clips = _read_eval_rows(held_out, data_args, args.seed, eval_fixes)
     num_clips = len({*chosen["filepath1"], *chosen["filepath2"]} - {""})
     clips = list(clip_by_name.values())
     return TrainingData(rows, eval_rows, len(chosen), num_clips, clips, eval_clips)
 
 
 def _read_eval_rows(
-    shards: Shards, data_args: DataArguments, seed: int
+    shards: Shards, data_args: DataArguments, seed: int, fixes: RowFixes
 ) -> tuple[dict[str, Dataset], dict[str, Clip]]:
     """Reads the rows to evaluate on by question type, and their clips by name."""
     chosen = choose_rows(shards.selection_columns(), data_args, seed, False)
     indices: list[int] = []
-    for rows in _rows_by_type(chosen, data_args.max_eval_samples).values():
-        indices += rows["row"]
+    for positions in first_of_each_type(chosen, data_args.max_eval_samples).values():
+        indices += chosen.select(positions)["row"]
     clips: dict[str, Clip] = {}
     texts = []
     for row in read_rows_in_order(shards, indices):
         clips.update(zip(row["names"], row["audio"]))
         text = {name: value for name, value in row.items() if name not in ("row", "names")}
         texts.append({**text, "audio": row["names"]})
-    return _rows_by_type(Dataset.from_list(texts), len(texts)), clips
+    return _rows_by_type(Dataset.from_list(texts), len(texts), fixes), clips
 
 
 def _add_second_clips(data: TrainingData, seed: int) -> None:

@@ -13,7 +13,7 @@ from ..data import QUESTION_TYPES, ReasonAQACollator
 from ..hub.model_card import model_card
 from ..hub.push import PushToHub
 from ..modeling_audiolm import AudioLMForConditionalGeneration
-from ..runtime import UserError, use_all_of_the_cpu, write_run_info, write_text
+from ..runtime import use_all_of_the_cpu, write_run_info, write_text
 from .adapters import build_optimizer
 from .arguments import (
     AudioLMTrainingArguments,
@@ -54,7 +54,12 @@ def train(
     if args.resume_from_checkpoint:
         record.check_resumable(args.resume_from_checkpoint, model, model_args, data_args)
     prepare_output(model, model_args, data_args, args)
-    push = build_push(record, model_args, args)
+    push = None
+    if args.push_to_hub:
+        adapter_of = model_args.model_name_or_path if model_args.lora_push == "adapter" else None
+        card = partial(model_card, record.card, adapter_of=adapter_of)
+        # It contacts the Hub now, so that a wrong name or token is found before training.
+        push = PushToHub(args, card, adapter_of)
     safeguards = Safeguards.create(processor, dataset, data_args, args)
     features = encode_audio(model, dataset, safeguards, model_args, data_args, args)
     compile_options = pop_compile_options(args)
@@ -63,8 +68,10 @@ def train(
     pad_to = PAD_TO if compile_options else 1
     lm_rate = model_args.lm_learning_rate
     optimizer = build_optimizer(model, args, lm_rate) if lm_rate else None
-    guards = [safeguards.non_finite, safeguards.bad_audio, LossSpikes()]
     stop = StopOnSignal()
+    guards = [safeguards.non_finite, safeguards.bad_audio, LossSpikes(), stop]
+    if push is not None:
+        guards.append(push)
     trainer = AudioLMTrainer(
         model=model,
         args=args,
@@ -75,12 +82,13 @@ def train(
         compute_metrics=token_loss,
         preprocess_logits_for_metrics=token_losses,
         optimizers=(optimizer, None),
-        callbacks=[*callbacks, *guards, stop, *push],
+        callbacks=[*callbacks, *guards],
         sampler=dataset.sampler,
         on_bad=safeguards.bad_audio,
         keep_record=record.save,
     )
-    show_progress(trainer)
+    trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
+    trainer.add_callback(LineLogger if args.disable_tqdm else Progress)
     run_training(trainer, safeguards, stop)
     finish(trainer, record, model_args, push)
     return trainer
@@ -102,11 +110,7 @@ def prepare_output(
     data_args: DataArguments,
     args: AudioLMTrainingArguments,
 ) -> None:
-    """Creates the folders of a run, and checks that its checkpoints fit on the disk.
-
-    Raises:
-        UserError: A folder cannot be created, or the disk has not enough space.
-    """
+    """Creates the folders of a run, and checks that its checkpoints fit on the disk."""
     create_folder("output_dir", args.output_dir)
     if data_args.feature_cache:
         create_folder("feature_cache", data_args.feature_cache)
@@ -120,39 +124,10 @@ def prepare_output(
     check_disk_space(model, args, saves_adapters=bool(model_args.lora_r))
 
 
-def build_push(
-    record: RunRecord, model_args: ModelArguments, args: AudioLMTrainingArguments
-) -> list[PushToHub]:
-    """Returns the callback that pushes to the Hub, or no callback without `--push_to_hub`.
-
-    It contacts the Hub, so that a wrong name or token is found before training.
-    """
-    if not args.push_to_hub:
-        return []
-    adapter_of = model_args.model_name_or_path if model_args.lora_push == "adapter" else None
-    return [PushToHub(args, partial(model_card, record.card, adapter_of=adapter_of), adapter_of)]
-
-
-def show_progress(trainer: AudioLMTrainer) -> None:
-    """Replaces the Trainer's progress output by one with the step in each line."""
-    stock, ours = ProgressCallback, Progress
-    if trainer.args.disable_tqdm:
-        stock, ours = PrinterCallback, LineLogger
-    trainer.remove_callback(stock)
-    trainer.add_callback(ours)
-
-
 def finish(
-    trainer: AudioLMTrainer,
-    record: RunRecord,
-    model_args: ModelArguments,
-    push: Sequence[PushToHub],
+    trainer: AudioLMTrainer, record: RunRecord, model_args: ModelArguments, push: PushToHub | None
 ) -> None:
-    """Evaluates the last step, saves the model with its card, prints a summary and pushes.
-
-    Raises:
-        UserError: The Hub did not accept the model. The message says how to push it.
-    """
+    """Evaluates the last step, saves the model with its card, prints a summary and pushes."""
     evaluate_last_step(trainer)
     trainer.save_state()
     if not model_args.lora_r:
@@ -160,15 +135,15 @@ def finish(
     if trainer.is_world_process_zero():
         folder = Path(trainer.args.output_dir)
         if model_args.lora_r:
-            save_adapters(trainer, folder)
+            # In one folder, `from_pretrained` would add the adapters to the merged weights again.
+            trainer.model.save_pretrained(folder / "adapter")
+            merge_adapters(trainer.model).save_pretrained(folder)
+            trainer.processing_class.save_pretrained(folder)
         write_run_info(folder, record.info)
         write_text(folder / "README.md", model_card(record.card, folder.name))
         print(summarize(trainer, record))
-    for callback in push:
-        try:
-            callback.finish()
-        except ConnectionError as error:
-            raise UserError(str(error)) from error
+    if push is not None:
+        push.finish()
 
 
 def evaluate_last_step(trainer: AudioLMTrainer) -> None:
@@ -181,16 +156,6 @@ def evaluate_last_step(trainer: AudioLMTrainer) -> None:
     if not any("eval" in key for key in set().union(*last_entries)):
         with suppress(EvaluationStopped):
             trainer.evaluate()
-
-
-def save_adapters(trainer: AudioLMTrainer, folder: Path) -> None:
-    """Saves the model with its adapters merged, and the adapters alone in `adapter/`.
-
-    In one folder, `from_pretrained` would add the adapters to the merged weights once more.
-    """
-    trainer.model.save_pretrained(folder / "adapter")
-    merge_adapters(trainer.model).save_pretrained(folder)
-    trainer.processing_class.save_pretrained(folder)
 
 
 def summarize(trainer: AudioLMTrainer, record: RunRecord) -> str:
