@@ -23,11 +23,7 @@ MODEL_CONFIG_FIELDS = ("audio_tokens", "learn_code_embeddings", "mapper_type", "
 def build_model(
     model_args: ModelArguments, data_args: DataArguments
 ) -> tuple[AudioLMForConditionalGeneration, AudioLMProcessor]:
-    """Builds the model to train and its processor, from its parts or from a trained AudioLM.
-
-    Raises:
-        UserError: A checkpoint cannot be read, or does not fit the options.
-    """
+    """Builds the model to train and its processor, from its parts or from a trained AudioLM."""
     fields = {
         "freeze_lm": model_args.freeze_lm,
         "no_audio": model_args.no_audio,
@@ -85,12 +81,6 @@ def prepare_model(
     compile_options: tuple[str, str | None] | None,
 ) -> nn.Module:
     """Adds LoRA adapters, caches bfloat16 weights and compiles layers, as the options ask for.
-
-    Args:
-        model: Model whose features are computed.
-        model_args: Options of the model.
-        args: Options of the Trainer.
-        compile_options: From [`pop_compile_options`].
 
     Returns:
         The model, or the `PeftModel` around it.
