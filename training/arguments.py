@@ -181,8 +181,8 @@ class DataArguments:
         if isinstance(self.fix_cle_labels, bool):
             self.fix_cle_labels = [] if self.fix_cle_labels else None
         _check_positive(self, vars(self).keys() - {"max_skipped_steps", "max_bad_audio"})
-        if not 0 <= self.max_bad_audio <= 1:
-            raise UserError(f"--max_bad_audio {self.max_bad_audio}: expected a share from 0 to 1")
+        message = f"--max_bad_audio {self.max_bad_audio}: expected a share from 0 to 1"
+        _refuse(not 0 <= self.max_bad_audio <= 1, message)
         _check_choice("on_bad_audio", self.on_bad_audio, ("error", "skip"))
         message = "--dataset_name has its own splits; remove --train_file and --validation_file"
         _refuse(self.dataset_name and (self.train_file or self.validation_file), message)
@@ -253,10 +253,8 @@ class AudioLMTrainingArguments(TrainingArguments):
         is_plan = processes is not None
         processes = processes or _count_processes()
         gpus = torch.cuda.device_count()
-        if gpus > 1 and "LOCAL_RANK" not in os.environ and not is_plan:
-            raise UserError(
-                f"found {gpus} GPUs: use `accelerate launch` to start one process for each"
-            )
+        message = f"found {gpus} GPUs: use `accelerate launch` to start one process for each"
+        _refuse(gpus > 1 and "LOCAL_RANK" not in os.environ and not is_plan, message)
         self._split_batch(processes)
         self._fill_defaults()
         if processes > 1 and not torch.accelerator.is_available():
@@ -276,16 +274,12 @@ class AudioLMTrainingArguments(TrainingArguments):
         _check_positive(self, ["per_device_train_batch_size", "per_device_eval_batch_size"])
         forward_size = self.per_device_train_batch_size * processes
         accumulation = BATCH_SIZE // forward_size
-        if BATCH_SIZE % forward_size:
-            raise UserError(
-                f"--per_device_train_batch_size {self.per_device_train_batch_size}: "
-                f"{processes} processes do not divide the batch size {BATCH_SIZE}"
-            )
-        if self.gradient_accumulation_steps not in (None, accumulation):
-            raise UserError(
-                f"--gradient_accumulation_steps {self.gradient_accumulation_steps}: the batch size "
-                f"{BATCH_SIZE} makes it {accumulation}"
-            )
+        message = f"--per_device_train_batch_size {self.per_device_train_batch_size}: "
+        message += f"{processes} processes do not divide the batch size {BATCH_SIZE}"
+        _refuse(BATCH_SIZE % forward_size, message)
+        steps = self.gradient_accumulation_steps
+        message = f"--gradient_accumulation_steps {steps}: batch size {BATCH_SIZE} makes it"
+        _refuse(steps not in (None, accumulation), f"{message} {accumulation}")
         self.gradient_accumulation_steps = accumulation
 
     def _fill_defaults(self) -> None:
@@ -325,8 +319,8 @@ def load_config_file(name: str, option_names: set[str]) -> dict[str, Any]:
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"--config {name}: {error}") from error
     kind = type(options).__name__
-    if kind != "dict":
-        raise UserError(f"--config {name}: expected options with their values, found a {kind}")
+    message = f"--config {name}: expected options with their values, found a {kind}"
+    _refuse(kind != "dict", message)
     unknown = sorted(set(map(str, options)) - option_names)
     _refuse(unknown, f"--config {name}: unknown options {', '.join(unknown)}")
     _refuse("hub_token" in options, f"--config {name}: hub_token: {NO_TOKEN}")
@@ -397,13 +391,9 @@ def _fill_shared_defaults(options: dict[str, Any]) -> None:
 def parse_arguments(
     argv: list[str] | None = None, processes: int | None = None
 ) -> tuple[ModelArguments, DataArguments, AudioLMTrainingArguments]:
-    """Parses flags over `--config` over the experiment's defaults.
+    """Parses flags over `--config` over the experiment's defaults. Errors exit with status 2.
 
-    Errors exit with status 2, as those of argparse do.
-
-    Args:
-        argv: Command line. Default: this process's.
-        processes: Number of processes of the run, if another process plans it.
+    `processes` is the number of processes of the run, if another process plans it.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()

@@ -151,8 +151,8 @@ class AudioLMTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the model. A checkpoint also gets the record of the run.
 
-        A callback would write it after the Trainer deletes an earlier checkpoint. A run killed in
-        between would have none that is complete.
+        A callback would write it after the Trainer deletes an earlier checkpoint, so that a run
+        killed in between would have none.
         """
         is_checkpoint = output_dir is not None
         if is_checkpoint and self.keep_record is not None and self.is_world_process_zero():
