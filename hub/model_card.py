@@ -20,7 +20,7 @@ LICENCES = {
     "microsoft/msclap": "MIT",
 }
 DATA_SOURCE = "[ReasonAQA](https://zenodo.org/records/15036628)"
-TEXT_ONLY = "This is a text-only baseline: the mean feature replaces all audio.\n"
+TEXT_ONLY = "This is a text-only model, a baseline: the mean feature replaces all audio.\n"
 RESULTS = "## Results\n"
 NOT_EVALUATED = "Not evaluated yet: `run_eval.py --push_to_hub` fills this in.\n"
 EVAL_FILE = ".eval_results/audiolm.yaml"

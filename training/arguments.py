@@ -415,22 +415,6 @@ def _select(options: dict[str, Any], group: Any) -> dict[str, Any]:
     return {f.name: options[f.name] for f in fields(group) if f.init}
 
 
-def pop_compile_options(args: TrainingArguments) -> tuple[str, str | None] | None:
-    """Removes `--torch_compile` from the Trainer's arguments: it would recompile for every length.
-
-    Returns:
-        Backend and mode for [`compile_layers`], or None without `--torch_compile`.
-    """
-    if not args.torch_compile:
-        return None
-    options = (args.torch_compile_backend or "inductor", args.torch_compile_mode)
-    args.torch_compile = False
-    args.torch_compile_backend = args.torch_compile_mode = None
-    for name in ("BACKEND", "MODE"):
-        os.environ.pop(f"ACCELERATE_DYNAMO_{name}", None)
-    return options
-
-
 TRAINING_DEFAULTS = {
     f.name: f.default
     for f in fields(AudioLMTrainingArguments)

@@ -1,5 +1,6 @@
 """Builds the model to train with its processor, and prepares the model for the Trainer."""
 
+import os
 from typing import Any
 
 from safetensors import SafetensorError
@@ -72,6 +73,22 @@ def _load_trained(
     model.config.freeze_lm = model_args.freeze_lm
     model.train(False)  # freezes the parts that the new configuration freezes
     return model, tokenizer
+
+
+def pop_compile_options(args: AudioLMTrainingArguments) -> tuple[str, str | None] | None:
+    """Removes `--torch_compile` from the Trainer's arguments: it would recompile for every length.
+
+    Returns:
+        Backend and mode for [`compile_layers`], or None without `--torch_compile`.
+    """
+    if not args.torch_compile:
+        return None
+    options = (args.torch_compile_backend or "inductor", args.torch_compile_mode)
+    args.torch_compile = False
+    args.torch_compile_backend = args.torch_compile_mode = None
+    for name in ("BACKEND", "MODE"):
+        os.environ.pop(f"ACCELERATE_DYNAMO_{name}", None)
+    return options
 
 
 def prepare_model(

@@ -6,7 +6,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 
 from ..checkpoints.load import merge_adapters
 from ..data import QUESTION_TYPES, ReasonAQACollator
@@ -15,14 +15,9 @@ from ..hub.push import PushToHub
 from ..modeling_audiolm import AudioLMForConditionalGeneration
 from ..runtime import use_all_of_the_cpu, write_run_info, write_text
 from .adapters import build_optimizer
-from .arguments import (
-    AudioLMTrainingArguments,
-    DataArguments,
-    ModelArguments,
-    pop_compile_options,
-)
-from .build import build_model, prepare_model
-from .callbacks import EvaluationStopped, LineLogger, LossSpikes, Progress, StopOnSignal
+from .arguments import AudioLMTrainingArguments, DataArguments, ModelArguments
+from .build import build_model, pop_compile_options, prepare_model
+from .callbacks import EvaluationStopped, LossSpikes, StopOnSignal
 from .compile import PAD_TO
 from .dataset import load_training_dataset
 from .disk import check_disk_space, create_folder
@@ -54,12 +49,7 @@ def train(
     if args.resume_from_checkpoint:
         record.check_resumable(args.resume_from_checkpoint, model, model_args, data_args)
     prepare_output(model, model_args, data_args, args)
-    push = None
-    if args.push_to_hub:
-        adapter_of = model_args.model_name_or_path if model_args.lora_push == "adapter" else None
-        card = partial(model_card, record.card, adapter_of=adapter_of)
-        # It contacts the Hub now, so that a wrong name or token is found before training.
-        push = PushToHub(args, card, adapter_of)
+    push = build_push(record, model_args, args)
     safeguards = Safeguards.create(processor, dataset, data_args, args)
     features = encode_audio(model, dataset, safeguards, model_args, data_args, args)
     compile_options = pop_compile_options(args)
@@ -87,8 +77,6 @@ def train(
         on_bad=safeguards.bad_audio,
         keep_record=record.save,
     )
-    trainer.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
-    trainer.add_callback(LineLogger if args.disable_tqdm else Progress)
     run_training(trainer, safeguards, stop)
     finish(trainer, record, model_args, push)
     return trainer
@@ -122,6 +110,16 @@ def prepare_output(
             args.output_dir,
         )
     check_disk_space(model, args, saves_adapters=bool(model_args.lora_r))
+
+
+def build_push(
+    record: RunRecord, model_args: ModelArguments, args: AudioLMTrainingArguments
+) -> PushToHub | None:
+    """Contacts the Hub, so that a wrong name or token is found before training."""
+    if not args.push_to_hub:
+        return None
+    adapter_of = model_args.model_name_or_path if model_args.lora_push == "adapter" else None
+    return PushToHub(args, partial(model_card, record.card, adapter_of=adapter_of), adapter_of)
 
 
 def finish(

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer
+from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_utils import TrainOutput, has_length
 
 from ..data.length_sampler import LengthGroupedSampler
-from .callbacks import EvaluationStopped
+from .callbacks import EvaluationStopped, LineLogger, Progress
 from .distributed import mask_repeated_examples
 
 
@@ -41,6 +41,12 @@ class AudioLMTrainer(Trainer):
         self.keep_record = keep_record
         self._flops_per_token: int | None = None
         self._configure_fsdp()
+        # The stock output has no step in its lines.
+        stock, ours = ProgressCallback, Progress
+        if self.args.disable_tqdm:
+            stock, ours = PrinterCallback, LineLogger
+        self.remove_callback(stock)
+        self.add_callback(ours)
 
     def _configure_fsdp(self) -> None:
         """Keeps the frozen encoder out of FSDP: unsharded and in float32."""
