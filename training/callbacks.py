@@ -48,9 +48,8 @@ class StopOnSignal(TrainerCallback):
     """Ends the run with a checkpoint after SIGTERM (preemption) or SIGINT (Ctrl-C).
 
     A step runs to its end. An evaluation stops at once in one process. Several processes finish it,
-    because one that left would make the others wait forever. They also agree on the step to stop
-    at. A second signal ends the process immediately. transformers' `enable_jit_checkpoint` handles
-    SIGTERM only and saves in each process on its own.
+    and agree on the step to stop at, because one that left would make the others wait forever. A
+    second signal ends the process immediately. transformers' own handles SIGTERM only.
     """
 
     def __init__(self):
@@ -146,13 +145,12 @@ class SkipNonFinite(TrainerCallback):
 class LossSpikes(TrainerCallback):
     """Warns about a logged loss far above those before it: one is common, many are not."""
 
-    WINDOW = 50  # logged losses that one is compared with
     MIN_LOSSES = 10
     MAX_DEVIATIONS = 8.0  # in median absolute deviations
     MIN_RATIO = 1.5  # of the loss to the median
 
     def __init__(self):
-        self.losses: deque[float] = deque(maxlen=self.WINDOW)
+        self.losses: deque[float] = deque(maxlen=50)
         self.last_step = 0  # the step of the last loss
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:

@@ -44,10 +44,8 @@ def compile_layers(
     AttentionInterface.register(CAUSAL, sdpa_attention_forward)
     language_model.set_attn_implementation(CAUSAL)
     # All layers share one compiled function for any length: 15 s, where the model as a whole takes
-    # minutes. accelerate's `compile_regions` wraps each layer, which renames the weights in a
-    # checkpoint, and also compiles embeddings, norm and head. `mode="reduce-overhead"` would record
-    # a graph for each layer and length, each with a launch and copies of its own. Here a graph
-    # holds all layers.
+    # minutes. accelerate's `compile_regions` renames the weights in a checkpoint.
+    # `mode="reduce-overhead"` would record a graph for each layer. Here a graph holds all layers.
     for layer in body.layers:
         layer.compile(dynamic=True, backend=backend, mode=mode)
     body.forward = _MasklessForward(body, language_model)

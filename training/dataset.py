@@ -27,16 +27,12 @@ class TrainingData:
     """Examples and clips of a run."""
 
     rows: Dataset | IterableDataset
-    # By question type. None without a validation split.
-    eval_rows: dict[str, Dataset] | None
+    eval_rows: dict[str, Dataset] | None  # by question type
     num_rows: int
     num_clips: int
-    # Training clips. Of a stream, only as many as the feature statistics need.
-    clips: list[Clip]
-    # By the name that `eval_rows` have for a clip.
-    eval_clips: dict[str, Clip]
-    # Order of the training examples. None for the Trainer's own order, or a stream's.
-    sampler: LengthGroupedSampler | None = None
+    clips: list[Clip]  # for training; of a stream, only those for feature statistics
+    eval_clips: dict[str, Clip]  # by the name that `eval_rows` have for a clip
+    sampler: LengthGroupedSampler | None = None  # None for the Trainer's order, or a stream's
 
 
 def load_training_dataset(
@@ -158,12 +154,8 @@ def _open_stream(
     shards = Shards(address, "train")
     chosen = choose_rows(shards.selection_columns(), data_args, args.seed, True)
     stream = partial(stream_examples, shards, chosen["row"], data_args.shuffle_buffer, args.seed)
-    readers = StreamReaders(
-        args.world_size,
-        args.dataloader_num_workers,
-        args.per_device_train_batch_size,
-        batches_done,
-    )
+    workers, size = args.dataloader_num_workers, args.per_device_train_batch_size
+    readers = StreamReaders(args.world_size, workers, size, batches_done)
     rows = stream(readers, train_fixes)
     clip_by_name: dict[str, Clip] = {}
     for row in islice(stream(), len(chosen)):
@@ -200,14 +192,12 @@ def _read_eval_rows(
 def _add_second_clips(data: TrainingData, seed: int) -> None:
     """Gives each question a second clip, as Mellow's prompt expects."""
     data.rows = second_clips(data.rows, seed)
-    if data.eval_rows is None:
-        return
+    eval_rows = data.eval_rows or {}
     clips: dict[str, str] = {}
-    for rows in data.eval_rows.values():
+    for rows in eval_rows.values():
         clips.update(first_clips(rows))
-    data.eval_rows = {
-        name: second_clips(rows, seed, clips) for name, rows in data.eval_rows.items()
-    }
+    for name, rows in eval_rows.items():
+        eval_rows[name] = second_clips(rows, seed, clips)
 
 
 def _build_sampler(

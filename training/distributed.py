@@ -17,10 +17,7 @@ FSDP_SETTINGS = {
 
 
 def sharding_backend(args: TrainingArguments) -> str | None:
-    """Returns `FSDP`, `DeepSpeed`, or None if each process has the full model.
-
-    The choice comes from the options or from the configuration of `accelerate launch`.
-    """
+    """Returns `FSDP`, `DeepSpeed`, or None if each process has the full model."""
     if args.deepspeed_plugin is not None:
         return "DeepSpeed"
     if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":

@@ -92,8 +92,7 @@ def precompute_features(
 ) -> Features:
     """Returns features by clip, or by the name that the rows have for it.
 
-    Several processes share the work for a cache. A clip that cannot be decoded is reported to
-    `on_bad`, or is an error without it.
+    A clip that cannot be decoded is reported to `on_bad`, or is an error without it.
     """
     # Also for a process that finds all clips in the cache: it may encode later.
     model.encoder.move_conv_sizes_to_cpu()

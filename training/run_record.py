@@ -222,9 +222,7 @@ def _card_facts(
 def part_facts(name_or_path: str, checkpoint: str | None = None) -> dict[str, str]:
     """Returns name and licence of an encoder or language model, with its Hub commit or SHA-256.
 
-    Args:
-        name_or_path: Hub name, folder or file.
-        checkpoint: File that was read. Default: the folder's weights, or the Hub's `config.json`.
+    `checkpoint` is the file that was read: by default the folder's weights, or the Hub's config.
     """
     path = Path(name_or_path)
     licence = LICENCES.get(name_or_path, "unknown")
