@@ -89,7 +89,7 @@ def test_run_without_cache_logs_what_a_cache_would_save(corpus, tokenizer, caplo
         caplog.clear()
         train_command([*options, "--feature_cache", str(corpus / "cache")])
         assert "it is encoded once" not in caplog.text
-        assert "up to 0.0 MB for the features of 16 clips" in caplog.text
+        assert "up to 4.0 kB for the features of 16 clips" in caplog.text
 
 
 def test_evaluation_loss_does_not_depend_on_the_batch_size(corpus, tokenizer):
@@ -181,7 +181,7 @@ def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(corpus, token
 # These read values on the CPU: the codes and texts of a batch, a new epoch's seed, the frame mask.
 ON_THE_HOST = (
     "features.py, __getitem__",
-    "collator.py, __call__",
+    "collator.py, _text_inputs",
     "data_loader.py, __iter__",
     "modeling_audiolm.py, get_audio_features",
 )
