@@ -87,9 +87,7 @@ class ModelArguments:
     )
     model_name_or_path: str | None = _option(None, "Trained AudioLM to start from: name or folder")
     freeze_lm: bool = _option(True, "Freeze the language model and train only the mapper")
-    lm_learning_rate: float | None = _option(
-        None, "Learning rate of the language model or its adapters; default: --learning_rate"
-    )
+    lm_learning_rate: float | None = _option(None, "Learning rate of language model or adapters")
     lora_r: int | None = _option(None, "Train LoRA adapters of this rank on the language model")
     lora_alpha: int | None = _option(None, "Scale of the adapters; default: twice --lora_r")
     lora_push: str = _option("merged", "Push the `merged` model, or the `adapter` alone")
@@ -138,34 +136,23 @@ class DataArguments:
 
     train_file: str | None = _option(None, "ReasonAQA's train.json; default: data/train.json")
     validation_file: str | None = _option(None, "ReasonAQA's val.json; default: no evaluation")
-    audio_dir: list[str] = _option(
-        ["audio"], "Folder of the audio, or SOURCE=FOLDER for each first part of the audio paths"
-    )
+    audio_dir: list[str] = _option(["audio"], "Folder of the audio; or several SOURCE=FOLDER")
     max_audio_seconds: float = _option(10.0, "Seconds used of each clip")
     resume_with_changes: bool = _option(False, "Resume although data or settings differ")
     max_skipped_steps: int = _option(10, "Stop after more steps with NaN or infinity than this")
     on_bad_audio: str = _option("error", "`error`, or `skip` examples with unreadable audio")
-    max_bad_audio: float = _option(
-        0.01, "With --on_bad_audio skip, share of bad training clips at which the run stops"
-    )
+    max_bad_audio: float = _option(0.01, "Share of bad training clips above which the run stops")
     audio_timeout: float = _option(60.0, "Seconds after which a clip counts as unreadable")
     subtypes: list[str] | None = _option(None, "Use only subtypes, such as `Clotho-MCQ CLE`")
-    question_types: list[str] | None = _option(
-        None, "Use only these question types: " + ", ".join(QUESTION_TYPES)
-    )
-    max_rows_per_clip: int | None = _option(None, "Examples of each clip, drawn by --seed")
-    mix: list[str] | None = _option(
-        None, "Shares of question types or subtypes in training, such as `caption=0.1,mcq=0.5`"
-    )
+    question_types: list[str] | None = _option(None, "Use only: " + ", ".join(QUESTION_TYPES))
+    max_rows_per_clip: int | None = _option(None, "Most examples of each clip, drawn by --seed")
+    mix: list[str] | None = _option(None, "Shares of types, such as `caption=0.1,mcq=0.5`")
     fix_cle_labels: list[str] | None = _option(
         None,
-        "Relabel the subtype CLE from AudioEntailment's csv files; without a file, swap "
-        "`definitely false` and `plausible`",
+        "Relabel CLE from csv files of AudioEntailment; without a file, swap two of its labels",
     )
     shuffle_options: bool = _option(False, "Shuffle the options of questions, by --seed")
-    dataset_name: str | None = _option(
-        None, "Folder or Hub name of a data set of `audiolm prepare convert`, instead of files"
-    )
+    dataset_name: str | None = _option(None, "Converted data set, not files: folder or Hub name")
     streaming: bool = _option(False, "Stream --dataset_name, which must embed its audio")
     shuffle_buffer: int = _option(4000, "Examples that a worker shuffles with --streaming")
     max_train_samples: int | None = _option(None, "Train on the first examples only")
@@ -208,11 +195,9 @@ class AudioLMTrainingArguments(TrainingArguments):
     argv: list[str] | None = field(default=None, init=False)
 
     output_dir: str = _option(None, "Folder of the run; default: outputs/ENCODER_TYPE")
-    per_device_train_batch_size: int = _option(
-        None, f"Examples per process and forward pass; default: {BATCH_SIZE} / processes"
-    )
+    per_device_train_batch_size: int = _option(None, f"Default: {BATCH_SIZE} / processes")
     gradient_accumulation_steps: int = _option(
-        None, f"Forward passes per step; only the number that makes the batch size {BATCH_SIZE}"
+        None, f"Only what makes {BATCH_SIZE} examples a step"
     )
     train_sampling_strategy: str = _option(
         "group_by_length",
@@ -223,9 +208,7 @@ class AudioLMTrainingArguments(TrainingArguments):
     max_steps: int = _stock("max_steps", 20_000)
     lr_scheduler_type: SchedulerType | str = _option("cosine", "Schedule of the learning rate")
     warmup_steps: float = _stock("warmup_steps", 0.01)
-    eval_strategy: IntervalStrategy | str = _option(
-        "steps", "When to evaluate; without --validation_file never"
-    )
+    eval_strategy: IntervalStrategy | str = _option("steps", "Never without --validation_file")
     eval_steps: float | None = _stock("eval_steps", 1000)
     save_steps: float = _stock("save_steps", 1000)
     save_total_limit: int | None = _stock("save_total_limit", 2)
@@ -240,13 +223,8 @@ class AudioLMTrainingArguments(TrainingArguments):
     seed: int = _stock("seed", 0)
     dataloader_num_workers: int = _stock("dataloader_num_workers", 2)
     dataloader_pin_memory: bool = _option(None, "Pin memory of batches; default: with a GPU")
-    dataloader_persistent_workers: bool = _option(
-        None, "Keep the data loader's workers between epochs; default: true without --streaming"
-    )
-    torch_compile: bool = _option(
-        False,
-        "Compile the language model's layers, and on a GPU replay CUDA graphs if it is frozen",
-    )
+    dataloader_persistent_workers: bool = _option(None, "Default: true without --streaming")
+    torch_compile: bool = _option(False, "Compile the language model, and replay CUDA graphs")
     processes: InitVar[int | None] = None
 
     def __post_init__(self, processes: int | None):
