@@ -24,6 +24,36 @@ TEXT_ONLY = "This is a text-only model, a baseline: the mean feature replaces al
 RESULTS = "## Results\n"
 NOT_EVALUATED = "Not evaluated yet: `run_eval.py --push_to_hub` fills this in.\n"
 EVAL_FILE = ".eval_results/audiolm.yaml"
+TEMPLATE = """# {name}
+
+Answers questions about one or two audio clips, in text.
+An AudioLM with the `{encoder_type}` encoder: frozen `{encoder}`, a mapper
+and the language model `{text_model}`.
+{notes}
+## How to use it
+
+```python
+{usage}
+```
+
+## What it is
+
+{parts}
+## Licence
+
+The model combines parts and data that have their own licences.
+
+{licences}
+## How it was trained
+
+{settings}
+{results}
+## Limits
+
+The model uses the first {seconds:g} s of a clip. It answers every question, even if
+the audio cannot answer it, and may invent figures and details. It was trained on sounds and does
+not understand speech. It answers in English.
+"""
 # Names of settings in the card, where the record of a run has another one.
 SETTING_NAMES = {
     "rows a step": "batch size",
@@ -118,43 +148,26 @@ def model_card(
     licences = {
         f"encoder `{encoder}`": facts.encoder["licence"],
         f"language model `{text_model}`": facts.text_model["licence"],
-        f"data `{data['name']}`": f"if it is {DATA_SOURCE}: see its records",
+        f"data `{data['name']}`": f"if it is {DATA_SOURCE}: see the records of the questions and of "
+        "the recordings",
     }
     notes = TEXT_ONLY if facts.no_audio else ""
     if step is not None:
         notes += f"Training was at step {step:,} when this was pushed.\n"
     settings = {SETTING_NAMES.get(name, name): value for name, value in facts.settings.items()}
-    text = f"""# {repo.split("/")[-1]}
-
-Answers questions about one or two audio clips, in text.
-An AudioLM with the `{facts.encoder_type}` encoder: frozen `{encoder}`, a mapper
-and the language model `{text_model}`.
-{notes}
-## How to use it
-
-```python
-{_usage(facts, repo, adapter_of)}
-```
-
-## What it is
-
-{_table(parts)}
-## Licence
-
-The model combines parts and data that have their own licences.
-
-{_table(licences)}
-## How it was trained
-
-{_table(settings)}
-{RESULTS}
-{NOT_EVALUATED}
-## Limits
-
-The model uses the first {facts.max_audio_seconds:g} s of a clip. It answers every question, even if
-the audio cannot answer it, and may invent figures and details. It was trained on sounds and does
-not understand speech. It answers in English.
-"""
+    text = TEMPLATE.format(
+        name=repo.split("/")[-1],
+        encoder_type=facts.encoder_type,
+        encoder=encoder,
+        text_model=text_model,
+        notes=notes,
+        usage=_usage(facts, repo, adapter_of),
+        parts=_table(parts),
+        licences=_table(licences),
+        settings=_table(settings),
+        results=f"{RESULTS}\n{NOT_EVALUATED}",
+        seconds=facts.max_audio_seconds,
+    )
     return str(ModelCard(f"---\n{_metadata(facts, repo, adapter_of).to_yaml()}\n---\n{text}"))
 
 
