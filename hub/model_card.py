@@ -148,8 +148,8 @@ def model_card(
     licences = {
         f"encoder `{encoder}`": facts.encoder["licence"],
         f"language model `{text_model}`": facts.text_model["licence"],
-        f"data `{data['name']}`": f"if it is {DATA_SOURCE}: see the records of the questions and of "
-        "the recordings",
+        f"data `{data['name']}`": f"if it is {DATA_SOURCE}: see the records of the questions and "
+        "of the recordings",
     }
     notes = TEXT_ONLY if facts.no_audio else ""
     if step is not None:
