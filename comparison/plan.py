@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 
 from ..evaluation.arguments import parse_arguments as parse_eval_arguments
 from ..runtime import UserError, file_digest
-from ..training.arguments import DEFAULTS as TRAINING_DEFAULTS
-from ..training.arguments import RECIPES
-from ..training.arguments import parse as parse_train_arguments
+from ..training.arguments import RECIPES, TRAINING_DEFAULTS
+from ..training.arguments import parse_arguments as parse_train_arguments
 from .config import PACKAGE_FOLDER, ArmConfig, ComparisonConfig
 
 # A probe measures an encoder on its usual input, so arms with these options are not probed.

@@ -21,9 +21,9 @@ from typing import NamedTuple
 
 import torch
 
+from .. import run_train
 from ..evaluation import evaluate as run_eval
 from ..runtime import UserError, write_json
-from ..training import train as run_train
 from ..training.resume import checkpoint_to_resume
 from .plan import PlannedRun
 

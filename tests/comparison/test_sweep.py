@@ -15,7 +15,7 @@ from audiolm.comparison.plan import PlannedRun, Setting, plan_runs
 from audiolm.comparison.runs import read_run
 from audiolm.comparison.sweep import Sweep, as_json, command, devices, last_words, part_of
 from audiolm.run_compare import main
-from audiolm.training.resume import RECORD
+from audiolm.training.resume import RECORD_FILE
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +205,9 @@ def test_a_killed_run_and_one_that_is_told_to_stop(config):
     (failure,) = sweep.failures
     assert str(failure).startswith("mimi_semantic: training failed: killed by SIGKILL; ")
     assert "stopped by SIGTERM" in (made[1].folder / "train.log").read_text()
-    assert list(made[1].folder.glob(f"checkpoint-*/{RECORD}")) and not sweep.done("train", made[1])
+    assert list(made[1].folder.glob(f"checkpoint-*/{RECORD_FILE}")) and not sweep.done(
+        "train", made[1]
+    )
 
 
 def test_a_training_that_broke_off_goes_on_from_its_checkpoint(config, in_turn):
