@@ -1,6 +1,7 @@
-"""`audiolm COMMAND ...`: one entry point for all of it. Each command is a script in the project's folder, which runs alone too.
+"""One entry point: `audiolm COMMAND ...`.
 
-`audiolm COMMAND --help` names a command's options; for several processes, `accelerate launch -m audiolm COMMAND ...`.
+`audiolm COMMAND --help` lists a command's options. With several processes, use
+`accelerate launch -m audiolm COMMAND ...`.
 """
 
 import ast
@@ -11,52 +12,50 @@ from pathlib import Path
 COMMANDS = {
     "ask": "ask.cli",
     "app": "ask.app",
-    "train": "training.train",
-    "eval": "evaluation.evaluate",
-    "compare": "comparison.run",
+    "train": "run_train",
+    "eval": "run_eval",
+    "compare": "run_compare",
     "probe": "evaluation.probe_command",
     "prepare": "data.prepare",
     "benchmark": "benchmark.cli",
 }
 
 
-def said_of(module: str) -> str:
-    """The first sentence of a module's docstring, read without importing it."""
-    text = ast.get_docstring(
-        ast.parse(
-            Path(__file__)
-            .parent.joinpath(*module.split("."))
-            .with_suffix(".py")
-            .read_text(encoding="utf-8")
-        )
-    )
-    return " ".join(text.split("\n\n")[0].split(": `")[0].split()).removesuffix(".")
+def first_docstring_line(module: str) -> str:
+    """Returns the first sentence of a module's docstring, without importing the module."""
+    path = Path(__file__).parent.joinpath(*module.split(".")).with_suffix(".py")
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return docstring.split("\n")[0].split(": `")[0].removesuffix(".")
 
 
 def help_text() -> str:
-    listed = "\n".join(f"  {name:<10} {said_of(module)}" for name, module in COMMANDS.items())
-    return f"usage: audiolm [-h] [--version] COMMAND ...\n\n{__doc__}\ncommands:\n{listed}"
+    """Returns the text of `audiolm --help`."""
+    lines = [f"  {name:<10} {first_docstring_line(m)}" for name, m in COMMANDS.items()]
+    return f"usage: audiolm [-h] [--version] COMMAND ...\n\n{__doc__}\ncommands:\n" + "\n".join(
+        lines
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
-    words = sys.argv[1:] if argv is None else argv
-    if not words or words[0] in ("-h", "--help"):
+    """Runs the command that the first argument names."""
+    argv = sys.argv[1:] if argv is None else argv
+    command, *options = argv or ["--help"]
+    if command in ("-h", "--help"):
         print(help_text())
-        sys.exit(None if words else 2)
-    if words[0] == "--version":
+        sys.exit(None if argv else 2)
+    if command == "--version":
         from . import __version__
 
         print(__version__)
-    elif words[0] in COMMANDS:
-        sys.argv[0] = f"audiolm {words[0]}"  # as it is called in the command's own help
+    elif command in COMMANDS:
+        sys.argv[0] = f"audiolm {command}"  # the command's own help shows it
         try:
-            import_module(f"audiolm.{COMMANDS[words[0]]}").main(words[1:])
+            import_module(f".{COMMANDS[command]}", __package__).main(options)
         except KeyboardInterrupt:
             sys.exit(130)
     else:
-        print(
-            f"audiolm: {words[0]!r} is no command; there are {', '.join(COMMANDS)}", file=sys.stderr
-        )
+        known_commands = ", ".join(COMMANDS)
+        print(f"audiolm: unknown command {command!r}. Commands: {known_commands}", file=sys.stderr)
         sys.exit(2)
 
 

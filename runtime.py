@@ -12,8 +12,8 @@ import shlex
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -75,15 +75,26 @@ def report_user_errors(program: str) -> Callable[[Callable], Callable]:
 # Files and digests
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Writes a UTF-8 file that is complete or absent: a killed process leaves the earlier file."""
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path, which becomes `path` if nothing is raised.
+
+    A file is therefore complete or absent. A killed process leaves the temporary file, whose name
+    ends with `.part`.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a UTF-8 file that is complete or absent."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
 
 
 def write_json(path: str | Path, value: object) -> None:

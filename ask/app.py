@@ -1,7 +1,8 @@
-"""A page where trained models are asked about clips, side by side: `python app.py [MODEL ...]` (the extra `app`).
+"""A web page that compares trained models on your clip: `audiolm app [MODEL ...]` (extra `app`).
 
-Without a model it loads the demo's three, which know synthetic sounds alone, and needs no network. `--space FOLDER` writes a
-folder that is a Space of the Hub: `hf upload me/audiolm FOLDER --repo-type space` publishes it.
+Without a model it loads the demo's three, which know synthetic sounds only, and needs no network.
+`--space FOLDER` writes a Space for the Hub. `hf upload me/audiolm FOLDER --repo-type space`
+publishes it.
 """
 
 import argparse
@@ -13,338 +14,338 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+from jinja2 import Environment, FileSystemLoader
+
+from ..data.answer_parsing import option_spans, question_kind, with_options
+from ..data.clip_preview import preview_clip
+from ..data.decoder import BadClip
+from ..data.soundscapes.corpus import make_soundscapes
+from ..demo import MODEL_NAMES
+from ..runtime import UserError, report_user_errors, use_all_of_the_cpu
+from .model import Answer, EncodedClip, LoadedModel
 from .space import write_space
 
 try:
     import gradio as gr
 except ImportError:
-    sys.exit("app.py: the page needs gradio: `uv sync --extra app`, or `pip install gradio`")
+    gr = None
 
-from transformers.utils.logging import disable_progress_bar
-
-from ..data.answer_parsing import option_spans, question_kind, with_options
-from ..data.clip_preview import picture
-from ..data.decoder import BadClip
-from ..data.soundscapes.corpus import make_soundscapes
-from ..demo import MODEL_NAMES
-from ..runtime import use_all_of_the_cpu
-from .model import Answer, Heard, LoadedModel
-
-MAX_FILE, MAX_WAITING = "50mb", 32  # of an upload; users in the queue
-MAX_TEXT = 4000  # characters of a question with its options
-FREQUENCY, AGE = 600, 3600  # seconds: how often uploads are looked at, and how old one may be
-ANALYSED_SECONDS = 60.0  # of a clip, at most, are decoded for its picture
+MAX_UPLOAD = "50mb"
+MAX_QUEUE = 32  # users
+MAX_CHARACTERS = 4000  # of a question with its options
+CLEANUP_INTERVAL, MAX_UPLOAD_AGE = 600, 3600  # s
+MAX_PICTURE_SECONDS = 60.0
+TEMPLATES = Path(__file__).parent / "templates"
+DEMO_NOTE = (
+    "These are small demo models. They know twenty synthetic sounds: try the examples below. "
+    "Their answers about other recordings mean nothing."
+)
+EXAMPLE_COUNTS = {"mcq": 3, "yes_no": 2, "pair": 1}
 logger = logging.getLogger("audiolm.ask.app")
-CSS = """
-.gradio-container { max-width: 72rem !important; margin: 0 auto; }
-.heard img { width: 100%; height: 9rem; display: block; border-radius: .4rem; }
-.heard figure { margin: 0 0 .75rem; } .heard figcaption { font-size: .875rem; opacity: .85; }
-.arm h3 { margin: 0; overflow-wrap: anywhere; } .arm .prose { font-size: .9rem; }
-"""
-DEMO_NOTE = """The models are small ones that come with the demo and know twenty synthetic sounds: try the examples below. What
-they say about other recordings means nothing."""
-EXAMPLES = {"mcq": 3, "yes_no": 2, "pair": 1}  # of the demo's corpus, by what is asked
 
 
-def figures(clips: list[str], models: list[LoadedModel]) -> str:
-    """Each clip's spectrogram, as far as the model that hears most of it hears it, and how much that is."""
-    made = []
-    for number, clip in enumerate(clips, 1):
-        used = min(ANALYSED_SECONDS, max(model.max_audio_seconds for model in models))
-        shown = picture(clip, used, playable=False)
-        cut = shown.whole > shown.used + 0.05
-        says = f"Clip {number}: {shown.whole:.1f} s" + (
-            f"; the first {shown.used:g} s were heard" if cut else ""
-        )
-        top = shown.hertz[-1][1] if shown.hertz else "?"
-        made.append(
-            f'<figure><img src="{shown.spectrogram}" alt="Spectrogram of clip {number}, time to the right, pitch upwards">'
-            f"<figcaption>{html.escape(says)}. Spectrogram: {shown.used:.1f} s to the right, mel bands upwards, past {top} kHz."
-            "</figcaption></figure>"
-        )
-    return f'<div class="heard">{"".join(made)}</div>'
+@dataclass
+class Column:
+    """What the page shows of one model: its text, the options' probabilities, and times."""
+
+    text: str = ""
+    probabilities: dict[str, float] | None = None
+    status: str = "waiting"
 
 
-def shares(question: str, answer: Answer) -> dict[str, float] | None:
-    """Probabilities by the options as they are written."""
-    texts = {
-        option.letter.lower(): f"{option.letter}) {option.text}"
-        for option in option_spans(question)
-    }
-    return {texts.get(option, option): share for option, share in answer.options.items()} or None
+def clip_figures(paths: list[str], models: list[LoadedModel]) -> str:
+    """Returns HTML with a spectrogram of each clip, as far as a model uses it."""
+    used = min(MAX_PICTURE_SECONDS, max(model.max_audio_seconds for model in models))
+    clips = [preview_clip(path, used, playable=False) for path in paths]
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True)
+    return environment.get_template("clips.html").render(clips=clips)
 
 
-def took(
-    listening: float, first: float | None, answer: Answer, heard: list[Heard], limit: float
-) -> str:
-    cut = any(of.whole > of.used + 0.05 for of in heard)
-    words = [
-        f"listened {listening:.2f} s",
-        f"first word {first:.2f} s" if first is not None else "",
-        f"answered {answer.seconds:.2f} s",
-    ]
-    return " · ".join(filter(None, [*words, f"heard the first {limit:g} s" if cut else ""]))
+def label_probabilities(question: str, answer: Answer) -> dict[str, float] | None:
+    """Returns probabilities by the options as they are written, None for an open question."""
+    labels = {o.letter.lower(): f"{o.letter}) {o.text}" for o in option_spans(question)}
+    return {labels.get(option, option): p for option, p in answer.options.items()} or None
 
 
-def complaint(text: str, title: str) -> gr.Error:
-    """What is shown to the user, and not written to the log."""
-    return gr.Error(html.escape(text), title=title, print_exception=False)
+def user_error(message: str, title: str) -> Exception:
+    """Returns an error that the page shows and that does not appear in the log."""
+    return gr.Error(html.escape(message), title=title, print_exception=False)
 
 
-def ask(models: list[LoadedModel], *words):
-    """As [`_ask`]; what fails for another reason than the user's is in the log."""
+def read_inputs(clips: list[str], question: str, options: str) -> str:
+    """Returns the question with its options, or raises what the user can do about it."""
+    if not clips:
+        raise user_error("Upload or record a clip, or pick an example.", "No clip yet")
+    if not (question or "").strip():
+        raise user_error("Write a question first.", "No question")
+    if len(question) + len(options or "") > MAX_CHARACTERS:
+        raise user_error(f"Use at most {MAX_CHARACTERS:,} characters.", "Too long")
     try:
-        yield from _ask(models, *words)
+        return with_options(question, (options or "").splitlines())
+    except ValueError as error:
+        raise user_error(f"{error}.", "Options") from error
+
+
+def encode_clips(model: LoadedModel, paths: list[str]) -> list[EncodedClip]:
+    """Encodes the clips. An error names a file without its folder on the server."""
+    try:
+        return model.encode(paths)
+    except BadClip as error:
+        message = str(error)
+        for path in paths:
+            message = message.replace(f"{Path(path).parent}/", "")
+        text = f"This clip cannot be read ({message}). WAV, FLAC, OGG and MP3 work."
+        raise user_error(text, "Not audio?") from error
+
+
+def answer_in_column(
+    model: LoadedModel, clips: list[EncodedClip], question: str, no_audio: bool, column: Column
+) -> Iterator[None]:
+    """Fills a model's column while it answers. Yields after each change."""
+    encoded = column.status
+    first_word: float | None = None
+    start = time.perf_counter()
+    try:
+        for part in model.stream(question, clips, no_audio):
+            if isinstance(part, Answer):
+                column.text = part.text or "(empty answer)"
+                column.probabilities = label_probabilities(question, part)
+                notes = [encoded, f"first word {first_word:.2f} s" if first_word else ""]
+                notes.append(f"answered {part.seconds:.2f} s")
+                if any(clip.is_truncated for clip in clips):
+                    notes.append(f"used the first {model.max_audio_seconds:g} s")
+                column.status = " · ".join(filter(None, notes))
+            else:
+                first_word = first_word or time.perf_counter() - start
+                column.text = part
+            yield
+    except ValueError as error:
+        raise user_error(f"{error}.", "Too long") from error
+
+
+def ask(models: list[LoadedModel], *inputs) -> Iterator[list]:
+    """Yields what the page shows as it grows. Unexpected failures are logged.
+
+    Args:
+        models: One column each.
+        inputs: First clip, second clip, question, options (one per line), and whether to ask
+            without audio.
+    """
+    try:
+        yield from _ask(models, *inputs)
     except gr.Error:
         raise
     except Exception as error:
         logger.exception("asking failed")
-        raise complaint(
-            "Something went wrong here, not with your clip; it is in the log of the page.", "Sorry"
-        ) from error
+        text = "Something went wrong here, not with your clip. The page's log has it."
+        raise user_error(text, "Sorry") from error
 
 
 def _ask(
     models: list[LoadedModel],
-    clip: str | None,
-    other: str | None,
+    first_clip: str | None,
+    second_clip: str | None,
     question: str,
     options: str,
-    muted: bool,
-):
-    """What the page shows, again and again as it grows: spectrograms, then of each model its text, probabilities and times.
-
-    Raises:
-        gr.Error: with what the user can do about it.
-    """
-    clips = [path for path in (clip, other) if path]
-    if not clips:
-        raise complaint(
-            "There is no clip yet: upload or record one, or pick an example.", "Nothing to hear"
-        )
-    if not (question or "").strip():
-        raise complaint("Write a question first.", "Nothing was asked")
-    if len(question) + len(options or "") > MAX_TEXT:
-        raise complaint(f"Question and options are at most {MAX_TEXT:,} characters.", "Too long")
-    try:
-        asked = with_options(question, (options or "").splitlines())
-    except ValueError as error:
-        raise complaint(f"{error}.", "Options") from error
-    shown: list = ["", *[part for _ in models for part in ("", None, "waits")]]
-    for at, model in enumerate(models):
+    no_audio: bool,
+) -> Iterator[list]:
+    clips = [path for path in (first_clip, second_clip) if path]
+    question = read_inputs(clips, question, options)
+    columns = [Column() for _ in models]
+    figures = ""
+    for model, column in zip(models, columns):
         start = time.perf_counter()
-        try:
-            heard = model.listen(clips)
-        except BadClip as error:
-            said = str(error)
-            for path in clips:
-                said = said.replace(
-                    f"{Path(path).parent}/", ""
-                )  # where it lies on the server is nobody's business
-            raise complaint(
-                f"This clip cannot be read ({said}). WAV, FLAC, OGG and MP3 are read.", "Not audio?"
-            ) from error
-        shown[0] = shown[0] or figures(clips, models)
-        listening, first, begun = time.perf_counter() - start, None, time.perf_counter()
-        shown[3 + 3 * at] = f"listened {listening:.2f} s"
-        yield shown
-        try:
-            for made in model.stream(asked, heard, muted):
-                if isinstance(made, Answer):
-                    times = took(listening, first, made, heard, model.max_audio_seconds)
-                    shown[1 + 3 * at : 4 + 3 * at] = [
-                        made.text or "(it said nothing)",
-                        shares(asked, made),
-                        times,
-                    ]
-                else:
-                    first = time.perf_counter() - begun if first is None else first
-                    shown[1 + 3 * at] = made
-                yield shown
-        except ValueError as error:
-            raise complaint(f"{error}.", "Too long") from error
+        encoded = encode_clips(model, clips)
+        column.status = f"encoded {time.perf_counter() - start:.2f} s"
+        figures = figures or clip_figures(clips, models)
+        yield _outputs(figures, columns)
+        for _ in answer_in_column(model, encoded, question, no_audio, column):
+            yield _outputs(figures, columns)
 
 
-def examples(folder: Path) -> list[list]:
-    """Rows of the demo's corpus as the page takes them: clip, other clip, question, options."""
-    file = make_soundscapes(folder, 40, 7)["test"]
-    left, used, made = dict(EXAMPLES), set(), []
-    for row in json.loads(file.read_text(encoding="utf-8")):
-        kind = (
-            "pair"
-            if row["filepath2"]
-            else "yes_no"
-            if question_kind(row["input"]) == "yes_no"
-            else "mcq"
-        )
-        if question_kind(row["input"]) != "open" and left[kind] and row["filepath1"] not in used:
-            left[kind] -= 1
+def _outputs(figures: str, columns: list[Column]) -> list:
+    outputs: list = [figures]
+    for column in columns:
+        outputs += [column.text, column.probabilities, column.status]
+    return outputs
+
+
+def example_kind(row: dict) -> str:
+    """Returns the key of `EXAMPLE_COUNTS` for a row, or "open"."""
+    kind = question_kind(row["input"])
+    return "pair" if row["filepath2"] and kind != "open" else kind
+
+
+def build_examples(folder: Path) -> list[list]:
+    """Makes a small demo corpus. Returns examples: clip, second clip, question, options."""
+    test_file = make_soundscapes(folder, 40, 7)["test"]
+    remaining = dict(EXAMPLE_COUNTS)
+    used: set[str] = set()
+    examples = []
+    for row in json.loads(test_file.read_text(encoding="utf-8")):
+        kind = example_kind(row)
+        if remaining.get(kind) and row["filepath1"] not in used:
+            remaining[kind] -= 1
             used.add(row["filepath1"])
-            clips = [
-                str(folder / row[name]) if row[name] else None
-                for name in ("filepath1", "filepath2")
-            ]
-            made.append([*clips, row["input"], ""])
-    return made
+            second = str(folder / row["filepath2"]) if row["filepath2"] else None
+            examples.append([str(folder / row["filepath1"]), second, row["input"], ""])
+    return examples
 
 
-def page(models: list[LoadedModel], given: list[list]) -> gr.Blocks:
-    """The page for models that are loaded, with examples."""
-    demo = all(model.is_demo for model in models)
-    with gr.Blocks(
-        title="AudioLM: ask about audio", analytics_enabled=False, delete_cache=(FREQUENCY, AGE)
-    ) as made:
-        gr.Markdown(
-            "# Ask about audio\nOne or two clips and a question; each model answers in its own column."
-            + f"\n\n{DEMO_NOTE}" * demo
+def _input_components(examples: list[list]) -> list:
+    """Adds the inputs to the page: two clips, question, options and the no-audio ablation."""
+    sources = ["upload", "microphone"]
+    with gr.Row():
+        first = gr.Audio(label="Clip", sources=sources, type="filepath", elem_id="clip")
+        label = "Second clip, to compare (optional)"
+        second = gr.Audio(label=label, sources=sources, type="filepath", elem_id="other")
+    with gr.Row():
+        question = gr.Textbox(
+            label="Question",
+            placeholder="Which sound is that?",
+            max_lines=3,
+            scale=2,
+            elem_id="question",
         )
-        with gr.Row():
-            clip = gr.Audio(
-                label="Clip", sources=["upload", "microphone"], type="filepath", elem_id="clip"
-            )
-            other = gr.Audio(
-                label="Second clip, to compare (optional)",
-                sources=["upload", "microphone"],
-                type="filepath",
-                elem_id="other",
-            )
-        with gr.Row():
-            question = gr.Textbox(
-                label="Question",
-                placeholder="Which sound is heard?",
-                max_lines=3,
-                scale=2,
-                elem_id="question",
-            )
-            options = gr.Textbox(
-                label="Options, one a line (optional)",
-                placeholder="rain\na dog",
-                lines=2,
-                max_lines=6,
-                elem_id="options",
-            )
-        gr.Examples(
-            given,
-            [clip, other, question, options],
-            label="Examples: synthetic scenes, and a question about each",
-            example_labels=[question for _, _, question, _ in given],
+        options = gr.Textbox(
+            label="Options, one per line (optional)",
+            placeholder="rain\na dog",
+            lines=2,
+            max_lines=6,
+            elem_id="options",
         )
-        clip.keep_in_cache |= (
-            clip.temp_files | other.temp_files
-        )  # gradio would delete those of examples too, once they are old
+    gr.Examples(
+        examples,
+        [first, second, question, options],
+        label="Examples: synthetic scenes with a question about each",
+        example_labels=[question for _, _, question, _ in examples],
+    )
+    # gradio would delete the files of the examples together with old uploads.
+    first.keep_in_cache |= first.temp_files | second.temp_files
+    label = "Mute: answer without the audio (ablation)"
+    no_audio = gr.Checkbox(label=label, elem_id="muted", scale=2)
+    return [first, second, question, options, no_audio]
+
+
+def _model_components(model: LoadedModel) -> list:
+    """Adds a model's column: text, probabilities and status."""
+    with gr.Column(min_width=260, elem_classes="model"):
+        encoder = model.model.config.encoder_type
+        prefix = "" if encoder == model.name else f"{encoder}, "
+        title = f"### {html.escape(model.name)}"
+        gr.Markdown(f"{title}\n{prefix}uses {model.max_audio_seconds:g} s of a clip")
+        text = gr.Textbox(label="Answer", lines=2, interactive=False, elem_classes="answer")
+        probabilities = gr.Label(label="Probability of each option", show_heading=False)
+        return [text, probabilities, gr.Markdown(elem_classes="status")]
+
+
+def build_page(models: list[LoadedModel], examples: list[list]) -> "gr.Blocks":
+    """Builds the page for loaded models."""
+    cleanup = CLEANUP_INTERVAL, MAX_UPLOAD_AGE
+    title = "AudioLM: ask about audio"
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=cleanup) as page:
+        gr.Markdown("# Ask about audio\nOne or two clips and a question. Each model has a column.")
+        if all(model.is_demo for model in models):
+            gr.Markdown(DEMO_NOTE)
+        inputs = _input_components(examples)
+        button = gr.Button("Ask", variant="primary", elem_id="ask")
+        outputs = [gr.HTML(elem_id="clips")]
         with gr.Row():
-            muted = gr.Checkbox(
-                label="Mute the audio: what is answered without listening (control)",
-                elem_id="muted",
-                scale=2,
-            )
-            button = gr.Button("Ask", variant="primary", elem_id="ask")
-        heard = gr.HTML(elem_id="heard")
-        with gr.Row():
-            shown = []
             for model in models:
-                with gr.Column(min_width=260, elem_classes="arm"):
-                    arm = model.model.config.encoder_type
-                    arm = "" if arm == model.name else f"{arm}, "
-                    gr.Markdown(
-                        f"### {html.escape(model.name)}\n{arm}hears {model.max_audio_seconds:g} s of a clip"
-                    )
-                    shown += [
-                        gr.Textbox(
-                            label="Answer", lines=2, interactive=False, elem_classes="answer"
-                        ),
-                        gr.Label(label="Probability of each option", show_heading=False),
-                        gr.Markdown(elem_classes="took"),
-                    ]
+                outputs += _model_components(model)
 
-        def answers(*words):
-            yield from ask(models, *words)
+        def answers(*values):
+            yield from ask(models, *values)
 
-        inputs = [clip, other, question, options, muted]
-        for event in (button.click, question.submit):
-            # former answers go first, and do not stand below a new question that waits or fails
-            empty = event(
-                lambda: ["", *[None] * len(shown)],
+        for event, api_name in ((button.click, "ask"), (inputs[2].submit, False)):
+            # Earlier answers go first, so that none stands below a new question.
+            cleared = event(
+                lambda: ["", *[None] * (len(outputs) - 1)],
                 None,
-                [heard, *shown],
+                outputs,
                 queue=False,
                 api_name=False,
                 show_progress="hidden",
             )
-            name = "ask" if event == button.click else False
-            empty.then(
+            cleared.then(
                 answers,
                 inputs,
-                [heard, *shown],
-                api_name=name,
+                outputs,
+                api_name=api_name,
                 show_progress="minimal",
                 concurrency_id="ask",
                 concurrency_limit=1,
             )
-    return made.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
+    return page.queue(max_size=MAX_QUEUE, default_concurrency_limit=1)
 
 
-def parse(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument(
-        "models",
-        nargs="*",
-        metavar="MODEL",
-        help=f"trained AudioLMs, a folder or Hub name each (default: the demo's {', '.join(MODEL_NAMES)})",
-    )
-    parser.add_argument("--host", help="address that it listens on (default: this machine alone)")
-    parser.add_argument(
-        "--port",
-        type=int,
-        choices=range(1, 65536),
-        metavar="PORT",
-        help="(default: the first that is free from 7860 on)",
-    )
-    parser.add_argument(
-        "--share",
-        action="store_true",
-        help="also a public address for three days, through gradio's servers",
-    )
-    parser.add_argument(
-        "--space", type=Path, metavar="FOLDER", help="write a Space there, and start nothing"
-    )
-    return parser.parse_args(argv)
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `audiolm app`."""
+    parser = argparse.ArgumentParser("audiolm app", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    default_models = ", ".join(MODEL_NAMES)
+    help_text = f"trained AudioLMs, folders or Hub names (default: the demo's {default_models})"
+    add("models", nargs="*", metavar="MODEL", help=help_text)
+    add("--host", help="address that the page listens on (default: this machine only)")
+    add("--port", type=int, help="1 to 65535 (default: the first free one from 7860)")
+    add("--share", action="store_true", help="also a public address for three days, by gradio")
+    add("--space", type=Path, metavar="FOLDER", help="write a Space there and start nothing")
+    return parser
 
 
-def main(argv=None):
-    args = parse(argv)
-    try:
-        if args.space:
-            write_space(args.space, args.models)
-            print(
-                f"{args.space} is a Space; `hf upload USER/NAME {args.space} --repo-type space` publishes it"
-            )
-            return
-        signal.signal(
-            signal.SIGTERM, lambda *_: sys.exit(0)
-        )  # so that what was uploaded goes then too
-        use_all_of_the_cpu()
-        disable_progress_bar()
-        models = [LoadedModel(name) for name in args.models or MODEL_NAMES]
-        with tempfile.TemporaryDirectory() as folder:
-            os.environ["GRADIO_TEMP_DIR"] = str(
-                Path(folder, "uploads")
-            )  # so that none outlives the page
-            made = page(models, examples(Path(folder)))
-            made.launch(
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parses and checks the options."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.port is not None and not 1 <= args.port <= 65535:
+        parser.error(f"--port {args.port}: expected a number from 1 to 65535")
+    return args
+
+
+def serve(args: argparse.Namespace) -> None:
+    """Loads the models and serves the page until it is stopped."""
+    from transformers.utils.logging import disable_progress_bar
+
+    # SIGTERM ends the process normally, so that the uploads are deleted.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    use_all_of_the_cpu()
+    disable_progress_bar()
+    models = [LoadedModel(name) for name in args.models or MODEL_NAMES]
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder, "uploads"))
+        page = build_page(models, build_examples(Path(folder)))
+        try:
+            page.launch(
                 server_name=args.host,
                 server_port=args.port,
                 share=args.share,
-                max_file_size=MAX_FILE,
-                css=CSS,
+                max_file_size=MAX_UPLOAD,
+                css=(TEMPLATES / "page.css").read_text(encoding="utf-8"),
                 ssr_mode=False,
                 footer_links=[],
             )
-    except (ValueError, OSError) as error:
-        said = str(error).replace("--model_name_or_path ", "").split("\n")[0]
-        sys.exit(f"app.py: {f'--port {args.port}: ' if 'port' in said else ''}{said}")
+        except OSError as error:
+            reason = str(error).split("\n")[0]
+            raise UserError(f"--host {args.host}, --port {args.port}: {reason}") from error
+
+
+@report_user_errors("audiolm app")
+def main(argv: list[str] | None = None) -> None:
+    """Runs `audiolm app`."""
+    args = parse_arguments(argv)
+    if gr is None:
+        raise UserError("the page needs gradio: `uv sync --extra app`, or `pip install gradio`")
+    if args.space:
+        write_space(args.space, args.models)
+        command = f"hf upload USER/NAME {args.space} --repo-type space"
+        print(f"{args.space} is a Space. `{command}` publishes it.")
+        return
+    try:
+        serve(args)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -1,10 +1,13 @@
-"""Asks a trained model about one or two clips: `python run_ask.py clip.wav "What is heard?" --options rain "a dog"`.
+"""Ask a trained model: `audiolm ask clip.wav "What is that?" --options rain "a dog"`.
 
-The last word is the question; `-` in its place reads it from the standard input, `-` in a clip's place reads a clip. With
---csv, questions about many clips: columns `audio`, `question` and, where wanted, `audio2` and `options` ("rain|a dog"), with
-paths from the file's folder; the output has these and `answer`, `choice`, `probability`, `heard_seconds`, `model` and `error`.
-The same command goes on with an output that is not complete; rows that failed stay so. It ends with 0 if all was answered, 1 if
-something was not, 2 if the options are wrong, and 130 if it was interrupted.
+The last word is the question. `-` in place of the question or of a clip reads it from stdin.
+
+`--csv FILE --output FILE` answers a table. It has the columns `audio` and `question`, and
+optionally `audio2` and `options` ("rain|a dog"). Paths are relative to the table's folder. The
+output has the same rows with `answer`, `choice`, `probability`, `used_seconds`, `model` and
+`error`. An interrupted job resumes.
+
+Exit status: 0 if all was answered, 1 if something was not, 2 for wrong options, 130 after Ctrl-C.
 """
 
 import argparse
@@ -15,184 +18,184 @@ from pathlib import Path
 
 from ..demo import MODEL_NAMES
 
+STDIN = "-"
 
-def parse(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument(
-        "words",
-        nargs="*",
-        metavar="CLIP [CLIP2] QUESTION",
-        help="one or two audio files, and the question",
+
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `audiolm ask`."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "audiolm ask", description=__doc__, allow_abbrev=False, formatter_class=formatter
     )
-    parser.add_argument(
+    add = parser.add_argument
+    clips_and_question = "one or two audio files, then the question"
+    add("inputs", nargs="*", metavar="CLIP [CLIP2] QUESTION", help=clips_and_question)
+    add(
         "--options",
         nargs="+",
         default=[],
         metavar="OPTION",
-        help="several, without letters: they make "
-        "the question multiple-choice, or one of yes and no; each gets its probability",
+        help="options without letters, or yes and no. Each gets a probability",
     )
-    parser.add_argument(
+    add(
         "--model",
         nargs="+",
         default=["mimi_full"],
         metavar="MODEL",
-        help="trained AudioLMs, a folder or Hub "
-        f"name each, or one that ships with the demo and knows synthetic sounds alone: {', '.join(MODEL_NAMES)} "
-        "(default: mimi_full)",
+        help="trained AudioLMs: folders, Hub names or the demo's models, which know synthetic "
+        f"sounds only: {', '.join(MODEL_NAMES)} (default: mimi_full)",
     )
-    parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
-    parser.add_argument(
-        "--muted",
-        action="store_true",
-        help="what it says without listening: every frame is the mean one",
-    )
-    parser.add_argument(
-        "--max_new_tokens", type=int, default=64, help="longest answer (default: 64)"
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="one JSON object on the standard output"
-    )
-    parser.add_argument(
-        "--csv",
-        type=Path,
-        metavar="FILE",
-        help="a table of questions, comma-separated in UTF-8, in place of clips and question",
-    )
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="the table with its answers, for --csv"
-    )
-    parser.add_argument(
-        "--batch_size", type=int, default=16, help="rows of --csv at once (default: 16)"
-    )
+    add("--revision", help="branch, tag or commit of a model on the Hub")
+    add("--no_audio", action="store_true", help="ablation: answer from the mean features")
+    add("--max_new_tokens", type=int, default=64, help="longest answer (default: 64)")
+    add("--json", action="store_true", help="print one JSON object")
+    add("--csv", type=Path, metavar="FILE", help="table of questions, comma-separated, UTF-8")
+    add("--output", type=Path, metavar="FILE", help="with --csv: the table with its answers")
+    add("--batch_size", type=int, default=16, help="with --csv: rows at once (default: 16)")
+    return parser
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parses and checks the options. Errors exit with status 2."""
+    parser = build_parser()
     args = parser.parse_args(argv)
+    problem = _table_problem(args) if args.csv or args.output else _question_problem(args)
     for name in ("max_new_tokens", "batch_size"):
         if getattr(args, name) < 1:
-            parser.error(f"--{name} {getattr(args, name)}: 1 or more is wanted")
-    if bool(args.csv) != bool(args.output):
-        parser.error("--csv and --output: one wants the other")
-    if args.csv and (args.words or args.options or args.json or len(args.model) > 1):
-        parser.error(
-            "--csv: clips, questions and options stand in the table, and one --model answers it"
-        )
-    if args.csv and args.output.exists() and args.csv.exists() and args.output.samefile(args.csv):
-        parser.error(f"--output {args.output}: that is the table of questions")
-    if not args.csv and not 2 <= len(args.words) <= 3:
-        parser.error(
-            f"one or two clips and a question are wanted, before --options and --model; given: {len(args.words)}"
-        )
-    if args.words and Path(args.words[-1]).is_file():
-        parser.error(f"{args.words[-1]} is a file; the question comes last")
-    if args.words.count("-") > 1:
-        parser.error("-: the standard input is read once, as a clip or as the question")
+            problem = f"--{name} {getattr(args, name)}: expected 1 or more"
     if len(args.model) > 1 and args.revision:
-        parser.error("--revision: of which --model?")
+        problem = "--revision: needs exactly one --model"
+    if problem:
+        parser.error(problem)
     return args
 
 
-def ask_once(args) -> None:
-    """Prints each model's answer to one question.
+def _table_problem(args: argparse.Namespace) -> str | None:
+    if not (args.csv and args.output):
+        return "--csv and --output: give both or neither"
+    if args.inputs or args.options or args.json or len(args.model) > 1:
+        return "--csv: the table holds clips, questions and options, and one --model answers it"
+    if args.output.exists() and args.csv.exists() and args.output.samefile(args.csv):
+        return f"--output {args.output}: is the table of questions itself"
+    if not args.output.absolute().parent.is_dir() or args.output.is_dir():
+        return f"--output {args.output}: not a file in an existing folder"
+    return None
 
-    Raises:
-        ValueError, OSError: in one line.
-    """
+
+def _question_problem(args: argparse.Namespace) -> str | None:
+    if not 2 <= len(args.inputs) <= 3:
+        return (
+            "expected one or two clips and a question, before --options and --model; got "
+            f"{len(args.inputs)}"
+        )
+    if Path(args.inputs[-1]).is_file():
+        return f"{args.inputs[-1]}: is a file, but the question comes last"
+    if args.inputs.count(STDIN) > 1:
+        return "-: stdin can be read once, as a clip or as the question"
+    return None
+
+
+def ask_once(args: argparse.Namespace) -> None:
+    """Prints each model's answer to one question."""
     from ..data.answer_parsing import with_options
+    from ..runtime import UserError
     from .model import LoadedModel
 
-    *clips, question = [
-        (sys.stdin.buffer.read() if i < len(args.words) - 1 else sys.stdin.read())
-        if word == "-"
-        else word
-        for i, word in enumerate(args.words)
-    ]
+    *clips, question = args.inputs
+    clips = [sys.stdin.buffer.read() if clip == STDIN else clip for clip in clips]
+    question = sys.stdin.read() if question == STDIN else question
     if not question.strip():
-        raise ValueError("the question is empty")
+        raise UserError("the question is empty")
     question = with_options(question, args.options)
-    made = {
-        "question": question,
-        "clips": ["-" if isinstance(clip, bytes) else clip for clip in clips],
-        "answers": [],
-    }
-    for name, model in [(name, LoadedModel(name, args.revision)) for name in args.model]:
-        start = time.perf_counter()
-        heard = model.listen(clips)
-        listening = time.perf_counter() - start
-        (answer,) = model.ask([question], [heard], args.muted, args.max_new_tokens)
-        made["answers"].append(
-            {
-                "model": name,
-                "encoder_type": model.model.config.encoder_type,
-                "answer": answer.text,
-                "choice": answer.choice,
-                "options": {option: round(share, 6) for option, share in answer.options.items()},
-                "muted": args.muted,
-                "seconds": {
-                    "clips": [round(of.whole, 3) for of in heard],
-                    "heard": [round(of.used, 3) for of in heard],
-                    "listening": round(listening, 3),
-                    "answering": round(answer.seconds, 3),
-                },
-            }
-        )
+    models = [LoadedModel(name, args.revision) for name in args.model]
+    results = []
+    for model in models:
+        result = _ask_model(model, question, clips, args)
+        results.append(result)
         if not args.json:
-            show(name if len(args.model) > 1 else "", answer)
-            note(model, heard, made["answers"][-1]["seconds"])
+            _print_answer(model, result, show_name=len(models) > 1)
     if args.json:
-        print(json.dumps(made, ensure_ascii=False, indent=2))
+        names = [STDIN if isinstance(clip, bytes) else clip for clip in clips]
+        output = {"question": question, "clips": names, "answers": results}
+        print(json.dumps(output, ensure_ascii=False, indent=2))
 
 
-def show(name: str, answer) -> None:
-    print(f"{name}: {answer.text}" if name else answer.text)
-    if answer.options:
-        print(
-            "    "
-            + ", ".join(
-                f"{option.upper() if len(option) == 1 else option} {share:.1%}"
-                for option, share in answer.options.items()
-            )
+def _ask_model(model, question: str, clips: list, args: argparse.Namespace) -> dict:
+    start = time.perf_counter()
+    encoded = model.encode(clips)
+    encoding = time.perf_counter() - start
+    (answer,) = model.ask([question], [encoded], args.no_audio, args.max_new_tokens)
+    return {
+        "model": model.name,
+        "encoder_type": model.model.config.encoder_type,
+        "answer": answer.text,
+        "choice": answer.choice,
+        "options": {option: round(p, 6) for option, p in answer.options.items()},
+        "no_audio": args.no_audio,
+        "seconds": {
+            "clips": [round(clip.duration, 3) for clip in encoded],
+            "used": [round(clip.used, 3) for clip in encoded],
+            "encoding": round(encoding, 3),
+            "answering": round(answer.seconds, 3),
+        },
+    }
+
+
+def _print_answer(model, result: dict, show_name: bool) -> None:
+    """Prints the answer to stdout and what a reader should know about it to stderr."""
+    print(f"{model.name}: {result['answer']}" if show_name else result["answer"])
+    labels = {
+        option: option.upper() if len(option) == 1 else option for option in result["options"]
+    }
+    if labels:
+        print("    " + ", ".join(f"{labels[o]} {p:.1%}" for o, p in result["options"].items()))
+    seconds = result["seconds"]
+    notes = [model.name]
+    if model.is_demo:
+        notes.append("a demo model, which knows synthetic sounds only")
+    for number, (duration, used) in enumerate(zip(seconds["clips"], seconds["used"]), 1):
+        if duration > used + 0.05:
+            notes.append(f"clip {number}: only the first {used:g} of {duration:.1f} s were used")
+    notes.append(
+        f"encoded in {seconds['encoding']:.1f} s, answered in {seconds['answering']:.1f} s"
+    )
+    print(f"({'; '.join(notes)})", file=sys.stderr)
+
+
+def ask_csv(args: argparse.Namespace) -> None:
+    """Answers a table of questions."""
+    from ..runtime import UserError
+    from .model import LoadedModel
+    from .table import TableJob, answer_table, model_label, read_columns
+
+    read_columns(args.csv)
+    model = LoadedModel(args.model[0], args.revision)
+    label = model_label(model, args.no_audio, args.max_new_tokens)
+    options = args.no_audio, args.max_new_tokens, args.batch_size
+    num_errors = answer_table(TableJob(args.csv, args.output, model, label, *options))
+    if num_errors:
+        raise UserError(
+            f"rows not answered: {num_errors}. The column `error` of {args.output} says why. "
+            "Delete that file to ask all of them again."
         )
 
 
-def note(model, heard: list, seconds: dict) -> None:
-    """What a reader of the answer should know, on the standard error."""
-    cut = "; ".join(
-        f"of clip {i} the first {of.used:g} of {of.whole:.1f} s were heard"
-        for i, of in enumerate(heard, 1)
-        if of.whole > of.used + 0.05
-    )
-    made = "a model of the demo, which knows synthetic sounds alone" if model.is_demo else ""
-    took = f"listened for {seconds['listening']:.1f} s, answered in {seconds['answering']:.1f} s"
-    print(f"({'; '.join(filter(None, [model.name, made, cut, took]))})", file=sys.stderr)
+def main(argv: list[str] | None = None) -> None:
+    """Runs `audiolm ask`."""
+    args = parse_arguments(argv)
+    # Imported here, so that help and wrong options need not wait for torch.
+    from transformers.utils.logging import disable_progress_bar
 
-
-def main(argv=None):
-    args = parse(argv)
-    from transformers.utils.logging import (
-        disable_progress_bar,
-    )  # here: who asks for help need not wait for torch
-
-    from ..runtime import use_all_of_the_cpu
+    from ..runtime import report_user_errors, use_all_of_the_cpu
 
     disable_progress_bar()
     use_all_of_the_cpu()
+    run = ask_csv if args.csv else ask_once
     try:
-        if not args.csv:
-            ask_once(args)
-            return
-        from .table import ask_table
-
-        if errors := ask_table(args):
-            sys.exit(
-                f"run_ask.py: rows not answered: {errors}; the column `error` of {args.output} says why, and without that "
-                "file the same command asks all of them again"
-            )
-    except (ValueError, OSError) as error:
-        sys.exit(f"run_ask.py: {error}".replace("--model_name_or_path", "--model"))
+        report_user_errors("audiolm ask")(run)(args)
     except KeyboardInterrupt:
-        print(
-            "run_ask.py: stopped" + ("; the same command goes on" if args.csv else ""),
-            file=sys.stderr,
-        )
+        hint = ". Run the command again; it resumes" if args.csv else ""
+        print(f"audiolm ask: interrupted{hint}", file=sys.stderr)
         sys.exit(130)
 
 

@@ -1,9 +1,10 @@
-"""Asking a trained model: clips and a question in, text and the options' probabilities out (command, page, notebook)."""
+"""A loaded model that answers: clips and a question in, text and the options' probabilities out."""
 
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -18,28 +19,43 @@ from ..evaluation.answering import answer_batch, most_likely_option
 from ..evaluation.controls import mean_audio_features
 from ..evaluation.scores import probabilities
 from ..processing_audiolm import AudioLMProcessor, open_file
+from ..runtime import UserError
 
 
 @dataclass
-class Heard:
-    """A clip as one model hears it.
+class EncodedClip:
+    """A clip as one model receives it.
 
     Attributes:
-        features: codes or features of its frames, on the CPU. whole, used: seconds of the clip, and of what was heard of it.
+        features: Codes or features of its frames, on the CPU.
+        duration: Seconds of the whole clip.
+        used: Seconds that the model uses.
     """
 
     features: torch.Tensor
-    whole: float
+    duration: float
     used: float
+
+    @property
+    def num_frames(self) -> int:
+        """Number of the encoder's frames."""
+        return self.features.shape[0 if self.features.is_floating_point() else -1]
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether the model uses the beginning only."""
+        return self.duration > self.used + 0.05
 
 
 @dataclass
 class Answer:
-    """What one model answered.
+    """What one model answers.
 
     Attributes:
-        text: greedy. options: the probability of each option of a closed question among them, by letter or "yes" and "no".
-        choice: the likeliest one, None of an open question or where two are equal. seconds: what it took.
+        text: Generated greedily.
+        options: Probability of each option of a closed question, by letter or "yes" and "no".
+        choice: The most likely option. None for an open question and for an exact tie.
+        seconds: Time that it took.
     """
 
     text: str
@@ -52,11 +68,12 @@ class LoadedModel:
     """A trained AudioLM and its processor, in eval mode on the device.
 
     Args:
-        name_or_path: a folder, a name on the Hub, or one of the demo's (`audiolm.demo.models()`), by its arm.
-        revision: of a model on the Hub. device: by default an accelerator, if there is one.
+        name_or_path: A folder, a Hub name, or one of the demo's models (`audiolm.demo.models()`).
+        revision: Branch, tag or commit of a model on the Hub.
+        device: Default: an accelerator if there is one.
 
     Raises:
-        ValueError: in one line, if there is no such model.
+        UserError: If there is no such model.
     """
 
     def __init__(
@@ -66,124 +83,140 @@ class LoadedModel:
         device: str | torch.device | None = None,
     ):
         self.name = name_or_path
-        self.is_demo = (
-            name_or_path in demo_models() and not Path(name_or_path, "config.json").is_file()
-        )
-        model, tokenizer = load_model(
-            str(demo_models()[name_or_path] if self.is_demo else name_or_path), revision
-        )
-        device = device or (
-            torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-        )
+        is_folder = Path(name_or_path, "config.json").is_file()
+        self.is_demo = name_or_path in demo_models() and not is_folder
+        source = demo_models()[name_or_path] if self.is_demo else name_or_path
+        try:
+            model, tokenizer = load_model(str(source), revision)
+        except UserError as error:  # the option has another name here
+            raise UserError(str(error).replace("--model_name_or_path", "--model")) from error
+        if device is None:
+            accelerator = torch.accelerator
+            device = accelerator.current_accelerator() if accelerator.is_available() else "cpu"
         self.model = model.to(device).eval()
         self.processor = AudioLMProcessor.from_config(model.config, tokenizer)
 
     @property
     def max_audio_seconds(self) -> float:
+        """Longest part of a clip that the model uses, in s."""
         return self.model.config.max_audio_seconds
 
-    def listen(self, clips: list[Clip]) -> list[Heard]:
-        """Each of the clips, encoded.
+    def encode(self, clips: list[Clip]) -> list[EncodedClip]:
+        """Encodes clips.
 
         Raises:
-            BadClip: naming the first that cannot be decoded.
+            BadClip: If one cannot be decoded. It names the first.
         """
-        made = dict(
-            encode_clips(
-                self.model.encoder, self.processor.feature_extractor, list(dict.fromkeys(clips))
-            )
-        )
-        whole = {clip: seconds_of(clip) for clip in made}
-        return [
-            Heard(made[clip], whole[clip], min(whole[clip], self.max_audio_seconds))
-            for clip in clips
-        ]
+        extractor = self.processor.feature_extractor
+        unique = list(dict.fromkeys(clips))
+        features = dict(encode_clips(self.model.encoder, extractor, unique))
+        encoded = {}
+        for clip in unique:
+            duration = clip_duration(clip)
+            used = min(duration, self.max_audio_seconds)
+            encoded[clip] = EncodedClip(features[clip], duration, used)
+        return [encoded[clip] for clip in clips]
 
     def ask(
         self,
         questions: list[str],
-        heard: list[list[Heard]],
-        muted: bool = False,
+        clips: list[list[EncodedClip]],
+        no_audio: bool = False,
         max_new_tokens: int = 64,
-        streamer=None,
+        streamer: TextIteratorStreamer | None = None,
     ) -> list[Answer]:
-        """Answers to questions together, each about clips of its own.
+        """Answers questions in one batch, each about clips of its own.
 
         Args:
-            muted: every frame is the mean of training's, and the same number of them: what the model says without listening.
-            streamer: of transformers, is given the text's tokens as they come; for one question alone.
+            questions: With their options, as `with_options` writes them.
+            clips: The clips of each question.
+            no_audio: Replace each frame by the mean of the training clips' features.
+            max_new_tokens: Longest answer.
+            streamer: Receives the text's tokens as they come, for one question alone.
 
         Raises:
-            ValueError: if clips and question come to more tokens than the language model takes.
+            UserError: If a question and its clips are longer than the language model's context.
         """
         start = time.perf_counter()
-        if self.processor.prompt_format == "mellow":  # is always asked about two
-            heard = [clips * 2 if len(clips) == 1 else clips for clips in heard]
-        every = {id(clip): clip.features for clips in heard for clip in clips}
-        frames = {
-            key: len(of) if of.is_floating_point() else of.shape[-1] for key, of in every.items()
-        }
-        if muted and not self.model.mapper.feature_mean.any():
-            raise ValueError(
-                f"{self.name} does not hold the mean of its training's features, and cannot be asked without audio"
-            )
-        if muted or self.model.config.no_audio:
-            every = {key: mean_audio_features(self.model, of) for key, of in every.items()}
-        most = self.model.config.text_config.max_position_embeddings
-        for question, clips in zip(questions, heard):
-            prompt = self.processor.prompt_ids(question, [frames[id(clip)] for clip in clips])
-            if (count := len(prompt) + max_new_tokens) > most:
-                raise ValueError(
-                    f"clips, question and answer come to {count:,} tokens; {self.name} takes {most:,}"
-                )
+        if self.processor.prompt_format == "mellow":  # its prompt always has two clips
+            clips = [pair * 2 if len(pair) == 1 else pair for pair in clips]
+        self._check_lengths(questions, clips, max_new_tokens)
         rows = [
             {
                 "input": question,
                 "answer": "yes",
                 "question_type": question_kind(question),
-                "audio": [id(c) for c in clips],
+                "audio": [id(clip) for clip in own_clips],
             }
-            for question, clips in zip(questions, heard)
+            for question, own_clips in zip(questions, clips)
         ]
-        made = answer_batch(
+        features = self._features(clips, no_audio)
+        protocols = ("likelihood", "generate")
+        results = answer_batch(
             self.model,
             self.processor,
             rows,
-            every,
-            ("likelihood", "generate"),
+            features,
+            protocols,
             max_new_tokens,
             streamer=streamer,
         )
         seconds = time.perf_counter() - start
-        return [
-            Answer(
-                of["text"], probabilities(of["scores"]), most_likely_option(of["scores"]), seconds
+        return [_answer(result, seconds) for result in results]
+
+    def _features(self, clips: list[list[EncodedClip]], no_audio: bool) -> dict[int, torch.Tensor]:
+        """Features by the identity of their clip, or the mean features in their place."""
+        if no_audio and not self.model.mapper.feature_mean.any():
+            raise UserError(
+                f"{self.name} does not hold the mean features of its training clips, so it cannot "
+                "be asked without audio"
             )
-            for of in made
-        ]
+        features = {id(clip): clip.features for clip in chain.from_iterable(clips)}
+        if no_audio or self.model.config.no_audio:
+            return {key: mean_audio_features(self.model, value) for key, value in features.items()}
+        return features
+
+    def _check_lengths(
+        self, questions: list[str], clips: list[list[EncodedClip]], max_new_tokens: int
+    ) -> None:
+        limit = self.model.config.text_config.max_position_embeddings
+        for question, own_clips in zip(questions, clips):
+            frames = [clip.num_frames for clip in own_clips]
+            length = len(self.processor.prompt_ids(question, frames)) + max_new_tokens
+            if length > limit:
+                raise UserError(
+                    f"clips, question and answer have {length:,} tokens; {self.name} takes up to "
+                    f"{limit:,}"
+                )
 
     def stream(
-        self, question: str, heard: list[Heard], muted: bool = False, max_new_tokens: int = 64
+        self,
+        question: str,
+        clips: list[EncodedClip],
+        no_audio: bool = False,
+        max_new_tokens: int = 64,
     ) -> Iterator[str | Answer]:
-        """The text of an answer as far as it is written, again and again, and last the whole [`Answer`]."""
-        streamer, text = (
-            TextIteratorStreamer(
-                self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True
-            ),
-            "",
-        )
+        """Yields the text of an answer as it grows, and last the complete `Answer`."""
+        tokenizer = self.processor.tokenizer
+        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        text = ""
         with ThreadPoolExecutor(1) as pool:
-            made = pool.submit(self.ask, [question], [heard], muted, max_new_tokens, streamer)
-            made.add_done_callback(
-                lambda _: streamer.end()
-            )  # also where it has failed, or the loop would wait for ever
+            arguments = [question], [clips], no_audio, max_new_tokens, streamer
+            future = pool.submit(self.ask, *arguments)
+            # Without this, a failure would leave the loop below waiting for ever.
+            future.add_done_callback(lambda _: streamer.end())
             for piece in streamer:
                 text += piece
                 yield text.strip()
-            yield made.result()[0]
+            yield future.result()[0]
 
 
-def seconds_of(clip: Clip) -> float:
-    """Length of a clip, all of it."""
+def _answer(result: dict, seconds: float) -> Answer:
+    scores = result["scores"]
+    return Answer(result["text"], probabilities(scores), most_likely_option(scores), seconds)
+
+
+def clip_duration(clip: Clip) -> float:
+    """Returns the length of a whole clip in s."""
     with open_file(open_clip(clip)) as file:
         return file.frames / file.samplerate

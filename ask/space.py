@@ -1,59 +1,47 @@
-"""Write a Hub Space that runs the page."""
+"""Write a Hub Space that runs the page: `audiolm app --space FOLDER`."""
 
 import shutil
 from configparser import ConfigParser
 from importlib.metadata import version
 from pathlib import Path
 
+from jinja2 import Template
+
 from ..demo import MODEL_NAMES
+from ..runtime import UserError
+
+PACKAGE = Path(__file__).resolve().parents[1]
+ROOMS = ("ask", "checkpoints", "data", "demo", "evaluation")
 
 
 def write_space(folder: Path, models: list[str]) -> None:
-    """A folder that is a Space: this package, its requirements, a page of these models, and the card that the Hub reads.
+    """Writes a Space: this package, its requirements, a page of the models, and the Hub's card.
 
     Raises:
-        ValueError: if a model is a folder, which the Space would not have. OSError: if something is there already.
+        UserError: If a model is a local folder, which the Space would not have, or `folder` exists.
     """
-    own = [model for model in models if model not in MODEL_NAMES]
-    if local := [model for model in own if Path(model).exists() or len(Path(model).parts) != 2]:
-        raise ValueError(
-            f"--space: {local[0]} is on this machine alone; push it to the Hub, and give its name there"
-        )
-    here = Path(__file__).resolve().parents[1]
-    folder.mkdir(parents=True)
-    left_out = shutil.ignore_patterns(
-        "__pycache__",
-        "*.png",
-        *(() if set(models or MODEL_NAMES) & set(MODEL_NAMES) else ("models",)),
-    )
-    for part in ("data", "evaluation", "demo"):
-        shutil.copytree(here / part, folder / "audiolm" / part, ignore=left_out)
-    for file in [*here.glob("*.py"), here / "LICENSE"]:
+    published = [model for model in models if model not in MODEL_NAMES]
+    for model in published:
+        if Path(model).exists() or len(Path(model).parts) != 2:
+            raise UserError(f"--space: {model} is not on the Hub. Push it and give its Hub name.")
+    if folder.exists():
+        raise UserError(f"--space {folder}: exists already")
+    ignored = ["__pycache__", "*.png"]
+    if models and not set(models) & set(MODEL_NAMES):
+        ignored.append("models")  # the demo's weights
+    for room in ROOMS:
+        ignore = shutil.ignore_patterns(*ignored)
+        shutil.copytree(PACKAGE / room, folder / "audiolm" / room, ignore=ignore)
+    for file in [*PACKAGE.glob("*.py"), PACKAGE / "LICENSE"]:
         shutil.copyfile(file, folder / "audiolm" / file.name)
-    metadata = ConfigParser()
-    metadata.read(here / "setup.cfg", encoding="utf-8")
-    (folder / "requirements.txt").write_text(
-        metadata["options"]["install_requires"].strip() + "\n", encoding="utf-8"
-    )
-    (folder / "app.py").write_text(
-        f"from audiolm.ask.app import main\n\nmain({models!r})\n", encoding="utf-8"
-    )
-    named = "".join(f"\n- {model}" for model in own)
-    (folder / "README.md").write_text(
-        f"""---
-title: AudioLM
-emoji: 👂
-colorFrom: blue
-colorTo: indigo
-sdk: gradio
-sdk_version: {version("gradio")}
-python_version: "3.11"
-app_file: app.py
-license: apache-2.0
-short_description: Ask models with different ears about a clip{f"{chr(10)}models:{named}" if named else ""}
----
-
-Models that hear through a classifier (HTSAT) or a neural codec (Mimi) answer the same question about your clip, side by side.
-""",
-        encoding="utf-8",
-    )
+    setup = ConfigParser()
+    setup.read(PACKAGE / "setup.cfg", encoding="utf-8")
+    template = Template((Path(__file__).parent / "templates" / "space.md").read_text("utf-8"))
+    card = template.render(gradio_version=version("gradio"), models=published)
+    files = {
+        "requirements.txt": setup["options"]["install_requires"].strip(),
+        "app.py": f"from audiolm.ask.app import main\n\nmain({models!r})",
+        "README.md": card,
+    }
+    for name, text in files.items():
+        (folder / name).write_text(text + "\n", encoding="utf-8")

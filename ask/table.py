@@ -1,10 +1,9 @@
-"""A table of questions about clips, answered row by row into another: what `audiolm ask --csv` does."""
+"""Answer a table of questions, `audiolm ask --csv`: rows in, the same rows with answers out."""
 
 import csv
 import io
-import os
-from collections.abc import Iterator
-from itertools import islice
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 from tqdm import tqdm
@@ -12,211 +11,200 @@ from tqdm import tqdm
 from ..data.answer_parsing import with_options
 from ..data.decoder import BadClip
 from ..evaluation.predict import model_digest
-from .model import LoadedModel
+from ..runtime import UserError, write_text
+from .model import Answer, EncodedClip, LoadedModel
 
-try:
-    import fcntl
-except ImportError:  # Windows: nothing keeps two commands apart there
-    fcntl = None
-
-ADDED = ("answer", "choice", "probability", "heard_seconds", "model", "error")
-KEPT_CLIPS = 256  # whose features are kept for further rows about them
+CLIPS = ("audio", "audio2")
+ADDED_COLUMNS = ("answer", "choice", "probability", "used_seconds", "model", "error")
 
 
-def ask_table(args) -> int:
-    """Answers a table of questions, on from where its output ends. Returns how many rows have an error.
+@dataclass(frozen=True)
+class TableJob:
+    """A table to answer.
 
-    Args:
-        args: of run_ask.py.
-
-    Raises:
-        ValueError, OSError: in one line.
+    Attributes:
+        questions: CSV file with the columns `audio` and `question`, and optionally `audio2` and
+            `options` ("rain|a dog"). Paths are relative to its folder.
+        output: CSV file that gets its rows and `ADDED_COLUMNS`.
+        model: The model.
+        label: What the column `model` says.
+        no_audio: Replace the audio by the mean features.
+        max_new_tokens: Longest answer.
+        batch_size: Rows at once.
     """
+
+    questions: Path
+    output: Path
+    model: LoadedModel
+    label: str
+    no_audio: bool = False
+    max_new_tokens: int = 64
+    batch_size: int = 16
+
+
+def model_label(model: LoadedModel, no_audio: bool, max_new_tokens: int) -> str:
+    """Names a model and everything else that an answer depends on."""
+    parts = [model.name, model_digest(model.model)[:12]]
+    parts += ["no_audio"] if no_audio else []
+    parts += [f"{max_new_tokens} tokens"] if max_new_tokens != 64 else []
+    return " ".join(parts)
+
+
+def read_columns(path: Path) -> list[str]:
+    """Returns the columns of a table of questions, or raises `UserError` if it is none."""
     try:
-        columns, total = look_at(args.csv)
-        if args.output.exists() and not args.output.is_file():
-            raise ValueError(f"--output {args.output} is no file")
-        if not args.output.absolute().parent.is_dir():
-            raise ValueError(f"--output {args.output}: its folder is not there")
-        return _ask_table(args, columns, total)
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{args.csv} or {args.output} is no table: {error}") from error
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            columns = next(csv.reader(file), [])
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"--csv {path}: not a readable table ({error})") from error
+    missing = sorted({"audio", "question"} - set(columns))
+    if missing:
+        raise UserError(
+            f"--csv {path}: no column {' and '.join(missing)}. It has the columns "
+            f"{', '.join(columns) or 'none'}, separated by commas."
+        )
+    reserved = sorted(set(ADDED_COLUMNS) & set(columns))
+    if reserved or len(set(columns)) < len(columns):
+        problem = f"columns of the output: {', '.join(reserved)}" if reserved else "a column twice"
+        raise UserError(f"--csv {path}: holds {problem}")
+    return columns
 
 
-def look_at(table: Path) -> tuple[list[str], int]:
-    """Columns of a table of questions, and how many rows it has.
+def _finished_rows(job: TableJob, columns: list[str]) -> list[dict]:
+    """Rows of an earlier, interrupted run. A row that was cut off is dropped."""
+    if not job.output.exists():
+        return []
+    with open(job.output, newline="", encoding="utf-8") as file:
+        text = file.read()
+    reader = csv.DictReader(text.splitlines(keepends=True))
+    rows = [row for row in reader if None not in row.values()]
+    if rows and not text.endswith("\n"):
+        rows.pop()
+    with open(job.questions, newline="", encoding="utf-8-sig") as file:
+        questions = list(islice(csv.DictReader(file), len(rows)))
+    header = io.StringIO(newline="")
+    csv.writer(header).writerow([*columns, *ADDED_COLUMNS])
+    if header.getvalue().startswith(text):  # nothing is finished, or not even the header
+        return []
+    is_same = len(questions) == len(rows) and all(
+        row["model"] == job.label and all(row[c] == (question[c] or "") for c in columns)
+        for row, question in zip(rows, questions)
+    )
+    if not text.startswith(header.getvalue()) or not is_same:
+        raise UserError(
+            f"--output {job.output}: holds answers to other questions or of another model. "
+            "Give another file."
+        )
+    return rows
+
+
+def answer_table(job: TableJob) -> int:
+    """Answers every row. An interrupted job continues where it ended.
+
+    Returns:
+        The number of rows with an error.
 
     Raises:
-        ValueError: if it is none. OSError: if it cannot be read.
+        UserError: If the table or the output cannot be used.
     """
-    if not table.is_file():
-        raise ValueError(f"--csv {table}: no file is there")
-    with open(table, newline="", encoding="utf-8-sig") as file:
-        columns = next(csv.reader(file), [])
-        total = sum(bool(row) for row in csv.reader(file))
-    if missing := {"audio", "question"} - set(columns):
-        hint = (
-            "; commas are wanted between them"
-            if any(";" in column or "\t" in column for column in columns)
-            else ""
-        )
-        raise ValueError(
-            f"{table}: no column {' and '.join(sorted(missing))}; it has {', '.join(columns) or 'none'}{hint}"
-        )
-    if taken := set(ADDED) & set(columns):
-        raise ValueError(
-            f"{table}: the output's own columns stand in it: {', '.join(sorted(taken))}"
-        )
-    if len(set(columns)) < len(columns):
-        raise ValueError(f"{table}: a column stands in it twice: {', '.join(columns)}")
-    return columns, total
+    columns = read_columns(job.questions)
+    try:
+        return _answer_table(job, columns)
+    except (csv.Error, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{job.questions} or {job.output}: {error}") from error
 
 
-def _ask_table(args, columns: list[str], total: int) -> int:
-    model = LoadedModel(args.model[0], args.revision)
-    name = f"{args.model[0]} {model_digest(model.model)[:12]}{' muted' if args.muted else ''}"
-    name += "" if args.max_new_tokens == 64 else f" {args.max_new_tokens} tokens"
-    header, features = [*columns, *ADDED], {}
+def _answer_table(job: TableJob, columns: list[str]) -> int:
+    finished = _finished_rows(job, columns)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, [*columns, *ADDED_COLUMNS])
+    writer.writeheader()
+    writer.writerows(finished)
+    write_text(job.output, text.getvalue())
+    num_errors = sum(bool(row["error"]) for row in finished)
+    with open(job.questions, newline="", encoding="utf-8-sig") as file:
+        questions = list(csv.DictReader(file))
+    progress = {"desc": "asking", "unit": "row", "disable": None, "initial": len(finished)}
     with (
-        open(args.csv, newline="", encoding="utf-8-sig") as file,
-        open(args.output, "a", newline="", encoding="utf-8") as out,
-        tqdm(total=total, desc="asking", unit="row", disable=None) as bar,
+        open(job.output, "a", newline="", encoding="utf-8") as output,
+        tqdm(total=len(questions), **progress) as bar,
     ):
-        if fcntl:
-            try:
-                fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise ValueError(f"{args.output}: another command writes it") from error
-        done, errors = taken_up(args, header, name)
-        bar.update(done)
-        writer = csv.DictWriter(out, header)
-        if not args.output.stat().st_size:
-            writer.writeheader()
-        rows = islice(csv.DictReader(file), done, None)
-        while batch := list(islice(rows, args.batch_size)):
-            for row, made in zip(batch, answered(model, args, batch, features)):
-                writer.writerow(
-                    {**{column: row[column] or "" for column in columns}, "model": name, **made}
-                )
-                errors += "error" in made
-            out.flush()
+        writer = csv.DictWriter(output, [*columns, *ADDED_COLUMNS])
+        for start in range(len(finished), len(questions), job.batch_size):
+            batch = questions[start : start + job.batch_size]
+            for row, answer in zip(batch, answer_rows(job, batch)):
+                cells = {column: row[column] or "" for column in columns}
+                writer.writerow({**cells, "model": job.label, **answer})
+                num_errors += bool(answer.get("error"))
+            output.flush()
             bar.update(len(batch))
-    return errors
+    return num_errors
 
 
-def whole_rows(path: Path) -> Iterator[tuple[list[str], int]]:
-    """The rows of a table that are written to their end, and the byte at which each ends."""
-    with open(path, "rb") as file:
-        kept, end = b"", 0
-        for line in file:
-            kept += line
-            if kept.count(b'"') % 2 == 0 and kept.endswith(
-                b"\n"
-            ):  # else a line ends within a cell, or is torn
-                end += len(kept)
-                yield next(csv.reader(io.StringIO(kept.decode("utf-8"), newline="")), []), end
-                kept = b""
-
-
-def taken_up(args, header: list[str], name: str) -> tuple[int, int]:
-    """How many rows of the table an output has answered, and how many of these have an error; a torn last one is cut off.
-
-    Raises:
-        ValueError: if the output is of another table or model.
-    """
-    again = f"{args.output} holds other answers ({{}}); give another --output"
-    rows, done, errors = whole_rows(args.output), 0, 0
-    found, end = next(rows, (None, 0))
-    if found is None:
-        first = io.StringIO()
-        csv.writer(first).writerow(header)
-        if not first.getvalue().encode().startswith(args.output.read_bytes()):
-            raise ValueError(again.format("of other columns"))
-    elif found != header:
-        raise ValueError(again.format("of other columns"))
-    with open(args.csv, newline="", encoding="utf-8-sig") as file:
-        asked = csv.DictReader(file)
-        for cells, after in rows:
-            row, question = dict(zip(header, cells)), next(asked, None)
-            same = question is not None and all(
-                row[key] == (of or "") for key, of in question.items() if key
-            )
-            if len(cells) != len(header) or not same:
-                raise ValueError(again.format(f"row {done + 1} is another question"))
-            if row["model"] != name:
-                raise ValueError(again.format(f"row {done + 1} is by {row['model']}, not {name}"))
-            done, errors, end = done + 1, errors + bool(row["error"]), after
-    os.truncate(args.output, end)
-    return done, errors
-
-
-def answered(model: LoadedModel, args, rows: list[dict], features: dict) -> list[dict]:
-    """The added columns of some rows, in their order; keeps what is heard of clips in `features`."""
-    clips = [
-        [str(args.csv.parent / row[key]) for key in ("audio", "audio2") if row.get(key)]
-        for row in rows
-    ]
-    wanted = dict.fromkeys(clip for of in clips for clip in of)
-    new = [clip for clip in wanted if clip not in features]
-    for clip in [clip for clip in features if clip not in wanted][
-        : max(0, len(features) + len(new) - KEPT_CLIPS)
-    ]:
-        del features[clip]
-    features |= listened(model, new) if new else {}
-    made: list[dict] = []
-    for row, of in zip(rows, clips):
-        fault = next(
-            (str(features[clip]) for clip in of if isinstance(features[clip], BadClip)), None
-        )
-        if None in row:
-            fault = "more cells than columns; a comma in a cell wants quotes around it"
-        elif not row["audio"]:
-            fault = "no clip is named"
-        elif not (row["question"] or "").strip():
-            fault = "no question is asked"
+def answer_rows(job: TableJob, rows: list[dict]) -> list[dict]:
+    """Returns the added columns of some rows. A row that cannot be answered has an `error`."""
+    paths = [[str(job.questions.parent / row[c]) for c in CLIPS if row.get(c)] for row in rows]
+    encoded = _encode(job.model, list(dict.fromkeys(chain.from_iterable(paths))))
+    results: list[dict] = []
+    questions: dict[int, tuple[str, list[EncodedClip]]] = {}
+    for i, row in enumerate(rows):
         try:
-            question = with_options(row["question"] or "", (row.get("options") or "").split("|"))
-        except ValueError as error:
-            fault = fault or str(error)
-        made.append({"error": fault} if fault else {"question": question})
-    good = [i for i, of in enumerate(made) if "error" not in of]
-    asked = [[features[clip] for clip in clips[i]] for i in good]
-    for i, heard, answer in zip(
-        good, asked, said(model, args, [made[i]["question"] for i in good], asked)
-    ):
-        if isinstance(answer, ValueError):
-            made[i] = {"error": str(answer)}
-            continue
-        share = f"{answer.options[answer.choice]:.4f}" if answer.choice else ""
-        seconds = " ".join(f"{of.used:.4g}" for of in heard)
-        made[i] = {
-            "answer": answer.text,
-            "choice": answer.choice or "",
-            "probability": share,
-            "heard_seconds": seconds,
-        }
-    return made
+            questions[i] = _read_question(row), [_usable(encoded[path]) for path in paths[i]]
+            results.append({})
+        except (ValueError, BadClip) as error:
+            results.append({"error": str(error)})
+    for i, answer in zip(questions, _ask(job, list(questions.values()))):
+        results[i] = _added_columns(answer, questions[i][1])
+    return results
 
 
-def said(model: LoadedModel, args, questions: list[str], heard: list) -> list:
-    """The answer to each question, or what is wrong with it: too long, as it may be."""
+def _encode(model: LoadedModel, paths: list[str]) -> dict[str, EncodedClip | BadClip]:
+    """Encodes clips together, or one by one if one of them cannot be read."""
     try:
-        return model.ask(questions, heard, args.muted, args.max_new_tokens) if questions else []
+        return dict(zip(paths, model.encode(paths))) if paths else {}
+    except BadClip as error:
+        if len(paths) == 1:
+            return {paths[0]: error}
+        return {path: _encode(model, [path])[path] for path in paths}
+
+
+def _usable(clip: EncodedClip | BadClip) -> EncodedClip:
+    if isinstance(clip, BadClip):
+        raise clip
+    return clip
+
+
+def _ask(
+    job: TableJob, questions: list[tuple[str, list[EncodedClip]]]
+) -> list[Answer | ValueError]:
+    """Asks questions together, or one by one if one of them is too long."""
+    if not questions:
+        return []
+    texts, clips = zip(*questions)
+    try:
+        return job.model.ask(list(texts), list(clips), job.no_audio, job.max_new_tokens)
     except ValueError as error:
         if len(questions) == 1:
             return [error]
-        return [
-            answer
-            for pair in zip(questions, heard)
-            for answer in said(model, args, *([of] for of in pair))
-        ]
+        return [_ask(job, [question])[0] for question in questions]
 
 
-def listened(model: LoadedModel, clips: list) -> dict:
-    """What a model hears of each clip, or what is wrong with it."""
-    try:
-        return dict(zip(clips, model.listen(clips)))
-    except BadClip as error:
-        if len(clips) == 1:
-            return {clips[0]: error}
-        return {clip: of for single in clips for clip, of in listened(model, [single]).items()}
+def _added_columns(answer: Answer | ValueError, clips: list[EncodedClip]) -> dict[str, str]:
+    if isinstance(answer, ValueError):
+        return {"error": str(answer)}
+    return {
+        "answer": answer.text,
+        "choice": answer.choice or "",
+        "probability": f"{answer.options[answer.choice]:.4f}" if answer.choice else "",
+        "used_seconds": " ".join(f"{clip.used:.4g}" for clip in clips),
+    }
+
+
+def _read_question(row: dict) -> str:
+    if None in row:
+        raise UserError("more cells than columns; put quotes around a cell that holds a comma")
+    if not row["audio"]:
+        raise UserError("no clip is named")
+    if not (row["question"] or "").strip():
+        raise UserError("the question is empty")
+    return with_options(row["question"], (row.get("options") or "").split("|"))

@@ -1,209 +1,188 @@
-"""What is in audio files: the faults that would spoil a run, found before it starts, and facts for a check of the corpus."""
+"""Finds missing and broken audio before a run, and measures clips for an audit of a corpus."""
 
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import soundfile
 from datasets import DatasetDict
 from tqdm import tqdm
 
 from ..processing_audiolm import open_file
+from ..runtime import UserError, write_text
 from .audio_files import clip_identity, open_clip
 from .cache import Remembered, cache_folder
 
 logger = logging.getLogger(__name__)
-VERSION = 1  # of what is found out about a file
-LOUDEST = 1.5  # |x| beyond it is no overshoot of a resampler but a broken file
-SILENT = 1e-4  # |x| below it everywhere, -80 dB of full scale, is silence
-SHORTEST = 0.5  # seconds; less of a recording tells nothing that a question is about
-AT_ONCE = 256  # files whose facts are remembered together
+VERSION = 1  # Version of the facts in the cache.
+MAX_PEAK = 1.5  # A larger |sample| is no overshoot of a resampler but a broken file.
+SILENCE_PEAK = 1e-4  # -80 dB of full scale.
+MIN_SECONDS = 0.5
+AT_ONCE = 256  # Facts are saved after so many files.
+# LibsndfileError is a RuntimeError.
+DECODING_ERRORS = (RuntimeError, OSError, ValueError, MemoryError, pa.ArrowException)
 
 
 class ClipFacts(NamedTuple):
-    """What is known of a file. A `fault` keeps it from being used; a silent or short clip is used unless it is left out.
-
-    Attributes:
-        fault: what is wrong, or None. seconds: length of the whole file. peak: largest |x| of the seconds that are used.
-        digest: of the samples that are used and their rate: equal for equal audio, whatever the file is called.
-    """
+    """Facts of a clip. A clip with a `fault` cannot be used. Silent and short clips can."""
 
     fault: str | None = None
-    seconds: float = 0.0
-    peak: float = 0.0
-    digest: str | None = None
+    seconds: float = 0.0  # of the whole file
+    peak: float = 0.0  # largest |sample| of the seconds that are used
+    digest: str | None = None  # of the samples that are used and their rate
 
     @property
     def kind(self) -> str:
-        """ "sound", or what is the matter: "missing", "unreadable", "not finite", "too loud", "silent", "too short"."""
+        """Returns "sound" for a valid clip, or the name of its problem."""
         if self.fault is None:
-            return (
-                "silent"
-                if self.peak < SILENT
-                else "too short"
-                if self.seconds < SHORTEST
-                else "sound"
-            )
-        named = {"missing": "missing", "NaN": "not finite", "samples up to": "too loud"}
-        return next(
-            (kind for start, kind in named.items() if self.fault.startswith(start)), "unreadable"
-        )
+            if self.peak < SILENCE_PEAK:
+                return "silent"
+            return "too short" if self.seconds < MIN_SECONDS else "sound"
+        kinds = {"missing": "missing", "NaN": "not finite", "samples up to": "too loud"}
+        for start, kind in kinds.items():
+            if self.fault.startswith(start):
+                return kind
+        return "unreadable"
 
 
 def clip_facts(clip: str, max_seconds: float = 10.0) -> ClipFacts:
-    """Facts of a clip. Its header is read first; decoded are the seconds that are used, at most `max_seconds`."""
+    """Reads the header of a file or a shard's row, and decodes the seconds that are used."""
     try:
         source = open_clip(clip)
         if isinstance(source, str) and os.path.exists(source) and not os.path.isfile(source):
-            return ClipFacts(
-                "not readable as audio (no regular file)"
-            )  # a pipe would be waited for
+            # Opening a pipe would wait for a writer.
+            return ClipFacts("not readable as audio (no regular file)")
         with open(source, "rb") if isinstance(source, str) else nullcontext(source) as raw:
-            size, head = raw.seek(0, os.SEEK_END), raw.seek(0) or raw.read(8)
-            raw.seek(0)
-            if not size:
-                return ClipFacts("empty file")
-            with open_file(source) as sound:
-                if not sound.frames:
-                    return ClipFacts("no samples")
-                seconds, rate = sound.frames / sound.samplerate, sound.samplerate
-                stated = int.from_bytes(head[4:8], "little") + 8
-                if head[:4] == b"RIFF" and size < stated < 2**32 - 1:
-                    return ClipFacts(f"truncated: {size} of {stated} bytes", seconds)
-                wanted = min(sound.frames, int(max_seconds * rate))
-                samples = sound.read(wanted, dtype="float32")
+            return _decoded_facts(source, raw, max_seconds)
     except FileNotFoundError:
         return ClipFacts("missing")
-    except (
-        soundfile.LibsndfileError,
-        RuntimeError,
-        OSError,
-        ValueError,
-        MemoryError,
-        pa.ArrowException,
-    ) as error:
+    except DECODING_ERRORS as error:
         return ClipFacts(f"not readable as audio ({error})")
-    if len(samples) < wanted:
-        return ClipFacts(f"truncated: {len(samples)} of {wanted} samples", seconds)
+
+
+def _decoded_facts(source: str | BinaryIO, raw: BinaryIO, max_seconds: float) -> ClipFacts:
+    size = raw.seek(0, os.SEEK_END)
+    raw.seek(0)
+    header = raw.read(8)
+    raw.seek(0)
+    if size == 0:
+        return ClipFacts("empty file")
+    with open_file(source) as file:
+        if file.frames == 0:
+            return ClipFacts("no samples")
+        rate = file.samplerate
+        seconds = file.frames / rate
+        stated_size = int.from_bytes(header[4:8], "little") + 8
+        if header[:4] == b"RIFF" and size < stated_size < 2**32 - 1:
+            return ClipFacts(f"truncated: {size} of {stated_size} bytes", seconds)
+        num_samples = min(file.frames, int(max_seconds * rate))
+        samples = file.read(num_samples, dtype="float32")
+    if len(samples) < num_samples:
+        return ClipFacts(f"truncated: {len(samples)} of {num_samples} samples", seconds)
     if not np.isfinite(samples).all():
         return ClipFacts("NaN or infinite samples", seconds)
     peak = float(np.abs(samples).max())
-    digest = hashlib.blake2b(
-        np.ascontiguousarray(samples), digest_size=16, key=str(rate).encode()
-    ).hexdigest()
-    return ClipFacts(f"samples up to {peak:.1f}" if peak > LOUDEST else None, seconds, peak, digest)
+    content = np.ascontiguousarray(samples)
+    digest = hashlib.blake2b(content, digest_size=16, key=str(rate).encode()).hexdigest()
+    fault = f"samples up to {peak:.1f}" if peak > MAX_PEAK else None
+    return ClipFacts(fault, seconds, peak, digest)
 
 
 def inspect_clips(
     clips: list[str],
     max_seconds: float = 10.0,
     cache_file: str | Path | None = None,
-    look: Callable = clip_facts,
+    look: Callable[[str, float], ClipFacts] = clip_facts,
 ) -> dict[str, ClipFacts]:
-    """Facts of all clips, by clip; in parallel, remembered by size and modification time, also when it is interrupted.
+    """Returns the facts of all clips, by clip.
+
+    Files are read in parallel. Facts are cached by path, size and modification time, also when
+    the check is interrupted.
 
     Args:
-        clips: paths, or clips of a converted data set. cache_file: by default in the user's cache directory.
+        clips: Paths, or rows of shards.
+        max_seconds: Seconds that are used of each clip.
+        cache_file: SQLite file. Default: in the user's cache directory.
+        look: Computes the facts of a clip.
     """
     facts: dict[str, ClipFacts] = {}
     keys: dict[str, str] = {}
     for clip in sorted(set(clips)):
         try:
             keys[clip] = f"{VERSION}|{clip_identity(clip)}|{max_seconds:g}"
-        except (OSError, ValueError):  # ValueError: a NUL in its name
+        except (OSError, ValueError):  # A NUL in a name is a ValueError.
             facts[clip] = ClipFacts("missing")
-    known = Remembered(cache_file or cache_folder() / "audio_checks.sqlite")
-    found = known.get(list(keys.values()))
-    facts.update((clip, ClipFacts(*found[key])) for clip, key in keys.items() if key in found)
-    unknown = [clip for clip in keys if clip not in facts]
-    new: dict[str, ClipFacts] = {}  # found, but not remembered yet
+    cache = Remembered(cache_file or cache_folder() / "audio_checks.sqlite")
+    cached = cache.get(list(keys.values()))
+    facts.update((clip, ClipFacts(*cached[key])) for clip, key in keys.items() if key in cached)
+    new = [clip for clip in keys if clip not in facts]
+    new_facts: dict[str, ClipFacts] = {}
 
-    def find(clip: str) -> None:
-        new[clip] = look(clip, max_seconds)
+    def inspect(clip: str) -> None:
+        new_facts[clip] = look(clip, max_seconds)
 
-    def remember() -> None:
-        ready = dict(new)
-        facts.update(ready)
-        known.put({keys[clip]: fact for clip, fact in ready.items()})
-        for clip in ready:
-            del new[clip]
-
-    bar = tqdm(
-        total=len(unknown), desc="checking audio", unit="file", disable=None if unknown else True
-    )
-    try:
-        with ThreadPoolExecutor() as pool, bar:
-            for _ in _in_parallel(pool, find, unknown):
-                bar.update()
-                if len(new) >= AT_ONCE:
-                    remember()
-    finally:  # the pool has ended: what was under way at an interruption is there too
-        remember()
+    bar = tqdm(total=len(new), desc="checking audio", unit="file", disable=None if new else True)
+    with bar:
+        for start in range(0, len(new), AT_ONCE):
+            try:
+                with ThreadPoolExecutor() as pool:
+                    for _ in pool.map(inspect, new[start : start + AT_ONCE]):
+                        bar.update()
+            finally:
+                # The pool has ended, so facts of files that were in progress at an interruption
+                # are saved too.
+                facts.update(new_facts)
+                cache.put({keys[clip]: new_facts[clip] for clip in new_facts})
+                new_facts.clear()
     return facts
-
-
-def _in_parallel(pool: ThreadPoolExecutor, find: Callable, clips: list[str]) -> Iterator[None]:
-    """Comes back for each clip; few are under way at once, so that an interruption ends it soon."""
-    waiting, left = set(), iter(clips)
-    while True:
-        waiting |= {
-            pool.submit(find, clip) for clip in islice(left, 4 * pool._max_workers - len(waiting))
-        }
-        if not waiting:
-            return
-        done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-        for future in done:
-            yield future.result()
 
 
 def check_audio(
     paths: list[str], max_seconds: float = 10.0, cache_file: str | Path | None = None
 ) -> dict[str, str]:
-    """The faults of all clips that have one, by clip."""
-    return {
-        path: facts.fault
-        for path, facts in inspect_clips(paths, max_seconds, cache_file).items()
-        if facts.fault
-    }
-
-
-def _write_whole(file: Path, text: str) -> None:
-    """Writes a file that several processes may write at once: it is there whole or as it was."""
-    part = file.with_suffix(f".{os.getpid()}")
-    part.write_text(text)
-    part.replace(file)
+    """Returns what is wrong with each clip that cannot be used. See [`inspect_clips`]."""
+    facts = inspect_clips(paths, max_seconds, cache_file)
+    return {path: clip.fault for path, clip in facts.items() if clip.fault}
 
 
 def drop_bad_audio(
     data: DatasetDict, seconds: float, on_bad_audio: str, output_dir: str | Path
 ) -> DatasetDict:
-    """The rows whose audio is there and whole; the faults are counted, named and written to `output_dir`/bad_audio.txt.
+    """Drops the rows with unusable audio, and lists the faults in `output_dir`/bad_audio.txt.
+
+    Args:
+        data: Rows with `audio`, the paths of their clips.
+        seconds: Seconds that are used of each clip.
+        on_bad_audio: "error" or "skip".
+        output_dir: Folder of the list.
 
     Raises:
-        ValueError: if there is a fault and `on_bad_audio` is "error", or if no row of a split is left.
+        UserError: If there is a fault and `on_bad_audio` is "error", or if a split loses all rows.
     """
-    faults = check_audio(
-        [path for split in data.values() for row in split["audio"] for path in row], seconds
-    )
+    paths = [path for split in data.values() for row in split["audio"] for path in row]
+    faults = check_audio(paths, seconds)
     if not faults:
         return data
     listing = Path(output_dir, "bad_audio.txt")
     listing.parent.mkdir(parents=True, exist_ok=True)
-    _write_whole(listing, "".join(f"{path}\t{fault}\n" for path, fault in faults.items()))
+    write_text(listing, "".join(f"{path}\t{fault}\n" for path, fault in faults.items()))
     path, fault = next(iter(faults.items()))
-    message = f"{len(faults)} audio files cannot be used (first: {path}: {fault}); all are listed in {listing}"
+    message = (
+        f"{len(faults)} audio files cannot be used (first: {path}: {fault}). "
+        f"{listing} lists them all"
+    )
     if on_bad_audio == "error":
-        raise ValueError(f"{message}. Mend them, or give --on_bad_audio skip.")
-    kept = data.filter(lambda row: not any(p in faults for p in row["audio"]))
-    logger.warning("%s; rows left out: %s", message, {s: len(data[s]) - len(kept[s]) for s in data})
-    if empty := [split for split in kept if not len(kept[split])]:
-        raise ValueError(f"{message}; no row of {', '.join(empty)} is left")
-    return kept
+        raise UserError(f"{message}. Fix them, or pass --on_bad_audio skip.")
+    usable = data.filter(lambda row: not any(path in faults for path in row["audio"]))
+    num_dropped = {split: len(data[split]) - len(usable[split]) for split in data}
+    logger.warning("%s. Rows dropped: %s", message, num_dropped)
+    empty = [split for split, rows in usable.items() if len(rows) == 0]
+    if empty:
+        raise UserError(f"{message}. No row of {', '.join(empty)} is left.")
+    return usable

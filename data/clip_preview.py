@@ -1,178 +1,138 @@
-"""Clips in the report: the seconds that were used, as a small audio file, and their spectrogram, both as data URIs."""
+"""Renders a clip for a web page: a small audio file of the seconds that are used, a spectrogram.
+
+Both are data URIs, so that a page needs no other files.
+"""
 
 import base64
 import io
 import math
-import struct
-import zlib
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
 import soundfile
+import torch
+from transformers.audio_utils import hertz_to_mel, mel_filter_bank
 
 from ..processing_audiolm import open_file
 
-# the first that libsndfile can write at the clip's rate; MP3 before Vorbis, which iPhones play since 2025 only
+# The first format that libsndfile can write at the clip's rate, and its compression from 0 to 1:
+# 0.5 takes 40 to 75 kB for 10 s. iPhones play Vorbis only since 2025.
 FORMATS = (
-    ("MP3", "MPEG_LAYER_III", "audio/mpeg"),
-    ("OGG", "VORBIS", "audio/ogg"),
-    ("FLAC", "PCM_16", "audio/flac"),
-    ("WAV", "PCM_16", "audio/wav"),
+    ("MP3", "MPEG_LAYER_III", "audio/mpeg", 0.5),
+    ("OGG", "VORBIS", "audio/ogg", 0.5),
+    ("FLAC", "PCM_16", "audio/flac", None),
+    ("WAV", "PCM_16", "audio/wav", None),
 )
-QUALITY = 0.5  # of MP3 and Vorbis, from 0, the best, to 1: some 40 to 75 kB for 10 s
-COLUMNS, BANDS = 360, 96  # of a spectrogram
-DEPTH = 70.0  # dB below a spectrogram's loudest point that are told apart
+MAX_COLUMNS = 360  # Width of a spectrogram.
+BANDS = 96  # Height of a spectrogram.
+DYNAMIC_RANGE = 70.0  # dB between the brightest and the darkest shade.
 SHADES = 32
-MARKS = (0.5, 1, 2, 4, 8, 16)  # kHz, on the axis of a spectrogram
-# Dark violet to pale yellow: their lightness rises evenly, so that they read without colour too (matplotlib's magma).
-COLOURS = (
-    (0, 0, 4),
-    (28, 16, 68),
-    (79, 18, 123),
-    (129, 37, 129),
-    (181, 54, 122),
-    (229, 80, 100),
-    (251, 135, 97),
-    (254, 194, 135),
-    (252, 253, 191),
-)
+TICKS_KHZ = (0.5, 1, 2, 4, 8, 16)
+TICKS_SECONDS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 600)
 
 
-class Picture(NamedTuple):
-    """A clip as the page shows it.
+class ClipPreview(NamedTuple):
+    """A clip as a page shows it."""
 
-    Attributes:
-        audio, spectrogram: data URIs. whole: seconds of the file; used: seconds that the models were given.
-        hertz: marks of the frequency axis, place in per cent from the top and kHz; times: from the left, and seconds.
-    """
-
-    audio: str
-    spectrogram: str
-    whole: float
-    used: float
-    hertz: list[tuple[float, str]]
-    times: list[tuple[float, str]]
+    audio: str  # data URI, or empty
+    spectrogram: str  # data URI of a PNG
+    whole: float  # seconds of the file
+    used: float  # seconds that the models use
+    hertz: list[tuple[float, str]]  # ticks: per cent from the top, kHz
+    times: list[tuple[float, str]]  # ticks: per cent from the left, seconds
 
 
-def picture(source, max_seconds: float, playable: bool = True) -> Picture:
-    """The first `max_seconds` of what soundfile reads, channels averaged; its audio is empty unless `playable`.
+def preview_clip(
+    source: str | io.BytesIO, max_seconds: float, playable: bool = True
+) -> ClipPreview:
+    """Renders the first seconds of a clip, with its channels averaged.
+
+    Args:
+        source: What soundfile reads.
+        max_seconds: Seconds to render.
+        playable: Whether to include the audio.
 
     Raises:
-        soundfile.LibsndfileError, OSError: if it cannot be read. ValueError: if it holds no samples, or states too many.
+        soundfile.LibsndfileError: If the file cannot be decoded.
+        OSError: If the file cannot be read.
+        ValueError: If the file holds no samples, or states too many.
     """
-    with open_file(source) as sound:
-        rate, whole = sound.samplerate, sound.frames / sound.samplerate
-        samples = sound.read(math.ceil(max_seconds * rate), dtype="float32", always_2d=True).mean(1)
+    with open_file(source) as file:
+        rate = file.samplerate
+        seconds = file.frames / rate
+        samples = file.read(math.ceil(max_seconds * rate), dtype="float32", always_2d=True).mean(1)
     if not len(samples):
         raise ValueError("no samples")
-    used, top = len(samples) / rate, mel(rate / 2)
-    step = next(
-        step
-        for step in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 600)
-        if used / step <= 6 or step == 600
-    )
-    return Picture(
-        audio_uri(samples, rate) if playable else "",
-        data_uri("image/png", png(spectrogram(samples, rate))),
-        whole,
-        used,
-        [
-            (100 - 100 * mel(1000 * mark) / top, f"{mark:g}")
-            for mark in MARKS
-            if 1000 * mark <= 0.97 * rate / 2
-        ],
-        [
-            (100 * second / used, f"{second:g}")
-            for second in np.arange(0, used, step).round(6).tolist()
-        ],
-    )
+    used = len(samples) / rate
+    top = hertz_to_mel(rate / 2, "htk")
+    hertz = [
+        (100 - 100 * hertz_to_mel(1000.0 * tick, "htk") / top, f"{tick:g}")
+        for tick in TICKS_KHZ
+        if 1000 * tick <= 0.97 * rate / 2
+    ]
+    step = next((step for step in TICKS_SECONDS if used / step <= 6), TICKS_SECONDS[-1])
+    times = [
+        (100 * tick / used, f"{tick:g}") for tick in np.arange(0, used, step).round(6).tolist()
+    ]
+    audio = audio_uri(samples, rate) if playable else ""
+    image = data_uri("image/png", encode_png(spectrogram(samples, rate)))
+    return ClipPreview(audio, image, seconds, used, hertz, times)
 
 
-def data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+def data_uri(media_type: str, content: bytes) -> str:
+    """Returns content as a data URI."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
 def audio_uri(samples: np.ndarray, rate: int) -> str:
-    """A small audio file of samples, (samples,), at `rate` Hz."""
-    for file_format, subtype, kind in FORMATS:
-        if not soundfile.check_format(file_format, subtype):
-            continue
-        file, lossy = io.BytesIO(), file_format in ("MP3", "OGG")
-        try:
-            soundfile.write(
-                file,
-                samples,
-                rate,
-                subtype,
-                format=file_format,
-                compression_level=QUALITY if lossy else None,
-            )
-        except soundfile.LibsndfileError:  # a rate that the format does not know, such as 96 kHz
-            continue
-        return data_uri(kind, file.getvalue())
-    raise ValueError(
-        f"libsndfile {soundfile.__libsndfile_version__} writes none of {', '.join(f for f, *_ in FORMATS)}"
-    )
-
-
-def mel(hertz: float) -> float:
-    return 2595 * math.log10(1 + hertz / 700)
+    """Returns samples, shape `(samples,)`, as the data URI of a small audio file."""
+    for name, subtype, media_type, compression in FORMATS:
+        options = {"subtype": subtype, "format": name, "compression_level": compression}
+        file = io.BytesIO()
+        # MP3 has no rate such as 96 kHz, and older versions of libsndfile have no MP3.
+        with suppress(soundfile.LibsndfileError, ValueError):
+            soundfile.write(file, samples, rate, **options)
+            return data_uri(media_type, file.getvalue())
+    raise ValueError(f"libsndfile writes no audio at {rate} Hz")
 
 
 def spectrogram(samples: np.ndarray, rate: int) -> np.ndarray:
-    """Power in mel bands from 0 Hz to half the rate, as shades from 0 to `SHADES` - 1: (bands, columns), the highest first.
+    """Returns a mel spectrogram as shades from 0 to `SHADES` - 1, shape `(bands, columns)`.
 
-    Windows of some 40 ms; the loudest point is the brightest, `DEPTH` dB less and silence the darkest.
+    The highest band comes first. Windows have about 40 ms. The loudest point is the brightest.
     """
-    size = 2 ** round(math.log2(0.04 * rate))
-    centres = np.linspace(0, len(samples), min(COLUMNS, max(2, 8 * len(samples) // size)) * 2 + 1)[
-        1::2
-    ].astype(int)
-    padded = np.pad(samples, size // 2)
-    frames = np.stack([padded[centre : centre + size] for centre in centres]) * np.hanning(size)
-    power = np.abs(np.fft.rfft(frames)) ** 2
-    # a band's power is the difference of the running sum at its edges, also where it is narrower than a bin
-    running = np.pad(np.cumsum(power, 1), ((0, 0), (1, 0)))
-    edges = (
-        700
-        * (10 ** (np.linspace(0, mel(rate / 2), BANDS + 1) / 2595) - 1)
-        * (power.shape[1] / (rate / 2))
+    window = max(32, 2 ** round(math.log2(0.04 * rate)))
+    # Zero-padding gives each band a frequency bin of its own, however low the band is.
+    n_fft = max(2 * window, 2048)
+    power = torch.stft(
+        torch.as_tensor(samples, dtype=torch.float32),
+        n_fft,
+        hop_length=max(window // 8, math.ceil(len(samples) / MAX_COLUMNS)),
+        win_length=window,
+        window=torch.hann_window(window),
+        pad_mode="constant",
+        return_complex=True,
     )
-    at = np.array([np.interp(edges, np.arange(running.shape[1]), row) for row in running])
-    bands = (np.diff(at) / np.diff(edges))[:, ::-1].T
-    decibels = (
-        10 * np.log10(np.maximum(bands, 1e-12) / max(bands.max(), 1e-12))
-        if bands.max() > 1e-12
-        else bands - 2 * DEPTH
-    )
-    return np.clip((1 + decibels / DEPTH) * SHADES, 0, SHADES - 1).astype(np.uint8)
+    filters = mel_filter_bank(n_fft // 2 + 1, BANDS, 0.0, rate / 2, rate, "slaney", "htk")
+    bands = filters.T[::-1] @ power.abs().square().numpy()
+    # Silence is dark: its loudest point does not count as bright.
+    loudest = max(bands.max(), 1e-9)
+    decibels = 10 * np.log10(np.maximum(bands / loudest, 10 ** (-DYNAMIC_RANGE / 10)))
+    shades = (1 + decibels / DYNAMIC_RANGE) * SHADES
+    return np.clip(shades, 0, SHADES - 1).astype(np.uint8)
 
 
-def png(shades: np.ndarray) -> bytes:
-    """A PNG file of shades, (rows, columns), in `COLOURS`."""
+def encode_png(shades: np.ndarray) -> bytes:
+    """Returns shades, shape `(rows, columns)`, as a PNG in matplotlib's colours "magma"."""
+    # Imported here because matplotlib takes long to load, and only pages need it.
+    from matplotlib import colormaps
+    from PIL import Image
 
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(content))
-            + name
-            + content
-            + struct.pack(">I", zlib.crc32(name + content))
-        )
-
-    place = np.linspace(0, len(COLOURS) - 1, SHADES)
-    palette = (
-        np.stack([np.interp(place, range(len(COLOURS)), of) for of in zip(*COLOURS)], 1)
-        .round()
-        .astype(np.uint8)
-    )
-    rows, columns = shades.shape
-    lines = np.pad(shades, ((0, 0), (1, 0))).tobytes()  # each line's first byte is its filter: none
-    header = struct.pack(">IIBBBBB", columns, rows, 8, 3, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        [
-            chunk(b"IHDR", header),
-            chunk(b"PLTE", palette.tobytes()),
-            chunk(b"IDAT", zlib.compress(lines, 9)),
-            chunk(b"IEND", b""),
-        ]
-    )
+    # The lightness of these colours rises evenly, so they can be read without colour vision.
+    colours = colormaps["magma"](np.linspace(0, 1, SHADES), bytes=True)
+    image = Image.fromarray(shades)
+    image.putpalette(colours[:, :3].tobytes())
+    content = io.BytesIO()
+    image.save(content, "PNG", optimize=True)
+    return content.getvalue()

@@ -1,319 +1,238 @@
-"""Writing a corpus as Parquet shards, as `run_prepare.py convert` does; shards.py says what lies where."""
+"""Writes a corpus as Parquet shards, for `audiolm prepare convert`. shards.py has the layout."""
 
 import hashlib
 import io
 import json
 import math
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 import torch
-import yaml
-from datasets import Audio, DatasetDict, Features, List, Value
+from datasets import Audio, Dataset, DatasetDict, Features, List, Value
+from jinja2 import Template
 from tqdm import tqdm
 
-from ..processing_audiolm import open_file, resample
-from .audio_files import clip_identity, open_clip
+from ..processing_audiolm import read_file, resample
+from ..runtime import UserError, atomic_file, write_json, write_text
+from .audio_files import open_clip
 from .reasonaqa import FIELDS
-from .shards import MANIFEST, PLAN, TEXT, VERSION
+from .shards import MANIFEST, PLAN, ROW_COLUMNS, VERSION
 
-CLIPS_PER_SHARD, CLIPS_PER_GROUP = (
-    1000,
-    16,
-)  # a group is what is read at once: one clip is wanted of it
-ROWS_PER_SHARD, ROWS_PER_GROUP = 100_000, 10_000
-EMBEDDED_PER_SHARD, EMBEDDED_PER_GROUP = (
-    4000,
-    128,
-)  # rows of a clip lie beside each other: a group holds a clip's bytes once
-SAMPLED = 32  # clips that are encoded to tell the size beforehand
-SOUND = Audio(decode=False)  # bytes and path; decoding needs nothing but soundfile
-_CLIPS = Features({"filepath": Value("string"), "audio": SOUND})
+CLIPS_PER_SHARD = 1000
+CLIPS_PER_GROUP = 16  # Small, because a whole group is read for one clip.
+ROWS_PER_SHARD = 100_000
+ROWS_PER_GROUP = 10_000
+EMBEDDED_PER_SHARD = 4000
+EMBEDDED_PER_GROUP = 128  # Rows about the same clip are neighbours and share its bytes.
+# Bytes and path, because decoding needs nothing but soundfile.
+AUDIO = Audio(decode=False)
+CLIP_SCHEMA = Features({"filepath": Value("string"), "audio": AUDIO}).arrow_schema
+ROW_SCHEMA = Features(ROW_COLUMNS).arrow_schema
+EMBEDDED_SCHEMA = Features({**ROW_COLUMNS, "audio": List(AUDIO)}).arrow_schema
+CLIP_OPTIONS = {"compression": "NONE", "use_dictionary": False}
+# One dictionary per group, however large: it holds the bytes of a clip once.
+ROW_OPTIONS = {"compression": "ZSTD", "dictionary_pagesize_limit": 2**30}
 
 
+class Shard(NamedTuple):
+    """A Parquet file of a conversion."""
+
+    path: str  # in the data set's folder
+    split: str | None  # None for a shard of clips
+    items: list  # indices of its rows, or names of its clips
+
+
+@dataclass
 class Conversion:
-    """What is written where: shards, their rows and clips follow from the rows and the options alone.
-
-    Args:
-        data: rows of [`load_reasonaqa`], whose audio is sound. output: the folder. embedded: whether rows hold their audio.
-        max_seconds: what is kept of each clip. sampling_rate: Hz to which all is resampled; None keeps each clip's own.
-        audio_format: "flac", or "wav" of 16 bits.
+    """A corpus as shards, whose content follows from the rows and the options alone.
 
     Raises:
-        ValueError: if `output` holds another conversion.
+        UserError: If `output` holds another conversion.
     """
 
-    def __init__(
-        self,
-        data: DatasetDict,
-        output: str | Path,
-        embedded: bool = False,
-        max_seconds: float = 10.0,
-        sampling_rate: int | None = None,
-        audio_format: str = "flac",
-    ):
-        self.data, self.output, self.embedded = data, Path(output), embedded
-        self.max_seconds, self.rate, self.format = max_seconds, sampling_rate, audio_format
+    data: DatasetDict  # rows of `load_reasonaqa` whose audio is valid
+    output: Path
+    embedded: bool = False  # whether each row holds its audio
+    max_seconds: float = 10.0  # seconds to keep of each clip
+    sampling_rate: int | None = None  # of all clips in Hz, by default each clip's own
+    format: str = "flac"  # or "wav", with 16 bits
+
+    def __post_init__(self):
+        self.output = Path(self.output)
         self.sources: dict[str, str] = {}  # file of each clip, by its name in the rows
-        self.order: dict[str, list[int]] = {}  # of rows, by split
-        for split, rows in data.items():
-            names = [[a, b] if b else [a] for a, b in zip(rows["filepath1"], rows["filepath2"])]
-            for named, files in zip(names, rows["audio"]):
-                self.sources.update(zip(named, files))
-            numbers = range(len(rows))
-            self.order[split] = (
-                sorted(numbers, key=lambda i: names[i]) if embedded else list(numbers)
-            )
-        self.clips = sorted(self.sources)
-        self.place = (
-            {}
-            if embedded
-            else {
-                clip: f"{self._name('clips', i // CLIPS_PER_SHARD, len(self.clips), CLIPS_PER_SHARD)}#{i % CLIPS_PER_SHARD}"
-                for i, clip in enumerate(self.clips)
-            }
-        )
-        self._check_manifest()
-
-    @staticmethod
-    def _name(of: str, number: int, count: int, per_shard: int) -> str:
-        folder, prefix = ("clips", "") if of == "clips" else ("rows", f"{of}-")
-        return (
-            f"{folder}/{prefix}{number:05d}-of-{max(1, math.ceil(count / per_shard)):05d}.parquet"
-        )
-
-    @cached_property
-    def manifest(self) -> dict:
-        """What the shards follow from, and what is in them."""
-        digests = {}
+        self.places: dict[str, str] = {}  # `SHARD#ROW` of each clip
+        row_shards: list[Shard] = []
         for split, rows in self.data.items():
-            digest = hashlib.sha256()
-            for batch in rows.with_format("arrow").iter(10_000):
-                for name in FIELDS:
-                    digest.update("\0".join(batch[name].to_pylist()).encode() + b"\1")
-            digests[split] = {"rows": len(rows), "sha256": digest.hexdigest()}
+            names = [_clip_names(row) for row in zip(rows["filepath1"], rows["filepath2"])]
+            for clips, files in zip(names, rows["audio"]):
+                self.sources.update(zip(clips, files))
+            row_shards += self._plan_rows(split, names)
+        self.clips = sorted(self.sources)
+        self.shards = row_shards if self.embedded else [*self._plan_clips(), *row_shards]
+        self.manifest = self._describe()
+        self._check_output()
+
+    def _plan_rows(self, split: str, names: list[list[str]]) -> list[Shard]:
+        order = list(range(len(names)))
+        if not self.embedded:
+            return _split_into_shards(f"rows/{split}-", split, order, ROWS_PER_SHARD)
+        order.sort(key=names.__getitem__)
+        shards = _split_into_shards(f"rows/{split}-", split, order, EMBEDDED_PER_SHARD)
+        for shard in shards:
+            for place, row in enumerate(shard.items):
+                for position, clip in enumerate(names[row]):
+                    self.places.setdefault(clip, f"{shard.path}#{place}.{position}")
+        return shards
+
+    def _plan_clips(self) -> list[Shard]:
+        shards = _split_into_shards("clips/", None, self.clips, CLIPS_PER_SHARD)
+        for shard in shards:
+            self.places.update((clip, f"{shard.path}#{i}") for i, clip in enumerate(shard.items))
+        return shards
+
+    def _describe(self) -> dict:
+        """Returns what the content of the shards follows from."""
         return {
             "version": VERSION,
             "audio": "embedded" if self.embedded else "referenced",
             "format": self.format,
-            "sampling_rate": self.rate,
+            "sampling_rate": self.sampling_rate,
             "max_audio_seconds": self.max_seconds,
             "clips": len(self.clips),
-            "splits": digests,
+            "splits": {
+                split: {"rows": len(rows), "sha256": _digest(rows)}
+                for split, rows in self.data.items()
+            },
         }
 
-    def _check_manifest(self) -> None:
-        """What is there already goes on only as the same conversion of files that have not changed."""
-        stands = [
-            (clip, clip_identity(self.sources[clip]).split("|")[1:]) for clip in self.clips
-        ]  # size and time
-        begun = {**self.manifest, "files": hashlib.sha256(repr(stands).encode()).hexdigest()}
-        self.plan = self.output / PLAN
-        if any(self.output.glob("*/*.parquet")):
-            try:
-                earlier = json.loads(self.plan.read_text())
-            except (OSError, ValueError):
-                raise ValueError(
-                    f"{self.output} holds shards of something else; choose another folder"
-                ) from None
-            if differing := sorted(key for key in begun if earlier.get(key) != begun[key]):
-                said = f"{self.output} holds another conversion ({', '.join(differing)} differ); choose another folder"
-                raise ValueError(said)
-        self.output.mkdir(parents=True, exist_ok=True)
-        self.begun = json.dumps(begun, indent=2)
+    def _check_output(self) -> None:
+        if not any(self.output.glob("*/*.parquet")):
+            return
+        plan = self.output / PLAN
+        earlier = json.loads(plan.read_text("utf-8")) if plan.is_file() else {}
+        differing = [key for key in self.manifest if earlier.get(key) != self.manifest[key]]
+        if differing:
+            raise UserError(
+                f"{self.output} holds another conversion ({', '.join(differing)} differ). "
+                "Choose another folder."
+            )
 
-    def size(self) -> tuple[int, int]:
-        """Estimated bytes of all shards and of what is still to be written, from a sample of clips that are encoded."""
-        picked = self.clips[:: max(1, len(self.clips) // SAMPLED)]
-        mean = sum(len(self.encoded(clip)) for clip in picked) / len(picked)
-        total = left = 0
-        for path, _, clips in self.shards():
-            size = int(mean * clips)
-            total, left = total + size, left + (0 if (self.output / path).is_file() else size)
-        text = sum(rows.data.nbytes for rows in self.data.values()) // 3  # compressed
-        return total + text, left + text
+    def encode(self, clip: str) -> bytes:
+        """Returns the first seconds of a clip as a mono file with 16 bits.
 
-    def encoded(self, clip: str) -> bytes:
-        """The first seconds of a clip, mono, in 16 bits. What was 16 bits and mono stays the same to the bit.
+        A clip with 16 bits and one channel keeps its samples.
 
         Raises:
-            ValueError: if the file cannot be read.
+            UserError: If the file cannot be read.
         """
+        source = self.sources[clip]
         try:
-            with open_file(open_clip(self.sources[clip])) as sound:
-                rate = sound.samplerate
-                audio = sound.read(
-                    math.ceil(self.max_seconds * rate), dtype="float32", always_2d=True
-                ).mean(1)
+            audio, rate = read_file(open_clip(source), self.max_seconds)
         except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError) as error:
-            raise ValueError(f"{self.sources[clip]} cannot be read any more ({error})") from error
-        if self.rate and rate != self.rate:
-            audio = resample(torch.from_numpy(audio), rate, self.rate).numpy()[
-                : round(self.max_seconds * self.rate)
-            ]
-        content = io.BytesIO()
+            raise UserError(f"{source}: not readable any more ({error})") from error
+        audio = audio.mean(1)
+        new_rate = self.sampling_rate or rate
+        if rate != new_rate:
+            audio = resample(torch.from_numpy(audio), rate, new_rate).numpy()
+            audio = audio[: round(self.max_seconds * new_rate)]
         samples = np.clip(np.rint(audio * 32768), -32768, 32767).astype(np.int16)
-        soundfile.write(
-            content, samples, self.rate or rate, format=self.format.upper(), subtype="PCM_16"
-        )
+        content = io.BytesIO()
+        soundfile.write(content, samples, new_rate, "PCM_16", format=self.format.upper())
         return content.getvalue()
 
-    def shards(self) -> Iterator[tuple[str, list, int]]:
-        """(path, numbers of rows or names of clips, clips to be encoded) of each shard."""
-        for start in range(0, 0 if self.embedded else len(self.clips), CLIPS_PER_SHARD):
-            part = self.clips[start : start + CLIPS_PER_SHARD]
-            yield (
-                self._name("clips", start // CLIPS_PER_SHARD, len(self.clips), CLIPS_PER_SHARD),
-                part,
-                len(part),
-            )
-        per_shard = EMBEDDED_PER_SHARD if self.embedded else ROWS_PER_SHARD
-        for split, order in self.order.items():
-            for start in range(0, len(order), per_shard):
-                part, clips = order[start : start + per_shard], 0
-                if self.embedded:
-                    for group in range(0, len(part), EMBEDDED_PER_GROUP):
-                        rows = self.data[split].select(part[group : group + EMBEDDED_PER_GROUP])
-                        clips += len(set(rows["filepath1"]) | set(rows["filepath2"]) - {""})
-                yield self._name(split, start // per_shard, len(order), per_shard), part, clips
-
     def write(self) -> None:
-        """Writes the shards that are not there, each whole or not at all, and the card and manifest at the end."""
-        for left in self.output.glob("*/*.part"):  # of a conversion that was killed
-            left.unlink()
-        part = self.plan.with_suffix(".part")
-        part.write_text(self.begun)
-        part.replace(self.plan)
-        shards = list(self.shards())
-        bar = tqdm(
-            total=sum(max(1, clips) for _, _, clips in shards),
-            desc="converting",
-            unit="clip",
-            disable=None,
-        )
-        with ThreadPoolExecutor() as self.pool, bar:
-            for path, items, clips in shards:
-                file = self.output / path
-                if path.startswith("rows/") and self.embedded:
-                    self._remember_places(path, items)
-                if not file.is_file():
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    part = file.with_suffix(f".{os.getpid()}.part")
-                    try:
-                        self._write_clips(part, items) if path.startswith(
-                            "clips/"
-                        ) else self._write_rows(part, path, items)
-                        part.replace(file)
-                    finally:
-                        part.unlink(missing_ok=True)
-                bar.update(max(1, clips))
-        files = [self.output / path for path, _, _ in shards]
-        manifest = {**self.manifest, "bytes": sum(file.stat().st_size for file in files)}
-        (self.output / "README.md").write_text(data_card(manifest), encoding="utf-8")
-        (self.output / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        """Writes the shards that are missing, each complete or absent, then card and manifest.
 
-    def _remember_places(self, path: str, numbers: list[int]) -> None:
-        rows = self.data[self._split(path)].select(numbers)
-        for row, named in enumerate(zip(rows["filepath1"], rows["filepath2"])):
-            for which, clip in enumerate(named):
-                if clip:
-                    self.place.setdefault(clip, f"{path}#{row}.{which}")
+        Raises:
+            UserError: If a clip cannot be read or a file cannot be written.
+        """
+        try:
+            self._write_shards()
+            num_bytes = sum((self.output / shard.path).stat().st_size for shard in self.shards)
+            manifest = {**self.manifest, "bytes": num_bytes}
+            template = Path(__file__).with_name("dataset_card.md").read_text("utf-8")
+            card = Template(template, trim_blocks=True, keep_trailing_newline=True)
+            write_text(self.output / "README.md", card.render(manifest))
+            write_json(self.output / MANIFEST, manifest)
+        except OSError as error:
+            raise UserError(f"{self.output}: {error}. Run it again to resume.") from error
 
-    @staticmethod
-    def _split(path: str) -> str:
-        return path.removeprefix("rows/").rsplit("-", 3)[0]
+    def _write_shards(self) -> None:
+        self.output.mkdir(parents=True, exist_ok=True)
+        for leftover in self.output.glob("*/*.part"):
+            leftover.unlink()
+        write_json(self.output / PLAN, self.manifest)
+        missing = [shard for shard in self.shards if not (self.output / shard.path).is_file()]
+        num_rows = sum(len(shard.items) for shard in missing)
+        bar = tqdm(total=num_rows, desc="converting", unit="row", disable=None)
+        with ThreadPoolExecutor() as pool, bar:
+            for shard in missing:
+                file = self.output / shard.path
+                file.parent.mkdir(exist_ok=True)
+                with atomic_file(file) as temporary:
+                    self._write_shard(temporary, shard, pool, bar)
 
-    def _write_clips(self, file: Path, clips: list[str]) -> None:
-        with pq.ParquetWriter(
-            file, _CLIPS.arrow_schema, compression="NONE", use_dictionary=False
-        ) as writer:
-            for start in range(0, len(clips), CLIPS_PER_GROUP):
-                part = clips[start : start + CLIPS_PER_GROUP]
-                sounds = [
-                    {"bytes": b, "path": clip}
-                    for clip, b in zip(part, self.pool.map(self.encoded, part))
-                ]
-                writer.write_table(
-                    pa.Table.from_pydict({"filepath": part, "audio": sounds}, _CLIPS.arrow_schema)
-                )
-
-    def _write_rows(self, file: Path, path: str, numbers: list[int]) -> None:
-        rows = self.data[self._split(path)]
-        schema = Features({**TEXT, "audio": List(SOUND)} if self.embedded else TEXT).arrow_schema
-        per_group = EMBEDDED_PER_GROUP if self.embedded else ROWS_PER_GROUP
-        # one dictionary a group, however large: a clip's bytes stand there once
-        options = {
-            "compression": "ZSTD",
-            "use_dictionary": True,
-            "dictionary_pagesize_limit": 2**30,
-        }
+    def _write_shard(self, file: Path, shard: Shard, pool: ThreadPoolExecutor, bar: tqdm) -> None:
+        if shard.split is None:
+            schema, options, size = CLIP_SCHEMA, CLIP_OPTIONS, CLIPS_PER_GROUP
+        elif self.embedded:
+            schema, options, size = EMBEDDED_SCHEMA, ROW_OPTIONS, EMBEDDED_PER_GROUP
+        else:
+            schema, options, size = ROW_SCHEMA, ROW_OPTIONS, ROWS_PER_GROUP
         with pq.ParquetWriter(file, schema, **options) as writer:
-            for start in range(0, len(numbers), per_group):
-                part = rows.select(numbers[start : start + per_group]).to_list()
-                for row in part:
-                    row["clips"] = [
-                        self.place[c] for c in (row["filepath1"], row["filepath2"]) if c
-                    ]
-                if self.embedded:
-                    wanted = sorted(
-                        {c for row in part for c in (row["filepath1"], row["filepath2"]) if c}
-                    )
-                    sounds = dict(zip(wanted, self.pool.map(self.encoded, wanted)))
-                    for row in part:
-                        named = [c for c in (row["filepath1"], row["filepath2"]) if c]
-                        row["audio"] = [{"bytes": sounds[c], "path": c} for c in named]
-                writer.write_table(pa.Table.from_pylist(part, schema))
+            for group in _chunks(shard.items, size):
+                if shard.split is None:
+                    audio = self._encode_all(group, pool)
+                    rows = [{"filepath": clip, "audio": audio[clip]} for clip in group]
+                else:
+                    rows = self._describe_rows(self.data[shard.split].select(group), pool)
+                writer.write_table(pa.Table.from_pylist(rows, schema))
+                bar.update(len(rows))
+
+    def _describe_rows(self, data: Dataset, pool: ThreadPoolExecutor) -> list[dict]:
+        rows = data.to_list()
+        names = [_clip_names((row["filepath1"], row["filepath2"])) for row in rows]
+        for row, clips in zip(rows, names):
+            row["clips"] = [self.places[clip] for clip in clips]
+        if self.embedded:
+            audio = self._encode_all(sorted(set().union(*names)), pool)
+            for row, clips in zip(rows, names):
+                row["audio"] = [audio[clip] for clip in clips]
+        return rows
+
+    def _encode_all(self, clips: list[str], pool: ThreadPoolExecutor) -> dict[str, dict]:
+        contents = zip(clips, pool.map(self.encode, clips))
+        return {clip: {"bytes": content, "path": clip} for clip, content in contents}
 
 
-def data_card(manifest: dict) -> str:
-    """The card of a data set: its configurations, for `load_dataset` and the Hub's viewer, and what it is."""
-    rows = [{"split": split, "path": f"rows/{split}-*.parquet"} for split in manifest["splits"]]
-    configs = [{"config_name": "rows", "data_files": rows, "default": True}]
-    if manifest["audio"] == "referenced":
-        configs.append(
-            {"config_name": "clips", "data_files": [{"split": "clips", "path": "clips/*.parquet"}]}
-        )
-    about = {
-        "configs": configs,
-        "language": ["en"],
-        "task_categories": ["audio-text-to-text"],
-        "tags": ["audiolm"],
-    }
-    rate = (
-        f"resampled to {manifest['sampling_rate']:,} Hz"
-        if manifest["sampling_rate"]
-        else "at the rate of each recording"
-    )
-    kept_seconds = f"the first {manifest['max_audio_seconds']:g} s of each, mono, 16-bit {manifest['format'].upper()}"
-    kept = (
-        "Each row holds the audio of its one or two clips."
-        if manifest["audio"] == "embedded"
-        else "`clips` names each row's one or two clips, as shard and row of the configuration `clips`."
-    )
-    table = "".join(
-        f"| {split} | {found['rows']:,} |\n" for split, found in manifest["splits"].items()
-    )
-    return f"""---
-{yaml.safe_dump(about, sort_keys=False)}---
+def _clip_names(names: tuple[str, str]) -> list[str]:
+    """Returns the names of a row's one or two clips."""
+    return [name for name in names if name]
 
-# Questions about audio, in ReasonAQA's shape
 
-{manifest["clips"]:,} clips: {kept_seconds} {rate}. {kept}
-Made by AudioLM's `run_prepare.py convert`; text and audio have the licences of their sources, which whoever publishes this data
-set must add here.
+def _chunks(items: list, size: int) -> Iterator[list]:
+    return (items[start : start + size] for start in range(0, len(items), size))
 
-| split | rows |
-|---|---|
-{table}
-    from datasets import load_dataset
-    rows = load_dataset("NAME", "rows", split="{next(iter(manifest["splits"]))}")
 
-Train on it: `run_train.py --dataset_name NAME`{" --streaming" if manifest["audio"] == "embedded" else ""}.
-"""
+def _split_into_shards(prefix: str, split: str | None, items: list, size: int) -> list[Shard]:
+    num_shards = math.ceil(len(items) / size)
+    return [
+        Shard(f"{prefix}{number:05d}-of-{num_shards:05d}.parquet", split, part)
+        for number, part in enumerate(_chunks(items, size))
+    ]
+
+
+def _digest(rows: Dataset) -> str:
+    """Returns the SHA-256 of the text of all rows."""
+    digest = hashlib.sha256()
+    for batch in rows.with_format("arrow").iter(10_000):
+        for name in FIELDS:
+            digest.update("\0".join(batch[name].to_pylist()).encode() + b"\1")
+    return digest.hexdigest()

@@ -1,7 +1,7 @@
-"""What a frozen encoder makes of each clip, computed once and not once for each question.
+"""Encodes each clip once with a frozen encoder, and not once per question.
 
-Mimi's clips are kept as 16-bit codes (levels, frames), which give the same features to the bit; HTSAT's as features
-(frames, dim), on disk in bfloat16.
+Mimi's features are saved as 16-bit codes, shape `(codebooks, frames)`, which decode to bitwise
+identical features. HTSAT's are saved as bfloat16 features, shape `(frames, dim)`.
 """
 
 import hashlib
@@ -10,11 +10,10 @@ import json
 import logging
 import os
 import shutil
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -25,292 +24,301 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
+from transformers import BatchFeature
 
+from ..encoders_audiolm import AudioEncoder
+from ..processing_audiolm import AudioLMFeatureExtractor
+from ..runtime import UserError, atomic_file, format_bytes
 from .audio_files import Clip, clip_identity
 from .decoder import BadClip, ClipDecoder
 
 logger = logging.getLogger(__name__)
-VERSION = 1  # of these files; another one makes earlier caches unknown
+VERSION = 1  # Version of the cache files. Another one invalidates earlier caches.
 CLIPS_PER_SHARD = 512
+CPU_BATCH_SIZE = 8
+GPU_BATCH_SIZE = 32
+# Fields of a configuration that say who wrote it, not what the encoder computes.
+PROVENANCE_FIELDS = ("transformers_version", "architectures", "dtype")
 
 
 @torch.no_grad()
 def encode_clips(
-    encoder,
-    extractor,
-    paths: list[Clip],
-    batch_size: int | None = None,
+    encoder: AudioEncoder,
+    extractor: AudioLMFeatureExtractor,
+    clips: list[Clip],
     desc: str = "",
-    alter: Callable | None = None,
+    alter: Callable[[Clip, torch.Tensor], torch.Tensor] | None = None,
     on_bad: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[Clip, torch.Tensor]]:
-    """(clip, codes or float32 features on the CPU) of each clip in turn; the next clips are decoded meanwhile.
+    """Yields each clip with its codes or float32 features, on the CPU and without padding.
 
     Args:
-        encoder: an `AudioEncoder`. extractor: its [`AudioLMFeatureExtractor`]. batch_size: clips at once; by default what
-            keeps the device busy. desc: name of a progress bar, if any. alter: what is encoded in place of a clip and its
-            samples, both (samples,) at the encoder's rate. on_bad: is told what is wrong with a clip, which is left out.
+        encoder: Frozen encoder.
+        extractor: Feature extractor of the encoder.
+        clips: Clips in the order in which they are yielded.
+        desc: Name of the progress bar. Default: no bar.
+        alter: Replaces the samples of a clip, both of shape `(samples,)`, before encoding.
+        on_bad: Called with what is wrong with a clip that cannot be decoded. Such clips are
+            left out. Default: the `BadClip` is raised.
 
     Raises:
-        BadClip: if a clip cannot be decoded, and no `on_bad` is given.
+        BadClip: If a clip cannot be decoded and there is no `on_bad`.
     """
-    device = encoder.device
-    batch_size = batch_size or (8 if device.type == "cpu" else 32)
-    encode = getattr(encoder, "codes", encoder.encode)
-    bar = tqdm(total=len(paths), desc=desc, unit="clip", disable=None if desc else True)
-    batches = iter(
-        [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
-    )
-    decoders = (
-        1 if device.type == "cpu" else min(8, os.cpu_count() or 1)
-    )  # a GPU encodes faster than one decodes
-
     decoder = ClipDecoder(extractor)
 
-    def decode(batch: list[Clip]):
-        heard = []
+    def decode(batch: list[Clip]) -> tuple[list[Clip], BatchFeature | None]:
+        decoded, samples = [], []
         for clip in batch:
             try:
-                samples = decoder(clip)
+                audio = decoder(clip)
             except BadClip as error:
                 if on_bad is None:
                     raise
                 on_bad(str(error))
-            else:
-                heard.append((clip, samples if alter is None else alter(clip, samples)))
-        return [clip for clip, _ in heard], extractor(
-            [samples for _, samples in heard]
-        ) if heard else None
-
-    with closing(decoder), ThreadPoolExecutor(decoders) as pool, bar:
-        ahead = deque(
-            (len(batch), pool.submit(decode, batch)) for batch in islice(batches, decoders)
-        )
-        while ahead:
-            size, decoded = ahead.popleft()
-            batch, audio = decoded.result()
-            ahead.extend((len(batch), pool.submit(decode, batch)) for batch in islice(batches, 1))
-            bar.update(size - len(batch))
-            if not batch:
                 continue
-            lengths = audio["input_values_mask"].sum(1).tolist()
-            made = encode(audio["input_values"].to(device), lengths)
-            if not made.is_floating_point():
-                made = made.to(torch.int16)
-            for path, clip, length in zip(batch, made.cpu(), lengths):
-                frames = encoder.num_frames(length)
-                yield (
-                    path,
-                    (clip[:frames] if clip.is_floating_point() else clip[:, :frames]).clone(),
-                )
+            decoded.append(clip)
+            samples.append(audio if alter is None else alter(clip, audio))
+        return decoded, extractor(samples) if samples else None
+
+    is_cpu = encoder.device.type == "cpu"
+    batch_size = CPU_BATCH_SIZE if is_cpu else GPU_BATCH_SIZE
+    batches = [clips[start : start + batch_size] for start in range(0, len(clips), batch_size)]
+    # A GPU encodes faster than one thread decodes.
+    threads = 1 if is_cpu else min(8, os.cpu_count() or 1)
+    with tqdm(total=len(clips), desc=desc, unit="clip", disable=None if desc else True) as bar:
+        for batch, (decoded, inputs) in zip(batches, _map_ahead(decode, batches, threads)):
+            if inputs is not None:
+                yield from zip(decoded, _encode_batch(encoder, inputs))
             bar.update(len(batch))
 
 
+def _map_ahead(function: Callable, items: list, threads: int) -> Iterator:
+    """Yields the results in order. One call per thread is under way while a result is used."""
+    upcoming = iter(items)
+    with ThreadPoolExecutor(threads) as pool:
+        futures = deque(pool.submit(function, item) for item in islice(upcoming, threads))
+        while futures:
+            result = futures.popleft().result()
+            futures.extend(pool.submit(function, item) for item in islice(upcoming, 1))
+            yield result
+
+
+def _encode_batch(encoder: AudioEncoder, inputs: BatchFeature) -> Iterator[torch.Tensor]:
+    lengths = inputs["input_values_mask"].sum(1).tolist()
+    encode = getattr(encoder, "codes", encoder.encode)
+    encoded = encode(inputs["input_values"].to(encoder.device), lengths).cpu()
+    is_codes = not encoded.is_floating_point()
+    if is_codes:
+        encoded = encoded.to(torch.int16)
+    for features, length in zip(encoded, lengths):
+        num_frames = encoder.num_frames(length)
+        # A clone, because a view would keep the whole batch in memory.
+        yield (features[:, :num_frames] if is_codes else features[:num_frames]).clone()
+
+
 @torch.no_grad()
-def feature_statistics(encoder, clips: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of each channel, (dim,) in float64, over all frames of clips of [`encode_clips`]."""
-    device = encoder.device
+def feature_statistics(
+    encoder: AudioEncoder, clips: Iterable[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns mean and deviation per channel of [`encode_clips`], each `(dim,)` in float64."""
     total = square = 0.0
-    frames = 0
+    num_frames: int | torch.Tensor = 0
     for clip in clips:
-        features = clip.to(device)
+        features = clip.to(encoder.device)
         if not features.is_floating_point():
             features = encoder.decode_codes(features[None])[0]
         features = features.double()
-        total, square = total + features.sum(0), square + features.square().sum(0)
-        if len(encoder.dims) == 1:
-            frames += len(features)
-        else:  # of each kind of frames, whose channels are zeros in others
-            first = int(features[:, : encoder.dims[0]].any(1).sum())
-            frames = frames + torch.repeat_interleave(
-                torch.tensor([first, len(features) - first]), torch.tensor(encoder.dims)
-            ).to(device)
-    mean = total / frames
-    return mean, (square / frames - mean.square()).clamp(min=0).sqrt()
+        total = total + features.sum(0)
+        square = square + features.square().sum(0)
+        num_frames = num_frames + _frames_per_channel(encoder, features)
+    mean = total / num_frames
+    return mean, (square / num_frames - mean.square()).clamp(min=0).sqrt()
+
+
+def _frames_per_channel(encoder: AudioEncoder, features: torch.Tensor) -> int | torch.Tensor:
+    """Counts frames. A frame of one encoder of a pair has zeros in the other's channels."""
+    if len(encoder.dims) == 1:
+        return len(features)
+    first = int(features[:, : encoder.dims[0]].any(1).sum())
+    counts = torch.tensor([first, len(features) - first])
+    return torch.repeat_interleave(counts, torch.tensor(encoder.dims)).to(features.device)
 
 
 def pad_features(clips: list[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
-    """Clips of [`encode_clips`] as one batch, padded with zeros, and the frames of each."""
-    codes = not clips[0].is_floating_point()
-    frames = [clip.shape[-1] if codes else len(clip) for clip in clips]
-    padded = torch.nn.utils.rnn.pad_sequence(
-        [clip.T if codes else clip for clip in clips], batch_first=True
-    )
-    return (padded.transpose(1, 2) if codes else padded), frames
+    """Returns clips of [`encode_clips`] as one zero-padded batch, and the frames of each clip."""
+    is_codes = not clips[0].is_floating_point()
+    # The frames come first, as in features.
+    by_frame = [clip.T if is_codes else clip for clip in clips]
+    padded = torch.nn.utils.rnn.pad_sequence(by_frame, batch_first=True)
+    return (padded.transpose(1, 2) if is_codes else padded), [len(clip) for clip in by_frame]
 
 
-def _facts(config: dict) -> list[tuple]:
-    """What a configuration's dict says, in order; not where weights come from."""
-    made_by = ("transformers_version", "architectures", "dtype")
-    named = {str(k): v for k, v in config.items()}
-    kept = {
-        k: _facts(v) if isinstance(v, dict) else v
-        for k, v in named.items()
-        if not k.startswith("_") and k not in made_by
-    }
-    return sorted(kept.items())
+def _config_facts(config: dict) -> list[tuple]:
+    """Returns the sorted items of a configuration, without where its weights come from."""
+    facts = {}
+    for name, value in config.items():
+        name = str(name)
+        if not name.startswith("_") and name not in PROVENANCE_FIELDS:
+            facts[name] = _config_facts(value) if isinstance(value, dict) else value
+    return sorted(facts.items())
 
 
 class FeatureCache:
-    """Clips of [`encode_clips`] by path, kept in a directory from run to run, in memory-mapped shards.
+    """Features of [`encode_clips`] by path, in a directory of memory-mapped shards.
 
-    A clip is known by path, size and modification time. The folder's name is a hash of the encoder's weights, of the code that
-    decodes and encodes, of transformers' version and of the seconds used, so that nothing stale is read. Shards appear whole or
-    not at all, under a name of their own: processes do not disturb one another, and after an interruption `fill` goes on.
+    A clip is identified by path, size and modification time. The folder's name is a hash of the
+    encoder's weights, the code that decodes and encodes, the version of transformers and
+    `max_audio_seconds`, so stale features are never read. Shards are complete or absent, so
+    several processes can fill a cache, and an interrupted `fill` resumes.
     """
 
-    def __init__(self, directory: str | Path, encoder, extractor):
-        self.encoder, self.extractor = encoder, extractor
-        made_with = (
-            VERSION,
-            transformers.__version__,
-            extractor.max_audio_seconds,
-            _facts(encoder.config.to_dict()),
-        )
-        digest = hashlib.sha256(repr(made_with).encode())
-        for source in (type(encoder), type(extractor)):
-            digest.update(Path(inspect.getfile(source)).read_bytes())
-        for name, tensor in sorted(encoder.state_dict().items()):
-            digest.update(
-                name.encode()
-                + tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
-            )
-        self.folder = Path(directory, digest.hexdigest()[:16])
-        self._where: dict[str, tuple[str, str]] = {}  # identity of a clip: shard and key inside
-        self._open: dict[str, tuple[int, safe_open]] = {}
+    def __init__(
+        self, directory: str | Path, encoder: AudioEncoder, extractor: AudioLMFeatureExtractor
+    ):
+        self.encoder = encoder
+        self.extractor = extractor
+        self.folder = Path(directory, self._fingerprint())
+        self._places: dict[str, tuple[str, str]] = {}  # identity of a clip: shard, key in it
         self._identities: dict[str, str] = {}
         self.refresh()
 
+    def _fingerprint(self) -> str:
+        seconds = self.extractor.max_audio_seconds
+        config = _config_facts(self.encoder.config.to_dict())
+        facts = (VERSION, transformers.__version__, seconds, config)
+        digest = hashlib.sha256(repr(facts).encode())
+        for component in (self.encoder, self.extractor):
+            digest.update(Path(inspect.getfile(type(component))).read_bytes())
+        for name, tensor in sorted(self.encoder.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
     def refresh(self) -> None:
-        """Finds what other processes have encoded meanwhile."""
+        """Finds what other processes have encoded since."""
         for shard in sorted(self.folder.glob("*.safetensors")):
-            self._learn(shard)
+            self._index(shard)
 
-    def __getstate__(self):
-        # to a data loader's worker goes where the clips are, neither the encoder nor open files
-        return {**self.__dict__, "encoder": None, "extractor": None, "_open": {}}
+    def __getstate__(self) -> dict:
+        # A data loader's worker needs no encoder.
+        return {**self.__dict__, "encoder": None, "extractor": None}
 
-    def _learn(self, shard: Path) -> None:
+    def _index(self, shard: Path) -> None:
         try:
             with safe_open(shard, "pt") as file:
                 for key, identity in json.loads(file.metadata()["clips"]).items():
-                    self._where[identity] = (str(shard), key)
+                    self._places[identity] = (str(shard), key)
         except (SafetensorError, KeyError, TypeError, ValueError):
-            shard.unlink(missing_ok=True)  # torn by something else than us: made anew
-        except OSError as error:  # not its fault
-            logger.warning("%s cannot be read (%s); its clips are encoded again", shard, error)
+            # Something else damaged it. Its clips are encoded again.
+            shard.unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning("%s cannot be read (%s). Its clips are encoded again.", shard, error)
 
     def identity(self, path: str) -> str:
-        """Path, size and modification time of a file."""
+        """Returns path, size and modification time of a file. A missing file raises `OSError`."""
         if path not in self._identities:
             self._identities[path] = clip_identity(path)
         return self._identities[path]
 
     def bytes_per_clip(self) -> int:
-        """Of the longest clips: 16-bit codes of all levels, or channels in bfloat16, of each frame."""
+        """Returns the size of a clip of full length: 16 bits per code or channel of each frame."""
         extractor = self.extractor
-        frames = self.encoder.num_frames(int(extractor.max_audio_seconds * extractor.sampling_rate))
-        return (
-            2
-            * frames
-            * (self.encoder.num_levels if hasattr(self.encoder, "codes") else self.encoder.dim)
-        )
+        samples = int(extractor.max_audio_seconds * extractor.sampling_rate)
+        has_codes = hasattr(self.encoder, "codes")
+        values_per_frame = self.encoder.num_levels if has_codes else self.encoder.dim
+        return 2 * values_per_frame * self.encoder.num_frames(samples)
 
     def fill(
         self,
         paths: list[str],
-        batch_size: int | None = None,
         process: int = 0,
         processes: int = 1,
         on_bad: Callable[[str], None] | None = None,
     ) -> list[str]:
-        """Encodes the clips that are not there yet; returns those of which `on_bad` was told.
+        """Encodes the clips that are missing, and returns those that cannot be decoded.
 
         Args:
-            batch_size, on_bad: as [`encode_clips`] takes them.
-            process: of `processes` that are given the same clips, and each encode a part. When all are done, `refresh` finds
-                the others' clips.
+            paths: Clips, the same in all processes. Each process encodes a part of them.
+            process: Index of this process.
+            processes: Number of processes. Call `refresh` when all are done.
+            on_bad: As in [`encode_clips`].
 
         Raises:
-            ValueError: if the disk has no room for them.
+            UserError: If the disk has no room, the cache cannot be written, or a clip is bad and
+                there is no `on_bad`.
         """
-        mine = [path for path in sorted(set(paths))[process::processes] if path not in self]
-        if not mine:
+        missing = [path for path in sorted(set(paths))[process::processes] if path not in self]
+        if not missing:
             return []
-        self.folder.mkdir(parents=True, exist_ok=True)
-        needed, free = (
-            processes * len(mine) * self.bytes_per_clip(),
-            shutil.disk_usage(self.folder).free,
-        )
-        room = f"{needed / 1e6:,.1f} MB for the features of {processes * len(mine):,} clips, of {free / 1e6:,.1f} MB free"
-        if needed > free:
-            raise ValueError(f"--feature_cache {self.folder.parent}: no room: up to {room}")
-        logger.info("%s: up to %s", self.folder, room)
-        made: dict[str, torch.Tensor] = {}
-        desc = (
-            ""
-            if process
-            else "encoding clips"
-            if processes == 1
-            else f"encoding clips, 1 of {processes} parts"
-        )
+        self._check_room(processes * len(missing))
+        desc = "encoding clips" if process == 0 else ""
+        encoded = encode_clips(self.encoder, self.extractor, missing, desc, on_bad=on_bad)
+        pending: dict[str, torch.Tensor] = {}
         try:
-            for path, clip in encode_clips(
-                self.encoder, self.extractor, mine, batch_size, desc, on_bad=on_bad
-            ):
-                made[path] = clip.bfloat16() if clip.is_floating_point() else clip
-                if len(made) == CLIPS_PER_SHARD:
-                    full, made = made, {}
-                    self._write(full)
-        finally:  # also where somebody interrupts it
-            if made:
-                self._write(made)
-        return [path for path in mine if path not in self]
+            for path, features in encoded:
+                is_codes = not features.is_floating_point()
+                pending[path] = features if is_codes else features.bfloat16()
+                if len(pending) == CLIPS_PER_SHARD:
+                    complete, pending = pending, {}
+                    self._write(complete)
+        finally:
+            # An interruption keeps what is encoded.
+            if pending:
+                self._write(pending)
+        return [path for path in missing if path not in self]
 
     def fill_together(self, paths: list[str], on_bad: Callable[[str], None] | None = None) -> None:
-        """`fill`, by all processes of a run, which share the work.
-
-        Raises:
-            ValueError: if the disk has no room for the features.
-        """
+        """Calls `fill` and `refresh` in all processes of a run, which share the work."""
         state = PartialState()
-        bad = set(
-            gather_object(self.fill(paths, None, state.process_index, state.num_processes, on_bad))
-        )
+        bad_here = self.fill(paths, state.process_index, state.num_processes, on_bad)
+        bad = set(gather_object(bad_here))
         state.wait_for_everyone()
         self.refresh()
-        self.fill(
-            [path for path in paths if path not in bad], on_bad=on_bad
-        )  # none, unless a file was lost meanwhile
+        # Encodes only clips whose file another process lost meanwhile.
+        self.fill([path for path in paths if path not in bad], on_bad=on_bad)
 
-    def _write(self, made: dict[str, torch.Tensor]) -> None:
-        clips = {str(i): self.identity(path) for i, path in enumerate(made)}
-        name = hashlib.sha256("\n".join(clips.values()).encode()).hexdigest()[:16]
-        part, shard = (
-            self.folder / f"{name}.{uuid.uuid4().hex}.part",
-            self.folder / f"{name}.safetensors",
-        )
+    def _check_room(self, num_clips: int) -> None:
         try:
-            save_file(
-                {str(i): clip.contiguous() for i, clip in enumerate(made.values())},
-                part,
-                {"clips": json.dumps(clips)},
-            )
-            part.replace(shard)
-        finally:
-            part.unlink(missing_ok=True)
-        self._learn(shard)
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--feature_cache {self.folder.parent}: {error.strerror}") from error
+        needed = num_clips * self.bytes_per_clip()
+        free = shutil.disk_usage(self.folder).free
+        room = (
+            f"up to {format_bytes(needed)} for the features of {num_clips:,} clips, "
+            f"{format_bytes(free)} are free"
+        )
+        if needed > free:
+            raise UserError(f"--feature_cache {self.folder.parent}: no room: {room}")
+        logger.info("%s: %s", self.folder, room)
+
+    def _write(self, features: dict[str, torch.Tensor]) -> None:
+        identities = [self.identity(path) for path in features]
+        name = hashlib.sha256("\n".join(identities).encode()).hexdigest()[:16]
+        shard = self.folder / f"{name}.safetensors"
+        tensors = {str(i): clip.contiguous() for i, clip in enumerate(features.values())}
+        clips = {str(i): identity for i, identity in enumerate(identities)}
+        try:
+            with atomic_file(shard) as temporary:
+                save_file(tensors, temporary, {"clips": json.dumps(clips)})
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"--feature_cache {self.folder.parent}: features cannot be written: {error}"
+            ) from error
+        self._index(shard)
 
     def __contains__(self, path: str) -> bool:
         try:
-            return self.identity(path) in self._where
+            return self.identity(path) in self._places
         except OSError:
             return False
 
     def __getitem__(self, path: str) -> torch.Tensor:
-        shard, key = self._where[self.identity(path)]
-        process, file = self._open.get(shard, (None, None))
-        if process != os.getpid():  # a handle is not shared with a forked worker
-            file = safe_open(shard, "pt")
-            self._open[shard] = (os.getpid(), file)
-        return file.get_tensor(key)
+        shard, key = self._places[self.identity(path)]
+        return _open_features(shard, os.getpid()).get_tensor(key)
+
+
+@lru_cache(1024)
+def _open_features(shard: str, process: int) -> safe_open:
+    """Opens a shard once per process. A forked worker must not share its parent's handle."""
+    return safe_open(shard, "pt")

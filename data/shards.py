@@ -1,7 +1,8 @@
-"""A corpus as Parquet shards instead of tens of thousands of files: what lies where, and reading it.
+"""Reads a converted data set: Parquet shards in place of tens of thousands of files.
 
-The folder is a data set that `load_dataset` reads, here or from the Hub: `rows/SPLIT-*.parquet` with ReasonAQA's fields, and
-each clip once in `clips/*.parquet` ("referenced"), or in every row that is about it ("embedded", for streaming).
+`load_dataset` reads the folder too, here or from the Hub. `rows/SPLIT-*.parquet` has ReasonAQA's
+fields. Each clip is once in `clips/*.parquet` ("referenced"), or in every row about it
+("embedded", for streaming).
 """
 
 import json
@@ -14,82 +15,103 @@ from datasets.exceptions import DatasetsError
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+from ..runtime import UserError
 from .reasonaqa import FIELDS
 
-VERSION = 1  # of the layout
-MANIFEST, PLAN = "audiolm.json", ".conversion.json"
+VERSION = 1  # Version of the layout.
+MANIFEST = "audiolm.json"
+PLAN = ".conversion.json"
 PUSHED = ("rows/*.parquet", "clips/*.parquet", MANIFEST, "README.md")
-TEXT = {
-    **{name: Value("string") for name in (*FIELDS, "question_type")},
-    "clips": List(Value("string")),
-}  # of rows
+TEXT_COLUMNS = {name: Value("string") for name in (*FIELDS, "question_type")}
+ROW_COLUMNS = {**TEXT_COLUMNS, "clips": List(Value("string"))}
 
 
-def split_files(folder: Path) -> dict[str, list[str]]:
-    """Shards of each split of a converted data set, in order.
+def read_manifest(folder: Path) -> dict:
+    """Returns the manifest of a converted data set.
 
     Raises:
-        ValueError: if `folder` is none, or its conversion did not end.
+        UserError: If `folder` is no converted data set, or its conversion is incomplete.
     """
     if not (folder / MANIFEST).is_file():
-        ended = (
-            "" if not (folder / PLAN).is_file() else ", its conversion did not end: run it again"
+        if (folder / PLAN).is_file():
+            raise UserError(f"{folder}: its conversion is incomplete. Run it again to resume.")
+        raise UserError(f"{folder}: no converted data set ({MANIFEST} not found)")
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    version = manifest.get("version")
+    if version != VERSION:
+        raise UserError(
+            f"{folder}: layout version {version}, expected {VERSION}. Convert it again."
         )
-        raise ValueError(f"{folder}: no converted data set ({MANIFEST} is not there{ended})")
-    manifest = json.loads((folder / MANIFEST).read_text())
-    if manifest.get("version") != VERSION:
-        raise ValueError(
-            f"{folder} has version {manifest.get('version')} of the layout, not {VERSION}; convert it again"
-        )
-    return {
-        split: sorted(map(str, folder.glob(f"rows/{split}-*.parquet")))
-        for split in manifest["splits"]
-    }
+    return manifest
 
 
-def _with_audio(batch: dict, folder: str) -> dict:
+def check_row_count(where: str | Path, split: str, num_rows: int, manifest: dict) -> None:
+    """Checks that the shards of a split hold as many rows as the manifest says.
+
+    Raises:
+        UserError: If they do not.
+    """
+    expected = manifest["splits"][split]["rows"]
+    if num_rows != expected:
+        raise UserError(
+            f"{where}: the shards of {split} hold {num_rows} rows, {MANIFEST} says {expected}. "
+            "Convert or download it again."
+        )
+
+
+def _add_audio(batch: dict, folder: str) -> dict:
     return {"audio": [[os.path.join(folder, clip) for clip in clips] for clips in batch["clips"]]}
 
 
 def load_shards(folder: str | Path, splits: list[str] | None = None) -> DatasetDict:
-    """Rows of a converted data set as [`load_reasonaqa`] gives them; `audio` names each clip inside its shard.
+    """Loads a converted data set with the columns of [`load_reasonaqa`].
+
+    `audio` names each clip as `SHARD.parquet#ROW`.
+
+    Args:
+        folder: Folder of the data set.
+        splits: Splits to load. Default: all.
 
     Raises:
-        ValueError: if it is none, or has no such split.
+        UserError: If there is no data set, it has no such split, or a shard cannot be read.
     """
-    files = split_files(Path(folder))
-    if missing := [split for split in splits or () if split not in files]:
-        raise ValueError(f"{folder} has no split {missing[0]!r}, only {', '.join(files)}")
-    files = {split: files[split] for split in splits or files}
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    available = manifest["splits"]
+    for split in splits or ():
+        if split not in available:
+            raise UserError(f"{folder}: no split {split!r}, only {', '.join(available)}")
+    files = {
+        split: sorted(map(str, folder.glob(f"rows/{split}-*.parquet")))
+        for split in splits or available
+    }
     try:
-        rows = load_dataset("parquet", data_files=files, columns=list(TEXT))
+        rows = load_dataset("parquet", data_files=files, columns=list(ROW_COLUMNS))
     except (DatasetsError, FileNotFoundError, pa.ArrowInvalid) as error:
-        raise ValueError(
-            f"{folder}: its shards cannot be read ({error}); convert or download it again"
+        raise UserError(
+            f"{folder}: its shards cannot be read ({error}). Convert or download it again."
         ) from error
-    for split, wanted in json.loads(Path(folder, MANIFEST).read_text())["splits"].items():
-        if split in rows and len(rows[split]) != wanted["rows"]:
-            raise ValueError(
-                f"{folder}: the shards of {split} hold {len(rows[split])} rows, {MANIFEST} says {wanted['rows']}; "
-                "convert or download it again"
-            )
+    for split in rows:
+        check_row_count(folder, split, len(rows[split]), manifest)
     return rows.map(
-        _with_audio,
+        _add_audio,
         batched=True,
         fn_kwargs={"folder": os.path.abspath(folder)},
         remove_columns="clips",
-        features=Features(
-            {**{k: v for k, v in TEXT.items() if k != "clips"}, "audio": List(Value("string"))}
-        ),
+        features=Features({**TEXT_COLUMNS, "audio": List(Value("string"))}),
         desc="naming clips",
     )
 
 
 def dataset_folder(name: str, streaming: bool = False) -> str:
-    """Where a converted data set is: its folder, here or from the Hub; or, streaming from the Hub, its address there.
+    """Returns the folder of a converted data set, downloaded from the Hub if necessary.
+
+    Args:
+        name: Local folder, or name on the Hub.
+        streaming: Whether to return the Hub's address in place of a download.
 
     Raises:
-        ValueError: if the Hub has none of that name.
+        UserError: If the Hub has no data set of this name.
     """
     if Path(name).exists():
         return name
@@ -99,6 +121,9 @@ def dataset_folder(name: str, streaming: bool = False) -> str:
         return snapshot_download(name, repo_type="dataset", allow_patterns=list(PUSHED))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(
+        raise UserError(
             f"--dataset_name {name}: neither a folder nor a data set on the Hub ({reason})"
         ) from error
+
+
+split_files = read_manifest  # RENAMED

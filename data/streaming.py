@@ -1,218 +1,253 @@
-"""Training rows read from shards while training goes on, here or from the Hub, without the data set on the disk.
+"""Reads training rows from shards during training, here or from the Hub, without a local copy.
 
-The order is drawn over numbers of rows, not over rows that were read: it is known beforehand, so that processes and workers
-share the rows with none twice or missing, and a resumed run goes on at the right row without reading what came before.
+The order is computed from row numbers before anything is read. So processes and workers share
+the rows without duplicates or gaps, and a resumed run reads nothing that it has used before.
 """
 
 import json
 import random
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from heapq import heappop, heappush
-from itertools import count, pairwise
+from dataclasses import dataclass
+from itertools import count, pairwise, product
+from operator import attrgetter
+from typing import NamedTuple
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, IterableDataset
 
-from .shards import MANIFEST, TEXT
+from ..runtime import UserError
+from .shards import MANIFEST, TEXT_COLUMNS, check_row_count
 
-LIGHT = [
-    "subtype",
-    "question_type",
-    "filepath1",
-    "filepath2",
-]  # what parts of the corpus are chosen by
+# Columns by which parts of a corpus are selected.
+SELECTION_COLUMNS = ["subtype", "question_type", "filepath1", "filepath2"]
+
+
+class RowGroup(NamedTuple):
+    """A row group of a shard. `first_row` is the number of its first row in the split."""
+
+    shard: str
+    index: int
+    first_row: int
+    num_rows: int
 
 
 class Shards:
-    """Rows of one split of an "embedded" conversion, by number, in a folder or `hf://datasets/NAME`.
+    """Rows of one split of an "embedded" data set, by number.
+
+    Args:
+        where: Folder, or `hf://datasets/NAME`.
+        split: Name of the split.
 
     Raises:
-        ValueError: if there is none, or its rows do not hold their audio.
+        UserError: If there is no such data set, or its rows do not hold their audio.
     """
 
     def __init__(self, where: str, split: str):
-        self.where, self.split, self.root = where, split, fsspec.core.url_to_fs(where)[1]
-        shards = sorted(self.files.glob(f"{self.root}/rows/{split}-*.parquet"))
-        if not self.files.exists(f"{self.root}/{MANIFEST}") or not shards:
-            raise ValueError(f"{where}: no converted data set with a split {split!r} is there")
-        self.groups: list[
-            tuple[str, int, int, int]
-        ] = []  # shard, row group, number of its first row, its rows
-        total = 0
-        for shard in shards:
-            with self.files.open(shard) as raw:
-                try:
-                    file = pq.ParquetFile(raw)
-                except pa.ArrowInvalid as error:
-                    raise ValueError(
-                        f"{shard}: not a readable shard ({error}); convert or download it again"
-                    ) from error
-                if "audio" not in file.schema_arrow.names:
-                    raise ValueError(
-                        f"{where}: its rows do not hold their audio; convert with --audio embedded to stream it"
-                    )
-                for group in range(file.num_row_groups):
-                    rows = file.metadata.row_group(group).num_rows
-                    self.groups.append((shard, group, total, rows))
-                    total += rows
-        self.num_rows = total
+        self.where = where
+        self.root = fsspec.core.url_to_fs(where)[1]
+        self.groups: list[RowGroup] = []
+        self.num_rows = 0
+        if not self.files.exists(f"{self.root}/{MANIFEST}") or not self.has_split(split):
+            raise UserError(f"{where}: no converted data set with a split {split!r}")
+        for path in self._paths(split):
+            self._add_groups(path)
         with self.files.open(f"{self.root}/{MANIFEST}") as file:
-            wanted = json.load(file)["splits"][split]["rows"]
-        if total != wanted:
-            raise ValueError(
-                f"{where}: the shards of {split} hold {total} rows, {MANIFEST} says {wanted}; convert it again"
+            check_row_count(where, split, self.num_rows, json.load(file))
+
+    def _paths(self, split: str) -> list[str]:
+        return sorted(self.files.glob(f"{self.root}/rows/{split}-*.parquet"))
+
+    def _add_groups(self, path: str) -> None:
+        try:
+            with self.files.open(path) as raw:
+                metadata = pq.read_metadata(raw)
+        except pa.ArrowInvalid as error:
+            raise UserError(
+                f"{path}: not a readable shard ({error}). Convert or download it again."
+            ) from error
+        if "audio" not in metadata.schema.to_arrow_schema().names:
+            raise UserError(
+                f"{self.where}: its rows do not hold their audio. "
+                "Convert with --audio embedded to stream it."
             )
+        for index in range(metadata.num_row_groups):
+            num_rows = metadata.row_group(index).num_rows
+            self.groups.append(RowGroup(path, index, self.num_rows, num_rows))
+            self.num_rows += num_rows
 
     @property
     def files(self) -> fsspec.AbstractFileSystem:
-        """Of this process: a forked worker must not use its parent's connections."""
+        """Returns the file system of this process. A fork must not use its parent's connections."""
         return fsspec.core.url_to_fs(self.where)[0]
 
-    def has(self, split: str) -> bool:
-        """Whether another split is there."""
-        return bool(self.files.glob(f"{self.root}/rows/{split}-*.parquet"))
+    def has_split(self, split: str) -> bool:
+        """Returns whether the data set has a split."""
+        return bool(self._paths(split))
 
-    def light(self) -> Dataset:
-        """What parts of the corpus are chosen by, of all rows, and each one's number in `row`; nothing else is read."""
-        shards = dict.fromkeys(shard for shard, *_ in self.groups)
-        parts = []
-        for shard in shards:
-            with self.files.open(shard) as raw:
-                parts.append(pq.read_table(raw, columns=LIGHT))
-        table = pa.concat_tables(parts).replace_schema_metadata(None)
+    def selection_columns(self) -> Dataset:
+        """Returns the columns by which rows are selected, and each row's number in `row`."""
+        paths = list(dict.fromkeys(group.shard for group in self.groups))
+        table = pq.read_table(paths, columns=SELECTION_COLUMNS, filesystem=self.files)
+        table = table.replace_schema_metadata(None)
         return Dataset(table.append_column("row", pa.array(range(len(table)))))
 
-    def read(self, group: tuple[str, int, int, int]) -> list[dict]:
-        """Rows of a row group; `audio` holds each clip's bytes, the same object in each row that is about it."""
-        shard, number, first, _ = group
-        with self.files.open(shard) as raw:
+    def group_of(self, number: int) -> RowGroup:
+        """Returns the row group of a row."""
+        return self.groups[bisect_right(self.groups, number, key=attrgetter("first_row")) - 1]
+
+    def read(self, group: RowGroup) -> list[dict]:
+        """Returns the rows of a row group. Rows about the same clip share its bytes in `audio`."""
+        with self.files.open(group.shard) as raw:
+            # Arrow's own threads do not exist in a forked worker.
             table = pq.ParquetFile(raw).read_row_group(
-                number, columns=[*(set(TEXT) - {"clips"}), "audio"], use_threads=False
+                group.index, columns=[*TEXT_COLUMNS, "audio"], use_threads=False
             )
-        sounds: dict[str, bytes] = {}
+        contents: dict[str, bytes] = {}
         rows = []
-        for batch in table.to_batches(max_chunksize=8):  # few copies of a clip at once
+        # Small batches, because each row of a batch holds a copy of its clips.
+        for batch in table.to_batches(max_chunksize=8):
             for row in batch.to_pylist():
-                row["names"] = [clip["path"] for clip in row["audio"]]
-                row["audio"] = [
-                    sounds.setdefault(clip["path"], clip["bytes"]) for clip in row["audio"]
-                ]
-                rows.append({**row, "row": first + len(rows)})
+                clips = row["audio"]
+                row["names"] = [clip["path"] for clip in clips]
+                row["audio"] = [contents.setdefault(clip["path"], clip["bytes"]) for clip in clips]
+                row["row"] = group.first_row + len(rows)
+                rows.append(row)
         return rows
 
 
-def in_order(shards: Shards, numbers: list[int]) -> Iterator[dict]:
-    """Rows by number, from the first to the last."""
-    wanted = set(numbers)
+def read_rows_in_order(shards: Shards, numbers: Iterable[int]) -> Iterator[dict]:
+    """Yields the rows with these numbers, in the order of the data set."""
+    selected = set(numbers)
     for group in shards.groups:
-        if not wanted.isdisjoint(range(group[2], group[2] + group[3])):
-            yield from (row for row in shards.read(group) if row["row"] in wanted)
+        if not selected.isdisjoint(range(group.first_row, group.first_row + group.num_rows)):
+            yield from (row for row in shards.read(group) if row["row"] in selected)
 
 
-def shuffled(groups: list[list[int]], buffer: int, seed: str) -> Iterator[int]:
-    """Numbers in a random order: groups in one, and within the next `buffer` numbers at a time."""
-    draw = random.Random(seed)
-    groups = draw.sample(groups, len(groups))
-    held: list[int] = []
-    for number in (number for group in groups for number in group):
-        held.append(number)
-        if len(held) == buffer:
-            at = draw.randrange(buffer)
-            held[at], held[-1] = held[-1], held[at]
-            yield held.pop()
-    draw.shuffle(held)
-    yield from held
+def shuffle_numbers(groups: list[list[int]], buffer: int, seed: str) -> Iterator[int]:
+    """Yields row numbers, the groups shuffled and each number drawn among the next `buffer`."""
+    rng = random.Random(seed)
+    buffered: list[int] = []
+    for group in rng.sample(groups, len(groups)):
+        for number in group:
+            buffered.append(number)
+            if len(buffered) == buffer:
+                i = rng.randrange(buffer)
+                buffered[i], buffered[-1] = buffered[-1], buffered[i]
+                yield buffered.pop()
+    rng.shuffle(buffered)
+    yield from buffered
 
 
-def endless(
-    shards: Shards, groups: list[list[int]], buffer: int, seed: str, done: int = 0
+def repeat_shuffled(
+    shards: Shards, groups: list[list[int]], buffer: int, seed: str, num_done: int = 0
 ) -> Iterator[dict]:
-    """Rows of some row groups again and again, each time all of them in another order, from the row numbered `done` on.
+    """Yields selected rows without end, in a new order for each pass.
 
     Args:
-        groups: the numbers of the rows that are wanted of each group. seed: of the order.
+        shards: Where the rows are.
+        groups: Numbers of the selected rows, by row group.
+        buffer: As in [`shuffle_numbers`].
+        seed: Seed of the order.
+        num_done: Number of rows that an interrupted run has used.
     """
-    wanted = {number for group in groups for number in group}
-    group_of = {
-        number: group for group in shards.groups for number in range(group[2], group[2] + group[3])
-    }
-    size = sum(map(len, groups))
-    for epoch in count(done // size):
-        order = list(shuffled(groups, buffer, f"{seed}|{epoch}"))[
-            done % size if epoch == done // size else 0 :
-        ]
-        left = {}
+    first_pass, num_skipped = divmod(num_done, sum(map(len, groups)))
+    for pass_number in count(first_pass):
+        order = list(shuffle_numbers(groups, buffer, f"{seed}|{pass_number}"))[num_skipped:]
+        num_skipped = 0
+        selected = set(order)
+        rows: dict[int, dict] = {}
         for number in order:
-            left[group_of[number]] = left.get(group_of[number], 0) + 1
-        held: dict[int, dict] = {}
-        for number in order:
-            group = group_of[number]
-            if number not in held:
-                held.update((row["row"], row) for row in shards.read(group) if row["row"] in wanted)
-            yield held.pop(number)
-            left[group] -= 1
-            if not left[group]:  # what was taken of it before
-                for other in range(group[2], group[2] + group[3]):
-                    held.pop(other, None)
+            if number not in rows:
+                group = shards.read(shards.group_of(number))
+                rows.update((row["row"], row) for row in group if row["row"] in selected)
+            yield rows.pop(number)
 
 
-def _consume(
-    shares: list, shards: Shards, buffer: int, seed: int, row: Callable | None
+@dataclass(frozen=True)
+class StreamReaders:
+    """The data loaders that read a stream."""
+
+    processes: int = 1
+    workers: int = 0  # of each process, which reads itself if it has none
+    batch_size: int = 1  # of a process
+    batches_done: int = 0  # by each process, before an interruption
+
+
+def stream_examples(
+    shards: Shards,
+    numbers: Iterable[int],
+    buffer: int,
+    seed: int,
+    readers: StreamReaders | None = None,
+    transform: Callable[[dict], dict] | None = None,
+) -> IterableDataset:
+    """Returns an endless data set of selected rows, shared by the readers of all processes.
+
+    Row groups are assigned to readers once. Each reader repeats its own, in a new order for each
+    pass. accelerate and the data loader give each reader its share of the data set.
+
+    Args:
+        shards: Where the rows are.
+        numbers: Numbers of the selected rows.
+        buffer: Number of rows among which a reader draws the next one.
+        seed: Seed of the order.
+        readers: Default: one process without workers.
+        transform: Applied to each row.
+
+    Raises:
+        UserError: If there are fewer row groups than readers.
+    """
+    readers = readers or StreamReaders()
+    selected = sorted(numbers)
+    starts = [bisect_left(selected, group.first_row) for group in shards.groups]
+    ranges = pairwise([*starts, len(selected)])
+    groups = [selected[start:end] for start, end in ranges if start < end]
+    per_process = max(1, readers.workers)
+    num_readers = readers.processes * per_process
+    if len(groups) < num_readers:
+        raise UserError(
+            f"{shards.where}: {num_readers} readers cannot share {len(groups)} row groups. "
+            "Lower --dataloader_num_workers."
+        )
+    assigned = _assign_groups(groups, num_readers)
+    shares = []
+    for process, worker in product(range(readers.processes), range(per_process)):
+        # A new data loader starts with its first worker, whose turn it may not be.
+        turn = (worker + readers.batches_done) % per_process
+        num_batches = len(range(turn, readers.batches_done, per_process))
+        reader = process * per_process + turn
+        num_done = num_batches * readers.batch_size
+        shares.append((assigned[reader], buffer, f"{seed}|{reader}", num_done))
+    options = {"shares": shares, "shards": shards, "transform": transform}
+    return IterableDataset.from_generator(_read_shares, gen_kwargs=options)
+
+
+def _assign_groups(groups: list[list[int]], num_readers: int) -> list[list[list[int]]]:
+    """Returns the groups of each reader. The largest group goes first, to whoever has least."""
+    assigned: list[list[list[int]]] = [[] for _ in range(num_readers)]
+    sizes = [0] * num_readers
+    for group in sorted(groups, key=len, reverse=True):
+        reader = sizes.index(min(sizes))
+        assigned[reader].append(group)
+        sizes[reader] += len(group)
+    return assigned
+
+
+def _read_shares(
+    shares: list[tuple], shards: Shards, transform: Callable[[dict], dict] | None
 ) -> Iterator[dict]:
-    for number, groups, done in shares:  # one, where there are as many as readers
-        for made in endless(shards, groups, buffer, f"{seed}|{number}", done):
-            yield row(made) if row else made
+    # `datasets` splits the list, so that a reader gets one share.
+    for share in shares:
+        for row in repeat_shuffled(shards, *share):
+            yield transform(row) if transform else row
 
 
 def stream_rows(
-    shards: Shards,
-    chosen: Iterable[int],
-    buffer: int,
-    seed: int,
-    processes: int = 1,
-    workers: int = 0,
-    batch_size: int = 1,
-    batches_done: int = 0,
-    row: Callable[[dict], dict] | None = None,
-) -> IterableDataset:
-    """An endless data set of the rows numbered `chosen`, split among the workers of the data loaders of all processes.
-
-    Row groups are dealt once; each worker gives its own again and again, in another order each time. accelerate and the data
-    loader take one of the `shares` for each process and worker.
-
-    Args:
-        buffer: rows among which a worker draws the next one. processes, workers: how many readers there are; workers is the
-            data loader's `num_workers`. batch_size, batches_done: of each process; a resumed run says how many batches it has
-            taken. row: what is done to each row.
-
-    Raises:
-        ValueError: if there are fewer row groups than readers.
-    """
-    chosen = sorted(chosen)
-    starts = [bisect_left(chosen, first) for _, _, first, _ in shards.groups] + [len(chosen)]
-    groups = [chosen[a:b] for a, b in pairwise(starts) if a < b]
-    each = max(1, workers)
-    if len(groups) < processes * each:
-        raise ValueError(
-            f"{shards.where}: {processes * each} readers cannot share {len(groups)} row groups; lower "
-            "--dataloader_num_workers"
-        )
-    dealt: list[list] = [[] for _ in range(processes * each)]
-    smallest = [(0, i) for i in range(len(dealt))]
-    for group in sorted(groups, key=len, reverse=True):
-        size, i = heappop(smallest)
-        dealt[i].append(group)
-        heappush(smallest, (size + len(group), i))
-    shares = []
-    for process in range(processes):
-        for worker in range(
-            each
-        ):  # a new data loader begins with its first worker, whichever one was next before
-            role = (worker + batches_done) % each
-            done = len(range(role, batches_done, each)) * batch_size
-            shares.append((process * each + role, dealt[process * each + role], done))
-    options = {"shards": shards, "buffer": buffer, "seed": seed, "row": row}
-    return IterableDataset.from_generator(_consume, gen_kwargs={"shares": shares, **options})
+    shards, chosen, buffer, seed, processes=1, workers=0, batch_size=1, batches_done=0, row=None
+):  # RENAMED: stream_examples(shards, chosen, buffer, seed, StreamReaders(...), row)
+    """Calls [`stream_examples`]."""
+    readers = StreamReaders(processes, workers, batch_size, batches_done)
+    return stream_examples(shards, chosen, buffer, seed, readers, row)

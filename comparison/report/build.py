@@ -1,63 +1,27 @@
-"""`report.html` of a comparison: one file that needs no network and runs no script, for a phone as well as for a screen.
+"""`report.html` of a comparison: one file without scripts that needs no network.
 
-Everything is drawn by the template of report_page.py, which escapes every string. Here is gathered what it draws.
+This module gathers what the page shows. `templates/` holds its text and markup.
 """
 
 import os
 from collections.abc import Mapping
-from itertools import repeat
+from itertools import chain
 from pathlib import Path
-
-from jinja2 import Environment, StrictUndefined
+from statistics import fmean
 
 from ...data.reasonaqa import QUESTION_TYPES, AudioDir
-from ...evaluation.answering import PROTOCOL_NAMES as PROTOCOLS
+from ...evaluation.answering import PROTOCOL_NAMES
 from ...evaluation.controls import CONTROLS
-from ...evaluation.tables import MAJORITY, table_rows
+from ...evaluation.tables import MAJORITY
+from ...runtime import write_text
 from ..runs import Run
-from .charts import (
-    MEAN,
-    MINUS,
-    arm_styles,
-    dot_rows,
-    forest,
-    in_order,
-    learning_charts,
-    of_control,
-    reliability,
-)
-from .examples import browsed_rows, filters
-from .figure import CAPTION, panels
-from .report_page import PAGE
+from .charts import SECTIONS, accuracy_rows, place_differences, place_dots, signed_points
+from .examples import browse_examples, build_filters
+from .figure import CAPTION, cost_pictures, learning_curve_pictures, reliability_picture
+from .styles import COLOURS, encodable, style_arms, template_environment
 
-PROTOCOL_NAMES = {
-    "mcq": "multiple choice",
-    "yes_no": "yes or no",
-    "entailment": "entailment",
-    "difference": "difference of two clips",
-    "caption": "caption",
-    "detail": "detail",
-    "macro": "mean of types",
-    "majority": "majority",
-    "no_audio": "no audio",
-    "noise": "noise",
-    "mismatched_audio": "another row's audio",
-    "option_relabel": "other letters",
-    "question_only": "text-only model",
-    "bleu_4": "BLEU-4",
-    "rouge_l": "ROUGE-L",
-    "cider_d": "CIDEr-D",
-    "meteor": "METEOR",
-    "spice": "SPICE",
-    "spider": "SPIDEr",
-}
-SECTIONS = {"overall": "Overall", "question_type": "By question type", "category": "By category"}
-GROUPINGS = {
-    "truncation": "truncation",
-    "clips": "clips a row",
-    "answer_words": "length of the right answer",
-}
-ROWS = 60  # to look through
+NUM_EXAMPLES = 60  # test examples to browse
+FAMILIES = ("primary", "by_type", "by_category")
 
 
 def write_report(
@@ -65,188 +29,133 @@ def write_report(
     comparison: dict,
     runs: Mapping[str, list[Run]],
     audio_dir: AudioDir | None,
-    count: int = ROWS,
 ) -> None:
     """Writes the page.
 
     Args:
-        comparison: what `comparison.json` holds. runs: of each arm, one for each seed.
-        audio_dir: where the clips are; None leaves them and their spectrograms out.
-        count: test rows to look through.
+        path: File to write.
+        comparison: Contents of `comparison.json`.
+        runs: Evaluations of each arm, one for each seed.
+        audio_dir: Where the clips are. None leaves out players and spectrograms.
     """
-    arms, first = arm_styles(comparison), next(iter(runs.values()))[0]
-    hearing = {arm: of for arm, of in comparison["arms"].items() if not of["no_audio"]}
-    rows = browsed_rows(runs, audio_dir, count)
-    columns = [
-        name
-        for name in CONTROLS
-        if any(name in of["controls"] for of in comparison["arms"].values())
-    ]
-    curves = {
-        arm: of["learning_curves"]
-        for arm, of in comparison["arms"].items()
-        if "learning_curves" in of
-    }
-    environment = Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
-    )
-    environment.filters |= {"percent": percent, "points": points}
-    html = environment.from_string(PAGE).render(
-        comparison=comparison,
-        arms=arms,
-        text_only=[arm for arm, style in arms.items() if style == "deaf"],
-        sections=SECTIONS,
-        groupings=GROUPINGS,
-        names=PROTOCOL_NAMES,
-        protocols=PROTOCOLS,
+    environment = template_environment()
+    environment.filters |= {"percent": lambda x: f"{100 * x:.1f}", "points": signed_points}
+    first = next(iter(runs.values()))[0]
+    examples = browse_examples(runs, audio_dir, NUM_EXAMPLES)
+    html = environment.get_template("page.html").render(
+        **result_context(comparison, runs),
+        protocols=PROTOCOL_NAMES,
         majority=MAJORITY,
-        controls=columns,
-        rows=in_order(table_rows(comparison), tuple(SECTIONS)),
-        dots=dot_rows(comparison, tuple(SECTIONS)),
-        listening=forest(listening_rows(hearing)),
-        pairs={
-            family: forest(pair_rows(comparison, family))
-            for family in ("primary", "by_type", "by_category")
-        },
-        control_rows=control_rows(comparison, columns),
-        by_protocol=protocol_rows(runs),
-        open=open_columns(comparison),
-        calibration={
-            arm: reliability(of["calibration"])
-            for arm, of in comparison["arms"].items()
-            if of["calibration"]
-        },
-        panels=panels(comparison),
-        caption=CAPTION,
-        charts=learning_charts(curves, PROTOCOL_NAMES),
-        asked=rows,
-        filters=filters(rows),
+        examples=examples,
+        filters=build_filters(examples),
+        num_examples=len(first.rows),
         has_audio=audio_dir is not None,
-        seconds=first.metrics["max_audio_seconds"],
-        of_all=len(first.rows),
-        folders={
-            arm: [(run.seed, shown_folder(run.folder, Path(path).parent)) for run in of]
-            for arm, of in runs.items()
+        max_seconds=first.metrics["max_audio_seconds"],
+        folders=evaluation_folders(runs, Path(path).parent),
+    )
+    write_text(path, encodable(html))
+
+
+def result_context(comparison: dict, runs: Mapping[str, list[Run]]) -> dict[str, object]:
+    """Returns what the templates of the results read, by name."""
+    arms = comparison["arms"]
+    styles = style_arms(comparison)
+    controls = [name for name in CONTROLS if any(name in arm["controls"] for arm in arms.values())]
+    return {
+        "comparison": comparison,
+        "seeds": comparison["seeds"],
+        "styles": styles,
+        "colours": COLOURS,
+        "text_only": [arm for arm, style in styles.items() if style.is_text_only],
+        "sections": SECTIONS,
+        "controls": controls,
+        "rows": accuracy_rows(comparison),
+        "dots": place_dots(comparison),
+        "gains": place_differences(audio_gain_rows(comparison)),
+        "pairs": {family: place_differences(pair_rows(comparison, family)) for family in FAMILIES},
+        "by_protocol": protocol_rows(runs),
+        "open": open_columns(comparison),
+        "costs": cost_pictures(comparison),
+        "caption": CAPTION,
+        "reliability": {
+            arm: reliability_picture(arm, styles[arm], results["calibration"])
+            for arm, results in arms.items()
+            if results["calibration"]
         },
-    )
-    Path(path).write_text(
-        html.lstrip(), encoding="utf-8", errors="replace"
-    )  # JSON may hold half a character
+        "curves": learning_curve_pictures(comparison),
+    }
 
 
-def percent(share: float) -> str:
-    return f"{100 * share:.1f}"
+def evaluation_folders(runs: Mapping[str, list[Run]], output: Path) -> dict[str, list[tuple]]:
+    """Returns seed and folder of each evaluation of an arm. Folders are relative to `output`."""
+    folders = {}
+    for arm, seed_runs in runs.items():
+        paths = [Path(os.path.relpath(run.folder, output)).as_posix() for run in seed_runs]
+        folders[arm] = [(run.seed, path) for run, path in zip(seed_runs, paths)]
+    return folders
 
 
-def points(share: float) -> str:
-    """A signed difference in points, with a minus that is as wide as the plus."""
-    return f"{round(100 * share, 1) + 0.0:+.1f}".replace("-", MINUS)
-
-
-def shown_folder(folder: Path, output: Path) -> str:
-    """As the footer names it: under the report's own folder without that."""
-    inside = os.path.relpath(folder, output)
-    return Path(folder if inside.startswith(os.pardir) else inside).as_posix()
-
-
-def listening_rows(hearing: Mapping[str, Mapping]) -> list[dict]:
-    """What arms get right above their best control: of the mean of types and of each type, a lane for each arm."""
-    names = dict.fromkeys(
-        name for of in hearing.values() for name in ("macro", *of["audio_gain"]) if of["audio_gain"]
-    )
-    return [
-        {
-            "name": name,
-            "lanes": [
-                {"arm": arm, **of["audio_gain"][name]}
-                for arm, of in hearing.items()
-                if of["audio_gain"]
-            ],
-        }
-        for name in names
-    ]
-
-
-def control_rows(comparison: Mapping, columns: list[str]) -> list[dict]:
-    """Accuracy of each arm, heard and under controls: the mean of types, of controls that have them all, and by type."""
-    arms = {arm: of for arm, of in comparison["arms"].items() if "macro" in of}
-    names = dict.fromkeys(name for of in arms.values() for name in (MEAN, *of["question_type"]))
-    return [
-        {
-            "name": name,
-            "arm": arm,
-            "accuracy": (of["macro"] if name == MEAN else of["question_type"][name])["accuracy"],
-            "n": 0 if name == MEAN else of["question_type"][name]["n"],
-            "controls": [
-                {"accuracy": of_control(of, given, "question_type", name), "n": 0}
-                if name == MEAN
-                else given.get("question_type", {}).get(name)
-                for given in map(of["controls"].get, columns, repeat({}))
-            ],
-            "same": of["controls"].get("option_relabel", {}).get("same_option", {}).get(name),
-        }
-        for name in names
-        for arm, of in arms.items()
-    ]
+def audio_gain_rows(comparison: Mapping) -> list[dict]:
+    """Returns the audio gains in rows: "macro" and each question type, a lane for each arm."""
+    gains = {
+        arm: results["audio_gain"]
+        for arm, results in comparison["arms"].items()
+        if not results["no_audio"] and results["audio_gain"]
+    }
+    rows = []
+    for name in dict.fromkeys(chain.from_iterable(gains.values())):
+        lanes = [{"arm": arm, **gain[name]} for arm, gain in gains.items()]
+        rows.append({"name": name, "lanes": lanes})
+    return sorted(rows, key=lambda row: row["name"] != "macro")
 
 
 def pair_rows(comparison: Mapping, family: str) -> list[dict]:
-    """Differences of pairs of arms, each in a row of its own: of the mean of types, by type, or by category."""
-    found = [
-        {"name": entry.get("question_type") or entry.get("category") or "macro", "lanes": [entry]}
-        for entry in comparison["statistics"].get(family, [])
-    ]
-    order = list(dict.fromkeys(row["name"] for row in found))
-    return sorted(found, key=lambda row: order.index(row["name"]))
+    """Returns the differences of a family, those of one question type or category together."""
+    rows = []
+    for pair in comparison["statistics"].get(family, []):
+        name = pair.get("question_type") or pair.get("category") or "macro"
+        rows.append({"name": name, "lanes": [pair]})
+    names = [row["name"] for row in rows]
+    return sorted(rows, key=lambda row: names.index(row["name"]))
 
 
 def protocol_rows(runs: Mapping[str, list[Run]]) -> list[dict]:
-    """Accuracies by each protocol that was run, the one that decides first: means over an arm's seeds."""
-
-    def mean(values):
-        return sum(values) / len(values)
-
-    found = []
+    """Returns mean accuracies over seeds by each scoring protocol, that of the conclusion first."""
     first = next(iter(runs.values()))[0].metrics
-    for name in (
-        (first["protocol"], *first.get("other_protocols", {})) if "question_type" in first else ()
-    ):
-        for arm, of in runs.items():
+    if "question_type" not in first:
+        return []
+    rows = []
+    for protocol in (first["protocol"], *first.get("other_protocols", {})):
+        for arm, seed_runs in runs.items():
             metrics = [
-                run.metrics if name == first["protocol"] else run.metrics["other_protocols"][name]
-                for run in of
+                {run.metrics["protocol"]: run.metrics, **run.metrics.get("other_protocols", {})}
+                for run in seed_runs
             ]
-            found.append(
+            seeds = [by_protocol[protocol] for by_protocol in metrics]
+            types = {}
+            for name in first["question_type"]:
+                types[name] = fmean(seed["question_type"][name]["accuracy"] for seed in seeds)
+            rows.append(
                 {
-                    "protocol": name,
+                    "protocol": protocol,
                     "arm": arm,
-                    "unparsed": mean([one["micro"]["n_unparsed"] for one in metrics]),
-                    "types": {
-                        kind: mean([one["question_type"][kind]["accuracy"] for one in metrics])
-                        for kind in first["question_type"]
-                    },
-                    "macro": mean([one["macro_accuracy"] for one in metrics]),
+                    "types": types,
+                    "macro": fmean(seed["macro_accuracy"] for seed in seeds),
+                    "unparsed": fmean(seed["micro"]["n_unparsed"] for seed in seeds),
                 }
             )
-    return found
+    return rows
 
 
 def open_columns(comparison: Mapping) -> dict[str, list[str]]:
-    """The metrics of text and the controls that any arm has for open questions."""
-    texts = [of for arm in comparison["arms"].values() for of in arm["text"].values()]
+    """Returns the open question types, and the controls and metrics that any arm has for them."""
+    texts = [arm["text"] for arm in comparison["arms"].values()]
+    results = list(chain.from_iterable(text.values() for text in texts))
+    metrics = chain.from_iterable(result.get("generated", {}).items() for result in results)
     return {
-        "kinds": [
-            kind
-            for kind in QUESTION_TYPES
-            if any(kind in arm["text"] for arm in comparison["arms"].values())
+        "types": [name for name in QUESTION_TYPES if any(name in text for text in texts)],
+        "controls": [
+            name for name in CONTROLS if any(name in result["control_loss"] for result in results)
         ],
-        "controls": [name for name in CONTROLS if any(name in of["control_loss"] for of in texts)],
-        "metrics": list(
-            dict.fromkeys(
-                name
-                for of in texts
-                for name, value in of.get("generated", {}).items()
-                if value is not None
-            )
-        ),
+        "metrics": list(dict.fromkeys(name for name, value in metrics if value is not None)),
     }

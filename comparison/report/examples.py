@@ -1,215 +1,214 @@
-"""Test rows to look through in the report: their clips, what each arm answered, and the boxes that choose among them."""
+"""Test examples to browse in the report: clips, answers of each arm, and filters."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import soundfile
 
 from ...data.audio_files import open_clip
-from ...data.clip_preview import picture
+from ...data.clip_preview import preview_clip
 from ...data.reasonaqa import QUESTION_TYPES, AudioDir, resolve_path
 from ...evaluation.answering import candidates
-from ...evaluation.categories import CATEGORIES
 from ...evaluation.controls import CONTROLS
 from ...evaluation.metric import SCORED
 from ...evaluation.scores import option_probabilities
 from ..runs import Run
 
+NO_ANSWER = {"parsed": None, "correct": None}
+VERDICTS = {True: "correct", False: "wrong", None: None}
 
-def chosen_rows(rows: list[dict], count: int) -> list[int]:
-    """Test rows to look at, as their numbers: spread over question types and categories, whatever was answered.
 
-    The next one is of the type, then the category, that was chosen least so far, and the first such row of the test file
-    whose clips were not chosen yet.
+def choose_examples(rows: list[dict], count: int) -> list[int]:
+    """Chooses test examples, spread over question types and categories. The answers play no part.
+
+    The next example is of the question type, then the category, chosen least so far. Of these it
+    is the first in the test file whose clips were not chosen before. Returns indices into
+    `rows`, ordered by question type.
     """
-    groups: dict[tuple, list[int]] = {}
-    for i, row in enumerate(rows):
-        groups.setdefault((row["question_type"], row["category"]), []).append(i)
-    types, categories, clips, chosen = Counter(), Counter(), set(), []
+    groups: dict[tuple[str, str], list[int]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault((row["question_type"], row["category"]), []).append(index)
+    types: Counter[str] = Counter()
+    categories: Counter[str] = Counter()
+    clips: set[str] = set()
+    chosen = []
     while groups and len(chosen) < count:
-        kind, about = group = min(
-            groups, key=lambda of: (types[of[0]], categories[of[1]], *place(*of))
-        )
-        fresh = [
-            i for i in groups[group] if not clips & {rows[i]["filepath1"], rows[i]["filepath2"]}
-        ]
-        i = (fresh or groups[group])[0]
-        groups[group].remove(i)
+        group = min(groups, key=lambda group: (types[group[0]], categories[group[1]]))
+        unseen = (index for index in groups[group] if not clips & _clips(rows[index]))
+        index = next(unseen, groups[group][0])
+        groups[group].remove(index)
         if not groups[group]:
             del groups[group]
-        types[kind], categories[about] = types[kind] + 1, categories[about] + 1
-        clips |= {rows[i]["filepath1"], rows[i]["filepath2"]} - {""}
-        chosen.append(i)
+        types[group[0]] += 1
+        categories[group[1]] += 1
+        clips |= _clips(rows[index])
+        chosen.append(index)
     return sorted(chosen, key=lambda i: (QUESTION_TYPES.index(rows[i]["question_type"]), i))
 
 
-def place(kind: str, category: str) -> tuple[int, int]:
-    """Of a question type and a category in their order; a category that is unknown is the last."""
-    return QUESTION_TYPES.index(kind), CATEGORIES.index(
-        category
-    ) if category in CATEGORIES else len(CATEGORIES)
+def _clips(row: Mapping) -> set[str]:
+    return {row["filepath1"], row["filepath2"]} - {""}
 
 
-def browsed_rows(
+def browse_examples(
     runs: Mapping[str, list[Run]], audio_dir: AudioDir | None, count: int
 ) -> list[dict]:
-    """Rows to look through: question, truth, clips, and what each arm answered, in the first seed and how often in all."""
+    """Returns the examples of the report, with their clips and all that the arms answered.
+
+    Args:
+        runs: Evaluations of each arm, one for each seed. Answers are those of the first seed.
+        audio_dir: Where the clips are; None leaves out players and spectrograms.
+        count: Number of examples.
+    """
     first = next(iter(runs.values()))[0]
-    protocol, seconds, made = first.metrics["protocol"], first.metrics["max_audio_seconds"], []
-    for number in chosen_rows(first.rows, count):
-        row = first.rows[number]
-        of = {arm: [run.rows[number] for run in its] for arm, its in runs.items()}
-        options, given = (
-            candidates(row),
-            {arm: option_probabilities(its[0]) for arm, its in of.items()},
-        )
+    protocol = first.metrics["protocol"]
+    max_seconds = first.metrics["max_audio_seconds"]
+    examples = []
+    for index in choose_examples(first.rows, count):
+        row = first.rows[index]
         answers = {}
-        for arm, (one, *_) in of.items():
-            answer = one["answers"].get(protocol) or one["answers"].get(
-                "generate", {"parsed": None, "correct": None}
-            )
-            answers[arm] = {
-                "correct": answer["correct"],
-                "said": options.get(answer["parsed"], answer["parsed"]),
-                "text": one["answers"].get("generate", {}).get("text"),
-                "loss": one["loss"] / one["n_tokens"],
-                "right": sum(
-                    bool(seed["answers"].get(protocol, {}).get("correct")) for seed in of[arm]
-                ),
-                "of": len(of[arm]),
-            }
-        made.append(
+        for arm, seed_runs in runs.items():
+            answers[arm] = _describe_answer([run.rows[index] for run in seed_runs], protocol)
+        first_rows = {arm: seed_runs[0].rows[index] for arm, seed_runs in runs.items()}
+        clips = zip((row["filepath1"], row["filepath2"]), row["seconds"])
+        examples.append(
             {
-                "number": number + 1,
+                "number": index + 1,
                 "question_type": row["question_type"],
                 "category": row["category"],
                 "question": row["input"],
                 "truth": row["answer"],
                 "answers": answers,
-                "clips": [
-                    shown_clip(row[field], length, audio_dir, seconds)
-                    for field, length in zip(("filepath1", "filepath2"), row["seconds"])
-                ],
-                "options": [
-                    {
-                        "text": text,
-                        "right": option == row["reference"],
-                        "given": {arm: its[option] for arm, its in given.items() if option in its},
-                        "picked": [
-                            arm
-                            for arm, its in of.items()
-                            if its[0]["answers"].get("likelihood", {}).get("parsed") == option
-                        ],
-                    }
-                    for option, text in options.items()
-                ]
-                if any(given.values())
-                else [],
-                "conditions": conditions({arm: its[0] for arm, its in of.items()}, protocol),
+                "clips": [describe_clip(*clip, audio_dir, max_seconds) for clip in clips],
+                "options": _describe_options(row, first_rows),
+                "conditions": list_conditions(first_rows, protocol),
             }
         )
-    return made
+    return examples
 
 
-def conditions(row: Mapping[str, Mapping], protocol: str) -> list[dict]:
-    """One row as each arm answered it, as it is and under controls: by `kind` ("protocol", "control") and `name` a cell of
-    each arm, the option and whether it is right; of an open question the loss per token of the right answer."""
-    first, found = next(iter(row.values())), []
-    controls = [name for name in CONTROLS if any(name in of["controls"] for of in row.values())]
-    if first["question_type"] not in SCORED:
-        losses = {
-            name: {arm: of["controls"].get(name, {}).get("loss") for arm, of in row.items()}
-            for name in controls
-        }
-        named = [
-            ("protocol", protocol, {arm: of["loss"] for arm, of in row.items()}),
-            *(("control", name, of) for name, of in losses.items() if any(of.values())),
-        ]
-        return [
-            {
-                "kind": kind,
-                "name": name,
-                "cells": {
-                    arm: None if loss is None else {"loss": loss / row[arm]["n_tokens"]}
-                    for arm, loss in of.items()
-                },
-            }
-            for kind, name, of in named
-        ]
-    for name in (protocol, *(name for name in first["answers"] if name != protocol)):
-        found.append(
-            {
-                "kind": "protocol",
-                "name": name,
-                "cells": {arm: of["answers"].get(name) for arm, of in row.items()},
-            }
-        )
-    for name in controls:
-        cells = {
-            arm: of["controls"].get(name, {}).get("answers", {}).get(protocol)
-            for arm, of in row.items()
-        }
-        found.append({"kind": "control", "name": name, "cells": cells})
-    return found
-
-
-def shown_clip(filepath: str, length: float, audio_dir: AudioDir | None, seconds: float) -> dict:
-    """A clip's name and length, and its `picture`, or `why` there is none."""
-    found = {
-        "name": filepath,
-        "whole": length,
-        "used": min(length, seconds),
-        "picture": None,
-        "why": "",
+def _describe_answer(rows: Sequence[Mapping], protocol: str) -> dict:
+    """Returns an arm's answer to one example, from its rows of each seed."""
+    row = rows[0]
+    generated = row["answers"].get("generate", NO_ANSWER)
+    answer = row["answers"].get(protocol) or generated
+    verdicts = [bool(seed["answers"].get(protocol, {}).get("correct")) for seed in rows]
+    return {
+        "correct": answer["correct"],
+        "option": candidates(row).get(answer["parsed"], answer["parsed"]),
+        "text": generated.get("text"),
+        "loss": row["loss"] / row["n_tokens"],
+        "correct_seeds": sum(verdicts),
+        "seeds": len(rows),
     }
-    if audio_dir is None:
-        return found
-    try:
-        clip = open_clip(resolve_path(filepath, audio_dir))
-        if isinstance(clip, str) and not Path(clip).exists():
-            raise FileNotFoundError(f"there is no file {clip}")
-        return {**found, "picture": picture(clip, seconds)}
-    except (soundfile.LibsndfileError, OSError, ValueError) as error:
-        return {
-            **found,
-            "why": str(error),
-        }  # a report of numbers is worth having without a clip; the page says so
 
 
-def filters(rows: list[dict]) -> list[dict]:
-    """Groups of boxes to check: the question type, the category, each arm right or wrong. Gives each row its `classes`.
+def _describe_options(row: Mapping, first_rows: Mapping[str, Mapping]) -> list[dict]:
+    """Returns each option with every arm's probability; none where no probability was computed."""
+    probabilities = {arm: option_probabilities(answered) for arm, answered in first_rows.items()}
+    if not any(probabilities.values()):
+        return []
+    options = []
+    for option, text in candidates(row).items():
+        shares = {arm: values[option] for arm, values in probabilities.items() if option in values}
+        picked_by = [
+            arm
+            for arm, answered in first_rows.items()
+            if answered["answers"].get("likelihood", NO_ANSWER)["parsed"] == option
+        ]
+        options.append(
+            {
+                "text": text,
+                "correct": option == row["reference"],
+                "probabilities": shares,
+                "picked_by": picked_by,
+            }
+        )
+    return options
 
-    Within a group any checked box shows a row, between groups all must; a group without a checked box shows all. A row that
-    is neither right nor wrong has a class of its own, `none`.
+
+def list_conditions(rows: Mapping[str, Mapping], protocol: str) -> list[dict]:
+    """Returns how the arms answered one example, with audio and under each control.
+
+    Args:
+        rows: The row of each arm.
+        protocol: The scoring protocol of the conclusion.
+
+    Returns:
+        Dictionaries of `kind` ("protocol" or "control"), `name`, and `cells` by arm. A cell is an
+        answer or, for open questions, the loss per token of the reference. It is None if the
+        arm was not evaluated so.
     """
-    verdicts = {True: "right", False: "wrong", None: None}
-    by_group = {
-        "question type": [row["question_type"] for row in rows],
-        "category": [row["category"] for row in rows],
-    }
-    boxes = {
-        "question type": sorted({*by_group["question type"]}, key=QUESTION_TYPES.index),
-        "category": sorted({*by_group["category"]}, key=lambda name: (*place("mcq", name), name)),
-    }
-    groups = [
-        {"title": title, "arm": None, "of": of, "boxes": boxes[title]}
-        for title, of in by_group.items()
+    first = next(iter(rows.values()))
+    is_open = first["question_type"] not in SCORED
+    conditions = []
+    for name in (protocol,) if is_open else dict.fromkeys((protocol, *first["answers"])):
+        cells = {arm: _condition_cell(row, row, name) for arm, row in rows.items()}
+        conditions.append({"kind": "protocol", "name": name, "cells": cells})
+    for name in CONTROLS:
+        cells = {
+            arm: _condition_cell(row, row["controls"].get(name, {}), protocol)
+            for arm, row in rows.items()
+        }
+        if any(cells.values()):
+            conditions.append({"kind": "control", "name": name, "cells": cells})
+    return conditions
+
+
+def _condition_cell(row: Mapping, results: Mapping, protocol: str) -> dict | None:
+    if row["question_type"] in SCORED:
+        return results.get("answers", {}).get(protocol)
+    loss = results.get("loss")
+    return None if loss is None else {"loss": loss / row["n_tokens"]}
+
+
+def describe_clip(
+    filepath: str, seconds: float, audio_dir: AudioDir | None, max_seconds: float
+) -> dict:
+    """Returns a clip of so many seconds as the report shows it, of which `max_seconds` are used.
+
+    Returns:
+        `name`, lengths in seconds `whole` and `used`, and either its `picture` or `why` there is
+        none. A missing clip is no error: the report of the numbers is worth having without it.
+    """
+    used = min(seconds, max_seconds)
+    clip = {"name": filepath, "whole": seconds, "used": used, "picture": None, "why": ""}
+    if audio_dir is not None:
+        try:
+            source = open_clip(resolve_path(filepath, audio_dir))
+            if isinstance(source, str) and not Path(source).exists():
+                raise FileNotFoundError(f"{source}: file not found")
+            clip["picture"] = preview_clip(source, max_seconds)
+        except (soundfile.LibsndfileError, OSError, ValueError) as error:
+            clip["why"] = str(error)
+    return clip
+
+
+def build_filters(examples: list[dict]) -> list[dict]:
+    """Returns groups of checkboxes: question type, category, and each arm's verdict.
+
+    Within a group, any checked box shows an example. Between groups, all must. A group without a
+    checked box shows all. Each example gets `classes`, one for each group. That of an example
+    which is neither correct nor wrong ends in "none".
+
+    Returns:
+        Groups with `key` (class of its boxes), `title`, `arm` and `boxes` (id, label and count).
+    """
+    titles = ["question_type", "category"]
+    labels = [[example[title] for example in examples] for title in titles]
+    arms = list(examples[0]["answers"]) if examples else []
+    labels += [
+        [VERDICTS[example["answers"][arm]["correct"]] for example in examples] for arm in arms
     ]
-    for arm in rows[0]["answers"] if rows else ():
-        of = [verdicts[row["answers"][arm]["correct"]] for row in rows]
-        if any(of):
-            groups.append({"title": arm, "arm": arm, "of": of, "boxes": ["right", "wrong"]})
-    for row in rows:
-        row["classes"] = []
-    for number, group in enumerate(groups):
-        group["key"] = f"f{number}"
-        for row, value in zip(rows, group["of"]):
-            row["classes"].append(
-                f"f{number}-{'none' if value is None else group['boxes'].index(value)}"
-            )
-        group["boxes"] = [
-            {"id": f"f{number}-{i}", "label": value, "n": group["of"].count(value)}
-            for i, value in enumerate(group["boxes"])
-        ]
+    groups = []
+    for title, arm, values in zip([*titles, *arms], [None, None, *arms], labels):
+        key = f"f{len(groups)}"
+        counts = Counter(sorted(filter(None, values)) if arm else values)
+        ids = {label: f"{key}-{position}" for position, label in enumerate(counts)}
+        boxes = [{"id": ids[label], "label": label, "n": n} for label, n in counts.items()]
+        if boxes:
+            groups.append({"key": key, "title": title, "arm": arm, "boxes": boxes})
+            for example, label in zip(examples, values):
+                example.setdefault("classes", []).append(ids.get(label, f"{key}-none"))
     return groups

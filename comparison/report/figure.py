@@ -1,211 +1,255 @@
-"""`figure.svg` of a comparison: what arms get from listening against the bits and the tokens that they take.
-
-Drawn as markup alone, for an eye that may prefer dark pages; report.html shows the same panels.
-"""
+"""Plots by matplotlib: audio gain against costs, learning curves and reliability diagrams."""
 
 import math
-import re
+import textwrap
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, StrictUndefined
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from .charts import MINUS, arm_styles, ticks
-from .report_macros import PANEL
-from .report_style import COLOURS, MARKS
+from ...data.reasonaqa import QUESTION_TYPES
+from ...runtime import write_text
+from .charts import signed_points, signed_tick
+from .styles import (
+    COLOURS,
+    TOOLTIP,
+    ArmStyle,
+    Picture,
+    encodable,
+    export_picture,
+    marker_options,
+    shared_style,
+    style_arms,
+    template_environment,
+)
 
 CAPTION = (
-    "Macro accuracy above the arm's best control, in points, with its 95 % interval over clips. Bits/s: of codes, frames/s "
-    "times levels times log2(codebook size); of continuous features, frames/s times channels times 16, as they are kept in "
-    "bfloat16. Tokens/s: what the language model reads of a clip of full length."
+    "Audio gain: macro accuracy above the arm's strongest no-audio baseline, in points, with its "
+    "95 % interval over clips. Bits/s of codes: frame rate x codebooks x log2(codebook size). "
+    "Bits/s of continuous features: frame rate x channels x 16, as they are cached in bfloat16. "
+    "Tokens/s: what the language model reads per second of a clip of full length."
 )
-AXES = {"bits_per_second": "bits/s of the representation", "tokens_per_second": "tokens/s"}
-WIDTH, HEIGHT = 480, 400  # px of a panel
-LEFT, RIGHT, TOP, BOTTOM = 44, 14, 14, 46  # px around what is drawn in it
-LETTER, LINE = 6.9, 13  # px: width of a letter at 12 px, rather too wide, and height of a line
+COST_LABELS = {
+    "bits_per_second": "bits/s of the representation",
+    "tokens_per_second": "audio tokens/s",
+}
+PANEL_INCHES = (4.4, 3.4)
+SMALL_INCHES = (3.4, 2.5)
+# Letters that fit into the width of a panel.
+CAPTION_LETTERS = 76
+LEGEND_LETTERS = 66
+SMOOTHING_WINDOWS = 25
 
 
-class Box(NamedTuple):
-    """A rectangle in px."""
+class CostPoint(NamedTuple):
+    """Audio gain of an arm, in points, and what its audio costs."""
 
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-    def over(self, other: "Box") -> float:
-        """Area that both cover."""
-        width = min(self.right, other.right) - max(self.left, other.left)
-        height = min(self.bottom, other.bottom) - max(self.top, other.top)
-        return max(0.0, width) * max(0.0, height)
+    arm: str
+    cost: float
+    gain: float
+    low: float
+    high: float
 
 
-def short(number: float) -> str:
-    """A number of an axis: 300, 1k, 20k, 1M."""
-    for size, letter in ((1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:g}{letter}"
-    return f"{number:g}"
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers in a range: powers of ten, and 2 and 5 times those if they are few."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    steps = (1, 2, 5) if high / low < 200 else (1,)
-    return [
-        number
-        for power in powers
-        for step in steps
-        if low <= (number := step * 10.0**power) <= high
-    ]
-
-
-def place_labels(points: list[dict], area: Box) -> None:
-    """Gives each point `label`, where its name begins, and `lead`, where a line to that ends if it stands apart.
-
-    Of the places around a point, nearest first, each name takes the first that is free; else the one that covers least.
-    """
-    taken = [Box(p["x"] - 6, p["y"] - 6, p["x"] + 6, p["y"] + 6) for p in points]
-    thin = [Box(p["x"] - 1, p["high"], p["x"] + 1, p["low"]) for p in points]
-    for point in sorted(points, key=lambda p: (p["y"], p["x"])):
-        width, best = LETTER * len(point["arm"]), (math.inf,)
-        for distance in range(9, 130, 11):
-            for dx, dy in (
-                (1, 0),
-                (-1, 0),
-                (0.8, -0.8),
-                (0.8, 0.8),
-                (-0.8, -0.8),
-                (-0.8, 0.8),
-                (0, -1),
-                (0, 1),
-            ):
-                x, y = point["x"] + distance * dx, point["y"] + distance * dy
-                left = x - width * (0.5 if not dx else 0 if dx > 0 else 1)
-                box = Box(left, y - LINE / 2, left + width, y + LINE / 2)
-                outside = width * LINE - box.over(area)
-                cost = (
-                    20 * outside
-                    + 4 * sum(box.over(other) for other in taken)
-                    + sum(box.over(other) for other in thin)
-                )
-                if cost < best[0]:
-                    best = (cost, box, distance > 12)
-            if best[0] < 1:
-                break
-        _, box, apart = best
-        taken.append(box)
-        near = min(max(point["x"], box.left), box.right), min(max(point["y"], box.top), box.bottom)
-        point |= {"label": (box.left, box.bottom - 3.5), "lead": near if apart else None}
-
-
-def panel(comparison: Mapping, field: str) -> dict | None:
-    """Points, axes and labels of accuracy above control against a field of [`AXES`], in px; None if no arm has both.
-
-    A value of 0, which has no logarithm, stands at the left end behind a gap.
-    """
-    arms, styles = comparison["arms"], arm_styles(comparison)
-    found = {
-        arm: (of[field], of["audio_gain"]["macro"])
-        for arm, of in arms.items()
-        if not of["no_audio"] and of.get(field) is not None and of["audio_gain"].get("macro")
-    }
-    if not any(value for value, _ in found.values()):
-        return None
-    ends = [
-        100 * of[key] for _, of in found.values() for key in ("difference", "ci95_low", "ci95_high")
-    ]
-    ends = [end for end in ends if math.isfinite(end)]
-    y, known = (
-        ticks(min(0, *ends), max(1, *ends), 5),
-        [value for value, _ in found.values() if value],
-    )
-    low, high, none = min(known) / 1.5, max(known) * 1.5, len(known) < len(found)
-    area = Box(LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM)
-    start = area.left + 40 * none
-
-    def across(value):
-        return (
-            start + math.log(value / low) / math.log(high / low) * (area.right - start)
-            if value
-            else area.left + 16
-        )
-
-    def down(value):
-        return area.bottom - (value - y[0]) / (y[-1] - y[0]) * (area.bottom - area.top)
-
+def cost_points(comparison: Mapping, field: str) -> list[CostPoint]:
+    """Returns the arms that have an audio gain and a cost; none if no cost is above zero."""
     points = []
-    for arm, (value, of) in found.items():
-        middle, *interval = (100 * of[key] for key in ("difference", "ci95_low", "ci95_high"))
-        worst, best = (end if math.isfinite(end) else middle for end in interval)
-        points.append(
-            {
-                "arm": arm,
-                "style": styles[arm],
-                "x": across(value),
-                "y": down(middle),
-                "low": down(worst),
-                "high": down(best),
-                "says": f"{arm}: {middle:+.1f} points ({worst:+.1f} to {best:+.1f}), {value:,.4g} "
-                f"{AXES[field].split()[0]}",
-            }
+    for arm, results in comparison["arms"].items():
+        gain = results["audio_gain"].get("macro")
+        if results["no_audio"] or results.get(field) is None or not gain:
+            continue
+        middle = gain["difference"]
+        low, high = (
+            gain[end] if math.isfinite(gain[end]) else middle for end in ("ci95_low", "ci95_high")
         )
-    place_labels(points, area)
-    return {
-        "title": AXES[field],
-        "width": WIDTH,
-        "height": HEIGHT,
-        "area": area,
-        "points": points,
-        "zero": down(0),
-        "x": [
-            (across(value), short(value)) for value in ([0] if none else []) + log_ticks(low, high)
-        ],
-        "y": [(down(v), f"{v:+g}".replace("-", MINUS) if v else "0") for v in y],
-    }
+        points.append(CostPoint(arm, results[field], 100 * middle, 100 * low, 100 * high))
+    return points if any(point.cost for point in points) else []
 
 
-def panels(comparison: Mapping) -> list[dict]:
-    """Those of [`AXES`] that can be drawn."""
-    return [found for field in AXES if (found := panel(comparison, field))]
+def draw_costs(axes: Axes, points: list[CostPoint], styles: Mapping, field: str) -> None:
+    """Draws audio gain against a cost on a logarithmic axis. Zero stands apart at its left end."""
+    for point in points:
+        options = marker_options(styles[point.arm])
+        tooltip = TOOLTIP + describe_point(point, field)
+        whisker = [[point.gain - point.low], [point.high - point.gain]]
+        line = {"color": options["color"], "alpha": 0.6, "elinewidth": 1}
+        axes.errorbar(point.cost, point.gain, whisker, **line)
+        axes.plot(point.cost, point.gain, gid=tooltip, clip_on=False, zorder=3, **options)
+    axes.axhline(0, color=COLOURS["muted"].light, linewidth=1, zorder=1)
+    _scale_cost_axis(axes, [point.cost for point in points])
+    axes.yaxis.set_major_formatter(FuncFormatter(signed_tick))
+    axes.set(xlabel=COST_LABELS[field], ylabel="audio gain (points)")
 
 
-FIGURE = f"""\
-{PANEL}
-<svg xmlns="http://www.w3.org/2000/svg" width="{{{{ width }}}}" height="{{{{ height }}}}"
- viewBox="0 0 {{{{ width }}}} {{{{ height }}}}">
-<style>
-{COLOURS}{MARKS}.page {{ fill: var(--page); }}
-</style>
-<rect width="100%" height="100%" class="page"/>
-{{% for of in panels %}}<svg x="{{{{ loop.index0 * of.width }}}}">{{{{ panel(of) }}}}</svg>{{% endfor %}}
-{{% for line in caption %}}
-<text x="16" y="{{{{ panels[0].height + 16 + 17 * loop.index0 }}}}">{{{{ line }}}}</text>
-{{% endfor %}}
-</svg>
-"""
+def _scale_cost_axis(axes: Axes, costs: list[float]) -> None:
+    positive = [cost for cost in costs if cost]
+    low, high = min(positive) / 1.5, max(positive) * 1.5
+    if high / low < 6:
+        locator = MaxNLocator(5)
+    else:
+        locator = LogLocator(subs=(1, 2, 5) if high / low < 200 else (1,))
+    ticks = [tick for tick in locator.tick_values(low, high) if low <= tick <= high]
+    if len(positive) < len(costs):
+        # Zero has no logarithm: it stands at the left end of a scale that is linear up to `low`.
+        axes.set_xscale("symlog", linthresh=low, linscale=0.5)
+        axes.set_xlim(-low / 3, high)
+        ticks = [0, *ticks]
+    else:
+        axes.set_xscale("log")
+        axes.set_xlim(low, high)
+    axes.set_xticks(ticks)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def wrapped(text: str, letters: int) -> list[str]:
-    """Lines of at most so many letters."""
-    return re.findall(rf"(.{{1,{letters}}})(?:\s|$)", text)
+def describe_point(point: CostPoint, field: str) -> str:
+    """Returns a point's numbers as text."""
+    low, gain, high = (signed_points(end / 100) for end in (point.low, point.gain, point.high))
+    unit = COST_LABELS[field].removesuffix(" of the representation")
+    return f"{point.arm}: {gain} points ({low} to {high}), {point.cost:,.6g} {unit}"
+
+
+def describe_costs(points: list[CostPoint], field: str) -> str:
+    """Returns the text alternative of a plot by `draw_costs`."""
+    described = "; ".join(describe_point(point, field) for point in points)
+    return f"Audio gain by {COST_LABELS[field]}: {described}"
+
+
+def _points_by_cost(comparison: Mapping) -> dict[str, list[CostPoint]]:
+    points = {field: cost_points(comparison, field) for field in COST_LABELS}
+    return {field: points[field] for field in points if points[field]}
+
+
+def cost_pictures(comparison: Mapping) -> list[Picture]:
+    """Draws audio gain against each cost that any arm has."""
+    styles = style_arms(comparison)
+    pictures = []
+    for field, points in _points_by_cost(comparison).items():
+        with shared_style():
+            figure = Figure(PANEL_INCHES, layout="constrained")
+            draw_costs(figure.subplots(), points, styles, field)
+            pictures.append(export_picture(figure, describe_costs(points, field)))
+    return pictures
 
 
 def write_figure(path: str | Path, comparison: Mapping) -> bool:
-    """Writes the figure, unless no arm has what it draws, such as where no control was run; whether it did."""
-    drawn = panels(comparison)
-    if not drawn:
+    """Writes `figure.svg`: audio gain against bit rate and audio tokens per second.
+
+    Returns:
+        Whether it was written. Without an arm that has an audio gain and a cost, it is not.
+    """
+    styles = style_arms(comparison)
+    panels = _points_by_cost(comparison)
+    if not panels:
         return False
-    width, lines = WIDTH * len(drawn), wrapped(CAPTION, int((WIDTH * len(drawn) - 32) / 7))
-    environment = Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
-    )
-    svg = environment.from_string(FIGURE).render(
-        panels=drawn,
-        width=width,
-        height=HEIGHT + 17 * len(lines) + 12,
-        caption=lines,
-    )
-    Path(path).write_text(svg.lstrip(), encoding="utf-8")
+    width, height = PANEL_INCHES
+    with shared_style():
+        figure = Figure((width * len(panels), height + 1), layout="constrained")
+        all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (field, points) in zip(all_axes, panels.items()):
+            draw_costs(axes, points, styles, field)
+        arms = [point.arm for point in chain.from_iterable(panels.values())]
+        _draw_legend(figure, {arm: styles[arm] for arm in arms}, LEGEND_LETTERS * len(panels))
+        caption = textwrap.fill(CAPTION, CAPTION_LETTERS * len(panels))
+        figure.supxlabel(caption, x=0.01, horizontalalignment="left", fontsize="small")
+        description = ". ".join(describe_costs(panels[field], field) for field in panels)
+        picture = export_picture(figure, description)
+    template = template_environment().get_template("figure.svg")
+    write_text(path, template.render(picture=picture, colours=COLOURS))
     return True
+
+
+def learning_curve_pictures(comparison: Mapping) -> dict[str, Picture]:
+    """Draws the training loss ("training") and the validation loss of each question type."""
+    curves = {
+        arm: results["learning_curves"]
+        for arm, results in comparison["arms"].items()
+        if "learning_curves" in results
+    }
+    if not curves:
+        return {}
+    styles = style_arms(comparison)
+    training = {arm: moving_average(curve["train_loss"]) for arm, curve in curves.items()}
+    pictures = {"training": _draw_losses("Training loss", training, styles, PANEL_INCHES)}
+    for question_type in QUESTION_TYPES:
+        losses = {arm: curve["eval_loss"].get(question_type, []) for arm, curve in curves.items()}
+        if any(losses.values()):
+            title = f"Validation loss, {question_type}"
+            pictures[question_type] = _draw_losses(title, losses, styles, SMALL_INCHES)
+    return pictures
+
+
+def moving_average(points: list[list]) -> list[list]:
+    """Averages [step, loss] pairs over a centred 25th of them. Windows are shorter at the ends."""
+    half = len(points) // SMOOTHING_WINDOWS // 2
+    averaged = []
+    for index, (step, _) in enumerate(points):
+        window = points[max(0, index - half) : index + half + 1]
+        averaged.append([step, sum(loss for _, loss in window) / len(window)])
+    return averaged
+
+
+def _draw_losses(
+    title: str, losses: Mapping[str, list[list]], styles: Mapping, inches: tuple[float, float]
+) -> Picture:
+    description = f"{title} by step. At the last step:"
+    with shared_style():
+        figure = Figure(inches, layout="constrained")
+        axes = figure.subplots()
+        for arm, points in losses.items():
+            points = [(step, loss) for step, loss in points if math.isfinite(loss)]
+            if not points:
+                continue
+            steps, values = zip(*points)
+            final = f"{arm} {values[-1]:.3f}"
+            description += f" {final};"
+            options = marker_options(styles[arm], has_line=True)
+            axes.plot(steps, values, gid=TOOLTIP + final, markevery=[-1], **options)
+        axes.set_xlim(left=0)
+        axes.set(xlabel="optimizer step", ylabel="loss per answer token (nats)")
+        return export_picture(figure, description)
+
+
+def reliability_picture(arm: str, arm_style: ArmStyle, calibration: Mapping) -> Picture:
+    """Draws how often answers are correct against their probability, in bins of probability.
+
+    The size of a mark shows the share of answers in its bin.
+    """
+    bins = calibration["bins"]
+    answers = sum(group["n"] for group in bins)
+    colour = COLOURS[arm_style.colour].light
+    description = f"Reliability of {arm}:"
+    with shared_style():
+        figure = Figure(SMALL_INCHES, layout="constrained")
+        axes = figure.subplots()
+        axes.plot([0, 100], [0, 100], color=COLOURS["muted"].light, linewidth=1)
+        for group in bins:
+            probability, correct = 100 * group["confidence"], 100 * group["accuracy"]
+            text = f"{group['n']} answers of probability {probability:.1f} %, "
+            text += f"{correct:.1f} % correct"
+            description += f" {text};"
+            axes.vlines(probability, probability, correct, colour, alpha=0.5)
+            size = 4 + 12 * math.sqrt(group["n"] / answers)
+            options = {"color": colour, "alpha": 0.8, "clip_on": False, "gid": TOOLTIP + text}
+            axes.plot(probability, correct, "o", markersize=size, **options)
+        axes.set(xlabel="probability of the answer (%)", ylabel="correct (%)")
+        ticks = range(0, 101, 25)
+        axes.set(xlim=(0, 100), ylim=(0, 100), xticks=ticks, yticks=ticks)
+        return export_picture(figure, description)
+
+
+def _draw_legend(figure: Figure, styles: Mapping[str, ArmStyle], letters: int) -> None:
+    """Draws a legend above panels that are as wide as so many letters."""
+    names = [encodable(arm) for arm in styles]
+    columns = max(1, letters // (max(map(len, names)) + 8))
+    # The same number of rows, as full as possible.
+    columns = math.ceil(len(names) / math.ceil(len(names) / columns))
+    marks = [Line2D([], [], **marker_options(arm_style)) for arm_style in styles.values()]
+    figure.legend(
+        marks, names, loc="outside upper left", ncols=columns, frameon=False, handlelength=1
+    )

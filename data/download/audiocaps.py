@@ -1,71 +1,65 @@
-"""AudioCaps' clips in whatever layout somebody has them: found by YouTube id in an index of the folder."""
+"""Find AudioCaps' clips by YouTube id, in whatever layout somebody has them."""
 
 import logging
 import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 logger = logging.getLogger(__name__)
-NAME = re.compile(r"Y([\w-]{11})\.wav")  # as ReasonAQA names them
-EXTENSIONS = (
-    ".wav",
-    ".flac",
-    ".ogg",
-    ".opus",
-    ".mp3",
-    ".m4a",
-    ".aac",
-    ".webm",
-    ".mp4",
-    ".mkv",
-)  # the first one there counts
+REASONAQA_NAME = re.compile(r"Y([\w-]{11})\.wav")
+# The first of these that exists is used.
+EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".webm", ".mp4", ".mkv")
+FILE_NAME = r"([\w-]{11})(?:_(\d+(?:\.\d+)?)[\d._]*)?"
 
 
-def youtube_id(name: str) -> tuple[str, float | None] | None:
-    """The YouTube id, and the start in the video if it is told, of a file name without its extension; None if it has no id.
+class ClipFile(NamedTuple):
+    """An audio file of a video: rank of its extension, path, and start in the video in s."""
 
-    `Y<id>`, `<id>`, `<id>_<start>` and `<id>_<start>_<end>` are understood.
+    rank: int
+    path: str
+    start: float | None
 
-    An id has 11 characters and may itself begin with Y or hold "_".
+
+def youtube_id(stem: str) -> tuple[str, float | None] | None:
+    """Returns the YouTube id and the start in s, if any, of a file name without extension.
+
+    An id has 11 characters and may itself begin with Y or hold an underscore.
+
+    >>> youtube_id("Yabcdefghijk_30.5_40"), youtube_id("noise")
+    (('abcdefghijk', 30.5), None)
     """
-    for prefix in ("Y", ""):
-        if found := re.fullmatch(prefix + r"([\w-]{11})(?:_(\d+(?:\.\d+)?)[\d._]*)?", name):
-            return found[1], found[2] and float(found[2])
-    return None
+    match = re.fullmatch("Y" + FILE_NAME, stem) or re.fullmatch(FILE_NAME, stem)
+    if match is None:
+        return None
+    return match[1], float(match[2]) if match[2] else None
 
 
 def youtube_index(folder: str | Path) -> dict[str, str]:
-    """The audio file of each YouTube id in a folder and the folders in it.
+    """Returns the audio file of each YouTube id in a folder and its subfolders.
 
-    Where an id has several files, the first extension of `EXTENSIONS` counts, then the alphabet. An id whose files start at
-    different places of the video is left out, with a warning: nothing tells which of them is meant.
+    An id whose files start at different places of the video is left out with a warning.
     """
-    files: dict[str, list[tuple[int, str, float | None]]] = {}
-    seen: set[str] = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(place)) in seen:  # a link back
-            folders.clear()
+    files: dict[str, list[ClipFile]] = {}
+    visited: set[str] = set()
+    for place, subfolders, names in os.walk(folder, followlinks=True):
+        real_place = os.path.realpath(place)
+        if real_place in visited:  # a link back
+            subfolders.clear()
             continue
-        seen.add(real)
+        visited.add(real_place)
         for name in names:
             stem, extension = os.path.splitext(name)
-            if extension.lower() in EXTENSIONS and (found := youtube_id(stem)):
-                path = os.path.join(place, name)
-                files.setdefault(found[0], []).append(
-                    (EXTENSIONS.index(extension.lower()), path, found[1])
-                )
-    several = {
-        key for key, found in files.items() if len({start for *_, start in found} - {None}) > 1
-    }
-    if several:
-        logger.warning(
-            "%s: %d YouTube ids have files of different starts (such as %s) and are left out",
-            folder,
-            len(several),
-            min(several),
-        )
-    return {
-        key: min(found, key=lambda file: file[:2])[1]
-        for key, found in files.items()
-        if key not in several
-    }
+            identity = youtube_id(stem) if extension.lower() in EXTENSIONS else None
+            if identity is not None:
+                rank = EXTENSIONS.index(extension.lower())
+                clip = ClipFile(rank, os.path.join(place, name), identity[1])
+                files.setdefault(identity[0], []).append(clip)
+    ambiguous = [key for key, clips in files.items() if len({c.start for c in clips} - {None}) > 1]
+    if ambiguous:
+        message = "%s: %d YouTube ids have files of different starts (such as %s) and are left out"
+        logger.warning(message, folder, len(ambiguous), min(ambiguous))
+    return {key: min(clips).path for key, clips in files.items() if key not in ambiguous}
+
+
+NAME = REASONAQA_NAME  # RENAMED

@@ -1,229 +1,154 @@
-"""ReasonAQA and the audio of it that anyone may download, from their records at Zenodo."""
+"""Download ReasonAQA and its free audio from their Zenodo records."""
 
 import json
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx2
+import requests
+from filelock import FileLock, Timeout
 
-from .transfer import alone, check_status, download, is_whole, new_client, persist
-from .unpack import contents, need_7z, room, unpack
+from ...runtime import UserError, format_bytes, write_json
+from .transfer import TIMEOUT_SECONDS, ResumingDownloader, check_free_space, download
+from .unpack import check_py7zr, unpack
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A file of a record.
+    """A file of a Zenodo record.
 
     Attributes:
-        target: folder below the output that it is unpacked into. md5: None: what the record says.
-        unpacked: bytes that it may unpack to.
+        record: Number of the record.
+        name: File name in the record.
+        target: Folder below the output folder that it is unpacked into.
+        unpacked: Bytes that it may unpack to.
+        md5: Its checksum. None: the record's.
     """
 
+    record: int
     name: str
     target: str
-    md5: str | None
     unpacked: int
+    md5: str | None = None
 
 
-@dataclass(frozen=True)
-class Source:
-    record: int
-    archives: tuple[Archive, ...]
-    what: str
-
-
-# The audio is mono, 16 bits at 44.1 kHz, at most 30 s or 2.6 MB a clip: 3839, 1045 and 1045 clips of Clotho, 1991 of ClothoAQA.
+CLOTHO_MD5 = {
+    "development": "c8b05bc7acdb13895bb3c6a29608667e",
+    "validation": "7dba730be08bada48bd15dc4e668df59",
+    "evaluation": "4569624ccadf96223f19cb59fe4f849f",
+}
+REASONAQA_MD5 = "258cb947dda6b558a27660198f39c986"
+GB = 10**9
 SOURCES = {
-    "reasonaqa": Source(
-        15036628,
-        (Archive("reasonaqa.zip", "", "258cb947dda6b558a27660198f39c986", 2_000_000_000),),
-        "ReasonAQA's questions: train.json, val.json, test.json",
-    ),
-    "clotho": Source(
-        4783391,
-        (
-            Archive(
-                "clotho_audio_development.7z",
-                "ClothoV21/development",
-                "c8b05bc7acdb13895bb3c6a29608667e",
-                12_000_000_000,
-            ),
-            Archive(
-                "clotho_audio_validation.7z",
-                "ClothoV21/validation",
-                "7dba730be08bada48bd15dc4e668df59",
-                4_000_000_000,
-            ),
-            Archive(
-                "clotho_audio_evaluation.7z",
-                "ClothoV21/evaluation",
-                "4569624ccadf96223f19cb59fe4f849f",
-                4_000_000_000,
-            ),
-        ),
-        "the audio of Clotho v2.1",
-    ),
-    "clothoaqa": Source(
-        6473207,
-        (Archive("audio_files.zip", "ClothoAQA/audio_files", None, 8_000_000_000),),
-        "the audio of ClothoAQA",
-    ),
+    "reasonaqa": [Archive(15036628, "reasonaqa.zip", "", 2 * GB, REASONAQA_MD5)],
+    "clotho": [  # v2.1
+        Archive(4783391, f"clotho_audio_{split}.7z", f"ClothoV21/{split}", 12 * GB, md5)
+        for split, md5 in CLOTHO_MD5.items()
+    ],
+    "clothoaqa": [Archive(6473207, "audio_files.zip", "ClothoAQA/audio_files", 8 * GB)],
 }
 
 
-@dataclass(frozen=True)
 class Offer:
-    """An archive as its record offers it, where it is downloaded to (`file`) and unpacked into (`target`)."""
+    """An archive as its record offers it, and where it goes: `file` and `target`."""
 
-    archive: Archive
-    size: int
-    md5: str
-    url: str
-    file: Path
-    target: Path
-
-    @property
-    def marker(self) -> Path:
-        return self.file.with_name(f"{self.file.name}.unpacked")
+    def __init__(self, archive: Archive, entry: dict, output: Path):
+        md5 = re.fullmatch("md5:([0-9a-f]{32})", entry["checksum"])
+        self.url = entry["links"]["self"]
+        self.size = entry["size"]
+        if md5 is None or self.size <= 0 or not self.url.startswith(("https://", "http://")):
+            raise ValueError(f"{archive.name} has the entry {entry}")
+        if archive.md5 not in (None, md5[1]):
+            raise ValueError(f"{archive.name} has the MD5 {md5[1]}, expected {archive.md5}")
+        self.md5 = md5[1]
+        self.archive = archive
+        self.file = output / "archives" / archive.name
+        self.target = output / archive.target
+        self.marker = self.file.with_name(f"{archive.name}.unpacked")
 
     def is_unpacked(self) -> bool:
-        """Whether this very archive was unpacked and all of its files are there."""
-        if not self.marker.is_file():
+        """Tells whether this very archive was unpacked and all of its files are there."""
+        try:
+            record = json.loads(self.marker.read_text(encoding="utf-8"))
+            files = [self.target / name for name in record["names"]]
+            return record["md5"] == self.md5 and all(file.is_file() for file in files)
+        except (OSError, ValueError, KeyError, TypeError):  # absent, or edited by hand
             return False
-        with suppress(ValueError, KeyError, TypeError):  # a marker that somebody changed
-            said = json.loads(self.marker.read_text(encoding="utf-8"))
-            return said["md5"] == self.md5 and all(
-                (self.target / name).is_file() for name in said["names"]
-            )
-        return False
 
-    def missing(self) -> int:
-        """Bytes that are to be downloaded."""
-        if self.is_unpacked() or is_whole(self.file, self.size, self.md5):
+    def missing_bytes(self) -> int:
+        """Returns the bytes that are still to be downloaded."""
+        if self.is_unpacked() or self.file.is_file():
             return 0
         part = self.file.with_name(f"{self.file.name}.part")
-        there = part.stat().st_size if part.is_file() else 0
-        return self.size - (there if there <= self.size else 0)
+        return self.size - ResumingDownloader(part, self.size).received()
 
-    def unpack(self) -> int:
-        names = contents(self.file, self.archive.unpacked)
-        count = unpack(self.file, self.target, self.archive.unpacked)
-        part = self.marker.with_name(f"{self.marker.name}.part")  # whole or not at all
-        part.write_text(
-            json.dumps({"md5": self.md5, "files": count, "names": names}), encoding="utf-8"
-        )
-        part.replace(self.marker)
-        return count
+    def fetch(self) -> None:
+        """Downloads and unpacks the archive."""
+        download(self.url, self.file, self.size, self.md5)
+        names = unpack(self.file, self.target, self.archive.unpacked)
+        write_json(self.marker, {"md5": self.md5, "names": names})
+        print(f"{self.archive.name}: {len(names):,} files in {self.target}", flush=True)
 
 
-def _offers(client: httpx2.Client, server: str, source: Source, output: Path) -> list[Offer]:
-    """What the record of a source says of its archives. ValueError if it is not the record that is wanted."""
-    page = f"{server}/api/records/{source.record}"
-
-    def ask() -> httpx2.Response:
-        response = client.get(page)
-        check_status(response)
-        return response
-
-    response = persist(ask, page)
+def read_offer(server: str, archive: Archive, output: Path) -> Offer:
+    """Reads what a Zenodo record says of an archive, and compares it with the pinned checksum."""
+    page = f"{server}/api/records/{archive.record}"
     try:
-        files = {
-            file["key"]: (file["size"], file["checksum"], file["links"]["self"])
-            for file in response.json()["files"]
-        }
-    except (ValueError, TypeError, KeyError) as error:
-        kind = response.headers.get("Content-Type", "no type")
-        raise ValueError(
-            f"{page}: no JSON of a record, but {kind}; is a proxy or a login page in between?"
-        ) from error
-    offers = []
-    for archive in source.archives:
-        if archive.name not in files:
-            raise ValueError(
-                f"{page}: there is no {archive.name} in it, but {', '.join(map(str, files)) or 'no file'}"
-            )
-        size, checksum, url = files[archive.name]
-        md5 = re.fullmatch("md5:([0-9a-f]{32})", str(checksum))
-        if not md5 or type(size) is not int or size <= 0 or not re.match("https?://", str(url)):
-            raise ValueError(
-                f"{page}: {archive.name} has the size {size!r}, checksum {checksum!r} and link {url!r}"
-            )
-        if archive.md5 not in (None, md5[1]):
-            raise ValueError(
-                f"{page}: {archive.name} has the MD5 {md5[1]}, not {archive.md5}: the record has changed"
-            )
-        offers.append(
-            Offer(
-                archive,
-                size,
-                md5[1],
-                url,
-                output / "archives" / archive.name,
-                output / archive.target,
-            )
-        )
-    return offers
+        response = requests.get(page, timeout=TIMEOUT_SECONDS)
+        response.raise_for_status()
+        entries = {entry["key"]: entry for entry in response.json()["files"]}
+        return Offer(archive, entries[archive.name], output)
+    except (requests.HTTPError, requests.ConnectionError, requests.Timeout) as error:
+        raise UserError(f"{page}: {error}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = f"not the expected record ({type(error).__name__}: {error})"
+        hint = "Is there a proxy or a login page in between, or has the record changed?"
+        raise UserError(f"{page}: {reason}. {hint}") from error
 
 
-def _table(offers: list[Offer]) -> str:
-    rows = [("archive", "MB", "into", "")]
-    for offer in offers:
-        left = offer.missing()
-        done = "unpacked already" if offer.is_unpacked() else "downloaded already"
-        state = (
-            done
-            if not left
-            else f"{(offer.size - left) / 1e6:,.1f} MB are there"
-            if left < offer.size
-            else ""
-        )
-        rows.append((offer.archive.name, f"{offer.size / 1e6:,.1f}", str(offer.target), state))
-    name, size, into = (max(len(row[column]) for row in rows) for column in range(3))
-    return "\n".join(f"{a:{name}}  {b:>{size}}  {c:{into}}  {d}".rstrip() for a, b, c, d in rows)
-
-
-def get(names: list[str], output: str | Path, server: str = "https://zenodo.org") -> None:
-    """Downloads sources into `output`/archives and unpacks them into `output`; what is there already stays as it is.
+def fetch_sources(names: list[str], output: str | Path, server: str = "https://zenodo.org") -> None:
+    """Downloads sources into `output/archives` and unpacks them. What is there stays.
 
     Args:
-        names: of SOURCES. server: that answers as Zenodo does.
+        names: Keys of `SOURCES`.
+        output: Folder of the dataset.
+        server: Address that answers as Zenodo does.
 
     Raises:
-        ValueError, OSError: in one line, also those of [`download`] and [`unpack`].
+        UserError: If a name is unknown, the disk is too small, or a download fails.
     """
-    if unknown := [name for name in names if name not in SOURCES]:
-        raise ValueError(
-            f"{', '.join(unknown)}: no source of this name; there are {', '.join(SOURCES)}"
-        )
-    server, output, sources = (
-        server.rstrip("/"),
-        Path(output).resolve(),
-        [SOURCES[name] for name in dict.fromkeys(names)],
-    )
-    (output / "archives").mkdir(parents=True, exist_ok=True)
-    with alone(output / "archives" / ".lock"):
-        with new_client() as client:
-            offers = [
-                offer for source in sources for offer in _offers(client, server, source, output)
-            ]
-        for source in sources:
-            print(f"{source.what} ({server}/records/{source.record})")
-        missing = sum(offer.missing() for offer in offers)
-        print(f"\n{_table(offers)}\n\nto download: {missing / 1e6:,.1f} MB", flush=True)
-        todo = [offer for offer in offers if not offer.is_unpacked()]
-        if any(offer.archive.name.endswith(".7z") for offer in todo):
-            need_7z()  # now, not after gigabytes
-        unpacked = sum(offer.archive.unpacked for offer in todo)
-        room(
-            output,
-            missing + unpacked,
-            f"({missing / 1e9:.2f} to download, at most {unpacked / 1e9:.2f} to unpack)",
-        )
-        for offer in todo:
-            download(offer.url, offer.file, offer.size, offer.md5)
-            print(f"{offer.archive.name}: {offer.unpack():,} files in {offer.target}", flush=True)
-        print(
-            f"All is there. The archives in {output / 'archives'} may be deleted, but not what is beside them."
-        )
+    unknown = ", ".join(name for name in names if name not in SOURCES)
+    if unknown:
+        raise UserError(f"{unknown}: unknown source. Available: {', '.join(SOURCES)}.")
+    folder = Path(output).resolve()
+    (folder / "archives").mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "archives" / ".lock", timeout=0):
+            _fetch_sources(list(dict.fromkeys(names)), folder, server.rstrip("/"))
+    except Timeout as error:
+        raise UserError(f"{folder}: another process is downloading into it.") from error
+
+
+def _fetch_sources(names: list[str], output: Path, server: str) -> None:
+    offers = []
+    for name in names:
+        print(f"{name} ({server}/records/{SOURCES[name][0].record})")
+        for archive in SOURCES[name]:
+            offer = read_offer(server, archive, output)
+            state = "unpacked already" if offer.is_unpacked() else f"-> {offer.target}"
+            print(f"  {archive.name:30} {format_bytes(offer.size):>10}  {state}")
+            offers.append(offer)
+    pending = [offer for offer in offers if not offer.is_unpacked()]
+    if any(offer.archive.name.endswith(".7z") for offer in pending):
+        check_py7zr()
+    missing = sum(offer.missing_bytes() for offer in offers)
+    unpacked = sum(offer.archive.unpacked for offer in pending)
+    print(f"to download: {format_bytes(missing)}", flush=True)
+    purpose = f"({format_bytes(missing)} to download, up to {format_bytes(unpacked)} unpacked)"
+    check_free_space(output, missing + unpacked, purpose)
+    for offer in pending:
+        offer.fetch()
+    print(f"Complete. You may delete the archives in {output / 'archives'}.")
+
+
+get = fetch_sources  # RENAMED

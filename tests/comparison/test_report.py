@@ -1,310 +1,157 @@
-"""The report: its pictures by hand, what it escapes, its clips, and its rows, filters and widths in a browser."""
+"""The report: positions of marks, examples, filters, escaping, and the page in a browser."""
 
-import base64
-import io
 import json
-import math
-import struct
-import zlib
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
-
-from audiolm.comparison import compare as comparison
-from audiolm.comparison.compare import compare
-from audiolm.comparison.report.build import (
-    control_rows,
-    pair_rows,
-    points,
-    shown_folder,
-    write_report,
+from support.comparisons import (
+    CLIP_SECONDS,
+    QUESTIONS,
+    VERDICTS,
+    build_rows,
+    build_run,
+    compare_runs,
+    render_report,
+    write_tones,
 )
+
+from audiolm.comparison.report.build import evaluation_folders, pair_rows, write_report
 from audiolm.comparison.report.charts import (
-    dot_rows,
-    forest,
-    line_chart,
-    reliability,
-    smooth,
-    ticks,
+    MINUS,
+    place_differences,
+    place_dots,
+    signed_points,
+    signed_tick,
 )
-from audiolm.comparison.report.examples import browsed_rows, chosen_rows, filters
-from audiolm.comparison.runs import Run
-from audiolm.data import clip_preview as report_media
-from audiolm.data.clip_preview import BANDS, COLOURS, SHADES, picture, png, spectrogram
-from audiolm.evaluation.scores import score
+from audiolm.comparison.report.examples import browse_examples, build_filters, choose_examples
+from audiolm.data.clip_preview import BANDS
 
-SECTIONS = ("overall", "question_type", "category")
 BREAK_OUT = "</style></title>\"'><script>alert(1)</script><img src=x onerror=alert(1)>"
-MCQ = "Which tone? A) low B) high C) none"
-YES_NO = "Is it low? Answer only using yes or no."
-# question type, category, question, right option, clips, seconds of each
-ASKED = [
-    ("mcq", "count", MCQ, "b", (0,)),
-    ("mcq", "sound event", MCQ, "a", (1,)),
-    ("mcq", "sound event", MCQ, "b", (2,)),
-    ("mcq", "count", MCQ, "a", (0,)),
-    ("yes_no", "count", YES_NO, "no", (1,)),
-    ("yes_no", "sound event", YES_NO, "yes", (2,)),
-    ("difference", "comparison", "explain the difference", None, (0, 1)),
-    ("caption", "other", "caption first audio", None, (3,)),
-]
-RIGHT = {
-    "htsat": ("111010", "111110"),
-    "mimi_full": ("110011", "010011"),
-    "text_only": ("100010", "100010"),
+NAN = float("nan")
+LEARNING_CURVES = {
+    "train_loss": [[10, 2.0], [20, 1.0]],
+    "eval_loss": {"mcq": [[10, 1.5], [20, 1.25]]},
 }
-SECONDS = (0.6, 0.8, 1.0, 1.6)
-
-
-def options(kind):
-    return {"mcq": ["a", "b", "c"], "yes_no": ["no", "yes"]}[kind]
-
-
-def given(kind, right, correct, share=0.5):
-    """The answer of who gives one option this probability and another the rest."""
-    picked = right if correct else next(o for o in options(kind) if o != right)
-    rest = next(o for o in options(kind) if o != picked)
-    scores = {
-        o: [math.log(share if o == picked else 1 - share if o == rest else 1e-9), 2]
-        for o in options(kind)
-    }
-    found = {"parsed": picked, "correct": correct}
-    return {"likelihood": {**found, "scores": scores}, "likelihood_normalised": found}
-
-
-def answered(number, arm, seed, deaf, asked=ASKED):
-    kind, category, question, right, clips = asked[number]
-    row = {
-        "taskname": "",
-        "caption1": "",
-        "caption2": "",
-        "input": question,
-        "subtype": f"T-{kind}",
-        "question_type": kind,
-        "filepath1": f"audio/{clips[0]}.flac",
-        "filepath2": f"audio/{clips[1]}.flac" if len(clips) > 1 else "",
-        "seconds": [SECONDS[i] for i in clips],
-        "category": category,
-        "reference": right,
-        "n_tokens": 2,
-        "loss": 3.0,
-        "answer": {
-            "mcq": f"{str(right).upper()}) {dict(a='low', b='high').get(right)}",
-            "yes_no": right,
-        }.get(kind, "a tone"),
-        "controls": {},
-    }
-    if right is None:
-        row["answers"] = {"generate": {"text": f"a tone of {arm}", "parsed": None, "correct": None}}
-        row["controls"] = {} if deaf else {"noise": {"loss": 4.0, "answers": {}}}
-        return row
-    correct = RIGHT[arm][seed][number] == "1"
-    row["answers"] = {
-        **given(kind, right, correct, 0.75),
-        "generate": {"text": "B", "parsed": None, "correct": False},
-    }
-    row["controls"]["majority"] = {
-        "answers": {
-            name: {"parsed": options(kind)[0], "correct": right == options(kind)[0]}
-            for name in row["answers"]
-        }
-    }
-    row["controls"]["noise"] = {"loss": 4.0, "answers": given(kind, right, number == 1, 0.6)}
-    if not deaf and kind == "mcq" and number < 3:  # a row less than was heard
-        row["controls"]["option_relabel"] = {
-            "loss": 4.0,
-            "answers": given(kind, right, number < 2, 0.6),
-        }
-    return row
-
-
-def run_of(folder, arm, seed, deaf=False, rows=None, seconds=1.0):
-    rows = [answered(i, arm, seed, deaf) for i in range(len(ASKED))] if rows is None else rows
-    metrics = score([row for row in rows if row["reference"]], "likelihood", seconds)
-    generated = {"bleu_4": 0.111, "rouge_l": 0.222, "cider_d": 0.333, "spice": None, "by": {}}
-    metrics["text"] = {
-        row["question_type"]: {
-            "n": 1,
-            "loss_per_answer_token": 1.5,
-            "generated": generated,
-            "control_loss": {} if deaf else {"noise": 2.0},
-        }
-        for row in rows
-        if not row["reference"]
-    }
-    model = {"encoder_type": arm, "no_audio": deaf, "training": {"seed": seed}}
-    return Run(
-        folder / arm / f"seed-{seed}" / "evaluation",
-        {**metrics, "settings": {"model": model}},
-        rows,
-    )
-
-
-def compared(runs, **more):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparison, "RESAMPLES", 200)
-        found = compare(runs)
-    return {
-        "command": "run_compare.py --config x.yaml",
-        "note": "",
-        "corpus": None,
-        "train": {},
-        "eval": {},
-        **found,
-        **more,
-    }
 
 
 @pytest.fixture(scope="module")
 def audio(tmp_path_factory):
-    """Four tones, of 300, 600, 1200 and 2400 Hz."""
     folder = tmp_path_factory.mktemp("report")
-    (folder / "audio").mkdir()
-    for number, seconds in enumerate(SECONDS):
-        t = np.arange(int(24000 * seconds)) / 24000
-        soundfile.write(
-            folder / "audio" / f"{number}.flac",
-            0.3 * np.sin(2 * np.pi * 300 * 2**number * t),
-            24000,
-        )
+    write_tones(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def made(audio):
-    """Three arms of two seeds, their comparison, and its report."""
-    runs = {arm: [run_of(audio, arm, seed, arm == "text_only") for seed in (0, 1)] for arm in RIGHT}
-    found = compared(runs, note="small")
-    curves = {"train_loss": [[10, 2.0], [20, 1.0]], "eval_loss": {"mcq": [[10, 1.5], [20, 1.25]]}}
-    for of in found["arms"].values():
-        of |= {"trained_parameters": 12345, "tokens_per_clip": 92, "learning_curves": curves}
-    found["rows"]["train"] = 20
-    write_report(audio / "report.html", found, runs, audio)
-    return found, runs
-
-
-def html_of(folder, found, runs, audio_dir):
-    write_report(folder / "report.html", found, runs, audio_dir)
-    return (folder / "report.html").read_text(encoding="utf-8")
-
-
-def test_pictures_by_hand():
-    assert ticks(0.6, 1.3) == [0.6, 0.8, 1.0, 1.2, 1.4] and ticks(0, 800) == [0, 200, 400, 600, 800]
-    chart = line_chart({"a": [[0, 3.0], [50, 2.0], [100, 1.0]], "b": [[50, float("nan")]]})
-    assert chart["lines"] == [
-        {"arm": "a", "points": [(0, 0), (50, 50), (100, 100)], "end": "1.000"}
-    ]
-    assert (
-        chart["y"][0] == (100.0, "1.0")
-        and chart["y"][-1] == (0.0, "3.0")
-        and chart["x"][-1] == (100.0, "100")
-    )
-    assert (
-        line_chart({"a": [[5, 1.0]]})["lines"][0]["points"][0][0] == 100
-        and line_chart({})["lines"] == []
-    )
-    series = [[i, float(i % 2)] for i in range(75)]  # windows of 3 points
-    assert (
-        smooth(series)[0] == [0, 0.5]
-        and smooth(series)[1] == [1, pytest.approx(1 / 3)]
-        and smooth([[1, 2.0]]) == [[1, 2.0]]
-    )
-    assert [points(x) for x in (0.0123, -0.5, -1e-9)] == ["+1.2", "\N{MINUS SIGN}50.0", "+0.0"]
-
-
-def test_differences_and_their_axis_by_hand():
-    nothing = {"difference": 0.0, "ci95_low": float("nan"), "ci95_high": float("nan")}
-    lane = {"difference": 0.1, "ci95_low": -0.05, "ci95_high": 0.155}
-    of = forest([{"name": "mcq", "lanes": [lane]}, {"name": "x", "lanes": [nothing]}])
-    lane = of["rows"][0]["lanes"][0]  # an axis from -20 to +20 points
-    assert (lane["at"], lane["low"], lane["high"]) == (75, 37.5, pytest.approx(88.75)) and of[
-        "rows"
-    ][1]["lanes"][0]["low"] == 50
-    labels = [label.replace("\N{MINUS SIGN}", "-") for _, label in of["x"]]
-    assert labels == ["-20", "-10", "0", "+10", "+20"] and [at for at, _ in of["x"]] == [
-        0,
-        25,
-        50,
-        75,
-        100,
-    ]
-    assert (
-        forest([{"name": "mcq", "lanes": [nothing]}])["x"][-1] == (100, "+1")
-        and forest([])["rows"] == []
-    )
-
-
-def test_reliability_diagram_by_hand():
-    bins = [
-        {"low": 0.5, "high": 0.6, "n": 3, "confidence": 0.55, "accuracy": 0.4},
-        {"low": 0.9, "high": 1.0, "n": 1, "confidence": 0.95, "accuracy": 1.0},
-    ]
-    of = reliability({"ece": 0.125, "bins": bins})
-    assert [(round(p["x"]), round(p["y"]), round(p["fair"])) for p in of["points"]] == [
-        (55, 60, 45),
-        (95, 0, 5),
-    ]
-    assert of["n"] == 4 and [p["radius"] for p in of["points"]] == [
-        pytest.approx(2.5 + 8 * 0.75**0.5),
-        6.5,
-    ]
-
-
-def test_marks_stand_where_the_figures_are(made):
-    found, _ = made
-    rows = {row["name"]: row for row in dot_rows(found, SECTIONS)}
-    assert list(rows) == [
-        "mean of types",
-        "all closed rows",
-        "mcq",
-        "yes_no",
-        "sound event",
-        "count",
-    ]
-    lanes = {lane["arm"]: lane for lane in rows["mcq"]["lanes"]}
-    # 3 and 4 of 4 right, 2 and 1, 1 and 1: means over the seeds
-    assert {arm: lane["at"] for arm, lane in lanes.items()} == {
-        "htsat": 87.5,
-        "mimi_full": 37.5,
-        "text_only": 25,
+def runs(audio):
+    """Three arms with two seeds each."""
+    return {
+        arm: [build_run(audio, arm, seed, arm == "text_only") for seed in (0, 1)]
+        for arm in VERDICTS
     }
-    assert lanes["htsat"]["low"] <= 87.5 <= lanes["htsat"]["high"] and rows["mcq"]["majority"] == 50
-    # noise has 1 of 4; what was asked of fewer rows is no mark, who hears nothing has no controls
-    assert lanes["htsat"]["controls"] == [("noise", 25)] and lanes["text_only"]["controls"] == []
-    assert [lane["y"] for lane in rows["mcq"]["lanes"]] == [12, 37, 62] and rows["mcq"][
-        "height"
-    ] == 76
-    mean = rows["mean of types"]
-    assert mean["lanes"][0]["at"] == pytest.approx((87.5 + 50) / 2) and mean["lanes"][0][
-        "controls"
-    ] == [("noise", 12.5)]
-    assert rows["all closed rows"]["lanes"][0]["controls"] == []
 
-    by_arm = {
-        (row["name"], row["arm"]): row for row in control_rows(found, ["noise", "option_relabel"])
-    }
-    noise, letters = by_arm["mcq", "htsat"]["controls"]
-    assert (
-        noise["accuracy"] == 0.25
-        and (letters["accuracy"], letters["n"]) == (2 / 3, 3)
-        and by_arm["mcq", "htsat"]["n"] == 4
-    )
-    assert (
-        by_arm["mcq", "text_only"]["controls"][1] is None
-        and by_arm["yes_no", "htsat"]["controls"][1] is None
-    )
-    pairs = pair_rows(found, "by_type")
-    assert [(row["name"], row["lanes"][0]["difference"]) for row in pairs] == [
-        ("mcq", -0.5),
-        ("yes_no", 0.5),
+
+@pytest.fixture(scope="module")
+def comparison(audio, runs):
+    """The comparison of the arms. Its report lies in `audio`."""
+    comparison = compare_runs(runs, note="small")
+    for results in comparison["arms"].values():
+        results |= {"trained_parameters": 12345, "tokens_per_clip": 92}
+        results["learning_curves"] = LEARNING_CURVES
+    comparison["rows"]["train"] = 20
+    write_report(audio / "report.html", comparison, runs, audio)
+    return comparison
+
+
+# ------------------------------------------------------------------------------------------------
+# Positions
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.0123, "+1.2"), (-0.5, f"{MINUS}50.0"), (-1e-9, "+0.0")]
+)
+def test_signed_points_has_a_sign_and_one_digit(share, text):
+    assert signed_points(share) == text
+
+
+@pytest.mark.parametrize(("points", "text"), [(0, "0"), (2.5, "+2.5"), (-20.0, f"{MINUS}20")])
+def test_signed_tick_is_short(points, text):
+    assert signed_tick(points) == text
+
+
+def difference(middle, low, high):
+    return {"difference": middle, "ci95_low": low, "ci95_high": high}
+
+
+def test_place_differences_puts_zero_in_the_middle():
+    rows = [
+        {"name": "mcq", "lanes": [difference(0.1, -0.05, 0.155)]},
+        {"name": "x", "lanes": [difference(0.0, NAN, NAN)]},
     ]
+    plot = place_differences(rows)
+    lane = plot["rows"][0]["lanes"][0]
+    assert (lane["at"], lane["low"], lane["high"]) == (75, 37.5, pytest.approx(88.75))
+    assert plot["rows"][1]["lanes"][0]["low"] == 50
+    assert [at for at, _ in plot["ticks"]] == [0, 25, 50, 75, 100]
+    labels = [label.replace(MINUS, "-") for _, label in plot["ticks"]]
+    assert labels == ["-20", "-10", "0", "+10", "+20"]
 
 
-def test_examples_are_spread_and_do_not_repeat_clips():
-    about = [
+def test_place_differences_without_differences_has_an_axis_of_one_point():
+    plot = place_differences([{"name": "mcq", "lanes": [difference(0.0, NAN, NAN)]}])
+    assert plot["ticks"][-1] == (100, "+1")
+
+
+def test_place_differences_of_nothing_is_empty():
+    assert place_differences([])["rows"] == []
+
+
+@pytest.fixture(scope="module")
+def dots(comparison):
+    return {row.name: row for row in place_dots(comparison)}
+
+
+def test_place_dots_starts_with_the_primary_metric(dots):
+    assert list(dots) == ["macro", "micro", "mcq", "yes_no", "sound event", "count"]
+
+
+def test_place_dots_shows_means_over_seeds(dots):
+    lanes = {lane.arm: lane for lane in dots["mcq"].lanes}
+    # 3 and 4 of 4 questions, 2 and 1, 1 and 1
+    accuracies = {arm: lane.accuracy for arm, lane in lanes.items()}
+    assert accuracies == {"htsat": 87.5, "mimi_full": 37.5, "text_only": 25}
+    assert lanes["htsat"].low <= 87.5 <= lanes["htsat"].high
+    assert dots["mcq"].majority == 50
+    assert dots["macro"].lanes[0].accuracy == pytest.approx((87.5 + 50) / 2)
+
+
+def test_place_dots_leaves_out_controls_of_other_examples(dots):
+    lanes = {lane.arm: lane for lane in dots["mcq"].lanes}
+    assert lanes["htsat"].controls == {"noise": 25}
+    assert lanes["text_only"].controls == {}
+    assert dots["macro"].lanes[0].controls == {"noise": 12.5}
+    assert dots["micro"].lanes[0].controls == {}
+
+
+def test_place_dots_gives_controls_a_line_of_their_own(dots):
+    assert [lane.y for lane in dots["mcq"].lanes] == [12, 37, 62]
+    assert dots["mcq"].height == 76
+
+
+def test_pair_rows_have_a_row_for_each_question_type(comparison):
+    differences = {
+        row["name"]: row["lanes"][0]["difference"] for row in pair_rows(comparison, "by_type")
+    }
+    assert differences == {"mcq": -0.5, "yes_no": 0.5}
+
+
+# ------------------------------------------------------------------------------------------------
+# Examples
+
+
+@pytest.fixture
+def rows_of_several_groups():
+    groups = [
         ("mcq", "count", "0"),
         ("mcq", "count", "1"),
         ("mcq", "sound event", "0"),
@@ -312,48 +159,60 @@ def test_examples_are_spread_and_do_not_repeat_clips():
         ("difference", "comparison", "3"),
         ("mcq", "no category", "5"),
     ]
-    rows = [
+    return [
         {
-            "question_type": kind,
+            "question_type": question_type,
             "category": category,
-            "filepath1": name,
-            "filepath2": "4" * (kind == "difference"),
+            "filepath1": clip,
+            "filepath2": "4" if question_type == "difference" else "",
         }
-        for kind, category, name in about
+        for question_type, category, clip in groups
     ]
-    assert chosen_rows(rows, 3) == [
-        1,
-        2,
-        4,
-    ]  # "0" is heard first, with the other category; count comes after
-    assert chosen_rows(rows, 10) == [0, 1, 2, 3, 5, 4]
 
 
-def test_rows_to_look_through_by_hand(made, audio):
-    _, runs = made
-    rows = browsed_rows(runs, None, 60)
-    assert [row["number"] for row in rows] == [1, 2, 3, 4, 5, 6, 7, 8]
-    third = rows[2]
-    assert (
-        third["answers"]["htsat"] | {"correct": True, "said": "B) high", "right": 2, "of": 2}
-        == third["answers"]["htsat"]
-    )
-    assert (
-        third["answers"]["mimi_full"] | {"correct": False, "said": "A) low", "right": 0}
-        == third["answers"]["mimi_full"]
-    )
-    low, high, none = third["options"]
-    assert [option["right"] for option in third["options"]] == [False, True, False]
-    assert high["given"]["htsat"] == pytest.approx(0.75) and low["given"]["htsat"] == pytest.approx(
-        0.25
-    )
-    assert (
-        high["picked"] == ["htsat"]
-        and low["picked"] == ["mimi_full", "text_only"]
-        and none["picked"] == []
-    )
-    names = [(of["kind"], of["name"]) for of in third["conditions"]]
-    assert names == [
+def test_choose_examples_does_not_repeat_clips(rows_of_several_groups):
+    # The first example uses clip "0", so the second of the next category is taken.
+    assert choose_examples(rows_of_several_groups, 3) == [0, 3, 4]
+
+
+def test_choose_examples_of_all_orders_by_question_type(rows_of_several_groups):
+    assert choose_examples(rows_of_several_groups, 10) == [0, 1, 2, 3, 5, 4]
+
+
+@pytest.fixture(scope="module")
+def examples(runs):
+    return browse_examples(runs, None, 60)
+
+
+def test_browse_examples_numbers_them_as_in_the_test_file(examples):
+    assert [example["number"] for example in examples] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize(
+    ("arm", "expected"),
+    [
+        ("htsat", {"correct": True, "option": "B) high", "correct_seeds": 2, "seeds": 2}),
+        ("mimi_full", {"correct": False, "option": "A) low", "correct_seeds": 0, "seeds": 2}),
+    ],
+)
+def test_browse_examples_has_the_answer_of_each_arm(examples, arm, expected):
+    answer = examples[2]["answers"][arm]
+    assert {name: answer[name] for name in expected} == expected
+
+
+def test_browse_examples_has_the_probability_of_each_option(examples):
+    low, high, neither = examples[2]["options"]
+    assert [option["correct"] for option in (low, high, neither)] == [False, True, False]
+    assert high["probabilities"]["htsat"] == pytest.approx(0.75)
+    assert low["probabilities"]["htsat"] == pytest.approx(0.25)
+    assert high["picked_by"] == ["htsat"]
+    assert low["picked_by"] == ["mimi_full", "text_only"]
+    assert neither["picked_by"] == []
+
+
+def test_browse_examples_lists_protocols_and_controls(examples):
+    conditions = examples[2]["conditions"]
+    assert [(condition["kind"], condition["name"]) for condition in conditions] == [
         ("protocol", "likelihood"),
         ("protocol", "likelihood_normalised"),
         ("protocol", "generate"),
@@ -361,117 +220,40 @@ def test_rows_to_look_through_by_hand(made, audio):
         ("control", "noise"),
         ("control", "option_relabel"),
     ]
-    assert (
-        third["conditions"][4]["cells"]["htsat"]["parsed"] == "a"
-        and third["conditions"][4]["cells"]["text_only"]["parsed"] == "a"
-    )
-    assert third["conditions"][5]["cells"]["text_only"] is None
-    assert rows[6]["conditions"][1]["cells"] == {
-        "htsat": {"loss": 2.0},
-        "mimi_full": {"loss": 2.0},
-        "text_only": None,
-    }
-    assert (rows[7]["clips"][0]["whole"], rows[7]["clips"][0]["used"]) == (1.6, 1.0) and len(
-        rows[6]["clips"]
-    ) == 2
-    groups = filters(rows)
-    assert [group["title"] for group in groups] == [
-        "question type",
-        "category",
-        "htsat",
-        "mimi_full",
-        "text_only",
-    ]
-    assert [(box["id"], box["label"], box["n"]) for box in groups[3]["boxes"]] == [
-        ("f3-0", "right", 4),
-        ("f3-1", "wrong", 2),
-    ]
-    assert rows[0]["classes"] == ["f0-0", "f1-1", "f2-0", "f3-0", "f4-0"]
-    assert rows[7]["classes"][2:] == ["f2-none", "f3-none", "f4-none"]
+    noise, relabelled = (condition["cells"] for condition in conditions[4:])
+    assert noise["htsat"]["parsed"] == "a"
+    assert noise["text_only"]["parsed"] == "a"
+    assert relabelled["text_only"] is None
 
 
-@pytest.mark.parametrize("hertz", [200, 1000, 5000])
-@pytest.mark.parametrize("rate", [24000, 44100])
-def test_spectrogram_of_a_pure_tone(hertz, rate):
-    shades = spectrogram(np.sin(2 * np.pi * hertz * np.arange(rate) / rate).astype("float32"), rate)
-    mel = [2595 * math.log10(1 + f / 700) for f in (hertz, rate / 2)]
-    expected = BANDS - 1 - int(BANDS * mel[0] / mel[1])  # the highest band is the first row
-    middle = shades[:, shades.shape[1] // 4 : -shades.shape[1] // 4].mean(1)
-    assert abs(int(middle.argmax()) - expected) <= 1 and shades.max() == SHADES - 1
-    assert middle[abs(np.arange(BANDS) - expected) > 12].max() < SHADES / 2
+def test_browse_examples_has_losses_of_open_questions(examples):
+    losses = {"htsat": {"loss": 2.0}, "mimi_full": {"loss": 2.0}, "text_only": None}
+    assert examples[6]["conditions"][1]["cells"] == losses
 
 
-def test_spectrograms_of_odd_clips():
-    silent, short = (
-        spectrogram(np.zeros(24000, "float32"), 24000),
-        spectrogram(np.ones(10, "float32"), 24000),
-    )
-    assert silent.max() == 0 and silent.shape[0] == BANDS and short.shape[0] == BANDS
-    click = np.zeros(48000, "float32")
-    click[12000] = 1.0
-    assert (
-        abs(spectrogram(click, 24000).sum(0).argmax() / spectrogram(click, 24000).shape[1] - 0.25)
-        < 0.02
-    )
-    shades = np.arange(6, dtype=np.uint8).reshape(2, 3)
-    content = png(shades)
-    assert content.startswith(b"\x89PNG\r\n\x1a\n") and struct.unpack(">IIBB", content[16:26]) == (
-        3,
-        2,
-        8,
-        3,
-    )
-    at = content.index(b"IDAT")
-    size = int.from_bytes(content[at - 4 : at], "big")
-    assert zlib.decompress(content[at + 4 : at + 4 + size]) == b"\0\0\1\2\0\3\4\5"
-    palette = content[content.index(b"PLTE") + 4 :][: 3 * SHADES]
-    assert tuple(palette[:3]) == COLOURS[0] and tuple(palette[-3:]) == COLOURS[-1]
+def test_browse_examples_has_every_clip_with_its_used_seconds(examples):
+    assert len(examples[6]["clips"]) == 2
+    clip = examples[7]["clips"][0]
+    assert (clip["whole"], clip["used"]) == (1.6, 1.0)
 
 
-def decoded(uri):
-    return soundfile.read(io.BytesIO(base64.b64decode(uri.partition(",")[2])), always_2d=True)
+def test_build_filters_has_groups_for_questions_and_arms(runs):
+    examples = browse_examples(runs, None, 60)
+    groups = build_filters(examples)
+    titles = [group["title"] for group in groups]
+    assert titles == ["question_type", "category", "htsat", "mimi_full", "text_only"]
+    boxes = [(box["id"], box["label"], box["n"]) for box in groups[3]["boxes"]]
+    assert boxes == [("f3-0", "correct", 4), ("f3-1", "wrong", 2)]
+    assert examples[0]["classes"] == ["f0-0", "f1-0", "f2-0", "f3-0", "f4-0"]
+    assert examples[7]["classes"][2:] == ["f2-none", "f3-none", "f4-none"]
 
 
-def test_clips_are_small_and_as_long_as_what_was_used(tmp_path, monkeypatch):
-    noise = 0.1 * np.random.default_rng(0).standard_normal((12 * 44100, 2))
-    soundfile.write(tmp_path / "long.wav", noise, 44100)
-    of = picture(str(tmp_path / "long.wav"), 10.0)
-    assert (of.whole, of.used) == (12, 10) and of.audio.startswith("data:audio/mpeg;base64,")
-    samples, rate = decoded(of.audio)
-    assert samples.shape[1] == 1 and abs(len(samples) / rate - 10) < 0.06
-    assert (
-        len(of.audio) < 120_000 and len(of.spectrogram) < 30_000
-    )  # white noise, which nothing makes smaller
-    assert of.times == [(0, "0"), (20, "2"), (40, "4"), (60, "6"), (80, "8")]
-    assert [text for _, text in of.hertz] == [
-        "0.5",
-        "1",
-        "2",
-        "4",
-        "8",
-        "16",
-    ] and of.hertz == sorted(of.hertz, reverse=True)
-    assert picture(str(tmp_path / "long.wav"), 10.0) == of  # the same bytes again
-    soundfile.write(tmp_path / "rate.wav", noise[:96000], 96000)
-    assert picture(str(tmp_path / "rate.wav"), 10.0).audio.startswith(
-        "data:audio/ogg"
-    )  # MP3 knows no such rate
-    for left in (1, 2, 3):
-        monkeypatch.setattr(
-            report_media, "FORMATS", (("NONE", "NONE", ""), *report_media.FORMATS[-left:])
-        )
-        samples, _ = decoded(report_media.audio_uri(noise[:4410, 0].astype("float32"), 44100))
-        assert len(samples) == 4410
-    monkeypatch.setattr(report_media, "FORMATS", (("NONE", "NONE", ""),))
-    with pytest.raises(ValueError, match="writes none of NONE"):
-        report_media.audio_uri(noise[:4410, 0], 44100)
-    soundfile.write(tmp_path / "empty.wav", noise[:0], 44100)
-    with pytest.raises(ValueError, match="no samples"):
-        picture(str(tmp_path / "empty.wav"), 10.0)
+# ------------------------------------------------------------------------------------------------
+# The page as text
 
 
 class Tags(HTMLParser):
-    """Names of the tags of a page, its attributes and its text."""
+    """Tags of a page, their attributes, and its text."""
 
     def __init__(self, page):
         super().__init__()
@@ -485,10 +267,18 @@ class Tags(HTMLParser):
     def handle_data(self, data):
         self.text.append(data)
 
+    @property
+    def addresses(self):
+        names = ("src", "href", "xlink:href", "action", "srcset")
+        return [value for name, value in self.attributes if name in names]
 
-def test_everything_in_the_report_is_escaped(tmp_path):
+
+@pytest.fixture(scope="module")
+def hostile_page(tmp_path_factory):
+    """A report where every name and text is an attempt to break out of it."""
+    folder = tmp_path_factory.mktemp("hostile")
     evil = f"x{BREAK_OUT}"
-    rows = [answered(i, "htsat", 0, False) for i in range(len(ASKED))]
+    rows = build_rows("htsat")
     for row in rows:
         row |= {
             "filepath1": f"{row['filepath1']}{evil}",
@@ -498,310 +288,417 @@ def test_everything_in_the_report_is_escaped(tmp_path):
         }
         for answer in row["answers"].values():
             answer |= {"text": evil} if "text" in answer else {}
-    deaf = {f"a{evil}": False, f"b{evil}": False, evil: True}
-    runs = {arm: [run_of(tmp_path / evil, "htsat", 0, of, rows)] for arm, of in deaf.items()}
-    found = compared(runs, note=evil, command=evil)
-    curves = {"train_loss": [[10, 2.0]], "eval_loss": {"mcq": [[10, 1.5]]}}
-    for of in found["arms"].values():
-        of |= {"encoder_type": evil, "encoder_name_or_path": evil, "learning_curves": curves}
-    found["best_learning_rates"] = {
+    no_audio = {f"a{evil}": False, f"b{evil}": False, evil: True}
+    runs = {
+        arm: [build_run(folder / evil, "htsat", 0, value, rows)] for arm, value in no_audio.items()
+    }
+    comparison = compare_runs(runs, note=evil, command=evil)
+    for results in comparison["arms"].values():
+        results |= {"encoder_type": evil, "encoder_name_or_path": evil}
+        results |= {"learning_curves": LEARNING_CURVES, "tokens_per_second": 12.5}
+    comparison["best_learning_rates"] = {
         "conclusion": evil,
         "macro": {},
-        "statistics": found["statistics"],
+        "statistics": comparison["statistics"],
         "rates": {evil: {"best": 1e-4, "loss": {evil: 1.0}}},
     }
-    probed = {"accuracy": 0.8125, "ci95_low": 0.7, "ci95_high": 0.9}
-    found["probes"] = {
+    accuracy = {"accuracy": 0.8125, "ci95_low": 0.7, "ci95_high": 0.9}
+    comparison["probes"] = {
         evil: {
             "encoders": {evil: {}},
             "folds": {evil: {"test": 17}, "b": {"test": 3}},
-            "results": {evil: {evil: probed}},
+            "results": {evil: {evil: accuracy}},
             "majority": {"accuracy": 0.1},
         }
     }
-    page = html_of(tmp_path, found, runs, tmp_path)  # no clip is there: its path is in the error
-    assert "<td>20</td>" in page and "81.2<small>70.0 &ndash; 90.0" in " ".join(
-        page.split()
-    ).replace(" <small>", "<small>")
-    read = Tags(page)
-    assert (
-        not read.tags & {"script", "img", "iframe", "object", "embed", "base"}
-        and page.count("<style>") == 1
-    )
-    assert not [name for name, _ in read.attributes if name.startswith("on")]
-    # nothing is fetched: the only addresses are data, or places of the page
-    addresses = [
-        value
-        for name, value in read.attributes
-        if name in ("src", "href", "xlink:href", "action", "srcset")
-    ]
-    assert addresses and all(value.startswith(("data:", "#")) for value in addresses)
-    assert (
-        "http://" not in page
-        and "https://" not in page
-        and "default-src 'none'" in page
-        and "script-src" not in page
-    )
-    assert "<script" not in page and "".join(read.text).count(BREAK_OUT) > 100
-    style = page[page.index("<style>") : page.index("</style>")]
-    assert "alert" not in style and "url(" not in style and "@import" not in style
+    # No clip exists, so that paths appear in error messages.
+    return render_report(folder, comparison, runs, folder)
 
 
-def test_reports_of_folders_without_audio(made, tmp_path):
-    found, runs = made
-    plain = json.loads(json.dumps(found))  # as --evaluations gives it
-    for of in plain["arms"].values():
-        for name in ("trained_parameters", "tokens_per_clip", "learning_curves"):
-            del of[name]
-    del plain["rows"]["train"]
-    page = html_of(tmp_path, plain, runs, None)
-    assert "<audio" not in page and "<image" not in page and "No folder of audio was given" in page
-    assert "audio/3.flac" in page and 'id="curves"' not in page
-    page = html_of(tmp_path, plain, runs, tmp_path)
-    assert (
-        "<audio" not in page
-        and page.count("Not to be heard here") == 9
-        and "there is no file" in page
-    )
-    (tmp_path / "audio").mkdir()
-    (tmp_path / "audio" / "0.flac").write_bytes(b"no audio")
-    assert "Not to be heard here: Error opening" in html_of(tmp_path, plain, runs, tmp_path)
-    assert "no audio directory is given for" in html_of(
-        tmp_path, plain, runs, {"Clotho": str(tmp_path)}
-    )
+def test_report_of_hostile_texts_has_no_tag_that_runs_or_loads(hostile_page):
+    tags = Tags(hostile_page)
+    assert not tags.tags & {"script", "img", "iframe", "object", "embed", "base"}
+    assert "<script" not in hostile_page
+    assert hostile_page.count("<style>") == 1
+    assert not [name for name, _ in tags.attributes if name.startswith("on")]
 
 
-def test_reports_of_other_comparisons(made, audio, tmp_path):
-    _, runs = made
-    alone = {"htsat": runs["htsat"][:1]}
-    page = html_of(tmp_path, compared(alone), alone, audio)
-    assert (
-        'id="pairs"' not in page
-        and "Only the audio encoder differs" not in page
-        and "trained  once" in page
-    )
-    open_rows = {arm: [run_of(audio, arm, 0, rows=of[0].rows[6:])] for arm, of in runs.items()}
-    page = html_of(tmp_path, compared(open_rows), open_rows, audio)
-    assert (
-        'id="accuracy"' not in page
-        and 'id="open"' in page
-        and "nothing is claimed" in page
-        and "Calibration" not in page
-    )
-    bare = [
-        {
-            **row,
-            "controls": {},
-            "answers": {"likelihood": row["answers"].get("likelihood")} if row["reference"] else {},
-        }
-        for row in runs["htsat"][0].rows
-    ]
-    bare = {arm: [run_of(audio, arm, 0, rows=bare)] for arm in ("htsat", "mimi_full")}
-    page = html_of(tmp_path, compared(bare), bare, audio)
-    assert (
-        "No control was run" in page
-        and 'id="protocols"' not in page
-        and "(no text was asked for)" in page
-    )
-    five = {
-        f"{arm}-of-a-rather-long-name-{i}": [run_of(audio, arm, 0)]
-        for i, arm in enumerate(["htsat", "mimi_full"] * 3)
-    }
-    assert len(dot_rows(compared(five), SECTIONS)[0]["lanes"]) == 6 and html_of(
-        tmp_path, compared(five), five, audio
-    )
+def test_report_of_hostile_texts_shows_them(hostile_page):
+    assert "".join(Tags(hostile_page).text).count(BREAK_OUT) > 100
 
 
-def test_figures_say_where_they_come_from(made, audio):
+def test_report_of_hostile_texts_fetches_nothing(hostile_page):
+    addresses = Tags(hostile_page).addresses
+    assert addresses
+    assert all(address.startswith(("data:", "#")) for address in addresses)
+    assert "http://" not in hostile_page
+    assert "https://" not in hostile_page
+    assert "default-src 'none'" in hostile_page
+    assert "script-src" not in hostile_page
+
+
+def test_report_of_hostile_texts_has_only_its_own_style(hostile_page):
+    style = hostile_page[hostile_page.index("<style>") : hostile_page.index("</style>")]
+    assert "alert" not in style
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def test_report_of_probes_sums_the_test_clips_of_folds(hostile_page):
+    text = " ".join(hostile_page.split()).replace(" <small>", "<small>")
+    assert "<td>20</td>" in text
+    assert "81.2<small>70.0 &ndash; 90.0" in text
+
+
+def test_report_ids_are_unique(audio, comparison):
     page = (audio / "report.html").read_text(encoding="utf-8")
-    assert (
-        "python -m audiolm.evaluation.tables\nhtsat/seed-0/evaluation/predictions.jsonl --max_audio_seconds 1</code>"
-        in page
-    )
-    assert (
-        "seed 1: text_only/seed-1/evaluation" in page and "run_compare.py --config x.yaml" in page
-    )
-    assert (
-        shown_folder(Path("/a/b/c"), Path("/a")) == "b/c"
-        and shown_folder(Path("/a/b"), Path("/c")) == "/a/b"
-    )
-    before = (audio / "report.html").read_bytes()
-    write_report(audio / "report.html", *made, audio)
-    assert (audio / "report.html").read_bytes() == before
+    ids = [value for name, value in Tags(page).attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+
+
+def test_report_links_lead_to_its_headings(audio, comparison):
+    tags = Tags((audio / "report.html").read_text(encoding="utf-8"))
+    ids = {value for name, value in tags.attributes if name == "id"}
+    targets = {address.removeprefix("#") for address in tags.addresses if address[0] == "#"}
+    assert targets <= ids
 
 
 @pytest.fixture
-def opened(browser, made, audio):
-    """The report on a phone; afterwards nothing may have been complained of or fetched."""
-    wrong, asked = [], []
+def plain_comparison(comparison):
+    """A comparison of evaluations whose models are not known, as from `--evaluations`."""
+    plain = json.loads(json.dumps(comparison))
+    for results in plain["arms"].values():
+        for name in ("trained_parameters", "tokens_per_clip", "learning_curves"):
+            del results[name]
+    del plain["rows"]["train"]
+    return plain
+
+
+def test_report_without_audio_dir_has_no_players(plain_comparison, runs, tmp_path):
+    page = render_report(tmp_path, plain_comparison, runs, None)
+    assert "<audio" not in page
+    assert "<image" not in page
+    assert "no audio folder was given" in page
+    assert "audio/3.flac" in page
+    assert 'id="curves"' not in page
+
+
+def test_report_of_missing_clips_says_so(plain_comparison, runs, tmp_path):
+    page = render_report(tmp_path, plain_comparison, runs, tmp_path)
+    assert "<audio" not in page
+    assert page.count("Clip not available") == 9
+    assert "file not found" in page
+
+
+def test_report_of_a_broken_clip_says_why(plain_comparison, runs, tmp_path):
+    (tmp_path / "audio").mkdir()
+    (tmp_path / "audio" / "0.flac").write_bytes(b"no audio")
+    page = render_report(tmp_path, plain_comparison, runs, tmp_path)
+    assert "Clip not available: Error opening" in page
+
+
+def test_report_of_a_clip_without_audio_directory_says_so(plain_comparison, runs, tmp_path):
+    page = render_report(tmp_path, plain_comparison, runs, {"Clotho": str(tmp_path)})
+    assert "no audio directory is given for" in page
+
+
+def test_report_of_one_arm_compares_nothing(runs, audio, tmp_path):
+    alone = {"htsat": runs["htsat"][:1]}
+    page = render_report(tmp_path, compare_runs(alone), alone, audio)
+    assert 'id="pairs"' not in page
+    assert "Only the audio encoder differs" not in page
+    assert "trained once with" in page
+
+
+def test_report_of_open_questions_claims_nothing(runs, audio, tmp_path):
+    open_runs = {
+        arm: [build_run(audio, arm, rows=seeds[0].rows[6:])] for arm, seeds in runs.items()
+    }
+    page = render_report(tmp_path, compare_runs(open_runs), open_runs, audio)
+    assert 'id="accuracy"' not in page
+    assert 'id="open"' in page
+    assert "makes no claim" in page
+    assert "Calibration" not in page
+
+
+def test_report_without_controls_and_texts_says_so(audio, tmp_path):
+    rows = build_rows("htsat")
+    for row in rows:
+        row["controls"] = {}
+        likelihood = {"likelihood": row["answers"].get("likelihood")}
+        row["answers"] = likelihood if row["reference"] else {}
+    bare = {arm: [build_run(audio, arm, rows=rows)] for arm in ("htsat", "mimi_full")}
+    page = render_report(tmp_path, compare_runs(bare), bare, audio)
+    assert "No control was run" in page
+    assert 'id="protocols"' not in page
+    assert "(no text was generated)" in page
+
+
+def test_report_of_six_arms_has_a_lane_for_each(audio, tmp_path):
+    six = {
+        f"{arm}-of-a-rather-long-name-{number}": [build_run(audio, arm)]
+        for number, arm in enumerate(["htsat", "mimi_full"] * 3)
+    }
+    comparison = compare_runs(six)
+    assert len(place_dots(comparison)[0].lanes) == 6
+    page = render_report(tmp_path, comparison, six, audio)
+    assert all(arm in page for arm in six)
+
+
+@pytest.mark.usefixtures("comparison")
+def test_report_names_its_sources(audio):
+    page = (audio / "report.html").read_text(encoding="utf-8")
+    assert (
+        "python -m audiolm.evaluation.tables\n"
+        "htsat/seed-0/evaluation/predictions.jsonl --max_audio_seconds 1</code>"
+    ) in page
+    assert "seed 1: text_only/seed-1/evaluation" in page
+    assert "run_compare.py --config x.yaml" in page
+
+
+def test_evaluation_folders_are_relative_to_the_output(audio, runs):
+    folders = evaluation_folders({"htsat": runs["htsat"]}, audio / "report")
+    assert folders == {
+        "htsat": [(0, "../htsat/seed-0/evaluation"), (1, "../htsat/seed-1/evaluation")]
+    }
+
+
+@pytest.mark.usefixtures("comparison")
+def test_report_counts_the_examples_of_each_control(audio):
+    page = " ".join((audio / "report.html").read_text(encoding="utf-8").split())
+    # Accuracy with audio, majority, noise, relabelled options, same choice
+    assert "<td>87.5</td>" in page
+    assert "<td>25.0</td> <td>66.7<small>of 3 examples</small></td>" in page
+
+
+def test_report_written_again_has_the_same_bytes(audio, comparison, runs):
+    before = (audio / "report.html").read_bytes()
+    write_report(audio / "report.html", comparison, runs, audio)
+    assert (audio / "report.html").read_bytes() == before
+
+
+# ------------------------------------------------------------------------------------------------
+# The page in a browser
+
+
+@pytest.fixture
+def opened(browser, comparison, audio):
+    """The report on a phone. Afterwards nothing may have been logged or fetched."""
+    messages, addresses = [], []
     page = browser.new_page(viewport={"width": 390, "height": 844})
-    page.on("console", lambda message: wrong.append(message.text))
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.on("request", lambda request: addresses.append(request.url))
     page.goto((audio / "report.html").as_uri())
     yield page
     page.close()
-    assert not wrong and all(url.startswith(("file:", "data:", "blob:")) for url in asked)
+    assert not messages
+    assert all(address.startswith(("file:", "data:", "blob:")) for address in addresses)
 
 
-def shown(page):
-    rows = page.evaluate(
-        "[...document.querySelectorAll('.asked')].filter(r => r.offsetHeight).map(r => r.id)"
+def shown_examples(page):
+    ids = page.evaluate(
+        "[...document.querySelectorAll('.example')].filter(r => r.offsetHeight).map(r => r.id)"
     )
-    spoken = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
+    nodes = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
     spoken = "".join(
-        of["name"]["value"] for of in spoken if of.get("role", {}).get("value") == "StaticText"
+        node["name"]["value"] for node in nodes if node.get("role", {}).get("value") == "StaticText"
     )
-    assert f"{len(rows)} of {len(ASKED)} rows shown" in spoken
-    return [int(name.removeprefix("row-")) for name in rows]
+    assert f"{len(ids)} of {len(QUESTIONS)} examples shown" in spoken
+    return [int(name.removeprefix("example-")) for name in ids]
 
 
-def test_filters_choose_rows_without_script(opened, made):
-    _, runs = made
-    assert shown(opened) == [1, 2, 3, 4, 5, 6, 7, 8]
+def check_box(page, group, name):
+    page.get_by_role("group", name=group).get_by_role("checkbox", name=name).check()
+
+
+def open_details(page):
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+
+
+def test_filters_combine_groups_without_script(opened):
+    assert shown_examples(opened) == [1, 2, 3, 4, 5, 6, 7, 8]
     opened.get_by_role("checkbox", name="multiple choice").check()
-    assert shown(opened) == [1, 2, 3, 4]
+    assert shown_examples(opened) == [1, 2, 3, 4]
     opened.get_by_role("checkbox", name="caption").check()
-    assert shown(opened) == [1, 2, 3, 4, 8]
+    assert shown_examples(opened) == [1, 2, 3, 4, 8]
     opened.get_by_role("checkbox", name="sound event").check()
-    assert shown(opened) == [2, 3]
-    opened.get_by_role("button", name="Show all rows").click()
-    assert shown(opened) == [1, 2, 3, 4, 5, 6, 7, 8]
-    for arm in RIGHT:
-        group = opened.get_by_role("group", name=arm)
-        wrong = [
-            i + 1
-            for i, row in enumerate(runs[arm][0].rows)
-            if row["reference"] and not row["answers"]["likelihood"]["correct"]
-        ]
-        group.get_by_role("checkbox", name="wrong").check()
-        assert shown(opened) == wrong
-        group.get_by_role("checkbox", name="right").check()
-        assert shown(opened) == [1, 2, 3, 4, 5, 6]  # the open ones are neither
-        group.get_by_role("checkbox", name="right").uncheck()
-        group.get_by_role("checkbox", name="wrong").uncheck()
-    opened.get_by_role("group", name="htsat").get_by_role("checkbox", name="right").check()
-    opened.get_by_role("group", name="mimi_full").get_by_role("checkbox", name="wrong").check()
-    assert shown(opened) == [3]
+    assert shown_examples(opened) == [2, 3]
+    opened.get_by_role("button", name="Show all examples").click()
+    assert shown_examples(opened) == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
-def test_clips_play_and_pictures_are_drawn(opened):
-    opened.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-    lengths = opened.evaluate("""Promise.all([...document.querySelectorAll('audio')].map(async of => {
-        while (of.readyState < 1 && !of.error) await new Promise(later => setTimeout(later, 20));
-        return of.duration; }))""")
-    expected = [min(1.0, SECONDS[i]) for *_, clips in ASKED for i in clips]
-    assert len(lengths) == 9 and np.allclose(lengths, expected, atol=0.08)
-    heard = opened.evaluate("""(async of => { const ended = new Promise(then => { of.onended = then; });
-        await of.play(); await ended; return of.currentTime; })(document.querySelector('audio'))""")
-    assert heard == pytest.approx(0.6, abs=0.08)
-    sizes = opened.evaluate("""Promise.all([...document.querySelectorAll('image')].map(async of => {
-        const image = new Image(); image.src = of.getAttribute('href'); await image.decode();
-        return [image.width, image.height, of.getBoundingClientRect().width]; }))""")
-    assert len(sizes) == 9 and all(
-        height == BANDS and width > 5 and wide > 200 for width, height, wide in sizes
+@pytest.mark.parametrize("arm", VERDICTS)
+def test_filters_of_an_arm_show_its_verdicts(opened, arm):
+    check_box(opened, arm, "wrong")
+    wrong = [number for number, verdict in enumerate(VERDICTS[arm][0], 1) if verdict == "0"]
+    assert shown_examples(opened) == wrong
+    check_box(opened, arm, "correct")
+    # Open questions are neither correct nor wrong.
+    assert shown_examples(opened) == [1, 2, 3, 4, 5, 6]
+
+
+def test_filters_of_two_arms_show_where_they_disagree(opened):
+    check_box(opened, "htsat", "correct")
+    check_box(opened, "mimi_full", "wrong")
+    assert shown_examples(opened) == [3]
+
+
+def test_clips_have_their_used_length_and_play(opened):
+    open_details(opened)
+    lengths = opened.evaluate("""Promise.all(
+        [...document.querySelectorAll('audio')].map(async audio => {
+            while (audio.readyState < 1 && !audio.error)
+                await new Promise(later => setTimeout(later, 20));
+            return audio.duration; }))""")
+    expected = []
+    for *_, clips in QUESTIONS:
+        expected += [min(1.0, CLIP_SECONDS[clip]) for clip in clips]
+    assert len(lengths) == 9
+    assert np.allclose(lengths, expected, atol=0.08)
+    played = opened.evaluate("""(async audio => {
+        const ended = new Promise(then => { audio.onended = then; });
+        await audio.play(); await ended; return audio.currentTime;
+        })(document.querySelector('audio'))""")
+    assert played == pytest.approx(0.6, abs=0.08)
+
+
+def test_spectrograms_are_drawn(opened):
+    open_details(opened)
+    sizes = opened.evaluate("""Promise.all(
+        [...document.querySelectorAll('image')].map(async drawn => {
+        const image = new Image(); image.src = drawn.getAttribute('href'); await image.decode();
+        return [image.width, image.height, drawn.getBoundingClientRect().width]; }))""")
+    assert len(sizes) == 9
+    assert all(height == BANDS for _, height, _ in sizes)
+    assert all(width > 5 for width, _, _ in sizes)
+    assert all(shown_width > 200 for _, _, shown_width in sizes)
+
+
+def test_marks_of_the_dot_plot_are_drawn(opened):
+    widths = opened.locator("#dots .mark > *").evaluate_all(
+        "marks => marks.map(mark => mark.getBoundingClientRect().width)"
     )
-    # three arms in two types, two categories, the mean and all rows
-    marks = opened.evaluate(
-        "[...document.querySelectorAll('#dots .mark > *')].map(m => m.getBoundingClientRect().width)"
-    )
-    assert len(marks) == 3 * 6 and all(5 < width < 20 for width in marks)
-    lines = opened.evaluate(
-        "[...document.querySelectorAll('polyline')].map(l => l.getBoundingClientRect().width)"
-    )
-    assert len(lines) == 3 * 2 and all(width > 50 for width in lines)
+    # Three arms in two question types, two categories, macro and micro.
+    assert len(widths) == 3 * 6
+    assert all(5 < width < 20 for width in widths)
 
 
-def test_marks_and_bars_in_the_browser_are_where_they_belong(opened, made):
-    found, _ = made
-    across = """of => { const all = of.closest('.row').querySelector('svg').getBoundingClientRect(),
-        mark = of.getBoundingClientRect(); return 100 * (mark.x + mark.width / 2 - all.x) / all.width; }"""
+def test_learning_curves_are_drawn_in_the_colours_of_the_arms(opened):
+    curves = opened.evaluate("""[...document.querySelectorAll('#curves ~ * .plot g')].filter(
+        g => g.querySelector(':scope > title')).map(g => [g.querySelector('title').textContent,
+        g.querySelector('path').getBoundingClientRect().width,
+        getComputedStyle(g.querySelector('path')).stroke])""")
+    titles = [f"{arm} 1.000" for arm in VERDICTS] + [f"{arm} 1.250" for arm in VERDICTS]
+    assert [title for title, _, _ in curves] == titles
+    assert all(width > 50 for _, width, _ in curves)
+    colours = ["rgb(0, 114, 178)", "rgb(213, 94, 0)", "rgb(107, 112, 118)"]
+    assert [colour for _, _, colour in curves] == colours * 2
+
+
+def test_marks_in_the_browser_stand_at_their_accuracy(opened):
+    position = """mark => {
+        const plot = mark.closest('.row').querySelector('svg').getBoundingClientRect();
+        const box = mark.getBoundingClientRect();
+        return 100 * (box.x + box.width / 2 - plot.x) / plot.width; }"""
     row = opened.locator("#dots .row", has_text="multiple choice")
-    places = [mark.evaluate(across) for mark in row.locator(".mark > *").all()]
-    assert np.allclose(places, [87.5, 37.5, 25], atol=0.5)
+    positions = [mark.evaluate(position) for mark in row.locator(".mark > *").all()]
+    assert np.allclose(positions, [87.5, 37.5, 25], atol=0.5)
     control = row.locator(".control > path").first
-    assert (
-        abs(control.evaluate(across) - 25) < 0.5
-        and "noise: 25.0 %" in row.locator(".control title").first.text_content()
-    )
-    assert row.get_by_role("img").first.get_attribute("aria-label").endswith("majority 50.0 %")
-    opened.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-    bars = opened.locator("#row-3 .bar .fill").evaluate_all(
-        "all => all.map(bar => bar.getBoundingClientRect().width)"
-    )
-    tracks = opened.locator("#row-3 .bar .track").evaluate_all(
-        "all => all.map(bar => bar.getBoundingClientRect().width)"
-    )
-    assert np.allclose(
-        np.divide(bars, tracks), [0.25, 0.75, 0.75, 0.75, 0.25, 0.25, 0, 0, 0], atol=0.01
-    )
-    assert "right in 2 of 2 seeds" in opened.locator("#row-3").inner_text()
+    assert abs(control.evaluate(position) - 25) < 0.5
+    assert "noise: 25.0 %" in row.locator(".control title").first.text_content()
+    label = row.get_by_role("img").first.get_attribute("aria-label")
+    assert label.endswith("majority 50.0 %")
+
+
+def test_bars_in_the_browser_have_the_length_of_their_probability(opened):
+    open_details(opened)
+    widths = "bars => bars.map(bar => bar.getBoundingClientRect().width)"
+    bars = opened.locator("#example-3 .bar .fill").evaluate_all(widths)
+    tracks = opened.locator("#example-3 .bar .track").evaluate_all(widths)
+    shares = [0.25, 0.75, 0.75, 0.75, 0.25, 0.25, 0, 0, 0]
+    assert np.allclose(np.divide(bars, tracks), shares, atol=0.01)
+    assert "correct in 2 of 2 seeds" in opened.locator("#example-3").inner_text()
+
+
+def test_report_starts_with_the_conclusion(opened, comparison):
     text = opened.locator("main").inner_text()
-    assert found["conclusion"] in text and text.index(found["conclusion"]) < text.index("Accuracy")
-    for of in found["arms"].values():
-        assert f"{100 * of['macro']['accuracy']:.1f}" in opened.locator(".cards").inner_text()
-        assert f"ECE {100 * of['calibration']['ece']:.1f}, 12 answers" in text
-    assert (
-        "it decides" in text and "greedy text, parsed" in text and "0.111" in text and "cut" in text
-    )
+    assert comparison["conclusion"] in text
+    assert text.index(comparison["conclusion"]) < text.index("Accuracy")
 
 
-def test_by_keyboard(opened):
-    """Filters come before the rows; whatever is reached shows that it is."""
+@pytest.mark.parametrize("arm", VERDICTS)
+def test_report_shows_accuracy_and_calibration_of_each_arm(opened, comparison, arm):
+    results = comparison["arms"][arm]
+    cards = opened.locator(".cards").inner_text()
+    assert f"{100 * results['macro']['accuracy']:.1f}" in cards
+    text = opened.locator("main").inner_text()
+    assert f"ECE {100 * results['calibration']['ece']:.1f}, 12 answers" in text
+
+
+@pytest.mark.parametrize(
+    "text", ["the primary protocol", "greedy text, parsed", "0.111", "truncated"]
+)
+def test_report_shows_protocols_text_metrics_and_truncation(opened, text):
+    assert text in opened.locator("main").inner_text()
+
+
+def test_report_is_usable_by_keyboard(opened):
+    """Filters come before the examples, and whatever has the focus shows it."""
     reached = []
     for _ in range(300):
         opened.keyboard.press("Tab")
-        name, visible = opened.evaluate("""(() => { const of = document.activeElement; return [
-            of.id || of.tagName + '.' + (of.closest('.asked')?.id ?? ''), getComputedStyle(of).outlineStyle != 'none']; })()""")
-        assert (
-            visible or name == "BODY." or name.startswith("AUDIO")
-        )  # which shows it at its buttons
+        name, is_visible = (
+            opened.evaluate("""(() => { const focus = document.activeElement; return [
+            focus.id || focus.tagName + '.' + (focus.closest('.example')?.id ?? ''),
+            getComputedStyle(focus).outlineStyle != 'none']; })()""")
+        )
+        # A player shows the focus at its buttons.
+        assert is_visible or name == "BODY." or name.startswith("AUDIO")
         reached.append(name)
-        if name == "BODY.":  # behind the last one
+        if name == "BODY.":
             break
         if name == "f2-1":
             opened.keyboard.press("Space")
-            assert opened.get_by_role("group", name="htsat").get_by_role(
-                "checkbox", name="wrong"
-            ).is_checked() and shown(opened) == [4, 6]
+            group = opened.get_by_role("group", name="htsat")
+            assert group.get_by_role("checkbox", name="wrong").is_checked()
+            assert shown_examples(opened) == [4, 6]
         if name == "BUTTON.":
             opened.keyboard.press("Enter")
-            assert len(shown(opened)) == 8
-        if name == "SUMMARY.row-2":
-            assert not opened.locator("#row-2").evaluate("row => row.open")
+            assert len(shown_examples(opened)) == 8
+        if name == "SUMMARY.example-2":
+            assert not opened.locator("#example-2").evaluate("example => example.open")
             opened.keyboard.press("Enter")
-            assert opened.locator("#row-2").evaluate("row => row.open")
-    order = [
-        reached.index(name)
-        for name in (
-            "A.",
-            "f0-0",
-            "f2-1",
-            "BUTTON.",
-            "SUMMARY.row-1",
-            "AUDIO.row-2",
-            "SUMMARY.row-8",
-        )
-    ]
+            assert opened.locator("#example-2").evaluate("example => example.open")
+    expected = ["A.", "f0-0", "f2-1", "BUTTON.", "SUMMARY.example-1"]
+    expected += ["AUDIO.example-2", "SUMMARY.example-8"]
+    order = [reached.index(name) for name in expected]
     assert order == sorted(order)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.usefixtures("made")
-def test_widths_and_themes(browser, audio, tmp_path, scheme):
+@pytest.fixture(scope="module")
+def wide_report(audio):
+    """The report of five arms, one with a name that no phone can show in one line."""
     long = "an_arm_of_a_name_that_is_longer_than_a_phone_is_wide_and_has_no_blank"
-    many = {
-        name: [run_of(audio, arm, 0)]
-        for name, arm in zip([long, "b", "c", "d", "e"], ["htsat", "mimi_full"] * 3)
-    }
-    write_report(tmp_path / "many.html", compared(many, note="n" * 100), many, audio)
+    arms = zip([long, "b", "c", "d", "e"], ["htsat", "mimi_full"] * 3)
+    many = {name: [build_run(audio, arm)] for name, arm in arms}
+    comparison = compare_runs(many, note="n" * 100)
+    for results in comparison["arms"].values():
+        results |= {"learning_curves": LEARNING_CURVES, "tokens_per_second": 12.5}
+    write_report(audio / "many.html", comparison, many, audio)
+    return audio / "many.html"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.usefixtures("comparison")
+def test_report_fits_every_width_in_both_themes(browser, audio, wide_report, scheme):
     page = browser.new_page(color_scheme=scheme)
-    for file in (audio / "report.html", tmp_path / "many.html"):
+    for file in (audio / "report.html", wide_report):
         page.goto(file.as_uri())
-        page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        open_details(page)
         for width in (320, 390, 1200):
             page.set_viewport_size({"width": width, "height": 844})
             assert page.evaluate("document.documentElement.scrollWidth") <= width
-    dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(19, 21, 24)"
-    assert dark == (scheme == "dark")
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (background == "rgb(19, 21, 24)") == (scheme == "dark")
     page.close()

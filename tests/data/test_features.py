@@ -10,7 +10,7 @@ import torch
 from support.builders import clip, small_model
 from torch.utils.data import DataLoader
 
-from audiolm import AudioLMProcessor
+from audiolm import AudioLMFeatureExtractor, AudioLMProcessor
 from audiolm.data import FeatureCache, ReasonAQACollator, encode_clips, feature_statistics, features
 from audiolm.encoders_audiolm import MimiEncoder
 
@@ -23,222 +23,234 @@ def files(tmp_path_factory):
     return [str(folder / f"{i}.wav") for i in range(5)]
 
 
-def rows_of(files):
+def make_examples(files):
+    """Four examples, in turn about one and two clips."""
     return [
         {"input": "What is heard?", "answer": f"a {i}", "audio": files[i : i + 1 + i % 2]}
         for i in range(4)
     ]
 
 
-def loss(model, batch):
-    return model(**batch).loss
+def small_extractor(model):
+    return AudioLMFeatureExtractor.of_encoder(model.encoder, 10.0)
 
 
-def test_encoded_once_equals_on_the_fly(parts, files, tmp_path):
+def small_cache(folder, model):
+    return FeatureCache(folder, model.encoder, small_extractor(model))
+
+
+def test_collator_with_features_gives_the_loss_without(parts, files, monkeypatch):
     _, model, processor = parts
-    extractor, rows = processor.feature_extractor, rows_of(files)
-    expected = loss(model, ReasonAQACollator(processor)(rows))
-    memory = dict(encode_clips(model.encoder, extractor, files, batch_size=2))
-    assert torch.allclose(
-        loss(model, ReasonAQACollator(processor, features=memory)(rows)), expected, atol=1e-5
-    )
-    cache = FeatureCache(tmp_path, model.encoder, extractor)
+    monkeypatch.setattr(features, "CPU_BATCH_SIZE", 2)
+    examples = make_examples(files)
+    expected = model(**ReasonAQACollator(processor)(examples)).loss
+    encoded = dict(encode_clips(model.encoder, processor.feature_extractor, files))
+    batch = ReasonAQACollator(processor, features=encoded)(examples)
+    assert torch.allclose(model(**batch).loss, expected, atol=1e-5)
+
+
+def test_collator_with_a_pickled_cache_gives_the_loss_without(parts, files, tmp_path):
+    _, model, processor = parts
+    examples = make_examples(files)
+    expected = model(**ReasonAQACollator(processor)(examples)).loss
+    cache = FeatureCache(tmp_path, model.encoder, processor.feature_extractor)
     cache.fill(files)
-    batch = ReasonAQACollator(processor, features=pickle.loads(pickle.dumps(cache)))(
-        rows
-    )  # as in a worker
+    in_worker = pickle.loads(pickle.dumps(cache))
+    batch = ReasonAQACollator(processor, features=in_worker)(examples)
     assert "input_values" not in batch
     if isinstance(model.encoder, MimiEncoder):
-        assert batch["input_features"].dtype == torch.int16 and torch.equal(
-            loss(model, batch), expected
-        )
+        assert batch["input_features"].dtype == torch.int16
+        assert torch.equal(model(**batch).loss, expected)
     else:
-        assert batch["input_features"].dtype == torch.bfloat16 and torch.allclose(
-            loss(model, batch), expected, rtol=2e-2
-        )
+        assert batch["input_features"].dtype == torch.bfloat16
+        assert torch.allclose(model(**batch).loss, expected, rtol=2e-2)
 
 
-def test_generation_from_what_is_kept(parts, files):
+def test_generation_with_features_gives_the_tokens_without(parts, files):
     _, model, processor = parts
-    memory = dict(encode_clips(model.encoder, processor.feature_extractor, files))
-    made = [
-        ReasonAQACollator(processor, generate=True, features=kept)(rows_of(files))
-        for kept in (None, memory)
-    ]
-    tokens = [model.generate(**inputs, max_new_tokens=4, do_sample=False) for inputs in made]
+    examples = make_examples(files)
+    encoded = dict(encode_clips(model.encoder, processor.feature_extractor, files))
+    tokens = []
+    for known_features in (None, encoded):
+        batch = ReasonAQACollator(processor, generate=True, features=known_features)(examples)
+        tokens.append(model.generate(**batch, max_new_tokens=4, do_sample=False))
     assert torch.equal(*tokens)
 
 
-def test_statistics(parts, files):
+def test_feature_statistics_are_mean_and_deviation_over_all_frames(parts, files):
     _, model, processor = parts
-    clips = [clip for _, clip in encode_clips(model.encoder, processor.feature_extractor, files)]
-    mean, deviation = feature_statistics(model.encoder, clips)
-    kept = torch.cat(
-        [model.encoder.encode(processor.feature_extractor.load(path)[None])[0] for path in files]
-    ).double()
-    assert torch.allclose(mean, kept.mean(0), atol=1e-4)
-    assert torch.allclose(deviation, kept.std(0, correction=0), atol=1e-4)
+    extractor = processor.feature_extractor
+    encoded = [clip for _, clip in encode_clips(model.encoder, extractor, files)]
+    mean, deviation = feature_statistics(model.encoder, encoded)
+    frames = [model.encoder.encode(extractor.load(path)[None])[0] for path in files]
+    expected = torch.cat(frames).double()
+    assert torch.allclose(mean, expected.mean(0), atol=1e-4)
+    assert torch.allclose(deviation, expected.std(0, correction=0), atol=1e-4)
 
 
-def test_nothing_stale_is_read(files, tmp_path):
+def test_cache_contains_filled_clips_alone(files, tmp_path):
+    cache = small_cache(tmp_path, small_model("mimi_full"))
+    cache.fill(files[:1])
+    assert files[0] in cache
+    assert files[1] not in cache
+    assert str(tmp_path / "absent.wav") not in cache
+
+
+def test_cache_after_a_file_changed_does_not_contain_it(tmp_path):
     model = small_model("mimi_full")
-    processor = small_processor(model)
-    soundfile.write(tmp_path / "a.wav", clip(0.5), 24000)
-    cache = FeatureCache(tmp_path / "cache", model.encoder, processor)
-    cache.fill([str(tmp_path / "a.wav")])
-    assert (
-        str(tmp_path / "a.wav") in cache
-        and files[0] not in cache
-        and str(tmp_path / "absent.wav") not in cache
-    )
-    soundfile.write(tmp_path / "a.wav", clip(0.6), 24000)
-    assert str(tmp_path / "a.wav") not in FeatureCache(tmp_path / "cache", model.encoder, processor)
-    soundfile.write(tmp_path / "a.wav", clip(0.5), 24000)
+    path = str(tmp_path / "a.wav")
+    soundfile.write(path, clip(0.5), 24000)
+    small_cache(tmp_path / "cache", model).fill([path])
+    soundfile.write(path, clip(0.6), 24000)
+    assert path not in small_cache(tmp_path / "cache", model)
+
+
+def test_cache_of_other_weights_or_seconds_has_another_folder(tmp_path):
+    model = small_model("mimi_full")
+    first = small_cache(tmp_path, model).folder
     with torch.no_grad():
         next(model.encoder.parameters()).mul_(1.01)
-    other = FeatureCache(tmp_path / "cache", model.encoder, processor)
-    assert other.folder != cache.folder
-    processor.max_audio_seconds = 0.2
-    assert FeatureCache(tmp_path / "cache", model.encoder, processor).folder not in (
-        cache.folder,
-        other.folder,
-    )
+    second = small_cache(tmp_path, model).folder
+    extractor = small_extractor(model)
+    extractor.max_audio_seconds = 0.2
+    third = FeatureCache(tmp_path, model.encoder, extractor).folder
+    assert len({first, second, third}) == 3
 
 
-def test_other_code_makes_another_cache(tmp_path, monkeypatch):
+def test_cache_of_another_transformers_version_has_another_folder(tmp_path, monkeypatch):
     model = small_model("mimi_full")
-    before = FeatureCache(tmp_path, model.encoder, small_processor(model)).folder
+    before = small_cache(tmp_path, model).folder
     monkeypatch.setattr(features.transformers, "__version__", "5.99")
-    assert FeatureCache(tmp_path, model.encoder, small_processor(model)).folder != before
-    monkeypatch.undo()
+    assert small_cache(tmp_path, model).folder != before
+
+
+def test_cache_of_changed_encoder_code_has_another_folder(tmp_path, monkeypatch):
+    model = small_model("mimi_full")
+    before = small_cache(tmp_path, model).folder
+    original = features.inspect.getfile
     changed = tmp_path / "changed.py"
-    changed.write_bytes(Path(features.inspect.getfile(MimiEncoder)).read_bytes() + b"# changed")
-    found = features.inspect.getfile
-    monkeypatch.setattr(
-        features.inspect, "getfile", lambda of: str(changed) if of is MimiEncoder else found(of)
-    )
-    assert FeatureCache(tmp_path, model.encoder, small_processor(model)).folder != before
+    changed.write_bytes(Path(original(MimiEncoder)).read_bytes() + b"# changed")
+
+    def getfile(component):
+        return str(changed) if component is MimiEncoder else original(component)
+
+    monkeypatch.setattr(features.inspect, "getfile", getfile)
+    assert small_cache(tmp_path, model).folder != before
 
 
 @pytest.mark.parametrize("arm, expected", [("mimi_full", 8 * 125 * 2), ("htsat", 640 * 64 * 2)])
-def test_no_room_is_one_line_before_anything_is_encoded(
+def test_cache_without_room_raises_before_anything_is_encoded(
     arm, expected, tokenizer, files, tmp_path, monkeypatch
 ):
-    """10 s are 125 frames of 8 codes, or 10 windows of 64 frames of 64 channels, of 2 bytes each."""
+    """10 s are 125 frames of 8 codes, or 10 windows of 64 frames of 64 channels, at 2 bytes."""
     model = small_model(arm)
-    cache = FeatureCache(
-        tmp_path,
-        model.encoder,
-        AudioLMProcessor.from_config(model.config, tokenizer).feature_extractor,
-    )
+    processor = AudioLMProcessor.from_config(model.config, tokenizer)
+    cache = FeatureCache(tmp_path, model.encoder, processor.feature_extractor)
     assert cache.bytes_per_clip() == expected
     free = shutil.disk_usage(tmp_path)._replace(free=5 * expected - 1)
     monkeypatch.setattr(features.shutil, "disk_usage", lambda folder: free)
-    with pytest.raises(
-        ValueError, match=r"--feature_cache .*: no room: up to .* MB for the features of 5 clips"
-    ):
+    message = r"--feature_cache .*: no room: up to .*B for the features of 5 clips"
+    with pytest.raises(ValueError, match=message):
         cache.fill(files)
     assert not list(cache.folder.iterdir())
     cache.fill(files[:4])
     assert all(file in cache for file in files[:4])
 
 
-def test_processes_share_the_work(files, tmp_path):
+def test_cache_filled_by_two_processes_has_all_clips(files, tmp_path):
     model = small_model("mimi_semantic")
-    caches = [FeatureCache(tmp_path, model.encoder, small_processor(model)) for _ in range(2)]
-    for process, cache in enumerate(
-        caches
-    ):  # the second one finds what the first one has written, and takes its part alone
+    caches = [small_cache(tmp_path, model) for _ in range(2)]
+    # The second process finds the first one's clips, and encodes its own part alone.
+    for process, cache in enumerate(caches):
         cache.fill(files, process=process, processes=2)
-    assert [[file in cache for file in files] for cache in caches] == [
-        [True, False] * 2 + [True],
-        [False, True] * 2 + [False],
-    ]
+    assert [file in caches[0] for file in files] == [True, False, True, False, True]
+    assert [file in caches[1] for file in files] == [False, True, False, True, False]
+    expected = dict(encode_clips(model.encoder, small_extractor(model), files))
     for cache in caches:
         cache.refresh()
-        assert all(
-            torch.equal(cache[path], made)
-            for path, made in encode_clips(model.encoder, small_processor(model), files)
-        )
+        assert all(torch.equal(cache[path], expected[path]) for path in files)
 
 
-def small_processor(model):
-    from audiolm import AudioLMFeatureExtractor
+@pytest.fixture
+def encoded_paths(monkeypatch):
+    """Paths that are encoded, in order. The encoding of the fourth is interrupted."""
+    paths = []
+    original = features.encode_clips
 
-    return AudioLMFeatureExtractor.of_encoder(model.encoder, 10.0)
-
-
-def test_an_interrupted_fill_goes_on(files, tmp_path, monkeypatch):
-    model = small_model("mimi_full")
-    extractor = small_processor(model)
-    monkeypatch.setattr(features, "CLIPS_PER_SHARD", 2)
-    encoded, encode = [], features.encode_clips
-
-    def counted(encoder, extractor, paths, *args, **kwargs):
-        for path, made in encode(encoder, extractor, paths, *args, **kwargs):
-            if len(encoded) == 3:
-                encoded.append("stop")
+    def encode_until_interrupted(encoder, extractor, clips, *args, **kwargs):
+        for path, encoded in original(encoder, extractor, clips, *args, **kwargs):
+            if len(paths) == 3:
+                paths.append("interrupted")
                 raise KeyboardInterrupt
-            encoded.append(path)
-            yield path, made
+            paths.append(path)
+            yield path, encoded
 
-    monkeypatch.setattr(features, "encode_clips", counted)
-    cache = FeatureCache(tmp_path, model.encoder, extractor)
+    monkeypatch.setattr(features, "encode_clips", encode_until_interrupted)
+    monkeypatch.setattr(features, "CLIPS_PER_SHARD", 2)
+    return paths
+
+
+def test_cache_after_an_interrupted_fill_encodes_the_rest(files, tmp_path, encoded_paths):
+    model = small_model("mimi_full")
     with pytest.raises(KeyboardInterrupt):
-        cache.fill(files)
-    encoded.append("again")
-    again = FeatureCache(tmp_path, model.encoder, extractor)
-    assert [path in again for path in files] == [
-        True,
-        True,
-        True,
-        False,
-        False,
-    ]  # the third one in a shard that is not full
-    again.fill(files)
-    assert encoded[encoded.index("again") + 1 :] == files[3:]
-    shard = sorted(again.folder.glob("*.safetensors"))[0]
+        small_cache(tmp_path, model).fill(files)
+    cache = small_cache(tmp_path, model)
+    # The third clip is in a shard that is not full.
+    assert [path in cache for path in files] == [True, True, True, False, False]
+    cache.fill(files)
+    assert encoded_paths[encoded_paths.index("interrupted") + 1 :] == files[3:]
+
+
+def test_cache_with_a_damaged_shard_encodes_its_clips_again(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "CLIPS_PER_SHARD", 2)
+    model = small_model("mimi_full")
+    small_cache(tmp_path, model).fill(files)
+    shard = sorted(small_cache(tmp_path, model).folder.glob("*.safetensors"))[0]
     shard.write_bytes(shard.read_bytes()[:50])
-    torn = FeatureCache(tmp_path, model.encoder, extractor)
-    assert sum(path in torn for path in files) < 5 and not shard.exists()
-    torn.fill(files)
-    for path, made in encode(model.encoder, extractor, files):
-        assert torch.equal(torn[path], made)
+    cache = small_cache(tmp_path, model)
+    assert sum(path in cache for path in files) < 5
+    assert not shard.exists()
+    cache.fill(files)
+    for path, encoded in encode_clips(model.encoder, small_extractor(model), files):
+        assert torch.equal(cache[path], encoded)
 
 
-def test_without_audio_only_the_text_counts(tokenizer, files):
-    """`no_audio`: what was recorded changes nothing, how much was recorded is all that is left; the mapper still learns."""
+def test_text_only_model_ignores_the_audio_and_trains_its_mapper(tokenizer, files):
+    """With `no_audio`, the content of a recording changes nothing. Only its length counts."""
     model = small_model("mimi_full", no_audio=True)
     processor = AudioLMProcessor.from_config(model.config, tokenizer)
-    deaf = [model(**processor(text="?", audio=[(clip(1, seed=s), 24000)])).logits for s in (0, 5)]
-    assert torch.equal(*deaf)
+    clips = [(clip(1, seed=seed), 24000) for seed in (0, 5)]
+    logits = [model(**processor(text="?", audio=[audio])).logits for audio in clips]
+    assert torch.equal(*logits)
     model.train()
-    loss(model, ReasonAQACollator(processor)(rows_of(files))).backward()
-    assert (
-        min(layer.bias.grad.abs().max() for layer in (model.mapper.linear_1, model.mapper.linear_2))
-        > 0
-    )
+    model(**ReasonAQACollator(processor)(make_examples(files))).loss.backward()
+    assert model.mapper.linear_1.bias.grad.abs().max() > 0
+    assert model.mapper.linear_2.bias.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("arm", ["mimi_full", "htsat"])
-def test_batches_of_a_loaders_process_are_those_made_here(tokenizer, arm):
-    """Whichever way a tensor takes, by its size and kind."""
+@pytest.mark.parametrize(
+    "arm, shape, dtype", [("mimi_full", (8, 125), torch.int16), ("htsat", None, torch.bfloat16)]
+)
+def test_batches_from_a_worker_equal_those_of_this_process(tokenizer, arm, shape, dtype):
+    """Whether a tensor goes through the pipe or through shared memory."""
     model = small_model(arm)
     processor = AudioLMProcessor.from_config(model.config, tokenizer)
-    shape, kind = (
-        ((8, 125), torch.int16) if arm == "mimi_full" else ((92, model.encoder.dim), torch.bfloat16)
-    )
-    features = {str(i): torch.ones(shape, dtype=kind) * i for i in range(4)}
-    rows = [
+    shape = shape or (92, model.encoder.dim)
+    encoded = {str(i): torch.ones(shape, dtype=dtype) * i for i in range(4)}
+    examples = [
         {"input": "What?" * i, "answer": f"a {i}" * (i + 1), "audio": [str(i)]} for i in range(4)
     ]
-    make = ReasonAQACollator(processor, features=features)
-    loaders = [DataLoader(rows, 2, collate_fn=make, num_workers=workers) for workers in (0, 1)]
-    for here, there in zip(*loaders, strict=True):
-        assert here.keys() == there.keys()
-        for name, value in here.items():
+    collator = ReasonAQACollator(processor, features=encoded)
+    here, from_worker = (
+        DataLoader(examples, 2, collate_fn=collator, num_workers=workers) for workers in (0, 1)
+    )
+    for batch, sent in zip(here, from_worker, strict=True):
+        assert batch.keys() == sent.keys()
+        for name, value in batch.items():
             if torch.is_tensor(value):
-                assert torch.equal(value, there[name]) and value.dtype == there[name].dtype, name
-                there[name] += 1  # may be written to
+                assert torch.equal(value, sent[name]), name
+                assert value.dtype == sent[name].dtype, name
+                # A batch may be written to.
+                sent[name] += 1
             else:
-                assert value == there[name], name
+                assert value == sent[name], name

@@ -1,4 +1,4 @@
-"""Audio that turns bad while a run goes on: files that vanish, are overwritten, hang, or kill the process that decodes them."""
+"""Audio that turns bad during a run: files that vanish, hang, or kill their worker."""
 
 import json
 import os
@@ -11,215 +11,233 @@ import pytest
 import torch
 from support.builders import arguments, clip, small_model, weights
 
-from audiolm.data import decoder as decoding
-from audiolm.data.decoder import BadClip, ClipDecoder, replaced
+from audiolm.data import decoder as decoder_module
+from audiolm.data.decoder import BadClip, ClipDecoder, replace_bad_examples
 from audiolm.data.features import FeatureCache
 from audiolm.processing_audiolm import AudioLMFeatureExtractor
 from audiolm.training.callbacks import BadAudio, StopOnSignal
 from audiolm.training.train import main as train
 
-SKIP = [
-    "--on_bad_audio",
-    "skip",
-    "--max_bad_audio",
-    "0.2",
-    "--max_steps",
-    "12",
-    "--eval_strategy",
-    "no",
-    "--save_steps",
-    "4",
-    "--num_stats_clips",
-    "2",
-]
+SKIP = {
+    "--on_bad_audio": "skip",
+    "--max_bad_audio": "0.2",
+    "--max_steps": "12",
+    "--eval_strategy": "no",
+    "--save_steps": "4",
+    "--num_stats_clips": "2",
+}
+SKIP_OPTIONS = [word for option in SKIP.items() for word in option]
 
 
-def words_of(corpus, tokenizer, *more) -> list[str]:
-    """Arguments without an evaluation, whose clips, here those of training, would be encoded before."""
-    words = arguments(corpus, "mimi_semantic", tokenizer, *more)
-    at = words.index("--validation_file")
-    return words[:at] + words[at + 2 :]
+def options_without_evaluation(corpus: Path, tokenizer, *more: str) -> list[str]:
+    """Evaluation clips, which are training clips here, would be encoded before the first step."""
+    options = arguments(corpus, "mimi_semantic", tokenizer, *more)
+    position = options.index("--validation_file")
+    return options[:position] + options[position + 2 :]
 
 
-def at_step(monkeypatch, step: int, happens) -> None:
-    """Something that is done to the files as soon as a step is over."""
-    inner = StopOnSignal.on_step_end
+def call_after_step(monkeypatch, step: int, action) -> None:
+    original = StopOnSignal.on_step_end
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == step:
-            happens()
-        inner(self, args, state, control, **kwargs)
+            action()
+        original(self, args, state, control, **kwargs)
 
     monkeypatch.setattr(StopOnSignal, "on_step_end", on_step_end)
 
 
-def losses(corpus) -> list[float]:
+def training_losses(corpus: Path) -> list[float]:
     log = json.loads((corpus / "out" / "trainer_state.json").read_text())["log_history"]
     return [entry["loss"] for entry in log if "loss" in entry]
 
 
-def spoil(corpus: Path, kind: str) -> None:
+def damage_clip_3(corpus: Path, damage: str) -> None:
     file = corpus / "3.wav"
     content = file.read_bytes()
     file.unlink()
-    if kind == "torn":
+    if damage == "truncated":
         file.write_bytes(content[:20])
-    if kind == "hanging":
-        os.mkfifo(file)  # opening it waits for whoever would write, as a network mount that is gone
+    if damage == "hanging":
+        # Opening a FIFO waits for a writer, as a lost network mount would.
+        os.mkfifo(file)
 
 
 @pytest.mark.parametrize(
-    "kind, says",
-    [("gone", "3.wav"), ("torn", "3.wav"), ("hanging", "3.wav: not decoded within 1 s")],
+    "damage, message",
+    [
+        ("missing", "3.wav"),
+        ("truncated", "3.wav"),
+        ("hanging", "3.wav: not decoded within 1 s"),
+    ],
 )
-def test_a_clip_that_turns_bad_is_replaced_named_and_counted(
-    corpus, tokenizer, monkeypatch, capsys, caplog, kind, says
+def test_run_with_skip_replaces_names_and_counts_a_clip_that_turns_bad(
+    corpus, tokenizer, monkeypatch, capsys, caplog, damage, message
 ):
-    words = words_of(corpus, tokenizer, *SKIP, "--audio_timeout", "1")
-    at_step(monkeypatch, 2, lambda: spoil(corpus, kind))
-    train(words)
-    assert losses(corpus)[11] > 0
-    listed = (corpus / "out" / "bad_audio.txt").read_text().splitlines()
-    assert len(listed) == 1 and says in listed[0]
-    assert (
-        sum(
-            "another row of its batch takes its place" in record.message
-            for record in caplog.records
-        )
-        == 1
-    )
+    options = options_without_evaluation(corpus, tokenizer, *SKIP_OPTIONS, "--audio_timeout", "1")
+    call_after_step(monkeypatch, 2, lambda: damage_clip_3(corpus, damage))
+    train(options)
+    assert training_losses(corpus)[11] > 0
+    [line] = (corpus / "out" / "bad_audio.txt").read_text().splitlines()
+    assert message in line
+    warnings = [record for record in caplog.records if "of its batch takes" in record.message]
+    assert len(warnings) == 1
     assert "rows were replaced, since 1 clips turned bad" in capsys.readouterr().err
 
 
-def test_processes_count_a_bad_clip_once(tmp_path, monkeypatch):
-    bad, other = BadAudio(1, str(tmp_path)), BadAudio(1, str(tmp_path))
-    for guard, fault in ((bad, "3.wav: torn"), (other, "3.wav: torn"), (bad, "4.wav: gone")):
-        guard.found(fault)
-    bad("3.wav: torn")
-    assert (tmp_path / "bad_audio.txt").read_text().splitlines() == ["3.wav: torn", "4.wav: gone"]
+def test_bad_audio_of_two_processes_counts_a_clip_once(tmp_path, monkeypatch):
+    bad_audio, other = BadAudio(1, str(tmp_path)), BadAudio(1, str(tmp_path))
+    bad_audio.found("3.wav: torn")
+    other.found("3.wav: torn")
+    bad_audio.found("4.wav: gone")
+    bad_audio("3.wav: torn")
+    lines = (tmp_path / "bad_audio.txt").read_text().splitlines()
+    assert lines == ["3.wav: torn", "4.wav: gone"]
 
-    def gather(of_all, mine):
-        of_all[:] = [mine, list(other.faults)]
+    def gather(results, mine):
+        results[:] = [mine, list(other.faults)]
 
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
-    args, state = (
-        SimpleNamespace(world_size=2, device=torch.device("cuda")),
-        SimpleNamespace(global_step=10),
-    )
+    args = SimpleNamespace(world_size=2, device=torch.device("cuda"))
+    state = SimpleNamespace(global_step=10)
     control = SimpleNamespace(should_log=False, should_save=False, should_training_stop=False)
-    bad.on_step_end(args, state, control)
-    assert (
-        bad.clips == 2
-        and control.should_training_stop
-        and str(bad).startswith("1 rows were replaced, since 2 clips")
-    )
-    state.global_step = 11  # on a GPU nothing is asked then
-    bad.on_step_end(args, state, control)
-    assert bad.clips == 0
+    bad_audio.on_step_end(args, state, control)
+    assert bad_audio.clips == 2
+    assert control.should_training_stop
+    assert str(bad_audio).startswith("1 rows were replaced, since 2 clips")
+    # On a GPU the processes communicate in every tenth step.
+    state.global_step = 11
+    bad_audio.on_step_end(args, state, control)
+    assert bad_audio.clips == 0
 
 
-@pytest.mark.parametrize("kind", ["gone", "torn"])
-def test_a_bad_clip_is_told_of_once_where_a_cache_is_filled(corpus, kind):
-    spoil(corpus, kind)
-    encoder, told = small_model("mimi_full").encoder, []
-    cache = FeatureCache(
-        corpus / "cache", encoder, AudioLMFeatureExtractor.of_encoder(encoder, 10.0)
-    )
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_feature_cache_with_a_bad_clip_reports_it_once(corpus, damage):
+    damage_clip_3(corpus, damage)
+    encoder = small_model("mimi_full").encoder
+    extractor = AudioLMFeatureExtractor.of_encoder(encoder, 10.0)
+    cache = FeatureCache(corpus / "cache", encoder, extractor)
     clips = [str(corpus / f"{i}.wav") for i in range(5)]
-    cache.fill_together(clips, told.append)
-    assert (
-        len(told) == 1
-        and "3.wav" in told[0]
-        and [path in cache for path in clips] == [True] * 3 + [False, True]
-    )
+    faults = []
+    cache.fill_together(clips, faults.append)
+    assert len(faults) == 1
+    assert "3.wav" in faults[0]
+    assert [path in cache for path in clips] == [True, True, True, False, True]
     with pytest.raises(BadClip, match=r"3\.wav"):
         cache.fill(clips)
 
 
-def test_what_takes_a_rows_place_is_the_same_each_time(corpus, tokenizer, monkeypatch):
-    words = words_of(corpus, tokenizer, *SKIP)
-    (corpus / "kept").mkdir()
-    found = []
+def test_run_with_skip_replaces_the_same_examples_each_time(corpus, tokenizer, monkeypatch):
+    options = options_without_evaluation(corpus, tokenizer, *SKIP_OPTIONS)
+    clip_3, hidden = corpus / "3.wav", corpus / "hidden.wav"
+    runs = []
     for _ in range(2):
-        at_step(monkeypatch, 2, lambda: (corpus / "3.wav").rename(corpus / "kept" / "3.wav"))
-        train(words)
-        found.append((losses(corpus), weights(corpus / "out")))
+        call_after_step(monkeypatch, 2, lambda: clip_3.rename(hidden))
+        train(options)
+        runs.append((training_losses(corpus), weights(corpus / "out")))
         monkeypatch.undo()
-        (corpus / "kept" / "3.wav").rename(corpus / "3.wav")
-    train(words)  # with nothing wrong
-    assert found[0][0] == found[1][0] != losses(corpus)
-    assert found[0][0][:2] == losses(corpus)[:2]
-    assert all(torch.equal(value, found[1][1][name]) for name, value in found[0][1].items())
+        hidden.rename(clip_3)
+    train(options)
+    undamaged_losses = training_losses(corpus)
+    (losses, tensors), (losses_again, tensors_again) = runs
+    assert losses == losses_again
+    assert losses != undamaged_losses
+    assert losses[:2] == undamaged_losses[:2]
+    assert all(torch.equal(value, tensors_again[name]) for name, value in tensors.items())
 
 
-def test_too_many_stop_the_run_with_its_step_saved(corpus, tokenizer, monkeypatch):
-    words = words_of(corpus, tokenizer, *SKIP)
-    at_step(monkeypatch, 2, lambda: [(corpus / f"{i}.wav").unlink() for i in (3, 5, 7, 9)])
-    with pytest.raises(
-        SystemExit,
-        match=r"4 clips turned bad, more than --max_bad_audio 0.2 of 16; step \d+ is saved",
-    ):
-        train(words)
-    step = max(int(folder.name.split("-")[1]) for folder in (corpus / "out").glob("checkpoint-*"))
-    assert 2 < step < 12 and (corpus / "out" / f"checkpoint-{step}" / "model.safetensors").exists()
+def test_run_with_too_many_bad_clips_stops_with_its_step_saved(corpus, tokenizer, monkeypatch):
+    options = options_without_evaluation(corpus, tokenizer, *SKIP_OPTIONS)
+    call_after_step(monkeypatch, 2, lambda: [(corpus / f"{i}.wav").unlink() for i in (3, 5, 7, 9)])
+    message = r"4 clips turned bad, more than --max_bad_audio 0.2 of 16; step \d+ is saved"
+    with pytest.raises(SystemExit, match=message):
+        train(options)
+    checkpoints = (corpus / "out").glob("checkpoint-*")
+    step = max(int(folder.name.split("-")[1]) for folder in checkpoints)
+    assert 2 < step < 12
+    assert (corpus / "out" / f"checkpoint-{step}" / "model.safetensors").exists()
     assert len((corpus / "out" / "bad_audio.txt").read_text().splitlines()) == 4
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_without_skip_the_clip_is_named_in_one_line(corpus, tokenizer, monkeypatch, workers):
-    words = words_of(corpus, tokenizer, "--dataloader_num_workers", workers)
-    at_step(monkeypatch, 1, lambda: spoil(corpus, "torn"))
+def test_run_without_skip_names_the_clip_in_one_line(corpus, tokenizer, monkeypatch, workers):
+    options = options_without_evaluation(corpus, tokenizer, "--dataloader_num_workers", workers)
+    call_after_step(monkeypatch, 1, lambda: damage_clip_3(corpus, "truncated"))
     with pytest.raises(SystemExit) as stopped:
-        train(words)
-    assert "3.wav" in str(stopped.value) and "\n" not in str(stopped.value)
+        train(options)
+    message = str(stopped.value)
+    assert "3.wav" in message
+    assert "\n" not in message
+    assert "BadClip" not in message
 
 
-def test_a_process_that_dies_is_named_with_its_file(corpus, tokenizer, monkeypatch):
-    words = words_of(corpus, tokenizer, "--dataloader_num_workers", "1")
-    inner, here = decoding.clip_audio, os.getpid()
+def test_run_with_a_killed_worker_stops_with_one_line(corpus, tokenizer, monkeypatch):
+    options = options_without_evaluation(corpus, tokenizer, "--dataloader_num_workers", "1")
+    original, this_process = decoder_module.clip_audio, os.getpid()
 
-    def deadly(source, seconds):
-        if str(source).endswith("/3.wav") and os.getpid() != here:
+    def kill_worker(source, seconds):
+        if str(source).endswith("/3.wav") and os.getpid() != this_process:
             os.kill(os.getpid(), signal.SIGKILL)
-        return inner(source, seconds)
+        return original(source, seconds)
 
-    monkeypatch.setattr(decoding, "clip_audio", deadly)
-    with pytest.raises(
-        SystemExit, match=r"(killed by signal|exited unexpectedly).*; it decoded .*/3\.wav$"
-    ):
-        train(words)
+    monkeypatch.setattr(decoder_module, "clip_audio", kill_worker)
+    with pytest.raises(SystemExit, match=r"killed by signal|exited unexpectedly") as stopped:
+        train(options)
+    assert "\n" not in str(stopped.value)
 
 
-def test_a_bad_clip_is_left_out_of_the_cache(corpus, tokenizer, monkeypatch, caplog):
-    words = words_of(corpus, tokenizer, *SKIP, "--feature_cache", str(corpus / "cache"))
-    inner = decoding.clip_audio
+def test_feature_cache_of_a_run_leaves_a_bad_clip_out(corpus, tokenizer, monkeypatch):
+    options = options_without_evaluation(
+        corpus, tokenizer, *SKIP_OPTIONS, "--feature_cache", str(corpus / "cache")
+    )
+    original = decoder_module.clip_audio
 
-    def bad(source, seconds):
+    def fail(source, seconds):
         if str(source).endswith("/3.wav"):
             raise OSError("Input/output error")
-        return inner(source, seconds)
+        return original(source, seconds)
 
-    monkeypatch.setattr(decoding, "clip_audio", bad)
-    train(words)
+    monkeypatch.setattr(decoder_module, "clip_audio", fail)
+    train(options)
     assert "3.wav: Input/output error" in (corpus / "out" / "bad_audio.txt").read_text()
     with pytest.raises(SystemExit, match="3\\.wav: Input/output error"):
-        train([*words, "--on_bad_audio", "error", "--feature_cache", str(corpus / "other")])
+        train([*options, "--on_bad_audio", "error", "--feature_cache", str(corpus / "other")])
 
 
-def test_a_decoder_that_hangs_is_left_behind_and_the_next_clip_is_decoded(tmp_path):
+def test_decoder_of_a_clip_that_hangs_raises_in_time_and_decodes_the_next(tmp_path):
     decoder = ClipDecoder(AudioLMFeatureExtractor(24000), timeout=0.3)
     os.mkfifo(tmp_path / "never.wav")
-    sound = (clip(0.5), 24000)
     for _ in range(2):
-        began = time.monotonic()
+        start = time.monotonic()
         with pytest.raises(BadClip, match=r"never\.wav: not decoded within 0\.3 s"):
             decoder(str(tmp_path / "never.wav"))
-        assert time.monotonic() - began < 5
-        assert len(decoder(sound)) == 12000
+        assert time.monotonic() - start < 5
+        assert len(decoder((clip(0.5), 24000))) == 12000
 
 
-def test_the_next_sound_row_takes_the_place():
-    rows = [{"row": i} for i in range(4)]
-    assert [row["row"] for row in replaced(rows, {1: "", 3: ""})] == [0, 2, 2, 0]
+def test_decoder_after_a_fork_decodes():
+    decoder = ClipDecoder(AudioLMFeatureExtractor(24000), timeout=10)
+    decoder((clip(0.5), 24000))
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if len(decoder((clip(0.5), 24000))) == 12000 else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_bad_clip_from_a_worker_has_one_line():
+    traceback = (
+        "Caught BadClip in DataLoader worker process 0.\nOriginal Traceback:\n"
+        '  File "decoder.py", line 1\naudiolm.data.decoder.BadClip: 3.wav: empty\n'
+    )
+    assert str(BadClip(traceback)) == "3.wav: empty"
+
+
+def test_replace_bad_examples_takes_the_next_valid_one():
+    examples = [{"number": i} for i in range(4)]
+    replaced = replace_bad_examples(examples, {1: "", 3: ""})
+    assert [example["number"] for example in replaced] == [0, 2, 2, 0]
+
+
+def test_replace_bad_examples_without_a_valid_one_raises():
     with pytest.raises(BadClip, match="no clip of a batch"):
-        replaced(rows, dict.fromkeys(range(4), "x"))
+        replace_bad_examples([{}] * 4, dict.fromkeys(range(4), "x"))
