@@ -4,7 +4,7 @@ from itertools import combinations
 
 import numpy as np
 
-from ..evaluation.scores import groups
+from ..evaluation.scores import groups_of_rows
 from ..evaluation.statistics import (
     clip_bootstrap,
     clip_permutation_test,
@@ -135,7 +135,7 @@ def _differences_by_question_type(paired: PairedOutcomes) -> list[dict]:
 
 
 def _differences_by_category(paired: PairedOutcomes, max_audio_seconds: float) -> list[dict]:
-    names, index = index_groups(groups(paired.outcomes.rows, max_audio_seconds)["category"])
+    names, index = index_groups(groups_of_rows(paired.outcomes.rows, max_audio_seconds)["category"])
     samples = paired.bootstrap(index)
     differences = []
     for group, name in enumerate(names):

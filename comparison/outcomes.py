@@ -9,7 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..evaluation.metric import SCORED
-from ..evaluation.scores import NO_AUDIO_CONTROLS, clips_of, gain_over_best_baseline, groups
+from ..evaluation.scores import (
+    NO_AUDIO_CONTROLS,
+    gain_over_best_baseline,
+    groups_of_rows,
+    recording_names,
+)
 from ..evaluation.statistics import clip_bootstrap, interval
 from .runs import Run
 
@@ -57,7 +62,7 @@ def collect_outcomes(runs: Mapping[str, list[Run]]) -> Outcomes:
         if arm not in text_only:
             baselines[arm] |= text_only
     type_index = np.array([question_types.index(row["question_type"]) for row in rows])
-    clips = [clips_of(row) for row in rows]
+    clips = [recording_names(row) for row in rows]
     return Outcomes(rows, question_types, type_index, clips, by_arm, by_seed, baselines)
 
 
@@ -94,7 +99,7 @@ def arm_accuracies(outcomes: Outcomes, max_audio_seconds: float, resamples: int)
         and the mean over question types: `macro`, `macro_accuracy` and `macro_by_seed`.
     """
     groupings = {"question_type": (outcomes.question_types, outcomes.type_index)}
-    for grouping, row_groups in groups(outcomes.rows, max_audio_seconds).items():
+    for grouping, row_groups in groups_of_rows(outcomes.rows, max_audio_seconds).items():
         groupings.setdefault(grouping, index_groups(row_groups))
     groupings["micro"] = index_groups([""] * len(outcomes.rows))
     columns = np.stack(list(outcomes.by_arm.values()), 1)

@@ -15,9 +15,8 @@ from typing import Any
 
 from ..evaluation.arguments import parse_arguments as parse_eval_arguments
 from ..runtime import UserError, file_digest
-from ..training.arguments import DEFAULTS as TRAINING_DEFAULTS
-from ..training.arguments import RECIPES
-from ..training.arguments import parse as parse_train_arguments
+from ..training.arguments import RECIPES, TRAINING_DEFAULTS
+from ..training.arguments import parse_arguments as parse_train_arguments
 from .config import PACKAGE_FOLDER, ComparisonConfig
 from .planned_run import STAGES, PlannedRun, Setting
 

@@ -53,8 +53,6 @@ class Run:
         """Whether the model was trained without audio."""
         return self.metrics["settings"]["model"]["no_audio"]
 
-    deaf = is_text_only  # RENAMED
-
 
 def read_run(folder: str | Path) -> Run:
     """Returns the evaluation in a folder of `run_eval.py`.

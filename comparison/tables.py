@@ -1,6 +1,6 @@
 """Formats a comparison as text."""
 
-from ..evaluation.tables import columns_of, table_rows
+from ..evaluation.tables import comparison_columns, comparison_rows
 
 SECTION_TITLES = {
     "question_type": "accuracy by question type",
@@ -24,8 +24,8 @@ def comparison_table(comparison: dict) -> str:
 
 
 def _accuracy_lines(comparison: dict) -> list[str]:
-    rows = table_rows(comparison)
-    widths = {name: max(len(name), 19) + 2 for name in columns_of(comparison)}
+    rows = comparison_rows(comparison)
+    widths = {name: max(len(name), 19) + 2 for name in comparison_columns(comparison)}
     label_width = max(28, *(len(row["name"]) + 2 for row in rows))
     header = "".join(f"{name:>{width}}" for name, width in widths.items())
     lines = [f"{'':<{label_width}}{'n':>6}{header}"]

@@ -18,7 +18,7 @@ from audiolm.comparison.runs import read_run
 from audiolm.comparison.sweep import Sweep
 from audiolm.run_compare import main
 from audiolm.runtime import UserError
-from audiolm.training.resume import RECORD
+from audiolm.training.resume import RECORD_FILE
 
 LONG_TRAINING = {"max_steps": 100_000, "save_strategy": "steps", "save_steps": 100_000}
 
@@ -111,7 +111,7 @@ def test_stopped_command_saves_the_step_of_each_training(config, number):
     assert "Traceback" not in errors
     for folder, log in zip(folders, logs):
         assert "stopped by SIGTERM" in log.read_text()
-        assert len(list(folder.glob(f"checkpoint-*/{RECORD}"))) == 1
+        assert len(list(folder.glob(f"checkpoint-*/{RECORD_FILE}"))) == 1
         assert not (folder / "train.json").exists()
     assert "audiolm.run_train" not in running_commands(config[0] / name)
 
@@ -137,7 +137,7 @@ def test_run_on_a_lost_machine_ends_on_another_one(config):
     machine = cluster.add_node(num_cpus=1, include_dashboard=False)
 
     def lose_machine():
-        wait_for(lambda: all(list(folder.glob(f"checkpoint-*/{RECORD}")) for folder in folders))
+        wait_for(lambda: all(list(folder.glob(f"checkpoint-*/{RECORD_FILE}")) for folder in folders))
         cluster.remove_node(machine, allow_graceful=False)
 
     thread = threading.Thread(target=lose_machine)
