@@ -159,8 +159,8 @@ def _split(examples: list, batch_size: int) -> list[list]:
 
 def _size(example: dict, processor: AudioLMProcessor, frames_per_clip: int) -> SizedExample:
     num_frames = [frames_per_clip] * len(example["audio"])
-    labels = len(processor.answer_ids(example["answer"]))
-    prompt = len(processor.prompt_ids(example["input"], num_frames))
+    labels = len(processor.encode_answer(example["answer"]))
+    prompt = len(processor.encode_prompt(example["input"], num_frames))
     return SizedExample(example, prompt + labels, labels)
 
 

@@ -20,7 +20,6 @@ from ..configuration_audiolm import (
 from ..encoders_audiolm import AudioEncoder, HTSATPosteriorEncoder, build_encoder
 from ..runtime import UserError
 from .random_weights import build_random_encoder
-from .random_weights import randomise_codebooks as randomise_codebooks  # MOVED
 from .state_dicts import (
     AUDIOSET_PREFIX,
     CLASSIFIER_PREFIX,

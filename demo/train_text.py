@@ -60,12 +60,12 @@ def train_tokenizer(texts: list[str], size: int) -> PreTrainedTokenizerFast:
 def example(processor: AudioLMProcessor, row: dict) -> tuple[list[int], list[int]]:
     """Ids and labels of a row whose clips are told instead of heard."""
     told = [
-        processor.answer_ids(row[field])[:-1] for field in ("caption1", "caption2") if row[field]
+        processor.encode_answer(row[field])[:-1] for field in ("caption1", "caption2") if row[field]
     ]
     captions, prompt = iter(told), []
-    for token in processor.prompt_ids(row["input"], [1] * len(told)):
+    for token in processor.encode_prompt(row["input"], [1] * len(told)):
         prompt += next(captions) if token == processor.audio_token_id else [token]
-    answer = processor.answer_ids(row["answer"])
+    answer = processor.encode_answer(row["answer"])
     return prompt + answer, [-100] * len(prompt) + answer
 
 

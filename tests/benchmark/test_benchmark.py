@@ -16,7 +16,7 @@ from audiolm import AudioLMConfig
 from audiolm.benchmark import cli as run_benchmark
 from audiolm.benchmark import measure as benchmark_measures
 from audiolm.benchmark import workload as benchmark_steps
-from audiolm.checkpoints.encoders import randomise_codebooks
+from audiolm.checkpoints.random_weights import randomise_codebooks
 from audiolm.encoders_audiolm import MimiEncoder
 from audiolm.training.compile import PAD_TO, compile_layers
 
@@ -112,7 +112,7 @@ def packed_batch(options, folder):
     frames = iter(batch["num_frames"])
     counts = [[next(frames) for _ in row["audio"]] for row in rows]
     lengths = [
-        len(processor.prompt_ids(row["input"], n) + processor.answer_ids(row["answer"]))
+        len(processor.encode_prompt(row["input"], n) + processor.encode_answer(row["answer"]))
         for row, n in zip(rows, counts)
     ]
     return (
@@ -141,7 +141,7 @@ def test_packed_rows_do_not_see_each_other(options, tmp_path, varied_codes):
     audio = model.get_audio_features(
         input_features=packed.pop("input_features"), num_frames=packed.pop("num_frames")
     )
-    embeds = model.put_audio(
+    embeds = model.merge_audio_embeddings(
         model.get_input_embeddings()(ids), audio, ids, packed.pop("audio_index")
     ).detach()
     starts = [sum(lengths[:row]) for row in range(len(lengths) + 1)]
@@ -186,8 +186,8 @@ def test_prompts_have_the_templates_tokens():
     # by SmolLM2's tokenizer "Audio 1: " is five tokens, "\n" one and "\nAnswer:" three
     options = run_benchmark.parse([*SMALL, "--encoder_type", "mimi_full"])
     _, processor = benchmark_steps.build(options)
-    assert len(processor.prompt_ids("w5w6", [4])) == 5 + 4 + 1 + 2 + 3
-    assert processor.answer_ids("w7w8") == [7, 8, 2]
+    assert len(processor.encode_prompt("w5w6", [4])) == 5 + 4 + 1 + 2 + 3
+    assert processor.encode_answer("w7w8") == [7, 8, 2]
 
 
 def test_tokens_by_hand(monkeypatch, tmp_path):
