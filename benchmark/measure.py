@@ -146,8 +146,8 @@ def build_workload(options: Namespace, is_baseline: bool, folder: str, cached: b
     examples = _draw(options, count, text_config.vocab_size, folder)
     for example in examples:
         frames = [frames_per_clip] * len(example["audio"])
-        example["labels"] = len(processor.answer_ids(example["answer"]))
-        prompt_ids = processor.prompt_ids(example["input"], frames)
+        example["labels"] = len(processor.encode_answer(example["answer"]))
+        prompt_ids = processor.encode_prompt(example["input"], frames)
         example["tokens"] = len(prompt_ids) + example["labels"]
     longest = max(example["tokens"] for example in examples)
     if longest > text_config.max_position_embeddings:

@@ -59,11 +59,11 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
 def build_example(processor: AudioLMProcessor, row: dict) -> Example:
     """Returns a row's token ids, with captions in place of audio tokens, and its labels."""
     fields = [field for field in ("caption1", "caption2") if row[field]]
-    captions = iter([processor.answer_ids(row[field])[:-1] for field in fields])
+    captions = iter([processor.encode_answer(row[field])[:-1] for field in fields])
     prompt = []
-    for token in processor.prompt_ids(row["input"], [1] * len(fields)):
+    for token in processor.encode_prompt(row["input"], [1] * len(fields)):
         prompt += next(captions) if token == processor.audio_token_id else [token]
-    answer = processor.answer_ids(row["answer"])
+    answer = processor.encode_answer(row["answer"])
     return prompt + answer, [-100] * len(prompt) + answer
 
 

@@ -10,7 +10,8 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, MimiModel
 
 from audiolm import AudioLMFeatureExtractor, AudioLMProcessor
-from audiolm.checkpoints.encoders import load_encoder, randomise_codebooks
+from audiolm.checkpoints.encoders import load_encoder
+from audiolm.checkpoints.random_weights import randomise_codebooks
 from audiolm.configuration_audiolm import default_encoder_config
 from audiolm.data.soundscapes.corpus import draw_corpus
 from audiolm.data.soundscapes.events import CLASSES

@@ -115,7 +115,7 @@ def test_bad_audio_of_two_processes_counts_a_clip_once(tmp_path, monkeypatch):
 def test_feature_cache_with_a_bad_clip_reports_it_once(corpus, damage):
     damage_clip_3(corpus, damage)
     encoder = small_model("mimi_full").encoder
-    extractor = AudioLMFeatureExtractor.of_encoder(encoder, 10.0)
+    extractor = AudioLMFeatureExtractor.from_encoder(encoder, 10.0)
     cache = FeatureCache(corpus / "cache", encoder, extractor)
     clips = [str(corpus / f"{i}.wav") for i in range(5)]
     faults = []
