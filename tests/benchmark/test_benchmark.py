@@ -14,7 +14,7 @@ from support.builders import SMALL_HTSAT, SMALL_MIMI, TEXT
 
 from audiolm import AudioLMConfig
 from audiolm.benchmark import cli, measure, workload
-from audiolm.checkpoints.encoders import randomise_codebooks
+from audiolm.checkpoints.random_weights import randomise_codebooks
 from audiolm.encoders_audiolm import MimiEncoder
 from audiolm.runtime import resident_memory
 from audiolm.training.compile import PAD_TO, compile_layers
