@@ -7,6 +7,7 @@ import errno
 import math
 import os
 import wave
+from itertools import chain
 
 import numpy as np
 import torch
@@ -354,7 +355,7 @@ class AudioLMProcessor(ProcessorMixin):
         if len(clips_by_text) != len(texts):
             raise ValueError(f"got {len(texts)} texts, but audio for {len(clips_by_text)}")
         answers = [answer] if isinstance(answer, str) else answer
-        clips = [clip for example in clips_by_text for clip in example]
+        clips = list(chain.from_iterable(clips_by_text))
         data = dict(self.feature_extractor(clips)) if clips else {}
         lengths = data["input_values_mask"].sum(1).tolist() if clips else []
         counts = iter([self.feature_extractor.num_frames(length) for length in lengths])

@@ -248,8 +248,8 @@ def test_stream_with_more_readers_than_row_groups_is_refused(embedded):
 
 def stream_options(corpus, tokenizer, folder: str, *more: str) -> list[str]:
     """Options of a run on a converted data set."""
-    words = arguments(corpus, "mimi_semantic", tokenizer)
-    options = dict(zip(words[::2], words[1::2]))
+    argv = arguments(corpus, "mimi_semantic", tokenizer)
+    options = dict(zip(argv[::2], argv[1::2]))
     for name in ("--train_file", "--validation_file", "--audio_dir"):
         del options[name]
     options |= {"--dataset_name": folder, **dict(zip(more[::2], more[1::2]))}
