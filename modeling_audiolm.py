@@ -383,7 +383,7 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             clips = (input_values, input_values_mask, input_features, input_features_mask)
             audio_embeds = self.get_audio_features(*clips, num_samples, num_frames)
             inputs_embeds = self.merge_audio_embeddings(
-                inputs_embeds, audio_embeds, input_ids, audio_index
+                inputs_embeds, audio_embeds, cast(torch.Tensor, input_ids), audio_index
             )
         outputs = self.language_model.model(
             inputs_embeds=inputs_embeds,
@@ -427,7 +427,7 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return total / num_items_in_batch, logits
 
     def _expand_inputs_for_generation(
-        self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs
+        self, expand_size=1, is_encoder_decoder=False, input_ids: Any = None, **model_kwargs
     ):
         """Repeats examples for beams and samples, together with their clips.
 
@@ -440,12 +440,8 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             order = self._repeated_clip_order(input_ids, expand_size)
             for name, tensor in clips.items():
                 clips[name] = tensor[torch.tensor(order, device=tensor.device)]
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(
-            expand_size=expand_size,
-            is_encoder_decoder=is_encoder_decoder,
-            input_ids=input_ids,
-            **model_kwargs,
-        )
+        expand: Any = super()._expand_inputs_for_generation
+        input_ids, model_kwargs = expand(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
         return input_ids, {**model_kwargs, **clips}
 
     def _repeated_clip_order(self, input_ids: torch.Tensor, expand_size: int) -> list[int]:

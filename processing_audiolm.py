@@ -17,6 +17,7 @@ from transformers.feature_extraction_sequence_utils import SequenceFeatureExtrac
 from .configuration_audiolm import AudioLMConfig, build_config
 from .encoders_audiolm import AudioEncoder, build_encoder, check_rate, resample
 
+soundfile: Any
 try:
     import soundfile
 except ImportError:  # Arrays and WAV files are read without it.
@@ -146,7 +147,7 @@ def check_file(path) -> None:
         raise FileNotFoundError(errno.ENOENT, "file not found", path)
 
 
-def open_file(path) -> "soundfile.SoundFile":
+def open_file(path) -> Any:
     """Opens a path or file object as audio of any format.
 
     Raises:
@@ -333,7 +334,7 @@ class AudioLMProcessor(ProcessorMixin):
             padding_side: `left` for generation, `right` for training.
             kwargs: Ignored.
         """
-        texts = [text] if isinstance(text, str) else list(text or ())
+        texts: list[str] = [text] if isinstance(text, str) else list(text or ())
         examples = [audio] if isinstance(text, str) else list(audio or [None] * len(texts))
         clips_by_text = [_as_list(clips) for clips in examples]
         if len(clips_by_text) != len(texts):
