@@ -11,7 +11,6 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import soundfile
 from datasets import DatasetDict
 from tqdm import tqdm
 
@@ -26,39 +25,21 @@ MAX_PEAK = 1.5  # A larger |sample| is no overshoot of a resampler but a broken 
 SILENCE_PEAK = 1e-4  # -80 dB of full scale.
 MIN_SECONDS = 0.5
 AT_ONCE = 256  # Facts are saved after so many files.
-DECODING_ERRORS = (
-    soundfile.LibsndfileError,
-    RuntimeError,
-    OSError,
-    ValueError,
-    MemoryError,
-    pa.ArrowException,
-)
+# LibsndfileError is a RuntimeError.
+DECODING_ERRORS = (RuntimeError, OSError, ValueError, MemoryError, pa.ArrowException)
 
 
 class ClipFacts(NamedTuple):
-    """Facts of a clip. A clip with a `fault` cannot be used. Silent and short clips can.
-
-    Attributes:
-        fault: What is wrong, or None.
-        seconds: Length of the whole file.
-        peak: Largest |sample| of the seconds that are used.
-        digest: Hash of the samples that are used and their rate. It is equal for identical audio
-            under another name.
-    """
+    """Facts of a clip. A clip with a `fault` cannot be used. Silent and short clips can."""
 
     fault: str | None = None
-    seconds: float = 0.0
-    peak: float = 0.0
-    digest: str | None = None
+    seconds: float = 0.0  # of the whole file
+    peak: float = 0.0  # largest |sample| of the seconds that are used
+    digest: str | None = None  # of the samples that are used and their rate
 
     @property
     def kind(self) -> str:
-        """Returns "sound" for a valid clip, or the name of its problem.
-
-        The problems are "missing", "unreadable", "not finite", "too loud", "silent" and
-        "too short".
-        """
+        """Returns "sound" for a valid clip, or the name of its problem."""
         if self.fault is None:
             if self.peak < SILENCE_PEAK:
                 return "silent"
@@ -71,12 +52,7 @@ class ClipFacts(NamedTuple):
 
 
 def clip_facts(clip: str, max_seconds: float = 10.0) -> ClipFacts:
-    """Reads a clip's header and decodes the seconds that are used.
-
-    Args:
-        clip: Path, or row of a shard.
-        max_seconds: Seconds that are used.
-    """
+    """Reads the header of a file or a shard's row, and decodes the seconds that are used."""
     try:
         source = open_clip(clip)
         if isinstance(source, str) and os.path.exists(source) and not os.path.isfile(source):
@@ -132,7 +108,7 @@ def inspect_clips(
     Args:
         clips: Paths, or rows of shards.
         max_seconds: Seconds that are used of each clip.
-        cache_file: SQLite file of the cache. Default: in the user's cache directory.
+        cache_file: SQLite file. Default: in the user's cache directory.
         look: Computes the facts of a clip.
     """
     facts: dict[str, ClipFacts] = {}
@@ -170,13 +146,7 @@ def inspect_clips(
 def check_audio(
     paths: list[str], max_seconds: float = 10.0, cache_file: str | Path | None = None
 ) -> dict[str, str]:
-    """Returns what is wrong with each clip that cannot be used, by clip.
-
-    Args:
-        paths: Clips, as for [`inspect_clips`].
-        max_seconds: Seconds that are used of each clip.
-        cache_file: SQLite file of the cache. Default: in the user's cache directory.
-    """
+    """Returns what is wrong with each clip that cannot be used. See [`inspect_clips`]."""
     facts = inspect_clips(paths, max_seconds, cache_file)
     return {path: clip.fault for path, clip in facts.items() if clip.fault}
 

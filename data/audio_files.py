@@ -7,7 +7,6 @@ second clip of a row that holds its audio.
 import io
 import os
 import re
-from bisect import bisect_right
 from functools import lru_cache
 from threading import get_ident
 from typing import TYPE_CHECKING
@@ -69,36 +68,27 @@ def _reader() -> tuple[int, int]:
 
 
 @lru_cache(256)
-def _open_shard(path: str, reader: tuple[int, int]) -> tuple["pq.ParquetFile", list[int]]:
-    """Returns a shard and the first row of each of its row groups, with the row count last."""
+def _open_shard(path: str, reader: tuple[int, int]) -> "pq.ParquetFile":
     # Imported here because only clips in shards need it.
     import pyarrow.parquet as pq
 
-    file = pq.ParquetFile(path, memory_map=True)
-    starts = [0]
-    for group in range(file.num_row_groups):
-        starts.append(starts[-1] + file.metadata.row_group(group).num_rows)
-    return file, starts
+    return pq.ParquetFile(path, memory_map=True)
 
 
 @lru_cache(8)
 def _read_audio(path: str, group: int, reader: tuple[int, int]) -> "pa.Array":
-    file, _ = _open_shard(path, reader)
     # Arrow's own threads do not exist in a forked worker.
-    table = file.read_row_group(group, columns=["audio"], use_threads=False)
+    table = _open_shard(path, reader).read_row_group(group, columns=["audio"], use_threads=False)
     return table["audio"].combine_chunks()
 
 
 def _read_from_shard(path: str, row: int, position: int) -> bytes:
     try:
-        _, starts = _open_shard(path, _reader())
-        group = bisect_right(starts, row) - 1
-        audio = _read_audio(path, group, _reader())[row - starts[group]].as_py()
-        if isinstance(audio, list):
-            audio = audio[position]
-        content = audio["bytes"]
-    except (LookupError, TypeError, ValueError) as error:  # Arrow's errors are ValueErrors.
+        # All row groups of a shard have the same size but the last, which is smaller.
+        metadata = _open_shard(path, _reader()).metadata
+        group, row_in_group = divmod(row, metadata.row_group(0).num_rows)
+        audio = _read_audio(path, group, _reader())[row_in_group].as_py()
+        return (audio[position] if isinstance(audio, list) else audio)["bytes"]
+    # Arrow's errors are ValueErrors.
+    except (LookupError, TypeError, ValueError) as error:
         raise OSError(f"{path}: no shard that holds the audio of row {row} ({error})") from error
-    if not isinstance(content, bytes):
-        raise OSError(f"{path}: row {row} holds no audio")
-    return content

@@ -6,6 +6,7 @@ Both are data URIs, so that a page needs no other files.
 import base64
 import io
 import math
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -15,15 +16,14 @@ from transformers.audio_utils import hertz_to_mel, mel_filter_bank
 
 from ..processing_audiolm import open_file
 
-# The first format that libsndfile can write at the clip's rate. MP3 stands before Vorbis, because
-# iPhones play Vorbis only since 2025.
+# The first format that libsndfile can write at the clip's rate, and its compression from 0 to 1:
+# 0.5 takes 40 to 75 kB for 10 s. iPhones play Vorbis only since 2025.
 FORMATS = (
-    ("MP3", "MPEG_LAYER_III", "audio/mpeg"),
-    ("OGG", "VORBIS", "audio/ogg"),
-    ("FLAC", "PCM_16", "audio/flac"),
-    ("WAV", "PCM_16", "audio/wav"),
+    ("MP3", "MPEG_LAYER_III", "audio/mpeg", 0.5),
+    ("OGG", "VORBIS", "audio/ogg", 0.5),
+    ("FLAC", "PCM_16", "audio/flac", None),
+    ("WAV", "PCM_16", "audio/wav", None),
 )
-COMPRESSION = 0.5  # Of MP3 and Vorbis, from 0 to 1: 40 to 75 kB for 10 s.
 MAX_COLUMNS = 360  # Width of a spectrogram.
 BANDS = 96  # Height of a spectrogram.
 DYNAMIC_RANGE = 70.0  # dB between the brightest and the darkest shade.
@@ -33,23 +33,14 @@ TICKS_SECONDS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 600)
 
 
 class ClipPreview(NamedTuple):
-    """A clip as a page shows it.
+    """A clip as a page shows it."""
 
-    Attributes:
-        audio: Data URI of the audio, or an empty string.
-        spectrogram: Data URI of a PNG.
-        whole: Seconds of the file.
-        used: Seconds that the models use.
-        hertz: Ticks of the frequency axis: per cent from the top, and kHz.
-        times: Ticks of the time axis: per cent from the left, and seconds.
-    """
-
-    audio: str
-    spectrogram: str
-    whole: float
-    used: float
-    hertz: list[tuple[float, str]]
-    times: list[tuple[float, str]]
+    audio: str  # data URI, or empty
+    spectrogram: str  # data URI of a PNG
+    whole: float  # seconds of the file
+    used: float  # seconds that the models use
+    hertz: list[tuple[float, str]]  # ticks: per cent from the top, kHz
+    times: list[tuple[float, str]]  # ticks: per cent from the left, seconds
 
 
 def preview_clip(
@@ -95,24 +86,15 @@ def data_uri(media_type: str, content: bytes) -> str:
 
 
 def audio_uri(samples: np.ndarray, rate: int) -> str:
-    """Returns samples, shape `(samples,)`, as the data URI of a small audio file.
-
-    Raises:
-        ValueError: If libsndfile can write no format.
-    """
-    for name, subtype, media_type in FORMATS:
-        if not soundfile.check_format(name, subtype):
-            continue
+    """Returns samples, shape `(samples,)`, as the data URI of a small audio file."""
+    for name, subtype, media_type, compression in FORMATS:
+        options = {"subtype": subtype, "format": name, "compression_level": compression}
         file = io.BytesIO()
-        options = {"compression_level": COMPRESSION} if name in ("MP3", "OGG") else {}
-        try:
-            soundfile.write(file, samples, rate, subtype, format=name, **options)
-        except soundfile.LibsndfileError:
-            # MP3 has no rate such as 96 kHz.
-            continue
-        return data_uri(media_type, file.getvalue())
-    names = ", ".join(name for name, *_ in FORMATS)
-    raise ValueError(f"libsndfile {soundfile.__libsndfile_version__} writes none of {names}")
+        # MP3 has no rate such as 96 kHz, and older versions of libsndfile have no MP3.
+        with suppress(soundfile.LibsndfileError, ValueError):
+            soundfile.write(file, samples, rate, **options)
+            return data_uri(media_type, file.getvalue())
+    raise ValueError(f"libsndfile writes no audio at {rate} Hz")
 
 
 def spectrogram(samples: np.ndarray, rate: int) -> np.ndarray:
@@ -154,6 +136,3 @@ def encode_png(shades: np.ndarray) -> bytes:
     content = io.BytesIO()
     image.save(content, "PNG", optimize=True)
     return content.getvalue()
-
-
-picture = preview_clip  # RENAMED

@@ -33,17 +33,11 @@ class BadClip(UserError):
 
 @dataclass
 class ClipDecoder:
-    """Decodes clips to samples at the extractor's sampling rate.
-
-    Attributes:
-        extractor: Feature extractor of the encoder.
-        timeout: Seconds that a clip may take.
-        skip_bad_clips: Whether [`ReasonAQACollator`] replaces examples whose clip is bad.
-    """
+    """Decodes clips to samples at the extractor's sampling rate."""
 
     extractor: AudioLMFeatureExtractor
-    timeout: float = 60.0
-    skip_bad_clips: bool = False
+    timeout: float = 60.0  # seconds for a clip
+    skip_bad_clips: bool = False  # whether the collator replaces examples whose clip is bad
 
     def __call__(self, clip: Clip, name: str | None = None) -> torch.Tensor:
         """Returns the samples of a clip, shape `(samples,)`.
@@ -70,9 +64,6 @@ class ClipDecoder:
             with open(clip, "rb") as file:
                 file.read(1)
         return self.extractor.load(clip_audio(clip, self.extractor.max_audio_seconds))
-
-    def at_death(self, message: str) -> None:  # CUT: delete with its use in training/train.py
-        """Returns None: what a killed worker decoded is not recorded."""
 
 
 def _run_within(seconds: float, function: Callable[[], torch.Tensor]) -> torch.Tensor:

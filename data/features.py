@@ -67,18 +67,18 @@ def encode_clips(
     decoder = ClipDecoder(extractor)
 
     def decode(batch: list[Clip]) -> tuple[list[Clip], BatchFeature | None]:
-        samples = {}
-        for position, clip in enumerate(batch):
+        decoded, samples = [], []
+        for clip in batch:
             try:
                 audio = decoder(clip)
             except BadClip as error:
                 if on_bad is None:
                     raise
                 on_bad(str(error))
-            else:
-                samples[position] = audio if alter is None else alter(clip, audio)
-        inputs = extractor(list(samples.values())) if samples else None
-        return [batch[position] for position in samples], inputs
+                continue
+            decoded.append(clip)
+            samples.append(audio if alter is None else alter(clip, audio))
+        return decoded, extractor(samples) if samples else None
 
     is_cpu = encoder.device.type == "cpu"
     batch_size = CPU_BATCH_SIZE if is_cpu else GPU_BATCH_SIZE
@@ -106,12 +106,12 @@ def _map_ahead(function: Callable, items: list, threads: int) -> Iterator:
 def _encode_batch(encoder: AudioEncoder, inputs: BatchFeature) -> Iterator[torch.Tensor]:
     lengths = inputs["input_values_mask"].sum(1).tolist()
     encode = getattr(encoder, "codes", encoder.encode)
-    encoded = encode(inputs["input_values"].to(encoder.device), lengths)
-    if not encoded.is_floating_point():
+    encoded = encode(inputs["input_values"].to(encoder.device), lengths).cpu()
+    is_codes = not encoded.is_floating_point()
+    if is_codes:
         encoded = encoded.to(torch.int16)
-    for features, length in zip(encoded.cpu(), lengths):
+    for features, length in zip(encoded, lengths):
         num_frames = encoder.num_frames(length)
-        is_codes = not features.is_floating_point()
         # A clone, because a view would keep the whole batch in memory.
         yield (features[:, :num_frames] if is_codes else features[:num_frames]).clone()
 
@@ -120,12 +120,7 @@ def _encode_batch(encoder: AudioEncoder, inputs: BatchFeature) -> Iterator[torch
 def feature_statistics(
     encoder: AudioEncoder, clips: Iterable[torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns mean and standard deviation per channel, each `(dim,)` in float64.
-
-    Args:
-        encoder: Encoder of the clips.
-        clips: Codes or features of [`encode_clips`].
-    """
+    """Returns mean and deviation per channel of [`encode_clips`], each `(dim,)` in float64."""
     total = square = 0.0
     num_frames: int | torch.Tensor = 0
     for clip in clips:
@@ -175,11 +170,6 @@ class FeatureCache:
     encoder's weights, the code that decodes and encodes, the version of transformers and
     `max_audio_seconds`, so stale features are never read. Shards are complete or absent, so
     several processes can fill a cache, and an interrupted `fill` resumes.
-
-    Args:
-        directory: Folder of the caches of all encoders.
-        encoder: Encoder of the features.
-        extractor: Feature extractor of the encoder.
     """
 
     def __init__(
@@ -261,18 +251,15 @@ class FeatureCache:
         if not missing:
             return []
         self._check_room(processes * len(missing))
-        part = f", 1 of {processes} parts" if processes > 1 else ""
-        desc = f"encoding clips{part}" if process == 0 else ""
+        desc = "encoding clips" if process == 0 else ""
+        encoded = encode_clips(self.encoder, self.extractor, missing, desc, on_bad=on_bad)
         pending: dict[str, torch.Tensor] = {}
         try:
-            for path, features in encode_clips(
-                self.encoder, self.extractor, missing, desc, on_bad=on_bad
-            ):
+            for path, features in encoded:
                 is_codes = not features.is_floating_point()
                 pending[path] = features if is_codes else features.bfloat16()
                 if len(pending) == CLIPS_PER_SHARD:
-                    complete = pending
-                    pending = {}
+                    complete, pending = pending, {}
                     self._write(complete)
         finally:
             # An interruption keeps what is encoded.
@@ -298,12 +285,12 @@ class FeatureCache:
         needed = num_clips * self.bytes_per_clip()
         free = shutil.disk_usage(self.folder).free
         room = (
-            f"{format_bytes(needed)} for the features of {num_clips:,} clips, "
+            f"up to {format_bytes(needed)} for the features of {num_clips:,} clips, "
             f"{format_bytes(free)} are free"
         )
         if needed > free:
-            raise UserError(f"--feature_cache {self.folder.parent}: no room: up to {room}")
-        logger.info("%s: up to %s", self.folder, room)
+            raise UserError(f"--feature_cache {self.folder.parent}: no room: {room}")
+        logger.info("%s: %s", self.folder, room)
 
     def _write(self, features: dict[str, torch.Tensor]) -> None:
         identities = [self.identity(path) for path in features]

@@ -26,7 +26,12 @@ TEXT_COLUMNS = {name: Value("string") for name in (*FIELDS, "question_type")}
 ROW_COLUMNS = {**TEXT_COLUMNS, "clips": List(Value("string"))}
 
 
-def _read_manifest(folder: Path) -> dict:
+def read_manifest(folder: Path) -> dict:
+    """Returns the manifest of a converted data set.
+
+    Raises:
+        UserError: If `folder` is no converted data set, or its conversion is incomplete.
+    """
     if not (folder / MANIFEST).is_file():
         if (folder / PLAN).is_file():
             raise UserError(f"{folder}: its conversion is incomplete. Run it again to resume.")
@@ -40,22 +45,13 @@ def _read_manifest(folder: Path) -> dict:
     return manifest
 
 
-def split_files(folder: Path) -> dict[str, list[str]]:
-    """Returns the shards of each split of a converted data set, in order.
-
-    Raises:
-        UserError: If `folder` is no converted data set, or its conversion is incomplete.
-    """
-    splits = _read_manifest(folder)["splits"]
-    return {split: sorted(map(str, folder.glob(f"rows/{split}-*.parquet"))) for split in splits}
-
-
-def check_row_count(where: str | Path, split: str, num_rows: int, expected: int) -> None:
+def check_row_count(where: str | Path, split: str, num_rows: int, manifest: dict) -> None:
     """Checks that the shards of a split hold as many rows as the manifest says.
 
     Raises:
         UserError: If they do not.
     """
+    expected = manifest["splits"][split]["rows"]
     if num_rows != expected:
         raise UserError(
             f"{where}: the shards of {split} hold {num_rows} rows, {MANIFEST} says {expected}. "
@@ -79,20 +75,24 @@ def load_shards(folder: str | Path, splits: list[str] | None = None) -> DatasetD
     Raises:
         UserError: If there is no data set, it has no such split, or a shard cannot be read.
     """
-    files = split_files(Path(folder))
-    missing = [split for split in splits or () if split not in files]
-    if missing:
-        raise UserError(f"{folder}: no split {missing[0]!r}, only {', '.join(files)}")
-    files = {split: files[split] for split in splits or files}
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    available = manifest["splits"]
+    for split in splits or ():
+        if split not in available:
+            raise UserError(f"{folder}: no split {split!r}, only {', '.join(available)}")
+    files = {
+        split: sorted(map(str, folder.glob(f"rows/{split}-*.parquet")))
+        for split in splits or available
+    }
     try:
         rows = load_dataset("parquet", data_files=files, columns=list(ROW_COLUMNS))
     except (DatasetsError, FileNotFoundError, pa.ArrowInvalid) as error:
         raise UserError(
             f"{folder}: its shards cannot be read ({error}). Convert or download it again."
         ) from error
-    manifest_splits = _read_manifest(Path(folder))["splits"]
     for split in rows:
-        check_row_count(folder, split, len(rows[split]), manifest_splits[split]["rows"])
+        check_row_count(folder, split, len(rows[split]), manifest)
     return rows.map(
         _add_audio,
         batched=True,
@@ -124,3 +124,6 @@ def dataset_folder(name: str, streaming: bool = False) -> str:
         raise UserError(
             f"--dataset_name {name}: neither a folder nor a data set on the Hub ({reason})"
         ) from error
+
+
+split_files = read_manifest  # RENAMED

@@ -9,7 +9,7 @@ import random
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import count, pairwise
+from itertools import count, pairwise, product
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -55,29 +55,28 @@ class Shards:
         for path in self._paths(split):
             self._add_groups(path)
         with self.files.open(f"{self.root}/{MANIFEST}") as file:
-            manifest = json.load(file)
-        check_row_count(where, split, self.num_rows, manifest["splits"][split]["rows"])
+            check_row_count(where, split, self.num_rows, json.load(file))
 
     def _paths(self, split: str) -> list[str]:
         return sorted(self.files.glob(f"{self.root}/rows/{split}-*.parquet"))
 
     def _add_groups(self, path: str) -> None:
-        with self.files.open(path) as raw:
-            try:
-                file = pq.ParquetFile(raw)
-            except pa.ArrowInvalid as error:
-                raise UserError(
-                    f"{path}: not a readable shard ({error}). Convert or download it again."
-                ) from error
-            if "audio" not in file.schema_arrow.names:
-                raise UserError(
-                    f"{self.where}: its rows do not hold their audio. "
-                    "Convert with --audio embedded to stream it."
-                )
-            for index in range(file.num_row_groups):
-                num_rows = file.metadata.row_group(index).num_rows
-                self.groups.append(RowGroup(path, index, self.num_rows, num_rows))
-                self.num_rows += num_rows
+        try:
+            with self.files.open(path) as raw:
+                metadata = pq.read_metadata(raw)
+        except pa.ArrowInvalid as error:
+            raise UserError(
+                f"{path}: not a readable shard ({error}). Convert or download it again."
+            ) from error
+        if "audio" not in metadata.schema.to_arrow_schema().names:
+            raise UserError(
+                f"{self.where}: its rows do not hold their audio. "
+                "Convert with --audio embedded to stream it."
+            )
+        for index in range(metadata.num_row_groups):
+            num_rows = metadata.row_group(index).num_rows
+            self.groups.append(RowGroup(path, index, self.num_rows, num_rows))
+            self.num_rows += num_rows
 
     @property
     def files(self) -> fsspec.AbstractFileSystem:
@@ -90,11 +89,9 @@ class Shards:
 
     def selection_columns(self) -> Dataset:
         """Returns the columns by which rows are selected, and each row's number in `row`."""
-        tables = []
-        for path in dict.fromkeys(group.shard for group in self.groups):
-            with self.files.open(path) as raw:
-                tables.append(pq.read_table(raw, columns=SELECTION_COLUMNS))
-        table = pa.concat_tables(tables).replace_schema_metadata(None)
+        paths = list(dict.fromkeys(group.shard for group in self.groups))
+        table = pq.read_table(paths, columns=SELECTION_COLUMNS, filesystem=self.files)
+        table = table.replace_schema_metadata(None)
         return Dataset(table.append_column("row", pa.array(range(len(table)))))
 
     def group_of(self, number: int) -> RowGroup:
@@ -119,9 +116,6 @@ class Shards:
                 row["row"] = group.first_row + len(rows)
                 rows.append(row)
         return rows
-
-    has = has_split  # RENAMED
-    light = selection_columns  # RENAMED
 
 
 def read_rows_in_order(shards: Shards, numbers: Iterable[int]) -> Iterator[dict]:
@@ -155,7 +149,7 @@ def repeat_shuffled(
     Args:
         shards: Where the rows are.
         groups: Numbers of the selected rows, by row group.
-        buffer: Number of rows among which the next one is drawn.
+        buffer: As in [`shuffle_numbers`].
         seed: Seed of the order.
         num_done: Number of rows that an interrupted run has used.
     """
@@ -174,27 +168,12 @@ def repeat_shuffled(
 
 @dataclass(frozen=True)
 class StreamReaders:
-    """The data loaders that read a stream.
-
-    Attributes:
-        processes: Processes of the run.
-        workers: Workers of each process's data loader. Without workers a process reads itself.
-        batch_size: Rows per batch of a process.
-        batches_done: Batches of each process that an interrupted run has used.
-    """
+    """The data loaders that read a stream."""
 
     processes: int = 1
-    workers: int = 0
-    batch_size: int = 1
-    batches_done: int = 0
-
-
-class _Share(NamedTuple):
-    """The part of a stream that one reader reads."""
-
-    seed: str
-    groups: list[list[int]]
-    num_done: int
+    workers: int = 0  # of each process, which reads itself if it has none
+    batch_size: int = 1  # of a process
+    batches_done: int = 0  # by each process, before an interruption
 
 
 def stream_examples(
@@ -215,7 +194,7 @@ def stream_examples(
         numbers: Numbers of the selected rows.
         buffer: Number of rows among which a reader draws the next one.
         seed: Seed of the order.
-        readers: The data loaders that read the stream. Default: one process without workers.
+        readers: Default: one process without workers.
         transform: Applied to each row.
 
     Raises:
@@ -235,16 +214,15 @@ def stream_examples(
         )
     assigned = _assign_groups(groups, num_readers)
     shares = []
-    for process in range(readers.processes):
-        for worker in range(per_process):
-            # A new data loader starts with its first worker, whose turn it may not be.
-            turn = (worker + readers.batches_done) % per_process
-            num_batches = len(range(turn, readers.batches_done, per_process))
-            reader = process * per_process + turn
-            num_done = num_batches * readers.batch_size
-            shares.append(_Share(f"{seed}|{reader}", assigned[reader], num_done))
-    options = {"shards": shards, "buffer": buffer, "transform": transform}
-    return IterableDataset.from_generator(_read_shares, gen_kwargs={"shares": shares, **options})
+    for process, worker in product(range(readers.processes), range(per_process)):
+        # A new data loader starts with its first worker, whose turn it may not be.
+        turn = (worker + readers.batches_done) % per_process
+        num_batches = len(range(turn, readers.batches_done, per_process))
+        reader = process * per_process + turn
+        num_done = num_batches * readers.batch_size
+        shares.append((assigned[reader], buffer, f"{seed}|{reader}", num_done))
+    options = {"shares": shares, "shards": shards, "transform": transform}
+    return IterableDataset.from_generator(_read_shares, gen_kwargs=options)
 
 
 def _assign_groups(groups: list[list[int]], num_readers: int) -> list[list[list[int]]]:
@@ -259,20 +237,9 @@ def _assign_groups(groups: list[list[int]], num_readers: int) -> list[list[list[
 
 
 def _read_shares(
-    shares: list[_Share], shards: Shards, buffer: int, transform: Callable[[dict], dict] | None
+    shares: list[tuple], shards: Shards, transform: Callable[[dict], dict] | None
 ) -> Iterator[dict]:
     # `datasets` splits the list, so that a reader gets one share.
     for share in shares:
-        for row in repeat_shuffled(shards, share.groups, buffer, share.seed, share.num_done):
+        for row in repeat_shuffled(shards, *share):
             yield transform(row) if transform else row
-
-
-def stream_rows(
-    shards, chosen, buffer, seed, processes=1, workers=0, batch_size=1, batches_done=0, row=None
-):  # RENAMED: stream_examples(shards, chosen, buffer, seed, StreamReaders(...), row)
-    """Calls [`stream_examples`]."""
-    readers = StreamReaders(processes, workers, batch_size, batches_done)
-    return stream_examples(shards, chosen, buffer, seed, readers, row)
-
-
-in_order = read_rows_in_order  # RENAMED

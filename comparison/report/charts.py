@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 from matplotlib.ticker import MaxNLocator
 
@@ -16,78 +16,43 @@ LANE_HEIGHT = 14  # px of an arm in a dot plot
 CONTROLS_HEIGHT = 11  # px of an arm's controls below it
 
 
-@dataclass(frozen=True)
-class Lane:
-    """The marks of an arm in a row of the dot plot.
-
-    Attributes:
-        arm: Name of the arm.
-        y: Distance from the top in px.
-        accuracy: In per cent.
-        low: Lower end of the 95 % interval.
-        high: Upper end of the 95 % interval.
-        controls: Accuracy under each control, in per cent.
-    """
+class Lane(NamedTuple):
+    """The marks of an arm in a row of the dot plot. Accuracies are in per cent."""
 
     arm: str
-    y: int
+    y: int  # px from the top
     accuracy: float
-    low: float
+    low: float  # lower end of the 95 % interval
     high: float
     controls: dict[str, float]
 
 
-@dataclass(frozen=True)
-class DotRow:
-    """A row of the dot plot: a group of questions, a lane for each arm, the majority baseline.
+class DotRow(NamedTuple):
+    """A row of the dot plot: a group of questions, a lane for each arm, the majority baseline."""
 
-    Attributes:
-        section: Key of `SECTIONS`.
-        name: Question type or category, or "macro" or "micro".
-        n: Number of examples, 0 for "macro".
-        lanes: A lane for each arm.
-        height: In px.
-        majority: Accuracy of the majority baseline in per cent, if it was run.
-    """
-
-    section: str
-    name: str
-    n: int
+    section: str  # key of `SECTIONS`
+    name: str  # question type or category, or "macro" or "micro"
+    n: int  # number of examples, 0 for "macro"
     lanes: list[Lane]
-    height: int
-    majority: float | None
+    height: int  # px
+    majority: float | None  # per cent
 
 
 def signed_points(share: float) -> str:
-    """Formats a difference of accuracies in points, with a sign.
-
-    >>> signed_points(0.0123), signed_points(-1e-9)
-    ('+1.2', '+0.0')
-    """
+    """Formats a difference of accuracies in points, with a sign, such as "+1.2"."""
     return f"{round(100 * share, 1) + 0.0:+.1f}".replace("-", MINUS)
 
 
 def signed_tick(points: float, _position: int | None = None) -> str:
-    """Formats a label of an axis of differences. Usable as a matplotlib formatter.
-
-    >>> signed_tick(2.5), signed_tick(0)
-    ('+2.5', '0')
-    """
+    """Formats a label of an axis of differences. Usable as a matplotlib formatter."""
     return f"{points:+g}".replace("-", MINUS) if points else "0"
 
 
 def control_accuracy(arm: Mapping, control: Mapping, section: str, name: str) -> float | None:
-    """Returns an arm's accuracy under a control, in one row of the table of accuracies.
+    """Returns an arm's accuracy under a control, in the row `name` of the table of accuracies.
 
-    Args:
-        arm: The arm's part of `comparison.json`.
-        control: The control's part of that.
-        section: Section of the row.
-        name: Name of the row.
-
-    Returns:
-        The accuracy. None if the control was not run on exactly these examples. For instance,
-        options can only be relabelled where there are letters.
+    It is None if the control was not run on exactly these examples. For instance, options can
+    only be relabelled where there are letters.
     """
     if name == "macro":
         same_types = control.get("question_type", {}).keys() == arm["question_type"].keys()
@@ -103,12 +68,10 @@ def accuracy_rows(comparison: dict) -> list[dict]:
 
     The rows of the section "overall" are renamed to "macro", the primary metric, and "micro".
     """
-    rows = []
-    for row in table_rows(comparison):
+    rows = [row for row in table_rows(comparison) if row["section"] in SECTIONS]
+    for row in rows:
         if row["section"] == "overall":
-            row = {**row, "name": "micro" if row["n"] else "macro"}
-        if row["section"] in SECTIONS:
-            rows.append(row)
+            row["name"] = "micro" if row["n"] else "macro"
     order = list(SECTIONS)
     return sorted(rows, key=lambda row: (order.index(row["section"]), row["name"] == "micro"))
 
@@ -121,8 +84,9 @@ def place_dots(comparison: dict) -> list[DotRow]:
         for arm, cell in row["cells"].items():
             if arm == MAJORITY or not cell:
                 continue
+            ends = (100 * cell[end] for end in ("accuracy", "ci95_low", "ci95_high"))
             controls = _control_percentages(comparison["arms"][arm], row["section"], row["name"])
-            lanes.append(Lane(arm, height, *_percentages(cell), controls))
+            lanes.append(Lane(arm, height, *ends, controls))
             height += LANE_HEIGHT + (CONTROLS_HEIGHT if controls else 0)
         baseline = row["cells"].get(MAJORITY)
         majority = 100 * baseline["accuracy"] if baseline else None
@@ -130,19 +94,15 @@ def place_dots(comparison: dict) -> list[DotRow]:
     return dots
 
 
-def _percentages(cell: Mapping) -> tuple[float, float, float]:
-    return 100 * cell["accuracy"], 100 * cell["ci95_low"], 100 * cell["ci95_high"]
-
-
 def _control_percentages(arm: Mapping, section: str, name: str) -> dict[str, float]:
-    percentages = {}
-    for control_name, control in arm["controls"].items():
-        if control_name == MAJORITY or arm["no_audio"]:
-            continue
-        accuracy = control_accuracy(arm, control, section, name)
-        if accuracy is not None:
-            percentages[control_name] = 100 * accuracy
-    return percentages
+    if arm["no_audio"]:
+        return {}
+    accuracies = {
+        control_name: control_accuracy(arm, control, section, name)
+        for control_name, control in arm["controls"].items()
+        if control_name != MAJORITY
+    }
+    return {control: 100 * value for control, value in accuracies.items() if value is not None}
 
 
 def place_differences(rows: list[dict]) -> dict:

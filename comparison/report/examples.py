@@ -7,10 +7,9 @@ from pathlib import Path
 import soundfile
 
 from ...data.audio_files import open_clip
-from ...data.clip_preview import picture
+from ...data.clip_preview import preview_clip
 from ...data.reasonaqa import QUESTION_TYPES, AudioDir, resolve_path
 from ...evaluation.answering import candidates
-from ...evaluation.categories import CATEGORIES
 from ...evaluation.controls import CONTROLS
 from ...evaluation.metric import SCORED
 from ...evaluation.scores import option_probabilities
@@ -24,10 +23,8 @@ def choose_examples(rows: list[dict], count: int) -> list[int]:
     """Chooses test examples, spread over question types and categories. The answers play no part.
 
     The next example is of the question type, then the category, chosen least so far. Of these it
-    is the first in the test file whose clips were not chosen before.
-
-    Returns:
-        Indices into `rows`, ordered by question type.
+    is the first in the test file whose clips were not chosen before. Returns indices into
+    `rows`, ordered by question type.
     """
     groups: dict[tuple[str, str], list[int]] = {}
     for index, row in enumerate(rows):
@@ -36,15 +33,10 @@ def choose_examples(rows: list[dict], count: int) -> list[int]:
     categories: Counter[str] = Counter()
     clips: set[str] = set()
     chosen = []
-
-    def priority(group: tuple[str, str]) -> tuple[int, ...]:
-        question_type, category = group
-        return types[question_type], categories[category], *_rank(question_type, category)
-
     while groups and len(chosen) < count:
-        group = min(groups, key=priority)
-        unseen = [index for index in groups[group] if not clips & _clips(rows[index])]
-        index = unseen[0] if unseen else groups[group][0]
+        group = min(groups, key=lambda group: (types[group[0]], categories[group[1]]))
+        unseen = (index for index in groups[group] if not clips & _clips(rows[index]))
+        index = next(unseen, groups[group][0])
         groups[group].remove(index)
         if not groups[group]:
             del groups[group]
@@ -57,12 +49,6 @@ def choose_examples(rows: list[dict], count: int) -> list[int]:
 
 def _clips(row: Mapping) -> set[str]:
     return {row["filepath1"], row["filepath2"]} - {""}
-
-
-def _rank(question_type: str, category: str) -> tuple[int, int]:
-    """Returns the order of a question type and a category. Unknown categories come last."""
-    order = [*CATEGORIES, category]
-    return QUESTION_TYPES.index(question_type), order.index(category)
 
 
 def browse_examples(
@@ -123,19 +109,20 @@ def _describe_options(row: Mapping, first_rows: Mapping[str, Mapping]) -> list[d
     probabilities = {arm: option_probabilities(answered) for arm, answered in first_rows.items()}
     if not any(probabilities.values()):
         return []
-    picks = {
-        arm: answered["answers"].get("likelihood", NO_ANSWER)["parsed"]
-        for arm, answered in first_rows.items()
-    }
     options = []
     for option, text in candidates(row).items():
         shares = {arm: values[option] for arm, values in probabilities.items() if option in values}
+        picked_by = [
+            arm
+            for arm, answered in first_rows.items()
+            if answered["answers"].get("likelihood", NO_ANSWER)["parsed"] == option
+        ]
         options.append(
             {
                 "text": text,
                 "correct": option == row["reference"],
                 "probabilities": shares,
-                "picked_by": [arm for arm, pick in picks.items() if pick == option],
+                "picked_by": picked_by,
             }
         )
     return options
@@ -154,70 +141,47 @@ def list_conditions(rows: Mapping[str, Mapping], protocol: str) -> list[dict]:
         arm was not evaluated so.
     """
     first = next(iter(rows.values()))
-    controls = [name for name in CONTROLS if any(name in row["controls"] for row in rows.values())]
-    if first["question_type"] not in SCORED:
-        return _loss_conditions(rows, protocol, controls)
-    protocols = [protocol, *(name for name in first["answers"] if name != protocol)]
+    is_open = first["question_type"] not in SCORED
     conditions = []
-    for name in protocols:
-        cells = {arm: row["answers"].get(name) for arm, row in rows.items()}
+    for name in (protocol,) if is_open else dict.fromkeys((protocol, *first["answers"])):
+        cells = {arm: _condition_cell(row, row, name) for arm, row in rows.items()}
         conditions.append({"kind": "protocol", "name": name, "cells": cells})
-    for name in controls:
-        cells = {}
-        for arm, row in rows.items():
-            cells[arm] = row["controls"].get(name, {}).get("answers", {}).get(protocol)
-        conditions.append({"kind": "control", "name": name, "cells": cells})
-    return conditions
-
-
-def _loss_conditions(rows: Mapping[str, Mapping], protocol: str, controls: list[str]) -> list[dict]:
-    losses = {arm: row["loss"] for arm, row in rows.items()}
-    named_losses = [("protocol", protocol, losses)]
-    for name in controls:
-        losses = {arm: row["controls"].get(name, {}).get("loss") for arm, row in rows.items()}
-        if any(losses.values()):
-            named_losses.append(("control", name, losses))
-    conditions = []
-    for kind, name, losses in named_losses:
+    for name in CONTROLS:
         cells = {
-            arm: None if loss is None else {"loss": loss / rows[arm]["n_tokens"]}
-            for arm, loss in losses.items()
+            arm: _condition_cell(row, row["controls"].get(name, {}), protocol)
+            for arm, row in rows.items()
         }
-        conditions.append({"kind": kind, "name": name, "cells": cells})
+        if any(cells.values()):
+            conditions.append({"kind": "control", "name": name, "cells": cells})
     return conditions
+
+
+def _condition_cell(row: Mapping, results: Mapping, protocol: str) -> dict | None:
+    if row["question_type"] in SCORED:
+        return results.get("answers", {}).get(protocol)
+    loss = results.get("loss")
+    return None if loss is None else {"loss": loss / row["n_tokens"]}
 
 
 def describe_clip(
     filepath: str, seconds: float, audio_dir: AudioDir | None, max_seconds: float
 ) -> dict:
-    """Returns a clip as the report shows it.
-
-    Args:
-        filepath: Path of the clip in the test file.
-        seconds: Its length.
-        audio_dir: Where the clips are, if anywhere.
-        max_seconds: Seconds of a clip that the models use.
+    """Returns a clip of so many seconds as the report shows it, of which `max_seconds` are used.
 
     Returns:
         `name`, lengths in seconds `whole` and `used`, and either its `picture` or `why` there is
         none. A missing clip is no error: the report of the numbers is worth having without it.
     """
-    clip = {
-        "name": filepath,
-        "whole": seconds,
-        "used": min(seconds, max_seconds),
-        "picture": None,
-        "why": "",
-    }
-    if audio_dir is None:
-        return clip
-    try:
-        source = open_clip(resolve_path(filepath, audio_dir))
-        if isinstance(source, str) and not Path(source).exists():
-            raise FileNotFoundError(f"{source}: file not found")
-        clip["picture"] = picture(source, max_seconds)
-    except (soundfile.LibsndfileError, OSError, ValueError) as error:
-        clip["why"] = str(error)
+    used = min(seconds, max_seconds)
+    clip = {"name": filepath, "whole": seconds, "used": used, "picture": None, "why": ""}
+    if audio_dir is not None:
+        try:
+            source = open_clip(resolve_path(filepath, audio_dir))
+            if isinstance(source, str) and not Path(source).exists():
+                raise FileNotFoundError(f"{source}: file not found")
+            clip["picture"] = preview_clip(source, max_seconds)
+        except (soundfile.LibsndfileError, OSError, ValueError) as error:
+            clip["why"] = str(error)
     return clip
 
 
@@ -231,39 +195,20 @@ def build_filters(examples: list[dict]) -> list[dict]:
     Returns:
         Groups with `key` (class of its boxes), `title`, `arm` and `boxes` (id, label and count).
     """
-    question_types = [example["question_type"] for example in examples]
-    categories = [example["category"] for example in examples]
-    type_order = sorted({*question_types}, key=QUESTION_TYPES.index)
-    category_order = sorted({*categories}, key=lambda name: (*_rank("mcq", name), name))
-    groups = [
-        _filter_group("question type", question_types, type_order),
-        _filter_group("category", categories, category_order),
+    titles = ["question_type", "category"]
+    labels = [[example[title] for example in examples] for title in titles]
+    arms = list(examples[0]["answers"]) if examples else []
+    labels += [
+        [VERDICTS[example["answers"][arm]["correct"]] for example in examples] for arm in arms
     ]
-    for arm in examples[0]["answers"] if examples else ():
-        verdicts = [VERDICTS[example["answers"][arm]["correct"]] for example in examples]
-        if any(verdicts):
-            groups.append({**_filter_group(arm, verdicts, ("correct", "wrong")), "arm": arm})
-    for number, group in enumerate(groups):
-        group["key"] = f"f{number}"
-        ids = {None: f"f{number}-none"}
-        for position, box in enumerate(group["boxes"]):
-            box["id"] = ids[box["label"]] = f"f{number}-{position}"
-        group["classes"] = [ids[label] for label in group.pop("labels")]
-    for index, example in enumerate(examples):
-        example["classes"] = [group["classes"][index] for group in groups]
+    groups = []
+    for title, arm, values in zip([*titles, *arms], [None, None, *arms], labels):
+        key = f"f{len(groups)}"
+        counts = Counter(sorted(filter(None, values)) if arm else values)
+        ids = {label: f"{key}-{position}" for position, label in enumerate(counts)}
+        boxes = [{"id": ids[label], "label": label, "n": n} for label, n in counts.items()]
+        if boxes:
+            groups.append({"key": key, "title": title, "arm": arm, "boxes": boxes})
+            for example, label in zip(examples, values):
+                example.setdefault("classes", []).append(ids.get(label, f"{key}-none"))
     return groups
-
-
-def _filter_group(title: str, labels: list[str | None], order: Sequence[str]) -> dict:
-    """Returns a box for each label of `order`.
-
-    Args:
-        title: Heading of the group.
-        labels: The label of each example, None for those without a box.
-        order: Labels in the order of their boxes.
-    """
-    boxes = [{"label": label, "n": labels.count(label)} for label in order]
-    return {"title": title, "arm": None, "labels": labels, "boxes": boxes}
-
-
-shown_clip = describe_clip  # RENAMED

@@ -15,8 +15,18 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocat
 from ...data.reasonaqa import QUESTION_TYPES
 from ...runtime import write_text
 from .charts import signed_points, signed_tick
-from .pictures import TOOLTIP, Picture, export_picture, marker_options, shared_style
-from .styles import COLOURS, ArmStyle, encodable, style_arms, template_environment
+from .styles import (
+    COLOURS,
+    TOOLTIP,
+    ArmStyle,
+    Picture,
+    encodable,
+    export_picture,
+    marker_options,
+    shared_style,
+    style_arms,
+    template_environment,
+)
 
 CAPTION = (
     "Audio gain: macro accuracy above the arm's strongest no-audio baseline, in points, with its "
@@ -47,22 +57,17 @@ class CostPoint(NamedTuple):
 
 
 def cost_points(comparison: Mapping, field: str) -> list[CostPoint]:
-    """Returns the arms that have an audio gain and a cost; none if no cost is above zero.
-
-    Args:
-        comparison: Contents of `comparison.json`.
-        field: One of `COST_LABELS`.
-    """
+    """Returns the arms that have an audio gain and a cost; none if no cost is above zero."""
     points = []
     for arm, results in comparison["arms"].items():
         gain = results["audio_gain"].get("macro")
         if results["no_audio"] or results.get(field) is None or not gain:
             continue
         middle = gain["difference"]
-        ends = [
+        low, high = (
             gain[end] if math.isfinite(gain[end]) else middle for end in ("ci95_low", "ci95_high")
-        ]
-        points.append(CostPoint(arm, results[field], 100 * middle, *(100 * end for end in ends)))
+        )
+        points.append(CostPoint(arm, results[field], 100 * middle, 100 * low, 100 * high))
     return points if any(point.cost for point in points) else []
 
 
@@ -72,15 +77,13 @@ def draw_costs(axes: Axes, points: list[CostPoint], styles: Mapping, field: str)
         options = marker_options(styles[point.arm])
         tooltip = TOOLTIP + describe_point(point, field)
         whisker = [[point.gain - point.low], [point.high - point.gain]]
-        axes.errorbar(
-            point.cost, point.gain, whisker, color=options["color"], alpha=0.6, elinewidth=1
-        )
+        line = {"color": options["color"], "alpha": 0.6, "elinewidth": 1}
+        axes.errorbar(point.cost, point.gain, whisker, **line)
         axes.plot(point.cost, point.gain, gid=tooltip, clip_on=False, zorder=3, **options)
     axes.axhline(0, color=COLOURS["muted"].light, linewidth=1, zorder=1)
     _scale_cost_axis(axes, [point.cost for point in points])
     axes.yaxis.set_major_formatter(FuncFormatter(signed_tick))
-    axes.set_xlabel(COST_LABELS[field])
-    axes.set_ylabel("audio gain (points)")
+    axes.set(xlabel=COST_LABELS[field], ylabel="audio gain (points)")
 
 
 def _scale_cost_axis(axes: Axes, costs: list[float]) -> None:
@@ -105,7 +108,7 @@ def _scale_cost_axis(axes: Axes, costs: list[float]) -> None:
 
 
 def describe_point(point: CostPoint, field: str) -> str:
-    """Returns a point's figures as text."""
+    """Returns a point's numbers as text."""
     low, gain, high = (signed_points(end / 100) for end in (point.low, point.gain, point.high))
     unit = COST_LABELS[field].removesuffix(" of the representation")
     return f"{point.arm}: {gain} points ({low} to {high}), {point.cost:,.6g} {unit}"
@@ -117,14 +120,16 @@ def describe_costs(points: list[CostPoint], field: str) -> str:
     return f"Audio gain by {COST_LABELS[field]}: {described}"
 
 
+def _points_by_cost(comparison: Mapping) -> dict[str, list[CostPoint]]:
+    points = {field: cost_points(comparison, field) for field in COST_LABELS}
+    return {field: points[field] for field in points if points[field]}
+
+
 def cost_pictures(comparison: Mapping) -> list[Picture]:
-    """Draws audio gain against each cost that is known, a picture each."""
+    """Draws audio gain against each cost that any arm has."""
     styles = style_arms(comparison)
     pictures = []
-    for field in COST_LABELS:
-        points = cost_points(comparison, field)
-        if not points:
-            continue
+    for field, points in _points_by_cost(comparison).items():
         with shared_style():
             figure = Figure(PANEL_INCHES, layout="constrained")
             draw_costs(figure.subplots(), points, styles, field)
@@ -139,21 +144,20 @@ def write_figure(path: str | Path, comparison: Mapping) -> bool:
         Whether it was written. Without an arm that has an audio gain and a cost, it is not.
     """
     styles = style_arms(comparison)
-    points_by_field = {field: cost_points(comparison, field) for field in COST_LABELS}
-    points_by_field = {field: points for field, points in points_by_field.items() if points}
-    if not points_by_field:
+    panels = _points_by_cost(comparison)
+    if not panels:
         return False
     width, height = PANEL_INCHES
     with shared_style():
-        figure = Figure((width * len(points_by_field), height + 1), layout="constrained")
-        panels = figure.subplots(1, len(points_by_field), squeeze=False)[0]
-        for axes, (field, points) in zip(panels, points_by_field.items()):
+        figure = Figure((width * len(panels), height + 1), layout="constrained")
+        all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (field, points) in zip(all_axes, panels.items()):
             draw_costs(axes, points, styles, field)
-        arms = [point.arm for point in chain.from_iterable(points_by_field.values())]
+        arms = [point.arm for point in chain.from_iterable(panels.values())]
         _draw_legend(figure, {arm: styles[arm] for arm in arms}, LEGEND_LETTERS * len(panels))
         caption = textwrap.fill(CAPTION, CAPTION_LETTERS * len(panels))
         figure.supxlabel(caption, x=0.01, horizontalalignment="left", fontsize="small")
-        description = ". ".join(describe_costs(points, f) for f, points in points_by_field.items())
+        description = ". ".join(describe_costs(panels[field], field) for field in panels)
         picture = export_picture(figure, description)
     template = template_environment().get_template("figure.svg")
     write_text(path, template.render(picture=picture, colours=COLOURS))
@@ -161,11 +165,7 @@ def write_figure(path: str | Path, comparison: Mapping) -> bool:
 
 
 def learning_curve_pictures(comparison: Mapping) -> dict[str, Picture]:
-    """Draws the training loss and the validation loss of each question type that has one.
-
-    Returns:
-        Pictures by "training" and question type; none if no arm has learning curves.
-    """
+    """Draws the training loss ("training") and the validation loss of each question type."""
     curves = {
         arm: results["learning_curves"]
         for arm, results in comparison["arms"].items()
@@ -211,8 +211,7 @@ def _draw_losses(
             options = marker_options(styles[arm], has_line=True)
             axes.plot(steps, values, gid=TOOLTIP + final, markevery=[-1], **options)
         axes.set_xlim(left=0)
-        axes.set_xlabel("optimizer step")
-        axes.set_ylabel("loss per answer token (nats)")
+        axes.set(xlabel="optimizer step", ylabel="loss per answer token (nats)")
         return export_picture(figure, description)
 
 
@@ -220,11 +219,6 @@ def reliability_picture(arm: str, arm_style: ArmStyle, calibration: Mapping) -> 
     """Draws how often answers are correct against their probability, in bins of probability.
 
     The size of a mark shows the share of answers in its bin.
-
-    Args:
-        arm: Name of the arm.
-        arm_style: Its style.
-        calibration: `calibration` of the arm in `comparison.json`.
     """
     bins = calibration["bins"]
     answers = sum(group["n"] for group in bins)
@@ -236,40 +230,21 @@ def reliability_picture(arm: str, arm_style: ArmStyle, calibration: Mapping) -> 
         axes.plot([0, 100], [0, 100], color=COLOURS["muted"].light, linewidth=1)
         for group in bins:
             probability, correct = 100 * group["confidence"], 100 * group["accuracy"]
-            text = (
-                f"{group['n']} answers of probability {probability:.1f} %, {correct:.1f} % correct"
-            )
+            text = f"{group['n']} answers of probability {probability:.1f} %, "
+            text += f"{correct:.1f} % correct"
             description += f" {text};"
             axes.vlines(probability, probability, correct, colour, alpha=0.5)
-            axes.plot(
-                probability,
-                correct,
-                "o",
-                color=colour,
-                markersize=4 + 12 * math.sqrt(group["n"] / answers),
-                alpha=0.8,
-                clip_on=False,
-                gid=TOOLTIP + text,
-            )
-        axes.set(
-            xlim=(0, 100),
-            ylim=(0, 100),
-            xlabel="probability of the answer (%)",
-            ylabel="correct (%)",
-        )
-        axes.set_xticks(range(0, 101, 25))
-        axes.set_yticks(range(0, 101, 25))
+            size = 4 + 12 * math.sqrt(group["n"] / answers)
+            options = {"color": colour, "alpha": 0.8, "clip_on": False, "gid": TOOLTIP + text}
+            axes.plot(probability, correct, "o", markersize=size, **options)
+        axes.set(xlabel="probability of the answer (%)", ylabel="correct (%)")
+        ticks = range(0, 101, 25)
+        axes.set(xlim=(0, 100), ylim=(0, 100), xticks=ticks, yticks=ticks)
         return export_picture(figure, description)
 
 
 def _draw_legend(figure: Figure, styles: Mapping[str, ArmStyle], letters: int) -> None:
-    """Draws a legend above the panels.
-
-    Args:
-        figure: The figure.
-        styles: Styles of the arms to name.
-        letters: Letters that fit into the width of the figure.
-    """
+    """Draws a legend above panels that are as wide as so many letters."""
     names = [encodable(arm) for arm in styles]
     columns = max(1, letters // (max(map(len, names)) + 8))
     # The same number of rows, as full as possible.

@@ -1,11 +1,20 @@
-"""The look that all pictures of a comparison share: colours, marks of arms, templates."""
+"""The look of all pictures of a comparison: colours, marks of arms, matplotlib figures as SVG.
 
+The SVG follows the page: its CSS colours, its font, text as text.
+"""
+
+import io
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import matplotlib as mpl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib import style
+from matplotlib.figure import Figure
 
 
 class Colour(NamedTuple):
@@ -16,17 +25,11 @@ class Colour(NamedTuple):
 
 
 class Marker(NamedTuple):
-    """The mark of an arm and the dashes of its lines.
+    """The mark of an arm and the dashes of its lines."""
 
-    Attributes:
-        name: Name of the matplotlib marker.
-        path: The same mark as an SVG path around the origin.
-        dashes: Lengths of dash and gap in px, empty for a solid line.
-    """
-
-    name: str
-    path: str
-    dashes: tuple[int, ...]
+    name: str  # of the matplotlib marker
+    path: str  # the same mark as an SVG path around the origin
+    dashes: tuple[int, ...]  # lengths of dash and gap in px, empty for a solid line
 
 
 # CSS variables. The hues are Okabe and Ito's, which colour-blind readers can tell apart.
@@ -56,26 +59,37 @@ MARKERS = (
     Marker("v", "M0 6-6-4.8H6z", (12, 4)),
 )
 TEXT_ONLY_MARKER = Marker("o", CIRCLE, (4, 4))
+TEMPLATES = Path(__file__).parent / "templates"
+TOOLTIP = "tooltip: "
+INK_PARAMS = ("axes.titlecolor", "text.color")
+MUTED_PARAMS = ("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
 
 
-@dataclass(frozen=True)
-class ArmStyle:
-    """How an arm looks in every picture.
-
-    Attributes:
-        css_class: Class of its marks and lines.
-        colour: Its colour, a name in `COLOURS`.
-        marker: Its mark. That of a text-only model is hollow.
-    """
+class ArmStyle(NamedTuple):
+    """How an arm looks in every picture. The mark of a text-only model is hollow."""
 
     css_class: str
-    colour: str
+    colour: str  # a name in `COLOURS`
     marker: Marker
 
     @property
     def is_text_only(self) -> bool:
         """Whether the arm is a model without audio."""
         return self.css_class == "text-only"
+
+
+class Picture(NamedTuple):
+    """An SVG drawing."""
+
+    width: float  # in inches
+    height: float
+    description: str  # for readers who cannot see it
+    body: Markup
+
+    @property
+    def view_box(self) -> str:
+        """Area of the drawing in its units, which are points."""
+        return f"0 0 {self.width * 72:g} {self.height * 72:g}"
 
 
 def style_arms(comparison: Mapping) -> dict[str, ArmStyle]:
@@ -95,7 +109,7 @@ def style_arms(comparison: Mapping) -> dict[str, ArmStyle]:
 def template_environment() -> Environment:
     """Returns the environment that reads `templates/`. It escapes every value."""
     return Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -106,3 +120,69 @@ def template_environment() -> Environment:
 def encodable(text: str) -> str:
     """Returns a text that UTF-8 can encode. JSON may hold half of a surrogate pair."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def shared_style() -> AbstractContextManager[None]:
+    """Returns a context with the style of all pictures, whatever the user's matplotlibrc says."""
+    colours = {
+        **dict.fromkeys(INK_PARAMS, COLOURS["ink"].light),
+        **dict.fromkeys(MUTED_PARAMS, COLOURS["muted"].light),
+        "grid.color": COLOURS["grid"].light,
+    }
+    return style.context(["default", TEMPLATES / "report.mplstyle", colours])
+
+
+def marker_options(arm_style: ArmStyle, has_line: bool = False) -> dict[str, Any]:
+    """Returns matplotlib's options for the marks of an arm, joined by its line or not."""
+    colour = COLOURS[arm_style.colour].light
+    line = (0, arm_style.marker.dashes) if arm_style.marker.dashes else "-"
+    return {
+        "color": colour,
+        "marker": arm_style.marker.name,
+        "markersize": 6,
+        "markerfacecolor": COLOURS["page"].light if arm_style.is_text_only else colour,
+        "linestyle": line if has_line else "none",
+    }
+
+
+def export_picture(figure: Figure, description: str) -> Picture:
+    """Converts a figure to SVG. The same figure gives the same bytes.
+
+    An artist whose `gid` is `TOOLTIP` and a text shows that text when the mouse is over it.
+
+    Args:
+        figure: Figure drawn within `shared_style`.
+        description: What it shows. It must differ between the pictures of a page.
+    """
+    description = encodable(description)
+    stream = io.StringIO()
+    # Without these keys, matplotlib would write its version, the date and links to its home page.
+    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    # Marks get ids from this text, so that those of two pictures on a page are different.
+    with mpl.rc_context({"svg.hashsalt": description}):
+        figure.savefig(stream, format="svg", transparent=True, metadata=metadata)
+    body = stream.getvalue().partition("</defs>")[2].rpartition("</svg>")[0]
+    return Picture(*figure.get_size_inches(), description, Markup(_restyle(body)))
+
+
+def _restyle(svg: str) -> str:
+    """Replaces what matplotlib writes for one file by what suits a page with several pictures."""
+    svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"; font-family: [^;\"]*", "", svg)
+    svg = re.sub(rf'<g id="{TOOLTIP}([^"]*)">', r"<g><title>\1</title>", svg)
+    svg = svg.replace("xlink:href", "href")
+    for name, colour in COLOURS.items():
+        svg = svg.replace(colour.light, f"var(--{name})")
+    svg = re.sub(r'style="([^"]*)"', _presentation_attributes, svg)
+    references = set(re.findall(r'(?:href="|url\()#([\w-]+)', svg))
+
+    def without_unused_id(match: re.Match) -> str:
+        return match.group() if match.group(1) in references else ""
+
+    return re.sub(r' id="([^"]*)"', without_unused_id, svg)
+
+
+def _presentation_attributes(match: re.Match) -> str:
+    """Converts CSS declarations to attributes. A page without style attributes is easy to check."""
+    declarations = [declaration.split(": ") for declaration in match.group(1).split("; ")]
+    return " ".join(f'{name}="{value}"' for name, value in declarations)

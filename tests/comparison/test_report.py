@@ -2,7 +2,6 @@
 
 import json
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,12 +16,7 @@ from support.comparisons import (
     write_tones,
 )
 
-from audiolm.comparison.report.build import (
-    control_rows,
-    display_folder,
-    pair_rows,
-    write_report,
-)
+from audiolm.comparison.report.build import evaluation_folders, pair_rows, write_report
 from audiolm.comparison.report.charts import (
     MINUS,
     place_differences,
@@ -144,17 +138,6 @@ def test_place_dots_gives_controls_a_line_of_their_own(dots):
     assert dots["mcq"].height == 76
 
 
-def test_control_rows_count_the_examples_of_each_control(comparison):
-    rows = control_rows(comparison, ["noise", "option_relabel"])
-    by_arm = {(row["name"], row["arm"]): row for row in rows}
-    noise, relabelled = by_arm["mcq", "htsat"]["controls"]
-    assert noise["accuracy"] == 0.25
-    assert (relabelled["accuracy"], relabelled["n"]) == (2 / 3, 3)
-    assert by_arm["mcq", "htsat"]["n"] == 4
-    assert by_arm["mcq", "text_only"]["controls"][1] is None
-    assert by_arm["yes_no", "htsat"]["controls"][1] is None
-
-
 def test_pair_rows_have_a_row_for_each_question_type(comparison):
     differences = {
         row["name"]: row["lanes"][0]["difference"] for row in pair_rows(comparison, "by_type")
@@ -188,8 +171,8 @@ def rows_of_several_groups():
 
 
 def test_choose_examples_does_not_repeat_clips(rows_of_several_groups):
-    # Clip "0" is used first by the other category. The category "count" comes after that.
-    assert choose_examples(rows_of_several_groups, 3) == [1, 2, 4]
+    # The first example uses clip "0", so the second of the next category is taken.
+    assert choose_examples(rows_of_several_groups, 3) == [0, 3, 4]
 
 
 def test_choose_examples_of_all_orders_by_question_type(rows_of_several_groups):
@@ -258,10 +241,10 @@ def test_build_filters_has_groups_for_questions_and_arms(runs):
     examples = browse_examples(runs, None, 60)
     groups = build_filters(examples)
     titles = [group["title"] for group in groups]
-    assert titles == ["question type", "category", "htsat", "mimi_full", "text_only"]
+    assert titles == ["question_type", "category", "htsat", "mimi_full", "text_only"]
     boxes = [(box["id"], box["label"], box["n"]) for box in groups[3]["boxes"]]
     assert boxes == [("f3-0", "correct", 4), ("f3-1", "wrong", 2)]
-    assert examples[0]["classes"] == ["f0-0", "f1-1", "f2-0", "f3-0", "f4-0"]
+    assert examples[0]["classes"] == ["f0-0", "f1-0", "f2-0", "f3-0", "f4-0"]
     assert examples[7]["classes"][2:] == ["f2-none", "f3-none", "f4-none"]
 
 
@@ -473,11 +456,19 @@ def test_report_names_its_sources(audio):
     assert "run_compare.py --config x.yaml" in page
 
 
-@pytest.mark.parametrize(
-    ("folder", "output", "displayed"), [("/a/b/c", "/a", "b/c"), ("/a/b", "/c", "/a/b")]
-)
-def test_display_folder_is_relative_below_the_output(folder, output, displayed):
-    assert display_folder(Path(folder), Path(output)) == displayed
+def test_evaluation_folders_are_relative_to_the_output(audio, runs):
+    folders = evaluation_folders({"htsat": runs["htsat"]}, audio / "report")
+    assert folders == {
+        "htsat": [(0, "../htsat/seed-0/evaluation"), (1, "../htsat/seed-1/evaluation")]
+    }
+
+
+@pytest.mark.usefixtures("comparison")
+def test_report_counts_the_examples_of_each_control(audio):
+    page = " ".join((audio / "report.html").read_text(encoding="utf-8").split())
+    # Accuracy with audio, majority, noise, relabelled options, same choice
+    assert "<td>87.5</td>" in page
+    assert "<td>25.0</td> <td>66.7<small>of 3 examples</small></td>" in page
 
 
 def test_report_written_again_has_the_same_bytes(audio, comparison, runs):

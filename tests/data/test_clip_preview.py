@@ -124,13 +124,13 @@ def test_preview_without_samples_raises(noise, tmp_path):
 
 @pytest.mark.parametrize("num_formats", [1, 2, 3])
 def test_audio_uri_takes_the_first_format_that_can_be_written(num_formats, noise, monkeypatch):
-    formats = (("NONE", "NONE", ""), *clip_preview.FORMATS[-num_formats:])
+    formats = (("NONE", "NONE", "", None), *clip_preview.FORMATS[-num_formats:])
     monkeypatch.setattr(clip_preview, "FORMATS", formats)
     samples, _ = decode(audio_uri(noise[:4410, 0].astype("float32"), 44100))
     assert len(samples) == 4410
 
 
 def test_audio_uri_without_a_format_raises(noise, monkeypatch):
-    monkeypatch.setattr(clip_preview, "FORMATS", (("NONE", "NONE", ""),))
-    with pytest.raises(ValueError, match="writes none of NONE"):
+    monkeypatch.setattr(clip_preview, "FORMATS", (("NONE", "NONE", "", None),))
+    with pytest.raises(ValueError, match="writes no audio at 44100 Hz"):
         audio_uri(noise[:4410, 0], 44100)

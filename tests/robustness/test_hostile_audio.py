@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from support.hostile import fuzz, one_line
 
 from audiolm import processing_audiolm
-from audiolm.comparison.report.examples import shown_clip
+from audiolm.comparison.report.examples import describe_clip
 from audiolm.data.audio_check import check_audio, clip_facts
 from audiolm.data.audio_files import clip_audio
 from audiolm.processing_audiolm import AudioLMFeatureExtractor, read_file, read_wav, resample
@@ -254,7 +254,7 @@ def assert_read_or_refused(file: Path, content: bytes) -> None:
         except (ValueError, OSError, soundfile.LibsndfileError) as error:
             one_line(error)
             assert clip == content or facts.fault is not None
-    shown = shown_clip(file.name, 1.0, file.parent, 10.0)
+    shown = describe_clip(file.name, 1.0, file.parent, 10.0)
     assert (shown["picture"] is None) == bool(shown["why"])
 
 
