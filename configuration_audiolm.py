@@ -195,20 +195,19 @@ class AudioLMConfig(PreTrainedConfig):
         name = self.encoder_type
         has_posteriors = bool(encoder_type.options.get("posteriors"))
         has_codes = encoder_type.options.get("num_levels") or "num_tokens" in encoder_type.options
+        problem = None
         if self.learn_code_embeddings and not has_codes:
-            raise ValueError(f"learn_code_embeddings: {name} has no codes")
-        if self.no_audio and self.learn_code_embeddings:
-            raise ValueError(
-                "no_audio needs mean features. learn_code_embeddings and silence do not have them"
-            )
-        if self.no_audio and (has_posteriors or encoder_type.model_type == "audiolm_pair"):
-            raise ValueError(
-                f"no_audio: {name} has two kinds of frames. Use an encoder_type with one kind"
-            )
-        if self.mapper_type == "mellow" and not has_posteriors:
-            raise ValueError(
+            problem = f"learn_code_embeddings: {name} has no codes"
+        elif self.no_audio and self.learn_code_embeddings:
+            problem = "no_audio needs mean features. learn_code_embeddings and silence have none"
+        elif self.no_audio and (has_posteriors or encoder_type.model_type == "audiolm_pair"):
+            problem = f"no_audio: {name} has two kinds of frames. Use an encoder_type with one kind"
+        elif self.mapper_type == "mellow" and not has_posteriors:
+            problem = (
                 f"mapper_type mellow: {name} has no posteriors. Use mellow or htsat_posteriors"
             )
+        if problem is not None:
+            raise ValueError(problem)
 
 
 def list_encoder_types() -> list[str]:

@@ -89,8 +89,6 @@ class AudioMapper(nn.Module):
         ]
         return mean * torch.cat(has_channel, -1)
 
-    mean = mean_features  # RENAMED
-
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Maps features, shape `(..., dim)`, to `(..., text_size)`."""
         standardised = features.float() - self.feature_mean.float()
@@ -321,8 +319,6 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         audio_index = audio_index.to(audio_embeds.device)
         merged = inputs_embeds.flatten(0, 1).index_copy(0, audio_index, audio_embeds)
         return merged.view(inputs_embeds.shape)
-
-    put_audio = merge_audio_embeddings  # RENAMED
 
     def forward(  # noqa: PLR0913 (the inputs of a multimodal model, and what the host knows of them)
         self,

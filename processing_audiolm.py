@@ -65,8 +65,6 @@ class AudioLMFeatureExtractor(SequenceFeatureExtractor):
         """Makes the feature extractor of an encoder."""
         return cls(encoder.sample_rate, max_audio_seconds, encoder.config.to_dict())
 
-    of_encoder = from_encoder  # RENAMED
-
     def to_dict(self) -> dict:
         """Returns what is saved: all but the encoder that counts frames."""
         values = super().to_dict()
@@ -305,8 +303,6 @@ class AudioLMProcessor(ProcessorMixin):
         """Returns the ids of one prompt. See [`encode_prompts`]."""
         return self.encode_prompts([question], [frames])[0]
 
-    prompt_ids = encode_prompt  # RENAMED
-
     def encode_answers(self, answers: list[str]) -> list[list[int]]:
         """Returns the ids of answers, each with its EOS."""
         if self.prompt_format == "mellow":
@@ -318,8 +314,6 @@ class AudioLMProcessor(ProcessorMixin):
     def encode_answer(self, answer: str) -> list[int]:
         """Returns the ids of one answer and its EOS."""
         return self.encode_answers([answer])[0]
-
-    answer_ids = encode_answer  # RENAMED
 
     def __call__(
         self, text=None, audio=None, answer=None, padding_side: str = "left", **kwargs
