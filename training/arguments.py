@@ -22,7 +22,7 @@ from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
 from ..configuration_audiolm import CHOICES, list_encoder_types, parse_encoder_type
 from ..data import QUESTION_TYPES
-from ..modeling_audiolm import TEXT_MODEL
+from ..modeling_audiolm import DEFAULT_TEXT_MODEL
 from ..runtime import SECRET_VALUE, UserError, remove_secrets
 from .resume import checkpoint_to_resume
 
@@ -83,7 +83,7 @@ class ModelArguments:
         None, "Encoder weights: Hub name, folder, file or `random`; default: the published ones"
     )
     text_model_name_or_path: str | None = _option(
-        None, f"Language model: Hub name, folder or .gguf file; default: {TEXT_MODEL}"
+        None, f"Language model: Hub name, folder or .gguf file; default: {DEFAULT_TEXT_MODEL}"
     )
     model_name_or_path: str | None = _option(None, "Trained AudioLM to start from: name or folder")
     freeze_lm: bool = _option(True, "Freeze the language model and train only the mapper")

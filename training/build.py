@@ -9,7 +9,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..checkpoints.encoders import load_encoder, with_overrides
 from ..checkpoints.load import load_model
-from ..modeling_audiolm import TEXT_MODEL, AudioLMForConditionalGeneration, text_model_source
+from ..modeling_audiolm import (
+    DEFAULT_TEXT_MODEL,
+    AudioLMForConditionalGeneration,
+    text_model_source,
+)
 from ..processing_audiolm import AudioLMProcessor
 from ..runtime import UserError
 from .adapters import add_lora_adapters
@@ -46,7 +50,7 @@ def _build_from_parts(
     encoder = load_encoder(model_args.encoder_type, model_args.encoder_name_or_path)
     if model_args.band_limit or model_args.window_seconds:
         encoder = with_overrides(encoder, model_args.band_limit, model_args.window_seconds)
-    text_model = model_args.text_model_name_or_path or TEXT_MODEL
+    text_model = model_args.text_model_name_or_path or DEFAULT_TEXT_MODEL
     model = AudioLMForConditionalGeneration.from_pretrained_parts(
         model_args.encoder_type, encoder, text_model, **fields
     )

@@ -14,7 +14,7 @@ from ..checkpoints.encoders import PUBLISHED, checkpoint_file
 from ..configuration_audiolm import parse_encoder_type
 from ..data.shards import MANIFEST, dataset_folder
 from ..hub.model_card import LICENCES, CardFacts
-from ..modeling_audiolm import TEXT_MODEL, AudioLMForConditionalGeneration
+from ..modeling_audiolm import DEFAULT_TEXT_MODEL, AudioLMForConditionalGeneration
 from ..runtime import code_facts, file_facts, public_name, run_info, write_json, write_run_info
 from .arguments import ENCODER_OVERRIDES, AudioLMTrainingArguments, DataArguments, ModelArguments
 from .build import MODEL_CONFIG_FIELDS
@@ -209,7 +209,7 @@ def _card_facts(
         initialised_from=base and public_name(base),
         encoder=encoder,
         encoder_options={name: getattr(model_args, name) for name in ENCODER_OVERRIDES},
-        text_model=part_facts(base or model_args.text_model_name_or_path or TEXT_MODEL),
+        text_model=part_facts(base or model_args.text_model_name_or_path or DEFAULT_TEXT_MODEL),
         data=data,
         settings=settings,
         code=code_facts(),

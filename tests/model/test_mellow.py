@@ -167,7 +167,7 @@ def test_second_clips_depend_on_the_seed_alone(rows):
 
 
 def test_second_clips_of_a_single_row_need_others(rows):
-    with pytest.raises(ValueError, match="one alone"):
+    with pytest.raises(ValueError, match="only one clip"):
         second_clips(rows.select([0]), 0)
     paired = second_clips(rows.select([0]), 0, first_clips(rows))["audio"]
     assert len(set(paired[0])) == 2
