@@ -398,7 +398,7 @@ def test_a_space_is_written(tmp_path):
     space = written_space(tmp_path / "space")
     with pytest.raises(SystemExit, match="exists already"):
         app.main(["--space", str(space)])
-    with pytest.raises(SystemExit, match="push it to the Hub"):
+    with pytest.raises(SystemExit, match="is not on the Hub"):
         app.main(["--space", str(tmp_path / "other"), str(space)])
     card = (space / "README.md").read_text()
     assert (
