@@ -37,9 +37,8 @@ def open_clip(clip: Clip) -> str | io.BytesIO:
 def clip_audio(clip, seconds: float):
     """Returns what the feature extractor takes: a path, or samples and their rate in Hz.
 
-    Args:
-        clip: A clip, or samples and their rate, which are returned as they are.
-        seconds: Seconds to read of a clip that is not a file.
+    Samples and their rate are returned as they are. Of a clip that is not a file, the first
+    seconds are read.
     """
     source = open_clip(clip) if isinstance(clip, (str, bytes)) else clip
     if not isinstance(source, io.BytesIO):

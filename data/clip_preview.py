@@ -46,12 +46,7 @@ class ClipPreview(NamedTuple):
 def preview_clip(
     source: str | io.BytesIO, max_seconds: float, playable: bool = True
 ) -> ClipPreview:
-    """Renders the first seconds of a clip, with its channels averaged.
-
-    Args:
-        source: What soundfile reads.
-        max_seconds: Seconds to render.
-        playable: Whether to include the audio.
+    """Renders the first seconds of a clip, with its channels averaged and playable or not.
 
     Raises:
         soundfile.LibsndfileError: If the file cannot be decoded.

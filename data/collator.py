@@ -4,6 +4,7 @@ Audio is decoded here, unless the features of all clips of a batch were computed
 """
 
 from collections.abc import Callable, Mapping
+from itertools import chain
 
 import torch
 from torch.utils.data import get_worker_info
@@ -48,7 +49,7 @@ class ReasonAQACollator:
         Raises:
             BadClip: If a clip cannot be decoded and the decoder does not skip bad clips.
         """
-        clips = [clip for example in examples for clip in example["audio"]]
+        clips = list(chain.from_iterable(example["audio"] for example in examples))
         if self.features is not None and all(clip in self.features for clip in clips):
             audio, num_frames = self._encoded_inputs(clips)
         else:
@@ -80,8 +81,8 @@ class ReasonAQACollator:
             decoded.append({**example, "samples": samples})
         if faults:
             decoded = replace_bad_examples(decoded, faults)
-        samples = [clip for example in decoded for clip in example["samples"]]
-        return decoded, samples, list(faults.values())
+        samples = chain.from_iterable(example["samples"] for example in decoded)
+        return decoded, list(samples), list(faults.values())
 
     def _encoded_inputs(self, clips: list[str]) -> tuple[dict, list[int]]:
         features, num_frames = pad_features([self.features[clip] for clip in clips])
