@@ -12,6 +12,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import soundfile
 from datasets import DatasetDict
 from tqdm import tqdm
 
@@ -26,8 +27,14 @@ MAX_PEAK = 1.5  # A larger |sample| is no overshoot of a resampler but a broken 
 SILENCE_PEAK = 1e-4  # -80 dB of full scale.
 MIN_SECONDS = 0.5
 AT_ONCE = 256  # Facts are saved after so many files.
-# LibsndfileError is a RuntimeError.
-DECODING_ERRORS = (RuntimeError, OSError, ValueError, MemoryError, pa.ArrowException)
+DECODING_ERRORS = (
+    soundfile.LibsndfileError,
+    RuntimeError,
+    OSError,
+    ValueError,
+    MemoryError,
+    pa.ArrowException,
+)
 
 
 class ClipFacts(NamedTuple):

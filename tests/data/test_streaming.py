@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import datasets
@@ -248,12 +248,12 @@ def test_stream_with_more_readers_than_row_groups_is_refused(embedded):
 
 def stream_options(corpus, tokenizer, folder: str, *more: str) -> list[str]:
     """Options of a run on a converted data set."""
-    words = arguments(corpus, "mimi_semantic", tokenizer)
-    options = dict(zip(words[::2], words[1::2]))
+    argv = arguments(corpus, "mimi_semantic", tokenizer)
+    options = dict(zip(argv[::2], argv[1::2]))
     for name in ("--train_file", "--validation_file", "--audio_dir"):
         del options[name]
     options |= {"--dataset_name": folder, **dict(zip(more[::2], more[1::2]))}
-    return [word for option in options.items() for word in option]
+    return list(chain.from_iterable(options.items()))
 
 
 def losses_and_weights(corpus) -> tuple[list, dict]:
@@ -298,7 +298,7 @@ def test_streamed_run_resumed_ends_the_same_and_refuses_other_settings(
         "--max_eval_samples": "2",
         "--num_stats_clips": "4",
     }
-    more = [word for option in more.items() for word in option]
+    more = list(chain.from_iterable(more.items()))
     options = stream_options(corpus, tokenizer, embedded, *more)
     train(options)
     expected_losses, expected_weights = losses_and_weights(corpus)
@@ -432,7 +432,7 @@ def test_stream_of_two_processes_gives_every_row_once(corpus, tokenizer, embedde
         "--per_device_train_batch_size": "2",
         "--max_eval_samples": "4",
     }
-    more = [word for option in more.items() for word in option]
+    more = list(chain.from_iterable(more.items()))
     options = stream_options(corpus, tokenizer, embedded, *more)
     run = subprocess.run(
         [sys.executable, *TWO_PROCESSES, str(corpus / "recording.py"), *options],
