@@ -1,299 +1,369 @@
-"""The frozen audio encoders behind one interface, in torch and transformers alone."""
+"""The frozen audio encoders behind one interface, in torch and transformers alone.
+
+The module is long because it holds all encoders: each further module would be pushed with every
+model.
+"""
 
 import math
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import ClapAudioModel, DacModel, EncodecModel, MimiModel, PreTrainedConfig
 from transformers.audio_utils import mel_filter_bank
 
-# No recording has more; a file of a few kB can state far more, and then would fill any memory.
-MOST_RATE = 768_000  # Hz
-MOST_SAMPLES = 12_288_000  # a second in all channels: 64 at 192 kHz
+# No recording exceeds these. The header of a small damaged file can, and would then fill the
+# memory.
+MAX_SAMPLE_RATE = 768_000  # Hz
+MAX_SAMPLES_PER_SECOND = 12_288_000  # In all channels: 64 at 192 kHz.
+# The resampling kernels of unusual rates take up to 230 MB and are not cached.
+MAX_CACHED_KERNEL = 100_000
 
 
 @contextmanager
-def full_precision(device_type: str):
-    """float32 as it is written: without autocast, and without the TF32 that cuDNN uses unless told."""
+def full_precision(device_type: str) -> Iterator[None]:
+    """Switches off autocast, and the TF32 that cuDNN uses by default in place of float32."""
     cudnn = torch.backends.cudnn
-    names = (
-        {"fp32_precision": "ieee"} if hasattr(cudnn, "conv") else {"allow_tf32": False}
-    )  # torch < 2.9
-    backends = [
-        torch.backends.cuda.matmul,
-        *([cudnn.conv, cudnn.rnn] if hasattr(cudnn, "conv") else [cudnn]),
-    ]
-    before = [(backend, name, getattr(backend, name)) for backend in backends for name in names]
+    if hasattr(cudnn, "conv"):
+        backends = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
+        setting, value = "fp32_precision", "ieee"
+    else:  # torch < 2.9
+        backends = [torch.backends.cuda.matmul, cudnn]
+        setting, value = "allow_tf32", False
+    previous = [getattr(backend, setting) for backend in backends]
     try:
-        for backend, name, _ in before:
-            setattr(backend, name, names[name])
+        for backend in backends:
+            setattr(backend, setting, value)
         with torch.autocast(device_type=device_type, enabled=False):
             yield
     finally:
-        for backend, name, value in before:
-            setattr(backend, name, value)
+        for backend, previous_value in zip(backends, previous):
+            setattr(backend, setting, previous_value)
+
+
+def check_rate(name: object, rate: int, channels: int = 1) -> None:
+    """Raises ValueError if no recording has such a sampling rate, in Hz, or so many channels."""
+    if not (1 <= rate <= MAX_SAMPLE_RATE and 1 <= channels <= MAX_SAMPLES_PER_SECOND / rate):
+        raise ValueError(
+            f"{name} states {channels} channels at {rate} Hz: expected at most "
+            f"{MAX_SAMPLE_RATE:,} Hz and {MAX_SAMPLES_PER_SECOND:,} samples per second"
+        )
 
 
 def resampled_length(num_samples: int, rate: int, new_rate: int) -> int:
-    """Samples that [`resample`] makes of so many."""
+    """Returns how many samples [`resample`] makes of `num_samples`."""
     common = math.gcd(rate, new_rate)
     return -(-num_samples * (new_rate // common) // (rate // common))
 
 
 def resample(audio: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
-    """Band-limited sinc interpolation with a Hann window, 6 zero crossings and roll-off 0.99: torchaudio's defaults.
+    """Resamples audio as torchaudio does by default.
+
+    This is band-limited sinc interpolation with a Hann window, 6 zero crossings and a roll-off of
+    0.99.
 
     Args:
-        audio: (..., samples) at `rate` Hz.
+        audio: Shape `(..., samples)`.
+        rate: Its sampling rate in Hz.
+        new_rate: Sampling rate of the result in Hz.
 
     Raises:
-        ValueError: if it is no rate that a recording has.
+        ValueError: If no recording has such a rate.
     """
     if rate == new_rate:
         return audio
     check_rate("the audio", rate)
     check_rate("the encoder", new_rate)
     common = math.gcd(int(rate), int(new_rate))
-    old, new = int(rate) // common, int(new_rate) // common
-    many = -(-64 // new)  # frames that make one matrix of them
-    old, new = many * old, many * new
-    # the weights of an odd rate take up to 230 MB, and are not kept
-    make = _resampling_kernels if max(old, new) < 100_000 else _resampling_kernels.__wrapped__
-    width, kernels = make(old, new, str(audio.device))
-    frames = nn.functional.pad(audio, (width, width + old)).unfold(-1, 2 * width + old, old)
-    result = torch.cat(
-        [frames[..., first : first + len(kernel)] @ kernel.to(audio) for first, kernel in kernels],
-        -1,
-    )
-    return result.flatten(-2)[..., : math.ceil(new * audio.shape[-1] / old)]
+    old_period = int(rate) // common
+    new_period = int(new_rate) // common
+    # Several periods at once make one matrix product of 64 columns or more.
+    periods = -(-64 // new_period)
+    old_period *= periods
+    new_period *= periods
+    is_cached = max(old_period, new_period) < MAX_CACHED_KERNEL
+    make_kernels = _resampling_kernels if is_cached else _resampling_kernels.__wrapped__
+    width, kernels = make_kernels(old_period, new_period, str(audio.device))
+    padded = nn.functional.pad(audio, (width, width + old_period))
+    frames = padded.unfold(-1, 2 * width + old_period, old_period)
+    parts = [
+        frames[..., first : first + len(weights)] @ weights.to(audio) for first, weights in kernels
+    ]
+    num_samples = math.ceil(new_period * audio.shape[-1] / old_period)
+    return torch.cat(parts, -1).flatten(-2)[..., :num_samples]
 
 
 @lru_cache(32)
 def _resampling_kernels(
-    old: int, new: int, device: str
+    old_period: int, new_period: int, device: str
 ) -> tuple[int, list[tuple[int, torch.Tensor]]]:
-    """Samples that a frame of `old` ones needs before and behind it; and, for 64 of its `new` ones at a time, the first sample
-    that weighs in them and the weights (samples, 64): from 32 to 44.1 kHz, 61 of a frame's 334 samples."""
-    base, zeros = min(old, new) * 0.99, 6
-    reach = zeros * old / base
-    width, kernels = math.ceil(reach), []
-    for phase in torch.arange(new, dtype=torch.float64).split(64):
-        centres = phase * old / new
-        first, last = math.ceil(centres[0].item() - reach), math.floor(centres[-1].item() + reach)
-        t = ((torch.arange(first, last + 1)[:, None] - centres) * base / old).clamp(-zeros, zeros)
-        weights = torch.sinc(t) * torch.cos(t * math.pi / zeros / 2) ** 2 * base / old
+    """Returns the kernels that turn `old_period` samples into `new_period` samples.
+
+    Only samples near a new one have a weight: from 32 to 44.1 kHz, 61 of 334. Each kernel makes 64
+    new samples.
+
+    Returns:
+        How many samples are needed before and after a period. For each kernel, the first sample
+        that it reads and its weights, shape `(samples, 64)`.
+    """
+    base = min(old_period, new_period) * 0.99
+    zeros = 6
+    reach = zeros * old_period / base
+    width = math.ceil(reach)
+    kernels = []
+    for phase in torch.arange(new_period, dtype=torch.float64).split(64):
+        centres = phase * old_period / new_period
+        first = math.ceil(centres[0].item() - reach)
+        last = math.floor(centres[-1].item() + reach)
+        distance = torch.arange(first, last + 1)[:, None] - centres
+        t = (distance * base / old_period).clamp(-zeros, zeros)
+        weights = torch.sinc(t) * torch.cos(t * math.pi / zeros / 2) ** 2 * base / old_period
         kernels.append((width + first, weights.float().to(device)))
     return width, kernels
 
 
-def ended(waveform: torch.Tensor, num_samples: list[int]) -> torch.Tensor:
-    """A copy of (batch, samples) with zeros behind each clip's end."""
+def zero_padding(waveform: torch.Tensor, num_samples: list[int]) -> torch.Tensor:
+    """Copies a waveform, shape `(batch, samples)`, with zeros after the end of each clip."""
     waveform = waveform.clone()
-    for row, length in zip(waveform, num_samples):
-        row[length:] = 0
+    for clip, length in zip(waveform, num_samples):
+        clip[length:] = 0
     return waveform
 
 
-def check_rate(name, rate: int, channels: int = 1) -> None:
-    """ValueError if there are no samples a second, or more than a recording has."""
-    if not (1 <= rate <= MOST_RATE and 1 <= channels <= MOST_SAMPLES / rate):
-        said = f"at most {MOST_RATE:,} Hz and {MOST_SAMPLES:,} samples a second are read"
-        raise ValueError(f"{name} states {channels} channels at {rate} Hz; {said}")
+@contextmanager
+def captured_outputs(module: nn.Module) -> Iterator[list]:
+    """Collects the outputs of a module inside a model in a list."""
+    outputs: list = []
+    handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    try:
+        yield outputs
+    finally:
+        handle.remove()
 
 
 class AudioEncoder(nn.Module):
-    """One clip in, a sequence of feature vectors out; always frozen, in eval mode and in float32.
+    """An encoder of single clips, always frozen, in eval mode and in float32.
+
+    A subclass sets the attributes, and implements `num_frames` and `_encode`.
 
     Attributes:
-        dim: channels of a feature vector. sample_rate: Hz. frame_rate: feature vectors per second of a long clip.
-        config: what it is built of; with `band_limit`, clips lose what a recording of so many samples a second lacks.
+        config: Configuration that the encoder is built from. `band_limit`, if set, is a sampling
+            rate in Hz: clips lose the frequencies that a recording at this rate lacks.
+        dim: Channels of a frame.
+        sample_rate: Sampling rate of its input in Hz.
+        frame_rate: Frames per second of a long clip.
     """
 
+    config: PreTrainedConfig
     dim: int
     sample_rate: int
     frame_rate: float
-    config: PreTrainedConfig
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """Channels of each kind of frame, of which most have one; a frame has zeros in the channels of the other kind."""
+        """Channels of each kind of frame.
+
+        Most encoders have one kind. Where there are two, the channels of both stand side by side,
+        and a frame has zeros in those of the other kind.
+        """
         return (self.dim,)
 
     @property
     def device(self) -> torch.device:
+        """Device of the weights."""
         return next(chain(self.parameters(), self.buffers())).device
 
-    def frame_counts(self) -> dict:
-        """Arguments of [`count_frames`] by which it counts the encoder's frames."""
-        raise NotImplementedError
-
     def num_frames(self, num_samples: int) -> int:
-        """Feature vectors of a clip of `num_samples` samples at `sample_rate`."""
-        return count_frames(num_samples, **self.frame_counts())
+        """Returns how many frames `encode` makes of a clip of `num_samples` samples."""
+        raise NotImplementedError
 
     def _encode(self, waveform: torch.Tensor, num_samples: list[int]) -> torch.Tensor:
         raise NotImplementedError
 
-    def heard(self, waveform: torch.Tensor, num_samples: list[int]) -> torch.Tensor:
-        """(batch, samples) in float32, limited to the band of `config.band_limit`."""
-        waveform, limit = waveform.float(), getattr(self.config, "band_limit", None)
-        if not limit or limit >= self.sample_rate:
-            return waveform
-        low = resample(ended(waveform, num_samples), self.sample_rate, limit)
-        low = ended(low, [resampled_length(n, self.sample_rate, limit) for n in num_samples])
-        return resample(low, limit, self.sample_rate)[:, : waveform.shape[1]]
+    @torch.no_grad()
+    def encode(self, waveform: torch.Tensor, num_samples: list[int] | None = None) -> torch.Tensor:
+        """Encodes a batch of clips in float32, also under autocast.
 
-    def move_conv_sizes_to_cpu(self):
-        """Takes sizes that each convolution asks for as numbers off the GPU, where every one is a wait, and out of the buffers.
+        Args:
+            waveform: Mono audio in [-1, 1] at `sample_rate`, shape `(batch, samples)`.
+            num_samples: Samples of each clip, if the batch is padded. Padding is not read.
 
-        Before the first clip is encoded, or in all processes together: those of a distributed run must hold the same buffers.
+        Returns:
+            Features, shape `(batch, frames, dim)`. A clip has `num_frames` frames, then zeros.
+
+        Raises:
+            ValueError: If a clip is empty or the shapes do not fit.
         """
-        for conv in self.modules():
-            for name in ("stride", "kernel_size", "padding_total"):
-                if name in conv._buffers:
-                    conv.__dict__[name] = conv._buffers.pop(name).cpu()
+        lengths = self._clip_lengths(waveform, num_samples)
+        with full_precision(waveform.device.type):
+            return self._encode(self._band_limit(waveform, lengths), lengths)
 
-    def clear_codebook_cache(self):
-        """Makes a quantizer compute its tables from the weights that it holds now."""
+    def frame_mask(self, num_samples: list[int]) -> torch.Tensor:
+        """Returns True for frames and False for padding, shape `(batch, frames)`, on the CPU."""
+        frames = [self.num_frames(int(n)) for n in num_samples]
+        return torch.arange(max(frames))[None] < torch.tensor(frames)[:, None]
+
+    def mask_padding_frames(self, features: torch.Tensor, num_samples: list[int]) -> torch.Tensor:
+        """Sets features, shape `(batch, frames, dim)`, to zero after the end of each clip."""
+        mask = self.frame_mask(num_samples)
+        if features.is_cuda:
+            mask = mask.pin_memory()  # A copy from other memory would wait for the GPU.
+        return features * mask.to(features.device, non_blocking=True)[..., None]
+
+    def move_conv_sizes_to_cpu(self) -> None:
+        """Turns the sizes of Mimi's convolutions, which are buffers, into attributes on the CPU.
+
+        Each convolution reads them as numbers, and each read would wait for the GPU. Processes of a
+        distributed run must hold the same buffers, so call this in all of them or before the first
+        clip.
+        """
+        for module in self.modules():
+            for name in ("stride", "kernel_size", "padding_total"):
+                if name in module._buffers:
+                    module.__dict__[name] = module._buffers.pop(name).cpu()
+
+    def clear_codebook_cache(self) -> None:
+        """Makes quantizers compute their tables anew from the weights that they hold now."""
         for module in self.modules():
             if hasattr(module, "_embed"):
                 module._embed = None
 
-    def _apply(self, fn, recurse=True):
-        # .to(dtype), .half() and .bfloat16() move an encoder and never round it: a third of Mimi's codes would flip
-        def keep_dtype(tensor):
+    def _clip_lengths(self, waveform: torch.Tensor, num_samples: list[int] | None) -> list[int]:
+        shape = tuple(waveform.shape)
+        if waveform.ndim != 2:
+            raise ValueError(f"waveform has shape {shape}: expected (batch, samples)")
+        if num_samples is None:
+            num_samples = [waveform.shape[1]] * len(waveform)
+        lengths = [int(n) for n in num_samples]
+        is_valid = all(1 <= length <= waveform.shape[1] for length in lengths)
+        if len(lengths) != len(waveform) or not is_valid:
+            raise ValueError(f"num_samples {lengths} do not fit a waveform of shape {shape}")
+        return lengths
+
+    def _band_limit(self, waveform: torch.Tensor, num_samples: list[int]) -> torch.Tensor:
+        waveform = waveform.float()
+        band_limit = getattr(self.config, "band_limit", None)
+        if not band_limit or band_limit >= self.sample_rate:
+            return waveform
+        low = resample(zero_padding(waveform, num_samples), self.sample_rate, band_limit)
+        low_lengths = [resampled_length(n, self.sample_rate, band_limit) for n in num_samples]
+        limited = resample(zero_padding(low, low_lengths), band_limit, self.sample_rate)
+        return limited[:, : waveform.shape[1]]
+
+    def _apply(self, fn, recurse: bool = True) -> "AudioEncoder":
+        # .to(dtype), .half() and .bfloat16() move an encoder but never round it. A third of Mimi's
+        # codes would change.
+        def keep_dtype(tensor: torch.Tensor) -> torch.Tensor:
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
         return super()._apply(keep_dtype, recurse)
 
-    @torch.no_grad()
-    def encode(self, waveform: torch.Tensor, num_samples: list[int] | None = None) -> torch.Tensor:
-        """Features of a batch of clips, in float32 whatever autocast is on.
 
-        Args:
-            waveform: mono audio in [-1, 1] at `sample_rate`, of shape (batch, samples).
-            num_samples: samples of each clip, where clips of different lengths are padded to one; what lies behind
-                them is not read.
+class Window(NamedTuple):
+    """A window of a clip: its first sample, and the range of its time cells that are used."""
 
-        Returns:
-            Features of shape (batch, frames, dim); row i holds `num_frames(num_samples[i])` frames, zeros behind them.
+    start: int
+    first_cell: int
+    end_cell: int
+
+
+@dataclass(frozen=True)
+class HTSATGeometry:
+    """Sizes of HTSAT's windows, and of the grid of cells that each of them becomes.
+
+    Attributes:
+        window_samples: Samples of a window.
+        frequency_cells: Cells of the grid along frequency.
+        time_cells: Cells of the grid along time.
+        uses_all_cells: Whether all cells of each window are used, also those in repeated audio.
+    """
+
+    window_samples: int
+    frequency_cells: int
+    time_cells: int
+    uses_all_cells: bool
+
+    @classmethod
+    def from_config(cls, config: PreTrainedConfig) -> "HTSATGeometry":
+        """Works out the sizes of a configuration.
 
         Raises:
-            ValueError: if a clip is empty, or `waveform` is not of that shape.
+            ValueError: If windows are longer than the image that the model takes.
         """
-        if waveform.ndim != 2:
+        # The spectrogram is cut along time, and the slices are stacked to a square image.
+        slices = config.spec_size // config.num_mel_bins
+        side = config.spec_size // config.patch_stride[0] // 2 ** (len(config.depths) - 1)
+        window_samples = round(config.window_seconds * config.sampling_rate)
+        max_columns = config.spec_size * slices
+        is_too_long = window_samples // config.hop_length >= max_columns
+        if is_too_long or not config.n_fft <= window_samples:
+            longest = max_columns * config.hop_length / config.sampling_rate
             raise ValueError(
-                f"waveform has shape {tuple(waveform.shape)}, but (batch, samples) is wanted"
+                f"window_seconds {config.window_seconds:g}: HTSAT reads at most {longest:.2f} s"
             )
-        lengths = (
-            [waveform.shape[1]] * len(waveform)
-            if num_samples is None
-            else [int(n) for n in num_samples]
-        )
-        if (
-            len(lengths) != len(waveform)
-            or min(lengths, default=1) < 1
-            or max(lengths, default=1) > waveform.shape[1]
-        ):
-            raise ValueError(
-                f"num_samples {lengths} do not fit a waveform of shape {tuple(waveform.shape)}"
-            )
-        with full_precision(waveform.device.type):
-            return self._encode(self.heard(waveform, lengths), lengths)
+        uses_all_cells = bool(getattr(config, "whole_windows", None))
+        return cls(window_samples, side // slices, side * slices, uses_all_cells)
 
-    def silenced(self, features: torch.Tensor, num_samples: list[int]) -> torch.Tensor:
-        """Features, (batch, frames, dim), with zeros behind each clip's end."""
-        mask = self.frame_mask(num_samples)
-        mask = (
-            mask.pin_memory() if features.is_cuda else mask
-        )  # from other memory, the copy waits for the GPU
-        return features * mask.to(features.device, non_blocking=True)[..., None]
+    def windows(self, num_samples: int) -> list[Window]:
+        """Returns the windows of a clip.
 
-    def frame_mask(self, num_samples: list[int]) -> torch.Tensor:
-        """True where `encode` gives a frame of a clip, False behind its end; of shape (batch, frames), on the CPU."""
-        frames = [self.num_frames(int(n)) for n in num_samples]
-        return torch.arange(max(frames))[None] < torch.tensor(frames)[:, None]
-
-
-def count_frames(
-    num_samples: int,
-    frame_size: int | None = None,
-    window_samples: int | None = None,
-    time_cells: int | None = None,
-    frequency_cells: int | None = None,
-    window_latents: int = 0,
-    whole_windows: bool = False,
-    tokens: int | None = None,
-    parts: list[dict] | None = None,
-    sampling_rate: int | None = None,
-) -> int:
-    """Frames of a clip of `num_samples` samples, by whichever of these an encoder counts them.
-
-    Args:
-        frame_size: samples of a frame. window_samples, time_cells, whole_windows: of [`htsat_windows`], with `frequency_cells`
-            frames for each of the time cells that are kept, and `window_latents` for each window. tokens: of every clip.
-        parts: of each encoder of a pair, these arguments; its `sampling_rate` is that to which a clip is resampled from
-            `sampling_rate`.
-    """
-    if parts:
-        lengths = [
-            resampled_length(num_samples, sampling_rate, part["sampling_rate"]) for part in parts
-        ]
-        return sum(count_frames(length, **part) for length, part in zip(lengths, parts))
-    if tokens is not None:
-        return tokens
-    if window_samples is None:
-        return -(-num_samples // frame_size)
-    windows = htsat_windows(num_samples, window_samples, time_cells, whole_windows)
-    return sum(frequency_cells * (end - first) + window_latents for _, first, end in windows)
-
-
-def htsat_windows(
-    num_samples: int, window_samples: int, time_cells: int, whole_windows: bool = False
-) -> list[tuple[int, int, int]]:
-    """(first sample, first kept time cell, end of the kept time cells) of each window of a clip; with `whole_windows`, all
-    cells of each are kept."""
-    found, covered = [], 0
-    while covered < num_samples or not found:
-        start = max(0, min(covered, num_samples - window_samples))
-        centres = start + (np.arange(time_cells) + 0.5) * window_samples / time_cells
-        kept = np.flatnonzero((centres >= covered) & (centres < num_samples))
-        if not found and not len(kept):
-            kept = np.array([0])
-        covered = start + window_samples
-        if whole_windows:
-            found.append((start, 0, time_cells))
-        elif len(kept):
-            found.append((start, int(kept[0]), int(kept[-1]) + 1))
-    return found
+        The last window of a clip with several ends with it. A cell is used if its centre lies in
+        the clip and in no earlier window. The first cell of a clip is always used.
+        """
+        windows: list[Window] = []
+        covered = 0
+        while covered < num_samples or not windows:
+            start = max(0, min(covered, num_samples - self.window_samples))
+            numbers = np.arange(self.time_cells) + 0.5
+            centres = start + numbers * self.window_samples / self.time_cells
+            cells = np.flatnonzero((centres >= covered) & (centres < num_samples))
+            if not windows and not len(cells):
+                cells = np.array([0])
+            covered = start + self.window_samples
+            if self.uses_all_cells:
+                windows.append(Window(start, 0, self.time_cells))
+            elif len(cells):
+                windows.append(Window(start, int(cells[0]), int(cells[-1]) + 1))
+        return windows
 
 
 class HTSATEncoder(AudioEncoder):
-    """HTS-AT (arXiv 2202.00874) as MS-CLAP 2023, LAION-CLAP and its authors trained it: windows of a mel image.
+    """HTSAT (arXiv 2202.00874) as MS-CLAP 2023, LAION-CLAP and its authors trained it.
 
-    A window gives a grid of (dim, 2 frequency, 32 time) cells, read time-major as 64 frames. A clip shorter than a
-    window is tiled to one, the last window of a longer one ends with it. Kept are the cells whose centre lies in the
-    clip and in no earlier window; the first cell always. With `config.layer` the cells are those behind that stage,
-    averaged to this grid. With `config.posteriors` a window gives, as in Mellow (arXiv 2503.08540), its latent and then the
-    class posteriors of each time cell, `config.posterior_repeats` times: two kinds of frames.
+    A window becomes a grid of cells, shape `(dim, 2 frequency, 32 time)`, which is read time-major
+    as 64 frames. A clip shorter than a window is repeated to fill it. With `config.layer`, cells
+    are those after that stage, averaged to this grid.
 
     Raises:
-        ValueError: if `config` is of CLAP with feature fusion, or its windows are longer than the image that the model takes.
+        ValueError: If `config` has feature fusion, or windows that the model cannot take.
     """
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
         if config.enable_fusion:
-            raise ValueError(
-                "CLAP checkpoints with feature fusion are not supported; use an unfused one"
-            )
+            raise ValueError("CLAP checkpoints with feature fusion are not supported")
         self.config = config
         self.model = ClapAudioModel(config)
+        self._register_front_end(config)
+        self.layer = getattr(config, "layer", None)
+        stage = self.layer or len(config.depths)
+        self.latent_dim = config.patch_embeds_hidden_size * 2 ** (stage - 1)
+        self.dim = self.latent_dim
+        self.sample_rate = config.sampling_rate
+        self.geometry = HTSATGeometry.from_config(config)
+        self.frames_per_cell = self.geometry.frequency_cells
+        self.latents_per_window = 0
+        self.frame_rate = self._frames_per_window() / config.window_seconds
+
+    def _register_front_end(self, config: PreTrainedConfig) -> None:
         with torch.device("cpu"):
             mel = mel_filter_bank(
                 config.n_fft // 2 + 1,
@@ -306,55 +376,23 @@ class HTSATEncoder(AudioEncoder):
             )
             self.register_buffer("mel_filters", torch.tensor(mel, dtype=torch.float32))
             self.register_buffer("window", torch.hann_window(config.n_fft))
-        self.layer = getattr(config, "layer", None)
-        self.dim = config.patch_embeds_hidden_size * 2 ** ((self.layer or len(config.depths)) - 1)
-        self.sample_rate = config.sampling_rate
-        self.window_samples = round(config.window_seconds * config.sampling_rate)
-        side = config.spec_size // config.patch_stride[0] // 2 ** (len(config.depths) - 1)
-        ratio = config.spec_size // config.num_mel_bins
-        self.frequency_cells, self.time_cells = side // ratio, side * ratio
-        most = config.spec_size * ratio  # columns of the spectrogram
-        if (
-            not config.n_fft <= self.window_samples
-            or self.window_samples // config.hop_length >= most
-        ):
-            longest = most * config.hop_length / config.sampling_rate
-            raise ValueError(
-                f"window_seconds is {config.window_seconds:g}, but HTSAT hears up to {longest:.2f} s at once"
-            )
-        self.latent_dim, self.posteriors = self.dim, bool(getattr(config, "posteriors", None))
-        self.repeats = (
-            (getattr(config, "posterior_repeats", None) or 1)
-            if self.posteriors
-            else self.frequency_cells
-        )
-        self.whole_windows = bool(getattr(config, "whole_windows", None))
-        if self.posteriors:
-            self.dim += config.num_classes
-            self.classifier = nn.Conv2d(
-                self.latent_dim, config.num_classes, (self.frequency_cells, 3), padding=(0, 1)
-            )
-        self.frame_rate = (self.repeats * self.time_cells + self.posteriors) / config.window_seconds
 
     @property
-    def dims(self) -> tuple[int, ...]:
-        return (self.latent_dim, self.config.num_classes) if self.posteriors else (self.dim,)
+    def time_cells(self) -> int:  # RENAMED to geometry.time_cells
+        """Cells of a window's grid along time."""
+        return self.geometry.time_cells
 
-    def frame_counts(self) -> dict:
-        return {
-            "window_samples": self.window_samples,
-            "time_cells": self.time_cells,
-            "frequency_cells": self.repeats,
-            "window_latents": int(self.posteriors),
-            "whole_windows": self.whole_windows,
-        }
+    def _frames_per_window(self) -> int:
+        return self.frames_per_cell * self.geometry.time_cells + self.latents_per_window
 
-    def windows(self, num_samples: int) -> list[tuple[int, int, int]]:
-        """(first sample, first kept time cell, end of the kept time cells) of each window of a clip."""
-        return htsat_windows(num_samples, self.window_samples, self.time_cells, self.whole_windows)
+    def num_frames(self, num_samples: int) -> int:
+        """Returns how many frames `encode` makes of a clip of `num_samples` samples."""
+        windows = self.geometry.windows(num_samples)
+        cells = sum(window.end_cell - window.first_cell for window in windows)
+        return self.frames_per_cell * cells + self.latents_per_window * len(windows)
 
     def log_mel(self, waveform: torch.Tensor) -> torch.Tensor:
-        """Log-mel spectrogram in dB, of shape (batch, samples // hop + 1, mel bins)."""
+        """Returns the log-mel spectrogram in dB, shape `(batch, samples // hop + 1, mel bins)`."""
         stft = torch.stft(
             waveform,
             self.config.n_fft,
@@ -367,87 +405,158 @@ class HTSATEncoder(AudioEncoder):
         return 10 * torch.log10((power.transpose(1, 2) @ self.mel_filters).clamp(min=1e-10))
 
     def encode_windows(self, waveform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Grid (batch, dim, frequency, time) and latent (batch, dim) of clips that are one window long."""
-        kept = []
-        stage = self.model.audio_encoder.layers[self.layer - 1] if self.layer else None
-        handle = (
-            stage.register_forward_hook(lambda module, inputs, output: kept.append(output[1]))
-            if stage
-            else None
-        )
-        try:
-            output = self.model(input_features=self.log_mel(waveform)[:, None])
-        finally:
-            if handle:
-                handle.remove()
-        grid = output.last_hidden_state
-        if kept:  # an image of time slices one below the other, (batch, side * side, dim), before it is halved
-            side, slices = (
-                math.isqrt(kept[0].shape[1]),
-                self.config.spec_size // self.config.num_mel_bins,
-            )
-            image = kept[0].transpose(1, 2).unflatten(2, (slices, side // slices, side))
-            grid = nn.functional.avg_pool2d(
-                image.transpose(2, 3).flatten(3), side // slices // self.frequency_cells
-            )
-        return grid, output.pooler_output
+        """Encodes clips that are one window long.
 
-    def _encode(self, waveform, num_samples):
-        crops, places = [], []
-        for clip, length in zip(waveform, num_samples):
-            tiled = (
-                clip[:length].repeat(-(-self.window_samples // length))
-                if length < self.window_samples
-                else clip
-            )
-            places.append(self.windows(length))
-            crops += [tiled[start : start + self.window_samples] for start, _, _ in places[-1]]
-        grid, latent = self.encode_windows(torch.stack(crops))
-        if self.posteriors:  # one row of frequency, repeated
-            grid = self.classifier(grid).sigmoid().expand(-1, -1, self.repeats, -1)
-        tokens = grid.permute(0, 3, 2, 1)  # (window, time, frequency, dim)
-        if self.posteriors:
-            tokens, latent = (
-                nn.functional.pad(tokens, (self.latent_dim, 0)),
-                nn.functional.pad(latent, (0, self.dims[1])),
-            )
-        rows, window = [], 0
-        for windows in places:
-            kept = []
-            for i, (_, first, end) in enumerate(windows, window):
-                kept += [latent[i, None]] * self.posteriors + [tokens[i, first:end].flatten(0, 1)]
-            rows.append(torch.cat(kept))
-            window += len(windows)
-        return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        Returns:
+            The grid of cells, shape `(batch, dim, frequency, time)`, and the latent, `(batch,
+            dim)`.
+        """
+        mel = self.log_mel(waveform)[:, None]
+        if not self.layer:
+            output = self.model(input_features=mel)
+            return output.last_hidden_state, output.pooler_output
+        with captured_outputs(self.model.audio_encoder.layers[self.layer - 1]) as outputs:
+            output = self.model(input_features=mel)
+        before_downsampling = outputs[0][1]
+        return self._grid_of_stage(before_downsampling), output.pooler_output
+
+    def _grid_of_stage(self, image: torch.Tensor) -> torch.Tensor:
+        # A stage's output, (batch, side * side, dim), is an image of time slices, one below the
+        # other.
+        side = math.isqrt(image.shape[1])
+        slices = self.config.spec_size // self.config.num_mel_bins
+        image = image.transpose(1, 2).unflatten(2, (slices, side // slices, side))
+        return nn.functional.avg_pool2d(
+            image.transpose(2, 3).flatten(3), side // slices // self.geometry.frequency_cells
+        )
+
+    def _window_frames(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encodes windows, shape `(windows, samples)`.
+
+        Returns:
+            Frames before the cells, shape `(windows, latents_per_window, dim)`, and frames of the
+            cells, shape `(windows, time_cells, frames_per_cell, dim)`.
+        """
+        grid, _ = self.encode_windows(windows)
+        cells = grid.permute(0, 3, 2, 1)
+        return cells.new_empty(len(cells), 0, self.dim), cells
+
+    def _encode(self, waveform: torch.Tensor, num_samples: list[int]) -> torch.Tensor:
+        windows_by_clip = [self.geometry.windows(length) for length in num_samples]
+        size = self.geometry.window_samples
+        crops: list[torch.Tensor] = []
+        for clip, length, windows in zip(waveform, num_samples, windows_by_clip):
+            if length < size:
+                clip = clip[:length].repeat(-(-size // length))
+            crops += [clip[window.start : window.start + size] for window in windows]
+        latents, cells = self._window_frames(torch.stack(crops))
+        encoded = zip(latents, cells)
+        features = []
+        for windows in windows_by_clip:
+            parts: list[torch.Tensor] = []
+            for window, (window_latents, window_cells) in zip(windows, encoded):
+                used_cells = window_cells[window.first_cell : window.end_cell]
+                parts += [window_latents, used_cells.flatten(0, 1)]
+            features.append(torch.cat(parts))
+        return pad_sequence(features, batch_first=True)
+
+
+class HTSATPosteriorEncoder(HTSATEncoder):
+    """HTSAT's latent of each window, then the class posteriors of its time cells.
+
+    These are two kinds of frames. Mellow (arXiv 2503.08540) reads them so, with each cell's
+    posteriors `config.posterior_repeats` times.
+    """
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__(config)
+        self.dim = self.latent_dim + config.num_classes
+        kernel_size = (self.geometry.frequency_cells, 3)
+        self.classifier = nn.Conv2d(
+            self.latent_dim, config.num_classes, kernel_size, padding=(0, 1)
+        )
+        self.frames_per_cell = getattr(config, "posterior_repeats", None) or 1
+        self.latents_per_window = 1
+        self.frame_rate = self._frames_per_window() / config.window_seconds
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Channels of the latent and of the posteriors."""
+        return (self.latent_dim, self.config.num_classes)
+
+    def _window_frames(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        grid, latent = self.encode_windows(windows)
+        posteriors = self.classifier(grid).sigmoid().expand(-1, -1, self.frames_per_cell, -1)
+        cells = nn.functional.pad(posteriors.permute(0, 3, 2, 1), (self.latent_dim, 0))
+        return nn.functional.pad(latent, (0, self.config.num_classes))[:, None], cells
 
 
 class FramedEncoder(AudioEncoder):
-    """An encoder that gives a frame for each `frame_size` samples; a clip is filled up to whole frames with zeros.
+    """An encoder with one frame for each `frame_size` samples. The last frame is filled with zeros.
 
     Attributes:
-        frame_size: samples.
+        frame_size: Samples of a frame.
     """
 
     frame_size: int
 
-    def frame_counts(self) -> dict:
-        return {"frame_size": self.frame_size}
+    def num_frames(self, num_samples: int) -> int:
+        """Returns how many frames `encode` makes of a clip of `num_samples` samples."""
+        return -(-num_samples // self.frame_size)
 
-    def whole_frames(self, waveform: torch.Tensor, num_samples: list[int]) -> torch.Tensor:
-        """(batch, samples) with zeros behind each clip, up to the end of the longest one's last frame."""
-        padded = waveform.new_zeros(
-            len(waveform), self.num_frames(max(num_samples)) * self.frame_size
-        )
-        for row, clip, length in zip(padded, waveform, num_samples):
-            row[:length] = clip[:length]
+    def fill_frames(self, waveform: torch.Tensor, num_samples: list[int]) -> torch.Tensor:
+        """Zero-pads clips, shape `(batch, samples)`, to the last frame of the longest one."""
+        size = self.num_frames(max(num_samples)) * self.frame_size
+        padded = waveform.new_zeros(len(waveform), size)
+        for padded_clip, clip, length in zip(padded, waveform, num_samples):
+            padded_clip[:length] = clip[:length]
         return padded
 
 
-class MimiLatentEncoder(FramedEncoder):
-    """Mimi (arXiv 2410.00037) before it quantises: its latents, or the hidden states behind its transformer's layer
-    `transformer_layer`, of which there are twice as many.
+class QuantizedEncoder(FramedEncoder):
+    """A codec: each frame has a code of each codebook (RVQ level), decoded to the latent.
 
-    Each clip is zero-padded to whole frames first, as moshi does; Mimi is causal, so a batch then equals its clips.
+    Attributes:
+        num_levels: Codebooks that are used.
+        codebook_size: Codes of each.
+    """
+
+    num_levels: int
+    codebook_size: int
+
+    @torch.no_grad()
+    def codes(self, waveform: torch.Tensor, num_samples: list[int] | None = None) -> torch.Tensor:
+        """Returns the codes of clips, shape `(batch, codebooks, frames)`.
+
+        Codes after a clip's last frame have no meaning. The arguments are those of `encode`.
+        """
+        lengths = self._clip_lengths(waveform, num_samples)
+        with full_precision(waveform.device.type):
+            return self._codes(self._band_limit(waveform, lengths), lengths)
+
+    @torch.no_grad()
+    def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
+        """Returns features `(batch, frames, dim)` of codes `(batch, codebooks, frames)`."""
+        with full_precision(codes.device.type):
+            return self._dequantize(codes.long()).transpose(1, 2)
+
+    def _encode(self, waveform: torch.Tensor, num_samples: list[int]) -> torch.Tensor:
+        features = self.decode_codes(self._codes(waveform, num_samples))
+        return self.mask_padding_frames(features, num_samples)
+
+    def _codes(self, waveform: torch.Tensor, num_samples: list[int]) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _dequantize(self, codes: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+
+class MimiLatentEncoder(FramedEncoder):
+    """Mimi (arXiv 2410.00037) before quantisation.
+
+    Frames are its latents. With `config.transformer_layer` they are the hidden states after that
+    layer, at twice the rate. Each clip is zero-padded to whole frames first, as moshi does. Mimi is
+    causal, so that clips give the same frames alone and in a batch.
     """
 
     def __init__(self, config: PreTrainedConfig):
@@ -461,197 +570,196 @@ class MimiLatentEncoder(FramedEncoder):
         self.frame_size = round(self.sample_rate / self.frame_rate)
 
     def latents(self, waveform: torch.Tensor) -> torch.Tensor:
-        """Latents before quantisation, of shape (batch, frames, dim), of whole frames of audio."""
+        """Returns latents, shape `(batch, frames, dim)`, of audio that fills its frames."""
         self.move_conv_sizes_to_cpu()
         return self.model.encoder(waveform[:, None]).latents.transpose(1, 2)
 
     def hidden_states(self, waveform: torch.Tensor) -> torch.Tensor:
-        """Behind layer `transformer_layer`, of shape (batch, frames, dim), of whole frames of audio."""
+        """Returns the states after `config.transformer_layer`, in the shape of `latents`."""
         self.move_conv_sizes_to_cpu()
-        kept = []
         layer = self.model.encoder.encoder_transformer.layers[self.layer - 1]
-        handle = layer.register_forward_hook(lambda module, inputs, output: kept.append(output))
-        try:
+        with captured_outputs(layer) as outputs:
             self.model.encoder(waveform[:, None])
-        finally:
-            handle.remove()
-        return kept[0]
+        return outputs[0]
 
-    def _encode(self, waveform, num_samples):
-        padded = self.whole_frames(waveform, num_samples)
+    def _encode(self, waveform: torch.Tensor, num_samples: list[int]) -> torch.Tensor:
+        padded = self.fill_frames(waveform, num_samples)
         features = self.hidden_states(padded) if self.layer else self.latents(padded)
-        return self.silenced(features, num_samples)
+        return self.mask_padding_frames(features, num_samples)
 
 
-class MimiEncoder(MimiLatentEncoder):
-    """Mimi (arXiv 2410.00037): codes of the first `num_levels` RVQ levels, without the semantic one if `first_level` is 1,
-    decoded to the quantised latent.
+class MimiEncoder(QuantizedEncoder, MimiLatentEncoder):
+    """Mimi (arXiv 2410.00037): codes of its first `config.num_levels` codebooks.
+
+    With `config.first_level` 1, the first (semantic) codebook is left out.
     """
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
         self.first_level = getattr(config, "first_level", None) or 0
-        self.num_levels, self.codebook_size = (
-            config.num_levels - self.first_level,
-            config.codebook_size,
-        )
+        self.num_levels = config.num_levels - self.first_level
+        self.codebook_size = config.codebook_size
 
-    def _codes(self, waveform, num_samples):
-        latents = self.latents(self.whole_frames(waveform, num_samples)).transpose(1, 2)
+    def _codes(self, waveform: torch.Tensor, num_samples: list[int]) -> torch.Tensor:
+        latents = self.latents(self.fill_frames(waveform, num_samples)).transpose(1, 2)
         codes = self.model.quantizer.encode(latents, self.first_level + self.num_levels)
         return codes.transpose(0, 1)[:, self.first_level :]
 
-    @torch.no_grad()
-    def codes(self, waveform: torch.Tensor, num_samples: list[int] | None = None) -> torch.Tensor:
-        """Codes of shape (batch, levels, frames); those behind a clip's last frame mean nothing."""
-        lengths = num_samples or [waveform.shape[1]] * len(waveform)
-        with full_precision(waveform.device.type):
-            return self._codes(self.heard(waveform, lengths), lengths)
-
-    @torch.no_grad()
-    def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
-        """Features (batch, frames, dim) of codes (batch, levels, frames)."""
-        with full_precision(codes.device.type):
-            quantizer = self.model.quantizer
-            if self.first_level:
-                quantizer = quantizer.acoustic_residual_vector_quantizer
-            return quantizer.decode(codes.long()).transpose(1, 2)
-
-    def _encode(self, waveform, num_samples):
-        features = self.decode_codes(self._codes(waveform, num_samples))
-        return self.silenced(features, num_samples)
+    def _dequantize(self, codes: torch.Tensor) -> torch.Tensor:
+        quantizer = self.model.quantizer
+        if self.first_level:
+            quantizer = quantizer.acoustic_residual_vector_quantizer
+        return quantizer.decode(codes)
 
 
-class CodecEncoder(FramedEncoder):
-    """EnCodec at 24 kHz (arXiv 2210.13438) or DAC (arXiv 2306.06546): codes of `num_levels` RVQ levels, decoded to the latent.
+class CodecEncoder(QuantizedEncoder):
+    """EnCodec or DAC: codes of the first `config.num_levels` codebooks.
 
-    Each clip is encoded alone, filled up to whole frames: DAC looks ahead, and EnCodec mirrors the ends of a clip.
+    Each clip is encoded alone, because DAC looks ahead and EnCodec mirrors the ends of a clip.
     """
+
+    model_class: type
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
         self.config = config
-        self.model = {"encodec": EncodecModel, "dac": DacModel}[config.model_type](config)
+        self.model = self.model_class(config)
         self.dim = config.hidden_size
         self.sample_rate = config.sampling_rate
         self.frame_size = config.hop_length
         self.frame_rate = self.sample_rate / self.frame_size
-        self.num_levels, self.codebook_size = config.num_levels, config.codebook_size
+        self.num_levels = config.num_levels
+        self.codebook_size = config.codebook_size
 
-    @torch.no_grad()
-    def codes(self, waveform: torch.Tensor, num_samples: list[int] | None = None) -> torch.Tensor:
-        """Codes of shape (batch, levels, frames); those behind a clip's last frame mean nothing."""
-        lengths = num_samples or [waveform.shape[1]] * len(waveform)
-        with full_precision(waveform.device.type):
-            return self._codes(self.heard(waveform, lengths), lengths)
+    def _codes(self, waveform: torch.Tensor, num_samples: list[int]) -> torch.Tensor:
+        codes = []
+        for clip, length in zip(waveform, num_samples):
+            padded = self.fill_frames(clip[None, :length], [length])
+            latents = self.model.encoder(padded[:, None])[..., : self.num_frames(length)]
+            codes.append(self._quantize(latents)[0].T)
+        return pad_sequence(codes, batch_first=True).transpose(1, 2)
 
-    def _codes(self, waveform, lengths):
-        made = [
-            self._codes_of(clip[None, :length], length) for clip, length in zip(waveform, lengths)
-        ]
-        return nn.utils.rnn.pad_sequence(
-            [codes[0].T for codes in made], batch_first=True
-        ).transpose(1, 2)
+    def _quantize(self, latents: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
 
-    def _codes_of(self, clip, length):
-        latents = self.model.encoder(self.whole_frames(clip, [length])[:, None])[
-            ..., : self.num_frames(length)
-        ]
-        if self.config.model_type == "encodec":
-            bits = self.num_levels * self.config.codebook_nbits * self.config.frame_rate / 1000
-            return self.model.quantizer.encode(latents, bits).transpose(0, 1)
+
+class EncodecEncoder(CodecEncoder):
+    """EnCodec at 24 kHz (arXiv 2210.13438)."""
+
+    model_class = EncodecModel
+
+    def _quantize(self, latents: torch.Tensor) -> torch.Tensor:
+        bits_per_frame = self.num_levels * self.config.codebook_nbits
+        bandwidth = bits_per_frame * self.config.frame_rate / 1000  # kbit/s
+        return self.model.quantizer.encode(latents, bandwidth).transpose(0, 1)
+
+    def _dequantize(self, codes: torch.Tensor) -> torch.Tensor:
+        return self.model.quantizer.decode(codes.transpose(0, 1))
+
+
+class DacEncoder(CodecEncoder):
+    """DAC (arXiv 2306.06546)."""
+
+    model_class = DacModel
+
+    def _quantize(self, latents: torch.Tensor) -> torch.Tensor:
         return self.model.quantizer(latents, self.num_levels)[1]
 
-    @torch.no_grad()
-    def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
-        """Features (batch, frames, dim) of codes (batch, levels, frames)."""
-        with full_precision(codes.device.type):
-            if self.config.model_type == "encodec":
-                return self.model.quantizer.decode(codes.long().transpose(0, 1)).transpose(1, 2)
-            return self.model.quantizer.from_codes(codes.long())[0].transpose(1, 2)
-
-    def _encode(self, waveform, num_samples):
-        features = self.decode_codes(self._codes(waveform, num_samples))
-        return self.silenced(features, num_samples)
+    def _dequantize(self, codes: torch.Tensor) -> torch.Tensor:
+        return self.model.quantizer.from_codes(codes)[0]
 
 
 class SilenceEncoder(AudioEncoder):
-    """Hears nothing: every clip, whatever its length, has the codes 0, 1, ... of its tokens, whose embeddings are learnt."""
+    """The no-audio baseline: every clip has the codes 0, 1, ... with learned embeddings."""
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
-        self.config, self.dim, self.sample_rate = config, config.hidden_size, config.sampling_rate
-        self.num_levels, self.codebook_size, self.frame_rate = 1, config.num_tokens, 0.0
+        self.config = config
+        self.dim = config.hidden_size
+        self.sample_rate = config.sampling_rate
+        self.frame_rate = 0.0
+        self.num_levels = 1
+        self.codebook_size = config.num_tokens
         self.register_buffer("positions", torch.arange(config.num_tokens)[None])
 
-    def frame_counts(self) -> dict:
-        return {"tokens": self.codebook_size}
+    def num_frames(self, num_samples: int) -> int:
+        """Returns the number of tokens, which is that of every clip."""
+        return self.config.num_tokens
 
     def codes(self, waveform: torch.Tensor, num_samples: list[int] | None = None) -> torch.Tensor:
-        """(batch, 1, tokens)."""
+        """Returns the numbers of the tokens, shape `(batch, 1, tokens)`."""
         return self.positions.expand(len(waveform), -1, -1)
 
     def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
-        """Features (batch, tokens, dim) that tell tokens apart, for who does not learn embeddings: one channel of each is 1."""
+        """Returns one-hot features that tell tokens apart, shape `(batch, tokens, dim)`."""
         return nn.functional.one_hot(codes[:, 0].long() % self.dim, self.dim).float()
 
-    def _encode(self, waveform, num_samples):
+    def _encode(self, waveform: torch.Tensor, num_samples: list[int]) -> torch.Tensor:
         return self.decode_codes(self.codes(waveform))
 
 
 class PairEncoder(AudioEncoder):
-    """Two encoders: the frames of the first and then those of the second, each with zeros in the other's channels.
+    """Two encoders: the frames of the first, then those of the second, as two kinds of frames.
 
-    Clips come at the higher of their rates; the other one hears them resampled.
+    Clips come at the higher one of their sampling rates and are resampled for the other encoder.
     """
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
         self.config = config
-        self.first, self.second = build_encoder(config.first), build_encoder(config.second)
+        self.first = build_encoder(config.first)
+        self.second = build_encoder(config.second)
         self.dim = self.first.dim + self.second.dim
         self.sample_rate = max(self.first.sample_rate, self.second.sample_rate)
         self.frame_rate = self.first.frame_rate + self.second.frame_rate
 
     @property
     def dims(self) -> tuple[int, ...]:
+        """Channels of the first and of the second encoder."""
         return self.first.dim, self.second.dim
 
-    def frame_counts(self) -> dict:
-        parts = [
-            {**part.frame_counts(), "sampling_rate": part.sample_rate}
+    def num_frames(self, num_samples: int) -> int:
+        """Returns how many frames both encoders make of a clip of `num_samples` samples."""
+        return sum(
+            part.num_frames(resampled_length(num_samples, self.sample_rate, part.sample_rate))
             for part in (self.first, self.second)
-        ]
-        return {"parts": parts, "sampling_rate": self.sample_rate}
+        )
 
-    def _encode(self, waveform, num_samples):
-        made, before = [[] for _ in num_samples], 0
-        waveform = ended(waveform, num_samples)
-        for part in (self.first, self.second):
-            clips = resample(waveform, self.sample_rate, part.sample_rate)
-            lengths = [resampled_length(n, self.sample_rate, part.sample_rate) for n in num_samples]
-            features = nn.functional.pad(
-                part.encode(clips, lengths), (before, self.dim - before - part.dim)
-            )
-            for row, clip, length in zip(made, features, lengths):
-                row.append(clip[: part.num_frames(length)])
-            before += part.dim
-        return nn.utils.rnn.pad_sequence([torch.cat(row) for row in made], batch_first=True)
+    def _encode(self, waveform: torch.Tensor, num_samples: list[int]) -> torch.Tensor:
+        waveform = zero_padding(waveform, num_samples)
+        first = self._encode_with(self.first, waveform, num_samples)
+        second = self._encode_with(self.second, waveform, num_samples)
+        features = []
+        for first_frames, second_frames in zip(first, second):
+            padded_first = nn.functional.pad(first_frames, (0, self.second.dim))
+            padded_second = nn.functional.pad(second_frames, (self.first.dim, 0))
+            features.append(torch.cat([padded_first, padded_second]))
+        return pad_sequence(features, batch_first=True)
+
+    def _encode_with(
+        self, part: AudioEncoder, waveform: torch.Tensor, num_samples: list[int]
+    ) -> list[torch.Tensor]:
+        clips = resample(waveform, self.sample_rate, part.sample_rate)
+        lengths = [resampled_length(n, self.sample_rate, part.sample_rate) for n in num_samples]
+        features = part.encode(clips, lengths)
+        return [frames[: part.num_frames(n)] for frames, n in zip(features, lengths)]
 
 
-# by the configuration's `model_type`; Mimi without levels is its latent
+# By the `model_type` of the configuration. `build_encoder` has the exceptions.
 ENCODERS: dict[str, type[AudioEncoder]] = {
     "clap_audio_model": HTSATEncoder,
     "mimi": MimiEncoder,
-    "mimi latents": MimiLatentEncoder,
-    "encodec": CodecEncoder,
-    "dac": CodecEncoder,
+    "encodec": EncodecEncoder,
+    "dac": DacEncoder,
     "audiolm_silence": SilenceEncoder,
     "audiolm_pair": PairEncoder,
 }
 
 
 def build_encoder(config: PreTrainedConfig) -> AudioEncoder:
-    """The encoder of a configuration, with the weights that its initialisation gives."""
-    latents = config.model_type == "mimi" and not config.num_levels
-    return ENCODERS[config.model_type + latents * " latents"](config)
+    """Builds the encoder of a configuration with randomly initialised weights."""
+    if config.model_type == "mimi" and not config.num_levels:
+        return MimiLatentEncoder(config)
+    if getattr(config, "posteriors", None):
+        return HTSATPosteriorEncoder(config)
+    return ENCODERS[config.model_type](config)

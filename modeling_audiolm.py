@@ -1,4 +1,7 @@
-"""AudioLM: frozen audio encoder, mapper, language model; an answer from one or two clips and a question."""
+"""AudioLM: a frozen audio encoder, a mapper and a language model that answers about clips.
+
+The module holds the whole model, since each further module would be pushed with every model.
+"""
 
 from pathlib import Path
 
@@ -11,17 +14,24 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from .configuration_audiolm import AudioLMConfig
 from .encoders_audiolm import AudioEncoder, build_encoder
 
-TEXT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-LABELS_AT_ONCE = 512  # whose logits exist together in training: 100 MB in float32
+DEFAULT_TEXT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+# Labels whose logits exist together in training: 100 MB in float32.
+LOSS_CHUNK_SIZE = 512
 
 
 class AudioMapper(nn.Module):
-    """Standardised encoder features to vectors of the language model: Linear, GELU, Linear.
+    """Maps encoder features to vectors of the language model.
 
-    Where an encoder gives two kinds of frames, the `second` kind goes through layers of its own.
+    Features are standardised, then go through Linear, GELU, Linear. Some encoders make two kinds of
+    frames: a pair of encoders, or a latent and posteriors. Both kinds have channels of their own,
+    and a frame is zero in those of the other kind. Each kind is standardised and mapped by layers
+    of its own.
 
     Args:
-        dims: channels of each kind of frame. codes: levels and codes of each, if the embeddings of codes are learnt.
+        dims: Channels of each kind of frame.
+        hidden_size: Width of the hidden layer.
+        text_size: Hidden size of the language model.
+        codebooks: Number of codebooks and codes of each, if embeddings of codes are learned.
     """
 
     def __init__(
@@ -29,20 +39,21 @@ class AudioMapper(nn.Module):
         dims: tuple[int, ...],
         hidden_size: int,
         text_size: int,
-        codes: tuple[int, int] | None = None,
+        codebooks: tuple[int, int] | None = None,
     ):
         super().__init__()
         self.dims = dims
-        # persistent: `from_pretrained` builds on the meta device, where other buffers come back as garbage
+        # Buffers must be persistent: `from_pretrained` builds on the meta device, where others are
+        # lost.
         self.register_buffer("feature_mean", torch.zeros(sum(dims)))
         self.register_buffer("feature_std", torch.ones(sum(dims)))
-        self.build(hidden_size, text_size)
-        self.codes = codes
-        if codes:
-            self.code_embeddings = nn.Embedding(codes[0] * codes[1], dims[0])
+        self._build_layers(hidden_size, text_size)
+        self.codebooks = codebooks
+        if codebooks is not None:
+            num_codebooks, codebook_size = codebooks
+            self.code_embeddings = nn.Embedding(num_codebooks * codebook_size, dims[0])
 
-    def build(self, hidden_size: int, text_size: int) -> None:
-        """Makes the layers that learn."""
+    def _build_layers(self, hidden_size: int, text_size: int) -> None:
         self.linear_1 = nn.Linear(self.dims[0], hidden_size)
         self.act = nn.GELU()
         self.linear_2 = nn.Linear(hidden_size, text_size)
@@ -51,75 +62,93 @@ class AudioMapper(nn.Module):
             self.second["linear_1"] = nn.Linear(self.dims[1], hidden_size)
             self.second["linear_2"] = nn.Linear(hidden_size, text_size)
 
-    def embedded(self, codes: torch.Tensor) -> torch.Tensor:
-        """Sums of learnt embeddings, (clips, frames, dim), of codes (clips, levels, frames)."""
-        first = torch.arange(self.codes[0], device=codes.device)[:, None] * self.codes[1]
-        return self.code_embeddings(codes.long() + first).sum(1)
+    def embed_codes(self, codes: torch.Tensor) -> torch.Tensor:
+        """Sums the learned embeddings of codes.
 
-    def of_first_kind(self, features: torch.Tensor) -> torch.Tensor:
-        """True where frames (..., dim) are of the first kind, with a last dimension of 1; where not, its channels are zeros."""
+        Args:
+            codes: Shape `(clips, codebooks, frames)`.
+
+        Returns:
+            Features, shape `(clips, frames, dim)`.
+        """
+        num_codebooks, codebook_size = self.codebooks
+        offsets = torch.arange(num_codebooks, device=codes.device)[:, None] * codebook_size
+        return self.code_embeddings(codes.long() + offsets).sum(1)
+
+    def is_primary_frame(self, features: torch.Tensor) -> torch.Tensor:
+        """Returns which frames are of the first kind, shape `(..., 1)`.
+
+        Frames of the second kind have zeros in all channels of the first.
+        """
         return features[..., : self.dims[0]].any(-1, keepdim=True)
 
-    def mean(self, features: torch.Tensor) -> torch.Tensor:
-        """What stands for frames that are not heard, as many and of the kinds of `features` (..., dim)."""
+    def mean_features(self, features: torch.Tensor) -> torch.Tensor:
+        """Replaces each frame by the mean over the training clips, for a no-audio ablation.
+
+        Frames keep their kind. The shape is that of `features`, `(..., dim)`.
+        """
+        mean = self.feature_mean.float()
         if len(self.dims) == 1:
-            return self.feature_mean.float().expand_as(features)
-        first = self.of_first_kind(features)
-        return self.feature_mean.float() * torch.cat(
-            [
-                first.expand(*first.shape[:-1], self.dims[0]),
-                ~first.expand(*first.shape[:-1], self.dims[1]),
-            ],
-            -1,
-        )
+            return mean.expand_as(features)
+        is_primary = self.is_primary_frame(features)
+        shape = is_primary.shape[:-1]
+        has_channel = [
+            is_primary.expand(*shape, self.dims[0]),
+            ~is_primary.expand(*shape, self.dims[1]),
+        ]
+        return mean * torch.cat(has_channel, -1)
+
+    mean = mean_features  # RENAMED
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(..., dim) to (..., text_size)."""
-        first = self.of_first_kind(features) if len(self.dims) > 1 else None
-        features = (features.float() - self.feature_mean.float()) / self.feature_std.float().clamp(
-            min=1e-5
-        )
-        features = features.to(self.linear_1.weight.dtype)
-        mapped = self.linear_2(self.act(self.linear_1(features[..., : self.dims[0]])))
-        if first is None:
+        """Maps features, shape `(..., dim)`, to `(..., text_size)`."""
+        standardised = features.float() - self.feature_mean.float()
+        standardised = standardised / self.feature_std.float().clamp(min=1e-5)
+        standardised = standardised.to(self.linear_1.weight.dtype)
+        primary = standardised[..., : self.dims[0]]
+        mapped = self.linear_2(self.act(self.linear_1(primary)))
+        if len(self.dims) == 1:
             return mapped
-        second = self.second["linear_2"](
-            self.act(self.second["linear_1"](features[..., self.dims[0] :]))
-        )
-        return torch.where(first, mapped, second)
+        secondary = standardised[..., self.dims[0] :]
+        mapped_second = self.second["linear_2"](self.act(self.second["linear_1"](secondary)))
+        return torch.where(self.is_primary_frame(features), mapped, mapped_second)
 
 
 class MellowMapper(AudioMapper):
-    """Mellow's projection (arXiv 2503.08540) of a clip's latent, and of its posteriors that a linear layer first makes as wide:
-    a linear layer without bias, another on its GELU added to it, with dropout, and a layer norm. Features are not standardised.
+    """Mellow's projection (arXiv 2503.08540) of a clip's latent and posteriors.
+
+    A linear layer brings posteriors to the width of the latent. Then come a linear layer, a
+    residual linear layer on its GELU with dropout, and a layer norm. Features are not standardised.
     """
 
-    def build(self, hidden_size, text_size):
+    def _build_layers(self, hidden_size: int, text_size: int) -> None:
         self.posteriors = nn.Linear(self.dims[1], self.dims[0])
         self.linear_1 = nn.Linear(self.dims[0], text_size, bias=False)
         self.linear_2 = nn.Linear(text_size, text_size, bias=False)
         self.dropout = nn.Dropout(0.5)
         self.norm = nn.LayerNorm(text_size)
 
-    def forward(self, features):
-        first = self.of_first_kind(features)
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Maps features, shape `(..., dim)`, to `(..., text_size)`."""
+        is_latent = self.is_primary_frame(features)
         features = features.to(self.linear_1.weight.dtype)
-        wide = torch.where(
-            first, features[..., : self.dims[0]], self.posteriors(features[..., self.dims[0] :])
-        )
-        projected = self.linear_1(wide)
+        latent = features[..., : self.dims[0]]
+        posteriors = self.posteriors(features[..., self.dims[0] :])
+        projected = self.linear_1(torch.where(is_latent, latent, posteriors))
         return self.norm(projected + self.dropout(self.linear_2(nn.functional.gelu(projected))))
 
 
+MAPPERS = {"mlp": AudioMapper, "mellow": MellowMapper}
+
+
 class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
-    """Language model that reads audio frames where `config.audio_token_id` stands in `input_ids`."""
+    """A language model that reads audio where `config.audio_token_id` stands in `input_ids`."""
 
     config_class = AudioLMConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
     input_modalities = ("audio", "text")
     supports_gradient_checkpointing = True
-    _asked = None  # what `train` was told last
     _supports_sdpa = True
     _supports_flash_attn = True
     _keep_in_fp32_modules_strict = [
@@ -128,18 +157,18 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _tied_weights_keys = {
         "language_model.lm_head.weight": "language_model.model.embed_tokens.weight"
     }
+    _last_train_args: tuple[bool, bool] | None = None
 
     def __init__(self, config: AudioLMConfig):
         super().__init__(config)
         self.encoder = build_encoder(config.encoder_config)
-        codes = (
-            (self.encoder.num_levels, self.encoder.codebook_size)
-            if config.learn_code_embeddings
-            else None
-        )
-        mapper = {"mlp": AudioMapper, "mellow": MellowMapper}[config.mapper_type]
-        self.mapper = mapper(
-            self.encoder.dims, config.mapper_hidden_size, config.text_config.hidden_size, codes
+        codebooks = None
+        if config.learn_code_embeddings:
+            codebooks = (self.encoder.num_levels, self.encoder.codebook_size)
+        text_size = config.text_config.hidden_size
+        mapper_class = MAPPERS[config.mapper_type]
+        self.mapper = mapper_class(
+            self.encoder.dims, config.mapper_hidden_size, text_size, codebooks
         )
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.post_init()
@@ -150,16 +179,16 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         cls,
         encoder_type: str,
         encoder: AudioEncoder,
-        text_model: PreTrainedModel | str = TEXT_MODEL,
+        text_model: PreTrainedModel | str = DEFAULT_TEXT_MODEL,
         **config_fields,
     ) -> "AudioLMForConditionalGeneration":
-        """Assembles a model from a pretrained encoder and language model, with a new mapper between them.
+        """Assembles a model from a pretrained encoder and language model, with a new mapper.
 
         Args:
-            encoder_type: the arm.
-            encoder: its encoder, such as `audiolm.load_encoder(encoder_type)`, which a pushed model does without.
-            text_model: a language model, its name or folder, or a `.gguf` file.
-            config_fields: further fields of [`AudioLMConfig`].
+            encoder_type: Type of the encoder.
+            encoder: The encoder, such as `audiolm.load_encoder(encoder_type)`.
+            text_model: A language model, its name or folder, or a `.gguf` file.
+            config_fields: Further fields of [`AudioLMConfig`].
         """
         if not isinstance(text_model, PreTrainedModel):
             text_model = AutoModelForCausalLM.from_pretrained(
@@ -167,50 +196,60 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         config = AudioLMConfig(encoder_type, encoder.config, text_model.config, **config_fields)
         model = cls(config)
-        model.encoder, model.language_model = encoder, text_model
+        model.encoder = encoder
+        model.language_model = text_model
         model.tie_weights()
         model.generation_config.suppress_tokens = [config.audio_token_id]
         return model.train(False)
 
-    def _init_weights(self, module):
-        # the mapper alone: encoder and language model initialise themselves or are loaded
-        if isinstance(module, nn.Linear) and any(module is m for m in self.mapper.modules()):
+    def _init_weights(self, module: nn.Module) -> None:
+        # Encoder and language model initialise themselves or are loaded.
+        is_in_mapper = any(module is part for part in self.mapper.modules())
+        if isinstance(module, nn.Linear) and is_in_mapper:
             nn.init.normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif module is getattr(self.mapper, "code_embeddings", None):
-            nn.init.normal_(
-                module.weight, std=self.mapper.codes[0] ** -0.5
-            )  # sums of deviation 1, as standardised features
+            # Their sums then have deviation 1, as standardised features have.
+            num_codebooks, _ = self.mapper.codebooks
+            nn.init.normal_(module.weight, std=num_codebooks**-0.5)
 
-    def train(self, mode: bool = True):
-        """As `nn.Module.train`, but the encoder stays frozen and in eval mode, and the language model frozen if asked."""
-        asked = mode, self.config.freeze_lm
-        if (
-            mode
-            and self._asked == asked
-            and all(part.training == (part is not self.encoder) for part in self.children())
-        ):
-            return self  # as the Trainer asks before each step: going through all modules takes a good part of one
+    def train(self, mode: bool = True) -> "AudioLMForConditionalGeneration":
+        """Sets training or evaluation mode.
+
+        The encoder stays frozen and in evaluation mode. The language model is frozen as
+        `config.freeze_lm` says.
+        """
+        train_args = (mode, self.config.freeze_lm)
+        # The Trainer calls this before each step. Visiting all modules takes a good part of one.
+        if mode and self._last_train_args == train_args and self._is_in_train_mode():
+            return self
         super().train(mode)
-        self._asked = asked
+        self._last_train_args = train_args
         self.encoder.eval().requires_grad_(False)
         for name, parameter in self.language_model.named_parameters():
-            if ".lora_" not in name:  # adapters on a frozen model train
+            if ".lora_" not in name:  # Adapters on a frozen model are trained.
                 parameter.requires_grad_(not self.config.freeze_lm)
         self.encoder.clear_codebook_cache()
         return self
 
-    def get_input_embeddings(self):
+    def _is_in_train_mode(self) -> bool:
+        return all(part.training == (part is not self.encoder) for part in self.children())
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Returns the language model's input embeddings."""
         return self.language_model.get_input_embeddings()
 
-    def set_input_embeddings(self, value):
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Sets the language model's input embeddings."""
         self.language_model.set_input_embeddings(value)
 
-    def get_output_embeddings(self):
+    def get_output_embeddings(self) -> nn.Module:
+        """Returns the language model's head."""
         return self.language_model.get_output_embeddings()
 
-    @torch.compiler.disable  # a frozen encoder that hears clips of many lengths: compiling it anew for each costs minutes
+    # The encoder reads clips of many lengths. Compiling it anew for each would take minutes.
+    @torch.compiler.disable
     def get_audio_features(
         self,
         input_values: torch.Tensor | None = None,
@@ -220,78 +259,89 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         num_samples: list[int] | None = None,
         num_frames: list[int] | None = None,
     ) -> torch.Tensor:
-        """Mapped frames of all clips, one after the other; arguments as `forward` takes them.
+        """Encodes and maps all clips. The arguments are those of `forward`.
 
         Returns:
-            (frames of all clips, text hidden size).
+            Audio embeddings of all clips, one after the other, shape `(audio tokens, text hidden
+            size)`.
         """
         if input_features is None:
-            if num_samples is None:
-                full = [input_values.shape[1]] * len(input_values)
-                num_samples = (
-                    full if input_values_mask is None else input_values_mask.sum(1).tolist()
-                )
-            encode = (
-                self.encoder.codes if self.config.learn_code_embeddings else self.encoder.encode
-            )
-            features, mask = encode(input_values, num_samples), self.encoder.frame_mask(num_samples)
+            features, mask = self._encode_clips(input_values, input_values_mask, num_samples)
         else:
-            features, frames = (
-                input_features,
-                input_features.shape[1 if input_features.is_floating_point() else 2],
-            )
-            mask = (
-                torch.ones(len(features), frames)
-                if input_features_mask is None
-                else input_features_mask
-            )
-            if num_frames is not None:
-                mask = torch.arange(frames)[None] < torch.tensor(num_frames)[:, None]
+            features = input_features
+            mask = _frame_mask(input_features, input_features_mask, num_frames)
         if not features.is_floating_point():
-            features = (
-                self.mapper.embedded
-                if self.config.learn_code_embeddings
-                else self.encoder.decode_codes
-            )(features)
+            decode = self.encoder.decode_codes
+            if self.config.learn_code_embeddings:
+                decode = self.mapper.embed_codes
+            features = decode(features)
         if self.config.no_audio:
-            features = self.mapper.mean(features)
+            features = self.mapper.mean_features(features)
         if self.config.audio_tokens:
             lengths = num_frames if num_frames is not None else mask.sum(1).tolist()
-            return pooled(self.mapper(features), lengths, self.config.audio_tokens).flatten(0, 1)
-        kept = mask.flatten().nonzero()[:, 0]
-        if features.is_cuda and not kept.is_cuda:
-            kept = kept.pin_memory()  # from other memory, a large copy waits for the GPU
-        return self.mapper(features.flatten(0, 1)[kept.to(features.device, non_blocking=True)])
+            embeddings = pool_to_length(self.mapper(features), lengths, self.config.audio_tokens)
+            return embeddings.flatten(0, 1)
+        frame_index = mask.flatten().nonzero()[:, 0]
+        if features.is_cuda and not frame_index.is_cuda:
+            frame_index = (
+                frame_index.pin_memory()
+            )  # A large copy from other memory waits for the GPU.
+        frame_index = frame_index.to(features.device, non_blocking=True)
+        return self.mapper(features.flatten(0, 1)[frame_index])
 
-    def put_audio(
+    def _encode_clips(
+        self,
+        input_values: torch.Tensor,
+        input_values_mask: torch.Tensor | None,
+        num_samples: list[int] | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the features or codes of clips, and a mask of their frames on the CPU."""
+        if num_samples is None and input_values_mask is None:
+            num_samples = [input_values.shape[1]] * len(input_values)
+        elif num_samples is None:
+            num_samples = input_values_mask.sum(1).tolist()
+        encode = self.encoder.encode
+        if self.config.learn_code_embeddings:
+            encode = self.encoder.codes
+        return encode(input_values, num_samples), self.encoder.frame_mask(num_samples)
+
+    def merge_audio_embeddings(
         self,
         inputs_embeds: torch.Tensor,
-        audio: torch.Tensor,
+        audio_embeds: torch.Tensor,
         input_ids: torch.LongTensor,
         audio_index: torch.LongTensor | None = None,
     ) -> torch.Tensor:
-        """`inputs_embeds`, (batch, sequence, text hidden size), with mapped frames where placeholders stand.
+        """Replaces the embeddings of placeholders by audio embeddings.
 
         Args:
-            audio: of `get_audio_features`. audio_index: as `forward` takes it.
+            inputs_embeds: Embeddings of `input_ids`, shape `(batch, sequence, text hidden size)`.
+            audio_embeds: Audio embeddings from `get_audio_features`.
+            input_ids: Token ids, shape `(batch, sequence)`.
+            audio_index: Positions of placeholders in `input_ids.flatten()`, if they are known.
 
         Raises:
-            ValueError: if frames and placeholders differ in number.
+            ValueError: If there are more or fewer placeholders than audio embeddings.
         """
         if audio_index is None:
-            audio_index = (input_ids == self.config.audio_token_id).flatten().nonzero()[:, 0]
-        if len(audio_index) != len(audio):
+            audio_index = self._placeholder_index(input_ids)
+        if len(audio_index) != len(audio_embeds):
             raise ValueError(
-                f"{len(audio_index)} audio placeholders stand in input_ids, but the audio has {len(audio)} frames"
+                f"input_ids has {len(audio_index)} audio placeholders, but the audio has "
+                f"{len(audio_embeds)} frames"
             )
-        size, audio = inputs_embeds.shape, audio.to(inputs_embeds.dtype)
-        return (
-            inputs_embeds.flatten(0, 1)
-            .index_copy(0, audio_index.to(audio.device), audio)
-            .view(size)
+        audio_embeds = audio_embeds.to(inputs_embeds.dtype)
+        merged = inputs_embeds.flatten(0, 1).index_copy(
+            0, audio_index.to(audio_embeds.device), audio_embeds
         )
+        return merged.view(inputs_embeds.shape)
 
-    def forward(
+    put_audio = merge_audio_embeddings  # RENAMED
+
+    def _placeholder_index(self, input_ids: torch.LongTensor) -> torch.LongTensor:
+        return (input_ids == self.config.audio_token_id).flatten().nonzero()[:, 0]
+
+    def forward(  # noqa: PLR0913 (the inputs of a multimodal model, and what the host knows of them)
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -311,32 +361,43 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         label_index: torch.LongTensor | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
-        """One step.
+        """Computes logits, and the loss if there are labels.
+
+        The last four arguments spare the GPU's values that the host already knows. With them, and
+        without `attention_mask`, a step does not wait for the GPU, but once where Mimi encodes.
 
         Args:
-            input_ids: (batch, sequence), with one `audio_token_id` for each audio frame.
-            input_values: the clips of all rows in their order, (clips, samples), at the encoder's rate.
-            input_values_mask: 1 on samples, 0 on padding, (clips, samples).
-            input_features: in place of `input_values`, what the encoder made of the clips: features
-                (clips, frames, dim), or Mimi's codes (clips, levels, frames). input_features_mask: (clips, frames).
-            labels: (batch, sequence), -100 where nothing is learnt. In training, `logits` are None: they exist where a label
-                follows, and a part at a time.
-            logits_to_keep: compute this many last logits; 0 computes all.
-            num_items_in_batch: labels of the whole optimizer step, by which the summed loss is divided.
-            num_samples: samples of each clip, known to the host, in place of `input_values_mask`.
-            num_frames: frames of each clip of `input_features`, likewise in place of `input_features_mask`.
-            audio_index: where placeholders stand in `input_ids.flatten()`.
-            label_index: where labels stand in `labels.flatten()`; `logits` then holds the positions before these
-                alone, also in evaluation. With all of these and no `attention_mask` (rows padded on the right need
-                none), a step does not wait for the GPU, but once where Mimi encodes (its attention mask asks).
+            input_ids: Token ids with one `audio_token_id` for each audio frame, shape `(batch,
+                sequence)`.
+            attention_mask: 1 on tokens, 0 on padding. Padding on the right needs none.
+            input_values: Clips of all examples in their order, at the encoder's rate, shape
+                `(clips, samples)`.
+            input_values_mask: 1 on samples, 0 on padding, shape `(clips, samples)`.
+            input_features: Encoded clips in place of `input_values`: features, shape `(clips,
+                frames, dim)`, or codes, `(clips, codebooks, frames)`.
+            input_features_mask: 1 on frames, 0 on padding, shape `(clips, frames)`.
+            position_ids: Positions of the tokens.
+            past_key_values: Cache of the language model.
+            inputs_embeds: Embeddings in place of `input_ids`.
+            labels: Token ids, -100 where nothing is learned, shape `(batch, sequence)`. In
+                training, `logits` is then None: logits exist only before labels, and a part at a
+                time.
+            logits_to_keep: How many last logits to compute. 0 computes all.
+            num_items_in_batch: Labels of the whole optimizer step, which divide the summed loss.
+            num_samples: Samples of each clip, in place of `input_values_mask`.
+            num_frames: Frames of each encoded clip, in place of `input_features_mask`.
+            audio_index: Positions of placeholders in `input_ids.flatten()`.
+            label_index: Positions of labels in `labels.flatten()`. `logits` are then those before
+                labels alone, also in evaluation.
+            kwargs: Passed on to the language model.
 
         Raises:
-            ValueError: if frames and placeholders differ in number.
+            ValueError: If there are more or fewer placeholders than audio frames.
         """
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if input_values is not None or input_features is not None:
-            audio = self.get_audio_features(
+            audio_embeds = self.get_audio_features(
                 input_values,
                 input_values_mask,
                 input_features,
@@ -344,7 +405,9 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 num_samples,
                 num_frames,
             )
-            inputs_embeds = self.put_audio(inputs_embeds, audio, input_ids, audio_index)
+            inputs_embeds = self.merge_audio_embeddings(
+                inputs_embeds, audio_embeds, input_ids, audio_index
+            )
         outputs = self.language_model.model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -352,51 +415,55 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             **kwargs,
         )
-        hidden, head, loss, logits = (
-            outputs.last_hidden_state,
-            self.get_output_embeddings(),
-            None,
-            None,
-        )
-        every = labels is None or (label_index is None and not self.training)
+        hidden = outputs.last_hidden_state
+        loss = logits = None
         if labels is not None:
-            if label_index is None:
-                label_index = (
-                    nn.functional.pad(labels[:, 1:], (1, 0), value=-100)
-                    .flatten()
-                    .ne(-100)
-                    .nonzero()[:, 0]
-                )
-            before, wanted = hidden.flatten(0, 1)[label_index - 1], labels.flatten()[label_index]
-            if self.training:
-                total = summed_loss(before, head, wanted)
-            else:
-                logits = head(before)
-                total = nn.functional.cross_entropy(logits.float(), wanted, reduction="sum")
-            loss = total / (
-                max(1, len(wanted)) if num_items_in_batch is None else num_items_in_batch
-            )
-        if every:
-            logits = head(hidden[:, -logits_to_keep:] if logits_to_keep else hidden)
+            loss, logits = self._loss(hidden, labels, label_index, num_items_in_batch)
+        if labels is None or (label_index is None and not self.training):
+            logits = self.get_output_embeddings()(hidden[:, -logits_to_keep:])
         return CausalLMOutputWithPast(
             loss=loss, logits=logits, past_key_values=outputs.past_key_values
         )
 
+    def _loss(
+        self,
+        hidden: torch.Tensor,
+        labels: torch.LongTensor,
+        label_index: torch.LongTensor | None,
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Returns the loss per label and, in evaluation, the logits before labels."""
+        if label_index is None:
+            # The first token of a sequence is predicted from nothing.
+            labels_to_predict = nn.functional.pad(labels[:, 1:], (1, 0), value=-100)
+            label_index = labels_to_predict.flatten().ne(-100).nonzero()[:, 0]
+        before_labels = hidden.flatten(0, 1)[label_index - 1]
+        targets = labels.flatten()[label_index]
+        logits = None
+        if self.training:
+            total = chunked_cross_entropy(before_labels, self.get_output_embeddings(), targets)
+        else:
+            logits = self.get_output_embeddings()(before_labels)
+            total = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+        if num_items_in_batch is None:
+            num_items_in_batch = max(1, len(targets))
+        return total / num_items_in_batch, logits
+
     def _expand_inputs_for_generation(
         self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs
     ):
-        """Repeats rows for beams and samples together with their clips, of which a row may have two."""
-        names = [f"input_{kind}{mask}" for kind in ("values", "features") for mask in ("", "_mask")]
-        clips = {k: model_kwargs.pop(k) for k in names if model_kwargs.get(k) is not None}
+        """Repeats examples for beams and samples, together with their clips.
+
+        transformers repeats each row of a tensor, but an example may have two clips.
+        """
+        names = ("input_values", "input_values_mask", "input_features", "input_features_mask")
+        clips = {
+            name: model_kwargs.pop(name) for name in names if model_kwargs.get(name) is not None
+        }
         if clips and expand_size > 1:
-            placeholder = input_ids == self.config.audio_token_id
-            begins = placeholder & ~placeholder.roll(1, 1)
-            begins[:, 0] = placeholder[:, 0]
-            order, first = [], 0
-            for count in begins.sum(1).tolist():
-                order += list(range(first, first + count)) * expand_size
-                first += count
-            clips = {k: v[torch.tensor(order, device=v.device)] for k, v in clips.items()}
+            order = self._repeated_clip_order(input_ids, expand_size)
+            for name, tensor in clips.items():
+                clips[name] = tensor[torch.tensor(order, device=tensor.device)]
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
             expand_size=expand_size,
             is_encoder_decoder=is_encoder_decoder,
@@ -405,36 +472,74 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         return input_ids, {**model_kwargs, **clips}
 
+    def _repeated_clip_order(self, input_ids: torch.LongTensor, expand_size: int) -> list[int]:
+        is_placeholder = input_ids == self.config.audio_token_id
+        # A clip begins where a placeholder follows another token.
+        begins_clip = is_placeholder & ~is_placeholder.roll(1, 1)
+        begins_clip[:, 0] = is_placeholder[:, 0]
+        order: list[int] = []
+        first = 0
+        for num_clips in begins_clip.sum(1).tolist():
+            order += list(range(first, first + num_clips)) * expand_size
+            first += num_clips
+        return order
 
-def pooled(features: torch.Tensor, lengths: list[int], tokens: int) -> torch.Tensor:
-    """Vectors of clips, (clips, frames, dim), of which each has so many, averaged to `tokens` of equal share, or repeated."""
+
+def _frame_mask(
+    features: torch.Tensor, features_mask: torch.Tensor | None, num_frames: list[int] | None
+) -> torch.Tensor:
+    """Returns a mask of the frames of encoded clips: features, or codes with frames last."""
+    max_frames = features.shape[1 if features.is_floating_point() else 2]
+    if num_frames is not None:
+        return torch.arange(max_frames)[None] < torch.tensor(num_frames)[:, None]
+    if features_mask is not None:
+        return features_mask
+    return torch.ones(len(features), max_frames)
+
+
+def pool_to_length(features: torch.Tensor, lengths: list[int], num_tokens: int) -> torch.Tensor:
+    """Averages the frames of each clip to a number of tokens, or repeats them.
+
+    Args:
+        features: Padded clips, shape `(clips, frames, dim)`.
+        lengths: Frames of each clip.
+        num_tokens: Tokens of each clip, which stand for equal shares of its frames.
+
+    Returns:
+        Shape `(clips, num_tokens, dim)`.
+    """
     clips = [clip[:length].T[None] for clip, length in zip(features, lengths)]
-    return (
-        torch.cat([nn.functional.adaptive_avg_pool1d(clip.float(), tokens) for clip in clips])
-        .transpose(1, 2)
-        .to(features.dtype)
-    )
+    pooled = [nn.functional.adaptive_avg_pool1d(clip.float(), num_tokens) for clip in clips]
+    return torch.cat(pooled).transpose(1, 2).to(features.dtype)
 
 
-def summed_loss(hidden: torch.Tensor, head: nn.Module, wanted: torch.Tensor) -> torch.Tensor:
-    """Summed cross-entropy of `wanted`, (labels,), after `hidden`, (labels, hidden size), by logits of `LABELS_AT_ONCE` labels.
+def chunked_cross_entropy(
+    hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor
+) -> torch.Tensor:
+    """Sums the cross-entropy of labels without holding all logits at once.
 
-    Where there are more labels, the backward pass computes logits anew, so that they never exist together.
+    With more than `LOSS_CHUNK_SIZE` labels, the backward pass computes the logits of each chunk
+    again.
+
+    Args:
+        hidden: States before the labels, shape `(labels, hidden size)`.
+        head: Language model head.
+        targets: Labels, shape `(labels,)`.
     """
 
-    def part(hidden, wanted):
-        return nn.functional.cross_entropy(head(hidden).float(), wanted, reduction="sum")
+    def chunk_loss(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(head(hidden).float(), targets, reduction="sum")
 
-    if len(wanted) <= LABELS_AT_ONCE:
-        return part(hidden, wanted)
-    pairs = zip(hidden.split(LABELS_AT_ONCE), wanted.split(LABELS_AT_ONCE))
-    return torch.stack(
-        [checkpoint(part, h, w, use_reentrant=False, preserve_rng_state=False) for h, w in pairs]
-    ).sum()
+    if len(targets) <= LOSS_CHUNK_SIZE:
+        return chunk_loss(hidden, targets)
+    options = {"use_reentrant": False, "preserve_rng_state": False}
+    chunks = zip(hidden.split(LOSS_CHUNK_SIZE), targets.split(LOSS_CHUNK_SIZE))
+    losses = [checkpoint(chunk_loss, states, labels, **options) for states, labels in chunks]
+    return torch.stack(losses).sum()
 
 
 def text_model_source(name_or_path: str) -> dict[str, str]:
-    """Arguments of `from_pretrained` for a name, a folder or a `.gguf` file (which needs the package gguf)."""
+    """Returns the arguments of `from_pretrained` for a name, a folder or a `.gguf` file."""
     path = Path(name_or_path)
     if path.suffix == ".gguf":
         return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
@@ -443,3 +548,5 @@ def text_model_source(name_or_path: str) -> dict[str, str]:
 
 AudioLMConfig.register_for_auto_class()
 AudioLMForConditionalGeneration.register_for_auto_class("AutoModelForMultimodalLM")
+
+TEXT_MODEL = DEFAULT_TEXT_MODEL  # RENAMED

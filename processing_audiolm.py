@@ -1,4 +1,7 @@
-"""From clips and a question to what the model reads: resampled audio, and ids with a placeholder for each frame."""
+"""Turn clips and a question into model inputs: resampled audio, and ids with a token per frame.
+
+The module also reads audio files, since each further module would be pushed with every model.
+"""
 
 import errno
 import math
@@ -7,105 +10,159 @@ import wave
 
 import numpy as np
 import torch
-from transformers import BatchFeature, ProcessorMixin
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 
-from .configuration_audiolm import AudioLMConfig
-from .encoders_audiolm import AudioEncoder, build_encoder, check_rate, count_frames, resample
+from .configuration_audiolm import AudioLMConfig, build_config
+from .encoders_audiolm import AudioEncoder, build_encoder, check_rate, resample
 
 try:
     import soundfile
-except ImportError:  # arrays need no reader
+except ImportError:  # Arrays and WAV files are read without it.
     soundfile = None
+
+MELLOW_QUESTION_LENGTH = 129  # In tokens.
+MELLOW_SEPARATOR_ID = 0
+# libsndfile's own scaling of larger files takes three times as long, but less memory.
+MAX_SAMPLES_SCALED_HERE = 2**24
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for c in m.content %}{% if c.type == 'text' %}{{ c.text }}{% endif %}{% endfor %}"
+    "{% endif %}{% endfor %}"
+)
 
 
 class AudioLMFeatureExtractor(SequenceFeatureExtractor):
-    """Clips of any rate and channel count to mono float32 at the encoder's rate, at most `max_audio_seconds` long."""
+    """Converts clips of any sampling rate and channel count to mono float32 at the encoder's rate.
+
+    Args:
+        sampling_rate: The encoder's sampling rate in Hz.
+        max_audio_seconds: Longer clips are truncated to this length.
+        encoder_config: Dict of the encoder's configuration. Counting frames needs it.
+    """
 
     model_input_names = ["input_values", "input_values_mask"]
 
-    def __init__(self, sampling_rate=24000, max_audio_seconds=10.0, frame_counts=None, **kwargs):
-        kwargs = {"feature_size": 1, "padding_value": 0.0, **kwargs}  # a saved one gives them too
-        names = (
-            "frame_size",
-            "window_samples",
-            "time_cells",
-            "frequency_cells",
-        )  # as they were saved at first
-        earlier = {name: value for name in names if (value := kwargs.pop(name, None)) is not None}
-        super().__init__(sampling_rate=sampling_rate, **kwargs)
-        self.max_audio_seconds, self.frame_counts = (
-            max_audio_seconds,
-            frame_counts or earlier or {"frame_size": 1920},
-        )
+    def __init__(
+        self,
+        sampling_rate: int = 24000,
+        max_audio_seconds: float = 10.0,
+        encoder_config: dict | None = None,
+        **kwargs,
+    ):
+        defaults = {"feature_size": 1, "padding_value": 0.0}
+        super().__init__(sampling_rate=sampling_rate, **{**defaults, **kwargs})
+        self.max_audio_seconds = max_audio_seconds
+        self.encoder_config = encoder_config
+        self._encoder: AudioEncoder | None = None
 
     @classmethod
-    def of_encoder(
+    def from_encoder(
         cls, encoder: AudioEncoder, max_audio_seconds: float
     ) -> "AudioLMFeatureExtractor":
-        """What an encoder wants to hear."""
-        return cls(encoder.sample_rate, max_audio_seconds, encoder.frame_counts())
+        """Makes the feature extractor of an encoder."""
+        return cls(encoder.sample_rate, max_audio_seconds, encoder.config.to_dict())
+
+    of_encoder = from_encoder  # RENAMED
+
+    def to_dict(self) -> dict:
+        """Returns what is saved: all but the encoder that counts frames."""
+        values = super().to_dict()
+        del values["_encoder"]
+        return values
 
     def num_frames(self, num_samples: int) -> int:
-        """Frames that the encoder gives for a clip of so many samples at `sampling_rate`."""
-        return count_frames(num_samples, **self.frame_counts)
-
-    def load(self, clip) -> torch.Tensor:
-        """One clip (path, array at `sampling_rate`, or (array, rate)) as mono audio, of shape (samples,).
+        """Returns how many frames the encoder makes of a clip of `num_samples` samples.
 
         Raises:
-            ValueError: if the clip is empty, not finite, not of one or two dimensions, or of no rate that a recording has.
+            ValueError: If the feature extractor has no `encoder_config`.
         """
-        name, rate, channels = "the clip", self.sampling_rate, None
-        if isinstance(clip, (str, bytes)) or hasattr(clip, "__fspath__"):
-            name, channels = str(clip), 1
-            clip, rate = (read_wav if soundfile is None else read_file)(
-                clip, self.max_audio_seconds
-            )
-        elif isinstance(clip, tuple):
-            clip, rate = clip
-        audio = torch.as_tensor(np.asarray(clip), dtype=torch.float32)
+        if self._encoder is None:
+            if self.encoder_config is None:
+                raise ValueError("the feature extractor has no encoder_config to count frames with")
+            with torch.device("meta"):  # It has sizes, but no weights.
+                self._encoder = build_encoder(build_config("encoder_config", self.encoder_config))
+        return self._encoder.num_frames(num_samples)
+
+    def load(self, clip) -> torch.Tensor:
+        """Loads one clip as mono audio at `sampling_rate`, shape `(samples,)`.
+
+        Args:
+            clip: A path, an array at `sampling_rate`, or `(array, rate)`. The shorter axis of an
+                array holds the channels.
+
+        Raises:
+            ValueError: If the clip is empty, not finite, or has no valid shape or sampling rate.
+        """
+        name, samples, rate = self._read(clip)
+        audio = torch.as_tensor(samples, dtype=torch.float32)
         if audio.ndim not in (1, 2) or not audio.numel():
             raise ValueError(
-                f"{name} has shape {tuple(audio.shape)}, but (samples,) or two dimensions and a sample are wanted"
+                f"{name} has shape {tuple(audio.shape)}: expected a sample or more, "
+                "as (samples,) or (samples, channels)"
             )
-        if audio.ndim == 2:  # of an array, the shorter axis holds the channels
-            audio = (
-                audio
-                if (channels or (1 if audio.shape[0] >= audio.shape[1] else 0)) == 1
-                else audio.T
-            )
-            # the mean to the bit, and six times as fast
-            audio = (audio[:, 0] + audio[:, 1]) / 2 if audio.shape[1] == 2 else audio.mean(1)
+        if audio.ndim == 2 and audio.shape[1] == 2:
+            audio = (audio[:, 0] + audio[:, 1]) / 2  # Equal to the mean, and six times as fast.
+        elif audio.ndim == 2:
+            audio = audio.mean(1)
         check_rate(name, rate)
-        audio = resample(
-            audio[: math.ceil(self.max_audio_seconds * rate)], rate, self.sampling_rate
-        )
-        if (
-            not torch.isfinite(audio.sum()) and not torch.isfinite(audio).all()
-        ):  # a sum alone may be too large
+        audio = audio[: math.ceil(self.max_audio_seconds * rate)]
+        audio = resample(audio, rate, self.sampling_rate)
+        # The sum is fast to check, but may overflow where all samples are finite.
+        if not torch.isfinite(audio.sum()) and not torch.isfinite(audio).all():
             raise ValueError(f"{name} holds NaN or infinite samples")
         return audio[: round(self.max_audio_seconds * self.sampling_rate)]
 
-    def __call__(self, audio: list, return_tensors="pt", **kwargs) -> BatchFeature:
-        """Clips padded to the longest: `input_values` and `input_values_mask`, of shape (clips, samples)."""
+    def _read(self, clip) -> tuple[str, np.ndarray, int]:
+        """Returns a clip's name for messages, its samples (channels last) and its rate in Hz."""
+        if isinstance(clip, (str, bytes, os.PathLike)):
+            read = read_wav if soundfile is None else read_file
+            samples, rate = read(clip, self.max_audio_seconds)
+            return str(clip), samples, rate
+        array, rate = clip if isinstance(clip, tuple) else (clip, self.sampling_rate)
+        samples = np.asarray(array)
+        if samples.ndim == 2 and samples.shape[0] < samples.shape[1]:
+            samples = samples.T
+        return "the clip", samples, rate
+
+    def __call__(self, audio: list, return_tensors: str = "pt", **kwargs) -> BatchFeature:
+        """Loads clips as a batch, padded to the longest.
+
+        Returns:
+            `input_values` and `input_values_mask`, shape `(clips, samples)`.
+        """
         clips = [self.load(clip) for clip in audio]
         values = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
-        mask = torch.arange(values.shape[1])[None] < torch.tensor([len(c) for c in clips])[:, None]
+        lengths = torch.tensor([len(clip) for clip in clips])
+        mask = torch.arange(values.shape[1])[None] < lengths[:, None]
         return BatchFeature(
             {"input_values": values, "input_values_mask": mask}, tensor_type=return_tensors
         )
 
 
-def open_file(path):
-    """An audio file of any format, opened by soundfile.
+def check_file(path) -> None:
+    """Raises FileNotFoundError if no regular file has this path.
+
+    Opening a pipe would block, and libraries read a name only up to its first NUL.
+    """
+    if isinstance(path, (str, bytes, os.PathLike)) and not os.path.isfile(path):
+        raise FileNotFoundError(errno.ENOENT, "file not found", path)
+
+
+def open_file(path) -> "soundfile.SoundFile":
+    """Opens an audio file of any format.
+
+    Args:
+        path: A path or a file object.
 
     Raises:
-        FileNotFoundError: if it is no file. ValueError: if it does not tell what its samples are, or states a rate that no
-            recording has.
+        FileNotFoundError: If there is no such file.
+        ImportError: If soundfile is not installed.
+        ValueError: If the header lacks the format of the samples, or has a rate that no recording
+            has.
     """
     if soundfile is None:
-        raise ImportError("the package soundfile is needed to read audio files")
+        raise ImportError("install soundfile to read audio files")
     check_file(path)
     try:
         file = soundfile.SoundFile(path)
@@ -119,192 +176,192 @@ def open_file(path):
     return file
 
 
-def check_file(path) -> None:
-    """FileNotFoundError if a path is that of no file: a pipe would be waited for, and a name be read up to its first NUL."""
-    if isinstance(path, (str, bytes, os.PathLike)) and not os.path.isfile(path):
-        raise FileNotFoundError(errno.ENOENT, "no file is there", path)
-
-
 def read_file(path, seconds: float) -> tuple[np.ndarray, int]:
-    """The first `seconds` of an audio file of any format, (samples, channels) in float32, and its rate in Hz."""
+    """Reads the first `seconds` of an audio file of any format.
+
+    Returns:
+        Samples in float32, shape `(samples, channels)`, and the sampling rate in Hz.
+    """
     with open_file(path) as file:
-        frames = math.ceil(seconds * file.samplerate)
-        if file.subtype == "PCM_16" and frames * file.channels <= 2**24:
-            # libsndfile's own scaling takes three times as long, but less memory
-            return file.read(frames, dtype="int16", always_2d=True) * np.float32(
-                2**-15
-            ), file.samplerate
-        return file.read(frames, dtype="float32", always_2d=True), file.samplerate
+        rate = file.samplerate
+        frames = math.ceil(seconds * rate)
+        if file.subtype == "PCM_16" and frames * file.channels <= MAX_SAMPLES_SCALED_HERE:
+            samples = file.read(frames, dtype="int16", always_2d=True) * np.float32(2**-15)
+        else:
+            samples = file.read(frames, dtype="float32", always_2d=True)
+    return samples, rate
 
 
 def read_wav(path, seconds: float) -> tuple[np.ndarray, int]:
-    """As [`read_file`], for where soundfile is not installed: WAV files of 16 or 32 bits alone.
+    """Reads a WAV file of 16 or 32 bits without soundfile, as [`read_file`] does.
 
     Raises:
-        ImportError: for any other file.
+        ImportError: If the file has another format.
     """
     check_file(path)
     try:
         with wave.open(str(path)) as file:
-            rate, bits = file.getframerate(), 8 * file.getsampwidth()
-            check_rate(path, rate, file.getnchannels())
+            rate, channels = file.getframerate(), file.getnchannels()
+            bits = 8 * file.getsampwidth()
+            check_rate(path, rate, channels)
             content = file.readframes(math.ceil(seconds * rate))
-            size = file.getnchannels() * bits // 8  # of a frame; a torn file may end within one
-            content = np.frombuffer(
-                content[: len(content) // size * size], {16: "<i2", 32: "<i4"}[bits]
-            )
-            return content.reshape(-1, file.getnchannels()).astype("float32") / 2 ** (
-                bits - 1
-            ), rate
+        frame_bytes = channels * bits // 8
+        complete = content[: len(content) // frame_bytes * frame_bytes]
+        samples = np.frombuffer(complete, {16: "<i2", 32: "<i4"}[bits]).reshape(-1, channels)
     except (wave.Error, KeyError, EOFError) as error:
-        raise ImportError(
-            f"{path}: reading it needs the package soundfile; or give (array, rate)"
-        ) from error
-
-
-MELLOW_PROMPT = 129  # tokens, whatever the question
-MELLOW_SEPARATOR = 0  # the token behind each clip
+        raise ImportError(f"{path}: install soundfile to read it, or pass (array, rate)") from error
+    return samples.astype("float32") / 2 ** (bits - 1), rate
 
 
 class AudioLMProcessor(ProcessorMixin):
-    """One text with one or two clips, or a list of texts with a list of clips for each.
+    """Prepares questions about one or two clips each.
 
     Args:
-        prompt_format: "audiolm" names each clip before its frames, then comes the question. "mellow" is what Mellow (arXiv
-            2503.08540) was trained on: two clips, each with a separator behind it, and the question in lower case, cut or
-            filled up with "!" to 129 tokens; answers are in lower case too.
+        feature_extractor: Reads the clips.
+        tokenizer: The language model's tokenizer.
+        audio_token_id: Id that stands for one audio token.
+        audio_tokens: Tokens of each clip, or None for one per frame.
+        prompt_format: `audiolm` names each clip before its tokens, then asks the question. `mellow`
+            is what Mellow (arXiv 2503.08540) was trained on: two clips, each with a separator after
+            it, and the question in lower case, truncated to 129 tokens or filled up with "!".
+        chat_template: Template of the pipeline. Default: the texts of all messages.
     """
 
     def __init__(
         self,
         feature_extractor=None,
         tokenizer=None,
-        audio_token_id=3,
-        audio_tokens=None,
-        prompt_format="audiolm",
-        chat_template=None,
+        audio_token_id: int = 3,
+        audio_tokens: int | None = None,
+        prompt_format: str = "audiolm",
+        chat_template: str | None = None,
         **kwargs,
     ):
-        self.audio_token_id, self.audio_tokens, self.prompt_format = (
-            audio_token_id,
-            audio_tokens,
-            prompt_format,
-        )
-        chat_template = chat_template or (
-            "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}"
-            "{% if c.type == 'text' %}{{ c.text }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
-        )
-        super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
+        self.audio_token_id = audio_token_id
+        self.audio_tokens = audio_tokens
+        self.prompt_format = prompt_format
+        super().__init__(feature_extractor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
 
     @classmethod
-    def from_config(cls, config: AudioLMConfig, tokenizer) -> "AudioLMProcessor":
-        """The processor of a model's configuration.
+    def from_config(
+        cls, config: AudioLMConfig, tokenizer: PreTrainedTokenizerBase
+    ) -> "AudioLMProcessor":
+        """Makes the processor of a model's configuration.
 
         Raises:
-            ValueError: if the tokenizer has an ordinary word where the configuration has the audio placeholder.
+            ValueError: If `audio_token_id` is not a special token of the tokenizer.
         """
         placeholder = tokenizer.added_tokens_decoder.get(config.audio_token_id)
         if placeholder is None or not placeholder.special:
             word = tokenizer.convert_ids_to_tokens(config.audio_token_id)
             raise ValueError(
-                f"audio_token_id {config.audio_token_id} is no spare special token of the tokenizer, but {word!r}"
+                f"audio_token_id {config.audio_token_id} is {word!r}: expected a special token"
             )
         with torch.device("meta"):
             encoder = build_encoder(config.encoder_config)
-        extractor = AudioLMFeatureExtractor.of_encoder(encoder, config.max_audio_seconds)
+        extractor = AudioLMFeatureExtractor.from_encoder(encoder, config.max_audio_seconds)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         return cls(
             extractor, tokenizer, config.audio_token_id, config.audio_tokens, config.prompt_format
         )
 
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        # a question that contains a special token's text must not inject one
-        return (
-            self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
-            if texts
-            else []
-        )
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        # A question that contains the text of a special token must not inject one.
+        options = {"add_special_tokens": False, "split_special_tokens": True}
+        return self.tokenizer(texts, **options).input_ids
 
-    def prompts(self, questions: list[str], frames: list[list[int]]) -> list[list[int]]:
-        """Ids of prompts: each clip named and standing for its frames, then the question.
+    def encode_prompts(self, questions: list[str], frames: list[list[int]]) -> list[list[int]]:
+        """Returns the ids of prompts.
 
         Args:
-            frames: for each question the frames of each of its clips.
+            questions: Questions.
+            frames: Frames of each clip, for each question.
 
         Raises:
-            ValueError: if a question of Mellow's does not have two clips.
+            ValueError: If a question in Mellow's format does not have two clips.
         """
         if self.prompt_format == "mellow":
             return self._mellow_prompts(questions, frames)
-        end, *names = self._ids(
-            ["\n", *(f"Audio {i + 1}: " for i in range(max(map(len, frames), default=0)))]
-        )
-        made = []
-        for question, counts in zip(
-            self._ids([f"{question.strip()}\nAnswer:" for question in questions]), frames
-        ):
-            prompt = []
-            for name, count in zip(names, counts):
-                prompt += [*name, *[self.audio_token_id] * (self.audio_tokens or count), *end]
-            made.append(prompt + question)
-        return made
+        num_names = max(map(len, frames), default=0)
+        names = [f"Audio {number}: " for number in range(1, num_names + 1)]
+        line_end, *name_ids = self._tokenize(["\n", *names])
+        question_ids = self._tokenize([f"{text.strip()}\nAnswer:" for text in questions])
+        prompts = []
+        for ids, counts in zip(question_ids, frames):
+            prompt: list[int] = []
+            for name, count in zip(name_ids, counts):
+                prompt += [*name, *self._audio_ids(count), *line_end]
+            prompts.append(prompt + ids)
+        return prompts
 
-    def _mellow_prompts(self, questions, frames):
-        made, filler = [], self._ids(["!"])[0]
-        for question, counts in zip(
-            self._ids([question.strip().lower() for question in questions]), frames
-        ):
+    def _mellow_prompts(self, questions: list[str], frames: list[list[int]]) -> list[list[int]]:
+        question_ids = self._tokenize([text.strip().lower() for text in questions])
+        filler = self._tokenize(["!"])[0] * MELLOW_QUESTION_LENGTH
+        prompts = []
+        for ids, counts in zip(question_ids, frames):
             if len(counts) != 2:
                 raise ValueError(
-                    f"a question in Mellow's format is about two clips, not {len(counts)}; give one twice"
+                    f"Mellow's prompts are about two clips, not {len(counts)}. Pass one clip twice"
                 )
-            audio = [
-                [*[self.audio_token_id] * (self.audio_tokens or count), MELLOW_SEPARATOR]
-                for count in counts
-            ]
-            made.append(audio[0] + audio[1] + (question + filler * MELLOW_PROMPT)[:MELLOW_PROMPT])
-        return made
+            prompt: list[int] = []
+            for count in counts:
+                prompt += [*self._audio_ids(count), MELLOW_SEPARATOR_ID]
+            prompts.append(prompt + (ids + filler)[:MELLOW_QUESTION_LENGTH])
+        return prompts
 
-    def prompt_ids(self, question: str, frames: list[int]) -> list[int]:
-        """Ids of one prompt, as of [`prompts`]."""
-        return self.prompts([question], [frames])[0]
+    def _audio_ids(self, frames: int) -> list[int]:
+        return [self.audio_token_id] * (self.audio_tokens or frames)
 
-    def answer_ids(self, answer: str) -> list[int]:
-        """Ids of an answer and its EOS."""
-        return self.answers([answer])[0]
+    def encode_prompt(self, question: str, frames: list[int]) -> list[int]:
+        """Returns the ids of one prompt. See [`encode_prompts`]."""
+        return self.encode_prompts([question], [frames])[0]
 
-    def answers(self, answers: list[str]) -> list[list[int]]:
-        """Ids of answers, each with its EOS."""
-        mellow = self.prompt_format == "mellow"
-        texts = [answer.strip().lower() if mellow else " " + answer.strip() for answer in answers]
-        return [[*ids, self.tokenizer.eos_token_id] for ids in self._ids(texts)]
+    prompt_ids = encode_prompt  # RENAMED
+
+    def encode_answers(self, answers: list[str]) -> list[list[int]]:
+        """Returns the ids of answers, each with its EOS."""
+        if self.prompt_format == "mellow":
+            texts = [answer.strip().lower() for answer in answers]
+        else:
+            texts = [" " + answer.strip() for answer in answers]
+        return [[*ids, self.tokenizer.eos_token_id] for ids in self._tokenize(texts)]
+
+    def encode_answer(self, answer: str) -> list[int]:
+        """Returns the ids of one answer and its EOS."""
+        return self.encode_answers([answer])[0]
+
+    answer_ids = encode_answer  # RENAMED
 
     def __call__(
-        self, text=None, audio=None, answer=None, padding_side="left", return_tensors="pt", **kwargs
+        self, text=None, audio=None, answer=None, padding_side: str = "left", **kwargs
     ) -> BatchFeature:
-        """Model inputs.
+        """Makes model inputs.
 
         Args:
-            text: a question, or a list of them.
-            audio: for one question a clip or a list of clips; for several a list with a clip or a list of clips each.
-                A clip is a path, an array at the encoder's rate, or (array, rate).
-            answer: the answers, for training: `labels` stand on them and their EOS alone.
+            text: A question, or a list of questions.
+            audio: For one question, a clip or a list of clips. For several, a list of these. A clip
+                is a path, an array at the encoder's sampling rate, or `(array, rate)`.
+            answer: The answers, for training. `labels` are set on them and their EOS alone.
+            padding_side: `left` for generation, `right` for training.
+            kwargs: Ignored.
         """
         texts = [text] if isinstance(text, str) else list(text)
-        rows = [audio] if isinstance(text, str) else list(audio or [None] * len(texts))
-        rows = [[] if r is None else list(r) if isinstance(r, list) else [r] for r in rows]
-        if len(rows) != len(texts):
-            raise ValueError(f"{len(texts)} texts were given, but audio for {len(rows)}")
+        examples = [audio] if isinstance(text, str) else list(audio or [None] * len(texts))
+        clips_by_text = [_as_list(clips) for clips in examples]
+        if len(clips_by_text) != len(texts):
+            raise ValueError(f"got {len(texts)} texts, but audio for {len(clips_by_text)}")
         answers = [answer] if isinstance(answer, str) else answer
-        clips = [clip for row in rows for clip in row]
+        clips = [clip for example in clips_by_text for clip in example]
         data = dict(self.feature_extractor(clips)) if clips else {}
         lengths = data["input_values_mask"].sum(1).tolist() if clips else []
-        counts = iter([self.feature_extractor.num_frames(n) for n in lengths])
-        frames = [[next(counts) for _ in row] for row in rows]
-        return BatchFeature(data | self.text_inputs(texts, frames, answers, padding_side))
+        counts = iter([self.feature_extractor.num_frames(length) for length in lengths])
+        frames = [[next(counts) for _ in example] for example in clips_by_text]
+        return BatchFeature(data | self.encode_texts(texts, frames, answers, padding_side))
 
-    def text_inputs(
+    def encode_texts(
         self,
         texts: list[str],
         frames: list[list[int]],
@@ -312,29 +369,43 @@ class AudioLMProcessor(ProcessorMixin):
         padding_side: str = "left",
         pad_to_multiple_of: int = 1,
     ) -> dict[str, torch.Tensor]:
-        """`input_ids`, `attention_mask` and, where answers are given, `labels`, each (rows, sequence).
+        """Tokenizes questions, and answers if there are any.
 
         Args:
-            frames: for each text the frames of each of its clips. pad_to_multiple_of: of the sequence.
+            texts: Questions.
+            frames: Frames of each clip, for each question.
+            answers: Answers, for training.
+            padding_side: `left` or `right`.
+            pad_to_multiple_of: The sequence length is a multiple of this.
+
+        Returns:
+            `input_ids`, `attention_mask` and, with answers, `labels`, shape `(batch, sequence)`.
         """
-        prompts = self.prompts(texts, frames)
-        ends = self.answers(answers) if answers else [[] for _ in prompts]
-        longest = max(len(prompt) + len(end) for prompt, end in zip(prompts, ends))
-        size = -(-longest // pad_to_multiple_of) * pad_to_multiple_of
-        filled = {"input_ids": self.tokenizer.pad_token_id, "attention_mask": 0, "labels": -100}
-        data = {
-            name: np.full((len(prompts), size), value, dtype=np.int64)
-            for name, value in filled.items()
-        }
-        for i, (prompt, end) in enumerate(zip(prompts, ends)):
-            length = len(prompt) + len(end)
-            first = size - length if padding_side == "left" else 0
-            data["input_ids"][i, first : first + length] = prompt + end
-            data["attention_mask"][i, first : first + length] = 1
-            data["labels"][i, first + len(prompt) : first + length] = end
-        if not answers:
-            del data["labels"]
-        return {name: torch.from_numpy(array) for name, array in data.items()}
+        prompts = self.encode_prompts(texts, frames)
+        endings = self.encode_answers(answers) if answers else [[] for _ in prompts]
+        longest = max(len(prompt) + len(ending) for prompt, ending in zip(prompts, endings))
+        shape = (len(prompts), -(-longest // pad_to_multiple_of) * pad_to_multiple_of)
+        input_ids = np.full(shape, self.tokenizer.pad_token_id, dtype=np.int64)
+        attention_mask = np.zeros(shape, dtype=np.int64)
+        labels = np.full(shape, -100, dtype=np.int64)
+        for row, (prompt, ending) in enumerate(zip(prompts, endings)):
+            length = len(prompt) + len(ending)
+            first = shape[1] - length if padding_side == "left" else 0
+            input_ids[row, first : first + length] = prompt + ending
+            attention_mask[row, first : first + length] = 1
+            labels[row, first + len(prompt) : first + length] = ending
+        arrays = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if answers:
+            arrays["labels"] = labels
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    text_inputs = encode_texts  # RENAMED
+
+
+def _as_list(clips) -> list:
+    if clips is None:
+        return []
+    return list(clips) if isinstance(clips, list) else [clips]
 
 
 AudioLMFeatureExtractor.register_for_auto_class()

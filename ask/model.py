@@ -11,7 +11,7 @@ import torch
 from transformers import TextIteratorStreamer
 
 from ..checkpoints.load import load_model
-from ..data.answer_parsing import question_kind
+from ..data.answer_parsing import infer_answer_format
 from ..data.audio_files import Clip, open_clip
 from ..data.features import encode_clips
 from ..demo import models as demo_models
@@ -86,7 +86,10 @@ class LoadedModel:
         is_folder = Path(name_or_path, "config.json").is_file()
         self.is_demo = name_or_path in demo_models() and not is_folder
         source = demo_models()[name_or_path] if self.is_demo else name_or_path
-        model, tokenizer = load_model(str(source), revision)
+        try:
+            model, tokenizer = load_model(str(source), revision)
+        except UserError as error:  # the option has another name here
+            raise UserError(str(error).replace("--model_name_or_path", "--model")) from error
         if device is None:
             accelerator = torch.accelerator
             device = accelerator.current_accelerator() if accelerator.is_available() else "cpu"
@@ -125,7 +128,7 @@ class LoadedModel:
         """Answers questions in one batch, each about clips of its own.
 
         Args:
-            questions: With their options, as `with_options` writes them.
+            questions: With their options, as `add_options` writes them.
             clips: The clips of each question.
             no_audio: Replace each frame by the mean of the training clips' features.
             max_new_tokens: Longest answer.
@@ -142,7 +145,7 @@ class LoadedModel:
             {
                 "input": question,
                 "answer": "yes",
-                "question_type": question_kind(question),
+                "question_type": infer_answer_format(question),
                 "audio": [id(clip) for clip in own_clips],
             }
             for question, own_clips in zip(questions, clips)

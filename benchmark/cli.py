@@ -1,8 +1,8 @@
-"""Measures the training step at real dimensions with random weights: `python run_benchmark.py --encoder_type htsat --naive`.
+"""Measures a training step at real dimensions with random weights: `audiolm benchmark --naive`.
 
-It needs torch, torchaudio, transformers and accelerate alone (`pip install --no-deps -e .` makes the package known) and
-downloads nothing: clips are files of noise that it makes. On CPUs each variant runs in a process of its own. On a GPU a
-part's time is what the GPU spends on it or waits for it.
+It downloads nothing, and needs torch, torchaudio, transformers and accelerate only. The clips are
+generated noise. On a CPU each variant runs in a process of its own. On a GPU, the time of a part is
+the time for which the GPU works on it or waits for it.
 """
 
 import argparse
@@ -10,283 +10,235 @@ import json
 import math
 import sys
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 from transformers.hf_argparser import string_to_bool
 
 from ..configuration_audiolm import list_encoder_types, parse_encoder_type
-from .measure import ARM_STEPS, PARTS, generation_rates, loader_rate, measure, prepare, run_isolated
+from ..runtime import format_duration, report_user_errors, run_info, write_json
+from . import measure
+from .measure import PARTS, RUN_STEPS
 
-CLIPS = 54_046  # of ReasonAQA, each encoded once where features are cached
-# of our processes, as of run_train.py, in pages of 2 MB: what is freed of 4 MB and more goes back to the system, or
-# without the cache stays
-FROM_CACHE = {"MALLOC_MMAP_THRESHOLD_": str(2**22), "THP_MEM_ALLOC_ENABLE": "1"}
-ENCODING = {
+PROGRAM = "audiolm benchmark"
+REASONAQA_CLIPS = 54_046  # each is encoded once where features are cached
+# glibc's allocator as run_train.py sets it, in pages of 2 MB. An encoder loses time if freed memory
+# goes back to the system. From the cache, blocks of 4 MB and more go back, which saves memory.
+CACHED_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**22), "THP_MEM_ALLOC_ENABLE": "1"}
+ENCODING_ALLOCATOR = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
     "THP_MEM_ALLOC_ENABLE": "1",
 }
+TABLE_ROWS = {
+    "samples/s": "{samples_per_second:,.2f}",
+    "tokens/s, real": "{tokens_per_second[real]:,.0f}",
+    "tokens/s, padded": "{tokens_per_second[padded]:,.0f}",
+    "tokens per step": "{tokens_per_step[real]:,.0f} of {tokens_per_step[padded]:,.0f}",
+    "labels per step": "{tokens_per_step[labels]:,.0f}",
+    "peak memory": "{memory:.2f} GiB",
+    "TFLOP/s": "{tflops:.3f} ({tflop_per_step:.3f} TFLOP per step)",
+    "MFU": "{utilisation}",
+    "warm-up": "{warmup}",
+    f"{RUN_STEPS:,} steps": "{run}",
+    "loss, first step": "{losses[0]:.5f}",
+    "graphs": "{compiled_graphs} compiled, {recorded_graphs} recorded",
+}
 
 
-def duration(seconds: float) -> str:
-    return (
-        f"{seconds / 3600:.1f} h"
-        if seconds >= 5400
-        else f"{seconds / 60:.1f} min"
-        if seconds >= 90
-        else f"{seconds:.1f} s"
-    )
+def format_table(variants: dict[str, dict]) -> str:
+    """Formats the results of each variant as a column."""
+    columns = []
+    for name, result in variants.items():
+        column = {"": f"{name}, {result['precision']}"}
+        for part in (*PARTS, "step"):
+            low, median, high = (1000 * seconds for seconds in result["seconds"][part])
+            column[f"{part}, ms"] = f"{median:,.1f} ({low:,.1f}-{high:,.1f})"
+        peak = result["peak_tflops"]
+        values = {
+            **result,
+            "memory": (result["peak_memory_bytes"] or math.nan) / 2**30,
+            "tflop_per_step": result["flops_per_step"] / 1e12,
+            "utilisation": f"{result['mfu']:.1%} of {peak:g} TFLOP/s" if peak else "unknown peak",
+            "warmup": format_duration(result["warmup_seconds"]),
+            "run": format_duration(result["run_seconds"]),
+        }
+        column |= {label: text.format_map(values) for label, text in TABLE_ROWS.items()}
+        columns.append(column)
+    lines = []
+    for label in columns[0]:
+        cells = "".join(f"{column[label]:<36}" for column in columns)
+        lines.append(f"{label:<18}{cells}".rstrip())
+    return "\n".join(lines)
 
 
-def table(variants: dict[str, dict]) -> str:
-    """The figures of each variant in a column of its own."""
-    rows = {"": [f"{name}, {found['precision']}" for name, found in variants.items()]}
-    for part in (*PARTS, "step"):
-        spans = [
-            [1000 * second for second in found["seconds"][part]] for found in variants.values()
-        ]
-        rows[f"{part}, ms"] = [
-            f"{median:,.1f} ({low:,.1f}-{high:,.1f})" for low, median, high in spans
-        ]
-    for label, show in {
-        "samples/s": lambda found: f"{found['samples_per_second']:,.2f}",
-        "tokens/s, real": lambda found: f"{found['tokens_per_second']['real']:,.0f}",
-        "tokens/s, padded": lambda found: f"{found['tokens_per_second']['padded']:,.0f}",
-        "tokens a step": lambda found: "{real:,.0f} of {padded:,.0f}, {labels:,.0f} learnt".format(
-            **found["tokens_per_step"]
-        ),
-        "peak memory": lambda found: f"{(found['peak_memory_bytes'] or math.nan) / 2**30:.2f} GiB",
-        "TFLOP/s": lambda found: (
-            f"{found['tflops']:.3f} ({found['flops_per_step'] / 1e12:.3f} TFLOP a step)"
-        ),
-        "MFU": lambda found: (
-            f"{found['mfu']:.1%} of {found['peak_tflops']:g} TFLOP/s"
-            if found["mfu"]
-            else "peak not known"
-        ),
-        "before these": lambda found: f"{duration(found['warmup_seconds'])} of warm-up",
-        f"{ARM_STEPS:,} steps": lambda found: duration(found["arm_seconds"]),
-        "loss, first step": lambda found: f"{found['losses'][0]:.5f}",
-    }.items():
-        rows[label] = [show(found) for found in variants.values()]
-    if any(found["compiled_graphs"] for found in variants.values()):
-        said = "{compiled_graphs} compiled, {recorded_graphs} recorded"
-        rows["graphs"] = [
-            said.format_map(found) if found["compiled_graphs"] else ""
-            for found in variants.values()
-        ]
-    return "\n".join(
-        f"{label:<18}" + "".join(f"{cell:<36}" for cell in cells).rstrip()
-        for label, cells in rows.items()
-    )
-
-
-def ratio(ours: dict, naive: dict, clip_seconds: float | None) -> dict[str, float | None]:
-    """Ours by the naive step; with the cache, also with its filling spread over the steps of an arm."""
-    filling = (clip_seconds or 0) * CLIPS / ARM_STEPS
-    known = ours["peak_memory_bytes"] and naive["peak_memory_bytes"]
+def compare_variants(ours: dict, baseline: dict, clip_seconds: float | None) -> dict:
+    """Returns ratios of our step to the baseline, also with a share of filling the cache."""
+    encoding = (clip_seconds or 0) * REASONAQA_CLIPS / RUN_STEPS
+    seconds = ours["mean_step_seconds"]
+    memory = (ours["peak_memory_bytes"], baseline["peak_memory_bytes"])
     return {
-        "samples_per_second": naive["mean_step_seconds"] / ours["mean_step_seconds"],
-        "samples_per_second_with_encoding": naive["mean_step_seconds"]
-        / (ours["mean_step_seconds"] + filling),
-        "peak_memory": ours["peak_memory_bytes"] / naive["peak_memory_bytes"] if known else None,
+        "samples_per_second": baseline["mean_step_seconds"] / seconds,
+        "samples_per_second_with_encoding": baseline["mean_step_seconds"] / (seconds + encoding),
+        "peak_memory": memory[0] / memory[1] if all(memory) else None,
     }
 
 
-def stage(what: str, function, *arguments, **environment: str):
-    """What a function returns with a memory of its own; says on the standard error what is measured and how long it took."""
-    print(f"{what} ...", end=" ", file=sys.stderr, flush=True)
-    start = time.perf_counter()
-    try:
-        found = run_isolated(function, *arguments, **environment)
-    except BaseException:
-        print(file=sys.stderr)
-        raise
-    rate = f", {found['samples_per_second']:,.2f} samples/s" if function is measure else ""
-    print(f"{duration(time.perf_counter() - start)}{rate}", file=sys.stderr)
-    return found
+def _positive_number(convert: Callable[[str], float]) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        value = convert(text)
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text}: expected a positive number")
+        return value
+
+    return number
 
 
-def parse(argv=None) -> argparse.Namespace:
-    def positive(kind):
-        def number(text):
-            if not 0 < (value := kind(text)) < math.inf:
-                raise argparse.ArgumentTypeError(f"{text}: a number above 0 is wanted")
-            return value
-
-        return number
-
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument(
-        "--encoder_type",
-        default="htsat",
-        metavar="ARM",
-        help=f"{', '.join(list_encoder_types())} (default: htsat)",
-    )
-    parser.add_argument(
-        "--audio_tokens",
-        type=positive(int),
-        help="tokens of each clip (default: one for each frame)",
-    )
-    parser.add_argument(
-        "--batch_size", type=positive(int), default=16, help="rows a step (default: 16)"
-    )
-    parser.add_argument(
-        "--steps",
-        type=positive(int),
-        default=10,
-        help="steps that count, after the warm-up (default: 10)",
-    )
-    parser.add_argument(
-        "--seconds", type=positive(float), default=10.0, help="length of the clips (default: 10)"
-    )
-    parser.add_argument(
+def build_parser() -> argparse.ArgumentParser:
+    """Builds the parser of `audiolm benchmark`."""
+    parser = argparse.ArgumentParser(PROGRAM, description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    count = _positive_number(int)
+    number = _positive_number(float)
+    types = ", ".join(list_encoder_types())
+    add("--encoder_type", default="htsat", metavar="TYPE", help=f"{types} (default: htsat)")
+    add("--audio_tokens", type=count, help="tokens per clip (default: one per frame)")
+    add("--batch_size", type=count, default=16, help="examples per step (default: 16)")
+    add("--steps", type=count, default=10, help="measured steps, after warm-up (default: 10)")
+    add("--seconds", type=number, default=10.0, help="length of the clips (default: 10)")
+    add(
         "--precision",
         choices=["fp32", "bf16"],
         default="fp32",
         help="bf16: autocast; the encoder stays fp32",
     )
-    parser.add_argument(
-        "--train_sampling_strategy",
-        choices=["group_by_length", "random"],
-        default="group_by_length",
-        help="of our step: rows of about one length together (the default), or as they are drawn",
-    )
-    parser.add_argument(
+    add(
         "--torch_compile",
         action="store_true",
-        help="of our step: as run_train.py's, layers compiled and, on "
-        "a GPU, replayed as CUDA graphs",
+        help="compile the layers of our step and, on a GPU, replay them as CUDA graphs",
     )
-    parser.add_argument(
-        "--packed",
-        action="store_true",
-        help="of our step: its rows one behind the other as a single row, "
-        "which do not see each other, in place of padding",
-    )
-    parser.add_argument(
+    add(
         "--freeze_lm",
         type=string_to_bool,
         default=True,
-        help="train the mapper alone (default: true)",
+        help="train the mapper only (default: true)",
     )
-    parser.add_argument(
-        "--no_feature_cache", action="store_true", help="encode each row's clips in each step"
-    )
-    parser.add_argument(
+    add("--no_feature_cache", action="store_true", help="encode the clips in each step")
+    add(
         "--naive",
         action="store_true",
-        help="the textbook step too, in fp32: encode each row's clips, pad to "
-        "the longest, logits of every position",
+        help="also measure a baseline in fp32: encodes the clips in each step, pads to the longest "
+        "example and computes the logits of every position",
     )
-    parser.add_argument(
-        "--one_clip",
-        action="store_true",
-        help="leave out the rows about two clips, a fifth, with the longest answers",
-    )
-    parser.add_argument(
+    add("--one_clip", action="store_true", help="leave out examples about two clips, a fifth")
+    add(
         "--dataloader_num_workers",
         type=int,
         default=0,
-        help="processes that make batches (default: 0, none)",
+        choices=range(256),
+        metavar="N",
+        help="data loader processes (default: 0)",
     )
-    parser.add_argument(
-        "--new_tokens",
-        type=positive(int),
-        help="also generate so many for each of `batch_size` rows together",
+    add("--new_tokens", type=count, help="also generate this many tokens for a batch")
+    add("--peak_tflops", type=number, help="peak of the device, for MFU on one that is not listed")
+    add("--seed", type=int, default=0, help="seed of examples and weights (default: 0)")
+    add("--json", metavar="FILE", help="write all results to this file")
+    add(
+        "--config_overrides",
+        type=json.loads,
+        default={},
+        metavar="JSON",
+        help="further fields of the model's config, such as a smaller text_config",
     )
-    parser.add_argument(
-        "--peak_tflops", type=positive(float), help="of the device, for MFU where it is not known"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of rows and weights (default: 0)")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there")
-    parser.add_argument("--small", action="store_true", help="tiny dimensions, to see that it runs")
+    return parser
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parses and checks the command line."""
+    parser = build_parser()
     options = parser.parse_args(argv)
-    if options.dataloader_num_workers < 0:
-        parser.error(
-            f"--dataloader_num_workers {options.dataloader_num_workers}: 0 or more are wanted"
-        )
     try:
         parse_encoder_type(options.encoder_type)
     except ValueError as error:
         parser.error(f"--{error}")
-    if options.torch_compile and options.packed:
-        parser.error("--torch_compile: packed rows need a mask, which compiled layers do without")
     if options.json and Path(options.json).is_dir():
-        parser.error(f"--json {options.json}: a file is wanted, and this is a folder")
+        parser.error(f"--json {options.json}: expected a file, but this is a folder")
     if options.json and not Path(options.json).absolute().parent.is_dir():
-        parser.error(f"--json {options.json}: its folder is not there")
+        parser.error(f"--json {options.json}: its folder does not exist")
     return options
 
 
-def main(argv=None):
+def run_benchmark(options: argparse.Namespace, argv: list[str] | None) -> dict:
+    """Measures all that the options ask for. Returns what `--json` writes."""
+    cached = not options.no_feature_cache
+    allocator = CACHED_ALLOCATOR if cached else ENCODING_ALLOCATOR
+    result = {"settings": vars(options), "environment": run_info(PROGRAM, argv), "variants": {}}
+
+    def run(label: str, function: Callable, *arguments, environment=allocator):
+        print(f"{label} ...", file=sys.stderr, flush=True)
+        return measure.run_isolated(function, options, *arguments, environment=environment)
+
+    with tempfile.TemporaryDirectory() as folder:
+        clip_seconds = run("clips", measure.prepare, folder, cached)
+        result["encode_seconds_per_clip"] = clip_seconds
+        ours = run("our steps", measure.measure, False, folder, cached)
+        result["variants"]["ours, cached" if cached else "ours, encoding"] = ours
+        if cached:
+            rate = run("data loader", measure.loader_rate, folder, environment={})
+            result["loader_examples_per_second"] = rate
+        if options.new_tokens:
+            rates = run("generation", measure.generation_rates, folder, cached)
+            result["generated_tokens_per_second"] = rates
+        if options.naive:
+            baseline = run("baseline steps", measure.measure, True, folder, environment={})
+            result["variants"]["baseline"] = baseline
+            result["ratio"] = compare_variants(ours, baseline, clip_seconds)
+    return result
+
+
+def format_report(result: dict) -> str:
+    """Formats the results as the command prints them."""
+    settings = result["settings"]
+    machine = result["environment"]["machine"]
+    code = result["environment"]["code"]
+    ours = next(iter(result["variants"].values()))
+    lines = [
+        f"{machine['device']}, {machine['threads']} threads, torch {code['torch']}, "
+        f"transformers {code['transformers']}, Python {code['python']}",
+        f"{settings['encoder_type']}, {ours['trained_parameters']:,} parameters trained",
+        f"{settings['steps']} steps of batch size {settings['batch_size']} with "
+        f"{ours['clips_per_step']:.1f} clips of {settings['seconds']:g} s; median (quartiles)",
+        format_table(result["variants"]),
+    ]
+    clip_seconds = result["encode_seconds_per_clip"]
+    if clip_seconds:
+        speed = settings["seconds"] / clip_seconds
+        lines += [
+            f"feature cache: {format_duration(clip_seconds)} per clip ({speed:,.0f} x real time), "
+            f"{format_duration(REASONAQA_CLIPS * clip_seconds)} for all {REASONAQA_CLIPS:,}, once",
+            f"data loader alone: {result['loader_examples_per_second']:,.0f} examples/s "
+            f"({settings['dataloader_num_workers']} workers)",
+        ]
+    for cache_type, rate in result.get("generated_tokens_per_second", {}).items():
+        lines.append(f"generation, {cache_type} cache: {rate:,.1f} tokens/s")
+    if "ratio" in result:
+        ratio = result["ratio"]
+        lines.append(
+            f"ours to baseline: {ratio['samples_per_second']:.2f}x samples/s "
+            f"({ratio['samples_per_second_with_encoding']:.2f}x with the feature cache filled "
+            f"within {RUN_STEPS:,} steps), {ratio['peak_memory'] or math.nan:.2f}x peak memory"
+        )
+    return "\n".join(lines)
+
+
+@report_user_errors(PROGRAM)
+def main(argv: list[str] | None = None) -> None:
+    """Runs `audiolm benchmark`."""
     options = parse(argv)
-    variants, cached, loader, generation = {}, not options.no_feature_cache, None, {}
-    memory = FROM_CACHE if cached else ENCODING
-    steps = f"{options.steps} steps of {options.batch_size} rows"
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            clip_seconds = stage(
-                "clips" + cached * " and the feature cache",
-                prepare,
-                options,
-                folder,
-                cached,
-                **memory,
-            )
-            ours = stage(f"ours, {steps}", measure, options, False, folder, cached, **memory)
-            variants["ours, " + ("cached" if cached else "encoding")] = ours
-            if cached:
-                loader = stage("the loader alone", loader_rate, options, folder)
-            if options.new_tokens:
-                generation = stage(
-                    "generation", generation_rates, options, folder, cached, **memory
-                )
-            if options.naive:
-                variants["naive"] = stage(f"naive, {steps}", measure, options, True, folder)
-    except ValueError as error:
-        sys.exit(f"run_benchmark.py: {error}")
-    result = {
-        "settings": vars(options),
-        "environment": ours.pop("environment"),
-        "variants": variants,
-        "encode_seconds_per_clip": clip_seconds,
-        "loader_rows_per_second": loader,
-        "generated_tokens_per_second": generation,
-    }
-    about = dict(result["environment"])
-    print(f"{about.pop('device')}, " + ", ".join(f"{k} {v}" for k, v in about.items()))
-    print(
-        f"{options.encoder_type}, {'mapper' if options.freeze_lm else 'mapper and language model'} trained "
-        f"({ours['trained_parameters']:,} parameters); {options.steps} steps of {options.batch_size} rows with "
-        f"{ours['clips_per_step']:.1f} clips of {options.seconds:g} s; median (and quartiles)"
-    )
-    print(table(variants))
-    if cached:
-        print(
-            f"filling the cache: {1000 * clip_seconds:,.1f} ms a clip ({options.seconds / clip_seconds:,.0f} x real time); "
-            f"{duration(CLIPS * clip_seconds)} for all {CLIPS:,}, once"
-        )
-        print(f"the loader alone: {loader:,.0f} rows/s ({options.dataloader_num_workers} workers)")
-    for kind, rate in generation.items():
-        print(
-            f"generation, {kind} cache: {rate:,.1f} tokens/s ({options.batch_size} rows, {options.new_tokens} tokens each)"
-        )
-    if options.naive:
-        variants["naive"].pop("environment")
-        result["ratio"] = ratio(ours, variants["naive"], clip_seconds)
-        speed, spread, memory = result["ratio"].values()
-        filling = (
-            f" ({spread:.2f}x with the cache's filling spread over {ARM_STEPS:,} steps)"
-            if cached
-            else ""
-        )
-        print(
-            f"ours to naive: {speed:.2f}x samples/s{filling}, {memory or math.nan:.2f}x peak memory"
-        )
+    result = run_benchmark(options, argv)
+    print(format_report(result))
     if options.json:
-        Path(options.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_json(options.json, result)
 
 
 if __name__ == "__main__":

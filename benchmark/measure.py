@@ -1,345 +1,384 @@
-"""What run_benchmark.py measures, one after the other: filling the cache, steps, the loader alone, generation."""
+"""Measures one thing at a time: the feature cache, training steps, the data loader, generation."""
 
 import gc
 import os
-import platform
 import random
 import re
 import time
+from argparse import Namespace
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from multiprocessing import get_context
+from typing import NamedTuple
 
 import torch
-import transformers
 from torch import nn
 from torch.utils.data import DataLoader
 
 from ..data import FeatureCache, ReasonAQACollator
-from ..runtime import resident_memory
+from ..modeling_audiolm import AudioLMForConditionalGeneration
+from ..processing_audiolm import AudioLMProcessor
+from ..runtime import UserError, resident_memory
 from ..training.compile import PAD_TO, cache_bf16_weights, compile_layers
 from .workload import (
-    build,
+    baseline_loss,
+    build_model,
     clip_files,
-    draw_rows,
-    encode,
-    naive_batch,
-    naive_loss,
-    our_loss,
-    packed,
+    collate_baseline,
+    draw_examples,
+    encode_batch,
+    model_loss,
     step_flops,
     write_clips,
 )
 
-ARM_STEPS = 20_000
+RUN_STEPS = 20_000
 LOADER_BATCHES = 200
 PARTS = ("data", "encode", "forward", "backward", "optimizer")
-PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L4": 121.0}
+PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L4": 121.0}  # dense, bfloat16
+OUT_OF_MEMORY = "out of memory: take a smaller --batch_size"
 
 
-def peak_tflops(device: str) -> float | None:
-    """What a GPU of this name multiplies at most, dense in bfloat16; None if it is not known."""
-    return next(
-        (peak for name, peak in PEAK_TFLOPS.items() if re.search(rf"\b{name}\b", device)), None
-    )
+class SizedExample(NamedTuple):
+    """An example with its number of tokens."""
+
+    example: dict
+    tokens: int  # of prompt and answer
+    labels: int  # of the answer
 
 
-def quartiles(seconds: torch.Tensor) -> list[float]:
-    return seconds.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=seconds.dtype)).tolist()
+@dataclass
+class Workload:
+    """One variant of the training step, with the warm-up batches and then the measured ones."""
+
+    model: AudioLMForConditionalGeneration
+    loss: Callable[[AudioLMForConditionalGeneration, dict], torch.Tensor]
+    collate: Callable[[list[dict]], dict]
+    batches: list[list[SizedExample]]
+    uses_bf16: bool
+    frames_per_clip: int
 
 
-class Marks:
-    """Ends of a step's parts: CUDA events, which nothing waits for while steps run, or the host's clock."""
+@dataclass
+class StepTimings:
+    """What `time_steps` measured."""
 
-    def __init__(self, cuda: bool):
-        self.cuda, self.marks = cuda, []
+    seconds: torch.Tensor  # (measured steps, parts)
+    warmup_seconds: float
+    losses: list[float]  # of all steps
+    padded_tokens: int  # of the measured steps
+    compiled_graphs: int
+    recorded_graphs: int
 
-    def __call__(self) -> None:
-        mark = torch.cuda.Event(enable_timing=True) if self.cuda else time.perf_counter()
-        if self.cuda:
-            mark.record()
-        self.marks.append(mark)
+
+class PartTimer:
+    """Times the parts of steps with CUDA events, for which no step waits, or the host's clock."""
+
+    def __init__(self):
+        self.uses_cuda = torch.cuda.is_available()
+        self.marks = []
+
+    def mark(self) -> None:
+        """Ends a part. The first call starts the first one."""
+        if not self.uses_cuda:
+            self.marks.append(time.perf_counter())
+            return
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self.marks.append(event)
 
     def seconds(self) -> torch.Tensor:
-        """(steps, parts)."""
-        if self.cuda:
-            torch.cuda.synchronize()
+        """Returns the time of each part, shape `(steps, parts)`."""
         pairs = zip(self.marks, self.marks[1:])
-        spans = [a.elapsed_time(b) / 1000 if self.cuda else b - a for a, b in pairs]
+        if self.uses_cuda:
+            torch.cuda.synchronize()
+            spans = [start.elapsed_time(end) / 1000 for start, end in pairs]
+        else:
+            spans = [end - start for start, end in pairs]
         return torch.tensor(spans, dtype=torch.float64).view(-1, len(PARTS))
 
 
-def device_of() -> torch.device:
+def peak_tflops(device_name: str) -> float | None:
+    """Returns a GPU's highest dense bfloat16 rate, or None if it is not listed."""
+    for name, peak in PEAK_TFLOPS.items():
+        if re.search(rf"\b{name}\b", device_name):
+            return peak
+    return None
+
+
+def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def prepare(options, folder: str, cached: bool) -> float | None:
-    """Writes the clips into `folder`, and their features as training keeps them; seconds that a clip of these takes."""
-    model, processor = build(options)
+def prepare(options: Namespace, folder: str, cached: bool) -> float | None:
+    """Writes the clips and fills their feature cache.
+
+    Returns:
+        Seconds per clip to fill the cache, or None without a cache.
+    """
+    model, processor = build_model(options)
     write_clips(folder, model.encoder.sample_rate, options.seconds, options.seed)
     if not cached:
         return None
-    model.encoder.to(device_of())
-    cache, clips = (
-        FeatureCache(folder, model.encoder, processor.feature_extractor),
-        clip_files(folder),
-    )
-    cache.fill(clips[: len(clips) // 3])  # the first ones warm up
+    model.encoder.to(_device())
+    cache = FeatureCache(folder, model.encoder, processor.feature_extractor)
+    clips = clip_files(folder)
+    num_warmup_clips = len(clips) // 3
+    cache.fill(clips[:num_warmup_clips])
     start = time.perf_counter()
     cache.fill(clips)
-    return (time.perf_counter() - start) / (len(clips) - len(clips) // 3)
+    return (time.perf_counter() - start) / (len(clips) - num_warmup_clips)
 
 
-def collator(
-    options, model, processor, folder: str, cached: bool, generate: bool = False
+def build_collator(
+    options: Namespace,
+    model: AudioLMForConditionalGeneration,
+    processor: AudioLMProcessor,
+    cache_folder: str | None,
+    generate: bool = False,
 ) -> ReasonAQACollator:
-    """That of training, with the features that [`prepare`] has kept in `folder`, or decoding each clip anew."""
-    cache = FeatureCache(folder, model.encoder, processor.feature_extractor) if cached else None
-    return ReasonAQACollator(
-        processor, generate, cache, PAD_TO if options.torch_compile and not generate else 1
-    )
+    """Builds the collator of training. Without a cache it decodes each clip."""
+    cache = None
+    if cache_folder is not None:
+        cache = FeatureCache(cache_folder, model.encoder, processor.feature_extractor)
+    pad_to = PAD_TO if options.torch_compile and not generate else 1
+    return ReasonAQACollator(processor, generate, cache, pad_to)
 
 
-def measure(options, naive: bool, folder: str, cached: bool = False) -> dict:
-    """Times, rates, memory and losses of the steps of one variant.
+def _draw(options: Namespace, count: int, vocab_size: int, folder: str) -> list[dict]:
+    return draw_examples(count, options.seed, vocab_size, clip_files(folder), options.one_clip)
 
-    Args:
-        folder: of [`prepare`]. cached: clips come from its cache, and are not encoded in each step.
 
-    Raises:
-        ValueError: if the clips are too long for the language model.
-    """
-    cuda, device = torch.cuda.is_available(), device_of()
-    before = torch.cuda.memory_reserved() if cuda else resident_memory("VmRSS")
-    name = (
-        torch.cuda.get_device_name() if cuda else f"CPU ({torch.backends.cpu.get_cpu_capability()})"
-    )
-    torch._dynamo.utils.counters.clear()
-    model, processor = build(options)
-    config, dim, extractor = model.config, model.encoder.dim, processor.feature_extractor
-    frames = extractor.num_frames(round(options.seconds * extractor.sampling_rate))
-    make = (
-        partial(naive_batch, processor=processor)
-        if naive
-        else collator(options, model, processor, folder, cached)
-    )
-    model.to(device).train()
-    if options.precision == "bf16" and options.freeze_lm and not naive:
-        cache_bf16_weights(model.language_model)
-    if options.torch_compile and not naive:
-        compile_layers(model.language_model)
-    warmup = 3 if cuda else 1
-    count = (warmup + options.steps) * options.batch_size
-    rows = draw_rows(
-        count, options.seed, config.text_config.vocab_size, clip_files(folder), options.one_clip
-    )
-    said = [len(processor.answer_ids(row["answer"])) for row in rows]
-    lengths = [
-        len(processor.prompt_ids(row["input"], [frames] * len(row["audio"]))) + n
-        for row, n in zip(rows, said)
-    ]
-    if max(lengths) > (most := config.text_config.max_position_embeddings):
-        raise ValueError(
-            f"--seconds {options.seconds:g}: a row has {max(lengths)} tokens, but the language model takes {most}"
+def _split(examples: list, batch_size: int) -> list[list]:
+    return [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
+
+
+def _size(example: dict, processor: AudioLMProcessor, frames_per_clip: int) -> SizedExample:
+    num_frames = [frames_per_clip] * len(example["audio"])
+    labels = len(processor.answer_ids(example["answer"]))
+    prompt = len(processor.prompt_ids(example["input"], num_frames))
+    return SizedExample(example, prompt + labels, labels)
+
+
+def build_workload(options: Namespace, is_baseline: bool, folder: str, cached: bool) -> Workload:
+    """Builds a variant's model, collator and batches. Both variants see the same examples."""
+    model, processor = build_model(options)
+    model.to(_device()).train()
+    text_config = model.config.text_config
+    extractor = processor.feature_extractor
+    frames_per_clip = extractor.num_frames(round(options.seconds * extractor.sampling_rate))
+    num_warmup = (3 if torch.cuda.is_available() else 1) * options.batch_size
+    count = num_warmup + options.steps * options.batch_size
+    examples = _draw(options, count, text_config.vocab_size, folder)
+    examples = [_size(example, processor, frames_per_clip) for example in examples]
+    longest = max(example.tokens for example in examples)
+    if longest > text_config.max_position_embeddings:
+        raise UserError(
+            f"--seconds {options.seconds:g}: an example has {longest} tokens, but the language "
+            f"model takes at most {text_config.max_position_embeddings}"
         )
-    order, first = list(range(count)), warmup * options.batch_size  # warm-up rows are not counted
-    if (
-        not naive and options.train_sampling_strategy == "group_by_length"
-    ):  # those that count, each once as in the naive steps
-        by_length = sorted(order[first:], key=lambda i: lengths[i])
-        steps = [
-            by_length[start : start + options.batch_size]
-            for start in range(0, len(by_length), options.batch_size)
-        ]
-        random.Random(options.seed).shuffle(steps)
-        order[first:] = [i for step in steps for i in step]
-    if options.torch_compile and cuda and not naive:
-        order[:first] += (
-            order[first:] * 2
-        )  # each length is seen once, recorded as a graph the second time, and then counts
-    starts = range(0, len(order), options.batch_size)
-    batches = [[rows[i] for i in order[start : start + options.batch_size]] for start in starts]
-    loader = DataLoader(
-        batches, None, collate_fn=make, num_workers=options.dataloader_num_workers, pin_memory=cuda
+    warmup = _split(examples[:num_warmup], options.batch_size)
+    measured = examples[num_warmup:]
+    if is_baseline:
+        batches = warmup + _split(measured, options.batch_size)
+        collate = partial(collate_baseline, processor=processor)
+        return Workload(model, baseline_loss, collate, batches, False, frames_per_clip)
+    # Batches of similar length, as in training.
+    measured = _split(sorted(measured, key=lambda example: example.tokens), options.batch_size)
+    random.Random(options.seed).shuffle(measured)
+    uses_bf16 = options.precision == "bf16"
+    if uses_bf16 and options.freeze_lm:
+        cache_bf16_weights(model.language_model)
+    if options.torch_compile:
+        compile_layers(model.language_model)
+        if torch.cuda.is_available():
+            # A length is seen once, recorded as a CUDA graph the second time, and measured then.
+            warmup += measured * 2
+    collate = build_collator(options, model, processor, folder if cached else None)
+    return Workload(model, model_loss, collate, warmup + measured, uses_bf16, frames_per_clip)
+
+
+def _build_loader(options: Namespace, batches: list, collate: Callable) -> DataLoader:
+    return DataLoader(
+        batches,
+        batch_size=None,
+        collate_fn=collate,
+        num_workers=options.dataloader_num_workers,
+        pin_memory=torch.cuda.is_available(),
     )
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)  # the Trainer's
-    bf16 = options.precision == "bf16" and not naive
-    mark, losses, padded, began = Marks(cuda), [], [], time.perf_counter()
-    mark()
-    for start, batch in zip(starts, loader):
-        if start == len(order) - (count - first):
-            ahead = time.perf_counter() - began
-        if options.packed and not naive:
-            batch = packed(
-                batch,
-                [lengths[i] for i in order[start : start + options.batch_size]],
-                config.audio_token_id,
-            )
-        batch = {
-            k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v
-            for k, v in batch.items()
-        }
-        padded.append(batch["input_ids"].numel())
-        mark()
-        encode(model, batch)
-        mark()
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss = (naive_loss if naive else our_loss)(model, batch)
-        mark()
+
+
+def time_steps(options: Namespace, workload: Workload) -> StepTimings:
+    """Trains on all batches and times the parts of each step."""
+    torch._dynamo.utils.counters.clear()
+    model = workload.model
+    device = _device()
+    batches = [[sized.example for sized in batch] for batch in workload.batches]
+    loader = _build_loader(options, batches, workload.collate)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)  # as the Trainer's
+    timer = PartTimer()
+    losses, padded_tokens = [], []
+    start = time.perf_counter()
+    timer.mark()
+    for step, batch in enumerate(loader):
+        if step == len(batches) - options.steps:
+            warmup_seconds = time.perf_counter() - start
+        for name, value in batch.items():
+            if torch.is_tensor(value):
+                batch[name] = value.to(device, non_blocking=True)
+        padded_tokens.append(batch["input_ids"].numel())
+        timer.mark()
+        encode_batch(model, batch)
+        timer.mark()
+        with torch.autocast(device.type, torch.bfloat16, enabled=workload.uses_bf16):
+            loss = workload.loss(model, batch)
+        timer.mark()
         loss.backward()
-        mark()
-        nn.utils.clip_grad_norm_(trained, 1.0)
+        timer.mark()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.detach())
-        mark()
-    seconds = mark.seconds()[-options.steps :]
-    peak = torch.cuda.max_memory_reserved() if cuda else resident_memory("VmHWM")
-    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    recorded = getattr(
-        model.language_model.model.forward, "graphs", {}
-    )  # of each padded length, None where it came once
-    tokens = {
-        "real": sum(lengths[first:]),
-        "padded": sum(padded[-options.steps :]),
-        "labels": sum(said[first:]),
-    }
-    heard = sum(len(row["audio"]) for row in rows[first:])
-    total, flops = (
-        seconds.sum().item(),
-        step_flops(config, dim, lengths[first:], tokens["labels"], heard * frames),
+        timer.mark()
+    # By padded length. A length that came once has no graph.
+    graphs = getattr(model.language_model.model.forward, "graphs", {}).values()
+    return StepTimings(
+        seconds=timer.seconds()[-options.steps :],
+        warmup_seconds=warmup_seconds,
+        losses=torch.stack(losses).tolist(),
+        padded_tokens=sum(padded_tokens[-options.steps :]),
+        compiled_graphs=torch._dynamo.utils.counters["stats"]["unique_graphs"],
+        recorded_graphs=sum(graph is not None for graph in graphs),
     )
-    assumed = options.peak_tflops or peak_tflops(name)
+
+
+def summarise(options: Namespace, workload: Workload, timings: StepTimings) -> dict[str, object]:
+    """Returns the rates of the measured steps, as the JSON file and the table show them."""
+    model = workload.model
+    examples = list(chain.from_iterable(workload.batches[-options.steps :]))
+    lengths = [example.tokens for example in examples]
+    labels = sum(example.labels for example in examples)
+    clips = sum(len(sized.example["audio"]) for sized in examples)
+    frames = clips * workload.frames_per_clip
+    tokens = {"real": sum(lengths), "padded": timings.padded_tokens, "labels": labels}
+    flops = step_flops(model.config, model.encoder.dim, lengths, labels, frames)
+    step_seconds = timings.seconds.sum(1)
+    total = step_seconds.sum().item()
+    tflops = flops / total / 1e12
+    device_name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    peak = options.peak_tflops or peak_tflops(device_name)
+    quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    parts = zip((*PARTS, "step"), [*timings.seconds.T, step_seconds])
     return {
-        "precision": "bf16" if bf16 else "fp32",
-        "seconds": {
-            part: quartiles(spans)
-            for part, spans in zip((*PARTS, "step"), [*seconds.T, seconds.sum(1)])
-        },
+        "precision": "bf16" if workload.uses_bf16 else "fp32",
+        "seconds": {part: spans.quantile(quartiles).tolist() for part, spans in parts},
         "mean_step_seconds": total / options.steps,
-        "samples_per_second": options.steps * options.batch_size / total,
+        "samples_per_second": len(examples) / total,
         "tokens_per_step": {kind: count / options.steps for kind, count in tokens.items()},
         "tokens_per_second": {kind: count / total for kind, count in tokens.items()},
-        "clips_per_step": heard / options.steps,
-        "peak_memory_bytes": None if before is None else peak - before,
-        "compiled_graphs": compiled,
-        "recorded_graphs": sum(graph is not None for graph in recorded.values()),
+        "clips_per_step": clips / options.steps,
+        "compiled_graphs": timings.compiled_graphs,
+        "recorded_graphs": timings.recorded_graphs,
         "flops_per_step": flops / options.steps,
-        "tflops": flops / total / 1e12,
-        "peak_tflops": assumed,
-        "mfu": flops / total / 1e12 / assumed if assumed else None,
-        "arm_seconds": ARM_STEPS * total / options.steps,
-        "warmup_seconds": ahead,
-        "losses": torch.stack(losses).tolist(),
-        "trained_parameters": sum(parameter.numel() for parameter in trained),
-        "environment": {
-            "device": name,
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
+        "tflops": tflops,
+        "peak_tflops": peak,
+        "mfu": tflops / peak if peak else None,
+        "run_seconds": RUN_STEPS * total / options.steps,
+        "warmup_seconds": timings.warmup_seconds,
+        "losses": timings.losses,
+        "trained_parameters": model.num_parameters(only_trainable=True),
     }
 
 
-def loader_rate(options, folder: str) -> float:
-    """Rows a second that the loader makes from the cache, with nothing else to wait for."""
-    model, processor = build(options)
-    make = collator(options, model, processor, folder, cached=True)
+def measure(
+    options: Namespace, is_baseline: bool, folder: str, cached: bool = False
+) -> dict[str, object]:
+    """Measures the steps of one variant on the clips of `prepare`, and their memory."""
+    cuda = torch.cuda.is_available()
+    memory_before = torch.cuda.memory_reserved() if cuda else resident_memory("VmRSS")
+    workload = build_workload(options, is_baseline, folder, cached)
+    summary = summarise(options, workload, time_steps(options, workload))
+    peak = torch.cuda.max_memory_reserved() if cuda else resident_memory("VmHWM")
+    is_measured = memory_before is not None
+    return {**summary, "peak_memory_bytes": peak - memory_before if is_measured else None}
+
+
+def loader_rate(options: Namespace, folder: str) -> float:
+    """Returns the examples per second that the data loader makes from the cache on its own."""
+    model, processor = build_model(options)
+    collate = build_collator(options, model, processor, folder)
     count = LOADER_BATCHES * options.batch_size
-    rows = draw_rows(
-        count,
-        options.seed,
-        model.config.text_config.vocab_size,
-        clip_files(folder),
-        options.one_clip,
-    )
-    batches = [
-        rows[start : start + options.batch_size] for start in range(0, count, options.batch_size)
-    ]
-    loader, ends = (
-        DataLoader(batches, None, collate_fn=make, num_workers=options.dataloader_num_workers),
-        [],
-    )
-    for _ in loader:
-        ends.append(time.perf_counter())
-    first = (
-        10 + 2 * options.dataloader_num_workers
-    )  # what was made ahead while processes started is not counted
+    examples = _draw(options, count, model.config.text_config.vocab_size, folder)
+    loader = _build_loader(options, _split(examples, options.batch_size), collate)
+    ends = [time.perf_counter() for _ in loader]
+    # Workers prefetch these batches while they start.
+    first = 10 + 2 * options.dataloader_num_workers
     return (LOADER_BATCHES - 1 - first) * options.batch_size / (ends[-1] - ends[first])
 
 
 @torch.no_grad()
-def generation_rates(options, folder: str, cached: bool) -> dict[str, float]:
-    """Tokens a second that `batch_size` rows generate together, the reading of the prompts included, by kind of cache."""
-    model, processor = build(options)
-    make, device = collator(options, model, processor, folder, cached, generate=True), device_of()
-    model.to(
-        device, torch.bfloat16 if options.precision == "bf16" else torch.float32
-    )  # the encoder stays in fp32
-    rows = draw_rows(
-        options.batch_size,
-        options.seed,
-        model.config.text_config.vocab_size,
-        clip_files(folder),
-        options.one_clip,
-    )
-    batch = {name: value.to(device) for name, value in make(rows).items()}
-    encode(model, batch)  # what an evaluation does once, for all questions about a clip
+def generation_rates(options: Namespace, folder: str, cached: bool) -> dict[str, float]:
+    """Returns the tokens per second that a batch generates, by type of key-value cache."""
+    model, processor = build_model(options)
+    collate = build_collator(options, model, processor, folder if cached else None, generate=True)
+    model.to(_device(), torch.bfloat16 if options.precision == "bf16" else torch.float32)
+    examples = _draw(options, options.batch_size, model.config.text_config.vocab_size, folder)
+    batch = {name: value.to(_device()) for name, value in collate(examples).items()}
+    encode_batch(model, batch)  # an evaluation does it once for all questions about a clip
+    num_tokens = options.new_tokens
     rates = {}
-    for kind in ("dynamic", "static"):
+    for cache_type in ("dynamic", "static"):
         spans = []
-        for _ in range(3):  # the first one warms up
+        for _ in range(3):
             start = time.perf_counter()
-            made = model.generate(
+            model.generate(
                 **batch,
-                min_new_tokens=options.new_tokens,
-                max_new_tokens=options.new_tokens,
+                min_new_tokens=num_tokens,
+                max_new_tokens=num_tokens,
                 do_sample=False,
-                cache_implementation=kind,
+                cache_implementation=cache_type,
             ).cpu()
             spans.append(time.perf_counter() - start)
-        assert made[:, -options.new_tokens :].shape == (len(rows), options.new_tokens)
-        rates[kind] = made[:, -options.new_tokens :].numel() / min(spans[1:])
+        # The first run warms up.
+        rates[cache_type] = options.batch_size * num_tokens / min(spans[1:])
     return rates
 
 
-OUT_OF_MEMORY = "the memory does not suffice, as it seems; take a smaller --batch_size"
+def run_isolated(function: Callable, *arguments: object, environment: dict[str, str]) -> object:
+    """Calls a function with memory of its own: on a CPU in a new process with this environment.
 
-
-def run_isolated(function, *arguments, **environment: str):
-    """What a function returns with a memory of its own: on a CPU in a new process, which has these variables; on a GPU, where
-    a process would take longer to start than most of these functions, in this one, with nothing left from those before.
-
-    Raises:
-        ValueError: also if the memory does not suffice.
+    On a GPU a process would take longer to start than most functions here, so the GPU's memory is
+    freed instead. A `UserError` tells if memory does not suffice.
     """
     if torch.cuda.is_available():
         return in_this_process(function, *arguments)
-    before = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)  # glibc reads them as the process starts
+    before = dict(os.environ)
+    os.environ.update(environment)  # glibc reads it when the process starts
     try:
         with ProcessPoolExecutor(1, get_context("spawn")) as process:
             return process.submit(function, *arguments).result()
     except RuntimeError as error:
         if isinstance(error, BrokenProcessPool) or "allocate memory" in str(error):
-            raise ValueError(OUT_OF_MEMORY) from error
+            raise UserError(OUT_OF_MEMORY) from error
         raise
     finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        os.environ.clear()
+        os.environ.update(before)
 
 
-def in_this_process(function, *arguments):
-    """What a function returns, leaving nothing of it on the GPU."""
+def in_this_process(function: Callable, *arguments: object) -> object:
+    """Calls a function and frees what it leaves on the GPU."""
     try:
         return function(*arguments)
     except torch.OutOfMemoryError as error:
-        raise ValueError(OUT_OF_MEMORY) from error
+        raise UserError(OUT_OF_MEMORY) from error
     finally:
-        torch._dynamo.reset()  # it holds what it has compiled
+        torch._dynamo.reset()  # drops what it compiled
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

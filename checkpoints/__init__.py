@@ -1,1 +1,1 @@
-"""Reading weights: published encoders, trained AudioLMs, and the reference packages."""
+"""Load weights: published encoders, trained AudioLMs, and the reference packages."""

@@ -5,90 +5,108 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import get_token
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from ..configuration_audiolm import AudioLMConfig
 from ..modeling_audiolm import AudioLMForConditionalGeneration
-from ..runtime import redact_token
+from ..runtime import UserError, redact_token
 from .mellow import load_mellow, mellow_checkpoint
 
+# What transformers raises for folders and repositories that it cannot read.
+LOADING_ERRORS = (
+    ValueError,
+    TypeError,
+    KeyError,
+    RuntimeError,
+    AttributeError,
+    OSError,
+    SafetensorError,
+    StrictDataclassError,
+)
+LoadedParts = tuple[AudioLMForConditionalGeneration, PreTrainedTokenizerBase]
 
-def load_model(name: str, revision: str | None = None):
-    """A trained AudioLM in float32 and its tokenizer, every weight of it read; no code of a repository runs. Also Mellow's
-    published checkpoint.
+
+def load_model(name: str, revision: str | None = None) -> LoadedParts:
+    """Loads a trained AudioLM in float32 and its tokenizer. No code of a repository runs.
+
+    Args:
+        name: Folder or Hub name of an AudioLM, or of Mellow's published checkpoint.
+        revision: Branch, tag or commit on the Hub.
 
     Raises:
-        ValueError: in one line, if `name` is none, or lacks weights.
+        UserError: If `name` is not found, is no AudioLM, or lacks weights.
     """
     try:
-        if not Path(name, "model.safetensors").is_file() and (
-            checkpoint := mellow_checkpoint(name, revision)
-        ):
-            return load_mellow(checkpoint)
+        has_weights = Path(name, "model.safetensors").is_file()
+        mellow_file = None if has_weights else mellow_checkpoint(name, revision)
+        if mellow_file is not None:
+            return load_mellow(mellow_file)
     except (ValueError, OSError) as error:
-        raise ValueError(
-            f"--model_name_or_path {name}: {redact_token(error, get_token())}"
-        ) from error
-    if not Path(name, "config.json").is_file() and (
-        Path(name).exists() or len(Path(name).parts) != 2
-    ):
-        raise ValueError(
-            f"--model_name_or_path {name} is neither a folder with config.json nor a Hub name like user/model"
+        raise _user_error(name, error) from error
+    is_hub_name = len(Path(name).parts) == 2 and not Path(name).exists()
+    if not is_hub_name and not Path(name, "config.json").is_file():
+        raise UserError(
+            f"--model_name_or_path {name} is neither a folder with config.json nor a Hub name "
+            "like user/model"
         )
-    # this code reads the model, not the copy beside its weights, about which transformers would ask
-    AutoConfig.register("audiolm", AudioLMConfig, exist_ok=True)
     try:
-        kind = AutoConfig.from_pretrained(
-            name, revision=revision, trust_remote_code=False
-        ).model_type
-        if kind != "audiolm":
-            raise ValueError(f"it is a {kind!r} model, not an AudioLM")
-        model, info = AudioLMForConditionalGeneration.from_pretrained(
-            name,
-            revision=revision,
-            output_loading_info=True,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        RuntimeError,
-        AttributeError,
-        OSError,
-        SafetensorError,
-    ) as error:
-        raise ValueError(
-            f"--model_name_or_path {name}: {redact_token(error, get_token())}"
-        ) from error
-    sizes = info.get("mismatched_keys") or ()
-    info["mismatched_keys"] = [
-        f"{key} {tuple(found)}, not {tuple(wanted)}" for key, found, wanted in sizes
-    ]
-    wrong = {
-        k: sorted(map(str, info[k]))
-        for k in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        if info.get(k)
-    }
-    if wrong:
-        listed = "; ".join(
-            f"{len(keys)} {kind.replace('_', ' ')} ({', '.join(keys[:3])})"
-            for kind, keys in wrong.items()
-        )
-        raise ValueError(f"--model_name_or_path {name}: not a whole AudioLM: {listed}")
+        model, info, tokenizer = _read_model(name, revision)
+    except LOADING_ERRORS as error:
+        raise _user_error(name, error) from error
+    _check_complete(name, info)
     return model, tokenizer
 
 
-def merge_adapters(model) -> AudioLMForConditionalGeneration:
-    """A copy of a `PeftModel`'s model with its adapters added into the weights, like any other AudioLM; others as they are."""
+def _read_model(
+    name: str, revision: str | None
+) -> tuple[AudioLMForConditionalGeneration, dict, PreTrainedTokenizerBase]:
+    # The installed classes read the model. The copy beside its weights would need the user's trust.
+    AutoConfig.register("audiolm", AudioLMConfig, exist_ok=True)
+    options = {"revision": revision, "trust_remote_code": False}
+    model_type = AutoConfig.from_pretrained(name, **options).model_type
+    if model_type != "audiolm":
+        raise ValueError(f"it is a {model_type!r} model, not an AudioLM")
+    model, info = AudioLMForConditionalGeneration.from_pretrained(
+        name,
+        revision=revision,
+        output_loading_info=True,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,
+    )
+    return model, info, AutoTokenizer.from_pretrained(name, **options)
+
+
+def _check_complete(name: str, info: dict) -> None:
+    problems = {
+        "missing keys": sorted(map(str, info.get("missing_keys") or ())),
+        "unexpected keys": sorted(map(str, info.get("unexpected_keys") or ())),
+        "mismatched keys": sorted(
+            f"{key} {tuple(shape)}, not {tuple(expected)}"
+            for key, shape, expected in info.get("mismatched_keys") or ()
+        ),
+    }
+    messages = [
+        f"{len(keys)} {problem} ({', '.join(keys[:3])})"
+        for problem, keys in problems.items()
+        if keys
+    ]
+    if messages:
+        raise UserError(f"--model_name_or_path {name}: incomplete AudioLM: {'; '.join(messages)}")
+
+
+def _user_error(name: str, error: Exception) -> UserError:
+    return UserError(f"--model_name_or_path {name}: {redact_token(error, get_token())}")
+
+
+def merge_adapters(model: torch.nn.Module) -> AudioLMForConditionalGeneration:
+    """Merges LoRA adapters into a copy of the model. One without adapters is returned itself."""
     if not hasattr(model, "merge_and_unload"):
         return model
     device = model.device
     try:
-        whole = copy.deepcopy(model.cpu()).merge_and_unload()  # a GPU may have no room for two
+        merged = copy.deepcopy(model.cpu()).merge_and_unload()  # A GPU may have no room for both.
     finally:
         model.to(device)
-    return whole.train(False)
+    return merged.train(False)

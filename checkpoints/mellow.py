@@ -1,99 +1,131 @@
-"""Mellow (arXiv 2503.08540) of its published checkpoint, as an AudioLM; and the second clip that each of its questions has."""
+"""Load Mellow (arXiv 2503.08540) from its published checkpoint as an AudioLM."""
 
 import re
 from pathlib import Path
 
-import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from ..configuration_audiolm import AudioLMConfig
 from ..modeling_audiolm import AudioLMForConditionalGeneration
-from .encoders import HTSAT_UNUSED, load_state_strictly, read_checkpoint, rename_clap_keys
+from ..runtime import UserError
+from .state_dicts import (
+    CLASSIFIER_PREFIX,
+    MSCLAP_PREFIX,
+    State,
+    load_state_strictly,
+    read_checkpoint,
+    rename_clap_keys,
+    select_prefix,
+)
 
-PUBLISHED, CHECKPOINT = "soham97/mellow", "v0.ckpt"
-TEXT_MODEL = "HuggingFaceTB/SmolLM2-135M"  # whose tokenizer it has
-# by the beginnings of its keys: the parts of an AudioLM; what is left are the encoder's
-PARTS = {
-    "audio_encoder.base.c2l.": "mapper.posteriors.",
-    "audio_encoder.projection.linear": "mapper.linear_",
-    "audio_encoder.projection.layer_norm.": "mapper.norm.",
-    "caption_decoder.lm.": "language_model.",
+PUBLISHED_MELLOW = "soham97/mellow"
+CHECKPOINT_NAME = "v0.ckpt"
+# Mellow uses the tokenizer of this model.
+MELLOW_TEXT_MODEL = "HuggingFaceTB/SmolLM2-135M"
+LAYER_KEY = re.compile(r"model\.layers\.(\d+)\.")
+TENSORS_PER_LAYER = 9
+# Prefixes of keys in the checkpoint, and of the same tensors in the mapper.
+MAPPER_PREFIXES = {
+    "audio_encoder.base.c2l.": "posteriors.",
+    "audio_encoder.projection.linear": "linear_",
+    "audio_encoder.projection.layer_norm.": "norm.",
 }
-TENSORS_OF_A_LAYER = 9
-ENCODER = "audio_encoder.base.htsat."
+TEXT_PREFIX = "caption_decoder.lm."
 
 
 def mellow_checkpoint(name: str, revision: str | None = None) -> str | None:
-    """The file of Mellow's weights that is meant: a `.ckpt` file, here or as user/repository/file on the Hub, a folder with
-    `v0.ckpt` in it, or the published repository; None if `name` is something else.
+    """Returns the path of Mellow's weights, or None if `name` is something else.
+
+    Args:
+        name: A `.ckpt` file, here or as user/repository/file on the Hub, a folder with `v0.ckpt`,
+            or the published repository.
+        revision: Branch, tag or commit on the Hub.
 
     Raises:
-        OSError: if the Hub does not have it.
+        OSError: If the Hub does not have it.
     """
     path = Path(name)
     if path.is_file() and path.suffix == ".ckpt":
         return name
     if path.is_dir():
-        return str(path / CHECKPOINT) if (path / CHECKPOINT).is_file() else None
-    if name == PUBLISHED:
-        return cached_file(name, CHECKPOINT, revision=revision)
+        file = path / CHECKPOINT_NAME
+        return str(file) if file.is_file() else None
+    if name == PUBLISHED_MELLOW:
+        return cached_file(name, CHECKPOINT_NAME, revision=revision)
     if path.suffix == ".ckpt" and len(path.parts) == 3 and not path.is_absolute():
-        return cached_file("/".join(path.parts[:2]), path.name, revision=revision)
+        user, repository, file_name = path.parts
+        return cached_file(f"{user}/{repository}", file_name, revision=revision)
     return None
 
 
-def load_mellow(path: str):
-    """The model in float32, in eval mode, and its tokenizer: of the folder of the checkpoint, else SmolLM2-135M's.
+def load_mellow(path: str) -> tuple[AudioLMForConditionalGeneration, PreTrainedTokenizerBase]:
+    """Loads Mellow in float32 and evaluation mode, and its tokenizer.
+
+    The tokenizer is that of the checkpoint's folder if it has one, else SmolLM2-135M's.
 
     Raises:
-        ValueError: if the checkpoint is torn, or not Mellow's; it names the first keys that are missing or too many.
+        UserError: If the checkpoint is incomplete or not Mellow's. The message has the first keys
+            that differ.
     """
     state = {key.removeprefix("module."): value for key, value in read_checkpoint(path).items()}
-    parts: dict[str, dict[str, torch.Tensor]] = {"encoder": {}, "posteriors": {}, "rest": {}}
-    for key, value in state.items():
-        name = key.removeprefix(ENCODER)
-        if begins := next((begins for begins in PARTS if key.startswith(begins)), None):
-            parts["rest"][PARTS[begins] + key.removeprefix(begins)] = value
-        elif name.startswith("tscam_conv."):
-            parts["posteriors"][name.removeprefix("tscam_conv.")] = value
-        elif not re.search(HTSAT_UNUSED, name):
-            parts["encoder"][name] = value
-    text = AudioLMConfig("mellow").text_config.to_dict()
-    layers = [
-        int(found[1])
-        for key in state
-        if (found := re.match(r"caption_decoder\.lm\.model\.layers\.(\d+)\.", key))
-    ]
-    count = len(layers) // TENSORS_OF_A_LAYER
-    if not count or sorted(layers) != sorted(
-        TENSORS_OF_A_LAYER * list(range(count))
-    ):  # before a model of so many is made
-        raise ValueError(
-            f"{path} holds {len(layers)} tensors of language model layers, not {TENSORS_OF_A_LAYER} of each"
-        )
-    text |= {"num_hidden_layers": count, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    config = AudioLMConfig(
-        "mellow", text_config=text, mapper_type="mellow", prompt_format="mellow", freeze_lm=False
-    )
+    text_state = select_prefix(state, TEXT_PREFIX)
+    config = _mellow_config(_count_layers(text_state, path))
     model = AudioLMForConditionalGeneration(config)
-    load_state_strictly(model.encoder.model.audio_encoder, rename_clap_keys(parts["encoder"]), path)
-    load_state_strictly(model.encoder.classifier, parts["posteriors"], path)
-    for part in ("mapper", "language_model"):
-        mine = {
-            k.removeprefix(f"{part}."): v
-            for k, v in parts["rest"].items()
-            if k.startswith(f"{part}.")
-        }
-        if part == "mapper":  # not standardised
-            mine |= {name: getattr(model.mapper, name) for name in ("feature_mean", "feature_std")}
-        load_state_strictly(getattr(model, part), mine, path)
+    _copy_weights(model, state, path)
+    load_state_strictly(model.language_model, text_state, path)
     model.tie_weights()
     model.generation_config.suppress_tokens = [config.audio_token_id]
-    model.config.training = {"published": PUBLISHED}  # not by this package
+    model.config.training = {"published": PUBLISHED_MELLOW}  # This package did not train it.
     folder = Path(path).parent
-    tokenizer = AutoTokenizer.from_pretrained(
-        folder if (folder / "tokenizer.json").is_file() else TEXT_MODEL
-    )
+    has_tokenizer = (folder / "tokenizer.json").is_file()
+    tokenizer = AutoTokenizer.from_pretrained(folder if has_tokenizer else MELLOW_TEXT_MODEL)
     tokenizer.eos_token = tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
     return model.train(False), tokenizer
+
+
+def _count_layers(text_state: State, path: str) -> int:
+    """Counts the layers of the language model before a model of that size is built."""
+    matches = [LAYER_KEY.match(key) for key in text_state]
+    layers = sorted(int(match[1]) for match in matches if match)
+    num_layers = len(layers) // TENSORS_PER_LAYER
+    expected = sorted(TENSORS_PER_LAYER * list(range(num_layers)))
+    if not layers or layers != expected:
+        raise UserError(
+            f"{path} is not Mellow: {len(layers)} tensors of language model layers, expected "
+            f"{TENSORS_PER_LAYER} of each"
+        )
+    return num_layers
+
+
+def _mellow_config(num_layers: int) -> AudioLMConfig:
+    text_config = AudioLMConfig("mellow").text_config.to_dict()
+    text_config |= {"num_hidden_layers": num_layers}
+    text_config |= {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    return AudioLMConfig(
+        "mellow",
+        text_config=text_config,
+        mapper_type="mellow",
+        prompt_format="mellow",
+        freeze_lm=False,
+    )
+
+
+def _copy_weights(model: AudioLMForConditionalGeneration, state: State, path: str) -> None:
+    """Copies the weights of the encoder and the mapper."""
+    mapper_state = {}
+    encoder_state = {}
+    for key, value in state.items():
+        prefix = next((prefix for prefix in MAPPER_PREFIXES if key.startswith(prefix)), None)
+        if prefix is not None:
+            mapper_state[MAPPER_PREFIXES[prefix] + key.removeprefix(prefix)] = value
+        elif not key.startswith(TEXT_PREFIX):
+            encoder_state[key.removeprefix(MSCLAP_PREFIX)] = value
+    # Features are not standardised.
+    for name in ("feature_mean", "feature_std"):
+        mapper_state[name] = getattr(model.mapper, name)
+    classifier_state = select_prefix(encoder_state, CLASSIFIER_PREFIX)
+    audio_encoder = model.encoder.model.audio_encoder
+    load_state_strictly(audio_encoder, rename_clap_keys(encoder_state), path)
+    load_state_strictly(model.encoder.classifier, classifier_state, path)
+    load_state_strictly(model.mapper, mapper_state, path)

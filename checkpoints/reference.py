@@ -1,67 +1,77 @@
-"""The encoders' references, msclap and moshi, behind our interface; needs the extra `reference`.
+"""Compare our encoders with the reference packages, msclap and moshi. Needs the extra `reference`.
 
-`python -m audiolm.checkpoints.reference --encoder_type mimi_full --encoder_name_or_path FILE clip.wav ...` extracts
-features with the reference and with ours from the same weights, and prints the largest deviation on each file.
+`python -m audiolm.checkpoints.reference --encoder_type mimi_full --encoder_name_or_path FILE
+clip.wav ...` extracts features with the reference and with ours from the same weights, and prints
+the largest deviation.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 
-from ..encoders_audiolm import HTSATEncoder
+from ..encoders_audiolm import AudioEncoder, HTSATEncoder
 from ..processing_audiolm import AudioLMFeatureExtractor
+from ..runtime import UserError, report_user_errors
 from .encoders import load_encoder
+from .state_dicts import MSCLAP_PREFIX, select_prefix
 
 
 class MSClapReference:
-    """msclap's HTSAT: the grid before its class layer, cells kept as [`HTSATEncoder`] keeps them."""
+    """msclap's HTSAT: the grid before its class layer, with the cells that ours uses.
+
+    Args:
+        checkpoint: Path of `CLAP_weights_2023.pth`.
+    """
 
     def __init__(self, checkpoint: str):
         from msclap.models.audio import HTSATWrapper
 
         self.model = HTSATWrapper(44100, 1024, 320, 64, 50, 14000, 527, 768).htsat.eval()
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)["model"]
-        prefix = "audio_encoder.base.htsat."
-        self.model.load_state_dict(
-            {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        )
-        self.model.tscam_conv.register_forward_pre_hook(self._keep)
+        self.model.load_state_dict(select_prefix(state, MSCLAP_PREFIX))
+        self.model.tscam_conv.register_forward_pre_hook(self._save_grid)
 
-    def _keep(self, _module, args):
+    def _save_grid(self, _module: torch.nn.Module, args: tuple) -> None:
         self.grid = args[0]
 
     @torch.no_grad()
     def encode(self, waveform: torch.Tensor, ours: HTSATEncoder) -> torch.Tensor:
-        """(1, samples) at 44.1 kHz to (1, frames, 768)."""
-        size, kept = ours.window_samples, []
-        clip = (
-            waveform[0].repeat(-(-size // waveform.shape[1]))
-            if waveform.shape[1] < size
-            else waveform[0]
-        )
-        for start, first, end in ours.windows(waveform.shape[1]):
-            self.model(clip[None, start : start + size])
-            kept.append(self.grid[0].permute(2, 1, 0)[first:end].flatten(0, 1))
-        return torch.cat(kept)[None]
+        """Encodes a clip at 44.1 kHz, shape `(1, samples)`, to features `(1, frames, 768)`."""
+        size = ours.geometry.window_samples
+        num_samples = waveform.shape[1]
+        clip = waveform[0]
+        if num_samples < size:
+            clip = clip.repeat(-(-size // num_samples))
+        features = []
+        for window in ours.geometry.windows(num_samples):
+            self.model(clip[None, window.start : window.start + size])
+            cells = self.grid[0].permute(2, 1, 0)[window.first_cell : window.end_cell]
+            features.append(cells.flatten(0, 1))
+        return torch.cat(features)[None]
 
 
 class MoshiReference:
-    """moshi's Mimi: the quantised latent of the first levels."""
+    """moshi's Mimi: the quantised latent of the first codebooks.
 
-    def __init__(self, checkpoint: str, levels: int):
+    Args:
+        checkpoint: Path of moshi's safetensors file.
+        num_codebooks: Codebooks that are used.
+    """
+
+    def __init__(self, checkpoint: str, num_codebooks: int):
         from moshi.models import loaders
 
-        self.model = loaders.get_mimi(checkpoint, num_codebooks=levels)
+        self.model = loaders.get_mimi(checkpoint, num_codebooks=num_codebooks)
 
     @torch.no_grad()
-    def encode(self, waveform: torch.Tensor, _ours=None) -> torch.Tensor:
-        """(1, samples) at 24 kHz to (1, frames, 512)."""
+    def encode(self, waveform: torch.Tensor, _ours: AudioEncoder | None = None) -> torch.Tensor:
+        """Encodes a clip at 24 kHz, shape `(1, samples)`, to features `(1, frames, 512)`."""
         return self.model.decode_latent(self.model.encode(waveform[:, None])).transpose(1, 2)
 
 
-def main(argv=None):
+def build_parser() -> argparse.ArgumentParser:
+    """Builds the parser of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -69,7 +79,7 @@ def main(argv=None):
         "--encoder_type",
         required=True,
         choices=["htsat", "mimi_semantic", "mimi_full"],
-        help="the arm",
+        help="encoder to compare",
     )
     parser.add_argument(
         "--encoder_name_or_path",
@@ -80,33 +90,43 @@ def main(argv=None):
         "--max_audio_seconds", type=float, default=10.0, help="seconds used of each file"
     )
     parser.add_argument(
-        "--output_dir", help="save the reference's features there, one .pt for each file"
+        "--output_dir", type=Path, help="save the reference's features here, one .pt per file"
     )
     parser.add_argument("audio", nargs="+", help="audio files")
-    args = parser.parse_args(argv)
-    try:
-        ours = load_encoder(args.encoder_type, args.encoder_name_or_path)
-        path = args.encoder_name_or_path
-        reference = (
-            MSClapReference(path)
-            if isinstance(ours, HTSATEncoder)
-            else MoshiReference(path, ours.num_levels)
-        )
-        extractor = AudioLMFeatureExtractor(ours.sample_rate, args.max_audio_seconds)
-        worst = 0.0
-        for file in args.audio:
+    return parser
+
+
+@report_user_errors("reference")
+def main(argv: list[str] | None = None) -> float:
+    """Runs the command and returns the largest deviation."""
+    args = build_parser().parse_args(argv)
+    ours = load_encoder(args.encoder_type, args.encoder_name_or_path)
+    reference = _load_reference(args.encoder_name_or_path, ours)
+    extractor = AudioLMFeatureExtractor.from_encoder(ours, args.max_audio_seconds)
+    largest = 0.0
+    for file in args.audio:
+        try:
             clip = extractor.load(file)[None]
-            features = reference.encode(clip, ours)
-            deviation = float((features - ours.encode(clip)).abs().max())
-            worst = max(worst, deviation)
-            print(f"{deviation:.2e}  {features.shape[1]:4d} frames  {file}")
-            if args.output_dir:
-                Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-                torch.save(features[0], Path(args.output_dir, Path(file).stem + ".pt"))
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"reference: {error}")
-    print(f"largest deviation: {worst:.2e}")
-    return worst
+        except (ValueError, OSError, ImportError) as error:
+            raise UserError(str(error)) from error
+        features = reference.encode(clip, ours)
+        deviation = float((features - ours.encode(clip)).abs().max())
+        largest = max(largest, deviation)
+        print(f"{deviation:.2e}  {features.shape[1]:4d} frames  {file}")
+        if args.output_dir:
+            args.output_dir.mkdir(parents=True, exist_ok=True)
+            torch.save(features[0], args.output_dir / f"{Path(file).stem}.pt")
+    print(f"largest deviation: {largest:.2e}")
+    return largest
+
+
+def _load_reference(path: str, ours: AudioEncoder) -> MSClapReference | MoshiReference:
+    try:
+        if isinstance(ours, HTSATEncoder):
+            return MSClapReference(path)
+        return MoshiReference(path, ours.num_levels)
+    except ImportError as error:
+        raise UserError(f"{error}. Install the extra `reference`") from error
 
 
 if __name__ == "__main__":

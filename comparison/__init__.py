@@ -1,1 +1,1 @@
-"""Comparing encoders: planning, running and reading many runs, and their paired statistics."""
+"""Compares encoders: plans, runs and reads many runs, and computes their paired statistics."""

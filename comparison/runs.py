@@ -1,231 +1,292 @@
-"""What run_train.py and run_eval.py left in folders, and whether evaluations there may be compared: by nothing but their
-arm."""
+"""Reads the folders of trained and evaluated models, and checks that evaluations are comparable."""
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer
 
 from ..configuration_audiolm import ARM_FIELDS, AudioLMConfig
 from ..data.reasonaqa import FIELDS, QUESTION_TYPES
-from ..encoders_audiolm import AudioEncoder, build_encoder
+from ..encoders_audiolm import AudioEncoder, PairEncoder, build_encoder
 from ..processing_audiolm import AudioLMProcessor
+from ..runtime import UserError
 
-NO_ANSWERS = (
-    "question_only",
-    "batch_size",
-    "controls",
-)  # settings on which the answers do not depend
-OF_A_SEED = ("seed", "shuffle options", "batches")  # what differs between the seeds of one arm
+# Answers do not depend on these settings of an evaluation.
+IRRELEVANT_SETTINGS = ("question_only", "batch_size", "controls")
+# The seeds of one arm differ in these facts of a training.
+SEED_FIELDS = ("seed", "shuffle options", "batches")
+MODEL_FIELDS = ("mapper_type", "prompt_format", *ARM_FIELDS, "step", "training")
+MODEL_DEFAULTS = {"mapper_type": "mlp", "prompt_format": "audiolm"}
 
 
-class Run(NamedTuple):
-    """One evaluation: its folder, `metrics.json` and the rows of `predictions.jsonl`."""
+@dataclass(frozen=True)
+class Run:
+    """One evaluation.
+
+    Attributes:
+        folder: Folder that `run_eval.py` wrote.
+        metrics: Content of `metrics.json`.
+        rows: Rows of `predictions.jsonl`.
+    """
 
     folder: Path
     metrics: dict
     rows: list[dict]
 
     @property
-    def seed(self):
-        return (self.metrics["settings"]["model"]["training"] or {}).get("seed")
+    def training(self) -> dict:
+        """Facts of the model's training, from its configuration."""
+        return self.metrics["settings"]["model"]["training"] or {}
 
     @property
-    def published(self) -> bool:
-        """Whether the model was trained elsewhere, as Mellow was, and converted."""
-        return "published" in (self.metrics["settings"]["model"]["training"] or {})
+    def seed(self) -> int | None:
+        """Seed of the model's training."""
+        return self.training.get("seed")
 
     @property
-    def deaf(self) -> bool:
+    def is_published(self) -> bool:
+        """Whether the model is a converted checkpoint of other authors, such as Mellow."""
+        return "published" in self.training
+
+    @property
+    def is_text_only(self) -> bool:
+        """Whether the model was trained without audio."""
         return self.metrics["settings"]["model"]["no_audio"]
+
+    deaf = is_text_only  # RENAMED
 
 
 def read_run(folder: str | Path) -> Run:
-    """The evaluation in a folder of run_eval.py.
+    """Returns the evaluation in a folder of `run_eval.py`.
 
     Raises:
-        ValueError: in one line, if it is not there or of an older version.
+        UserError: If there is no evaluation, or one of an older version.
     """
+    folder = Path(folder)
     try:
-        metrics = json.loads(Path(folder, "metrics.json").read_text(encoding="utf-8"))
-        lines = Path(folder, "predictions.jsonl").read_text(encoding="utf-8").split("\n")
-        run = Run(Path(folder), metrics, [json.loads(line) for line in lines if line])
-        if metrics["settings"]["model"]["training"] is None:
-            raise ValueError(
-                "the model's config.json does not say how it was trained; train it with this version of run_train.py"
-            )
-        return run
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").split("\n")
+        run = Run(folder, metrics, [json.loads(line) for line in lines if line])
+        training = metrics["settings"]["model"]["training"]
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{folder} holds no evaluation that can be compared: {error}") from error
-
-
-def _flat(settings: Mapping, prefix: str = "") -> dict[str, object]:
-    found = {}
-    for name, value in settings.items():
-        found |= (
-            _flat(value, f"{prefix}{name}.")
-            if isinstance(value, Mapping)
-            else {f"{prefix}{name}": value}
+        raise UserError(f"{folder}: no evaluation that can be compared: {error}") from error
+    if training is None:
+        raise UserError(
+            f"{folder}: no evaluation that can be compared: the model's config.json does not say "
+            "how it was trained. Train it with this version of run_train.py."
         )
-    return found
+    return run
 
 
-def _comparable(
-    run: Run, of_one_arm: bool, may_differ: tuple[str, ...], of_published: bool
-) -> dict[str, object]:
-    """What must be equal: of two arms of one seed, or of two seeds of one arm; if one was trained elsewhere, how both were
-    asked alone."""
-    settings = {
-        name: value for name, value in run.metrics["settings"].items() if name not in NO_ANSWERS
-    }
-    model = dict(settings.pop("model"))
-    if of_published:
-        return _flat({"protocol": run.metrics["protocol"], **settings})
-    asked = {
-        name: model.get(name) or usual
-        for name, usual in (("mapper_type", "mlp"), ("prompt_format", "audiolm"))
-    }
-    training = {name: value for name, value in model["training"].items() if name not in may_differ}
-    arm = {name: model.get(name) for name in ARM_FIELDS} if of_one_arm else {}
-    if of_one_arm:
-        training = {name: value for name, value in training.items() if name not in OF_A_SEED}
-    fixed = {"protocol": run.metrics["protocol"], **settings, **asked}
-    return _flat({**fixed, **arm, "step": model.get("step"), "training": training})
+# ------------------------------------------------------------------------------------------------
+# Comparability
+
+
+def comparability_key(run: Run, ignored: Collection[str] = ()) -> dict[str, object]:
+    """Returns what must be equal for two evaluations to be comparable, by name.
+
+    Nested names are joined by dots, such as `training.learning rate`.
+
+    Args:
+        run: The evaluation.
+        ignored: Names to leave out, each with all names below it.
+    """
+    settings = dict(run.metrics["settings"])
+    model = MODEL_DEFAULTS | {k: v for k, v in settings.pop("model").items() if v is not None}
+    settings = {k: v for k, v in settings.items() if k not in IRRELEVANT_SETTINGS}
+    settings |= {name: model.get(name) for name in MODEL_FIELDS}
+    return _flatten({"protocol": run.metrics["protocol"], **settings}, ignored)
+
+
+def _flatten(settings: Mapping, ignored: Collection[str], prefix: str = "") -> dict[str, object]:
+    flat = {}
+    for name, value in settings.items():
+        full_name = f"{prefix}{name}"
+        if full_name in ignored:
+            continue
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, ignored, f"{full_name}.")
+        else:
+            flat[full_name] = value
+    return flat
 
 
 def check_comparable(runs: Mapping[str, list[Run]], may_differ: tuple[str, ...] = ()) -> None:
-    """Refuses a comparison that would not be one of encoders.
+    """Checks that evaluations differ only in their arm and seed.
 
     Args:
-        runs: of each arm, one for each seed. may_differ: names in the record of a training, such as "learning rate".
+        runs: Evaluations of each arm, one for each seed.
+        may_differ: Names of facts of a training that may differ, such as `learning rate`.
 
     Raises:
-        ValueError: in one line that names what differs.
+        UserError: If arms have other seeds, or two evaluations differ in other settings.
     """
-
-    def check(one: Run, other: Run, of_one_arm: bool) -> None:
-        if [[row[field] for field in FIELDS] for row in one.rows] != [
-            [row[field] for field in FIELDS] for row in other.rows
-        ]:
-            raise ValueError(
-                f"{one.folder} and {other.folder} hold answers to different rows; evaluate both on one test file"
-            )
-        published = one.published or other.published
-        a, b = (_comparable(run, of_one_arm, may_differ, published) for run in (one, other))
-        known = [
-            name
-            for name in dict.fromkeys([*a, *b])
-            if name != "step" or None not in (a[name], b[name])
-        ]  # the Hub has none
-        differing = [
-            f"{name} ({a.get(name)} and {b.get(name)})"
-            for name in known
-            if a.get(name) != b.get(name)
-        ]
-        if differing:
-            raise ValueError(
-                f"{one.folder} and {other.folder} differ in more than the arm: {', '.join(differing)}"
-            )
-
-    first, *others = runs.values()
-    if trained := [of for of in runs.values() if not of[0].published]:
-        first, *others = *trained, *(of for of in runs.values() if of[0].published)
-    for arm, of in runs.items():
-        if of[0].published and len(of) == len(first):
+    # How a published model was trained is unknown, so a trained one is the reference.
+    arms = sorted(runs, key=lambda arm: runs[arm][0].is_published)
+    reference = runs[arms[0]]
+    training = {f"training.{name}" for name in may_differ}
+    of_seeds = {f"training.{name}" for name in SEED_FIELDS}
+    for arm, arm_runs in runs.items():
+        if arm_runs[0].is_published and len(arm_runs) == len(reference):
             continue
-        if [run.seed for run in of] != [run.seed for run in first]:
-            seeds = {name: [run.seed for run in found] for name, found in runs.items()}
-            raise ValueError(
-                f"each arm wants the same seeds in the same order, but they are {seeds}"
-            )
-        if len({run.seed for run in of}) != len(of):
-            raise ValueError(
-                f"{arm}: the seed {of[0].seed} is there twice; a second seed wants a second training"
-            )
-        for run in of[1:]:
-            check(of[0], run, True)
-    for of in others:
-        for one, other in zip(first, of):
-            check(one, other, False)
+        _check_seeds(runs, arm, reference)
+        for run in arm_runs[1:]:
+            _check_pair(arm_runs[0], run, training | of_seeds)
+    for arm in arms[1:]:
+        for first, second in zip(reference, runs[arm]):
+            _check_pair(first, second, training | set(ARM_FIELDS))
+
+
+def _check_seeds(runs: Mapping[str, list[Run]], arm: str, reference: list[Run]) -> None:
+    seeds = [run.seed for run in runs[arm]]
+    if seeds != [run.seed for run in reference]:
+        by_arm = {name: [run.seed for run in arm_runs] for name, arm_runs in runs.items()}
+        raise UserError(f"expected the same seeds in the same order for each arm, not {by_arm}")
+    if len(set(seeds)) != len(seeds):
+        raise UserError(f"{arm}: seed {seeds[0]} occurs twice. Train the arm with another seed.")
+
+
+def _check_pair(first: Run, second: Run, ignored: set[str]) -> None:
+    questions = [[[row[field] for field in FIELDS] for row in run.rows] for run in (first, second)]
+    if questions[0] != questions[1]:
+        raise UserError(
+            f"{first.folder} and {second.folder} answer different examples. Evaluate both on one "
+            "test file."
+        )
+    if first.is_published or second.is_published:
+        ignored = set(MODEL_FIELDS)
+    names = differing_settings(
+        comparability_key(first, ignored), comparability_key(second, ignored)
+    )
+    if names:
+        raise UserError(
+            f"{first.folder} and {second.folder} differ in more than the arm: {', '.join(names)}"
+        )
+
+
+def differing_settings(first: Mapping[str, object], second: Mapping[str, object]) -> list[str]:
+    """Describes how two comparability keys differ: name and both values of each difference."""
+    names = dict.fromkeys([*first, *second])
+    # A model from the Hub does not tell its step.
+    if None in (first.get("step"), second.get("step")):
+        names.pop("step", None)
+    return [
+        f"{name} ({first.get(name)} and {second.get(name)})"
+        for name in names
+        if first.get(name) != second.get(name)
+    ]
+
+
+# ------------------------------------------------------------------------------------------------
+# Facts of a trained model
 
 
 def learning_curves(log_history: list[dict]) -> dict:
-    """Training loss and loss per answer token of each question type, as [step, loss] pairs, of a `trainer_state.json`."""
-    keys = {kind: f"eval_{kind}_token_loss" for kind in QUESTION_TYPES}
-    found = {
-        kind: [[e["step"], float(e[key])] for e in log_history if key in e]
-        for kind, key in keys.items()
-    }
-    return {
-        "train_loss": [[e["step"], float(e["loss"])] for e in log_history if "loss" in e],
-        "eval_loss": {kind: points for kind, points in found.items() if points},
-    }
+    """Returns the loss curves of a `trainer_state.json`, as lists of [step, loss] pairs.
+
+    Args:
+        log_history: Its entry of that name.
+
+    Returns:
+        `train_loss`, and `eval_loss` per answer token by question type.
+    """
+    eval_loss = {}
+    for question_type in QUESTION_TYPES:
+        key = f"eval_{question_type}_token_loss"
+        points = [[entry["step"], float(entry[key])] for entry in log_history if key in entry]
+        if points:
+            eval_loss[question_type] = points
+    train_loss = [[entry["step"], float(entry["loss"])] for entry in log_history if "loss" in entry]
+    return {"train_loss": train_loss, "eval_loss": eval_loss}
 
 
 def bits_per_second(encoder: AudioEncoder) -> float:
-    """Bits that an encoder's representation of a second of a long clip takes, before `--audio_tokens` averages it.
+    """Returns the bits that an encoder's output takes for a second of a long clip.
 
-    Of codes: frames/s x levels x log2(codebook size). Of continuous features: frames/s x channels x 16, as a feature cache
-    keeps them in bfloat16; what they hold may be less. A pair of encoders has the sum of both.
+    Codes take frames/s x codebooks x log2(codebook size). Continuous features take frames/s x
+    channels x 16, because a feature cache stores bfloat16. A pair takes the sum of its encoders.
+    `--audio_tokens`, which averages the output, is not counted.
     """
-    if hasattr(encoder, "first"):
+    if isinstance(encoder, PairEncoder):
         return bits_per_second(encoder.first) + bits_per_second(encoder.second)
     if hasattr(encoder, "codes"):
         return encoder.frame_rate * encoder.num_levels * math.log2(encoder.codebook_size)
-    if len(encoder.dims) > 1:  # a latent and posteriors, of which repeated ones hold no more
+    if len(encoder.dims) > 1:
+        # Posteriors are repeated for each frame of a time cell, which adds no information.
         latent, classes = encoder.dims
         return 16.0 * (latent + encoder.time_cells * classes) / encoder.config.window_seconds
     return encoder.frame_rate * encoder.dim * 16.0
 
 
 def model_facts(folder: str | Path) -> dict:
-    """Of a saved model: trained parameters, the seconds that it uses of a clip, the tokens that it makes of them and of one of
-    them, bits/s of what its encoder hands on (none where the audio is taken away), and its learning curves."""
-    AutoConfig.register(
-        "audiolm", AudioLMConfig, exist_ok=True
-    )  # or the code beside the weights would be asked about
-    config, tokenizer = (
-        AudioLMConfig.from_pretrained(folder),
-        AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
-    )
+    """Returns facts of a saved model for `comparison.json`.
+
+    Returns:
+        Number of trained parameters, seconds used of each clip, audio tokens per clip and per
+        second, bits per second of its encoder's output (None for a text-only model), and learning
+        curves.
+
+    Raises:
+        UserError: If the folder holds no complete model.
+    """
+    # Without registration, transformers asks whether to run the code beside the weights.
+    AutoConfig.register("audiolm", AudioLMConfig, exist_ok=True)
+    log_history = _read_log_history(folder)
+    try:
+        config = AudioLMConfig.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        trained_parameters = _count_trained_parameters(folder, config)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder}: no complete model: {error}") from error
     extractor = AudioLMProcessor.from_config(config, tokenizer).feature_extractor
-    trained = ("mapper.",) if config.freeze_lm else ("mapper.", "language_model.")
-    with safe_open(Path(folder, "model.safetensors"), "pt") as file:
-        count = sum(
-            math.prod(file.get_slice(key).get_shape())
-            for key in file.keys()  # noqa: SIM118
-            if key.startswith(trained) and not key.startswith("mapper.feature_")
-        )
-    state = json.loads(Path(folder, "trainer_state.json").read_text())
-    tokens = config.audio_tokens or extractor.num_frames(
-        int(config.max_audio_seconds * extractor.sampling_rate)
-    )
-    with torch.device("meta"):  # its sizes alone
+    samples = int(config.max_audio_seconds * extractor.sampling_rate)
+    tokens = config.audio_tokens or extractor.num_frames(samples)
+    # Only the sizes are needed, so no memory is allocated.
+    with torch.device("meta"):
         encoder = build_encoder(config.encoder_config)
     return {
-        "trained_parameters": count,
+        "trained_parameters": trained_parameters,
         "max_audio_seconds": config.max_audio_seconds,
         "tokens_per_clip": tokens,
         "tokens_per_second": tokens / config.max_audio_seconds,
         "bits_per_second": None if config.no_audio else bits_per_second(encoder),
-        "learning_curves": learning_curves(state["log_history"]),
+        "learning_curves": learning_curves(log_history),
     }
 
 
+def _count_trained_parameters(folder: str | Path, config: AudioLMConfig) -> int:
+    prefixes = ("mapper.",) if config.freeze_lm else ("mapper.", "language_model.")
+    count = 0
+    with safe_open(Path(folder, "model.safetensors"), "pt") as file:
+        for key in file.keys():  # noqa: SIM118
+            if key.startswith(prefixes) and not key.startswith("mapper.feature_"):
+                count += math.prod(file.get_slice(key).get_shape())
+    return count
+
+
+def _read_log_history(folder: str | Path) -> list[dict]:
+    path = Path(folder, "trainer_state.json")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["log_history"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: no record of a training: {error}") from error
+
+
 def validation_loss(folder: str | Path) -> float:
-    """Loss per answer token on the validation split at the last step, mean over question types, of a trained model's folder.
+    """Returns the validation loss per answer token at the last step, averaged over question types.
+
+    Args:
+        folder: Folder of a trained model.
 
     Raises:
-        ValueError: if it was never evaluated.
+        UserError: If the model was never evaluated in training.
     """
-    curves = learning_curves(
-        json.loads(Path(folder, "trainer_state.json").read_text())["log_history"]
-    )["eval_loss"]
+    curves = learning_curves(_read_log_history(folder))["eval_loss"]
     if not curves:
-        raise ValueError(f"{folder}/trainer_state.json holds no loss on a validation split")
+        raise UserError(f"{folder}/trainer_state.json: no loss on a validation split")
     return sum(points[-1][1] for points in curves.values()) / len(curves)

@@ -22,11 +22,13 @@ from typing import NamedTuple
 import torch
 
 from ..evaluation import evaluate as run_eval
+from ..runtime import UserError, write_json
 from ..training import train as run_train
 from ..training.resume import checkpoint_to_resume
-from .plan import Planned
+from .plan import PlannedRun
 
 SCRIPTS = {"train": run_train, "evaluate": run_eval}
+MODULES = {"train": "audiolm.run_train", "evaluate": "audiolm.run_eval"}
 SAYING = {"train": "training", "evaluate": "evaluating"}
 MADE = {"train": "trainer_state.json", "evaluate": "evaluation/metrics.json"}
 STOPPED = (
@@ -47,21 +49,15 @@ def as_json(value) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
-def write_json(path: Path, value) -> None:
-    part = path.with_name(path.name + ".part")  # whole or not at all
-    part.write_text(as_json(value), encoding="utf-8")
-    part.replace(path)
-
-
 def part_of(share: str) -> tuple[int, int]:
     """(number, of how many), numbered from 1, of `I/N`.
 
     Raises:
-        ValueError: in one line, if it is none.
+        UserError: in one line, if it is none.
     """
     found = re.fullmatch(r"(\d+)/(\d+)", share)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise ValueError(
+        raise UserError(
             f"--share {share}: I/N is wanted, such as 1/2 on one machine and 2/2 on another"
         )
     return int(found[1]), int(found[2])
@@ -71,14 +67,14 @@ def devices(parallel: int, each: int) -> list[str | None]:
     """CUDA_VISIBLE_DEVICES of so many runs at once, of `each` GPUs; None where there is no GPU.
 
     Raises:
-        ValueError: in one line, if there are GPUs, but fewer.
+        UserError: in one line, if there are GPUs, but fewer.
     """
     if not (count := torch.cuda.device_count()):
         return [None] * parallel
     names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
     names = names.split(",")[:count]
     if parallel * each > count:
-        raise ValueError(
+        raise UserError(
             f"--parallel {parallel} with {each} GPUs a run wants {parallel * each} GPUs, but {count} are here"
         )
     return [",".join(names[i * each : (i + 1) * each]) for i in range(parallel)]
@@ -126,7 +122,7 @@ def last_words(log: Path) -> str:
 class Failure(NamedTuple):
     """A run that came to no end: its name, at which stage, what it said last, and where the rest is."""
 
-    run: Planned
+    run: PlannedRun
     name: str
     stage: str
     said: str
@@ -151,7 +147,7 @@ class Sweep:
     def __init__(
         self,
         output: Path,
-        runs: list[Planned],
+        runs: list[PlannedRun],
         records: dict[Path, dict],
         start: float,
         parallel: int | None = None,
@@ -168,7 +164,7 @@ class Sweep:
         self.started: set[subprocess.Popen] = set()
         self.stopped, self.lock = False, threading.Lock()
 
-    def name(self, run: Planned) -> str:
+    def name(self, run: PlannedRun) -> str:
         return run.folder.relative_to(self.output).as_posix()
 
     def timings(self) -> dict[str, dict[str, float]]:
@@ -178,7 +174,7 @@ class Sweep:
             name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()
         }
 
-    def done(self, stage: str, run: Planned) -> bool:
+    def done(self, stage: str, run: PlannedRun) -> bool:
         record = run.folder / f"{stage}.json"
         return (
             record.is_file()
@@ -186,12 +182,10 @@ class Sweep:
             and (run.folder / MADE[stage]).is_file()
         )
 
-    def whole(self, runs: list[Planned]) -> list[Planned]:
+    def whole(self, runs: list[PlannedRun]) -> list[PlannedRun]:
         """Those of `runs` that did not fail, nor did the same with another seed."""
-        failed = {
-            failure.run[:1] + failure.run[2:4] for failure in self.failures
-        }  # arm, learning rate, steps
-        return [run for run in runs if run[:1] + run[2:4] not in failed]
+        failed = {(failure.run.arm, failure.run.setting) for failure in self.failures}
+        return [run for run in runs if (run.arm, run.setting) not in failed]
 
     def left(self) -> str:
         """Time left, by what each stage has taken so far."""
@@ -204,7 +198,7 @@ class Sweep:
             seconds += todo * sum(took) / max(1, len(took)) / (self.parallel or 1)
         return f"about {clock(seconds)} left"
 
-    def do(self, jobs: list[tuple[Planned, tuple[str, ...]]]) -> None:
+    def do(self, jobs: list[tuple[PlannedRun, tuple[str, ...]]]) -> None:
         """Runs the stages of each run: in turn, or several runs at once.
 
         Raises:
@@ -237,7 +231,7 @@ class Sweep:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _job(self, run: Planned, stages: tuple[str, ...]) -> None:
+    def _job(self, run: PlannedRun, stages: tuple[str, ...]) -> None:
         number = f"[{self.runs.index(run) + 1}/{len(self.runs)}] {self.name(run)}"
         for stage in stages:
             if self.done(stage, run):
@@ -264,24 +258,24 @@ class Sweep:
             )
             write_json(run.folder / f"{stage}.json", self.records[run.folder])
 
-    def _prepare(self, stage: str, run: Planned) -> list[str]:
+    def _prepare(self, stage: str, run: PlannedRun) -> list[str]:
         """The options of a stage, whose earlier results are no more; a training that broke off goes on from its checkpoint."""
         run.folder.mkdir(parents=True, exist_ok=True)
         for stale in SCRIPTS if stage == "train" else ("evaluate",):
             (run.folder / f"{stale}.json").unlink(missing_ok=True)
         (run.folder / MADE[stage]).unlink(missing_ok=True)
         if stage == "evaluate":
-            return run.evaluate
+            return run.eval_argv
         begun = run.folder / "begun.json"  # what its checkpoints are of
         record = as_json({**self.records[run.folder], "processes": self.processes})
         if begun.is_file() and begun.read_text() == record:
             with contextlib.suppress(ValueError):  # there is none, or none that is whole
                 checkpoint_to_resume("true", str(run.folder))
-                return [*run.train, "--resume_from_checkpoint", "true"]
+                return [*run.train_argv, "--resume_from_checkpoint", "true"]
         for other in run.folder.glob("checkpoint-*[0-9]"):
             shutil.rmtree(other)
         begun.write_text(record)
-        return run.train
+        return run.train_argv
 
     def _here(self, stage: str, words: list[str], log: Path) -> str | None:
         """Runs a script in this process; what went wrong, None if nothing did."""
@@ -311,7 +305,7 @@ class Sweep:
         else:  # runs share the cores
             threads = max(1, (os.cpu_count() or 1) // (self.parallel * self.processes))
             environment.setdefault("OMP_NUM_THREADS", str(threads))
-        words = command(SCRIPTS[stage].__name__, words, self.processes)
+        words = command(MODULES[stage], words, self.processes)
         try:
             with open(log, "w", encoding="utf-8") as file:
                 with self.lock:

@@ -1,109 +1,118 @@
-"""A comparison as text tables."""
+"""Formats a comparison as text."""
 
 from ..evaluation.tables import columns_of, table_rows
 
+SECTION_TITLES = {
+    "question_type": "accuracy by question type",
+    "category": "accuracy by category",
+    "overall": "accuracy overall",
+    "text": "loss per answer token",
+}
+FAMILY_TITLES = {"primary": "macro accuracy", "by_type": "one question type"}
+
 
 def comparison_table(comparison: dict) -> str:
-    """The comparison as text: accuracy with its 95 % interval, loss per answer token of open questions, and the differences."""
-    titles = {
-        "question_type": "accuracy by question type",
-        "category": "accuracy by category",
-        "overall": "accuracy overall",
-        "text": "loss per answer token",
-    }
+    """Returns accuracies, audio gains, differences and probes of a comparison as text."""
+    lines = [
+        *_accuracy_lines(comparison),
+        *_audio_gain_lines(comparison),
+        *_budget_lines(comparison),
+        *_difference_lines(comparison),
+        *_probe_lines(comparison),
+    ]
+    return "\n".join(lines)
 
-    def cell(value):
-        if value is None:
-            return "-"
-        if "loss" in value:
-            return f"{value['loss']:.3f}"
-        interval = (
-            f" ({value['ci95_low']:.3f}-{value['ci95_high']:.3f})"
-            if "ci95_low" in value
-            else " " * 14
-        )
-        return f"{value['accuracy']:.3f}{interval}"
 
-    rows, columns = table_rows(comparison), columns_of(comparison)
-    first = max(28, *(len(row["name"]) + 2 for row in rows))
-    widths = [max(len(name), 19) + 2 for name in columns]
-    lines = [f"{'':<{first}}{'n':>6}" + "".join(f"{name:>{w}}" for name, w in zip(columns, widths))]
+def _accuracy_lines(comparison: dict) -> list[str]:
+    rows = table_rows(comparison)
+    widths = {name: max(len(name), 19) + 2 for name in columns_of(comparison)}
+    label_width = max(28, *(len(row["name"]) + 2 for row in rows))
+    header = "".join(f"{name:>{width}}" for name, width in widths.items())
+    lines = [f"{'':<{label_width}}{'n':>6}{header}"]
     section = None
     for row in rows:
         if row["section"] != section:
             section = row["section"]
-            lines.append(titles[section])
-        cells = "".join(f"{cell(row['cells'][name]):>{w}}" for name, w in zip(columns, widths))
-        lines.append(f"{'  ' + row['name']:<{first}}{row['n'] or '':>6}{cells}")
-    return "\n".join(
-        [
-            *lines,
-            *_of_listening(comparison),
-            *_of_budgets(comparison),
-            *_of_pairs(comparison),
-            *_of_probes(comparison),
-        ]
-    )
+            lines.append(SECTION_TITLES[section])
+        cells = [f"{_cell(row['cells'][name]):>{width}}" for name, width in widths.items()]
+        lines.append(f"{'  ' + row['name']:<{label_width}}{row['n'] or '':>6}{''.join(cells)}")
+    return lines
 
 
-def _of_listening(comparison: dict) -> list[str]:
-    lines = ["above the best control, in points of macro accuracy"]
-    for arm, of in comparison["arms"].items():
-        if above := of["audio_gain"].get("macro"):
-            interval = f"({100 * above['ci95_low']:+.1f} to {100 * above['ci95_high']:+.1f})"
-            lines.append(
-                f"  {arm:<26}{100 * above['difference']:+6.1f} {interval}, over {above['best_control']}"
-            )
+def _cell(value: dict | None) -> str:
+    if value is None:
+        return "-"
+    if "loss" in value:
+        return f"{value['loss']:.3f}"
+    if "ci95_low" in value:
+        return f"{value['accuracy']:.3f} ({value['ci95_low']:.3f}-{value['ci95_high']:.3f})"
+    return f"{value['accuracy']:.3f}" + " " * len(" (0.000-0.000)")
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.1f}"
+
+
+def _difference(result: dict) -> str:
+    """Formats a difference in points with its interval."""
+    ends = f"({_points(result['ci95_low'])} to {_points(result['ci95_high'])})"
+    return f"{_points(result['difference']):>6} {ends}"
+
+
+def _audio_gain_lines(comparison: dict) -> list[str]:
+    lines = ["audio gain over the strongest no-audio baseline, in points of macro accuracy"]
+    for arm, results in comparison["arms"].items():
+        gain = results["audio_gain"].get("macro")
+        if gain:
+            lines.append(f"  {arm:<26}{_difference(gain)}, over {gain['best_control']}")
     return lines if len(lines) > 1 else []
 
 
-def _of_budgets(comparison: dict) -> list[str]:
-    budgets, lines = comparison.get("budgets", {}), []
-    for arm in comparison["arms"] if budgets else ():
-        macros = [found.get(arm, {}).get("macro") for found in budgets.values()]
-        cells = [f"{macro['accuracy']:.3f}" if macro else "-" for macro in macros]
-        lines.append(f"  {arm:<26}" + "".join(f"{cell:>10}" for cell in cells))
-    return (
-        [
-            f"{'macro accuracy by steps':<28}" + "".join(f"{int(steps):>10,}" for steps in budgets),
-            *lines,
-        ]
-        if lines
-        else []
-    )
+def _budget_lines(comparison: dict) -> list[str]:
+    budgets = comparison.get("budgets")
+    if not budgets:
+        return []
+    header = "".join(f"{int(steps):>10,}" for steps in budgets)
+    lines = [f"{'macro accuracy by steps':<28}{header}"]
+    for arm in comparison["arms"]:
+        line = f"  {arm:<26}"
+        for results in budgets.values():
+            macro = results.get(arm, {}).get("macro")
+            line += f"{macro['accuracy']:>10.3f}" if macro else f"{'-':>10}"
+        lines.append(line)
+    return lines
 
 
-def _of_probes(comparison: dict) -> list[str]:
+def _difference_lines(comparison: dict) -> list[str]:
     lines = []
-    for kind, of in comparison.get("probes", {}).items():
-        for pooling, arms in of["results"].items():
-            cells = ", ".join(
-                f"{arm} {found['accuracy']:.3f} ({found['ci95_low']:.3f}-{found['ci95_high']:.3f})"
-                for arm, found in arms.items()
-            )
-            lines.append(
-                f"  {kind}, {pooling} pooling: {cells}; majority {of['majority']['accuracy']:.3f}"
-            )
-    return ["accuracy of linear probes on the encoders' features", *lines] if lines else []
-
-
-def _of_pairs(comparison: dict) -> list[str]:
-    lines = []
-    for title, family in (("macro accuracy", "primary"), ("one question type", "by_type")):
+    for family, title in FAMILY_TITLES.items():
         pairs = comparison["statistics"].get(family, [])
         if pairs:
             lines.append(
-                f"differences in points of {title}, with 95 % interval over clips, p, and p after Holm"
+                f"differences in points of {title}: 95 % interval over clips, p, corrected p"
             )
         for pair in pairs:
-            name = " ".join(filter(None, (pair.get("question_type"), f"{pair['b']} - {pair['a']}")))
-            interval = f"({100 * pair['ci95_low']:+.1f} to {100 * pair['ci95_high']:+.1f})"
-            line = f"  {name:<40}{100 * pair['difference']:+6.1f} {interval}"
-            line += f"  p {pair['p']:.4f}, {pair['p_holm']:.4f}"
-            if family == "primary":
-                seeds = ", ".join(f"{100 * value:+.1f}" for value in pair["by_seed"])
-                line += f"; by seed {seeds}; detectable {100 * pair['minimum_detectable_difference']:.1f}"
-            else:
-                line += f"; McNemar {pair['mcnemar']['p_holm']:.4f}"
-            lines.append(line)
+            name = f"{pair['b']} - {pair['a']}"
+            if family == "by_type":
+                name = f"{pair['question_type']} {name}"
+            tests = f"p {pair['p']:.4f}, {pair['p_holm']:.4f}; {_details(pair)}"
+            lines.append(f"  {name:<40}{_difference(pair)}  {tests}")
     return lines
+
+
+def _details(pair: dict) -> str:
+    if "mcnemar" in pair:
+        return f"McNemar {pair['mcnemar']['p_holm']:.4f}"
+    seeds = ", ".join(_points(value) for value in pair["by_seed"])
+    detectable = 100 * pair["minimum_detectable_difference"]
+    return f"by seed {seeds}; minimum detectable {detectable:.1f}"
+
+
+def _probe_lines(comparison: dict) -> list[str]:
+    lines = []
+    for topic, probes in comparison.get("probes", {}).items():
+        majority = probes["majority"]["accuracy"]
+        for pooling, results in probes["results"].items():
+            cells = ", ".join(f"{arm} {_cell(result)}" for arm, result in results.items())
+            lines.append(f"  {topic}, {pooling} pooling: {cells}; majority {majority:.3f}")
+    return ["accuracy of linear probes on the encoders' features", *lines] if lines else []

@@ -1,8 +1,9 @@
-"""ReasonAQA as a `datasets` dataset: rows and question types, audio files, encoded clips, batches.
+"""From ReasonAQA's files to batches: examples, audio, encoded clips and the collator.
 
-The names below load on first use, as those of the package: clips and batches need neither datasets nor soundfile.
+The names below are imported on first use. Audio and batches need neither datasets nor soundfile.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 _NAMES = {
@@ -28,13 +29,11 @@ if TYPE_CHECKING:
     from .subsets import select_rows
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if name not in _NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
     return getattr(import_module(f".{_NAMES[name]}", __name__), name)
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return __all__

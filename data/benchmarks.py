@@ -1,13 +1,12 @@
-"""Benchmarks of others as rows like ReasonAQA's: MMAU test-mini, MMAR, ClothoAQA; their submissions and their own metrics.
+"""Reads MMAU test-mini, MMAR and ClothoAQA as examples like ReasonAQA's.
 
-| name | file | published at | protocol of `official_metrics` |
-|---|---|---|---|
-| mmau | mmau-test-mini.json | github.com/Sakshi113/MMAU | string match |
-| mmar | MMAR-meta.json or .jsonl | github.com/ddlBoJack/MMAR | string match |
-| clothoaqa | clotho_aqa_test.csv | zenodo 6473207 | exact match, by the annotators' agreement |
+- `mmau`: mmau-test-mini.json of github.com/Sakshi113/MMAU, scored by a string match.
+- `mmar`: MMAR-meta.json or .jsonl of github.com/ddlBoJack/MMAR, scored by a string match.
+- `clothoaqa`: clotho_aqa_test.csv of zenodo 6473207, scored by exact match.
 
-In MMAU test-mini the first option is the right one in 39.5 % of the questions (sound: 49 %): a model that likes "A" looks able.
-Options can be repeated, the right one too (then its first letter counts, and the string match takes both).
+In MMAU test-mini the first option is correct in 39.5 % of the questions (sound: 49 %). A model that
+prefers "A" seems to be good. Options may be repeated, the correct one too: then its first letter
+counts here, and the string match accepts both.
 """
 
 import csv
@@ -18,36 +17,53 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 from datasets import Dataset
 
-from .answer_parsing import options, parse_option
+from ..runtime import UserError
+from .answer_parsing import LETTERS, YES_NO_INSTRUCTION, option_texts, parse_option
 from .json_table import stream_array
 from .reasonaqa import SCHEMA, resolve_path
 
-# By benchmark: its name in subtypes, the field with the audio, the field in the subtype, the groups of its script, and the
-# keys under which versions of the script look for an answer.
-_CHOICES = {
-    "mmau": (
+
+class ChoiceBenchmark(NamedTuple):
+    """A benchmark of multiple-choice questions.
+
+    Attributes:
+        title: Name in subtypes.
+        audio_field: Field with the audio path.
+        subtype_field: Field that becomes the second part of the subtype.
+        groups: Fields by which the official script groups accuracies.
+        prediction_keys: Keys under which versions of the script look for an answer.
+    """
+
+    title: str
+    audio_field: str
+    subtype_field: str
+    groups: tuple[str, ...]
+    prediction_keys: tuple[str, ...]
+
+
+CHOICE_BENCHMARKS = {
+    "mmau": ChoiceBenchmark(
         "MMAU",
-        "audio_id",
-        "task",
-        ("task", "difficulty", "sub-category"),
-        ("model_output", "model_prediction"),
+        audio_field="audio_id",
+        subtype_field="task",
+        groups=("task", "difficulty", "sub-category"),
+        prediction_keys=("model_output", "model_prediction"),
     ),
-    "mmar": (
+    "mmar": ChoiceBenchmark(
         "MMAR",
-        "audio_path",
-        "modality",
-        ("modality", "category", "sub-category"),
-        ("answer_prediction", "model_prediction"),
+        audio_field="audio_path",
+        subtype_field="modality",
+        groups=("modality", "category", "sub-category"),
+        prediction_keys=("answer_prediction", "model_prediction"),
     ),
 }
-BENCHMARKS = (*_CHOICES, "clothoaqa")
-YES_NO = " Answer only using yes or no."  # as ReasonAQA asks
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_COLUMNS = ("file_name", "QuestionText", "answer", "confidence")
+BENCHMARKS = (*CHOICE_BENCHMARKS, "clothoaqa")
+CLOTHO_COLUMNS = ("file_name", "QuestionText", "answer", "confidence")
 _SCHEMA = pa.schema(
     [*SCHEMA, ("id", pa.string()), ("choices", pa.list_(pa.string())), ("item", pa.string())]
 )
@@ -56,218 +72,266 @@ _SCHEMA = pa.schema(
 def read_benchmark(
     name: str, file: str | Path, audio_dir: str | Path, on_bad_item: str = "error"
 ) -> Dataset:
-    """Rows of a benchmark's published file, with the columns of [`load_reasonaqa`] and `id`, `choices` and `item`.
+    """Reads a benchmark's published file as rows like those of `load_reasonaqa`.
 
-    The choices stand in the question in their published order, "question A) … B) …", and the answer is "B) text". ClothoAQA's
-    three answers to a question are one row: `yes_no` with the majority's answer, or `detail` with the commonest word.
+    A question ends with its choices in their published order, "A) … B) …". The answer is "B) text".
+    ClothoAQA's three answers to a question become one row: `yes_no` with the majority's answer, or
+    `detail` with the most common word.
 
     Args:
-        name: of `BENCHMARKS`. audio_dir: the audio is looked for under its published path and under its file name alone;
-            whether it is there, `drop_bad_audio` checks. on_bad_item: "error", or "keep" for an answer that is no choice, or
-            options that cannot be told apart: such a row has the published answer as it is, which names no option.
+        name: One of `BENCHMARKS`.
+        file: The published file.
+        audio_dir: Folder of the audio, under its published path or its file name alone. Whether the
+            files exist is not checked.
+        on_bad_item: "error", or "keep" for items whose answer is no choice or whose choices cannot
+            be told apart. Such a row has the published answer, which names no option.
 
     Returns:
-        `choices`: as published, none for ClothoAQA. `item`: what was published, as JSON (of ClothoAQA: `file_name`,
-        `QuestionText`, and lists `answers` and `confidences`).
+        Columns of `load_reasonaqa` and three more: `id`, `choices` and `item`, the published item
+        as JSON. ClothoAQA has no choices. Its items have lists of `answers` and `confidences`.
 
     Raises:
-        ValueError: naming file and item, if the file is not as published, an answer is not among its choices, there are more
-            than 26 of them, or a path leaves `audio_dir`.
+        UserError: The file or an item is not as published, or a path leaves `audio_dir`. The
+            message names file and item.
     """
     if on_bad_item not in ("error", "keep"):
-        raise ValueError(f"on_bad_item {on_bad_item!r}: error or keep is wanted")
-    if _known(name) == "clothoaqa":
-        rows = list(_clotho_rows(file, audio_dir))
+        raise UserError(f"on_bad_item {on_bad_item!r}: choose error or keep")
+    if check_benchmark_name(name) == "clothoaqa":
+        rows = list(_read_clotho(file, audio_dir))
     else:
+        benchmark = CHOICE_BENCHMARKS[name]
         rows = [
-            _choice_row(name, item, f"{file}, item {n}", audio_dir, on_bad_item)
-            for n, item in enumerate(_items(file))
+            _read_item(benchmark, item, f"{file}, item {number}", audio_dir, on_bad_item)
+            for number, item in enumerate(_read_items(file))
         ]
     if not rows:
-        raise ValueError(f"{file}: a list of items is wanted, not an empty one")
+        raise UserError(f"{file}: the list of items is empty")
     return Dataset(pa.Table.from_pylist(rows, _SCHEMA))
 
 
-def _pairs(
+def check_benchmark_name(name: str) -> str:
+    """Returns the name of a benchmark.
+
+    Raises:
+        UserError: There is no such benchmark.
+    """
+    if name not in BENCHMARKS:
+        raise UserError(f"benchmark {name!r}: choose from {', '.join(BENCHMARKS)}")
+    return name
+
+
+def pair_predictions(
     rows: Iterable[Mapping], predictions: Sequence[str | None]
 ) -> list[tuple[Mapping, str | None]]:
+    """Returns each row with its prediction.
+
+    Raises:
+        UserError: Their numbers differ.
+    """
     rows = list(rows)
     if len(rows) != len(predictions):
-        raise ValueError(
-            f"{len(predictions)} predictions for {len(rows)} rows; one for each row is wanted, None for no answer"
+        raise UserError(
+            f"{len(predictions)} predictions for {len(rows)} rows: expected one for each row, "
+            "None for no answer"
         )
     return list(zip(rows, predictions))
 
 
-def _known(name: str) -> str:
-    if name not in BENCHMARKS:
-        raise ValueError(f"benchmark {name!r} is not known; there are {', '.join(BENCHMARKS)}")
-    return name
+# ------------------------------------------------------------------------------------------------
+# MMAU and MMAR
 
 
-def _items(file: str | Path) -> Iterator:
+def _read_items(file: str | Path) -> Iterator[dict]:
     if Path(file).suffix != ".jsonl":
         yield from stream_array(file)
         return
-    for number, line in enumerate(Path(file).read_bytes().split(b"\n")):
-        if line.strip():
-            try:
-                yield json.loads(line.decode())
-            except (ValueError, RecursionError) as error:
-                raise ValueError(
-                    f"{file}, line {number + 1}: not readable JSON ({error})"
-                ) from error
-
-
-def _choice_row(
-    name: str, item: Mapping, where: str, audio_dir: str | Path, on_bad_item: str
-) -> dict:
-    title, audio, part, _, _ = _CHOICES[name]
-    if not isinstance(item, dict):
-        raise ValueError(f"{where}: an object is wanted, not {type(item).__name__}")
-    where = f"{where} ({item.get('id')})"
-    if re.search("[\ud800-\udfff]", json.dumps(item, ensure_ascii=False)):
-        raise ValueError(f"{where}: it holds half a character (a lone surrogate)")
-    for field in ("id", audio, "question", "answer", part):
-        if not isinstance(item.get(field), str) or not item[field].strip():
-            raise ValueError(f"{where}: field {field!r} is {item.get(field)!r}, not a text")
-    choices = item.get("choices")
-    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
-        raise ValueError(f"{where}: field 'choices' is {choices!r}, not a list of texts")
-    if len(choices) > len(LETTERS):
-        raise ValueError(f"{where}: {len(choices)} choices; there are letters for {len(LETTERS)}")
-    texts = [" ".join(choice.split()) for choice in choices]
-    question = " ".join(
-        [item["question"].strip(), *(f"{letter}) {text}" for letter, text in zip(LETTERS, texts))]
-    )
-    answer, fault = " ".join(item["answer"].split()), None
-    same = (
-        [text == answer for text in texts]
-        if answer in texts
-        else [t.casefold() == answer.casefold() for t in texts]
-    )
-    if not any(same):
-        fault = f"the answer {answer!r} is not among the choices {choices} (early files of MMAU have '(A) text')"
-    elif list(options(question).values()) != texts:
-        fault = f"the choices {choices} cannot be told apart in a question"
-    else:
-        answer = f"{LETTERS[same.index(True)]}) {texts[same.index(True)]}"
-    if fault and on_bad_item != "keep":
-        raise ValueError(f"{where}: {fault}")
-    path = _audio_path(item[audio], audio_dir, where)
-    return _row(
-        title,
-        item[audio],
-        path,
-        question,
-        answer,
-        "mcq",
-        f"{title}/{item[part]}",
-        item["id"],
-        choices,
-        item,
-    )
-
-
-def _clotho_rows(file: str | Path, audio_dir: str | Path) -> Iterator[dict]:
-    raw = Path(file).read_bytes()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError:  # the authors read it so
-        text = raw.decode("latin-1")
-    table = csv.DictReader(io.StringIO(text, newline=""))
-    if missing := [column for column in _COLUMNS if column not in (table.fieldnames or ())]:
-        raise ValueError(
-            f"{file}: columns {', '.join(_COLUMNS)} are wanted; {', '.join(missing)} are not there"
-        )
-    asked: dict[tuple[str, str], dict] = {}
-    for line in table:
-        name, question, answer, confidence = (
-            str(line[column] or "").strip() for column in _COLUMNS
-        )
-        if not (name and question and answer):
-            raise ValueError(
-                f"{file}, line {table.line_num}: file_name, QuestionText or answer is empty"
+    for number, line in enumerate(_read_bytes(file).split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            item = json.loads(line.decode())
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{file}, line {number}: not readable as JSON ({error})") from error
+        if not isinstance(item, dict):
+            raise UserError(
+                f"{file}, line {number}: expected an object, found {type(item).__name__}"
             )
-        item = asked.setdefault(
-            (name, question),
-            {"file_name": name, "QuestionText": question, "answers": [], "confidences": []},
-        )
-        item["answers"].append(answer)
-        item["confidences"].append(confidence)
-    numbers: Counter[str] = Counter()
-    for (name, question), item in asked.items():
-        given = [_plain(answer) or answer for answer in item["answers"]]
-        closed = [answer for answer in given if _is_yes_no(answer)]
-        kind = "yes_no" if 2 * len(closed) > len(given) else "detail"
-        answer = Counter(
-            closed if kind == "yes_no" else [a for a in given if a not in closed] or given
-        ).most_common(1)[0][0]
-        path = _audio_path(name, audio_dir, f"{file}, {name}", "audio_files")
-        question += YES_NO if kind == "yes_no" else ""
-        yield _row(
-            "ClothoAQA",
-            name,
-            path,
-            question,
-            answer,
-            kind,
-            "ClothoAQA",
-            f"{name}#{numbers[name]}",
-            [],
-            item,
-        )
-        numbers[name] += 1
+        yield item
 
 
-def _row(title, filepath, path, question, answer, kind, subtype, identity, choices, item) -> dict:
+def _read_item(
+    benchmark: ChoiceBenchmark, item: dict, where: str, audio_dir: str | Path, on_bad_item: str
+) -> dict:
+    where = f"{where} ({item.get('id')})"
+    _check_item(benchmark, item, where)
+    texts = [" ".join(choice.split()) for choice in item["choices"]]
+    lettered = [f"{letter}) {text}" for letter, text in zip(LETTERS, texts)]
+    question = " ".join([item["question"].strip(), *lettered])
+    answer = " ".join(item["answer"].split())
+    index = _find_choice(texts, answer)
+    problem = None
+    if index is None:
+        problem = f"the answer {answer!r} is not among the choices {item['choices']}"
+        if answer.startswith("("):
+            problem += " (early files of MMAU have '(A) text')"
+    elif list(option_texts(question).values()) != texts:
+        problem = f"the choices {item['choices']} cannot be told apart in a question"
+    else:
+        answer = lettered[index]
+    if problem and on_bad_item == "error":
+        raise UserError(f"{where}: {problem}")
+    published_path = item[benchmark.audio_field]
     return {
-        "taskname": title,
-        "filepath1": filepath,
-        "filepath2": "",
-        "caption1": "",
-        "caption2": "",
+        **_empty_row(benchmark.title, item["id"], item),
+        "filepath1": published_path,
         "input": question,
         "answer": answer,
-        "subtype": subtype,
-        "question_type": kind,
-        "audio": [path],
-        "id": identity,
-        "choices": choices,
-        "item": json.dumps(item, ensure_ascii=False),
+        "subtype": f"{benchmark.title}/{item[benchmark.subtype_field]}",
+        "question_type": "mcq",
+        "audio": [_audio_path(published_path, audio_dir, where)],
+        "choices": item["choices"],
     }
 
 
-def _audio_path(published: str, audio_dir: str | Path, where: str, folder: str = "") -> str:
-    """A published path under `audio_dir`, or its file name there or in `folder`: the first that exists, else the first."""
-    parts = [part for part in re.split(r"[/\\]+", published) if part not in ("", ".")]
-    if ".." in parts or not parts:
-        raise ValueError(
-            f"{where}: the audio path {published!r} leaves the audio directory, or names no file"
-        )
-    places = ["/".join(parts), parts[-1], *([f"{folder}/{parts[-1]}"] if folder else [])]
+def _check_item(benchmark: ChoiceBenchmark, item: dict, where: str) -> None:
+    if re.search("[\ud800-\udfff]", json.dumps(item, ensure_ascii=False)):
+        raise UserError(f"{where}: it holds an incomplete character (a lone surrogate)")
+    for field in ("id", benchmark.audio_field, "question", "answer", benchmark.subtype_field):
+        if not isinstance(item.get(field), str) or not item[field].strip():
+            raise UserError(f"{where}: field {field!r} is {item.get(field)!r}, expected text")
+    choices = item.get("choices")
+    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
+        raise UserError(f"{where}: field 'choices' is {choices!r}, expected a list of texts")
+    if len(choices) > len(LETTERS):
+        raise UserError(f"{where}: {len(choices)} choices, expected at most {len(LETTERS)}")
+
+
+def _find_choice(texts: list[str], answer: str) -> int | None:
+    """Returns the first choice that equals the answer, or else equals it in another case."""
+    if answer in texts:
+        return texts.index(answer)
+    folded = [text.casefold() for text in texts]
+    return folded.index(answer.casefold()) if answer.casefold() in folded else None
+
+
+def find_named_choice(row: Mapping, text: str) -> str | None:
+    """Returns the published choice that a generated text names."""
+    choices = {letter.lower(): choice for letter, choice in zip(LETTERS, row["choices"])}
+    return choices.get(parse_option(choices, text))
+
+
+# ------------------------------------------------------------------------------------------------
+# ClothoAQA
+
+
+def _read_clotho(file: str | Path, audio_dir: str | Path) -> Iterator[dict]:
+    numbers: Counter[str] = Counter()
+    for item in _read_clotho_items(file):
+        name = item["file_name"]
+        answers = [normalize(answer) or answer for answer in item["answers"]]
+        closed = [answer for answer in answers if is_yes_no(answer)]
+        is_closed = 2 * len(closed) > len(answers)
+        candidates = closed if is_closed else [a for a in answers if a not in closed] or answers
+        path = _audio_path(name, audio_dir, f"{file}, {name}", "audio_files")
+        question = item["QuestionText"]
+        yield {
+            **_empty_row("ClothoAQA", f"{name}#{numbers[name]}", item),
+            "filepath1": name,
+            "input": f"{question} {YES_NO_INSTRUCTION}" if is_closed else question,
+            "answer": Counter(candidates).most_common(1)[0][0],
+            "subtype": "ClothoAQA",
+            "question_type": "yes_no" if is_closed else "detail",
+            "audio": [path],
+            "choices": [],
+        }
+        numbers[name] += 1
+
+
+def _read_clotho_items(file: str | Path) -> Iterable[dict]:
+    """Returns each question with the answers of all annotators."""
+    raw = _read_bytes(file)
     try:
-        paths = [resolve_path(place, audio_dir) for place in places]
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-    return next((path for path in paths if os.path.exists(path)), paths[0])
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        # The authors' script reads the file so.
+        text = raw.decode("latin-1")
+    table = csv.DictReader(io.StringIO(text, newline=""))
+    missing = [column for column in CLOTHO_COLUMNS if column not in (table.fieldnames or ())]
+    if missing:
+        raise UserError(
+            f"{file}: expected columns {', '.join(CLOTHO_COLUMNS)}; missing: {', '.join(missing)}"
+        )
+    items: dict[tuple[str, str], dict] = {}
+    for line in table:
+        name, question, answer, confidence = (
+            str(line[column] or "").strip() for column in CLOTHO_COLUMNS
+        )
+        if not (name and question and answer):
+            where = f"{file}, line {table.line_num}"
+            raise UserError(f"{where}: file_name, QuestionText or answer is empty")
+        empty = {"file_name": name, "QuestionText": question, "answers": [], "confidences": []}
+        item = items.setdefault((name, question), empty)
+        item["answers"].append(answer)
+        item["confidences"].append(confidence)
+    return items.values()
 
 
-def _named_choice(row: Mapping, text: str) -> str | None:
-    """The published choice that a generated text names."""
-    given = {letter.lower(): choice for letter, choice in zip(LETTERS, row["choices"])}
-    return given.get(parse_option(given, text))
-
-
-def _plain(text: str) -> str:
+def normalize(text: str) -> str:
+    """Returns the words of a text in lower case without punctuation."""
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
-def _is_yes_no(answer: str) -> bool:
+def is_yes_no(answer: str) -> bool:
+    """Whether a normalized answer is "yes" or "no"."""
     return answer in ("yes", "no")
 
 
-def _majority(answers: list[str]) -> str | None:
-    """The answer of more than half of the annotators."""
-    (most, count), *_ = Counter(answers).most_common(1) or [(None, 0)]
-    return most if 2 * count > len(answers) else None
+def majority_answer(answers: list[str]) -> str | None:
+    """Returns the answer of more than half of the annotators."""
+    if not answers:
+        return None
+    answer, count = Counter(answers).most_common(1)[0]
+    return answer if 2 * count > len(answers) else None
+
+
+# ------------------------------------------------------------------------------------------------
+
+
+def _read_bytes(file: str | Path) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise UserError(f"{file}: not readable ({error})") from error
+
+
+def _empty_row(title: str, identifier: str, item: dict) -> dict:
+    row = dict.fromkeys(("filepath2", "caption1", "caption2"), "")
+    published = json.dumps(item, ensure_ascii=False)
+    return row | {"taskname": title, "id": identifier, "item": published}
+
+
+def _audio_path(published: str, audio_dir: str | Path, where: str, folder: str = "") -> str:
+    """Returns the first existing file: the published path, its name, or its name in `folder`."""
+    parts = [part for part in re.split(r"[/\\]+", published) if part not in ("", ".")]
+    if ".." in parts or not parts:
+        raise UserError(
+            f"{where}: the audio path {published!r} leaves the audio directory or names no file"
+        )
+    names = ["/".join(parts), parts[-1]]
+    if folder:
+        names.append(f"{folder}/{parts[-1]}")
+    try:
+        paths = [resolve_path(name, audio_dir) for name in names]
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    return next((path for path in paths if os.path.exists(path)), paths[0])
+
+
+_CHOICES = CHOICE_BENCHMARKS  # RENAMED
+_COLUMNS = CLOTHO_COLUMNS  # RENAMED
+_is_yes_no = is_yes_no  # RENAMED
+_known = check_benchmark_name  # RENAMED
+_majority = majority_answer  # RENAMED
+_named_choice = find_named_choice  # RENAMED
+_pairs = pair_predictions  # RENAMED
+_plain = normalize  # RENAMED

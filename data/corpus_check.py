@@ -1,59 +1,304 @@
-"""What is the matter with a corpus before anything is trained on it: its audio, its splits, its answers, its labels."""
+"""Audits a corpus before training: audio, leakage between splits, answers and labels.
+
+The module is long because each finding is a class of its own.
+"""
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import combinations
 
 from datasets import Dataset, DatasetDict
 
-from .answer_parsing import options, parse_answer
+from .answer_parsing import option_texts, parse_answer
 from .audio_check import ClipFacts
-from .label_fixes import is_cle, right_label
+from .label_fixes import EntailmentLabels, correct_label, is_cle
+from .reasonaqa import CLOSED_QUESTION_TYPES
 
-CLIP_KINDS = ("missing", "unreadable", "not finite", "too loud", "silent", "too short")
-CLOSED = ("mcq", "yes_no", "entailment")
-EXAMPLES = 5  # of each finding in the report
-# What a finding is called, whether training on it would be wrong, and what can be done about it.
-FINDINGS = {
-    **{kind: (True, "--on_bad_audio skip leaves the rows out") for kind in CLIP_KINDS[:4]},
-    "silent": (True, "nothing is heard; take the rows out, or --allow silent"),
-    "too short": (True, "less than half a second; take the rows out, or --allow 'too short'"),
-    "same clip in two splits": (
-        True,
-        "a split was seen in training: take its rows out of one of them",
-    ),
-    "same audio in two splits": (True, "as above, under another name"),
-    "unparsable": (
-        True,
-        "no options in the question, or an answer that names none: it can never count as right",
-    ),
-    "wrong entailment label": (True, "--fix_cle_labels with the csv files mends it"),
-    "contradiction": (
-        False,
-        "one clip and question, several answers: at most one of them is learnt",
-    ),
-    "long answer": (
-        False,
-        "longer than --max_answer_words: padded batches, and never generated whole",
-    ),
-    "leaning letter": (
-        False,
-        "always answering it does better than chance; --shuffle_options mends mcq in training",
-    ),
+EXAMPLES_PER_FINDING = 5
+# Every problem of a clip is an error. What to do about it:
+CLIP_PROBLEMS = {
+    "missing": "--on_bad_audio skip drops the rows",
+    "unreadable": "--on_bad_audio skip drops the rows",
+    "not finite": "--on_bad_audio skip drops the rows",
+    "too loud": "--on_bad_audio skip drops the rows",
+    "silent": "remove the rows, or pass --allow silent",
+    "too short": "less than half a second: remove the rows, or pass --allow 'too short'",
 }
 
 
-def _rows(rows: Dataset) -> Iterator[dict]:
-    for batch in rows.iter(10_000):
-        yield from (dict(zip(batch, values)) for values in zip(*batch.values()))
+@dataclass(frozen=True)
+class CheckedRow:
+    """A row with what several findings need.
+
+    Attributes:
+        split: Name of the split.
+        place: Split and number, for examples.
+        row: The row of `load_reasonaqa`.
+        subtype: Subtype without ".json".
+        is_closed: Whether the answer names an option.
+        options: Options by letter, or by "yes" and "no". Empty for open questions.
+        answer: What the answer names: a letter, "yes", "no" or "" for nothing.
+    """
+
+    split: str
+    place: str
+    row: dict
+    subtype: str
+    is_closed: bool
+    options: dict[str, str]
+    answer: str
+
+
+class Finding:
+    """A problem of a corpus: how often it occurs, and the first examples.
+
+    Attributes:
+        name: Name in the report.
+        is_error: Whether a corpus with it should not be used for training.
+        remedy: What to do about it.
+    """
+
+    name = ""
+    is_error = True
+    remedy = ""
+
+    def __init__(self):
+        self.count = 0
+        self.examples: list[str] = []
+
+    def add(self, example: str) -> None:
+        """Counts an occurrence."""
+        self.count += 1
+        if len(self.examples) < EXAMPLES_PER_FINDING:
+            self.examples.append(example)
+
+    def update(self, checked: CheckedRow) -> None:
+        """Checks a row."""
+
+    def finish(self) -> None:
+        """Checks what needs all rows."""
+
+    def report(self, allowed: Iterable[str]) -> dict:
+        """Returns the entry of the report. An `allowed` finding is no error."""
+        return {
+            "count": self.count,
+            "wrong": self.is_error and self.name not in allowed,
+            "what_to_do": self.remedy,
+            "examples": self.examples,
+        }
+
+
+class _BadClips(Finding):
+    def __init__(self, name: str, facts: Mapping[str, ClipFacts]):
+        super().__init__()
+        self.name = name
+        self.remedy = CLIP_PROBLEMS[name]
+        for path, clip in sorted(facts.items()):
+            if clip.kind == name:
+                self.add(f"{path}: {clip.fault or f'{clip.seconds:.2f} s, peak {clip.peak:.5f}'}")
+
+
+class _SameClip(Finding):
+    name = "same clip in two splits"
+    remedy = "leakage: remove the rows from one split"
+
+    def __init__(self, facts: Mapping[str, ClipFacts]):
+        super().__init__()
+        self.facts = facts
+        self.names: dict[str, dict[str, str]] = defaultdict(dict)
+
+    def update(self, checked: CheckedRow) -> None:
+        names = (checked.row["filepath1"], checked.row["filepath2"])
+        self.names[checked.split].update(zip(checked.row["audio"], names))
+
+    def finish(self) -> None:
+        for first, second in combinations(self.names, 2):
+            for example in self._find_pairs(self.names[first], self.names[second]):
+                self.add(f"{first} and {second}: {example}")
+
+    def _find_pairs(self, names: dict[str, str], other_names: dict[str, str]) -> Iterator[str]:
+        return (other_names[path] for path in sorted(other_names) if path in names)
+
+
+class _SameAudio(_SameClip):
+    name = "same audio in two splits"
+    remedy = "leakage under another name: remove the rows from one split"
+
+    def _find_pairs(self, names: dict[str, str], other_names: dict[str, str]) -> Iterator[str]:
+        valid = [path for path in sorted(names) if self.facts[path].kind == "sound"]
+        path_by_digest = {self.facts[path].digest: path for path in valid}
+        for path in sorted(other_names.keys() - names.keys()):
+            clip = self.facts[path]
+            if clip.kind == "sound" and clip.digest in path_by_digest:
+                yield f"{names[path_by_digest[clip.digest]]} is {other_names[path]}"
+
+
+class _Unparsable(Finding):
+    name = "unparsable"
+    remedy = "no options, or an answer that names no option: nothing can count as correct"
+
+    def update(self, checked: CheckedRow) -> None:
+        if checked.is_closed and (not checked.answer or len(checked.options) < 2):
+            question, answer = checked.row["input"][-80:], checked.row["answer"][:40]
+            self.add(f"{checked.place}: {question!r} → {answer!r}")
+
+
+class _WrongLabel(Finding):
+    name = "wrong entailment label"
+    remedy = "--fix_cle_labels with the CSV files corrects it"
+
+    def __init__(self, labels: EntailmentLabels | None):
+        super().__init__()
+        self.labels = labels
+        self.counts: Counter[str] = Counter()
+
+    def update(self, checked: CheckedRow) -> None:
+        row = checked.row
+        if self.labels is None or not checked.is_closed or not is_cle(row):
+            return
+        answer = checked.options.get(checked.answer, "").rstrip(".").lower()
+        label = correct_label(row, self.labels)
+        if label is None:
+            self.counts["unknown"] += 1
+        elif label == answer:
+            self.counts["right"] += 1
+        else:
+            self.counts["wrong"] += 1
+            question = row["input"][:90]
+            self.add(f"{checked.place}: {row['answer'][:40]!r} instead of {label!r}: {question!r}")
+
+
+class _Contradiction(Finding):
+    name = "contradiction"
+    is_error = False
+    remedy = "one clip and question with several answers: at most one can be learned"
+
+    def __init__(self):
+        super().__init__()
+        # Digests of questions save memory.
+        self.answers: dict[bytes, str] = {}
+        self.contradicted: set[bytes] = set()
+
+    def update(self, checked: CheckedRow) -> None:
+        row = checked.row
+        if not checked.is_closed:
+            return
+        answer = checked.options.get(checked.answer) or checked.answer or row["answer"]
+        answer = _normalize(answer)
+        key = "\0".join([checked.split, *row["audio"], _normalize(row["input"])])
+        digest = hashlib.blake2b(key.encode(), digest_size=12).digest()
+        first = self.answers.setdefault(digest, answer)
+        if answer != first and digest not in self.contradicted:
+            self.contradicted.add(digest)
+            question = f"{row['filepath1']}: {row['input'][:80]!r}"
+            self.add(f"{checked.place}: {question} → {first!r} and {answer!r}")
+
+
+class _LongAnswer(Finding):
+    name = "long answer"
+    is_error = False
+    remedy = "longer than --max_answer_words: pads batches and is never generated in full"
+
+    def __init__(self, max_words: int):
+        super().__init__()
+        self.max_words = max_words
+
+    def update(self, checked: CheckedRow) -> None:
+        num_words = len(checked.row["answer"].split())
+        if num_words > self.max_words:
+            self.add(f"{checked.place}: {num_words} words")
+
+
+class _AnswerPositionBias(Finding):
+    name = "answer-position bias"
+    is_error = False
+    remedy = "one letter alone beats chance; --shuffle_options balances mcq in training"
+
+    def __init__(self):
+        super().__init__()
+        self.letters: dict[str, dict[str, Counter]] = defaultdict(lambda: defaultdict(Counter))
+        self.expected: dict[tuple[str, str], float] = defaultdict(float)
+
+    def update(self, checked: CheckedRow) -> None:
+        letters = self.letters[checked.split]
+        has_letters = checked.is_closed and checked.row["question_type"] != "yes_no"
+        if has_letters and checked.answer and len(checked.options) >= 2:
+            letters[checked.subtype][checked.answer] += 1
+            self.expected[checked.split, checked.subtype] += 1 / len(checked.options)
+
+    def statistics(self) -> dict[str, dict[str, dict]]:
+        """Returns letters by split and subtype, and the accuracy of the most common one."""
+        statistics: dict[str, dict[str, dict]] = {split: {} for split in self.letters}
+        for split, subtypes in self.letters.items():
+            for subtype, letters in subtypes.items():
+                letter, count = letters.most_common(1)[0]
+                statistics[split][subtype] = {
+                    "letters": dict(sorted(letters.items())),
+                    "commonest": letter,
+                    "accuracy_of_commonest": count / letters.total(),
+                    "chance": self.expected[split, subtype] / letters.total(),
+                }
+        return statistics
+
+    def finish(self) -> None:
+        for split, subtypes in self.statistics().items():
+            for subtype, entry in subtypes.items():
+                letter, chance = entry["commonest"], entry["chance"]
+                count, total = entry["letters"][letter], sum(entry["letters"].values())
+                standard_error = (chance * (1 - chance) / total) ** 0.5
+                if entry["accuracy_of_commonest"] - chance > 3 * standard_error:
+                    text = f"{letter!r} is correct in {count} of {total}, by chance {chance:.3f}"
+                    self.add(f"{split} {subtype}: {text}")
+
+
+ERRORS = (*CLIP_PROBLEMS, _SameClip.name, _SameAudio.name, _Unparsable.name, _WrongLabel.name)
+
+
+class _SplitCounts:
+    """Counts rows and clips by split and subtype."""
+
+    def __init__(self, facts: Mapping[str, ClipFacts], max_seconds: float):
+        self.facts = facts
+        self.max_seconds = max_seconds
+        self.rows: dict[str, Counter[str]] = defaultdict(Counter)
+        self.clips: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+
+    def update(self, checked: CheckedRow) -> None:
+        self.rows[checked.split][checked.subtype] += 1
+        self.clips[checked.split][checked.subtype].update(checked.row["audio"])
+
+    def report(self) -> dict[str, dict[str, dict]]:
+        report = {}
+        for split, rows in self.rows.items():
+            clips = self.clips[split]
+            report[split] = {name: self._entry(rows[name], clips[name]) for name in sorted(rows)}
+            report[split]["all"] = self._entry(rows.total(), set().union(*clips.values()))
+        return report
+
+    def _entry(self, num_rows: int, clips: set[str]) -> dict:
+        facts = [self.facts[clip] for clip in clips]
+        kinds = Counter(clip.kind for clip in facts)
+        used_seconds = [min(clip.seconds, self.max_seconds) for clip in facts if not clip.fault]
+        return {
+            "rows": num_rows,
+            "clips": len(clips),
+            "found": len(clips) - kinds["missing"],
+            **{kind: kinds[kind] for kind in CLIP_PROBLEMS},
+            "seconds": round(sum(used_seconds), 1),
+        }
 
 
 class CorpusCheck:
-    """Counts over all rows of all splits; `report()` is what `run_prepare.py check` writes.
+    """Checks all rows of all splits. `report` returns the results.
 
     Args:
-        data: of [`load_reasonaqa`]. facts: of [`examine`], for all its clips. max_seconds: what is used of each clip.
-        labels: of [`entailment_labels`], if AudioEntailment's csv is given.
+        data: Splits of `load_reasonaqa`.
+        facts: Facts of all their clips, from `inspect_clips`.
+        max_seconds: Seconds that the model uses of a clip.
+        max_answer_words: Longer answers are a finding.
+        labels: Labels of `entailment_labels` to compare with.
     """
 
     def __init__(
@@ -62,216 +307,113 @@ class CorpusCheck:
         facts: Mapping[str, ClipFacts],
         max_seconds: float = 10.0,
         max_answer_words: int = 300,
-        labels: Mapping | None = None,
+        labels: EntailmentLabels | None = None,
     ):
-        self.facts, self.max_seconds, self.max_words, self.labels = (
-            facts,
-            max_seconds,
-            max_answer_words,
-            labels,
-        )
-        self.found: dict[str, list] = {name: [] for name in FINDINGS}
-        self.count: Counter[str] = Counter()
-        self.parts: dict[str, dict[str, dict]] = {}
-        self.letters: dict[str, dict[str, Counter]] = {}
-        self.chance: dict[str, dict[str, float]] = {}
-        self.checked_labels: Counter[str] = Counter()
-        clips: dict[str, dict[str, str]] = {}  # of each split: path and name in its rows
+        self.counts = _SplitCounts(facts, max_seconds)
+        self.wrong_labels = _WrongLabel(labels)
+        self.positions = _AnswerPositionBias()
+        self.findings: list[Finding] = [
+            *(_BadClips(name, facts) for name in CLIP_PROBLEMS),
+            _SameClip(facts),
+            _SameAudio(facts),
+            _Unparsable(),
+            self.wrong_labels,
+            _Contradiction(),
+            _LongAnswer(max_answer_words),
+            self.positions,
+        ]
         for split, rows in data.items():
-            clips[split] = self._split(split, rows)
-        for path, facts_of in sorted(facts.items()):
-            if facts_of.kind != "sound":
-                self._note(facts_of.kind, f"{path}: {facts_of.fault or _measured(facts_of)}")
-        self._across(clips)
-        for split, subtypes in self.letters.items():
-            for subtype, letters in subtypes.items():
-                total, (letter, most) = sum(letters.values()), letters.most_common(1)[0]
-                chance = self.chance[split][subtype] / total
-                if (
-                    most / total - chance > 3 * (chance * (1 - chance) / total) ** 0.5
-                ):  # 3 standard errors above chance
-                    text = f"{split} {subtype}: {letter!r} is right in {most} of {total}, by chance {chance:.3f}"
-                    self._note("leaning letter", text)
+            for number, row in enumerate(_iterate(rows)):
+                checked = _parse_row(split, number, row)
+                self.counts.update(checked)
+                for finding in self.findings:
+                    finding.update(checked)
+        for finding in self.findings:
+            finding.finish()
 
-    def _note(self, name: str, example: str) -> None:
-        self.count[name] += 1
-        if len(self.found[name]) < EXAMPLES:
-            self.found[name].append(example)
+    def report(self, allowed: Iterable[str] = ()) -> dict:
+        """Returns counts and findings as JSON.
 
-    def _split(self, split: str, rows: Dataset) -> dict[str, str]:
-        named: dict[str, str] = {}
-        clips: dict[str, set[str]] = defaultdict(set)
-        counts: Counter[str] = Counter()
-        answers: dict[bytes, str] = {}
-        contradicted: set[bytes] = set()
-        letters: dict[str, Counter] = defaultdict(Counter)
-        chance: dict[str, float] = defaultdict(float)
-        for number, row in enumerate(_rows(rows)):
-            kind, subtype, where = (
-                row["question_type"],
-                row["subtype"].removesuffix(".json"),
-                f"{split} row {number}",
-            )
-            counts[subtype] += 1
-            clips[subtype].update(row["audio"])
-            named.update(zip(row["audio"], (row["filepath1"], row["filepath2"])))
-            if len(row["answer"].split()) > self.max_words:
-                self._note("long answer", f"{where}: {len(row['answer'].split())} words")
-            if kind not in CLOSED:
-                continue
-            right = parse_answer(kind, row["input"], row["answer"])
-            given = options(row["input"]) if kind != "yes_no" else {"yes": "", "no": ""}
-            if right is None or len(given) < 2:
-                self._note(
-                    "unparsable", f"{where}: {row['input'][-80:]!r} → {row['answer'][:40]!r}"
-                )
-            elif kind != "yes_no":
-                letters[subtype][right] += 1
-                chance[subtype] += 1 / len(given)
-            said = " ".join((given.get(right) or right or row["answer"]).lower().split())
-            text = " ".join(row["input"].lower().split())
-            asked = hashlib.blake2b(
-                "\0".join([*row["audio"], text]).encode(), digest_size=12
-            ).digest()
-            if answers.setdefault(asked, said) != said and asked not in contradicted:
-                contradicted.add(asked)
-                self._note(
-                    "contradiction",
-                    f"{where}: {row['filepath1']}: {row['input'][:80]!r} → {answers[asked]!r} and {said!r}",
-                )
-            if self.labels is not None and is_cle(row):
-                self._label(where, row, given.get(right, "").rstrip(".").lower())
-        self.letters[split], self.chance[split] = dict(letters), dict(chance)
-        self.parts[split] = {
-            subtype: self._part(counts[subtype], clips[subtype]) for subtype in sorted(counts)
-        }
-        self.parts[split]["all"] = self._part(sum(counts.values()), set().union(*clips.values()))
-        return named
-
-    def _label(self, where: str, row: Mapping, answered: str) -> None:
-        wanted = right_label(row, self.labels)
-        self.checked_labels[
-            "unknown" if wanted is None else "right" if wanted == answered else "wrong"
-        ] += 1
-        if wanted not in (None, answered):
-            self._note(
-                "wrong entailment label",
-                f"{where}: {row['answer'][:40]!r} instead of {wanted!r}: {row['input'][:90]!r}",
-            )
-
-    def _part(self, rows: int, clips: set[str]) -> dict:
-        kinds = Counter(self.facts[clip].kind for clip in clips)
-        seconds = sum(
-            min(self.facts[clip].seconds, self.max_seconds)
-            for clip in clips
-            if not self.facts[clip].fault
-        )
-        return {
-            "rows": rows,
-            "clips": len(clips),
-            "found": len(clips) - kinds["missing"],
-            **{kind: kinds[kind] for kind in CLIP_KINDS},
-            "seconds": round(seconds, 1),
-        }
-
-    def _across(self, clips: dict[str, dict[str, str]]) -> None:
-        """Clips that are in more than one split, by path or by what is heard."""
-        splits = list(clips)
-        for i, one in enumerate(splits):
-            heard = {
-                self.facts[path].digest: path
-                for path in sorted(clips[one])
-                if self.facts[path].kind == "sound"
-            }
-            for other in splits[i + 1 :]:
-                for path in sorted(clips[other]):
-                    if path in clips[one]:
-                        self._note(
-                            "same clip in two splits", f"{one} and {other}: {clips[other][path]}"
-                        )
-                    elif self.facts[path].kind == "sound" and (
-                        same := heard.get(self.facts[path].digest)
-                    ):
-                        text = f"{one} and {other}: {clips[one][same]} is {clips[other][path]}"
-                        self._note("same audio in two splits", text)
-
-    def report(self, allowed: tuple[str, ...] = ()) -> dict:
-        """All counts; `wrong` are the findings that make training on the corpus wrong and are not `allowed`."""
+        Args:
+            allowed: Names of errors that do not count. The other ones are listed under `wrong`.
+        """
+        statistics = self.positions.statistics()
         findings = {
-            name: {
-                "count": self.count[name],
-                "wrong": wrong and name not in allowed,
-                "what_to_do": remedy,
-                "examples": self.found[name],
-            }
-            for name, (wrong, remedy) in FINDINGS.items()
-            if self.count[name]
-        }
-        letters = {
-            split: {
-                subtype: {
-                    "letters": dict(sorted(found.items())),
-                    "commonest": found.most_common(1)[0][0],
-                    "accuracy_of_commonest": found.most_common(1)[0][1] / sum(found.values()),
-                    "chance": self.chance[split][subtype] / sum(found.values()),
-                }
-                for subtype, found in sorted(subtypes.items())
-            }
-            for split, subtypes in self.letters.items()
+            finding.name: finding.report(allowed) for finding in self.findings if finding.count
         }
         return {
-            "splits": self.parts,
-            "options": letters,
-            "entailment_labels": dict(self.checked_labels) or None,
+            "splits": self.counts.report(),
+            "options": {split: dict(sorted(part.items())) for split, part in statistics.items()},
+            "entailment_labels": dict(self.wrong_labels.counts) or None,
             "findings": findings,
             "wrong": [name for name, finding in findings.items() if finding["wrong"]],
         }
 
 
-def _measured(facts: ClipFacts) -> str:
-    return f"{facts.seconds:.2f} s, peak {facts.peak:.5f}"
+def _iterate(rows: Dataset) -> Iterator[dict]:
+    for batch in rows.iter(10_000):
+        for values in zip(*batch.values()):
+            yield dict(zip(batch, values))
 
 
-def table(report: Mapping) -> str:
-    """A report as text."""
-    columns = ("rows", "clips", "found", *CLIP_KINDS)
-    lines = [
-        f"{'split':<7}{'subtype':<18}"
-        + "".join(f"{name:>{max(9, len(name) + 2)}}" for name in columns)
-        + f"{'hours':>9}"
-    ]
-    for split, subtypes in report["splits"].items():
-        for subtype, part in subtypes.items():
-            numbers = "".join(f"{part[name]:>{max(9, len(name) + 2)},}" for name in columns)
-            lines.append(f"{split:<7}{subtype:<18}{numbers}{part['seconds'] / 3600:>9.2f}")
-    lines += [
-        "",
-        f"{'split':<7}{'options of':<18}{'commonest':>11}{'always it':>11}{'chance':>9}   letters",
-    ]
-    for split, subtypes in report["options"].items():
-        for subtype, found in subtypes.items():
-            counted = "  ".join(
-                f"{letter} {number:,}" for letter, number in found["letters"].items()
-            )
-            lines.append(
-                f"{split:<7}{subtype:<18}{found['commonest']:>11}{found['accuracy_of_commonest']:>11.3f}"
-                f"{found['chance']:>9.3f}   {counted}"
-            )
-    if labels := report["entailment_labels"]:
-        lines += [
-            "",
-            "CLE against AudioEntailment's labels: "
-            + ", ".join(f"{n:,} {name}" for name, n in sorted(labels.items())),
-        ]
+def _parse_row(split: str, number: int, row: dict) -> CheckedRow:
+    question_type = row["question_type"]
+    is_closed = question_type in CLOSED_QUESTION_TYPES
+    options = option_texts(row["input"]) if is_closed else {}
+    return CheckedRow(
+        split=split,
+        place=f"{split} row {number}",
+        row=row,
+        subtype=row["subtype"].removesuffix(".json"),
+        is_closed=is_closed,
+        options={"yes": "", "no": ""} if question_type == "yes_no" else options,
+        answer=parse_answer(question_type, row["input"], row["answer"]) or "",
+    )
+
+
+def _normalize(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+# ------------------------------------------------------------------------------------------------
+# The report as text
+
+
+def format_report(report: Mapping) -> str:
+    """Formats a report of `CorpusCheck` as text."""
+    lines = [*_format_splits(report["splits"]), "", *_format_options(report["options"])]
+    if report["entailment_labels"]:
+        counts = sorted(report["entailment_labels"].items())
+        text = ", ".join(f"{count:,} {name}" for name, count in counts)
+        lines += ["", f"CLE against AudioEntailment's labels: {text}"]
     lines.append("")
     for name, finding in report["findings"].items():
-        lines.append(
-            f"{'WRONG' if finding['wrong'] else 'note ':<6} {finding['count']:>9,}  {name}: {finding['what_to_do']}"
-        )
+        label = "ERROR" if finding["wrong"] else "note"
+        lines.append(f"{label:<6} {finding['count']:>9,}  {name}: {finding['what_to_do']}")
         lines += [f"{'':>18}{example}" for example in finding["examples"]]
-    lines.append(
-        f"training on it would be wrong: {', '.join(report['wrong'])}"
-        if report["wrong"]
-        else "nothing in it makes training on it wrong"
-    )
+    errors = ", ".join(report["wrong"])
+    lines.append(f"do not train on this corpus: {errors}" if errors else "no errors")
     return "\n".join(lines)
+
+
+def _format_splits(splits: Mapping) -> Iterator[str]:
+    columns = ("rows", "clips", "found", *CLIP_PROBLEMS)
+    widths = {name: max(9, len(name) + 2) for name in columns}
+    titles = "".join(f"{name:>{widths[name]}}" for name in columns)
+    yield f"{'split':<7}{'subtype':<18}{titles}{'hours':>9}"
+    for split, subtypes in splits.items():
+        for subtype, part in subtypes.items():
+            numbers = "".join(f"{part[name]:>{widths[name]},}" for name in columns)
+            yield f"{split:<7}{subtype:<18}{numbers}{part['seconds'] / 3600:>9.2f}"
+
+
+def _format_options(options: Mapping) -> Iterator[str]:
+    titles = f"{'commonest':>11}{'always it':>11}{'chance':>9}   letters"
+    yield f"{'split':<7}{'options of':<18}{titles}"
+    for split, subtypes in options.items():
+        for subtype, part in subtypes.items():
+            letters = "  ".join(f"{letter} {count:,}" for letter, count in part["letters"].items())
+            yield (
+                f"{split:<7}{subtype:<18}{part['commonest']:>11}"
+                f"{part['accuracy_of_commonest']:>11.3f}{part['chance']:>9.3f}   {letters}"
+            )

@@ -1,173 +1,139 @@
-"""A JSON array of any length as an Arrow table: read as a stream and, if it is large, kept in a file that is mapped."""
+"""Reads a large JSON list of objects as a memory-mapped table."""
 
-import hashlib
 import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
 from datasets import Dataset
 from tqdm import tqdm
 
+from ..runtime import UserError, json_digest, write_json
 from .cache import cache_folder
 
 logger = logging.getLogger(__name__)
-LARGE = 16_000_000  # bytes of a JSON file from which on its table is kept
-CHUNK = 1 << 22  # characters read at once; an object is parsed again if it ends in the next chunk
-LONGEST = (
-    1 << 24
-)  # characters of an element; each chunk that it goes on costs another parsing of all of it
-BATCH = 10_000  # rows
-_SPACE = re.compile(r"[ \t\r\n]*")
+MIN_CACHED_BYTES = 16_000_000
+CHUNK_CHARACTERS = 1 << 22
+# An element is parsed again with each chunk that it continues in.
+MAX_ELEMENT_CHARACTERS = 1 << 24
+ROWS_PER_BATCH = 10_000
+_FIRST = re.compile(r"[ \t\r\n]*\[[ \t\r\n]*(?={)")
+_NEXT = re.compile(r"[ \t\r\n]*,[ \t\r\n]*(?={)")
+_EMPTY = re.compile(r"[ \t\r\n]*\[[ \t\r\n]*\][ \t\r\n]*")
+_END = re.compile(r"[ \t\r\n]*\][ \t\r\n]*")
 
 
-def stream_array(path: str | Path) -> Iterator:
-    """The elements of the array in a JSON file, one after the other; memory does not grow with their number.
+def stream_array(path: str | Path) -> Iterator[dict]:
+    """Yields the objects of the JSON list in a file. Memory does not grow with their number.
 
     Raises:
-        ValueError: naming the file, if it is not JSON or not an array, or has an element that no row is as long as.
+        UserError: The file is not readable or no JSON list of objects. The message names the row.
     """
-    decoder, size = json.JSONDecoder(), Path(path).stat().st_size
-    with (
-        open(path, encoding="utf-8") as file,
-        tqdm(
-            total=size,
-            desc=f"reading {Path(path).name}",
-            unit="B",
-            unit_scale=True,
-            disable=None if size > LARGE else True,
-        ) as bar,
-    ):
-        text, at, more = "", 0, True
+    try:
+        with open(path, encoding="utf-8") as file:
+            # Progress is shown on terminals, for large files.
+            is_small = os.fstat(file.fileno()).st_size < MIN_CACHED_BYTES
+            rows = _parse_objects(iter(lambda: file.read(CHUNK_CHARACTERS), ""), path)
+            title = f"reading {Path(path).name}"
+            yield from tqdm(rows, title, unit=" rows", disable=True if is_small else None)
+    except OSError as error:
+        raise UserError(f"{path}: not readable ({error})") from error
 
-        def read() -> None:
-            nonlocal text, at, more
-            chunk = file.read(CHUNK)
-            bar.update(file.buffer.tell() - bar.n)
-            text, at, more = text[at:] + chunk, 0, bool(chunk)
 
-        def token() -> str:
-            """The next character that is no space, "" at the end."""
-            nonlocal at
-            while True:
-                at = _SPACE.match(text, at).end()
-                if at < len(text) or not more:
-                    return text[at : at + 1]
-                read()
-
-        def value():
-            nonlocal at
-            while True:
+def _parse_objects(chunks: Iterable[str], path: str | Path) -> Iterator[dict]:
+    decoder = json.JSONDecoder()
+    text, number, problem = "", 0, ""
+    try:
+        for chunk in chunks:
+            text += chunk
+            position = 0
+            while start := (_NEXT if number else _FIRST).match(text, position):
                 try:
-                    found, end = decoder.raw_decode(text, at)
-                    goes_on = end == len(text) or (
-                        text[end] in ".eE" and not isinstance(found, (dict, list, str))
-                    )
-                    if not goes_on or not more:  # a number may go on in the next chunk
-                        at = end
-                        return found
-                except (
-                    ValueError,
-                    RecursionError,
-                ) as error:  # a number of too many digits; an element that is too deep
-                    if not more or not isinstance(error, json.JSONDecodeError):
-                        raise ValueError(f"{path}: not a readable JSON file ({error})") from error
-                if len(text) - at > LONGEST:
-                    raise ValueError(
-                        f"{path}: not a readable JSON file (an element of more than {LONGEST:,} characters)"
-                    )
-                read()
-
-        def expect(wanted: str) -> str:
-            nonlocal at
-            if (found := token()) not in wanted or not found:
-                raise ValueError(
-                    f"{path}: not a readable JSON file ({' or '.join(wanted)} is wanted, not {found or 'its end'!r})"
-                )
-            at += 1
-            return found
-
-        try:
-            if (first := token()) != "[":
-                found = "dict" if first == "{" else type(value()).__name__
-                raise ValueError(f"{path}: a list of rows is wanted, not {found}")
-            expect("[")
-            if token() != "]":
-                yield value()
-                while expect(",]") == ",":
-                    token()
-                    yield value()
-            else:
-                expect("]")
-            if token():
-                raise ValueError(f"{path}: not a readable JSON file (more follows its array)")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not a readable JSON file ({error})") from error
+                    element, position = decoder.raw_decode(text, start.end())
+                except json.JSONDecodeError as error:
+                    # The element may continue in the next chunk.
+                    problem = f"not readable as JSON ({error.msg})"
+                    break
+                yield element
+                number += 1
+                problem = ""
+            text = text[position:]
+            if len(text) > MAX_ELEMENT_CHARACTERS:
+                problem = f"more than {MAX_ELEMENT_CHARACTERS:,} characters, or {problem}"
+                break
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}, row {number}: not readable as JSON ({error})") from error
+    if not (_END if number else _EMPTY).fullmatch(text):
+        expected = "',' and an object, or ']'" if number else "a JSON list of objects"
+        problem = problem or f"expected {expected}, found {text[:20]!r}"
+        raise UserError(f"{path}, row {number}: {problem}")
 
 
-def _batches(rows: Iterator[dict], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    batch: list[dict] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == BATCH:
-            yield pa.RecordBatch.from_pylist(batch, schema)
-            batch = []
-    if batch:
-        yield pa.RecordBatch.from_pylist(batch, schema)
-
-
-def arrow_rows(
+def load_json_table(
     path: str | Path,
-    key: str,
-    row: Callable[[object, int], dict],
+    parse: Callable[[dict, int], dict],
     schema: pa.Schema,
-    resolved: dict[str, str],
-    resolve: Callable,
+    cache_key: object,
+    lookups: dict[str, str],
+    look_up: Callable[[str], str],
 ) -> Dataset:
-    """`row(element, number)` of each element of a JSON array, as a data set of columns `schema`.
+    """Loads a JSON list of objects as a dataset. The table of a large file is cached on disk.
 
     Args:
-        key: what else than the file's bytes the rows depend on. resolved: what `row` has found with `resolve(name)`, by name; a
-            kept table is used only while that finds the same.
+        path: The JSON file.
+        parse: Returns the row of an element with this number.
+        schema: Schema of the rows.
+        cache_key: JSON value of what `parse` depends on besides the element and `lookups`.
+        lookups: Filled by `parse`: results that depend on the file system, by name.
+        look_up: Returns the result for a name. The cached table is used while results are equal.
 
     Raises:
-        ValueError: of [`stream_array`] and of `row`.
+        UserError: As for `stream_array`, or raised by `parse`.
     """
     status = os.stat(path)
-    made = (row(element, number) for number, element in enumerate(stream_array(path)))
-    if status.st_size < LARGE:
-        return Dataset(pa.Table.from_batches(_batches(made, schema), schema))
-    cache = cache_folder() / "rows"
-    identity = repr(
-        (os.path.abspath(path), status.st_size, status.st_mtime_ns, key, schema.to_string())
-    )
-    file = cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.arrow"
-    about = file.with_suffix(".json")
+    if status.st_size < MIN_CACHED_BYTES:
+        return _read_into_memory(path, parse, schema)
+    identity = [os.path.abspath(path), status.st_size, status.st_mtime_ns, cache_key]
+    folder = cache_folder() / "rows"
+    table_file = folder / f"{json_digest([*identity, schema.to_string()])[:24]}.arrow"
+    # Written last: a table without it is incomplete.
+    lookups_file = table_file.with_suffix(".json")
+    with suppress(OSError, ValueError):
+        cached_lookups = json.loads(lookups_file.read_text())
+        if all(look_up(name) == result for name, result in cached_lookups.items()):
+            return Dataset.from_file(str(table_file))
+    partial_file = table_file.with_suffix(f".{os.getpid()}")
     try:
-        if all(resolve(name) == found for name, found in json.loads(about.read_text()).items()):
-            return Dataset.from_file(str(file))
-    except (OSError, ValueError, AttributeError, pa.ArrowInvalid):  # not made yet, or torn
-        pass
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}")
-        try:
-            with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-                for batch in _batches(made, schema):
-                    writer.write_batch(batch)
-            about.unlink(missing_ok=True)  # while it is there, the table is whole
-            part.replace(file)
-            part.write_text(json.dumps(resolved))
-            part.replace(about)
-        finally:
-            part.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_table(partial_file, path, parse, schema)
+        lookups_file.unlink(missing_ok=True)
+        partial_file.replace(table_file)
+        write_json(lookups_file, lookups)
     except OSError as error:
-        logger.warning(
-            "%s cannot be written (%s); %s is read again in the next run", cache, error, path
-        )
-        made = (row(element, number) for number, element in enumerate(stream_array(path)))
-        return Dataset(pa.Table.from_batches(_batches(made, schema), schema))
-    return Dataset.from_file(str(file))
+        logger.warning("%s: cannot cache the table of %s (%s)", folder, path, error)
+        return _read_into_memory(path, parse, schema)
+    finally:
+        with suppress(OSError):
+            partial_file.unlink()
+    return Dataset.from_file(str(table_file))
+
+
+def _write_table(file: Path, path: str | Path, parse: Callable, schema: pa.Schema) -> None:
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for batch in _read_batches(path, parse, schema):
+            writer.write_batch(batch)
+
+
+def _read_into_memory(path: str | Path, parse: Callable, schema: pa.Schema) -> Dataset:
+    return Dataset(pa.Table.from_batches(_read_batches(path, parse, schema), schema))
+
+
+def _read_batches(path: str | Path, parse: Callable, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    rows = (parse(element, number) for number, element in enumerate(stream_array(path)))
+    while batch := list(islice(rows, ROWS_PER_BATCH)):
+        yield pa.RecordBatch.from_pylist(batch, schema)

@@ -1,4 +1,4 @@
-"""ReasonAQA's two known defects, mended on request: labels of CLE on wrong hypotheses, and options whose place tells."""
+"""Fixes two known defects of ReasonAQA: wrong labels of CLE, and options whose position tells."""
 
 import csv
 import html
@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .answer_parsing import option_spans, parse_answer
+from ..runtime import UserError
+from .answer_parsing import Option, find_options, parse_answer
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# AudioEntailment's columns (github.com/microsoft/AudioEntailment, data/CLE/*.csv), and the option that each stands for
+# The option for each column of github.com/microsoft/AudioEntailment, data/CLE/*.csv.
 LABELS = {
     "Entailment": "it is definitely true",
     "Contradiction": "it is definitely false",
@@ -24,140 +25,160 @@ _SWAPPED = {
     "it is plausible": "it is definitely false",
 }
 _HYPOTHESIS = re.compile(r'the hypothesis - "(.*)"\s*\?', re.S)
-_LETTER = re.compile(r"^(\s*\(?)[a-zA-Z](?=[).:]|\s*$)")  # of an answer
-# an option that speaks of others cannot stand in another place
-_OF_OTHERS = re.compile(
+_ANSWER_LETTER = re.compile(r"^(\s*\(?)[a-zA-Z](?=[).:]|\s*$)")
+_OTHER_OPTIONS = re.compile(
     r"\b(above|below|both|all|none|neither|either|[a-d] (and|or) [a-d])\b", re.I
 )
+_NEEDED_COLUMNS = {"subtype", "input", "answer", "question_type", "filepath1"}
 
-
-def _key(file: str, hypothesis: str) -> tuple[str, str]:
-    name = html.unescape(re.split(r"[/\\]", file)[-1])
-    return name.casefold(), " ".join(html.unescape(hypothesis).split()).casefold()
+# The correct option by file name and hypothesis.
+EntailmentLabels = Mapping[tuple[str, str], str]
 
 
 def entailment_labels(files: Iterable[str | Path]) -> dict[tuple[str, str], str]:
-    """The right option of each clip and hypothesis, from AudioEntailment's csv files.
+    """Reads the correct options from AudioEntailment's CSV files.
 
     Raises:
-        ValueError: naming the file, if it is none of them.
+        UserError: A file is not one of them. The message names it.
     """
     labels: dict[tuple[str, str], str] = {}
     for file in files:
         try:
             with open(file, encoding="utf-8", newline="") as lines:
-                rows = csv.DictReader(lines)
-                if missing := {"Audio file", *LABELS} - set(rows.fieldnames or ()):
-                    raise ValueError(
-                        f"{file}: no csv of AudioEntailment (no column {', '.join(sorted(missing))})"
-                    )
-                for row in rows:
-                    labels.update(
-                        (_key(row["Audio file"] or "", row[column] or ""), LABELS[column])
-                        for column in LABELS
-                    )
+                labels |= _read_labels(csv.DictReader(lines), file)
         except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{file}: not a readable csv ({error})") from error
+            raise UserError(f"{file}: not a readable CSV file ({error})") from error
     if not labels:
-        raise ValueError(f"{', '.join(map(str, files))}: no label is in there")
+        raise UserError(f"{', '.join(map(str, files))}: no labels found")
     return labels
 
 
+def _read_labels(rows: csv.DictReader, file: str | Path) -> dict[tuple[str, str], str]:
+    missing = {"Audio file", *LABELS} - set(rows.fieldnames or ())
+    if missing:
+        columns = ", ".join(sorted(missing))
+        raise UserError(f"{file}: not a CSV file of AudioEntailment (no column {columns})")
+    labels = {}
+    for row in rows:
+        for column, label in LABELS.items():
+            labels[_label_key(row["Audio file"] or "", row[column] or "")] = label
+    return labels
+
+
+def _label_key(file: str, hypothesis: str) -> tuple[str, str]:
+    name = html.unescape(re.split(r"[/\\]", file)[-1])
+    return name.casefold(), " ".join(html.unescape(hypothesis).split()).casefold()
+
+
 def is_cle(row: Mapping) -> bool:
-    """Whether a row is of the subtype whose labels are in doubt."""
+    """Whether a row has the subtype with the wrong labels."""
     return row["subtype"].removesuffix(".json") == "CLE"
 
 
-def right_label(row: Mapping, labels: Mapping[tuple[str, str], str]) -> str | None:
-    """The option that a row of CLE ought to have, or None if its clip and hypothesis are not among `labels`."""
+def correct_label(row: Mapping, labels: EntailmentLabels) -> str | None:
+    """Returns the correct option of a CLE row, or None if `labels` do not contain it."""
     hypothesis = _HYPOTHESIS.search(row["input"])
-    return labels.get(_key(row["filepath1"], hypothesis[1])) if hypothesis else None
+    return labels.get(_label_key(row["filepath1"], hypothesis[1])) if hypothesis else None
 
 
-def _named_option(row: Mapping) -> tuple[list, int] | None:
-    """The options inside a row's question, and which of them its answer names."""
-    options = option_spans(row["input"])
+def _answered_option(row: Mapping) -> tuple[list[Option], int] | None:
+    """Returns the options of a question and the index of the one that its answer names."""
+    options = find_options(row["input"])
     letters = [option.letter.lower() for option in options]
-    named = parse_answer("mcq", row["input"], row["answer"])
-    return (options, letters.index(named)) if named in letters else None
+    letter = parse_answer("mcq", row["input"], row["answer"])
+    return (options, letters.index(letter)) if letter in letters else None
 
 
-def fix_cle_label(row: dict, labels: Mapping[tuple[str, str], str] | None) -> dict:
-    """The row with the answer that `labels` has; without them, "definitely false" and "plausible" change places.
+def fix_cle_label(row: dict, labels: EntailmentLabels | None) -> dict:
+    """Returns a CLE row with the correct answer. Other rows do not change.
 
-    Rows of other subtypes, and rows that `labels` do not know, stay as they are.
+    Args:
+        row: A row of ReasonAQA.
+        labels: Correct options. Rows without one do not change. None swaps "definitely false"
+            and "plausible".
     """
-    if not is_cle(row) or (found := _named_option(row)) is None:
+    answered = _answered_option(row) if is_cle(row) else None
+    if answered is None:
         return row
-    options, named = found
+    options, index = answered
     texts = [option.text.strip().rstrip(".").lower() for option in options]
-    wanted = right_label(row, labels) if labels is not None else _SWAPPED.get(texts[named])
-    if wanted not in texts:
+    label = _SWAPPED.get(texts[index]) if labels is None else correct_label(row, labels)
+    if label not in texts:
         return row
-    option = options[texts.index(wanted)]
+    option = options[texts.index(label)]
     return {**row, "answer": f"{option.letter}) {option.text.strip()}"}
 
 
-def speaks_of_others(options: list) -> bool:
-    """Whether an option's text speaks of other options ("both A and B", "none of the above"), which thus cannot be moved."""
-    return any(_OF_OTHERS.search(option.text) for option in options)
+def refers_to_options(options: list[Option]) -> bool:
+    """Whether an option refers to others ("none of the above"), so that none may be moved."""
+    return any(_OTHER_OPTIONS.search(option.text) for option in options)
 
 
 def shuffle_options(row: dict, seed: int) -> dict:
-    """The row with the options of a multiple-choice question in an order drawn by `seed` and the row; the answer follows.
+    """Returns a multiple-choice row with its options in a random order. The answer follows.
 
-    Questions with an option that speaks of others ("both A and B", "none of the above") stay as they are, and answers that
-    name no option.
+    The order depends on the seed and the row. A row does not change if an option refers to others
+    or its answer names no option.
     """
-    if row["question_type"] != "mcq" or (found := _named_option(row)) is None:
+    answered = _answered_option(row) if row["question_type"] == "mcq" else None
+    if answered is None:
         return row
-    options, named = found
-    if speaks_of_others(options):
+    options, answer_index = answered
+    if refers_to_options(options):
         return row
     order = list(range(len(options)))
-    random.Random(f"{seed}|{row['filepath1']}|{row['input']}").shuffle(
-        order
-    )  # of a row, wherever it is read
-    question, at = [], 0
-    for option, taken in zip(options, order):
-        question += [row["input"][at : option.start], options[taken].text]
-        at = option.end
-    letter = options[order.index(named)].letter
-    answer = _LETTER.sub(
-        lambda found: found[1] + letter, row["answer"]
-    )  # an answer without one is the option's text
-    return {**row, "input": "".join(question) + row["input"][at:], "answer": answer}
+    random.Random(f"{seed}|{row['filepath1']}|{row['input']}").shuffle(order)
+    question = row["input"]
+    parts = []
+    end = 0
+    for option, new_index in zip(options, order):
+        parts += [question[end : option.start], options[new_index].text]
+        end = option.end
+    letter = options[order.index(answer_index)].letter
+    # An answer without a letter is the option's text, which stays the same.
+    answer = _ANSWER_LETTER.sub(lambda match: match[1] + letter, row["answer"])
+    return {**row, "input": "".join([*parts, question[end:]]), "answer": answer}
 
 
 class RowFixes:
-    """What is done to rows before they are trained on, one by one.
+    """Fixes rows one by one before training.
 
     Args:
-        fix_cle_labels: None leaves them; an empty list swaps them as [`fix_cle_label`] does; else AudioEntailment's csv files.
-        shuffle_seed: of the options' order; None leaves it.
+        fix_cle_labels: AudioEntailment's CSV files, an empty list to swap labels as
+            `fix_cle_label` does, or None to leave them.
+        shuffle_seed: Seed for the order of options, or None to leave it.
 
     Raises:
-        ValueError: if a csv cannot be read.
+        UserError: A CSV file is not readable.
     """
 
     def __init__(self, fix_cle_labels: list[str] | None = None, shuffle_seed: int | None = None):
-        self.fixes, self.shuffle_seed = fix_cle_labels is not None, shuffle_seed
+        self.fixes_labels = fix_cle_labels is not None
+        self.shuffle_seed = shuffle_seed
         self.labels = entailment_labels(fix_cle_labels) if fix_cle_labels else None
 
     def __call__(self, row: dict) -> dict:
-        row = fix_cle_label(row, self.labels) if self.fixes else row
-        return row if self.shuffle_seed is None else shuffle_options(row, self.shuffle_seed)
+        """Returns the fixed row."""
+        if self.fixes_labels:
+            row = fix_cle_label(row, self.labels)
+        if self.shuffle_seed is not None:
+            row = shuffle_options(row, self.shuffle_seed)
+        return row
 
-    def rows(self, rows: "Dataset") -> "Dataset":
-        """The rows, mended when they are read whole; single columns stay as they are."""
-        return (
-            rows.with_transform(self._batch)
-            if self.fixes or self.shuffle_seed is not None
-            else rows
-        )
+    def apply(self, rows: "Dataset") -> "Dataset":
+        """Returns rows that are fixed when they are read. Single columns are not fixed."""
+        if not self.fixes_labels and self.shuffle_seed is None:
+            return rows
+        return rows.with_transform(self._fix_batch)
 
-    def _batch(self, batch: dict[str, list]) -> dict[str, list]:
-        if not {"subtype", "input", "answer", "question_type", "filepath1"} <= batch.keys():
+    def _fix_batch(self, batch: dict[str, list]) -> dict[str, list]:
+        if not batch.keys() >= _NEEDED_COLUMNS:
             return batch
-        mended = [self(dict(zip(batch, values))) for values in zip(*batch.values())]
-        return {name: [row[name] for row in mended] for name in batch}
+        rows = [self(dict(zip(batch, values))) for values in zip(*batch.values())]
+        return {name: [row[name] for row in rows] for name in batch}
+
+    rows = apply  # RENAMED
+
+
+right_label = correct_label  # RENAMED
+speaks_of_others = refers_to_options  # RENAMED

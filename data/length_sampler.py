@@ -1,73 +1,116 @@
-"""The order of rows in training: batches of rows of about one length, the same for every arm."""
+"""Orders the examples of an epoch so that each batch holds examples of similar length."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch.utils.data import Sampler
 
-# what a row's length is measured by, whatever an arm makes of a second of audio
-TOKENS_PER_SECOND, TOKENS_PER_CHARACTER = 10, 0.25
-STEPS_PER_DRAW = 64  # rows are drawn for so many steps at once, and sorted among these
-DRAWS = 8  # at least, in an epoch: sorted all at once, the same rows would always meet
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# Lengths are estimated alike for all encoders, so that every encoder sees the same batches.
+TOKENS_PER_SECOND = 10
+TOKENS_PER_CHARACTER = 0.25
+MAX_BATCHES_PER_WINDOW = 64
+MIN_WINDOWS_PER_EPOCH = 8
 
 
-def row_lengths(rows, seconds: dict[str, float], max_seconds: float) -> list[float]:
-    """About how many tokens each row has: by the seconds that are used of its clips, and its text's characters.
+def estimate_lengths(
+    examples: "Dataset | Mapping[str, Sequence]",
+    seconds: Mapping[str, float],
+    max_seconds: float,
+) -> list[float]:
+    """Estimates the tokens of each example from the audio that is used and the text.
 
     Args:
-        rows: a `Dataset`, or another mapping of columns. seconds: of each clip.
+        examples: Columns `audio`, `input` and `answer`.
+        seconds: Duration of each clip.
+        max_seconds: Seconds that the model uses of a clip.
     """
-    return [
-        TOKENS_PER_SECOND * sum(min(seconds[clip], max_seconds) for clip in clips)
-        + TOKENS_PER_CHARACTER * (len(question) + len(answer))
-        for clips, question, answer in zip(rows["audio"], rows["input"], rows["answer"])
-    ]
+    lengths = []
+    for clips, question, answer in zip(examples["audio"], examples["input"], examples["answer"]):
+        used_seconds = sum(min(seconds[clip], max_seconds) for clip in clips)
+        characters = len(question) + len(answer)
+        lengths.append(TOKENS_PER_SECOND * used_seconds + TOKENS_PER_CHARACTER * characters)
+    return lengths
 
 
-class LengthBucketSampler(Sampler[int]):
-    """Numbers of all rows in an order in which each `rows_per_step` that follow one another are of about one length.
+class LengthGroupedSampler(Sampler[int]):
+    """Yields example indices so that each batch holds examples of similar length.
 
-    Drawn anew for each epoch, by `seed` and its number alone: a run that is resumed, another arm, more processes or smaller
-    batches find the same rows in each step. Within a step they come by length, shortest first.
+    The order depends on the seed and the epoch alone. A resumed run, another encoder, more
+    processes or a smaller per-device batch size see the same examples in each optimizer step.
+    Within a batch the shortest example comes first.
+
+    Args:
+        lengths: Estimated tokens per example, from `estimate_lengths`.
+        batch_size: Examples per optimizer step, over all processes.
+        seed: Seed of the order.
     """
 
-    def __init__(self, lengths: list[float], rows_per_step: int, seed: int):
-        self.lengths, self.rows_per_step, self.seed, self.epoch = (
-            torch.tensor(lengths),
-            rows_per_step,
-            seed,
-            0,
-        )
+    def __init__(self, lengths: list[float], batch_size: int, seed: int):
+        self.lengths = torch.tensor(lengths)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.epoch_order(self.epoch).tolist())
+
     def set_epoch(self, epoch: int) -> None:
-        """As the Trainer calls it before each epoch, counted from 0."""
+        """Sets the epoch to iterate over, counted from 0. The Trainer calls it."""
         self.epoch = epoch
 
-    def order(self, epoch: int) -> torch.Tensor:
-        """Numbers of the rows in an epoch, (rows,); of steps that are not full, the last one."""
-        name = hashlib.sha256(f"{self.seed} {epoch}".encode()).digest()
-        draw = torch.Generator().manual_seed(int.from_bytes(name[:7], "big"))
-        drawn, full = torch.randperm(len(self), generator=draw), len(self) // self.rows_per_step
-        steps, rest = drawn[: full * self.rows_per_step], drawn[full * self.rows_per_step :]
-        at_once = self.rows_per_step * max(1, min(STEPS_PER_DRAW, full // DRAWS))
-        by_length = [
-            part[self.lengths[part].argsort(stable=True)] for part in (*steps.split(at_once), rest)
-        ]
-        steps = torch.cat(by_length[:-1]).view(full, self.rows_per_step)
-        return torch.cat([steps[torch.randperm(full, generator=draw)].flatten(), by_length[-1]])
+    def epoch_order(self, epoch: int) -> torch.Tensor:
+        """Returns the example indices of an epoch, shape `(examples,)`.
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.order(self.epoch).tolist())
+        An incomplete batch comes last.
+        """
+        generator = _epoch_generator(self.seed, epoch)
+        shuffled = torch.randperm(len(self), generator=generator)
+        num_batches = len(self) // self.batch_size
+        complete, incomplete = shuffled.tensor_split([num_batches * self.batch_size])
 
-    def rows_of(self, step: int) -> list[int]:
-        """Numbers of the rows of a training step, counted from 1 over all epochs."""
-        epoch, step = divmod(step - 1, -(-len(self) // self.rows_per_step))
-        return self.order(epoch)[step * self.rows_per_step :][: self.rows_per_step].tolist()
+        # Sorting the whole epoch at once would put the same examples into one batch every time.
+        batches_per_window = max(
+            1, min(MAX_BATCHES_PER_WINDOW, num_batches // MIN_WINDOWS_PER_EPOCH)
+        )
+        windows = complete.split(batches_per_window * self.batch_size)
+        batches = torch.cat([self._sort_by_length(window) for window in windows])
+
+        batch_order = torch.randperm(num_batches, generator=generator)
+        batches = batches.view(num_batches, self.batch_size)[batch_order]
+        return torch.cat([batches.flatten(), self._sort_by_length(incomplete)])
+
+    def batch_indices(self, step: int) -> list[int]:
+        """Returns the example indices of an optimizer step, counted from 1 over all epochs."""
+        batches_per_epoch = -(-len(self) // self.batch_size)
+        epoch, batch = divmod(step - 1, batches_per_epoch)
+        start = batch * self.batch_size
+        return self.epoch_order(epoch)[start : start + self.batch_size].tolist()
 
     def digest(self) -> str:
-        """SHA-256 of the first epoch's order: equal where all batches are."""
-        return hashlib.sha256(self.order(0).numpy().astype("<i8").tobytes()).hexdigest()
+        """Returns the SHA-256 of the first epoch's order. Samplers with equal digests are equal."""
+        order = self.epoch_order(0).numpy().astype("<i8")
+        return hashlib.sha256(order.tobytes()).hexdigest()
+
+    def _sort_by_length(self, indices: torch.Tensor) -> torch.Tensor:
+        return indices[self.lengths[indices].argsort(stable=True)]
+
+    rows_of = batch_indices  # RENAMED
+
+
+def _epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    # A hash gives each pair of seed and epoch a generator of its own. The seed has 7 bytes because
+    # `manual_seed` takes 64-bit signed numbers.
+    digest = hashlib.sha256(f"{seed} {epoch}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+row_lengths = estimate_lengths  # RENAMED
+LengthBucketSampler = LengthGroupedSampler  # RENAMED

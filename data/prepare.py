@@ -1,23 +1,21 @@
-"""Gets ReasonAQA, checks it, and makes shards of it that train without tens of thousands of files.
-
-`run_prepare.py download DATA`, `run_prepare.py check DATA`, `run_prepare.py convert DATA --output SHARDS` and
-`run_prepare.py push SHARDS --hub_dataset_id me/reasonaqa`; each explains itself with `--help`.
-"""
+"""Downloads, checks, converts and pushes ReasonAQA: `audiolm prepare COMMAND`."""
 
 import argparse
 import json
 import logging
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from datasets import DatasetDict
 from huggingface_hub import HfApi, get_token
 
-from ..runtime import redact_token
+from ..runtime import UserError, format_bytes, redact_token, report_user_errors, write_json
 from . import audio_roots, drop_bad_audio, load_reasonaqa, resolve_path, select_rows
 from .audio_check import inspect_clips
 from .convert import Conversion
-from .corpus_check import FINDINGS, CorpusCheck, table
+from .corpus_check import ERRORS, CorpusCheck, format_report
 from .download.audiocaps import NAME, youtube_index
 from .download.zenodo import get
 from .json_table import stream_array
@@ -25,167 +23,175 @@ from .label_fixes import entailment_labels
 from .shards import MANIFEST, PUSHED, split_files
 
 SPLITS = ("train", "val", "test")
+SOURCES = ("reasonaqa", "clotho", "clothoaqa")
 
 
-def _corpus_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "data", help="folder with train.json, val.json and test.json, or some of them"
-    )
-    parser.add_argument(
-        "--audio_dir",
-        nargs="+",
-        help="folder of the audio, or SOURCE=FOLDER for each first part of the rows' "
-        "paths; default: DATA, or DATA/audio if the first clip is there",
-    )
-    parser.add_argument(
-        "--max_audio_seconds", type=float, default=10.0, help="seconds used of each clip"
-    )
-    parser.add_argument(
-        "--subtypes", nargs="+", help="rows of these subtypes alone, such as `Clotho-MCQ CLE`"
-    )
-    parser.add_argument("--question_types", nargs="+", help="rows of these question types alone")
-
-
-def parse(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    def command(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of `audiolm prepare` with its four commands."""
+    parser = argparse.ArgumentParser(prog="audiolm prepare", description=__doc__)
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    for name, (description, add_options, _) in COMMANDS.items():
+        command = subparsers.add_parser(
             name,
-            help=text,
-            description=text,
+            help=description,
+            description=description,
             allow_abbrev=False,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
+        add_options(command)
+    return parser
 
-    get = command(
-        "download",
-        "Downloads and unpacks ReasonAQA, Clotho v2.1 and ClothoAQA; interrupted, it goes on.",
+
+def _add_download_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", help="Folder for the data.")
+    parser.add_argument(
+        "--what", nargs="+", choices=SOURCES, default=list(SOURCES), help="What to download."
     )
-    get.add_argument("data", help="folder that they are put into")
-    get.add_argument(
-        "--what",
-        nargs="+",
-        choices=("reasonaqa", "clotho", "clothoaqa"),
-        default=["reasonaqa", "clotho", "clothoaqa"],
-        help="which of them",
-    )
-    get.add_argument(
+    parser.add_argument(
         "--audiocaps",
         metavar="FOLDER",
-        help="your copy of AudioCaps: says how many of ReasonAQA's clips are in it",
+        help="Your copy of AudioCaps. Prints how many of ReasonAQA's clips it contains.",
     )
-    get.add_argument("--server", default="https://zenodo.org", help="address of the archive")
+    parser.add_argument("--server", default="https://zenodo.org", help="Address of the archive.")
 
-    check = command(
-        "check",
-        "Looks at every row and clip, prints a table, and exits with 1 if training on it would be wrong.",
+
+def _add_corpus_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", help="Folder with train.json, val.json and test.json, or some.")
+    parser.add_argument(
+        "--audio_dir",
+        nargs="+",
+        help="Folder of the audio, or SOURCE=FOLDER for each first part of the rows' paths. "
+        "Default: DATA, or DATA/audio if it contains the first clip.",
     )
-    _corpus_options(check)
-    check.add_argument("--output", default="check.json", help="JSON file of the report")
-    check.add_argument(
+    parser.add_argument(
+        "--max_audio_seconds", type=_positive(float), default=10.0, help="Seconds used of a clip."
+    )
+    parser.add_argument(
+        "--subtypes", nargs="+", help="Use only these subtypes, such as `Clotho-MCQ CLE`."
+    )
+    parser.add_argument("--question_types", nargs="+", help="Use only these question types.")
+
+
+def _add_check_options(parser: argparse.ArgumentParser) -> None:
+    _add_corpus_options(parser)
+    parser.add_argument("--output", default="check.json", help="JSON file of the report.")
+    parser.add_argument(
         "--entailment_csv",
         nargs="+",
-        help="AudioEntailment's csv files: CLE's labels are compared with them",
+        help="CSV files of AudioEntailment. Compares the labels of CLE with them.",
     )
-    check.add_argument(
-        "--max_answer_words", type=int, default=300, help="longer answers are counted"
+    parser.add_argument(
+        "--max_answer_words",
+        type=_positive(int),
+        default=300,
+        help="Longer answers are counted.",
     )
-    check.add_argument(
-        "--allow",
-        nargs="+",
-        default=[],
-        choices=[name for name, (wrong, _) in FINDINGS.items() if wrong],
-        help="findings that are known and do not count as wrong",
+    parser.add_argument(
+        "--allow", nargs="+", default=[], choices=ERRORS, help="Findings that are no errors."
     )
 
-    convert = command("convert", "Writes a data set of Parquet shards; interrupted, it goes on.")
-    _corpus_options(convert)
-    convert.add_argument("--output", required=True, help="folder of the data set")
-    convert.add_argument(
+
+def _add_convert_options(parser: argparse.ArgumentParser) -> None:
+    _add_corpus_options(parser)
+    parser.add_argument("--output", required=True, help="Folder of the data set.")
+    parser.add_argument(
         "--audio",
         choices=("referenced", "embedded"),
         default="referenced",
-        help="each clip once, named by the rows; or in every row about it, for --streaming",
+        help="Store each clip once, or in every row about it (for --streaming).",
     )
-    convert.add_argument(
-        "--audio_format", choices=("flac", "wav"), default="flac", help="of 16 bits, mono"
+    parser.add_argument(
+        "--audio_format", choices=("flac", "wav"), default="flac", help="16 bits, mono."
     )
-    convert.add_argument(
-        "--sampling_rate", type=int, help="resample all to it, once; default: each clip's own rate"
+    parser.add_argument(
+        "--sampling_rate",
+        type=_positive(int),
+        help="Resample all clips to this rate in Hz. Default: each clip's own rate.",
     )
-    convert.add_argument(
-        "--on_bad_audio", choices=("error", "skip"), default="error", help="what broken files do"
+    parser.add_argument(
+        "--on_bad_audio",
+        choices=("error", "skip"),
+        default="error",
+        help="Stop at unreadable clips, or drop their rows.",
     )
 
-    push = command("push", "Uploads a converted data set with its card.")
-    push.add_argument("data", help="folder that `convert` wrote")
-    push.add_argument("--hub_dataset_id", required=True, help="its name on the Hub, user/name")
-    push.add_argument("--private", action="store_true", help="make it private")
-    args = parser.parse_args(argv)
-    for option in ("max_audio_seconds", "max_answer_words", "sampling_rate"):
-        if (value := getattr(args, option, None)) is not None and value <= 0:
-            parser.error(f"--{option} {value}: a number above 0 is wanted")
-    return args
+
+def _add_push_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", help="Output folder of `convert`.")
+    parser.add_argument("--hub_dataset_id", required=True, help="Name on the Hub, USER/NAME.")
+    parser.add_argument("--private", action="store_true", help="Make the data set private.")
 
 
-def json_files(folder: str) -> dict[str, Path]:
-    """The JSON file of each split in a folder.
+def _positive(number_type: type[int] | type[float]) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = number_type(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"{text}: expected a positive number")
+        return value
 
-    Raises:
-        ValueError: if there is none.
-    """
-    files = {split: file for split in SPLITS if (file := Path(folder, f"{split}.json")).is_file()}
-    if not files:
-        raise ValueError(f"{folder}: no train.json, val.json or test.json is there")
-    return files
-
-
-def corpus(args: argparse.Namespace):
-    """The rows of a folder, by split.
-
-    Raises:
-        ValueError: if there are none.
-    """
-    files, roots = json_files(args.data), args.audio_dir
-    if not roots:
-        first = next(stream_array(next(iter(files.values()))), None)
-        name = first.get("filepath1") if isinstance(first, dict) else None
-        inner = str(Path(args.data, "audio"))
-        roots = [
-            inner
-            if isinstance(name, str) and Path(resolve_path(name, inner)).is_file()
-            else args.data
-        ]
-    data = load_reasonaqa(files, audio_roots(roots))
-    if args.subtypes or args.question_types:
-        for split in data:
-            data[split] = select_rows(data[split], args.subtypes, args.question_types)
-    return data
+    parse.__name__ = number_type.__name__
+    return parse
 
 
+# ------------------------------------------------------------------------------------------------
+# Commands
+
+
+@report_user_errors("audiolm prepare download")
+def download(args: argparse.Namespace) -> int:
+    """Runs `audiolm prepare download` and returns the exit status."""
+    if args.audiocaps and not Path(args.audiocaps).is_dir():
+        raise UserError(f"--audiocaps {args.audiocaps}: folder not found")
+    try:
+        get(args.what, Path(args.data), args.server)
+    except (OSError, ImportError) as error:
+        raise UserError(str(error)) from error
+    if args.audiocaps:
+        _print_audiocaps(args.data, args.audiocaps)
+    return 0
+
+
+def _print_audiocaps(data: str, audiocaps: str) -> None:
+    """Prints how many clips of each split are in a copy of AudioCaps, and the training option."""
+    folder = str(Path(audiocaps).absolute())
+    index = youtube_index(folder)
+    for split, file in json_files(data).items():
+        names = set()
+        for row in stream_array(file):
+            names |= {row["filepath1"], row["filepath2"]}
+        matches = [NAME.fullmatch(re.split(r"[/\\]", name)[-1]) for name in names]
+        ids = {match[1] for match in matches if match}
+        present = len(ids & index.keys())
+        print(f"AudioCaps: {present:,} of the {len(ids):,} clips of {split} are in {audiocaps}")
+    folders = f"ClothoV21={data}/ClothoV21 ClothoAQA={data}/ClothoAQA AudioCapsLarger={folder}"
+    print(f"train with --audio_dir {folders}")
+
+
+@report_user_errors("audiolm prepare check")
 def check(args: argparse.Namespace) -> int:
+    """Runs `audiolm prepare check` and returns the exit status."""
     labels = entailment_labels(args.entailment_csv) if args.entailment_csv else None
-    data = corpus(args)
-    facts = inspect_clips(
-        [clip for rows in data.values() for clips in rows["audio"] for clip in clips],
-        args.max_audio_seconds,
-    )
-    report = CorpusCheck(data, facts, args.max_audio_seconds, args.max_answer_words, labels).report(
-        tuple(args.allow)
-    )
-    print(table(report))
-    output = Path(args.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    data = load_corpus(args)
+    clips = set()
+    for rows in data.values():
+        for paths in rows["audio"]:
+            clips.update(paths)
+    facts = inspect_clips(sorted(clips), args.max_audio_seconds)
+    corpus_check = CorpusCheck(data, facts, args.max_audio_seconds, args.max_answer_words, labels)
+    report = corpus_check.report(args.allow)
+    print(format_report(report))
+    try:
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+        write_json(args.output, report)
+    except OSError as error:
+        raise UserError(f"--output {args.output}: not writable ({error})") from error
     return 1 if report["wrong"] else 0
 
 
+@report_user_errors("audiolm prepare convert")
 def convert(args: argparse.Namespace) -> int:
-    data = drop_bad_audio(corpus(args), args.max_audio_seconds, args.on_bad_audio, args.output)
+    """Runs `audiolm prepare convert` and returns the exit status."""
+    data = drop_bad_audio(load_corpus(args), args.max_audio_seconds, args.on_bad_audio, args.output)
     conversion = Conversion(
         data,
         args.output,
@@ -194,75 +200,116 @@ def convert(args: argparse.Namespace) -> int:
         args.sampling_rate,
         args.audio_format,
     )
-    print(f"{len(conversion.clips):,} clips and {sum(map(len, data.values())):,} rows")
+    num_rows = sum(map(len, data.values()))
+    print(f"{len(conversion.clips):,} clips and {num_rows:,} rows")
     conversion.write()
     written = json.loads(Path(args.output, MANIFEST).read_text())["bytes"]
-    print(f"{written / 1e9:.2f} GB written; train with `run_train.py --dataset_name {args.output}`")
+    print(
+        f"{format_bytes(written)} written; train with `run_train.py --dataset_name {args.output}`"
+    )
     return 0
 
 
+@report_user_errors("audiolm prepare push")
 def push(args: argparse.Namespace) -> int:
-    split_files(Path(args.data))  # raises if it is none
-    api = HfApi()
+    """Runs `audiolm prepare push` and returns the exit status."""
+    # Raises an error for a folder without a complete conversion.
+    split_files(Path(args.data))
     try:
-        name = api.create_repo(
-            args.hub_dataset_id, repo_type="dataset", private=args.private, exist_ok=True
-        ).repo_id
-        if args.private and not api.dataset_info(name).private:
-            raise ValueError(f"--private: {name} is there already, and public")
-        api.upload_folder(
-            repo_id=name,
-            repo_type="dataset",
-            folder_path=args.data,
-            allow_patterns=list(PUSHED),
-            delete_patterns=list(PUSHED[:2]),
-            commit_message="Upload the data set",
-        )
-    except ValueError:
+        name = _upload(args)
+    except UserError:
         raise
-    except Exception as error:  # the Hub fails in many ways
-        raise ValueError(
-            f"not pushed to {args.hub_dataset_id}: {redact_token(error, get_token())}; run it again to go on"
+    except Exception as error:
+        # The Hub's client raises errors of many libraries.
+        message = redact_token(error, get_token())
+        raise UserError(
+            f"not pushed to {args.hub_dataset_id}: {message}. Run it again to resume."
         ) from error
     print(f"pushed to {name}; train with `run_train.py --dataset_name {name}`")
     return 0
 
 
-def download(args: argparse.Namespace) -> int:
-    if args.audiocaps and not Path(args.audiocaps).is_dir():
-        raise ValueError(f"--audiocaps {args.audiocaps}: no folder is there")
-    get(args.what, Path(args.data), args.server)
-    if args.audiocaps:
-        folder = str(Path(args.audiocaps).absolute())
-        index = youtube_index(folder)
-        for split, file in json_files(args.data).items():
-            names = {
-                row[field] for row in stream_array(file) for field in ("filepath1", "filepath2")
-            }
-            ids = {
-                found[1]
-                for name in names
-                if (found := NAME.fullmatch(re.split(r"[/\\]", name)[-1]))
-            }
-            print(
-                f"AudioCaps: {len(ids & index.keys()):,} of the {len(ids):,} clips of {split} are in {args.audiocaps}"
-            )
-        print(
-            f"train with --audio_dir ClothoV21={args.data}/ClothoV21 ClothoAQA={args.data}/ClothoAQA AudioCapsLarger={folder}"
-        )
-    return 0
+def _upload(args: argparse.Namespace) -> str:
+    api = HfApi()
+    repo = api.create_repo(
+        args.hub_dataset_id, repo_type="dataset", private=args.private, exist_ok=True
+    )
+    if args.private and not api.dataset_info(repo.repo_id).private:
+        raise UserError(f"--private: {repo.repo_id} exists and is public")
+    api.upload_folder(
+        repo_id=repo.repo_id,
+        repo_type="dataset",
+        folder_path=args.data,
+        allow_patterns=list(PUSHED),
+        delete_patterns=list(PUSHED[:2]),
+        commit_message="Upload the data set",
+    )
+    return repo.repo_id
 
 
-def main(argv=None) -> None:
-    args = parse(argv)
+def json_files(folder: str) -> dict[str, Path]:
+    """Returns the JSON file of each split in a folder.
+
+    Raises:
+        UserError: There is none.
+    """
+    files = {split: Path(folder, f"{split}.json") for split in SPLITS}
+    files = {split: file for split, file in files.items() if file.is_file()}
+    if not files:
+        raise UserError(f"{folder}: no train.json, val.json or test.json found")
+    return files
+
+
+def load_corpus(args: argparse.Namespace) -> DatasetDict:
+    """Returns the selected rows of a folder by split.
+
+    Raises:
+        UserError: There are none, or one is bad.
+    """
+    files = json_files(args.data)
+    roots = args.audio_dir or [_find_audio_dir(args.data, next(iter(files.values())))]
+    data = load_reasonaqa(files, audio_roots(roots))
+    for split in data:
+        data[split] = select_rows(data[split], args.subtypes, args.question_types)
+    return data
+
+
+def _find_audio_dir(data: str, file: Path) -> str:
+    """Returns the folder `audio` in `data` if it contains the first clip, else `data`."""
+    audio_dir = str(Path(data, "audio"))
+    first_row = next(stream_array(file), {})
+    name = first_row.get("filepath1")
+    if isinstance(name, str) and Path(resolve_path(name, audio_dir)).is_file():
+        return audio_dir
+    return data
+
+
+COMMANDS = {
+    "download": (
+        "Downloads and unpacks ReasonAQA, Clotho v2.1 and ClothoAQA. Run it again to resume.",
+        _add_download_options,
+        download,
+    ),
+    "check": (
+        "Checks every row and clip and prints a table. The exit status is 1 if there are errors.",
+        _add_check_options,
+        check,
+    ),
+    "convert": (
+        "Writes a data set of Parquet shards in place of many audio files. Run it again to resume.",
+        _add_convert_options,
+        convert,
+    ),
+    "push": ("Uploads a converted data set and its card to the Hub.", _add_push_options, push),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs `audiolm prepare`. Default options: those of the command line."""
+    args = build_parser().parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    try:
-        status = {"download": download, "check": check, "convert": convert, "push": push}[
-            args.command
-        ](args)
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"run_prepare.py {args.command}: {error}")
-    sys.exit(status)
+    _, _, run_command = COMMANDS[args.command]
+    sys.exit(run_command(args))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
-"""ReasonAQA's rows (zenodo 15036628): eight string fields, and the question type that follows from them."""
+"""Reads ReasonAQA's JSON files (zenodo 15036628): question types, audio paths and the dataset."""
 
 import html
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
 from datasets import Dataset, DatasetDict
 
+from ..runtime import UserError
 from .download import audiocaps
-from .json_table import arrow_rows
+from .json_table import load_json_table
 
 FIELDS = (
     "taskname",
@@ -22,169 +23,204 @@ FIELDS = (
     "answer",
     "subtype",
 )
-REQUIRED = ("filepath1", "input", "answer", "subtype")  # the others may be empty
-QUESTION_TYPES = ("mcq", "yes_no", "entailment", "difference", "caption", "detail")
+# The other fields may be empty.
+REQUIRED_FIELDS = ("filepath1", "input", "answer", "subtype")
+# Questions whose answers name an option. Accuracy is defined for these.
+CLOSED_QUESTION_TYPES = ("mcq", "yes_no", "entailment")
+QUESTION_TYPES = (*CLOSED_QUESTION_TYPES, "difference", "caption", "detail")
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in (*FIELDS, "question_type")),
         ("audio", pa.list_(pa.string())),
     ]
 )
-VERSION = 1  # of how rows are read; another one makes kept tables unknown
-# A directory for all audio, or one for each source, which is the first part of a row's path.
+# Increase it when rows are read differently. Cached tables of other versions are not used.
+VERSION = 1
+# A folder of all audio, or a folder for each source. The source is the first part of a row's path.
 AudioDir = str | Path | Mapping[str, str | Path]
 
 
 def question_type(row: Mapping[str, str]) -> str:
-    """The question type of a row, whatever prefix its subtype has ("Clotho-MCQ.json", "AudioCaps-MCQ.json", ...).
+    """Returns the question type of a row, for any prefix of its subtype ("Clotho-MCQ.json").
 
     Raises:
-        ValueError: if neither subtype nor text tells.
+        UserError: Neither subtype nor question tells the type.
     """
-    subtype, text = row["subtype"].removesuffix(".json"), row["input"].strip().lower()
-    if re.search(r"D-[123]$", subtype) or text.startswith("explain the difference"):
+    subtype = row["subtype"].removesuffix(".json")
+    question = row["input"].strip().lower()
+    if re.search(r"D-[123]$", subtype) or question.startswith("explain the difference"):
         return "difference"
     if subtype.endswith("-MCQ"):
         return "mcq"
     if subtype.endswith("-Detail"):
         return "detail"
-    if "the hypothesis" in text and "definitely true" in text:
+    if "the hypothesis" in question and "definitely true" in question:
         return "entailment"
-    if subtype.endswith("AQA") or text.endswith("using yes or no."):
+    if subtype.endswith("AQA") or question.endswith("using yes or no."):
         return "yes_no"
-    if text.startswith("caption"):
+    if question.startswith("caption"):
         return "caption"
-    raise ValueError(
-        f"subtype {row['subtype'][:99]!r} and question {row['input'][:99]!r} name no known question type"
+    raise UserError(
+        f"subtype {row['subtype'][:99]!r} and question {row['input'][:99]!r} "
+        "match no question type of ReasonAQA"
     )
-
-
-def resolve_path(filepath: str, audio_dir: AudioDir) -> str:
-    """A row's file under `audio_dir`: backslashes, HTML entities and roots by source are seen to.
-
-    Links that lie in `audio_dir` are its owner's, and are followed.
-
-    Raises:
-        ValueError: if the path leaves `audio_dir`, with or without HTML entities, or names no file in it.
-    """
-    root, parts = audio_dir, _parts(filepath)
-    if isinstance(audio_dir, Mapping):
-        if parts[0] not in audio_dir:
-            raise ValueError(
-                f"{filepath[:99]!r}: no audio directory is given for {parts[0][:99]!r}, only for {sorted(audio_dir)}"
-            )
-        root, parts = audio_dir[parts[0]], _parts("/".join(parts[1:]))
-    path = os.path.join(root, *parts)
-    if "&" in path:
-        unescaped = os.path.join(root, *_parts(html.unescape("/".join(parts))))
-        path = unescaped if os.path.exists(unescaped) or not os.path.exists(path) else path
-    return path
-
-
-def _parts(filepath: str) -> list[str]:
-    """The names in a relative path; ValueError if it leaves the folder that it is relative to, or names no file."""
-    parts, fault = [part for part in re.split(r"[/\\]+", filepath) if part], None
-    drive = re.match(r"[A-Za-z]:[/\\]", filepath) or any(
-        os.path.splitdrive(part)[0] for part in parts
-    )
-    if filepath[:1] in ("/", "\\") or drive:
-        fault = "is an absolute path"
-    elif ".." in parts:
-        fault = "leads out of its folder"
-    elif {*parts} <= {"."} or "\0" in filepath:
-        fault = "is no name of a file"
-    if fault:
-        raise ValueError(f"{filepath[:99]!r} {fault}; a path below the audio directory is wanted")
-    return parts
 
 
 def audio_roots(audio_dir: list[str]) -> AudioDir:
-    """What `--audio_dir` was given: one folder, or SOURCE=FOLDER for each source.
+    """Returns the value of `--audio_dir`: one folder, or the folder of each source.
+
+    Args:
+        audio_dir: One folder, or several as SOURCE=FOLDER.
 
     Raises:
-        ValueError: if several folders are given without their sources.
+        UserError: There are several folders without sources.
     """
     if len(audio_dir) == 1 and "=" not in audio_dir[0]:
         return audio_dir[0]
-    if wrong := [d for d in audio_dir if "=" not in d]:
-        raise ValueError(f"--audio_dir {wrong[0]}: several folders are given as SOURCE=FOLDER")
-    return dict(d.split("=", 1) for d in audio_dir)
+    for folder in audio_dir:
+        if "=" not in folder:
+            raise UserError(f"--audio_dir {folder}: pass several folders as SOURCE=FOLDER")
+    return dict(folder.split("=", 1) for folder in audio_dir)
+
+
+def resolve_path(filepath: str, audio_dir: AudioDir) -> str:
+    r"""Returns the path of a row's audio file in `audio_dir`.
+
+    Backslashes separate folders, as in ReasonAQA. HTML entities are replaced unless only the
+    unreplaced name exists. Links in `audio_dir` are followed.
+
+    Raises:
+        UserError: The path names no file in `audio_dir`, or its source has no folder.
+    """
+    root = audio_dir
+    parts = _split_path(filepath)
+    if isinstance(audio_dir, Mapping):
+        source = parts[0]
+        if source not in audio_dir:
+            raise UserError(
+                f"{filepath[:99]!r}: no audio directory is given for {source[:99]!r}, "
+                f"only for {sorted(audio_dir)}"
+            )
+        root = audio_dir[source]
+        parts = _split_path("/".join(parts[1:]))
+    path = os.path.join(root, *parts)
+    if "&" not in path:
+        return path
+    unescaped = os.path.join(root, *_split_path(html.unescape("/".join(parts))))
+    return path if os.path.exists(path) and not os.path.exists(unescaped) else unescaped
+
+
+def _split_path(filepath: str) -> list[str]:
+    """Returns the parts of a relative path that stays in its folder and names a file."""
+    parts = [part for part in re.split(r"[/\\]+", filepath) if part]
+    has_drive = re.match(r"[A-Za-z]:[/\\]", filepath) or any(
+        os.path.splitdrive(part)[0] for part in parts
+    )
+    problem = None
+    if filepath[:1] in ("/", "\\") or has_drive:
+        problem = "is an absolute path"
+    elif ".." in parts:
+        problem = "leaves its folder"
+    elif {*parts} <= {"."} or "\0" in filepath:
+        problem = "is not a file name"
+    if problem:
+        raise UserError(f"{filepath[:99]!r} {problem}: expected a path in the audio directory")
+    return parts
 
 
 def load_reasonaqa(files: Mapping[str, str | Path], audio_dir: AudioDir) -> DatasetDict:
     """Reads ReasonAQA's JSON files.
 
+    A clip of AudioCaps, `Y<YouTube id>.wav`, is also found by its id in any layout of its source's
+    folder.
+
     Args:
-        files: JSON file of each split. audio_dir: see [`resolve_path`]; clips of AudioCaps (`Y<YouTube id>.wav`) that are not
-            there under their name are found by id in the source's folder, in any layout.
+        files: JSON file of each split.
+        audio_dir: A folder, or the folder of each source. See `resolve_path`.
 
     Returns:
-        The eight fields, `question_type`, and the resolved `audio` paths of each row's one or two clips.
+        ReasonAQA's eight fields, `question_type`, and in `audio` the paths of one or two clips.
 
     Raises:
-        ValueError: naming file and row number, if a row lacks a field, holds another type, has no answer, or names a file
-            that is not below `audio_dir`.
+        UserError: A file is not readable, or a row lacks a field, an answer or a question type, or
+            names a file outside of `audio_dir`. The message names file and row.
     """
-    return DatasetDict({split: _read(file, audio_dir) for split, file in files.items()})
+    return DatasetDict({split: _load_split(file, audio_dir) for split, file in files.items()})
 
 
-def _read(file: str | Path, audio_dir: AudioDir) -> Dataset:
-    found: dict[str, str] = {}  # the same few clips come again and again
-    uncertain: dict[
-        str, str
-    ] = {}  # names for which it matters what is in `audio_dir`: with HTML entities, or YouTube ids
-    indices: dict[str, dict[str, str]] = {}
-
-    def resolve(filepath: str) -> str:
-        path = resolve_path(filepath, audio_dir)
-        named = audiocaps.NAME.fullmatch(re.split(r"[/\\]", filepath)[-1])
-        if not named or os.path.exists(path):
-            return path
-        source = re.split(r"[/\\]", filepath)[0]
-        root = (
-            audio_dir[source] if isinstance(audio_dir, Mapping) else os.path.join(audio_dir, source)
-        )
-        if root not in indices:
-            indices[root] = audiocaps.youtube_index(root)
-        return indices[root].get(named[1], path)
-
-    def resolved(filepath: str) -> str:
-        if filepath not in found:
-            found[filepath] = resolve(filepath)
-            if "&" in filepath or audiocaps.NAME.search(filepath):
-                uncertain[filepath] = found[filepath]
-        return found[filepath]
-
-    def row(element, number: int) -> dict:
-        return _checked(element, file, number, resolved)
-
+def _load_split(file: str | Path, audio_dir: AudioDir) -> Dataset:
+    reader = _RowReader(file, audio_dir)
+    cache_key = [VERSION, repr(audio_dir)]
     try:
-        rows = arrow_rows(file, repr((VERSION, audio_dir)), row, SCHEMA, uncertain, resolve)
+        rows = load_json_table(
+            file, reader.parse, SCHEMA, cache_key, reader.uncertain_paths, reader.find_file
+        )
     except OSError as error:
-        raise ValueError(f"{file}: not a readable JSON file ({error})") from error
+        raise UserError(f"{file}: not readable ({error})") from error
     if not len(rows):
-        raise ValueError(f"{file}: a list of rows is wanted, not an empty list")
+        raise UserError(f"{file}: the list of rows is empty")
     return rows
 
 
-def _checked(row: dict, file, number: int, resolved: Callable[[str], str]) -> dict:
-    if not isinstance(row, dict):
-        raise ValueError(f"{file}, row {number}: an object is wanted, not {type(row).__name__}")
-    checked = {field: row.get(field) for field in FIELDS}
-    for field, value in checked.items():
+class _RowReader:
+    """Checks rows of a file and resolves their audio paths.
+
+    Attributes:
+        uncertain_paths: Path of each name whose path depends on the files that exist.
+    """
+
+    def __init__(self, file: str | Path, audio_dir: AudioDir):
+        self.file = file
+        self.audio_dir = audio_dir
+        self.uncertain_paths: dict[str, str] = {}
+        self._paths: dict[str, str] = {}
+        self._indices: dict[str | Path, dict[str, str]] = {}
+
+    def parse(self, row: dict, number: int) -> dict:
+        """Returns a checked row with `question_type` and `audio`."""
+        problem = _find_problem(row)
+        if problem:
+            raise UserError(f"{self.file}, row {number}: {problem}")
+        checked: dict = {field: row[field] for field in FIELDS}
+        names = [row[field] for field in ("filepath1", "filepath2") if row[field]]
+        try:
+            checked["question_type"] = question_type(row)
+            checked["audio"] = [self._path(name) for name in names]
+        except UserError as error:
+            raise UserError(f"{self.file}, row {number}: {error}") from error
+        return checked
+
+    def _path(self, name: str) -> str:
+        if name not in self._paths:
+            self._paths[name] = self.find_file(name)
+            if "&" in name or audiocaps.NAME.search(name):
+                self.uncertain_paths[name] = self._paths[name]
+        return self._paths[name]
+
+    def find_file(self, name: str) -> str:
+        """Returns the path of a clip, of AudioCaps also by its YouTube id."""
+        path = resolve_path(name, self.audio_dir)
+        parts = re.split(r"[/\\]", name)
+        youtube_name = audiocaps.NAME.fullmatch(parts[-1])
+        if not youtube_name or os.path.exists(path):
+            return path
+        if isinstance(self.audio_dir, Mapping):
+            root = self.audio_dir[parts[0]]
+        else:
+            root = os.path.join(self.audio_dir, parts[0])
+        if root not in self._indices:
+            self._indices[root] = audiocaps.youtube_index(root)
+        return self._indices[root].get(youtube_name[1], path)
+
+
+def _find_problem(row: dict) -> str | None:
+    for field in FIELDS:
+        value = row.get(field)
         if not isinstance(value, str):
-            found = type(value).__name__ if field in row else "missing"
-            raise ValueError(f"{file}, row {number}: field {field!r} is {found}, not a string")
-        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-            raise ValueError(
-                f"{file}, row {number}: field {field!r} holds half a character (a lone surrogate)"
-            )
-        if (not value or value.isspace()) and field in REQUIRED:
-            raise ValueError(f"{file}, row {number}: field {field!r} is empty")
-    try:
-        kind = question_type(row)
-        audio = [resolved(row[f]) for f in ("filepath1", "filepath2") if row[f]]
-    except ValueError as error:
-        raise ValueError(f"{file}, row {number}: {error}") from error
-    checked["question_type"], checked["audio"] = kind, audio
-    return checked
+            problem = f"{type(value).__name__}, expected text" if field in row else "missing"
+            return f"field {field!r} is {problem}"
+        if not value.isascii() and re.search("[\ud800-\udfff]", value):
+            return f"field {field!r} holds an incomplete character (a lone surrogate)"
+        if field in REQUIRED_FIELDS and (not value or value.isspace()):
+            return f"field {field!r} is empty"
+    return None

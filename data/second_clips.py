@@ -1,43 +1,50 @@
-"""A second clip for each question, as Mellow's prompts expect."""
+"""Pairs each clip with a second one, as Mellow's prompts expect."""
 
 import random
 
 from datasets import Dataset, List, Value
 
+from ..runtime import UserError
+
 
 def first_clips(rows: Dataset) -> dict[str, str]:
-    """The first clips of rows, by the names that the rows have for them."""
-    return {name: of[0] for name, of in zip(rows["filepath1"], rows["audio"])}
+    """Returns the paths of the first clips by their names in the rows."""
+    return {name: paths[0] for name, paths in zip(rows["filepath1"], rows["audio"])}
 
 
 def second_clips(rows: Dataset, seed: int, clips: dict[str, str] | None = None) -> Dataset:
-    """The rows, where those about one clip have a second, another one of `clips`, drawn by `seed` and the first one's name.
+    """Returns rows about two clips each. Those about one get a second one of `clips`.
 
-    The published code draws one anew whenever it reads a row.
+    The draw depends on the seed and the first clip's name. The published code draws a new one
+    whenever it reads a row.
 
     Args:
-        clips: by name; by default the first clips of these rows.
+        rows: Rows of `load_reasonaqa`.
+        seed: Seed of the draw.
+        clips: Paths by name. They must include the first clips of `rows`, which are the default.
 
     Raises:
-        ValueError: if there is one clip alone.
+        UserError: There is only one clip.
     """
-    written, rows = (
-        rows.format,
-        rows.with_format(None),
-    )  # what mends rows as they are read goes on doing so, once
-    names, audio = rows["filepath1"], rows["audio"]
-    clips = clips or first_clips(rows)
-    known = sorted(clips)
-    if len(known) < 2:
-        raise ValueError("Mellow's questions are about two clips, and its rows have one alone")
-    drawn = {}
-    for at, name in enumerate(known):  # any two are as likely
-        other = random.Random(f"{seed}|{name}").randrange(len(known) - 1)
-        drawn[name] = clips[known[other + (other >= at)]]
-    paired = [list(of) if len(of) == 2 else [of[0], drawn[name]] for name, of in zip(names, audio)]
-    made = rows.remove_columns("audio").add_column("audio", paired, feature=List(Value("string")))
-    return (
-        made.with_transform(written["format_kwargs"]["transform"])
-        if written["type"] == "custom"
-        else made
-    )
+    plain_rows = rows.with_format(None)
+    clips = clips or first_clips(plain_rows)
+    names = sorted(clips)
+    if len(names) < 2:
+        raise UserError("Mellow's questions are about two clips, but the rows have only one clip")
+    partners = {name: clips[_other_name(names, i, seed)] for i, name in enumerate(names)}
+    pairs = [
+        list(paths) if len(paths) == 2 else [paths[0], partners[name]]
+        for name, paths in zip(plain_rows["filepath1"], plain_rows["audio"])
+    ]
+    paired = plain_rows.remove_columns("audio")
+    paired = paired.add_column("audio", pairs, feature=List(Value("string")))
+    # `with_format(None)` also removed a transform that fixes rows when they are read.
+    if rows.format["type"] == "custom":
+        return paired.with_transform(rows.format["format_kwargs"]["transform"])
+    return paired
+
+
+def _other_name(names: list[str], i: int, seed: int) -> str:
+    """Returns any other name with equal probability."""
+    other = random.Random(f"{seed}|{names[i]}").randrange(len(names) - 1)
+    return names[other + 1] if other >= i else names[other]

@@ -1,9 +1,11 @@
-"""Which parts of a corpus are trained on: by subtype, by question type, so many rows of each clip, and in which shares."""
+"""Selects examples by subtype, question type and clip, and mixes them in given shares."""
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
+from ..runtime import UserError
 from .reasonaqa import QUESTION_TYPES
 
 
@@ -14,122 +16,135 @@ def select_rows(
     max_rows_per_clip: int | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """The rows of these subtypes and question types, and of each (first) clip at most so many, drawn by `seed`; in their order.
+    """Returns the rows of these subtypes and question types in their order.
 
     Args:
-        rows: of [`load_reasonaqa`]. subtypes: with or without their ".json". question_types: of `QUESTION_TYPES`.
+        rows: Rows of `load_reasonaqa`.
+        subtypes: Subtypes with or without ".json". Default: all.
+        question_types: Some of `QUESTION_TYPES`. Default: all.
+        max_rows_per_clip: Draws at most this many rows with the same first clip.
+        seed: Seed of the draw.
 
     Raises:
-        ValueError: if a name is not there, or no row is left.
+        UserError: A name does not exist, or no row is left.
     """
-    kept = np.ones(len(rows), bool)
-    for option, column, wanted in (
-        ("subtypes", "subtype", subtypes),
-        ("question_types", "question_type", question_types),
-    ):
-        if wanted:
-            found = pc.replace_substring_regex(_column(rows, column), r"\.json$", "")
-            wanted = [name.removesuffix(".json") for name in wanted]
-            known = sorted(
-                QUESTION_TYPES if option == "question_types" else pc.unique(found).to_pylist()
-            )
-            if unknown := [name for name in wanted if name not in known]:
-                raise ValueError(f"--{option} {' '.join(unknown)}: there are {', '.join(known)}")
-            kept &= np.isin(found.to_numpy(zero_copy_only=False), wanted)
-    chosen = np.flatnonzero(kept)
+    is_selected = np.ones(len(rows), bool)
+    if subtypes:
+        names = [name.removesuffix(".json") for name in subtypes]
+        values = _subtypes(rows)
+        _check_names("--subtypes", names, set(values))
+        is_selected &= np.isin(values, names)
+    if question_types:
+        _check_names("--question_types", question_types, set(QUESTION_TYPES))
+        is_selected &= np.isin(_strings(rows, "question_type"), question_types)
+    numbers = np.flatnonzero(is_selected)
     if max_rows_per_clip:
-        clips = (
-            _column(rows, "filepath1")
-            .combine_chunks()
-            .dictionary_encode()
-            .indices.to_numpy(zero_copy_only=False)[chosen]
-        )
-        order = np.random.default_rng(seed).permutation(len(chosen))
-        by_clip = order[
-            np.argsort(clips[order], kind="stable")
-        ]  # rows of a clip beside each other, in a random order
-        first = (
-            np.r_[0, np.flatnonzero(np.diff(clips[by_clip])) + 1]
-            if len(by_clip)
-            else np.zeros(0, int)
-        )
-        rank = np.arange(len(by_clip)) - np.repeat(first, np.diff(np.r_[first, len(by_clip)]))
-        chosen = chosen[np.sort(by_clip[rank < max_rows_per_clip])]
-    if not len(chosen):
-        raise ValueError("no row has the subtypes and question types that are asked for")
-    return rows if len(chosen) == len(rows) else rows.select(chosen)
+        numbers = _limit_per_clip(rows, numbers, max_rows_per_clip, seed)
+    if not len(numbers):
+        raise UserError("no row has these subtypes and question types")
+    return rows if len(numbers) == len(rows) else rows.select(numbers)
+
+
+def _check_names(option: str, names: list[str], existing: set[str]) -> None:
+    unknown = [name for name in names if name not in existing]
+    if unknown:
+        raise UserError(f"{option} {' '.join(unknown)}: choose from {', '.join(sorted(existing))}")
+
+
+def _limit_per_clip(rows: Dataset, numbers: np.ndarray, limit: int, seed: int) -> np.ndarray:
+    """Draws at most `limit` of the row numbers for each first clip."""
+    clip_names = _column(rows, "filepath1").combine_chunks().dictionary_encode()
+    clips = clip_names.indices.to_numpy(zero_copy_only=False)[numbers]
+    shuffled = np.random.default_rng(seed).permutation(len(numbers))
+    # Rows of a clip follow one another, in a random order.
+    by_clip = shuffled[np.argsort(clips[shuffled], kind="stable")]
+    _, first, counts = np.unique(clips[by_clip], return_index=True, return_counts=True)
+    rank_in_clip = np.arange(len(by_clip)) - np.repeat(first, counts)
+    return numbers[np.sort(by_clip[rank_in_clip < limit])]
 
 
 def first_of_each_type(rows: Dataset, limit: int) -> dict[str, np.ndarray]:
-    """Numbers of the first `limit` rows of each question type that is there."""
-    kinds = _column(rows, "question_type").to_numpy(zero_copy_only=False)
-    numbers = {kind: np.flatnonzero(kinds == kind)[:limit] for kind in QUESTION_TYPES}
-    return {kind: found for kind, found in numbers.items() if len(found)}
+    """Returns the numbers of the first `limit` rows of each question type that occurs."""
+    types = _strings(rows, "question_type")
+    numbers = {name: np.flatnonzero(types == name)[:limit] for name in QUESTION_TYPES}
+    return {name: selected for name, selected in numbers.items() if len(selected)}
 
 
 def mix_shares(mix: list[str]) -> dict[str, float]:
-    """What `--mix caption=0.1,mcq=0.5` says: the share of each part.
+    """Parses `--mix caption=0.1,mcq=0.5` to the share of each part.
 
     Raises:
-        ValueError: if it says something else, or the shares sum to more than 1.
+        UserError: It reads differently, or the shares sum to more than 1.
     """
     shares: dict[str, float] = {}
-    for word in (word for words in mix for word in words.split(",") if word):
-        name, _, share = word.partition("=")
+    for entry in filter(None, ",".join(mix).split(",")):
+        name, _, text = entry.partition("=")
         try:
-            shares[name.removesuffix(".json")] = float(share)
+            share = float(text)
         except ValueError:
-            raise ValueError(f"--mix {word}: PART=SHARE is wanted, such as caption=0.1") from None
-        if not 0 <= float(share) <= 1:
-            raise ValueError(f"--mix {word}: a share between 0 and 1 is wanted")
-    if (total := sum(shares.values())) > 1 + 1e-9:
-        raise ValueError(f"--mix: the shares sum to {total:g}, more than 1")
+            raise UserError(f"--mix {entry}: expected PART=SHARE, such as caption=0.1") from None
+        if not 0 <= share <= 1:
+            raise UserError(f"--mix {entry}: expected a share between 0 and 1")
+        shares[name.removesuffix(".json")] = share
+    total = sum(shares.values())
+    if total > 1 + 1e-9:
+        raise UserError(f"--mix: the shares sum to {total:g}, more than 1")
     return shares
 
 
 def mix_rows(rows: Dataset, mix: list[str], seed: int = 0) -> Dataset:
-    """The most rows that have these shares, none of them twice: each part is thinned out by `seed`; in their order.
+    """Returns as many rows as possible that have these shares, in their order.
+
+    Rows are drawn without repetition. Parts that are not named share the rest as they do in `rows`.
 
     Args:
-        mix: of [`mix_shares`]; a part is a question type or a subtype, and the parts that are not named share the rest as they
-            do in `rows`.
+        rows: Rows of `load_reasonaqa`.
+        mix: Shares as for `mix_shares`. A part is a question type or a subtype.
+        seed: Seed of the draw.
 
     Raises:
-        ValueError: if a part is not there, two parts have rows in common, or the shares leave no row.
+        UserError: A part does not exist, two parts share rows, or no row can have these shares.
     """
     shares = mix_shares(mix)
-    kinds = _column(rows, "question_type").to_numpy(zero_copy_only=False)
-    subtypes = pc.replace_substring_regex(_column(rows, "subtype"), r"\.json$", "").to_numpy(
-        zero_copy_only=False
-    )
+    numbers_by_part = _split_parts(rows, list(shares))
+    rest = 1 - sum(shares.values())
+    if rest > 1e-9 and not len(numbers_by_part[-1]):
+        raise UserError(f"--mix: the shares sum to {1 - rest:g}, and there are no other rows")
+    parts = list(zip(numbers_by_part, [*shares.values(), rest]))
+    size = min(len(numbers) / share for numbers, share in parts if share > 1e-9)
+    rng = np.random.default_rng(seed)
+    selected = [
+        rng.permutation(numbers)[: round(size * share)] for numbers, share in parts if share > 1e-9
+    ]
+    return rows.select(np.sort(np.concatenate(selected)))
+
+
+def _split_parts(rows: Dataset, names: list[str]) -> list[np.ndarray]:
+    """Returns the row numbers of each part, and last those of no part."""
+    types = _strings(rows, "question_type")
+    subtypes = _subtypes(rows)
     part = np.full(len(rows), -1)
-    for number, name in enumerate(shares):
-        inside = (kinds == name) | (subtypes == name)
-        if not inside.any():
-            raise ValueError(f"--mix {name}: there are {', '.join(sorted({*kinds, *subtypes}))}")
-        if (part[inside] >= 0).any():
-            raise ValueError(
-                f"--mix {name}: its rows are in {list(shares)[part[inside].max()]} too"
-            )
-        part[inside] = number
-    counts = [int((part == number).sum()) for number in range(len(shares))]
-    wanted, counts = (
-        [*shares.values(), 1 - sum(shares.values())],
-        [*counts, int((part == -1).sum())],
-    )
-    if wanted[-1] > 1e-9 and not counts[-1]:
-        raise ValueError(f"--mix: the shares sum to {1 - wanted[-1]:g}, and no other row is there")
-    size = min(count / share for share, count in zip(wanted, counts) if share > 1e-9)
-    draw, chosen = np.random.default_rng(seed), []
-    for number, share in zip([*range(len(shares)), -1], wanted):
-        inside = np.flatnonzero(part == number)
-        chosen.append(
-            draw.permutation(inside)[: round(size * share)] if share > 1e-9 else inside[:0]
-        )
-    return rows.select(np.sort(np.concatenate(chosen)))
+    for number, name in enumerate(names):
+        is_inside = (types == name) | (subtypes == name)
+        if not is_inside.any():
+            raise UserError(f"--mix {name}: choose from {', '.join(sorted({*types, *subtypes}))}")
+        other = part[is_inside].max()
+        if other >= 0:
+            raise UserError(f"--mix {name}: {names[other]} has rows in common with it")
+        part[is_inside] = number
+    return [np.flatnonzero(part == number) for number in (*range(len(names)), -1)]
 
 
-def _column(rows: Dataset, name: str):
-    return (
-        rows.with_format("arrow")[:][name] if rows._indices is not None else rows.data.column(name)
-    )
+def _column(rows: Dataset, name: str) -> pa.ChunkedArray:
+    if rows._indices is None:
+        return rows.data.column(name)
+    return rows.with_format("arrow")[:][name]
+
+
+def _strings(rows: Dataset, name: str) -> np.ndarray:
+    return _column(rows, name).to_numpy(zero_copy_only=False)
+
+
+def _subtypes(rows: Dataset) -> np.ndarray:
+    names = pc.replace_substring_regex(_column(rows, "subtype"), r"\.json$", "")
+    return names.to_numpy(zero_copy_only=False)

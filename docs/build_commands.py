@@ -1,111 +1,91 @@
-"""Writes commands.md from the commands' own parsers: `python docs/make_commands.py`. A test compares the two."""
+"""Write commands.md from the commands' own parsers: `python docs/build_commands.py`.
+
+A test compares the page with the parsers.
+"""
 
 import argparse
 import re
 from importlib import import_module
 from pathlib import Path
-from unittest import mock
 
 from transformers import TrainingArguments
 
 from audiolm.__main__ import COMMANDS
-from audiolm.training.arguments import DEFAULTS
+from audiolm.training.arguments import TRAINING_DEFAULTS
 
 PAGE = Path(__file__).parent / "commands.md"
+PARSERS = COMMANDS | {
+    "train": "training.arguments",
+    "eval": "evaluation.arguments",
+    "compare": "comparison.run",
+}
 INTRO = """# Commands and their options
 
-This page is generated (`python docs/make_commands.py`). `audiolm COMMAND` and the script below it are the same; with several
-processes, `accelerate launch SCRIPT`. `--help` says the same of each.
+This page is generated (`python docs/build_commands.py`). `run_train.py`, `run_eval.py` and
+`run_compare.py` are `audiolm train`, `audiolm eval` and `audiolm compare`. With several processes,
+use `accelerate launch`.
 """
+STOCK = "All options of transformers' `TrainingArguments` work too. These have other defaults here:"
 
 
-class Found(Exception):
-    """A parser that was about to read options."""
-
-
-def parser_of(module: str) -> argparse.ArgumentParser:
-    def take(parser, *args, **kwargs):
-        if parser.description or parser._subparsers:  # a first look for --config alone has none
-            raise Found(parser)
-        return inner(parser, *args, **kwargs)
-
-    inner = argparse.ArgumentParser.parse_known_args
-    with mock.patch.object(argparse.ArgumentParser, "parse_known_args", take):
-        try:
-            import_module(f"audiolm.{module}").main([])
-        except Found as found:
-            return found.args[0]
-    raise AssertionError(f"{module} parses no options")
-
-
-def shown(value) -> str:
+def format_value(value: object) -> str:
+    """Returns a default as it is typed, or an empty string."""
     if value is None or value == argparse.SUPPRESS:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, list | tuple):
         return " ".join(map(str, value))
     return str(getattr(value, "value", value))
 
 
-def table(actions: list[argparse.Action]) -> str:
+def format_options(actions: list[argparse.Action]) -> str:
+    """Returns a Markdown table of options."""
     rows = ["| option | default | |", "|---|---|---|"]
     for action in actions:
-        name = (
-            " ".join(f"`{word}`" for word in action.option_strings[:1])
-            or f"`{action.metavar or action.dest}`"
-        )
-        values = " ".join(f"`{choice}`" for choice in action.choices or ())
-        default, text = shown(action.default), action.help or ""
+        name = action.option_strings[0] if action.option_strings else action.metavar or action.dest
+        choices = " ".join(f"`{choice}`" for choice in action.choices or ())
+        default = format_value(action.default)
+        text = action.help or ""
         if default:
             text = re.sub(r"\s*\(default: [^()]*(\([^()]*\)[^()]*)*\)", "", text)
-        text = (
-            " ".join(f"{text}{': ' if text and values else ''}{values}".split())
-            .replace("|", "\\|")
-            .replace("%%", "%")
-        )
-        rows.append(f"| {name} | {f'`{default}`' if default else ''} | {text} |")
+        separator = ": " if text and choices else ""
+        text = " ".join(f"{text}{separator}{choices}".split())
+        text = text.replace("|", "\\|").replace("%%", "%")
+        rows.append(f"| `{name}` | {f'`{default}`' if default else ''} | {text} |")
     return "\n".join(rows)
 
 
-def section(command: str, module: str) -> str:
-    parser = parser_of(module)
-    text = [f"## audiolm {command}", f"`{module}.py`. {parser.description}"]
+def format_command(command: str, module: str) -> str:
+    """Returns the section of a command."""
+    parser = import_module(f"audiolm.{module}").build_parser()
     actions = [action for action in parser._actions if action.dest != "help"]
-    subparsers = next(
-        (action for action in actions if isinstance(action, argparse._SubParsersAction)), None
-    )
-    if subparsers:
-        for name, inner in subparsers.choices.items():
-            of = [action for action in inner._actions if action.dest != "help"]
-            text += [f"### audiolm {command} {name}", inner.description or "", table(of)]
+    parts = [f"## audiolm {command}", parser.description or ""]
+    subcommands = [a for a in actions if isinstance(a, argparse._SubParsersAction)]
+    if subcommands:
+        for name, inner in subcommands[0].choices.items():
+            options = [action for action in inner._actions if action.dest != "help"]
+            parts += [f"### audiolm {command} {name}", inner.description or ""]
+            parts.append(format_options(options))
     elif command == "train":
         stock = TrainingArguments.__dataclass_fields__
-        actions = [
-            action for action in actions if not isinstance(action, argparse._StoreFalseAction)
-        ]  # each option's opposite
-        changed = [action for action in actions if action.dest in stock and action.dest in DEFAULTS]
-        changed = [
-            action for action in changed if action.dest != "dataloader_pin_memory"
-        ]  # what the machine has
-        text.append(table([action for action in actions if action.dest not in stock]))
-        text.append(
-            "All options of transformers' `TrainingArguments` are taken too. These have other defaults here:"
-        )
-        text.append(table(changed))
+        # `--no_OPTION` is the opposite of an option that is listed.
+        actions = [a for a in actions if not isinstance(a, argparse._StoreFalseAction)]
+        changed = [a for a in actions if a.dest in stock and a.dest in TRAINING_DEFAULTS]
+        parts.append(format_options([a for a in actions if a.dest not in stock]))
+        # What the machine has, so the page does not depend on it.
+        changed = [a for a in changed if a.dest != "dataloader_pin_memory"]
+        parts += [STOCK, format_options(changed)]
     else:
-        text.append(table(actions))
-    return "\n\n".join(part.strip() for part in text if part)
+        parts.append(format_options(actions))
+    return "\n\n".join(part.strip() for part in parts if part)
 
 
-def made() -> str:
-    return (
-        INTRO
-        + "\n"
-        + "\n\n".join(section(command, module) for command, module in COMMANDS.items())
-        + "\n"
-    )
+def build_page() -> str:
+    """Returns the whole page."""
+    sections = [format_command(command, module) for command, module in PARSERS.items()]
+    return "\n\n".join([INTRO.strip(), *sections]) + "\n"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(made(), encoding="utf-8")
+    PAGE.write_text(build_page(), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Answering, parsing, metrics, controls, statistics and reports; docs/evaluation.md says what each number is."""
+"""Answers, metrics, controls and statistics. docs/evaluation.md explains each number."""
 
 from typing import TYPE_CHECKING
 
@@ -6,15 +6,19 @@ from ..data.answer_parsing import parse_answer
 
 if TYPE_CHECKING:
     from .metric import ReasonAQAMetric
+    from .text_metrics import TextMetric
 
-__all__ = ["ReasonAQAMetric", "parse_answer"]
+__all__ = ["ReasonAQAMetric", "TextMetric", "parse_answer"]
 
 
-def __getattr__(
-    name: str,
-):  # `evaluate` and scikit-learn take more than a second, and training needs neither
-    if name != "ReasonAQAMetric":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .metric import ReasonAQAMetric
+# `evaluate` and scikit-learn take more than a second to import, and training needs neither.
+def __getattr__(name: str) -> type:
+    if name == "ReasonAQAMetric":
+        from .metric import ReasonAQAMetric
 
-    return ReasonAQAMetric
+        return ReasonAQAMetric
+    if name == "TextMetric":
+        from .text_metrics import TextMetric
+
+        return TextMetric
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,10 +1,14 @@
-"""What a model answers to a batch of rows: each option's log-likelihood, the right answer's loss, greedy text.
+"""Scores answer options and generates text for a batch of examples.
 
-The prompt, audio and question, runs through the language model once. Behind it stand the answers that are scored, each as a
-branch that sees the prompt and itself alone; greedy text goes on from the same prompt's keys and values.
+The prompt (audio and question) runs through the language model once. The answers to score follow it
+as branches. A branch sees the prompt and itself, but no other branch. Generation reuses the
+prompt's keys and values.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -13,20 +17,31 @@ from ..data.answer_parsing import option_spans
 from ..data.audio_files import Clip
 from ..data.features import pad_features
 
+if TYPE_CHECKING:
+    from ..modeling_audiolm import AudioLMForConditionalGeneration
+    from ..processing_audiolm import AudioLMProcessor
+
+# The answers that each protocol gives.
 PROTOCOLS = {
     "likelihood": ("likelihood", "likelihood_normalised"),
     "generate": ("generate",),
-}  # and the answers each gives
+}
 PROTOCOL_NAMES = {
     "likelihood": "log-likelihood",
     "likelihood_normalised": "log-likelihood per token",
     "generate": "greedy text, parsed",
 }
-ANSWERS_AT_ONCE = 512  # positions whose logits over the vocabulary are held together
+# Positions whose logits over the vocabulary are in memory together.
+LOSS_CHUNK_SIZE = 512
+# Groups of tokens in a scoring batch. Branches count from 1.
+PADDING, PROMPT = -1, 0
 
 
 def candidates(row: Mapping) -> dict[str, str]:
-    """The answers that a closed question allows, as training writes them, by letter or "yes" and "no"; none of others."""
+    """Returns the answers that a closed question allows, written as in training.
+
+    The keys are option letters, or "yes" and "no". An open question has no candidates.
+    """
     if row["question_type"] == "yes_no":
         return {"yes": "yes", "no": "no"}
     if row["question_type"] in ("mcq", "entailment"):
@@ -40,139 +55,213 @@ def candidates(row: Mapping) -> dict[str, str]:
 def most_likely_option(
     scores: Mapping[str, tuple[float, int]], normalised: bool = False
 ) -> str | None:
-    """The option of the greatest log-likelihood, or of the greatest mean over its tokens; None if two are equal."""
-    value = {
+    """Returns the option with the highest log-likelihood, or None if two are equal.
+
+    `scores` are the log-likelihood and the number of tokens of each option. With `normalised` the
+    mean over tokens counts.
+    """
+    values = {
         option: total / count if normalised else total for option, (total, count) in scores.items()
     }
-    best = max(value.values(), default=None)
-    named = [option for option in value if value[option] == best]
-    return named[0] if len(named) == 1 else None
+    best = max(values.values(), default=None)
+    best_options = [option for option, value in values.items() if value == best]
+    return best_options[0] if len(best_options) == 1 else None
+
+
+@dataclass(frozen=True)
+class ScoringBatch:
+    """Prompts and the answers to score, one sequence per example.
+
+    Attributes:
+        input_ids: Shape `(rows, sequence)`. Prompts are padded on the left, answers on the right.
+        position_ids: Shape `(rows, sequence)`. Each branch continues the positions of its prompt.
+        visible: Shape `(rows, sequence, sequence)`. True where a token may attend to another.
+        prompt_mask: Shape `(rows, longest prompt)`. 1 on tokens, 0 on padding.
+        targets: Shape `(2, tokens)`. Row and column of each answer token.
+        predictors: Shape `(2, tokens)`. Row and column of the token before it.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    visible: torch.Tensor
+    prompt_mask: torch.Tensor
+    targets: torch.Tensor
+    predictors: torch.Tensor
+
+    def to(self, device: torch.device) -> "ScoringBatch":
+        """Returns the batch on a device."""
+        return ScoringBatch(
+            **{name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()}
+        )
+
+    def attention_bias(self, dtype: torch.dtype) -> torch.Tensor:
+        """Returns `visible` as an additive mask, shape `(rows, 1, sequence, sequence)`.
+
+        Every attention implementation except flash attention accepts it.
+        """
+        bias = torch.zeros(self.visible.shape, dtype=dtype, device=self.visible.device)
+        return bias.masked_fill(~self.visible, torch.finfo(dtype).min)[:, None]
 
 
 def build_scoring_batch(
     prompts: list[list[int]], branches: list[list[list[int]]], pad: int
-) -> dict[str, torch.Tensor]:
-    """One sequence a row, its prompt padded on the left, its branches behind each other and padded on the right.
+) -> ScoringBatch:
+    """Builds a batch from token ids.
 
-    Returns:
-        input_ids and position_ids, (rows, sequence), where a branch's positions go on from its prompt; `sees`, (rows,
-        sequence, sequence): what each token may look at; `prompt`, (rows, longest prompt): 1 on tokens, 0 on padding; `at`,
-        (2, tokens): row and place of each token of the branches; `before`, (2, tokens): of what stands before it.
+    Args:
+        prompts: Tokens of each example's prompt.
+        branches: Tokens of each answer to score, by example.
+        pad: Token id of padding.
     """
-    size, tail = max(map(len, prompts)), max(sum(map(len, of)) for of in branches)
-    ids = torch.full((len(prompts), size + tail), pad)
+    prompt_length = max(map(len, prompts))
+    answer_length = max(sum(map(len, answers)) for answers in branches)
+    length = prompt_length + answer_length
+    ids = torch.full((len(prompts), length), pad)
     positions = torch.zeros_like(ids)
-    group = torch.full_like(ids, -1)  # 0: prompt, 1, 2, ...: branches, -1: padding
-    at, before = [], []
-    for row, (prompt, of) in enumerate(zip(prompts, branches)):
-        ids[row, size - len(prompt) : size] = torch.tensor(prompt)
-        positions[row, size - len(prompt) : size] = torch.arange(len(prompt))
-        group[row, size - len(prompt) : size] = 0
-        start = size
-        for number, tokens in enumerate(of, 1):
+    group = torch.full_like(ids, PADDING)
+    targets, predictors = [], []
+    for row, (prompt, answers) in enumerate(zip(prompts, branches)):
+        start = prompt_length - len(prompt)
+        ids[row, start:prompt_length] = torch.tensor(prompt)
+        positions[row, start:prompt_length] = torch.arange(len(prompt))
+        group[row, start:prompt_length] = PROMPT
+        start = prompt_length
+        for number, tokens in enumerate(answers, 1):
             end = start + len(tokens)
             ids[row, start:end] = torch.tensor(tokens)
             positions[row, start:end] = len(prompt) + torch.arange(len(tokens))
             group[row, start:end] = number
-            at += [(row, i) for i in range(start, end)]
-            before += [(row, i) for i in (size - 1, *range(start, end - 1))]
+            targets += [(row, column) for column in range(start, end)]
+            predictors += [(row, column) for column in (prompt_length - 1, *range(start, end - 1))]
             start = end
-    causal = torch.ones(size + tail, size + tail, dtype=torch.bool).tril()
-    sees = (group[:, None] == 0) | (group[:, :, None] == group[:, None])
-    sees = sees & (group >= 0)[:, None] & causal | torch.eye(
-        size + tail, dtype=torch.bool
-    )  # padding sees itself, or it were NaN
-    return {
-        "input_ids": ids,
-        "position_ids": positions,
-        "sees": sees,
-        "prompt": (group[:, :size] == 0).long(),
-        "at": torch.tensor(at).T,
-        "before": torch.tensor(before).T,
-    }
+    return ScoringBatch(
+        ids,
+        positions,
+        _visible_tokens(group),
+        (group[:, :prompt_length] == PROMPT).long(),
+        torch.tensor(targets).T,
+        torch.tensor(predictors).T,
+    )
+
+
+def _visible_tokens(group: torch.Tensor) -> torch.Tensor:
+    length = group.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    in_prompt = (group == PROMPT)[:, None]
+    in_same_branch = group[:, :, None] == group[:, None]
+    is_token = (group != PADDING)[:, None]
+    # Padding attends to itself. A row without any visible token would be NaN.
+    return (in_prompt | in_same_branch) & is_token & causal | torch.eye(length, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """The answers to score for one example: the right one first, then the options, if any."""
+
+    options: dict[str, str] | None
+    texts: list[str]
+    tokens: list[list[int]]
+
+    def result(self, losses: Iterator[float]) -> dict:
+        """Takes the next token losses, and returns the fields of [`answer_batch`]."""
+        scores = {
+            text: (-sum(next(losses) for _ in tokens), len(tokens))
+            for text, tokens in zip(self.texts, self.tokens)
+        }
+        log_likelihood, num_tokens = scores[self.texts[0]]
+        result: dict = {"loss": round(-log_likelihood, 6), "n_tokens": num_tokens}
+        if self.options is not None:
+            result["scores"] = {
+                option: (round(scores[text][0], 6), scores[text][1])
+                for option, text in self.options.items()
+            }
+        return result
+
+
+def _answers_to_score(row: Mapping, processor: "AudioLMProcessor", with_options: bool) -> _Answers:
+    options = candidates(row) if with_options else None
+    texts = list(dict.fromkeys([row["answer"].strip(), *(options or {}).values()]))
+    return _Answers(options, texts, [processor.answer_ids(text) for text in texts])
 
 
 @torch.no_grad()
 def answer_batch(
-    model,
-    processor,
+    model: "AudioLMForConditionalGeneration",
+    processor: "AudioLMProcessor",
     rows: list[dict],
     features: Mapping[Clip, torch.Tensor],
     protocols: tuple[str, ...],
     max_new_tokens: int = 64,
-    streamer=None,
+    **generate_options,
 ) -> list[dict]:
-    """What the model says to rows whose clips are encoded.
+    """Scores and generates the answers to questions about encoded clips.
 
-    Args:
-        rows: with `input`, `answer`, `question_type` and `audio`, the clips. features: of `encode_clips`, by clip.
-        protocols: of "likelihood" and "generate". streamer: of transformers, is given the text of a single row as it comes.
+    Rows have `input`, `answer`, `question_type` and `audio` (the clips). The features of each clip
+    come from `encode_clips`. Protocols are "likelihood" and "generate". More options go to
+    `generate`: a `streamer` needs a batch of one row.
 
     Returns:
-        Of each row: `loss`, summed over the `n_tokens` tokens of the right answer; with "likelihood" `scores`, the
-        log-likelihood and number of tokens of each option with its end of text; with "generate" `text`.
+        One dict per row. `loss` is summed over the `n_tokens` tokens of the right answer. With
+        "likelihood" there are `scores`: log-likelihood and number of tokens of each option,
+        including its end-of-text token. With "generate" there is `text`.
     """
-    clips, frames = pad_features([features[clip] for row in rows for clip in row["audio"]])
-    counts = iter(frames)
-    prompts = [
-        processor.prompt_ids(row["input"], [next(counts) for _ in row["audio"]]) for row in rows
-    ]
-    asked = [candidates(row) if "likelihood" in protocols else {} for row in rows]
-    answers = [
-        list(dict.fromkeys([row["answer"].strip(), *options.values()]))
-        for row, options in zip(rows, asked)
-    ]
-    branches = [[processor.answer_ids(answer) for answer in of] for of in answers]
-    made = build_scoring_batch(prompts, branches, processor.tokenizer.pad_token_id)
-    made = {name: tensor.to(model.device, non_blocking=True) for name, tensor in made.items()}
+    clips = list(chain.from_iterable(row["audio"] for row in rows))
+    inputs, num_frames = pad_features([features[clip] for clip in clips])
+    frame_counts = iter(num_frames)
+    prompts = []
+    for row in rows:
+        counts = list(islice(frame_counts, len(row["audio"])))
+        prompts.append(processor.prompt_ids(row["input"], counts))
+    answers = [_answers_to_score(row, processor, "likelihood" in protocols) for row in rows]
+    branches = [answer.tokens for answer in answers]
+    batch = build_scoring_batch(prompts, branches, processor.tokenizer.pad_token_id)
+    batch = batch.to(model.device)
 
-    audio = model.get_audio_features(input_features=clips.to(model.device), num_frames=frames)
-    embedded = model.put_audio(
-        model.get_input_embeddings()(made["input_ids"]), audio, made["input_ids"]
-    )
-    # added to attention's scores, which every implementation but flash attention takes
-    mask = torch.zeros(made["sees"].shape, dtype=embedded.dtype, device=model.device)
-    mask = mask.masked_fill(~made["sees"], torch.finfo(embedded.dtype).min)[:, None]
+    audio = model.get_audio_features(input_features=inputs.to(model.device), num_frames=num_frames)
+    embeddings = model.get_input_embeddings()(batch.input_ids)
+    embeddings = model.put_audio(embeddings, audio, batch.input_ids)
     outputs = model.language_model.model(
-        inputs_embeds=embedded,
-        attention_mask=mask,
-        position_ids=made["position_ids"],
+        inputs_embeds=embeddings,
+        attention_mask=batch.attention_bias(embeddings.dtype),
+        position_ids=batch.position_ids,
         use_cache="generate" in protocols,
     )
-    hidden = outputs.last_hidden_state[tuple(made["before"])]
-    wanted, head = made["input_ids"][tuple(made["at"])], model.get_output_embeddings()
-    losses = [
-        cross_entropy(head(h).float(), w, reduction="none")
-        for h, w in zip(hidden.split(ANSWERS_AT_ONCE), wanted.split(ANSWERS_AT_ONCE))
-    ]
-    by_token = iter(
-        torch.cat(losses).double().tolist()
-    )  # summed here: one order, whatever the device
-    losses = [[sum(next(by_token) for _ in tokens) for tokens in of] for of in branches]
-
-    results = []
-    for row, options, of, tokens, loss in zip(rows, asked, answers, branches, losses):
-        scored = {answer: (-total, len(ids)) for answer, ids, total in zip(of, tokens, loss)}
-        right = scored[row["answer"].strip()]
-        results.append({"loss": round(-right[0], 6), "n_tokens": right[1]})
-        if "likelihood" in protocols:
-            results[-1]["scores"] = {
-                option: (round(scored[text][0], 6), scored[text][1])
-                for option, text in options.items()
-            }
+    # Summed on the host: one order of additions on every device.
+    losses = iter(_token_losses(model, batch, outputs.last_hidden_state))
+    results = [answer.result(losses) for answer in answers]
     if "generate" in protocols:
-        size, cache = made["prompt"].shape[1], outputs.past_key_values
-        cache.crop(
-            size - 1 - cache.get_seq_length()
-        )  # the prompt's last token runs again, for the first token of the answer
-        text = model.generate(
-            input_ids=made["input_ids"][:, :size],
-            attention_mask=made["prompt"],
-            past_key_values=cache,
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            streamer=streamer,
-        )
-        for result, ids in zip(results, text[:, size:]):
-            result["text"] = processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        options = {"max_new_tokens": max_new_tokens, **generate_options}
+        texts = _generate(model, batch, outputs.past_key_values, options)
+        for result, tokens in zip(results, texts):
+            result["text"] = processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
     return results
+
+
+def _token_losses(
+    model: "AudioLMForConditionalGeneration", batch: ScoringBatch, hidden: torch.Tensor
+) -> list[float]:
+    head = model.get_output_embeddings()
+    states = hidden[tuple(batch.predictors)].split(LOSS_CHUNK_SIZE)
+    targets = batch.input_ids[tuple(batch.targets)].split(LOSS_CHUNK_SIZE)
+    losses = [
+        cross_entropy(head(state).float(), target, reduction="none")
+        for state, target in zip(states, targets)
+    ]
+    return torch.cat(losses).double().tolist()
+
+
+def _generate(
+    model: "AudioLMForConditionalGeneration", batch: ScoringBatch, cache, options: dict
+) -> torch.Tensor:
+    """Generates greedily. Returns the new tokens, shape `(rows, tokens)`."""
+    prompt_length = batch.prompt_mask.shape[1]
+    # The prompt's last token runs again: it predicts the first token of the answer.
+    cache.crop(prompt_length - 1 - cache.get_seq_length())
+    sequences = model.generate(
+        input_ids=batch.input_ids[:, :prompt_length],
+        attention_mask=batch.prompt_mask,
+        past_key_values=cache,
+        do_sample=False,
+        **options,
+    )
+    return sequences[:, prompt_length:]

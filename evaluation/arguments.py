@@ -1,146 +1,211 @@
-"""Options of `run_eval.py` and their checks."""
+"""Options of `run_eval.py`, their checks, and the controls that they select."""
 
-import argparse
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
+
+from transformers import HfArgumentParser
 
 from ..configuration_audiolm import CHOICES
 from ..data.benchmarks import BENCHMARKS
+from ..runtime import UserError
 from .answering import PROTOCOLS
 from .controls import CONTROLS
 
+DESCRIPTION = """Evaluates a trained model: accuracy by question type, two protocols, controls.
 
-def parse_arguments(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
+`run_eval.py --model_name_or_path M --test_file test.json --audio_dir AUDIO --output_dir OUT` writes
+`predictions.jsonl` and `metrics.json`, and prints the metrics. `--controls all` adds the controls.
+The same command writes the same files in any number of processes (`accelerate launch run_eval.py`),
+and resumes an interrupted evaluation. docs/evaluation.md explains the metrics."""
+# The option that each of these controls needs.
+CONTROL_OPTIONS = {"majority": "train_file", "question_only": "question_only_model"}
+
+
+def option(help_text: str, default: Any = None, **more: Any) -> Any:
+    """Declares an option of an arguments dataclass. `more` is for `add_argument`."""
+    return field(default=default, metadata={"help": help_text, **more})
+
+
+@dataclass(frozen=True)
+class ControlPlan:
+    """The controls to run, and why others are not run.
+
+    Attributes:
+        controls: In the order of `CONTROLS`.
+        not_run: The reason, by control.
+    """
+
+    controls: list[str]
+    not_run: dict[str, str]
+
+    @property
+    def input_controls(self) -> tuple[str, ...]:
+        """Those that change the input of the evaluated model.
+
+        The answers of the others come from training data and from another model.
+        """
+        return tuple(control for control in self.controls if control not in CONTROL_OPTIONS)
+
+    def without(self, control: str, reason: str) -> "ControlPlan":
+        """Returns the plan without a control that turned out to be impossible."""
+        if control not in self.controls:
+            return self
+        controls = [name for name in self.controls if name != control]
+        return ControlPlan(controls, {**self.not_run, control: reason})
+
+
+@dataclass(kw_only=True)
+class EvaluationArguments:
+    """The options of an evaluation.
+
+    Raises:
+        UserError: If options are missing or conflict.
+    """
+
+    model_name_or_path: str = field(
+        metadata={
+            "help": "The trained AudioLM: a folder or Hub name. "
+            "Or Mellow: soham97/mellow, or its v0_s.ckpt."
+        }
     )
-    parser.add_argument(
-        "--model_name_or_path",
-        required=True,
-        help="a trained AudioLM: folder or Hub name; or Mellow: soham97/mellow, or its v0_s.ckpt",
+    test_file: str | None = option("ReasonAQA's test.json.")
+    audio_dir: list[str] | None = field(
+        default=None,
+        metadata={"help": "Folder of the audio, or SOURCE=FOLDER for each source."},
     )
-    parser.add_argument("--test_file", help="ReasonAQA's test.json")
-    parser.add_argument(
-        "--audio_dir", nargs="+", help="folder of the audio, or SOURCE=FOLDER for each source"
-    )
-    parser.add_argument(
-        "--benchmark",
+    benchmark: str | None = option(
+        "--test_file is the published file of this benchmark. Adds its official metric and a file "
+        "to submit.",
         choices=BENCHMARKS,
-        help="--test_file is this one's published file: its own metric and "
-        "a file to submit are made too",
     )
-    parser.add_argument(
-        "--dataset_name",
-        help="data set of `run_prepare.py convert`, folder or Hub name, in place of both: "
-        "its split `test`",
+    dataset_name: str | None = option(
+        "A data set of `audiolm prepare convert` (folder or Hub name) instead of --test_file and "
+        "--audio_dir. Uses its split `test`."
     )
-    parser.add_argument(
-        "--fix_cle_labels", nargs="*", help="mend the labels of the subtype CLE, as run_train.py's"
+    fix_cle_labels: list[str] | None = field(
+        default=None, metadata={"help": "Fix the labels of the subtype CLE, as in run_train.py."}
     )
-    parser.add_argument(
-        "--output_dir", required=True, help="where predictions.jsonl and metrics.json go"
+    output_dir: str = field(metadata={"help": "Folder for predictions.jsonl and metrics.json."})
+    protocol: list[str] = field(
+        default_factory=partial(list, PROTOCOLS),
+        metadata={
+            "help": "How closed questions are answered: by the log-likelihood of each option, or "
+            "by parsing greedy text. metrics.json and the controls use the first one.",
+            "choices": tuple(PROTOCOLS),
+        },
     )
-    parser.add_argument(
-        "--protocol",
-        nargs="+",
-        choices=tuple(PROTOCOLS),
-        default=list(PROTOCOLS),
-        help="how closed questions are answered: by each option's log-likelihood, or in greedy text that is "
-        "parsed; the first one is the protocol of metrics.json and of the controls",
+    controls: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Repeat the evaluation without the information that an honest answer needs. "
+            "`all`: every control that can be run.",
+            "choices": ("all", *CONTROLS),
+        },
     )
-    parser.add_argument(
-        "--controls",
-        nargs="+",
-        choices=("all", *CONTROLS),
-        default=[],
-        help="the same rows without what an honest answer needs; `all`: those that can be run",
+    train_file: str | None = option("ReasonAQA's train.json, for the control `majority`.")
+    question_only_model: str | None = option(
+        "A text-only model (run_train.py --no_audio), for the control `question_only`."
     )
-    parser.add_argument("--train_file", help="ReasonAQA's train.json, for the control `majority`")
-    parser.add_argument(
-        "--question_only_model",
-        help="a model of run_train.py --no_audio, for the control `question_only`",
-    )
-    parser.add_argument(
-        "--prompt_format",
+    prompt_format: str | None = option(
+        "How the prompt is written: as for an AudioLM, or as Mellow does. "
+        "Default: as the model was trained.",
         choices=CHOICES["prompt_format"],
-        help="how questions are written, as for an "
-        "AudioLM or Mellow's own way; default: as the model was trained",
     )
-    parser.add_argument(
-        "--max_samples", type=int, help="answer the first rows of each question type only"
+    max_samples: int | None = option("Use only the first examples of each question type.")
+    batch_size: int = option("Batch size.", 16)
+    max_new_tokens: int = option("Maximum length of a generated answer.", 64)
+    precision: Literal["fp32", "bf16"] = option("Of the mapper and the language model.", "fp32")
+    java_metrics: bool = option(
+        "Add METEOR and SPICE for open questions. Needs Java and the extra `captions`, and takes "
+        "half a minute for each question type.",
+        False,
     )
-    parser.add_argument("--batch_size", type=int, default=16, help="rows at once")
-    parser.add_argument("--max_new_tokens", type=int, default=64, help="longest answer in text")
-    parser.add_argument(
-        "--precision", choices=("fp32", "bf16"), default="fp32", help="of mapper and language model"
+    feature_cache: str | None = option("Folder of encoded clips, as in run_train.py.")
+    on_bad_audio: Literal["error", "skip"] = option("What to do about broken files.", "error")
+    push_to_hub: bool = option("Add the results to the model's repository.", False)
+    hub_model_id: str | None = option("The repository, if --model_name_or_path is a folder.")
+    revision: str | None = option(
+        "Branch, tag or commit of a model on the Hub. Results are pushed there too."
     )
-    parser.add_argument(
-        "--java_metrics",
-        action="store_true",
-        help="METEOR and SPICE of open questions too; wants Java, the "
-        "extra `captions`, and half a minute for each question type",
-    )
-    parser.add_argument(
-        "--feature_cache", help="folder of clips that are encoded already, as run_train.py's"
-    )
-    parser.add_argument(
-        "--on_bad_audio", choices=("error", "skip"), default="error", help="what broken files do"
-    )
-    parser.add_argument(
-        "--push_to_hub", action="store_true", help="add the results to the model's repository"
-    )
-    parser.add_argument(
-        "--hub_model_id", help="that repository, if --model_name_or_path is a folder"
-    )
-    parser.add_argument(
-        "--revision",
-        help="branch, tag or commit of a model on the Hub, also where results are pushed",
-    )
-    parser.add_argument(
-        "--hub_dataset_id",
-        default="reasonaqa",
-        help="the data set's name in the Hub's .eval_results",
-    )
-    args = parser.parse_args(argv)
-    if bool(args.dataset_name) == bool(args.test_file) or bool(args.test_file) != bool(
-        args.audio_dir
-    ):
-        parser.error("give either --test_file with --audio_dir, or --dataset_name")
-    if args.benchmark and (
-        args.dataset_name or len(args.audio_dir) > 1 or "generate" not in args.protocol
-    ):
-        parser.error(
-            f"--benchmark {args.benchmark}: its --test_file, one --audio_dir and the protocol generate are wanted"
-        )
-    if args.revision and Path(args.model_name_or_path).exists():
-        parser.error(
-            f"--revision {args.revision}: {args.model_name_or_path} is a folder, not a model on the Hub"
-        )
-    args.hub_model_id = args.hub_model_id or args.model_name_or_path
-    if args.push_to_hub and (
-        Path(args.hub_model_id).exists() or len(Path(args.hub_model_id).parts) != 2
-    ):
-        parser.error(
-            f"--push_to_hub: {args.hub_model_id} is no name on the Hub; give --hub_model_id user/model"
-        )
-    for option in ("max_samples", "batch_size", "max_new_tokens"):
-        if (value := getattr(args, option)) is not None and value <= 0:
-            parser.error(f"--{option} {value}: a number above 0 is wanted")
-    args.protocol = list(dict.fromkeys(args.protocol))
-    args.not_run, needed = {}, {"majority": "train_file", "question_only": "question_only_model"}
-    for control, option in needed.items():
-        if getattr(args, option) is None and control in args.controls:
-            parser.error(f"--controls {control}: give --{option} with it")
-        if getattr(args, option) is not None and not {control, "all"} & set(args.controls):
-            args.controls.append(control)  # what it is given for
-        elif getattr(args, option) is None and "all" in args.controls:
-            args.not_run[control] = f"--{option} was not given"
-    args.controls = [
-        c
-        for c in CONTROLS
-        if ("all" in args.controls or c in args.controls) and c not in args.not_run
-    ]
-    if not args.java_metrics:
-        args.not_run["meteor, spice, spider"] = "--java_metrics was not given"
-    return args
+    hub_dataset_id: str = option("Name of the data set in the Hub's .eval_results.", "reasonaqa")
+
+    def __post_init__(self) -> None:
+        """Checks the options against each other."""
+        self.protocol = list(dict.fromkeys(self.protocol))
+        self._check_data_options()
+        self._check_hub_options()
+        for name in ("max_samples", "batch_size", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"--{name} {value}: expected a number above 0")
+        for control, name in CONTROL_OPTIONS.items():
+            if control in self.controls and getattr(self, name) is None:
+                raise UserError(f"--controls {control}: give --{name} with it")
+
+    def _check_data_options(self) -> None:
+        has_test_file = bool(self.test_file)
+        if bool(self.dataset_name) == has_test_file or has_test_file != bool(self.audio_dir):
+            raise UserError("give either --test_file with --audio_dir, or --dataset_name")
+        if self.benchmark:
+            has_several_folders = self.audio_dir is not None and len(self.audio_dir) > 1
+            if self.dataset_name or has_several_folders or "generate" not in self.protocol:
+                raise UserError(
+                    f"--benchmark {self.benchmark}: expected its --test_file, one --audio_dir and "
+                    "the protocol generate"
+                )
+
+    def _check_hub_options(self) -> None:
+        if self.revision and Path(self.model_name_or_path).exists():
+            raise UserError(
+                f"--revision {self.revision}: {self.model_name_or_path} is a folder, not a model "
+                "on the Hub"
+            )
+        repository = Path(self.results_repository)
+        if self.push_to_hub and (repository.exists() or len(repository.parts) != 2):
+            raise UserError(
+                f"--push_to_hub: {repository} is not a Hub name. Give --hub_model_id user/model"
+            )
+
+    @property
+    def results_repository(self) -> str:
+        """The Hub repository that gets the results."""
+        return self.hub_model_id or self.model_name_or_path
+
+    def plan_controls(self) -> ControlPlan:
+        """Returns the controls to run. The option of a control selects it too."""
+        controls = []
+        not_run = {}
+        for control in CONTROLS:
+            name = CONTROL_OPTIONS.get(control)
+            if name and getattr(self, name) is None:
+                if "all" in self.controls:
+                    not_run[control] = f"--{name} was not given"
+            elif name or {"all", control} & set(self.controls):
+                controls.append(control)
+        return ControlPlan(controls, not_run)
+
+
+def build_parser() -> HfArgumentParser:
+    """Builds the parser of `run_eval.py`."""
+    parser = HfArgumentParser(EvaluationArguments, description=DESCRIPTION, allow_abbrev=False)
+    allow_no_value(parser, "fix_cle_labels")
+    return parser
+
+
+def allow_no_value(parser: HfArgumentParser, name: str) -> None:
+    """Lets a list be empty on the command line. `HfArgumentParser` expects a value."""
+    for action in parser._actions:
+        if action.dest == name:
+            action.nargs = "*"
+
+
+def parse_arguments(argv: list[str] | None = None) -> EvaluationArguments:
+    """Parses and checks a command line. Wrong options end the process with a usage message."""
+    parser = build_parser()
+    options = vars(parser.parse_args(argv))
+    try:
+        return EvaluationArguments(**options)
+    except UserError as error:
+        parser.error(str(error))

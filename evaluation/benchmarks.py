@@ -1,7 +1,9 @@
-"""MMAU's own scoring (github.com/Sakshi113/MMAU, evaluation.py), which MMAR took over: a match of words, not of letters.
+"""Official metrics of other benchmarks, and the files to submit to them.
 
-It is a protocol of its own, and its numbers are not those of [`parse_answer`]: of right answers written as in training
-("b) text") it takes most, of right letters ("B") next to none. Always say which of the two a number comes from.
+MMAU's scoring (github.com/Sakshi113/MMAU, evaluation.py), which MMAR adopted, matches words, not
+letters. It accepts most right answers written as in training ("b) text"), and nearly no right
+letters ("B"). Its numbers are not comparable with those of [`parse_answer`]: always say which of
+the two a number comes from.
 """
 
 import csv
@@ -23,18 +25,20 @@ from ..data.benchmarks import (
 )
 
 
-def _words(text: str) -> set[str]:
+def _word_set(text: str) -> set[str]:
     return set(re.findall(r"\w+", text.lower()))
 
 
 def string_match(answer: str, prediction: str, choices: list[str]) -> bool:
-    """Whether `prediction` has every word of the right choice, and no word that only wrong choices have.
+    """Returns whether a prediction matches the right choice.
 
-    Order, repetition and other words do not matter: "no man" matches "man". A prediction without words never matches.
+    It must have every word of that choice, and no word that only wrong choices have. Order,
+    repetition and other words do not matter: "no man" matches "man".
     """
-    said, right = _words(prediction), _words(answer)
-    wrong = {word for choice in choices for word in _words(choice)} - right
-    return bool(said) and right <= said and said.isdisjoint(wrong)
+    predicted = _word_set(prediction)
+    right = _word_set(answer)
+    wrong = _word_set(" ".join(choices)) - right
+    return bool(predicted) and right <= predicted and predicted.isdisjoint(wrong)
 
 
 def official_accuracy(
@@ -42,127 +46,138 @@ def official_accuracy(
     prediction_key: str = "model_output",
     groups: tuple[str, ...] = ("task", "difficulty", "sub-category"),
 ) -> dict:
-    """What the script prints (there times 100), for all items and for each value of `groups`.
+    """Returns the accuracy that the official script prints, divided by 100.
 
-    The script leaves an item without a prediction out of the count, so that a model which answers 10 of 1000 items rightly, and
-    nothing else, has 100 %. Hence beside its number stands the one in which such items are wrong.
+    The script ignores items without a prediction: a model with 10 right answers to 1000 items has
+    100 %. So there is a second accuracy, in which such items are wrong.
 
     Args:
-        items: with `answer`, `choices`, the `groups` (one that is missing or None counts nowhere) and the prediction; one whose
-            prediction is missing or None has none. An empty text is a prediction, and wrong.
+        items: With `answer`, `choices`, the prediction, and the groups that it belongs to. An empty
+            text is a prediction, and wrong.
+        prediction_key: Key of the prediction. If it is missing or None, there is no prediction.
+        groups: Keys of the groupings.
 
     Returns:
-        "total" and one dict by value for each group, of `official_accuracy_of_answered` (0 of none, as there), `n_answered`,
-        `n_without_prediction` and `accuracy_of_all` (without a prediction is wrong).
+        "total", and one dict by value for each grouping. Their entries are
+        `official_accuracy_of_answered` (0 without predictions), `n_answered`,
+        `n_without_prediction` and `accuracy_of_all`.
     """
-    counts: dict[tuple[str, str], list[int]] = {("total", ""): [0, 0, 0]}
+    outcomes: dict[tuple[str, str], list[bool | None]] = {("total", ""): []}
     for item in items:
         prediction = item.get(prediction_key)
-        right = prediction is not None and string_match(item["answer"], prediction, item["choices"])
-        for key in [
-            ("total", ""),
-            *((group, item[group]) for group in groups if item.get(group) is not None),
-        ]:
-            count = counts.setdefault(key, [0, 0, 0])
-            count[0] += right
-            count[1] += prediction is not None
-            count[2] += 1
-    result: dict = {"total": {}} | {group: {} for group in groups}
-    for (group, value), (right, answered, n) in sorted(counts.items()):
-        found = {
-            "official_accuracy_of_answered": right / answered if answered else 0.0,
-            "n_answered": answered,
-            "n_without_prediction": n - answered,
-            "accuracy_of_all": right / n if n else 0.0,
-        }
+        is_right = None
+        if prediction is not None:
+            is_right = string_match(item["answer"], prediction, item["choices"])
+        keys = [(group, item[group]) for group in groups if item.get(group) is not None]
+        for key in (("total", ""), *keys):
+            outcomes.setdefault(key, []).append(is_right)
+    result: dict = {"total": {}, **{group: {} for group in groups}}
+    for (group, value), values in sorted(outcomes.items()):
         if group == "total":
-            result["total"] = found
+            result["total"] = _accuracies(values)
         else:
-            result[group][value] = found
+            result[group][value] = _accuracies(values)
     return result
+
+
+def _accuracies(outcomes: list[bool | None]) -> dict:
+    num_right = outcomes.count(True)
+    num_unanswered = outcomes.count(None)
+    num_answered = len(outcomes) - num_unanswered
+    return {
+        "official_accuracy_of_answered": num_right / num_answered if num_answered else 0.0,
+        "n_answered": num_answered,
+        "n_without_prediction": num_unanswered,
+        "accuracy_of_all": num_right / len(outcomes) if outcomes else 0.0,
+    }
 
 
 def submission(
     name: str, rows: Iterable[Mapping], predictions: Sequence[str | None]
 ) -> list[dict] | str:
-    """The file that the benchmark's own script reads: the published items with the answers, of ClothoAQA the text of a CSV.
+    """Returns the file that the official script reads: items, or a CSV for ClothoAQA.
 
-    Submitted is the text of the option that a generated text names, "yes" or "no", or else the generated text as it is. Both
-    keys are there under which versions of MMAU's and MMAR's scripts look. None is no prediction: the item has no such key.
+    An answer is the text of the option that a generated text names ("yes" or "no"), or else the
+    generated text. It is under both keys that versions of the MMAU and MMAR scripts use. An item
+    without a prediction (None) has no such key.
 
     Raises:
-        ValueError: if there are not as many predictions as rows.
+        ValueError: If there are not as many predictions as rows.
     """
     pairs = _pairs(rows, predictions)
-    if _known(name) == "clothoaqa":
-        out = io.StringIO()
-        table = csv.writer(out, lineterminator="\n")
-        table.writerow(_COLUMNS[:3])
-        for row, text in pairs:
-            item = json.loads(row["item"])
-            named = parse_answer(row["question_type"], row["input"], text or "")
-            table.writerow([item["file_name"], item["QuestionText"], named or text or ""])
-        return out.getvalue()
+    return _clotho_csv(pairs) if _known(name) == "clothoaqa" else _choice_items(name, pairs)
+
+
+def _choice_items(name: str, pairs: list[tuple[Mapping, str | None]]) -> list[dict]:
     items = []
     for row, text in pairs:
-        said = text if text is None else _named_choice(row, text) or text
-        items.append(
-            json.loads(row["item"])
-            | ({} if said is None else dict.fromkeys(_CHOICES[name][4], said))
-        )
+        item = json.loads(row["item"])
+        if text is not None:
+            answer = _named_choice(row, text) or text
+            item |= dict.fromkeys(_CHOICES[name][4], answer)
+        items.append(item)
     return items
 
 
-def official_metrics(name: str, rows: Iterable[Mapping], predictions: Sequence[str | None]) -> dict:
-    """The benchmark's own metric of generated texts, with the `protocol` it comes from and `n_unparsed`.
+def _clotho_csv(pairs: list[tuple[Mapping, str | None]]) -> str:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(_COLUMNS[:3])
+    for row, text in pairs:
+        item = json.loads(row["item"])
+        option = parse_answer(row["question_type"], row["input"], text or "")
+        writer.writerow([item["file_name"], item["QuestionText"], option or text or ""])
+    return file.getvalue()
 
-    MMAU, MMAR: [`official_accuracy`] of the submission, by task and difficulty, or modality and category. ClothoAQA: for
-    "yes_no" and "detail" (single words, top 1) the accuracy against each annotator's answer (`all_answers`, as its authors
-    count), against the answer of more than half of them (`majority`), and where all three agree (`unanimous`). Words are
-    compared without case and punctuation; a word given to a yes/no question, or the reverse, counts nowhere.
+
+def official_metrics(name: str, rows: Iterable[Mapping], predictions: Sequence[str | None]) -> dict:
+    """Returns the benchmark's own metric, with its `protocol` and `n_unparsed`.
+
+    For MMAU and MMAR it is [`official_accuracy`] of the submission. For ClothoAQA it is the
+    accuracy on "yes_no" and "detail" questions (single words, top 1) against three references.
+    These are every annotator's answer (`all_answers`, as its authors count), the answer of more
+    than half of them (`majority`), and the answer that all three share (`unanimous`). Words are
+    compared without case and punctuation. A word as the answer to a yes/no question counts nowhere,
+    and vice versa.
 
     Raises:
-        ValueError: if there are not as many predictions as rows.
+        ValueError: If there are not as many predictions as rows.
     """
     pairs = _pairs(rows, predictions)
-    if _known(name) != "clothoaqa":
-        title, _, _, groups, keys = _CHOICES[name]
-        found = official_accuracy(submission(name, *zip(*pairs)) if pairs else [], keys[0], groups)
-        unparsed = sum(_named_choice(row, text or "") is None for row, text in pairs)
-        return {"protocol": f"{title} string match", "n_unparsed": unparsed} | found
-    result: dict = {"protocol": "ClothoAQA exact match"}
-    for kind in ("yes_no", "detail"):
-        asked = [(row, text or "") for row, text in pairs if row["question_type"] == kind]
-        said = [
-            parse_answer(kind, row["input"], text) or "" if kind == "yes_no" else _plain(text)
-            for row, text in asked
-        ]
-        all_given = [
-            [answer for answer in map(_plain, json.loads(row["item"])["answers"]) if answer]
-            for row, _ in asked
-        ]
-        given = [
-            [answer for answer in answers if _is_yes_no(answer) == (kind == "yes_no")]
-            for answers in all_given
-        ]
-        sets = {
-            "all_answers": [
-                (mine, answer) for mine, answers in zip(said, given) for answer in answers
-            ],
-            "majority": [
-                (mine, most) for mine, answers in zip(said, given) if (most := _majority(answers))
-            ],
-            "unanimous": [
-                (mine, a[0]) for mine, a in zip(said, given) if len(a) >= 3 and len(set(a)) == 1
-            ],
+    if _known(name) == "clothoaqa":
+        return {
+            "protocol": "ClothoAQA exact match",
+            "yes_no": _clotho_metrics("yes_no", pairs),
+            "detail": _clotho_metrics("detail", pairs),
         }
-        result[kind] = {"n_questions": len(asked), "n_unparsed": said.count("")} | {
-            of: {
-                "n": len(found),
-                "accuracy": sum(mine == right for mine, right in found) / len(found)
-                if found
-                else None,
-            }
-            for of, found in sets.items()
-        }
-    return result
+    title, _, _, groups, keys = _CHOICES[name]
+    unparsed = sum(_named_choice(row, text or "") is None for row, text in pairs)
+    metrics = official_accuracy(_choice_items(name, pairs), keys[0], groups)
+    return {"protocol": f"{title} string match", "n_unparsed": unparsed, **metrics}
+
+
+def _clotho_metrics(question_type: str, pairs: list[tuple[Mapping, str | None]]) -> dict:
+    is_closed = question_type == "yes_no"
+    predictions = []
+    outcomes: dict[str, list[bool]] = {"all_answers": [], "majority": [], "unanimous": []}
+    for row, text in pairs:
+        if row["question_type"] != question_type:
+            continue
+        if is_closed:
+            prediction = parse_answer(question_type, row["input"], text or "") or ""
+        else:
+            prediction = _plain(text or "")
+        predictions.append(prediction)
+        answers = [_plain(answer) for answer in json.loads(row["item"])["answers"]]
+        answers = [answer for answer in answers if answer and _is_yes_no(answer) == is_closed]
+        outcomes["all_answers"] += [prediction == answer for answer in answers]
+        most = _majority(answers)
+        if most:
+            outcomes["majority"].append(prediction == most)
+        if len(answers) >= 3 and len(set(answers)) == 1:
+            outcomes["unanimous"].append(prediction == answers[0])
+    metrics: dict = {"n_questions": len(predictions), "n_unparsed": predictions.count("")}
+    for name, values in outcomes.items():
+        accuracy = sum(values) / len(values) if values else None
+        metrics[name] = {"n": len(values), "accuracy": accuracy}
+    return metrics

@@ -1,13 +1,17 @@
-"""The numbers that expose an artefact: the same rows without what an honest answer needs.
+"""Controls: the same examples with the information removed that an honest answer needs.
 
-`majority`: training's commonest answer; what the corpus gives away. `no_audio`: every frame is the mean of training's.
-`noise`: Gaussian noise of each clip's length and power. `mismatched_audio`: each clip exchanged for another row's. `option_relabel`:
-options under other letters, where who hears picks the same text. `question_only`: another model, trained on text alone.
+- `majority`: the most common training answer. Shows what the corpus gives away.
+- `no_audio`: every frame is the mean frame of the training audio.
+- `noise`: Gaussian noise with each clip's length and power.
+- `mismatched_audio`: the audio of another example.
+- `option_relabel`: the options under other letters. Who uses the audio picks the same text.
+- `question_only`: another model, trained without audio.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,39 +21,57 @@ from ..data.features import encode_clips
 from ..data.label_fixes import speaks_of_others
 from ..data.reasonaqa import question_type
 
+if TYPE_CHECKING:
+    from ..modeling_audiolm import AudioLMForConditionalGeneration
+    from ..processing_audiolm import AudioLMFeatureExtractor
+
 CONTROLS = ("majority", "no_audio", "noise", "mismatched_audio", "option_relabel", "question_only")
 
 
-def commonest_answers(training_rows: Iterable[Mapping], rows: list[Mapping]) -> list[str | None]:
-    """The commonest right answer (letter, yes or no) of the training rows of each row's subtype, or of its question type where
-    training lacks the subtype; of equally common ones the first in the alphabet, None without any."""
+def commonest_answers(
+    training_rows: Iterable[Mapping], rows: Sequence[Mapping]
+) -> list[str | None]:
+    """Returns the most common training answer (letter, yes or no) for each row.
+
+    It is the most common one of the row's subtype. If training lacks the subtype, it is that of
+    the question type. Ties go to the first in the alphabet. Without any answer it is None.
+    """
     counts: dict[tuple, Counter] = {}
     for row in training_rows:
         kind = question_type(row)
-        if answer := parse_answer(kind, row["input"], row["answer"]):
+        answer = parse_answer(kind, row["input"], row["answer"])
+        if answer:
             for group in ((kind, row["subtype"]), (kind, None)):
                 counts.setdefault(group, Counter())[answer] += 1
-    commonest = {group: min(found, key=lambda a: (-found[a], a)) for group, found in counts.items()}
-    return [
-        commonest.get((r["question_type"], r["subtype"]), commonest.get((r["question_type"], None)))
-        for r in rows
-    ]
+    commonest = {
+        group: min(counter, key=lambda answer: (-counter[answer], answer))
+        for group, counter in counts.items()
+    }
+    answers = []
+    for row in rows:
+        of_type = commonest.get((row["question_type"], None))
+        answers.append(commonest.get((row["question_type"], row["subtype"]), of_type))
+    return answers
 
 
 def noise_of_equal_power(clip: Clip, samples: torch.Tensor) -> torch.Tensor:
-    """Gaussian noise, (samples,), of the root mean square of `samples`; always the same for the same samples."""
+    """Returns Gaussian noise with the root mean square of `samples`, shape `(samples,)`.
+
+    The seed is a digest of the samples: the same audio always gives the same noise.
+    """
     seed = int.from_bytes(hashlib.sha256(samples.numpy().tobytes()).digest()[:8], "big") % 2**63
     noise = torch.randn(samples.shape, generator=torch.Generator().manual_seed(seed))
     return noise * samples.square().mean().sqrt() / noise.square().mean().sqrt()
 
 
 @torch.no_grad()
-def mean_audio_features(model, frames: int | torch.Tensor) -> torch.Tensor:
-    """A clip of the mean feature of the training's clips, (frames, dim), as a model with `no_audio` hears it. Of no use where
-    the mapper does not hold that mean, which is zero then: learnt embeddings of codes, and Mellow's checkpoint.
+def mean_audio_features(
+    model: "AudioLMForConditionalGeneration", frames: int | torch.Tensor
+) -> torch.Tensor:
+    """Returns a clip whose frames are all the mean training frame, shape `(frames, dim)`.
 
-    Args:
-        frames: how many, or the clip's own features or codes.
+    Mappers without that mean give zeros: learned embeddings of codes, and Mellow's checkpoint.
+    `frames` is the number of frames, or the clip's features or codes.
     """
     if torch.is_tensor(frames) and frames.is_floating_point():
         return model.mapper.mean(frames.to(model.device)).cpu()
@@ -57,41 +79,42 @@ def mean_audio_features(model, frames: int | torch.Tensor) -> torch.Tensor:
     return model.mapper.feature_mean.float().cpu().expand(count, -1)
 
 
-def clip_features(model, extractor, clips: list[Clip], alter=None) -> dict[Clip, torch.Tensor]:
-    """What a model's encoder makes of clips; one with `no_audio`, which hears none, needs their lengths alone.
-
-    Args:
-        alter: what is done to each clip's samples first, as [`encode_clips`] takes it.
-    """
+def clip_features(
+    model: "AudioLMForConditionalGeneration",
+    extractor: "AudioLMFeatureExtractor",
+    clips: list[Clip],
+    alter: Callable | None = None,
+) -> dict[Clip, torch.Tensor]:
+    """Encodes clips, changed by `alter` first. A text-only model needs only their lengths."""
     if not model.config.no_audio:
         return dict(encode_clips(model.encoder, extractor, clips, alter=alter))
-    seconds = extractor.max_audio_seconds
-    lengths = {clip: len(extractor.load(clip_audio(clip, seconds))) for clip in clips}
-    return {
-        clip: mean_audio_features(model, extractor.num_frames(length))
-        for clip, length in lengths.items()
-    }
+    features = {}
+    for clip in clips:
+        samples = extractor.load(clip_audio(clip, extractor.max_audio_seconds))
+        features[clip] = mean_audio_features(model, extractor.num_frames(len(samples)))
+    return features
 
 
 def shift_option_letters(row: dict) -> tuple[dict, dict[str, str]] | None:
-    """The row with each option's text under the next letter, and the old letter of each new one; the right answer follows.
+    """Moves the text of each option under the next letter.
 
-    None where no options stand, or one speaks of others ("both A and B").
+    Returns:
+        The row, whose right answer follows its text, and the old letter of each new one. None if
+        the row has no options, or if an option mentions others ("both A and B").
     """
     options = option_spans(row["input"])
-    if (
-        row["question_type"] not in ("mcq", "entailment")
-        or len(options) < 2
-        or speaks_of_others(options)
-    ):
+    has_options = row["question_type"] in ("mcq", "entailment") and len(options) >= 2
+    if not has_options or speaks_of_others(options):
         return None
-    moved = [options[-1], *options[:-1]]
-    question, at, answer = [], 0, row["answer"]
     right = parse_answer(row["question_type"], row["input"], row["answer"])
-    for option, taken in zip(options, moved):
-        question += [row["input"][at : option.start], taken.text]
-        at = option.end
-        if taken.letter.lower() == right:
-            answer = f"{option.letter}) {taken.text}"
-    old = {option.letter.lower(): taken.letter.lower() for option, taken in zip(options, moved)}
-    return {**row, "input": "".join(question) + row["input"][at:], "answer": answer}, old
+    answer = row["answer"]
+    question, end = "", 0
+    old_letters = {}
+    for option, source in zip(options, [options[-1], *options[:-1]]):
+        question += row["input"][end : option.start] + source.text
+        end = option.end
+        old_letters[option.letter.lower()] = source.letter.lower()
+        if source.letter.lower() == right:
+            answer = f"{option.letter}) {source.text}"
+    question += row["input"][end:]
+    return {**row, "input": question, "answer": answer}, old_letters

@@ -1,245 +1,275 @@
-"""Accuracy by question type of a trained model, by two protocols and beside the controls that would expose an artefact.
+"""Evaluates a trained model: accuracy by question type, two protocols, controls.
 
-`python run_eval.py --model_name_or_path M --test_file test.json --audio_dir AUDIO --output_dir OUT` writes
-`predictions.jsonl` and `metrics.json`, and prints the table; `--controls all` adds the controls. The same command writes
-the same bytes, in any number of processes (`accelerate launch run_eval.py ...`), and goes on where it was interrupted.
-docs/evaluation.md explains the numbers.
+`arguments.py` describes the command, docs/evaluation.md the metrics.
 """
 
 import json
-import sys
 import time
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from datasets import DatasetDict
-from safetensors import SafetensorError
-from transformers import PreTrainedConfig
 
 from .. import __version__
-from ..checkpoints.load import load_model
-from ..configuration_audiolm import ARM_FIELDS
-from ..data import FeatureCache, audio_roots, drop_bad_audio, load_reasonaqa
-from ..data.audio_check import inspect_clips
-from ..data.benchmarks import read_benchmark
-from ..data.label_fixes import RowFixes
-from ..data.reasonaqa import question_type
+from ..data import FeatureCache
 from ..data.second_clips import second_clips
-from ..data.shards import MANIFEST, dataset_folder, load_shards
-from ..data.subsets import first_of_each_type
+from ..data.shards import MANIFEST, dataset_folder
 from ..hub.push import push_results
-from ..processing_audiolm import AudioLMProcessor
-from ..runtime import run_info, use_all_of_the_cpu, write_run_info
+from ..runtime import (
+    UserError,
+    report_user_errors,
+    run_info,
+    use_all_of_the_cpu,
+    write_json,
+    write_run_info,
+    write_text,
+)
 from .answering import PROTOCOLS
-from .arguments import parse_arguments
+from .arguments import ControlPlan, EvaluationArguments, parse_arguments
 from .benchmarks import official_metrics, submission
-from .predict import Answerer, answer_rows, model_digest, rows_digest
+from .inputs import (
+    EvaluatedModel,
+    EvaluationData,
+    input_errors,
+    load_evaluated_model,
+    load_text_only_model,
+    read_data,
+    warn_about_labels,
+)
+from .predict import Answerer, PartialAnswers, answer_rows, rows_digest
 from .scores import predicted_rows, score
-from .tables import table
+from .tables import format_metrics
+
+# A process that has fewer examples left waits for the others, however long that takes.
+WAIT_LIMIT = timedelta(days=7)
 
 
-def read_rows(args, max_audio_seconds: float):
-    """All rows, those to answer, their clips' seconds, and the training rows of the control `majority`.
+@report_user_errors("run_eval.py")
+def main(argv: list[str] | None = None) -> None:
+    """Runs `run_eval.py`."""
+    arguments = parse_arguments(argv)
+    evaluation = evaluate(arguments)
+    if evaluation is None:
+        return
+    evaluation.save(arguments.output_dir, argv)
+    print(evaluation.summary())
+    if arguments.push_to_hub:
+        print(push(arguments, evaluation))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The results of an evaluation.
+
+    Attributes:
+        metrics: The content of `metrics.json`.
+        rows: The content of `predictions.jsonl`.
+        seconds: Time that answering took, in all.
+        seconds_by_activity: The same for the evaluated model, by activity.
+        submission: The file to submit to a benchmark: items, or the text of a CSV.
+        weights_commit: Commit of the weights on the Hub.
+    """
+
+    metrics: dict
+    rows: list[dict]
+    seconds: float
+    seconds_by_activity: dict[str, float]
+    submission: list[dict] | str | None = None
+    weights_commit: str | None = None
+
+    def save(self, folder: str | Path, argv: list[str] | None = None) -> None:
+        """Writes the results into the output folder, and deletes the partial answers there.
+
+        Args:
+            folder: Gets `predictions.jsonl`, `metrics.json`, `run_info.json` and the submission.
+            argv: The command line. Default: this process's.
+        """
+        folder = Path(folder)
+        if isinstance(self.submission, str):
+            write_text(folder / "submission.csv", self.submission)
+        elif self.submission is not None:
+            write_json(folder / "submission.json", self.submission)
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows]
+        write_text(folder / "predictions.jsonl", "".join(lines))
+        write_json(folder / "metrics.json", self.metrics)
+        settings = self.metrics["settings"]
+        facts = {"rows_sha256": settings["rows_sha256"], "model": settings["model"]}
+        write_run_info(folder, run_info("run_eval.py", argv, **facts, seconds=self.seconds))
+        PartialAnswers(folder, settings).delete()
+
+    def summary(self) -> str:
+        """Returns the metrics and timings as text."""
+        count = len(self.rows)
+        activities = ", ".join(f"{k} {v:.1f} s" for k, v in self.seconds_by_activity.items())
+        speed = f"{count} rows in {self.seconds:.1f} s, {count / self.seconds:.1f} rows/s"
+        return f"{format_metrics(self.metrics)}\n{speed} ({activities})"
+
+
+def evaluate(arguments: EvaluationArguments) -> Evaluation | None:
+    """Evaluates a model. Returns None in other processes than the main one.
 
     Raises:
-        ValueError, OSError: of reading and checking them.
+        UserError: If the model, the data or the options are wrong.
     """
-    if args.dataset_name:
-        data = load_shards(dataset_folder(args.dataset_name), ["test"])
-    elif args.benchmark:
-        data = DatasetDict(
-            {"test": read_benchmark(args.benchmark, args.test_file, args.audio_dir[0], "keep")}
-        )
-    else:
-        data = load_reasonaqa({"test": args.test_file}, audio_roots(args.audio_dir))
-    if args.max_samples:
-        first = first_of_each_type(data["test"], args.max_samples).values()
-        data["test"] = data["test"].select(
-            sorted(number for numbers in first for number in numbers)
-        )
-    rows = drop_bad_audio(data, max_audio_seconds, args.on_bad_audio, args.output_dir)["test"]
-    facts = inspect_clips([clip for row in rows for clip in row["audio"]], max_audio_seconds)
-    mending = RowFixes(args.fix_cle_labels)
-    training = (
-        json.loads(Path(args.train_file).read_text(encoding="utf-8")) if args.train_file else None
-    )
-    if training and args.fix_cle_labels is not None:
-        training = [mending({**row, "question_type": question_type(row)}) for row in training]
-    return (
-        data["test"],
-        mending.rows(rows),
-        {clip: of.seconds for clip, of in facts.items()},
-        training,
-    )
-
-
-def benchmark_results(name: str, whole, rows, results: list[dict], output: Path) -> dict:
-    """A benchmark's own metric of the generated texts; writes what is submitted. Rows that were left out have no answer."""
-    texts = {row["id"]: result["answers"]["generate"]["text"] for row, result in zip(rows, results)}
-    predictions = [texts.get(number) for number in whole["id"]]
-    made = submission(name, whole, predictions)
-    file = output / ("submission.csv" if isinstance(made, str) else "submission.json")
-    file.write_text(
-        made if isinstance(made, str) else json.dumps(made, indent=2, ensure_ascii=False) + "\n",
-        encoding="utf-8",
-    )
-    return official_metrics(name, whole, predictions)
-
-
-def loaded(name: str, revision: str | None, device):
-    """A model, its processor, and what says which one it is."""
-    model, tokenizer = load_model(name, revision)
-    if "flash" in str(model.config.text_config._attn_implementation):
-        model.set_attn_implementation(
-            "sdpa"
-        )  # options are scored under a mask that flash attention does not take
-    about = {
-        name: getattr(model.config, name, None)
-        for name in (*ARM_FIELDS, "mapper_type", "prompt_format", "training")
-    }
-    about |= heard_otherwise(model.config.encoder_config)
-    state = Path(name, "trainer_state.json")
-    about["step"] = (
-        json.loads(state.read_text(encoding="utf-8"))["global_step"] if state.is_file() else None
-    )
-    about["weights_sha256"] = model_digest(model)
-    return model.to(device).eval(), AudioLMProcessor.from_config(model.config, tokenizer), about
-
-
-def main(argv=None):
-    args = parse_arguments(argv)
-    output = Path(args.output_dir)
     use_all_of_the_cpu()
-    # a process that has less to answer waits for the others, however long that takes
-    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
-    try:
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=WAIT_LIMIT)
+    output = Path(arguments.output_dir)
+    with input_errors():
         output.mkdir(parents=True, exist_ok=True)
-        model, processor, about = loaded(args.model_name_or_path, args.revision, state.device)
-        about["prompt_format"] = processor.prompt_format = (
-            args.prompt_format or model.config.prompt_format
-        )
-        whole, rows, seconds, training = read_rows(args, model.config.max_audio_seconds)
-        changes = getattr(model.config, "data_changes", {})
-        if ("fix_cle_labels" in changes) != (args.fix_cle_labels is not None):
-            print(
-                "run_eval.py: --fix_cle_labels is not as in training; CLE's labels mean something else",
-                file=sys.stderr,
-            )
-        if "no_audio" in args.controls and not model.mapper.feature_mean.any():
-            args.controls.remove("no_audio")
-            args.not_run["no_audio"] = "the model does not hold the mean of training's features"
-        clips, cache = sorted({clip for row in rows for clip in row["audio"]}), None
-        if len(clips) < 2 and "mismatched_audio" in args.controls:
-            args.controls.remove("mismatched_audio")
-            args.not_run["mismatched_audio"] = "there is one clip"
-        settings = {
-            "version": __version__,
-            "rows_sha256": rows_digest(rows),
-            "model": about,
-            "protocols": args.protocol,
-            "controls": args.controls,
-            **{key: getattr(args, key) for key in ("batch_size", "max_new_tokens", "precision")},
-            "max_audio_seconds": model.config.max_audio_seconds,
-            "features": "encoded here",
-        }
-        if args.feature_cache:
-            Path(args.feature_cache).mkdir(parents=True, exist_ok=True)
-            settings["features"] = "of a cache"  # HTSAT's are rounded there
-        asked = (args.batch_size, args.max_new_tokens)
-        given = [c for c in args.controls if c not in ("majority", "question_only")]
-        pairs = second_clips(rows, 0) if processor.prompt_format == "mellow" else None
-        answerers = {
-            "": Answerer(
-                model, processor, args.protocol, given, *asked, precision=args.precision, rows=pairs
-            )
-        }
-        if "question_only" in args.controls:
-            deaf, its, settings["question_only"] = loaded(
-                args.question_only_model, None, state.device
-            )
-            if not deaf.config.no_audio:
-                raise ValueError(
-                    f"--question_only_model {args.question_only_model} was trained without --no_audio"
-                )
-            if deaf.config.prompt_format != "audiolm":
-                raise ValueError(
-                    f"--question_only_model {args.question_only_model} was trained on Mellow's prompts"
-                )
-            answerers["question_only"] = Answerer(
-                deaf, its, args.protocol[:1], (), *asked, precision=args.precision
-            )
-    except (ValueError, OSError) as error:
-        sys.exit(f"run_eval.py: {error}")
-    if args.feature_cache:
-        cache = answerers[""].cache = FeatureCache(
-            args.feature_cache, model.encoder, processor.feature_extractor
-        )
-        try:
-            cache.fill_together(clips)
-        except (
-            ValueError,
-            OSError,
-            SafetensorError,
-        ) as error:  # no room, a full disk, a clip that is gone
-            sys.exit(f"run_eval.py: {error}")
+    evaluated = load_evaluated_model(
+        arguments.model_name_or_path, arguments.revision, state.device, arguments.prompt_format
+    )
+    data = read_data(arguments, evaluated.model.config.max_audio_seconds)
+    warn_about_labels(arguments, evaluated)
+
+    with input_errors():
+        plan = possible_controls(arguments.plan_controls(), evaluated, data)
+        is_mellow = evaluated.processor.prompt_format == "mellow"
+        answerer = build_answerer(arguments, evaluated, arguments.protocol)
+        answerer.controls = plan.input_controls
+        answerer.rows = second_clips(data.rows, 0) if is_mellow else None
+    answerers = {"": answerer}
+    settings = describe_settings(arguments, plan, evaluated, data)
+    if "question_only" in plan.controls:
+        text_only = load_text_only_model(arguments.question_only_model, state.device)
+        answerers["question_only"] = build_answerer(arguments, text_only, arguments.protocol[:1])
+        settings["question_only"] = text_only.facts
+    if arguments.feature_cache:
+        answerer.cache = fill_feature_cache(arguments.feature_cache, evaluated, data)
+
     start = time.perf_counter()
-    said = answer_rows(rows, answerers, output, settings, state)
-    if said is None:
-        return
-    taken = time.perf_counter() - start
-    results = predicted_rows(rows, said, seconds, training if "majority" in args.controls else None)
-    primary = PROTOCOLS[args.protocol[0]][0]
+    outputs = answer_rows(data.rows, answerers, output, settings, state)
+    seconds = time.perf_counter() - start
+    if outputs is None:
+        return None
+    training_rows = data.training_rows if "majority" in plan.controls else None
+    rows = predicted_rows(data.rows, outputs, data.seconds, training_rows)
+    metrics = compute_metrics(arguments, plan, rows, settings)
+    official, to_submit = official_results(arguments, data, rows)
+    commit = getattr(evaluated.model.config, "_commit_hash", None)
+    return Evaluation(metrics | official, rows, seconds, answerer.seconds, to_submit, commit)
+
+
+def possible_controls(
+    plan: ControlPlan, evaluated: EvaluatedModel, data: EvaluationData
+) -> ControlPlan:
+    """Removes the controls that this model and these clips do not allow."""
+    if not evaluated.model.mapper.feature_mean.any():
+        reason = "the model does not hold the mean of training's features"
+        plan = plan.without("no_audio", reason)
+    if len(data.clips) < 2:
+        plan = plan.without("mismatched_audio", "there is one clip")
+    return plan
+
+
+def build_answerer(
+    arguments: EvaluationArguments, evaluated: EvaluatedModel, protocols: list[str]
+) -> Answerer:
+    """Returns a model as an [`Answerer`] without controls."""
+    return Answerer(
+        evaluated.model,
+        evaluated.processor,
+        tuple(protocols),
+        batch_size=arguments.batch_size,
+        max_new_tokens=arguments.max_new_tokens,
+        precision=arguments.precision,
+    )
+
+
+def describe_settings(
+    arguments: EvaluationArguments,
+    plan: ControlPlan,
+    evaluated: EvaluatedModel,
+    data: EvaluationData,
+) -> dict:
+    """Returns what the answers depend on. Only evaluations with equal settings are comparable."""
+    return {
+        "version": __version__,
+        "rows_sha256": rows_digest(data.rows),
+        "model": evaluated.facts,
+        "protocols": arguments.protocol,
+        "controls": plan.controls,
+        "batch_size": arguments.batch_size,
+        "max_new_tokens": arguments.max_new_tokens,
+        "precision": arguments.precision,
+        "max_audio_seconds": evaluated.model.config.max_audio_seconds,
+        # A cache rounds HTSAT's features to bfloat16.
+        "features": "of a cache" if arguments.feature_cache else "encoded here",
+    }
+
+
+def fill_feature_cache(
+    folder: str, evaluated: EvaluatedModel, data: EvaluationData
+) -> FeatureCache:
+    """Encodes the clips that the cache does not hold yet, in all processes together.
+
+    Raises:
+        UserError: If the disk is full, or a clip has disappeared.
+    """
+    with input_errors():
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        extractor = evaluated.processor.feature_extractor
+        cache = FeatureCache(folder, evaluated.model.encoder, extractor)
+        cache.fill_together(data.clips)
+    return cache
+
+
+def compute_metrics(
+    arguments: EvaluationArguments, plan: ControlPlan, rows: list[dict], settings: dict
+) -> dict:
+    """Returns the content of `metrics.json`, except a benchmark's official metric."""
+    protocol = PROTOCOLS[arguments.protocol[0]][0]
+    not_run = dict(plan.not_run)
+    if not arguments.java_metrics:
+        not_run["meteor, spice, spider"] = "--java_metrics was not given"
     metrics = {
-        **score(results, primary, model.config.max_audio_seconds, args.java_metrics),
-        "not_run": args.not_run,
+        **score(rows, protocol, settings["max_audio_seconds"], arguments.java_metrics),
+        "not_run": not_run,
         "settings": settings,
     }
-    if args.fix_cle_labels is not None:
-        metrics["fix_cle_labels"] = [Path(file).name for file in args.fix_cle_labels] or "swapped"
-    if args.benchmark:
-        metrics["official"] = {
-            "benchmark": args.benchmark,
-            **benchmark_results(args.benchmark, whole, rows, results, output),
-        }
-    with open(output / "predictions.jsonl", "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in results)
-    (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    facts = {"rows_sha256": settings["rows_sha256"], "model": about, "seconds": taken}
-    write_run_info(output, run_info("run_eval.py", argv, **facts))
-    for part in output.glob("predictions.part*.jsonl"):
-        part.unlink()
-    print(table(metrics))
-    spent = ", ".join(f"{name} {value:.1f} s" for name, value in answerers[""].seconds.items())
-    print(f"{len(rows)} rows in {taken:.1f} s, {len(rows) / taken:.1f} rows/s ({spent})")
-    if args.push_to_hub:
-        test = args.test_file or Path(dataset_folder(args.dataset_name), MANIFEST)
-        commit = getattr(model.config, "_commit_hash", None)
-        try:
-            print(
-                push_results(
-                    args.hub_model_id, metrics, test, args.hub_dataset_id, args.revision, commit
-                )
-            )
-        except ConnectionError as error:
-            sys.exit(f"run_eval.py: {error}; they are in {args.output_dir}")
+    if arguments.fix_cle_labels is not None:
+        files = [Path(file).name for file in arguments.fix_cle_labels]
+        metrics["fix_cle_labels"] = files or "swapped"
+    return metrics
 
 
-if __name__ == "__main__":
-    main()
+def official_results(
+    arguments: EvaluationArguments, data: EvaluationData, rows: list[dict]
+) -> tuple[dict, list[dict] | str | None]:
+    """Returns the `official` entry of `metrics.json` and the file to submit, for a benchmark.
+
+    Rows with unusable audio have no answer. Both values are empty without `--benchmark`.
+    """
+    name = arguments.benchmark
+    if not name:
+        return {}, None
+    texts = [row["answers"]["generate"]["text"] for row in rows]
+    text_by_id = dict(zip(data.rows["id"], texts))
+    predictions = [text_by_id.get(item) for item in data.all_rows["id"]]
+    official = {"benchmark": name, **official_metrics(name, data.all_rows, predictions)}
+    return {"official": official}, submission(name, data.all_rows, predictions)
 
 
-def heard_otherwise(config: PreTrainedConfig) -> dict:
-    """`band_limit` and `window_seconds` of an encoder's configuration, or of one of a pair's; None where it has none."""
-    parts = [
-        part
-        for part in (config, getattr(config, "first", None), getattr(config, "second", None))
-        if part is not None
-    ]
-    return {
-        name: next(
-            (value for part in parts if (value := getattr(part, name, None)) is not None), None
+def push(arguments: EvaluationArguments, evaluation: Evaluation) -> str:
+    """Adds the results to the model's repository on the Hub. Returns the address of the commit.
+
+    Raises:
+        UserError: If the Hub refuses them.
+    """
+    test_file = arguments.test_file or Path(dataset_folder(arguments.dataset_name), MANIFEST)
+    try:
+        return push_results(
+            arguments.results_repository,
+            evaluation.metrics,
+            test_file,
+            arguments.hub_dataset_id,
+            arguments.revision,
+            evaluation.weights_commit,
         )
-        for name in ("band_limit", "window_seconds")
-    }
+    except ConnectionError as error:
+        raise UserError(f"{error}. The results are in {arguments.output_dir}") from error
+
+
+parse = parse_arguments  # RENAMED

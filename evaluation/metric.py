@@ -1,7 +1,15 @@
-"""Accuracy of closed questions by question type and other groups, as an `evaluate.Metric`."""
+"""Accuracy of closed questions, by question type and other groups, as an `evaluate.Metric`.
+
+```python
+from audiolm.evaluation import ReasonAQAMetric
+
+ReasonAQAMetric().compute(predictions=["a"], references=["b"], question_type=["mcq"])
+```
+"""
 
 import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import datasets
 import evaluate
@@ -11,18 +19,19 @@ SCORED = ("mcq", "yes_no", "entailment")
 
 
 def wilson(correct: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion; (0, 1) of nothing."""
+    """Returns Wilson's 95 % interval of a proportion, or (0, 1) without data."""
     if not n:
         return 0.0, 1.0
-    p, width = correct / n, z * z / n
+    p = correct / n
+    width = z * z / n
     half = z * math.sqrt(p * (1 - p) / n + width / (4 * n))
-    return max(0.0, (p + width / 2 - half) / (1 + width)), min(
-        1.0, (p + width / 2 + half) / (1 + width)
-    )
+    low = (p + width / 2 - half) / (1 + width)
+    high = (p + width / 2 + half) / (1 + width)
+    return max(0.0, low), min(1.0, high)
 
 
-def accuracy(predictions: list[str], references: list[str]) -> dict:
-    """Accuracy with its interval; "" is no answer, and wrong."""
+def accuracy(predictions: Sequence[str], references: Sequence[str]) -> dict:
+    """Returns the accuracy with its interval. "" is no answer, and wrong."""
     correct = sum(bool(p) and p == r for p, r in zip(predictions, references))
     low, high = wilson(correct, len(references))
     return {
@@ -34,57 +43,66 @@ def accuracy(predictions: list[str], references: list[str]) -> dict:
     }
 
 
-def by_class(predictions: list[str], references: list[str], confusion: bool) -> dict:
-    """Balanced accuracy, the mean recall of the right answers; with `confusion` macro F1, and counts by right answer."""
-    labels, of = sorted(set(references)), {"average": "macro", "zero_division": 0.0}
-    found = {"balanced_accuracy": float(recall_score(references, predictions, labels=labels, **of))}
+def class_metrics(predictions: Sequence[str], references: Sequence[str], confusion: bool) -> dict:
+    """Returns the balanced accuracy: the mean recall of the right answers.
+
+    With `confusion` also macro F1, and the counts of predictions by right answer.
+    """
+    labels = sorted(set(references))
+    options = {"labels": labels, "average": "macro", "zero_division": 0.0}
+    metrics = {"balanced_accuracy": float(recall_score(references, predictions, **options))}
     if confusion:
-        found["macro_f1"] = float(f1_score(references, predictions, labels=labels, **of))
-        counts = {
-            label: Counter(p for p, r in zip(predictions, references) if r == label)
-            for label in labels
-        }
-        found["confusion"] = {label: dict(sorted(of.items())) for label, of in counts.items()}
-    return found
+        metrics["macro_f1"] = float(f1_score(references, predictions, **options))
+        metrics["confusion"] = {}
+        for label in labels:
+            counts = Counter(p for p, r in zip(predictions, references) if r == label)
+            metrics["confusion"][label] = dict(sorted(counts.items()))
+    return metrics
 
 
 class ReasonAQAMetric(evaluate.Metric):
-    """Accuracy of closed questions, its 95 % interval (Wilson) and the unparsed answers: of all rows (`micro`), by question
-    type, their mean (`macro_accuracy`), and by any other grouping of the rows; balanced accuracy of each type, and macro F1
-    and the confusion matrix of entailment.
+    """Accuracy of closed questions with its 95 % interval (Wilson) and the unparsed answers.
 
-    `predictions` are letters, "yes" or "no" ("" for none), `references` the right ones; an unparsed answer is wrong.
-    `groups`, if given, maps a grouping's name to the group of each row.
+    The result has the accuracy of all rows (`micro`), by question type, the mean over types
+    (`macro_accuracy`), and by every other grouping. Each type has its balanced accuracy.
+    Entailment also has macro F1 and its confusion matrix.
+
+    `predictions` are letters, "yes" or "no", and "" for an unparsed answer, which is wrong.
+    `references` are the right ones. `groups` maps the name of a grouping to each row's group.
     """
 
-    def _info(self):
+    def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")
+        names = ("predictions", "references", "question_type")
         return evaluate.MetricInfo(
-            description=self.__doc__,
+            description=self.__doc__ or "",
             citation="",
             inputs_description="",
-            features=datasets.Features(
-                {k: text for k in ("predictions", "references", "question_type")}
-            ),
+            features=datasets.Features(dict.fromkeys(names, text)),
         )
 
-    def _compute(self, predictions, references, question_type, groups=None):
-        def rows(of, name):
-            inside = [i for i, group in enumerate(of) if group == name]
-            return [predictions[i] for i in inside], [references[i] for i in inside]
+    def _compute(
+        self,
+        predictions: list[str],
+        references: list[str],
+        question_type: list[str],
+        groups: Mapping[str, list[str]] | None = None,
+    ) -> dict:
+        def rows_in(group: str, row_groups: list[str]) -> tuple[list[str], list[str]]:
+            indices = [index for index, name in enumerate(row_groups) if name == group]
+            return [predictions[i] for i in indices], [references[i] for i in indices]
 
-        types = {}
-        for kind in SCORED:
-            if kind in question_type:
-                answered = rows(question_type, kind)
-                types[kind] = {
-                    **accuracy(*answered),
-                    **by_class(*answered, confusion=kind == "entailment"),
-                }
-        found = {"question_type": types, "micro": accuracy(predictions, references)}
-        found["macro_accuracy"] = (
-            sum(of["accuracy"] for of in types.values()) / len(types) if types else None
-        )
-        for name, of in (groups or {}).items():
-            found[name] = {group: accuracy(*rows(of, group)) for group in sorted(set(of))}
-        return found
+        by_type = {}
+        for name in SCORED:
+            if name in question_type:
+                answers = rows_in(name, question_type)
+                by_type[name] = accuracy(*answers)
+                by_type[name] |= class_metrics(*answers, confusion=name == "entailment")
+        accuracies = [metrics["accuracy"] for metrics in by_type.values()]
+        result = {"question_type": by_type, "micro": accuracy(predictions, references)}
+        result["macro_accuracy"] = sum(accuracies) / len(accuracies) if accuracies else None
+        for grouping, row_groups in (groups or {}).items():
+            result[grouping] = {
+                group: accuracy(*rows_in(group, row_groups)) for group in sorted(set(row_groups))
+            }
+        return result

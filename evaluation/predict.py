@@ -1,233 +1,330 @@
-"""All rows of an evaluation and its controls, answered: shared out among processes, and gone on with where it was interrupted.
+"""Answers all examples of an evaluation under all conditions, in several processes, resumable.
 
-Rows are answered in chunks of whole clips, so that each clip is encoded once and memory does not grow with the rows. A chunk's
-batches depend on its rows alone: any number of processes gives the same answers.
+Examples are answered in chunks of whole clips. Each clip is encoded once, and memory does not grow
+with the number of examples. The batches of a chunk depend on its examples only, so any number of
+processes gives the same answers.
 """
 
 import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 import torch
 from datasets import Dataset
 from tqdm import tqdm
 
+from ..data.audio_files import Clip
 from ..data.reasonaqa import FIELDS
+from ..runtime import write_text
 from .answering import answer_batch
 from .controls import clip_features, mean_audio_features, noise_of_equal_power, shift_option_letters
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+    from ..data import FeatureCache
+    from ..modeling_audiolm import AudioLMForConditionalGeneration
+    from ..processing_audiolm import AudioLMProcessor
 
 ROWS_PER_CHUNK = 256
 
 
 def rows_digest(rows: Dataset) -> str:
-    """SHA-256 of the eight fields of all rows, in their order."""
-    found = hashlib.sha256()
+    """Returns the SHA-256 of all rows: their eight fields, in order."""
+    digest = hashlib.sha256()
     for batch in rows.iter(1000):
-        for values in zip(*(batch[field] for field in FIELDS)):
-            found.update(json.dumps(values).encode() + b"\n")
-    return found.hexdigest()
+        for values in zip(*(batch[name] for name in FIELDS)):
+            digest.update(json.dumps(values).encode() + b"\n")
+    return digest.hexdigest()
 
 
-def model_digest(model) -> str:
-    """SHA-256 of a model's weights."""
-    found = hashlib.sha256()
+def model_digest(model: torch.nn.Module) -> str:
+    """Returns the SHA-256 of a model's weights."""
+    digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        found.update(
-            name.encode()
-            + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        )
-    return found.hexdigest()
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
-def chunks(rows: Dataset, size: int) -> list[list[int]]:
-    """Numbers of the rows, in chunks of at least `size`; all rows of a first clip are in one.
+def split_into_chunks(rows: Dataset, size: int) -> list[list[int]]:
+    """Splits row indices into chunks of at least `size`, so that no first clip is in two chunks.
 
-    Clips come in the order of their names' hashes, so that neighbours have nothing in common.
+    Clips come in the order of their names' hashes: neighbours have nothing in common. Every chunk
+    has two clips, as the control `mismatched_audio` needs.
     """
-    by_clip: dict[str, list[int]] = {}
-    for number, name in enumerate(rows["filepath1"]):
-        by_clip.setdefault(name, []).append(number)
-    made: list[list[int]] = []
-    for name in sorted(by_clip, key=lambda name: (hashlib.sha256(name.encode()).digest(), name)):
-        if not made or len(made[-1]) >= size:
-            made.append([])
-        made[-1] += by_clip[name]
-    if (
-        len(made) > 1 and len({rows[i]["filepath1"] for i in made[-1]}) == 1
-    ):  # alone, it has no other clip's audio
-        last = made.pop()
-        made[-1] += last
-    return made
+    rows_by_clip: dict[str, list[int]] = {}
+    for index, name in enumerate(rows["filepath1"]):
+        rows_by_clip.setdefault(name, []).append(index)
+    chunks: list[list[int]] = []
+    clips_of_last_chunk = 0
+    for name in sorted(rows_by_clip, key=_hash_order):
+        if not chunks or len(chunks[-1]) >= size:
+            chunks.append([])
+            clips_of_last_chunk = 0
+        chunks[-1] += rows_by_clip[name]
+        clips_of_last_chunk += 1
+    if len(chunks) > 1 and clips_of_last_chunk == 1:
+        last = chunks.pop()
+        chunks[-1] += last
+    return chunks
 
 
+def _hash_order(name: str) -> tuple[bytes, str]:
+    return hashlib.sha256(name.encode()).digest(), name
+
+
+@dataclass
 class Answerer:
-    """A model and how it is asked.
+    """A model with the conditions under which it answers.
 
-    Args:
-        protocols: of "likelihood" and "generate". controls: of `CONTROLS`, those that change what this model is given.
-        precision: "fp32", or "bf16" by autocast. cache: a [`FeatureCache`] that holds all clips. rows: that are asked in
-            place of those of the evaluation, as many.
+    Attributes:
+        model: A trained AudioLM.
+        processor: Its processor.
+        protocols: Any of "likelihood" and "generate".
+        controls: Those of `CONTROLS` that change this model's input.
+        batch_size: Examples per forward pass.
+        max_new_tokens: Longest generated answer.
+        precision: "fp32", or "bf16" for autocast.
+        cache: A cache that holds all clips. Default: clips are encoded when they are needed.
+        rows: Rows to ask in place of those of the evaluation, as many.
+        seconds: Time spent so far, by activity.
     """
 
-    def __init__(
-        self,
-        model,
-        processor,
-        protocols,
-        controls=(),
-        batch_size=16,
-        max_new_tokens=64,
-        precision="fp32",
-        cache=None,
-        rows=None,
-    ):
-        self.model, self.processor, self.cache, self.rows = model, processor, cache, rows
-        self.protocols, self.controls = tuple(protocols), tuple(controls)
-        self.batch_size, self.max_new_tokens, self.precision = batch_size, max_new_tokens, precision
-        self.seconds = {"encoding": 0.0, "answering": 0.0, "controls": 0.0}
+    model: "AudioLMForConditionalGeneration"
+    processor: "AudioLMProcessor"
+    protocols: tuple[str, ...]
+    controls: tuple[str, ...] = ()
+    batch_size: int = 16
+    max_new_tokens: int = 64
+    precision: str = "fp32"
+    cache: "FeatureCache | None" = None
+    rows: Dataset | None = None
+    seconds: dict[str, float] = field(
+        default_factory=lambda: {"encoding": 0.0, "answering": 0.0, "controls": 0.0}
+    )
 
-    def chunk(self, rows: list[dict], bar: tqdm) -> list[dict[str, dict]]:
-        """What `answer_batch` says to each row, by condition: "audio", or the control's name."""
-        start = time.perf_counter()
-        extractor = self.processor.feature_extractor
-        clips = list(dict.fromkeys(clip for row in rows for clip in row["audio"]))
-        if self.cache is None:
-            features = clip_features(self.model, extractor, clips)
-        else:
-            features = {clip: self.cache[clip] for clip in clips}
-        self.seconds["encoding"] += time.perf_counter() - start
+    def answer_chunk(self, rows: list[dict], bar: tqdm) -> list[dict[str, dict]]:
+        """Returns the output of `answer_batch` for each row, by condition.
+
+        The conditions are "audio" and the names of the controls.
+        """
+        clips = list(dict.fromkeys(chain.from_iterable(row["audio"] for row in rows)))
+        with self._timed("encoding"):
+            features = self._encode(clips)
         results: list[dict[str, dict]] = [{} for _ in rows]
-        self._ask("audio", list(enumerate(rows)), features, results, bar, self.protocols)
-        for control in self.controls:
-            asked, heard = list(enumerate(rows)), features
-            if control == "no_audio":
-                heard = {clip: mean_audio_features(self.model, features[clip]) for clip in clips}
-            elif control == "noise":
-                heard = clip_features(self.model, extractor, clips, alter=noise_of_equal_power)
-            elif control == "mismatched_audio":
-                heard = {clip: features[other] for clip, other in zip(clips, clips[1:] + clips[:1])}
-            elif control == "option_relabel":
-                asked = [
-                    (i, moved[0])
-                    for i, row in enumerate(rows)
-                    if (moved := shift_option_letters(row))
-                ]
-            # a control says what is answered without the audio; how that would read is not of interest
-            self._ask(control, asked, heard, results, bar, self.protocols[:1])
+        with self._timed("answering"):
+            answers = self._answer(dict(enumerate(rows)), features, self.protocols, bar)
+            for index, answer in answers:
+                results[index]["audio"] = answer
+        with self._timed("controls"):
+            for control in self.controls:
+                questions, altered = self._apply_control(control, rows, features)
+                # Controls measure accuracy. One protocol is enough for that.
+                for index, answer in self._answer(questions, altered, self.protocols[:1], bar):
+                    results[index][control] = answer
         return results
 
-    @staticmethod
-    def _frames(clip) -> int:
-        return len(clip) if clip.is_floating_point() else clip.shape[-1]
-
-    def _ask(self, condition, asked, features, results, bar, protocols) -> None:
+    @contextmanager
+    def _timed(self, activity: str) -> Generator[None]:
         start = time.perf_counter()
-        # together those that are alike: of one type, whose answers end alike, and of one length
-        frames = {clip: self._frames(features[clip]) for _, row in asked for clip in row["audio"]}
-        asked = sorted(
-            asked,
-            key=lambda of: (
-                of[1]["question_type"],
-                sum(frames[clip] for clip in of[1]["audio"]),
-                len(of[1]["input"]),
-                of[0],
-            ),
-        )
-        for at in range(0, len(asked), self.batch_size):
-            part = asked[at : at + self.batch_size]
-            rows = [row for _, row in part]
+        yield
+        self.seconds[activity] += time.perf_counter() - start
+
+    def _encode(self, clips: list[Clip]) -> dict[Clip, torch.Tensor]:
+        if self.cache is not None:
+            return {clip: self.cache[clip] for clip in clips}
+        return clip_features(self.model, self.processor.feature_extractor, clips)
+
+    def _apply_control(
+        self, control: str, rows: list[dict], features: dict[Clip, torch.Tensor]
+    ) -> tuple[dict[int, dict], dict[Clip, torch.Tensor]]:
+        """Returns the rows to answer, by index, and the features of their clips."""
+        questions = dict(enumerate(rows))
+        clips = list(features)
+        if control == "no_audio":
+            features = {clip: mean_audio_features(self.model, features[clip]) for clip in clips}
+        elif control == "noise":
+            extractor = self.processor.feature_extractor
+            features = clip_features(self.model, extractor, clips, alter=noise_of_equal_power)
+        elif control == "mismatched_audio":
+            features = {clip: features[other] for clip, other in zip(clips, clips[1:] + clips[:1])}
+        elif control == "option_relabel":
+            shifted = {index: shift_option_letters(row) for index, row in questions.items()}
+            questions = {index: pair[0] for index, pair in shifted.items() if pair}
+        return questions, features
+
+    def _answer(
+        self,
+        questions: dict[int, dict],
+        features: dict[Clip, torch.Tensor],
+        protocols: tuple[str, ...],
+        bar: tqdm,
+    ) -> Iterator[tuple[int, dict]]:
+        """Yields each row's index and answer, in batches of similar examples.
+
+        Answers of one question type stop at about the same length. Prompts of one length need no
+        padding.
+        """
+
+        def similarity(index: int) -> tuple:
+            row = questions[index]
+            frames = sum(_num_frames(features[clip]) for clip in row["audio"])
+            return row["question_type"], frames, len(row["input"]), index
+
+        order = sorted(questions, key=similarity)
+        for start in range(0, len(order), self.batch_size):
+            indices = order[start : start + self.batch_size]
+            rows = [questions[index] for index in indices]
             with torch.autocast(
                 self.model.device.type, torch.bfloat16, enabled=self.precision == "bf16"
             ):
-                made = answer_batch(
+                answers = answer_batch(
                     self.model, self.processor, rows, features, protocols, self.max_new_tokens
                 )
-            for (i, _), result in zip(part, made):
-                results[i][condition] = result
-            bar.update(len(part))
-        self.seconds["answering" if condition == "audio" else "controls"] += (
-            time.perf_counter() - start
-        )
+            yield from zip(indices, answers)
+            bar.update(len(rows))
 
 
-def _kept(files: list[Path], settings: dict) -> Iterator[tuple[int, dict]]:
-    """Chunks that an interrupted evaluation of these settings has answered; what was torn, or has others, is left out."""
-    for file in files:
-        lines = file.read_text(encoding="utf-8").split("\n")[
-            :-1
-        ]  # the last one is whole, or empty, or torn
-        if not lines or json.loads(lines[0]) != settings:
-            print(f"{file} is of another evaluation and is not used", file=sys.stderr)
-            continue
-        for line in lines[1:]:
-            found = json.loads(line)
-            yield found["chunk"], found["results"]
+def _num_frames(clip: torch.Tensor) -> int:
+    return len(clip) if clip.is_floating_point() else clip.shape[-1]
+
+
+@dataclass(frozen=True)
+class PartialAnswers:
+    """The answered chunks of an evaluation, in files that survive an interruption.
+
+    Each process appends to a file of its own. The first line of a file holds the settings of the
+    evaluation, every other one a chunk: its number, and its answers by row index.
+
+    Attributes:
+        folder: The output folder.
+        settings: What the answers depend on. Files with other settings are ignored.
+    """
+
+    folder: Path
+    settings: dict
+
+    def files(self) -> list[Path]:
+        """Returns the files, of this evaluation or an earlier one."""
+        return sorted(self.folder.glob("predictions.part*.jsonl"))
+
+    def read(self) -> dict[int, dict[str, dict]]:
+        """Returns the answers of all chunks, by number."""
+        chunks = {}
+        for file in self.files():
+            # A killed process leaves an incomplete last line.
+            lines = file.read_text(encoding="utf-8").split("\n")[:-1]
+            if not lines or json.loads(lines[0]) != self.settings:
+                print(
+                    f"{file}: ignored, it belongs to another evaluation (other settings)",
+                    file=sys.stderr,
+                )
+                continue
+            for line in lines[1:]:
+                entry = json.loads(line)
+                chunks[entry["chunk"]] = entry["results"]
+        return chunks
+
+    def replace(self, chunks: dict[int, dict[str, dict]]) -> None:
+        """Replaces all files by one with these chunks."""
+        earlier = self.files()
+        merged = self.folder / "predictions.part.jsonl"
+        lines = [_chunk_line(number, answers) for number, answers in chunks.items()]
+        write_text(merged, "".join([json.dumps(self.settings) + "\n", *lines]))
+        for file in earlier:
+            if file != merged:
+                file.unlink()
+
+    @contextmanager
+    def open_file(self, process: int) -> Generator[TextIO]:
+        """Opens the file of a process, for [`append`]."""
+        path = self.folder / f"predictions.part{process}.jsonl"
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(json.dumps(self.settings) + "\n")
+            yield file
+
+    @staticmethod
+    def append(file: TextIO, number: int, answers: dict[str, dict]) -> None:
+        """Writes a chunk to a file at once."""
+        file.write(_chunk_line(number, answers))
+        file.flush()
+
+    def delete(self) -> None:
+        """Deletes the files."""
+        for file in self.files():
+            file.unlink()
+
+
+def _chunk_line(number: int, answers: dict[str, dict]) -> str:
+    return json.dumps({"chunk": number, "results": answers}) + "\n"
 
 
 def answer_rows(
-    rows: Dataset, answerers: dict[str, Answerer], output_dir: Path, settings: dict, state
+    rows: Dataset,
+    answerers: dict[str, Answerer],
+    output_dir: Path,
+    settings: dict,
+    state: "PartialState",
 ) -> list[dict] | None:
-    """What each row was answered under each condition, in the rows' order; None in other processes than the main one.
+    """Answers all rows, and resumes an interrupted evaluation with equal settings.
 
     Args:
-        answerers: the model, named "", and others whose "audio" goes under their name. settings: what the answers depend on; an
-            interrupted evaluation is gone on with where they are equal. state: `accelerate.PartialState`.
+        rows: The rows of the evaluation.
+        answerers: The evaluated model under the name "". The "audio" condition of every other model
+            gets that model's name.
+        output_dir: Folder for the partial answers.
+        settings: What the answers depend on.
+        state: The processes that share the work.
+
+    Returns:
+        The answers to each row by condition, in the order of the rows. None in other processes than
+        the main one.
     """
-    work = chunks(rows, ROWS_PER_CHUNK)
-    files = sorted(output_dir.glob("predictions.part*.jsonl"))
-    done = dict(_kept(files, settings))
-    state.wait_for_everyone()  # all have read before one writes
-    if state.is_main_process:
-        new = output_dir / "predictions.new"  # all of it is there before an earlier part goes
-        with open(new, "w", encoding="utf-8") as kept:
-            kept.write(json.dumps(settings) + "\n")
-            kept.writelines(
-                json.dumps({"chunk": c, "results": of}) + "\n" for c, of in done.items()
-            )
-        new.replace(output_dir / "predictions.part.jsonl")
-        for file in files:
-            if file.name != "predictions.part.jsonl":
-                file.unlink()
+    chunks = split_into_chunks(rows, ROWS_PER_CHUNK)
+    partial = PartialAnswers(output_dir, settings)
+    answered = partial.read()
+    # The files may only change after every process has read them.
     state.wait_for_everyone()
+    if state.is_main_process:
+        partial.replace(answered)
+    state.wait_for_everyone()
+    missing = [number for number in range(len(chunks)) if number not in answered]
+    own = missing[state.process_index :: state.num_processes]
     conditions = sum(1 + len(answerer.controls) for answerer in answerers.values())
-    todo = [chunk for chunk in range(len(work)) if chunk not in done]
-    mine = todo[state.process_index :: state.num_processes]
     bar = tqdm(
-        total=conditions * sum(len(work[chunk]) for chunk in mine),
+        total=conditions * sum(len(chunks[number]) for number in own),
         desc="answering",
         unit="row",
         disable=None if state.is_main_process else True,
     )
-    with (
-        open(
-            output_dir / f"predictions.part{state.process_index}.jsonl", "w", encoding="utf-8"
-        ) as part,
-        bar,
-    ):
-        part.write(json.dumps(settings) + "\n")
-        for chunk in mine:
-            found: list[dict] = [{} for _ in work[chunk]]
-            for name, answerer in answerers.items():
-                source = rows if answerer.rows is None else answerer.rows
-                asked = [source[i] for i in work[chunk]]
-                for row, made in zip(found, answerer.chunk(asked, bar)):
-                    row |= {name: made["audio"]} if name else made
-            part.write(
-                json.dumps(
-                    {"chunk": chunk, "results": {str(i): of for i, of in zip(work[chunk], found)}}
-                )
-                + "\n"
-            )
-            part.flush()
+    with partial.open_file(state.process_index) as file, bar:
+        for number in own:
+            answers = _answer_under_all_conditions(rows, chunks[number], answerers, bar)
+            partial.append(file, number, answers)
     state.wait_for_everyone()
     if not state.is_main_process:
         return None
-    results = {
-        int(i): of
-        for _, made in _kept(sorted(output_dir.glob("predictions.part*.jsonl")), settings)
-        for i, of in made.items()
-    }
-    return [results[i] for i in range(len(rows))]
+    results: dict[str, dict] = {}
+    for answers in partial.read().values():
+        results |= answers
+    return [results[str(index)] for index in range(len(rows))]
+
+
+def _answer_under_all_conditions(
+    rows: Dataset, indices: list[int], answerers: dict[str, Answerer], bar: tqdm
+) -> dict[str, dict]:
+    answers: dict[str, dict] = {str(index): {} for index in indices}
+    for name, answerer in answerers.items():
+        source = rows if answerer.rows is None else answerer.rows
+        chunk = answerer.answer_chunk([source[index] for index in indices], bar)
+        for index, by_condition in zip(indices, chunk):
+            answers[str(index)] |= {name: by_condition["audio"]} if name else by_condition
+    return answers

@@ -1,7 +1,6 @@
-"""From what a model said to each row to the rows of `predictions.jsonl` and the numbers of `metrics.json`."""
+"""Turns a model's answers into the rows of predictions.jsonl and the numbers of metrics.json."""
 
 import html
-import math
 import re
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
@@ -18,284 +17,312 @@ from .metric import SCORED, ReasonAQAMetric
 from .statistics import clip_bootstrap, interval
 from .text_metrics import text_metrics
 
-NO_AUDIO_CONTROLS = tuple(
-    control for control in CONTROLS if control != "option_relabel"
-)  # what an answer without listening scores
-WORDS = (1, 3, 6, 12)
+# Under these controls no answer uses the audio. Under `option_relabel` it does.
+NO_AUDIO_CONTROLS = tuple(control for control in CONTROLS if control != "option_relabel")
+# Upper bounds of the groups of answers by their number of words.
+WORD_LIMITS = (1, 3, 6, 12)
 
 
-def answers(row: Mapping, said: Mapping, letters: Mapping[str, str] | None = None) -> dict:
-    """The option that each protocol answers, `parsed`, and whether it is `correct`; of an open question the text alone.
+def parse_answers(
+    row: Mapping, output: Mapping, question: str, old_letters: Mapping[str, str] | None = None
+) -> dict:
+    """Returns the option that each protocol chose (`parsed`) and whether it is `correct`.
+
+    An open question has its text only.
 
     Args:
-        said: of `answer_batch`. letters: of options that were moved, the old letter of each new one.
+        row: With `question_type` and `reference`.
+        output: Of `answer_batch`.
+        question: The question that was asked.
+        old_letters: The original letter of each option, if the options were relabelled.
     """
-    kind, found = row["question_type"], {}
+    if row["question_type"] not in SCORED:
+        if "text" not in output:
+            return {}
+        return {"generate": {"text": output["text"], "parsed": None, "correct": None}}
 
-    def add(name, parsed, **more):
-        parsed = letters.get(parsed) if letters and parsed else parsed
-        found[name] = {
-            "parsed": parsed,
-            "correct": parsed is not None and parsed == row["reference"],
-            **more,
-        }
+    def judge(option: str | None) -> dict:
+        parsed = old_letters.get(option) if old_letters and option else option
+        return {"parsed": parsed, "correct": parsed is not None and parsed == row["reference"]}
 
-    if "scores" in said and kind in SCORED:
-        scores = {option: tuple(score) for option, score in said["scores"].items()}
-        shown = {
-            letters.get(option, option) if letters else option: score
-            for option, score in scores.items()
-        }
-        add(
-            "likelihood",
-            most_likely_option(scores),
-            scores={option: list(shown[option]) for option in sorted(shown)},
-        )
-        add("likelihood_normalised", most_likely_option(scores, normalised=True))
-    if "text" in said and kind in SCORED:
-        add("generate", parse_answer(kind, said["asked"], said["text"]), text=said["text"])
-    elif "text" in said:
-        found["generate"] = {"text": said["text"], "parsed": None, "correct": None}
-    return found
+    answers = {}
+    if "scores" in output:
+        scores = {option: tuple(score) for option, score in output["scores"].items()}
+        letters = old_letters or {}
+        original = {letters.get(option, option): list(score) for option, score in scores.items()}
+        answers["likelihood"] = judge(most_likely_option(scores))
+        answers["likelihood"]["scores"] = dict(sorted(original.items()))
+        answers["likelihood_normalised"] = judge(most_likely_option(scores, normalised=True))
+    if "text" in output:
+        answers["generate"] = judge(parse_answer(row["question_type"], question, output["text"]))
+        answers["generate"]["text"] = output["text"]
+    return answers
 
 
 def predicted_rows(
     rows: Iterable[Mapping],
-    said: list[dict[str, dict]],
+    outputs: list[dict[str, dict]],
     seconds: Mapping[str, float],
-    training: list[dict] | None = None,
+    training_rows: list[dict] | None = None,
 ) -> list[dict]:
-    """The rows of `predictions.jsonl`.
+    """Builds the rows of `predictions.jsonl` from the outputs of `answer_rows`.
 
-    Args:
-        said: of `answer_rows`. seconds: length of each clip's file. training: the training split, for the control `majority`.
+    `seconds` is the length of each clip's file. With training rows the control `majority` is added.
     """
-    made = []
-    for row, conditions in zip(rows, said):
-        of = {field: row[field] for field in FIELDS} | {"question_type": row["question_type"]}
-        of["seconds"] = [round(seconds[clip], 3) for clip in row["audio"]]
-        of["reference"] = parse_answer(row["question_type"], row["input"], row["answer"])
-        heard, controls = conditions["audio"], {}
-        of |= {
-            "loss": heard["loss"],
-            "n_tokens": heard["n_tokens"],
-            "answers": answers(of, {**heard, "asked": row["input"]}),
-        }
-        for control, other in conditions.items():
-            moved, letters = (
-                shift_option_letters(dict(row)) or (row, None)
-                if control == "option_relabel"
-                else (row, None)
-            )
-            if control != "audio":
-                controls[control] = {
-                    "loss": other["loss"],
-                    "answers": answers(of, {**other, "asked": moved["input"]}, letters),
-                }
-        made.append({**of, "controls": controls})
-    about = categories(
-        *(pa.chunked_array([[row[field] for row in made]]) for field in ("input", "filepath2"))
-    )
-    for row, category in zip(made, about):
-        row["category"] = category
-    if training is not None:
-        for row, answer in zip(made, commonest_answers(training, made)):
-            if row["question_type"] in SCORED:
-                given = {
-                    "parsed": answer,
-                    "correct": answer is not None and answer == row["reference"],
-                }
-                row["controls"]["majority"] = {"answers": {name: given for name in row["answers"]}}
-    return made
-
-
-def groups(rows: list[dict], max_audio_seconds: float) -> dict[str, list[str]]:
-    """What else rows are told apart by: each grouping's group of each row."""
-    words = [len(row["answer"].split()) for row in rows]
-    names = [
-        "1 word",
-        *(f"{low + 1}-{high} words" for low, high in pairwise(WORDS)),
-        f"{WORDS[-1] + 1}+ words",
+    predictions = [_predicted_row(row, output, seconds) for row, output in zip(rows, outputs)]
+    columns = [
+        pa.chunked_array([[row[name] for row in predictions]]) for name in ("input", "filepath2")
     ]
+    for row, category in zip(predictions, categories(*columns)):
+        row["category"] = category
+    if training_rows is not None:
+        for row, answer in zip(predictions, commonest_answers(training_rows, predictions)):
+            if row["question_type"] in SCORED:
+                is_correct = answer is not None and answer == row["reference"]
+                majority = {"parsed": answer, "correct": is_correct}
+                row["controls"]["majority"] = {"answers": dict.fromkeys(row["answers"], majority)}
+    return predictions
+
+
+def _predicted_row(row: Mapping, outputs: dict[str, dict], seconds: Mapping[str, float]) -> dict:
+    prediction = {name: row[name] for name in (*FIELDS, "question_type")}
+    prediction["seconds"] = [round(seconds[clip], 3) for clip in row["audio"]]
+    prediction["reference"] = parse_answer(row["question_type"], row["input"], row["answer"])
+    audio = outputs["audio"]
+    prediction["loss"] = audio["loss"]
+    prediction["n_tokens"] = audio["n_tokens"]
+    prediction["answers"] = parse_answers(prediction, audio, row["input"])
+    prediction["controls"] = {}
+    for control, output in outputs.items():
+        if control == "audio":
+            continue
+        question, old_letters = row["input"], None
+        if control == "option_relabel":
+            shifted = shift_option_letters(dict(row))
+            if shifted:
+                question, old_letters = shifted[0]["input"], shifted[1]
+        prediction["controls"][control] = {
+            "loss": output["loss"],
+            "answers": parse_answers(prediction, output, question, old_letters),
+        }
+    return prediction
+
+
+def recording_names(row: Mapping) -> tuple[str, ...]:
+    """Returns the file names of a row's clips, which identify their recordings.
+
+    ClothoAQA's recordings are Clotho's, in another folder.
+    """
+    paths = [row[name] for name in ("filepath1", "filepath2") if row[name]]
+    return tuple(html.unescape(re.split(r"[/\\]", path)[-1]) for path in paths)
+
+
+def softmax_scores(scores: Mapping[str, tuple[float, int]]) -> dict[str, float]:
+    """Returns the probability of each option: the softmax of the log-likelihoods."""
+    if not scores:
+        return {}
+    logits = np.array([log_likelihood for log_likelihood, _ in scores.values()])
+    weights = np.exp(logits - logits.max())
+    return dict(zip(scores, (weights / weights.sum()).tolist()))
+
+
+def option_probabilities(row: Mapping) -> dict[str, float]:
+    """Returns [`softmax_scores`] of a predicted row. Empty without the protocol `likelihood`."""
+    return softmax_scores(row["answers"].get("likelihood", {}).get("scores") or {})
+
+
+def groups_of_rows(rows: list[dict], max_audio_seconds: float) -> dict[str, list[str]]:
+    """Returns the group of each row, by grouping."""
+    bounds = [f"{low + 1}-{high} words" for low, high in pairwise(WORD_LIMITS)]
+    word_groups = ["1 word", *bounds, f"{WORD_LIMITS[-1] + 1}+ words"]
+    counts = [len(row["answer"].split()) for row in rows]
+    is_truncated = [max(row["seconds"]) > max_audio_seconds for row in rows]
     return {
         "subtype": [row["subtype"] for row in rows],
         "category": [row["category"] for row in rows],
         "clips": ["2 clips" if row["filepath2"] else "1 clip" for row in rows],
-        "answer_words": [names[int(np.searchsorted(WORDS, count))] for count in words],
-        "truncation": [
-            "truncated" if max(row["seconds"]) > max_audio_seconds else "full" for row in rows
-        ],
+        "answer_words": [word_groups[int(np.searchsorted(WORD_LIMITS, n))] for n in counts],
+        "truncation": ["truncated" if truncated else "full" for truncated in is_truncated],
     }
+
+
+def control_answer(row: Mapping, control: str, protocol: str) -> dict | None:
+    """Returns a row's answer under a control, or None if that was not run."""
+    return row["controls"].get(control, {"answers": {}})["answers"].get(protocol)
 
 
 def closed_metrics(
     rows: list[dict], protocol: str, max_audio_seconds: float, control: str | None = None
 ) -> dict:
-    """Metrics of closed questions by one protocol; of a control, of the rows that have it."""
-    rows = [
-        row
-        for row in rows
-        if row["question_type"] in SCORED and (control is None or control in row["controls"])
-    ]
+    """Returns the metrics of closed questions by one protocol.
+
+    Those of a control are of the rows that have an answer under it.
+    """
+    rows = [row for row in rows if row["question_type"] in SCORED]
+    if control is None:
+        answers = [row["answers"][protocol] for row in rows]
+    else:
+        rows = [row for row in rows if control_answer(row, control, protocol) is not None]
+        answers = [row["controls"][control]["answers"][protocol] for row in rows]
     if not rows:
         return {}
-    given = [(row["controls"][control] if control else row)["answers"][protocol] for row in rows]
-    return ReasonAQAMetric().compute(
-        predictions=[answer["parsed"] or "" for answer in given],
-        # a reference that cannot be parsed stays as its text, which no parsed answer equals
+    metrics = ReasonAQAMetric().compute(
+        predictions=[answer["parsed"] or "" for answer in answers],
+        # A reference that cannot be parsed stays as its text, which no parsed answer equals.
         references=[row["reference"] or row["answer"] for row in rows],
         question_type=[row["question_type"] for row in rows],
-        groups=groups(rows, max_audio_seconds),
+        groups=groups_of_rows(rows, max_audio_seconds),
     )
+    return metrics or {}
 
 
-def consistency(rows: list[dict], protocol: str) -> dict[str, dict]:
-    """By question type: how often the same option is picked when all stand under other letters; no answer never is."""
-    found = {}
-    for kind in SCORED:
-        pairs = [
-            (
-                row["answers"][protocol]["parsed"],
-                row["controls"]["option_relabel"]["answers"][protocol]["parsed"],
-            )
-            for row in rows
-            if row["question_type"] == kind and "option_relabel" in row["controls"]
-        ]
-        if pairs:
-            found[kind] = {
-                "n": len(pairs),
-                "same_option": sum(a is not None and a == b for a, b in pairs) / len(pairs),
-            }
-    return found
+def relabel_consistency(rows: list[dict], protocol: str) -> dict[str, dict]:
+    """Returns how often the same option is chosen after relabelling, by question type.
 
-
-def clips_of(row: Mapping) -> tuple[str, ...]:
-    """File names of a row's clips, by which recordings are told apart: ClothoAQA's are Clotho's, in another folder."""
-    paths = [row[field] for field in ("filepath1", "filepath2") if row[field]]
-    return tuple(html.unescape(re.split(r"[/\\]", path)[-1]) for path in paths)
+    An unparsed answer counts as another option.
+    """
+    consistency = {}
+    for question_type in SCORED:
+        is_same = []
+        for row in rows:
+            relabelled = control_answer(row, "option_relabel", protocol)
+            if row["question_type"] == question_type and relabelled is not None:
+                option = row["answers"][protocol]["parsed"]
+                is_same.append(option is not None and option == relabelled["parsed"])
+        if is_same:
+            share = sum(is_same) / len(is_same)
+            consistency[question_type] = {"n": len(is_same), "same_option": share}
+    return consistency
 
 
 def gain_over_best_baseline(
-    heard: np.ndarray,
+    correct: np.ndarray,
     controls: Mapping[str, np.ndarray],
-    kinds: list[str],
-    kind: np.ndarray,
+    question_types: list[str],
+    type_index: np.ndarray,
     clips: list[tuple[str, ...]],
 ) -> dict[str, dict]:
-    """Accuracy minus the best control's, by question type and of their mean (`macro`), with its interval over clips.
+    """Returns the accuracy minus that of the strongest no-audio baseline, with its interval.
 
-    That is what a model gets from listening; rather too little, as the best control is picked on the same rows.
+    It is what a model gains from the audio. It is slightly pessimistic, because the baseline is
+    chosen on the same rows.
 
     Args:
-        heard: (rows,), 1 where the answer is right. controls: the same of each control. kind: (rows,), numbers among `kinds`.
+        correct: Shape `(rows,)`. 1 for a right answer.
+        controls: The same under each control.
+        question_types: The types that occur.
+        type_index: Shape `(rows,)`. Index of each row's type.
+        clips: Names of each row's clips.
+
+    Returns:
+        One entry per question type, and `macro` for the mean over types.
     """
     if not controls:
         return {}
-    names, right = list(controls), np.stack([heard, *controls.values()], 1)
-    means = np.array([right[kind == number].mean(0) for number in range(len(kinds))])
-    drawn = clip_bootstrap(right[:, :1] - right[:, 1:], clips, kind)
-    found = {}
-    for name, mean, samples in (
-        *zip(kinds, means, drawn.swapaxes(0, 1)),
-        ("macro", means.mean(0), drawn.mean(1)),
-    ):
-        best = int(mean[1:].argmax())
-        low, high = interval(samples[:, best])
-        found[name] = {
-            "accuracy": float(mean[0]),
+    names = list(controls)
+    outcomes = np.stack([correct, *controls.values()], 1)
+    by_type = np.array([outcomes[type_index == i].mean(0) for i in range(len(question_types))])
+    samples = clip_bootstrap(outcomes[:, :1] - outcomes[:, 1:], clips, type_index)
+    means = dict(zip(question_types, by_type)) | {"macro": by_type.mean(0)}
+    resampled = dict(zip(question_types, samples.swapaxes(0, 1))) | {"macro": samples.mean(1)}
+    gains = {}
+    for name, (accuracy, *baselines) in means.items():
+        best = int(np.argmax(baselines))
+        low, high = interval(resampled[name][:, best])
+        gains[name] = {
+            "accuracy": float(accuracy),
             "best_control": names[best],
-            "control_accuracy": float(mean[1 + best]),
-            "difference": float(mean[0] - mean[1 + best]),
+            "control_accuracy": float(baselines[best]),
+            "difference": float(accuracy - baselines[best]),
             "ci95_low": float(low),
             "ci95_high": float(high),
         }
-    return found
+    return gains
 
 
 def audio_gain(rows: list[dict], protocol: str) -> dict[str, dict]:
-    """[`gain_over_best_baseline`] of the rows of one evaluation; of controls that do not have all of them, none."""
+    """Returns [`gain_over_best_baseline`] of one evaluation.
+
+    Controls without an answer to every closed question are left out.
+    """
     rows = [row for row in rows if row["question_type"] in SCORED]
-    kinds = [kind for kind in SCORED if any(row["question_type"] == kind for row in rows)]
-    controls = {
-        name: np.array(
-            [row["controls"][name]["answers"][protocol]["correct"] for row in rows], float
-        )
-        for name in NO_AUDIO_CONTROLS
-        if all(name in row["controls"] for row in rows)
-    }
-    heard = np.array([row["answers"][protocol]["correct"] for row in rows], float)
-    kind = np.array([kinds.index(row["question_type"]) for row in rows])
-    return gain_over_best_baseline(heard, controls, kinds, kind, [clips_of(row) for row in rows])
+    present = {row["question_type"] for row in rows}
+    question_types = [name for name in SCORED if name in present]
 
-
-def option_probabilities(row: Mapping) -> dict[str, float]:
-    """What a model gives each option of a closed question, summing to 1; nothing without the protocol `likelihood`."""
-    scores = row["answers"].get("likelihood", {}).get("scores")
-    if not scores:
-        return {}
-    logits = np.array([total for total, _ in scores.values()])
-    weights = np.exp(logits - logits.max())
-    return dict(zip(scores, (weights / weights.sum()).tolist()))
+    correct = np.array([row["answers"][protocol]["correct"] for row in rows], float)
+    controls = {}
+    for name in NO_AUDIO_CONTROLS:
+        answers = [control_answer(row, name, protocol) for row in rows]
+        outcomes = [answer["correct"] for answer in answers if answer is not None]
+        if len(outcomes) == len(rows):
+            controls[name] = np.array(outcomes, float)
+    type_index = np.array([question_types.index(row["question_type"]) for row in rows])
+    clips = [recording_names(row) for row in rows]
+    return gain_over_best_baseline(correct, controls, question_types, type_index, clips)
 
 
 def open_metrics(rows: list[dict], java: bool = False) -> dict[str, dict]:
-    """Of each open question type: loss per token of the right answer, under controls too; metrics of generated text."""
-    found, texts = (
-        {},
-        text_metrics(rows, java) if any("generate" in row["answers"] for row in rows) else {},
-    )
-    for kind in (kind for kind in QUESTION_TYPES if kind not in SCORED):
-        of = [row for row in rows if row["question_type"] == kind]
-        if not of:
+    """Returns the loss per answer token and the text metrics of each open question type."""
+    is_generated = any("generate" in row["answers"] for row in rows)
+    texts = text_metrics(rows, java) if is_generated else {}
+    metrics = {}
+    for question_type in QUESTION_TYPES:
+        selected = [row for row in rows if row["question_type"] == question_type]
+        if question_type in SCORED or not selected:
             continue
-        tokens = sum(row["n_tokens"] for row in of)
-        controls = [name for name in CONTROLS if "loss" in of[0]["controls"].get(name, {})]
-        found[kind] = {
-            "n": len(of),
-            "loss_per_answer_token": sum(row["loss"] for row in of) / tokens,
-            "control_loss": {
-                name: sum(row["controls"][name]["loss"] for row in of) / tokens for name in controls
-            },
+        num_tokens = sum(row["n_tokens"] for row in selected)
+        control_loss = {
+            name: sum(row["controls"][name]["loss"] for row in selected) / num_tokens
+            for name in CONTROLS
+            if "loss" in selected[0]["controls"].get(name, {})
         }
-        if kind in texts:
-            words = [len(row["answers"]["generate"]["text"].split()) for row in of]
-            found[kind] |= {"mean_words": sum(words) / len(words), "generated": texts[kind]}
-    return found
+        entry = {
+            "n": len(selected),
+            "loss_per_answer_token": sum(row["loss"] for row in selected) / num_tokens,
+            "control_loss": control_loss,
+        }
+        if question_type in texts:
+            counts = [len(row["answers"]["generate"]["text"].split()) for row in selected]
+            entry["mean_words"] = sum(counts) / len(counts)
+            entry["generated"] = texts[question_type]
+        metrics[question_type] = entry
+    return metrics
 
 
 def score(rows: list[dict], protocol: str, max_audio_seconds: float, java: bool = False) -> dict:
-    """The numbers of `metrics.json`: of closed questions by `protocol`, by the others, under controls; of open questions.
+    """Returns the numbers of `metrics.json`.
 
     Args:
-        rows: of [`predicted_rows`]. java: METEOR, SPICE and SPIDEr of open questions too.
+        rows: Of [`predicted_rows`].
+        protocol: How closed questions are scored. Other protocols are under `other_protocols`.
+        max_audio_seconds: Seconds that the model uses of each clip.
+        java: Whether to add METEOR, SPICE and SPIDEr of open questions.
     """
     closed = [row for row in rows if row["question_type"] in SCORED]
-    metrics = {
+    metrics: dict = {
         "n": len(rows),
         "protocol": protocol,
         "protocol_name": PROTOCOL_NAMES[protocol],
         "max_audio_seconds": max_audio_seconds,
     }
     if closed:
-        metrics |= closed_metrics(rows, protocol, max_audio_seconds)
-        others = [name for name in closed[0]["answers"] if name != protocol]
+        metrics |= closed_metrics(closed, protocol, max_audio_seconds)
         metrics["other_protocols"] = {
-            name: closed_metrics(rows, name, max_audio_seconds) for name in others
+            name: closed_metrics(closed, name, max_audio_seconds)
+            for name in closed[0]["answers"]
+            if name != protocol
         }
-        metrics["controls"] = {}
-        for control in CONTROLS:
-            if any(control in row["controls"] for row in closed):
-                metrics["controls"][control] = closed_metrics(
-                    rows, protocol, max_audio_seconds, control
-                )
+        controls = {
+            name: closed_metrics(closed, protocol, max_audio_seconds, name) for name in CONTROLS
+        }
+        metrics["controls"] = {name: values for name, values in controls.items() if values}
         if "option_relabel" in metrics["controls"]:
-            metrics["controls"]["option_relabel"]["consistency"] = consistency(closed, protocol)
-        metrics["audio_gain"] = audio_gain(rows, protocol)
+            consistency = relabel_consistency(closed, protocol)
+            metrics["controls"]["option_relabel"]["consistency"] = consistency
+        metrics["audio_gain"] = audio_gain(closed, protocol)
     return metrics | {"text": open_metrics(rows, java)}
 
 
-def probabilities(scores: dict[str, tuple[float, int]]) -> dict[str, float]:
-    """Of options by their log-likelihoods, (sum, tokens) each: softmax of the sums."""
-    most = max((total for total, _ in scores.values()), default=0.0)
-    weights = {option: math.exp(total - most) for option, (total, _) in scores.items()}
-    return {option: weight / sum(weights.values()) for option, weight in weights.items()}
+groups = groups_of_rows  # RENAMED
+clips_of = recording_names  # RENAMED
+probabilities = softmax_scores  # RENAMED

@@ -1,19 +1,37 @@
-"""Inference over test clips: intervals, tests and their corrections, the smallest difference to be found, calibration.
+"""Inference over test clips: intervals, tests with corrections, detectable effects, calibration.
 
-Questions about one clip are right or wrong together, so clips are drawn and flipped here, never rows. Which of these numbers
-decides what is fixed in docs/protocol.md.
+Questions about one clip are right or wrong together. So clips are resampled and flipped, never
+rows. docs/protocol.md says which of these numbers decides what.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
+from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.stats import binomtest, norm
 
-CHUNK = 2**22  # numbers in the largest array of one chunk, 32 MiB
-TIE = 1e-10  # as a share of the largest possible statistic: sums in another order differ by less, other outcomes by more
+# Numbers in the largest array of one chunk of resamples, 32 MiB.
+CHUNK = 2**22
+# Share of the largest possible statistic. Another order of summation differs by less than this,
+# another outcome by more.
+TIE = 1e-10
+
+
+class _Rows(NamedTuple):
+    """Checked rows.
+
+    Attributes:
+        groups: Shape `(rows,)`. The group of each row, or -1.
+        pairs: Shape `(rows, 2)`. The clips of each row, twice the same for a row about one clip.
+        num_clips: Number of distinct clips.
+    """
+
+    groups: np.ndarray
+    pairs: np.ndarray
+    num_clips: int
 
 
 def clip_bootstrap(
@@ -23,54 +41,65 @@ def clip_bootstrap(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> np.ndarray:
-    """Means of each group under resamples of clips, (resamples, groups, columns); NaN where a group got no row.
+    """Returns the mean of each group under resamples of the clips.
 
-    A resample draws as many clips as there are, with replacement; a row counts as often as the product of the draws of its
-    clips. For rows about two clips this is the pigeonhole bootstrap (Owen 2007), whose intervals are rather too wide.
+    A resample draws as many clips as there are, with replacement. A row counts as often as the
+    product of the draws of its clips. For rows about two clips this is the pigeonhole bootstrap
+    (Owen 2007, Annals of Applied Statistics), whose intervals are slightly too wide.
 
     Args:
-        outcomes: (rows, columns), such as arms, or differences of two of them on the same rows.
-        clips: the one or two of each row. groups: (rows,), numbers from 0; -1 for none.
+        outcomes: Shape `(rows, columns)`. A column is an arm, or a difference of two arms.
+        clips: The one or two clips of each row.
+        groups: Shape `(rows,)`. Numbers from 0, or -1 for no group.
+        resamples: Number of resamples.
+        seed: Seed of the draws.
+
+    Returns:
+        Shape `(resamples, groups, columns)`. NaN where a group got no row.
 
     Raises:
-        ValueError: if lengths differ, an outcome is not finite, or a row has no clip or more than two.
+        ValueError: If shapes differ, or an outcome, clip or group is invalid.
     """
     outcomes = np.asarray(outcomes, float)
     if outcomes.ndim != 2:
-        raise ValueError(
-            f"outcomes (rows, columns) are wanted, these have the shape {outcomes.shape}"
-        )
-    groups, pairs, count = _checked(outcomes, clips, groups)
-    found = np.full((resamples, groups.max(initial=-1) + 1, outcomes.shape[1]), np.nan)
-    inside = groups >= 0
-    # a row about one clip gets a second one, `count`, which every resample draws once
-    keys = np.column_stack(
-        [groups, pairs[:, 0], np.where(pairs[:, 0] == pairs[:, 1], count, pairs[:, 1])]
-    )[inside]
+        raise ValueError(f"expected outcomes of shape (rows, columns), got {outcomes.shape}")
+    groups, pairs, num_clips = _check_rows(outcomes, clips, groups)
+    num_groups = groups.max(initial=-1) + 1
+    is_in_group = groups >= 0
+    # The second clip of a row about one clip is `num_clips`, which every resample draws once.
+    second = np.where(pairs[:, 0] == pairs[:, 1], num_clips, pairs[:, 1])
+    keys = np.column_stack([groups, pairs[:, 0], second])[is_in_group]
     distinct, place = np.unique(keys, axis=0, return_inverse=True)
-    of, first, second = distinct.T
-    sums = np.zeros((len(of), outcomes.shape[1] + 1))
-    np.add.at(sums, place, np.column_stack([outcomes, np.ones(len(outcomes))])[inside])
-    bounds = np.searchsorted(of, np.arange(found.shape[1] + 1))
-    draw = np.random.default_rng(seed)
-    for start, stop in _chunks(resamples, max(count, len(of), 1)):
-        drawn = (
-            draw.integers(count, size=(stop - start, count))
-            + count * np.arange(stop - start)[:, None]
-        )
-        times = np.ones((stop - start, count + 1))
-        times[:, :count] = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
+    group_of_pair, first, second = distinct.T
+    sums = np.zeros((len(distinct), outcomes.shape[1] + 1))
+    np.add.at(sums, place, np.column_stack([outcomes, np.ones(len(outcomes))])[is_in_group])
+    bounds = np.searchsorted(group_of_pair, np.arange(num_groups + 1))
+
+    means = np.full((resamples, num_groups, outcomes.shape[1]), np.nan)
+    generator = np.random.default_rng(seed)
+    for start, stop in _chunks(resamples, max(num_clips, len(distinct), 1)):
+        counts = _draw_counts(generator, stop - start, num_clips)
         for group, (low, high) in enumerate(pairwise(bounds)):
-            total = (times[:, first[low:high]] * times[:, second[low:high]]) @ sums[low:high]
-            weight = total[:, -1:]
-            np.divide(total[:, :-1], weight, out=found[start:stop, group], where=weight > 0)
-    return found
+            weights = counts[:, first[low:high]] * counts[:, second[low:high]]
+            totals = weights @ sums[low:high]
+            weight = totals[:, -1:]
+            np.divide(totals[:, :-1], weight, out=means[start:stop, group], where=weight > 0)
+    return means
+
+
+def _draw_counts(generator: np.random.Generator, resamples: int, num_clips: int) -> np.ndarray:
+    """Draws clips. Returns how often each one was drawn, and a last column of ones."""
+    drawn = generator.integers(num_clips, size=(resamples, num_clips))
+    drawn += num_clips * np.arange(resamples)[:, None]
+    counts = np.ones((resamples, num_clips + 1))
+    counts[:, :-1] = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
+    return counts
 
 
 def interval(
     samples: np.ndarray, level: float = 0.95, axis: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile interval of bootstrap samples along `axis`, those left out that are NaN: its lower and its upper ends."""
+    """Returns the ends of the percentile interval along the axis of resamples, ignoring NaN."""
     low, high = np.nanquantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=axis)
     return low, high
 
@@ -82,69 +111,77 @@ def clip_permutation_test(
     permutations: int = 10_000,
     seed: int = 0,
 ) -> float:
-    """Two-sided p-value of the mean over groups of their mean differences, had the two arms' names been given by chance.
+    """Returns the two-sided p-value of the macro-averaged difference between two arms.
 
-    The arms of whole clips change places; rows that have a clip in common, directly or by way of others, do so together. If k
-    such sets of rows differ at all, no p-value below 2 ** (1 - k) can come out.
+    Under the null hypothesis the two arms' names are exchangeable. The arms of whole clips change
+    places. Rows that share a clip, directly or through others, change together. With k such sets of
+    rows that differ at all, no p-value is below 2 ** (1 - k).
 
     Args:
-        difference: (rows,), of two arms. clips: the one or two of each row. groups: (rows,), numbers from 0; -1 for none.
+        difference: Shape `(rows,)`, between two arms.
+        clips: The one or two clips of each row.
+        groups: Shape `(rows,)`. Numbers from 0, or -1 for no group.
+        permutations: Number of random permutations.
+        seed: Seed of the draws.
 
     Raises:
-        ValueError: if lengths differ, a difference is not finite, or a row has no clip or more than two.
+        ValueError: If shapes differ, or a difference, clip or group is invalid.
     """
     difference = np.asarray(difference, float)
-    groups, pairs, count = _checked(difference, clips, groups)
-    groups, pairs, difference = groups[groups >= 0], pairs[groups >= 0], difference[groups >= 0]
-    shares = (
-        difference / np.bincount(groups)[groups]
-    )  # they sum to the mean of means, times the number of groups
-    links = coo_array((np.ones(len(pairs)), tuple(pairs.T)), shape=(count, count))
-    sets = connected_components(links, directed=False)[1] if count else np.zeros(0, int)
-    sums = np.bincount(sets[pairs[:, 0]], shares)
+    groups, pairs, num_clips = _check_rows(difference, clips, groups)
+    is_in_group = groups >= 0
+    groups, pairs, difference = groups[is_in_group], pairs[is_in_group], difference[is_in_group]
+    # The shares sum to the mean of the groups' means, times the number of groups.
+    shares = difference / np.bincount(groups)[groups]
+    links = coo_array((np.ones(len(pairs)), tuple(pairs.T)), shape=(num_clips, num_clips))
+    set_of_clip = np.zeros(0, int)
+    if num_clips:
+        _, set_of_clip = connected_components(links, directed=False)
+    sums = np.bincount(set_of_clip[pairs[:, 0]], shares)
     sums = sums[sums != 0]
-    least = abs(sums.sum()) - TIE * abs(sums).sum()
-    draw, extreme = np.random.default_rng(seed), 0
+    threshold = abs(sums.sum()) - TIE * abs(sums).sum()
+    generator = np.random.default_rng(seed)
+    num_extreme = 0
     for start, stop in _chunks(permutations, max(1, len(sums))):
-        signs = 2.0 * draw.integers(2, size=(stop - start, len(sums)), dtype=np.int8) - 1
-        extreme += np.count_nonzero(abs(signs @ sums) >= least)
-    return (1 + extreme) / (1 + permutations)
+        signs = 2.0 * generator.integers(2, size=(stop - start, len(sums)), dtype=np.int8) - 1
+        num_extreme += np.count_nonzero(abs(signs @ sums) >= threshold)
+    return (1 + num_extreme) / (1 + permutations)
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> dict:
-    """McNemar's exact test of two arms' right answers to the same rows, which it takes for independent.
-
-    Args:
-        first, second: (rows,), whether each answer is right.
+    """Runs McNemar's exact test of two arms' right answers to the same rows, as if independent.
 
     Returns:
-        `only_first` and `only_second`, the rows that one arm alone has right, and the two-sided `p` (1 without such rows).
+        `only_first` and `only_second`, the rows that one arm alone has right, and the two-sided
+        `p`, which is 1 without such rows.
 
     Raises:
-        ValueError: if lengths differ, or something is neither right nor wrong.
+        ValueError: If lengths differ, or a value is neither right nor wrong.
     """
     first, second = np.asarray(first), np.asarray(second)
     if first.shape != second.shape or not np.isin(np.concatenate([first, second]), (0, 1)).all():
-        given = " and ".join(f"{of.dtype} {of.shape}" for of in (first, second))
         raise ValueError(
-            f"right (1) or wrong (0) is wanted for the same rows of both arms, not {given}"
+            "expected right (1) or wrong (0) for the same rows of both arms, not "
+            f"{first.dtype} {first.shape} and {second.dtype} {second.shape}"
         )
-    only_first, only_second = int((first > second).sum()), int((first < second).sum())
+    only_first = int((first > second).sum())
+    only_second = int((first < second).sum())
     discordant = only_first + only_second
     p = float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
     return {"only_first": only_first, "only_second": only_second, "p": p}
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values of one family, corrected by Holm's method, in their order.
+    """Corrects the p-values of one family by Holm's method. Returns them in their order.
 
     Raises:
-        ValueError: if one is not between 0 and 1.
+        ValueError: If a value is not between 0 and 1.
     """
     p_values = np.asarray(p_values, float)
     if not ((p_values >= 0) & (p_values <= 1)).all():
-        raise ValueError(f"p-values between 0 and 1 are wanted: {p_values.tolist()}")
-    order, adjusted = np.argsort(p_values, kind="stable"), np.empty(len(p_values))
+        raise ValueError(f"expected p-values between 0 and 1: {p_values.tolist()}")
+    order = np.argsort(p_values, kind="stable")
+    adjusted = np.empty(len(p_values))
     adjusted[order] = np.maximum.accumulate(np.arange(len(p_values), 0, -1) * p_values[order])
     return np.minimum(adjusted, 1).tolist()
 
@@ -152,9 +189,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def minimum_detectable_difference(
     standard_error: float, tests: int = 1, alpha: float = 0.05, power: float = 0.8
 ) -> float:
-    """The true difference that a two-sided test at `alpha / tests` (Holm's strictest level) finds with the probability `power`.
+    """Returns the true difference that a two-sided test detects with the probability `power`.
 
-    The estimate counts as normal, with this standard error.
+    Args:
+        standard_error: Of the estimate, which counts as normally distributed.
+        tests: Number of tests. Each has the level `alpha / tests`, Holm's strictest.
+        alpha: Level of the family.
+        power: Probability of detection.
     """
     return float((norm.ppf(1 - alpha / (2 * tests)) + norm.ppf(power)) * standard_error)
 
@@ -162,68 +203,65 @@ def minimum_detectable_difference(
 def expected_calibration_error(
     probabilities: Sequence[float], correct: Sequence[bool], bins: int = 10
 ) -> dict:
-    """How far the probability of the given answer is from being right so often (Guo et al. 2017).
+    """Returns how far the probability of the chosen answer is from its accuracy.
+
+    Source: Guo et al. 2017, arXiv:1706.04599. The bins have equal width.
 
     Returns:
-        `ece`, the distance of the two in bins of equal width, mean over rows; and `bins`, of those with rows `low` (inside),
-        `high` (outside, but for 1), `n`, `confidence` (the mean probability) and `accuracy`.
+        `ece`, the mean distance over rows, and `bins`. Each bin with rows has `low` (inside),
+        `high` (outside, except 1), `n`, `confidence` (the mean probability) and `accuracy`.
 
     Raises:
-        ValueError: if there are no rows, lengths differ, or a probability is not between 0 and 1.
+        ValueError: If there are no rows, lengths differ, or a probability is not between 0 and 1.
     """
-    probabilities, correct = np.asarray(probabilities, float), np.asarray(correct, float)
-    usable = len(probabilities) and probabilities.shape == correct.shape
-    if not usable or not ((probabilities >= 0) & (probabilities <= 1)).all():
+    probabilities = np.asarray(probabilities, float)
+    correct = np.asarray(correct, float)
+    has_rows = len(probabilities) > 0 and probabilities.shape == correct.shape
+    if not has_rows or not ((probabilities >= 0) & (probabilities <= 1)).all():
         raise ValueError(
-            f"a probability between 0 and 1 is wanted for each row: {probabilities.shape} for {correct.shape} rows, "
+            "expected a probability between 0 and 1 for each row: "
+            f"{probabilities.shape} for {correct.shape} rows, "
             f"from {probabilities.min(initial=np.inf)} to {probabilities.max(initial=-np.inf)}"
         )
     edges = np.arange(bins + 1) / bins
-    place, found = np.digitize(probabilities, edges[1:-1]), []
-    for number in np.unique(place):
-        inside = place == number
-        found.append(
+    bin_of_row = np.digitize(probabilities, edges[1:-1])
+    entries = []
+    for number in np.unique(bin_of_row):
+        is_inside = bin_of_row == number
+        entries.append(
             {
                 "low": float(edges[number]),
                 "high": float(edges[number + 1]),
-                "n": int(inside.sum()),
-                "confidence": float(probabilities[inside].mean()),
-                "accuracy": float(correct[inside].mean()),
+                "n": int(is_inside.sum()),
+                "confidence": float(probabilities[is_inside].mean()),
+                "accuracy": float(correct[is_inside].mean()),
             }
         )
-    gaps = sum(of["n"] * abs(of["confidence"] - of["accuracy"]) for of in found)
-    return {"ece": gaps / len(probabilities), "bins": found}
+    gaps = sum(entry["n"] * abs(entry["confidence"] - entry["accuracy"]) for entry in entries)
+    return {"ece": gaps / len(probabilities), "bins": entries}
 
 
-def _checked(
-    values: np.ndarray, clips: Sequence[tuple[str, ...]], groups: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """The groups; the two clips of each row, (rows, 2), twice the same if it has one; and how many clips there are."""
+def _check_rows(values: np.ndarray, clips: Sequence[tuple[str, ...]], groups: np.ndarray) -> _Rows:
     groups = np.asarray(groups)
     if not len(values) == len(clips) == len(groups):
         raise ValueError(
             f"{len(values)} rows, but clips of {len(clips)} and groups of {len(groups)}"
         )
     if not np.isfinite(values).all():
-        raise ValueError(
-            f"row {np.argwhere(~np.isfinite(values))[0, 0]} has an outcome that is not finite"
-        )
-    if wrong := [
-        row for row, of in enumerate(clips) if len(of) not in (1, 2) or isinstance(of, str)
-    ]:
-        raise ValueError(
-            f"row {wrong[0]}: a tuple of one or two clips is wanted, not {clips[wrong[0]]!r}"
-        )
+        row = np.argwhere(~np.isfinite(values))[0, 0]
+        raise ValueError(f"row {row} has an outcome that is not finite")
+    for row, names in enumerate(clips):
+        if isinstance(names, str) or len(names) not in (1, 2):
+            raise ValueError(f"row {row}: expected a tuple of one or two clips, not {names!r}")
     if len(groups) and (groups.dtype.kind not in "iu" or groups.min() < -1):
         raise ValueError(
             f"groups are numbers from 0, or -1 for none, not {groups.min()} of {groups.dtype}"
         )
-    # sorted, so that the draws do not depend on the order of the rows
-    numbers = {
-        clip: number for number, clip in enumerate(sorted({clip for of in clips for clip in of}))
-    }
-    pairs = [sorted((numbers[of[0]], numbers[of[-1]])) for of in clips]
-    return groups.astype(int), np.array(pairs, int).reshape(-1, 2), len(numbers)
+    # Clips are numbered in alphabetical order: the draws do not depend on the order of the rows.
+    distinct = sorted(set(chain.from_iterable(clips)))
+    numbers = {clip: number for number, clip in enumerate(distinct)}
+    pairs = [sorted((numbers[names[0]], numbers[names[-1]])) for names in clips]
+    return _Rows(groups.astype(int), np.array(pairs, int).reshape(-1, 2), len(distinct))
 
 
 def _chunks(count: int, width: int) -> Iterator[tuple[int, int]]:

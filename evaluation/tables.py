@@ -1,184 +1,204 @@
-"""The numbers of `metrics.json` and `comparison.json` as text.
+"""Formats the metrics of an evaluation as text.
 
-`python -m audiolm.evaluation.tables RESULTS/predictions.jsonl` computes them again from rows that were answered before.
+`python -m audiolm.evaluation.tables RESULTS/predictions.jsonl` recomputes the metrics from saved
+answers and prints them.
 """
 
 import argparse
 import json
-import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
+from ..runtime import UserError, report_user_errors
 from .answering import PROTOCOL_NAMES
 from .categories import CATEGORIES
 from .metric import SCORED
 
 MAJORITY = "majority"
+MEAN = "mean of types"
+TEXT_METRICS = ("bleu_4", "rouge_l", "cider_d")
 
 
-def _closed(metrics: dict) -> list[str]:
-    def block(title, groups):
-        lines.append(
-            f"{title:<22}{'n':>7}{'accuracy':>10}{'95 % interval':>18}{'balanced':>10}{'unparsed':>10}"
-        )
-        for name, g in groups.items():
-            interval = f"{g['ci95_low']:.3f} - {g['ci95_high']:.3f}"
-            balanced = f"{g['balanced_accuracy']:.3f}" if "balanced_accuracy" in g else ""
-            lines.append(
-                f"{name:<22}{g['n']:>7}{g['accuracy']:>10.3f}{interval:>18}{balanced:>10}{g['n_unparsed']:>10}"
-            )
-
-    lines = [f"closed questions, by {PROTOCOL_NAMES[metrics['protocol']]}"]
-    block("question type", {**metrics["question_type"], "all (micro)": metrics["micro"]})
-    lines.append(f"{'mean of types':<22}{'':>7}{metrics['macro_accuracy']:>10.3f}")
-    for title in ("category", "truncation", "clips", "answer_words"):
-        if title == "category" or len(metrics[title]) > 1:
-            block(title.replace("_", " "), metrics[title])
-    return lines
+def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Formats a table as lines. Cells are right-aligned, except those of the first column."""
+    lines = [header, *rows]
+    widths = [max(8, *(len(line[column]) for line in lines)) for column in range(len(header))]
+    widths[0] = max(22, widths[0])
+    texts = []
+    for first, *cells in lines:
+        padded = [f"  {cell:>{width}}" for cell, width in zip(cells, widths[1:])]
+        texts.append((f"{first:<{widths[0]}}" + "".join(padded)).rstrip())
+    return texts
 
 
-def _controls(metrics: dict) -> list[str]:
-    names = list(metrics["controls"])
-    lines = [f"{'under controls':<22}{'heard':>7}" + "".join(f"{name:>15}" for name in names)]
-    for kind in (*metrics["question_type"], "mean of types"):
-        cells = []
-        for of in (metrics, *metrics["controls"].values()):
-            of = (
-                {**of["question_type"], "mean of types": {"accuracy": of["macro_accuracy"]}}
-                if of
-                else {}
-            )
-            value = of.get(kind, {}).get("accuracy")
-            cells.append("-" if value is None else f"{value:.3f}")
-        lines.append(f"{kind:<22}{cells[0]:>7}" + "".join(f"{cell:>15}" for cell in cells[1:]))
-    for kind, of in metrics["controls"].get("option_relabel", {}).get("consistency", {}).items():
-        lines.append(
-            f"{kind}: the same option under other letters in {100 * of['same_option']:.1f} % of {of['n']} rows"
-        )
-    for kind, of in metrics["audio_gain"].items():
-        lines.append(
-            f"{'mean of types' if kind == 'macro' else kind}: {100 * of['difference']:+.1f} points above the best control, "
-            f"{of['best_control']} ({100 * of['ci95_low']:+.1f} to {100 * of['ci95_high']:+.1f})"
-        )
-    return lines
+def format_share(value: float | None) -> str:
+    """Formats an accuracy or a loss with three decimals."""
+    return "-" if value is None else f"{value:.3f}"
 
 
-def _official(official: dict) -> list[str]:
-    """The figures of a benchmark's own metric, each under its path in metrics.json."""
-
-    def figures(of: dict, path: str):
-        for name, value in of.items():
-            if isinstance(value, dict):
-                yield from figures(value, f"{path}{name}: ")
-            elif isinstance(value, float):
-                yield f"  {path}{name.replace('_', ' ')}: {value:.4f}"
-
-    return [f"{official['benchmark']}'s own metric, {official['protocol']}", *figures(official, "")]
-
-
-def table(metrics: dict) -> str:
-    """The metrics as text."""
+def format_metrics(metrics: dict) -> str:
+    """Formats the content of `metrics.json`."""
     lines = []
     if "micro" in metrics:
-        lines += _closed(metrics)
-        for name, of in metrics["other_protocols"].items():
-            found = ", ".join(
-                f"{kind} {g['accuracy']:.3f}" for kind, g in of["question_type"].items()
-            )
-            lines.append(
-                f"by {PROTOCOL_NAMES[name]}: {found}, mean {of['macro_accuracy']:.3f}, {of['micro']['n_unparsed']} unparsed"
-            )
+        lines += _closed_lines(metrics)
+        lines += _other_protocol_lines(metrics)
         if metrics["controls"]:
-            lines += _controls(metrics)
+            lines += _control_lines(metrics)
     if metrics["text"]:
-        shown = ("bleu_4", "rouge_l", "cider_d")
-        lines.append(
-            f"{'open questions':<22}{'n':>7}{'loss per token':>16}{'words':>8}"
-            + "".join(f"{m:>10}" for m in shown)
-        )
-        for kind, of in metrics["text"].items():
-            generated = of.get("generated", {})
-            cells = [
-                "-" if generated.get(name) is None else f"{generated[name]:.3f}" for name in shown
-            ]
-            words = f"{of['mean_words']:.1f}" if "mean_words" in of else "-"
-            lines.append(
-                f"{kind:<22}{of['n']:>7}{of['loss_per_answer_token']:>16.3f}{words:>8}"
-                + "".join(f"{c:>10}" for c in cells)
-            )
-        for kind, of in metrics["text"].items():
-            if of["control_loss"]:
-                lines.append(
-                    f"{kind}: loss per token under "
-                    + ", ".join(f"{c} {v:.3f}" for c, v in of["control_loss"].items())
-                )
+        lines += _text_lines(metrics["text"])
     if "official" in metrics:
-        lines += _official(metrics["official"])
-    not_run = {**metrics.get("not_run", {})}
-    for of in metrics["text"].values():
-        not_run |= of.get("generated", {}).get("not_run", {})
-    lines += [f"not run: {name} ({why})" for name, why in not_run.items()]
+        official = metrics["official"]
+        lines.append(f"{official['benchmark']}'s own metric, {official['protocol']}")
+        lines += _official_lines(official)
+    not_run = dict(metrics.get("not_run", {}))
+    for entry in metrics["text"].values():
+        not_run |= entry.get("generated", {}).get("not_run", {})
+    lines += [f"not run: {name} ({reason})" for name, reason in not_run.items()]
     return "\n".join(lines)
 
 
-def columns_of(comparison: dict) -> dict[str, dict]:
-    """The comparison's columns: the arms, and the majority baseline where it was run."""
-    return {
-        **comparison["arms"],
-        **({MAJORITY: comparison[MAJORITY]} if comparison[MAJORITY] else {}),
-    }
+def _closed_lines(metrics: dict) -> list[str]:
+    lines = [f"closed questions, by {PROTOCOL_NAMES[metrics['protocol']]}"]
+    groups = {**metrics["question_type"], "all (micro)": metrics["micro"]}
+    mean = (MEAN, "", format_share(metrics["macro_accuracy"]), "", "", "")
+    lines += _group_table("question type", groups, [mean])
+    for grouping in ("category", "truncation", "clips", "answer_words"):
+        if grouping == "category" or len(metrics[grouping]) > 1:
+            lines += _group_table(grouping.replace("_", " "), metrics[grouping])
+    return lines
 
 
-def table_rows(comparison: dict) -> list[dict]:
-    """The comparison's table: `section`, `name`, `n` and `cells` by column (the arms, then the majority baseline, if it was
-    run).
+def _group_table(title: str, groups: dict, more: Sequence[Sequence[str]] = ()) -> list[str]:
+    header = (title, "n", "accuracy", "95 % interval", "balanced", "unparsed")
+    rows = []
+    for name, group in groups.items():
+        interval = f"{group['ci95_low']:.3f} - {group['ci95_high']:.3f}"
+        balanced = f"{group['balanced_accuracy']:.3f}" if "balanced_accuracy" in group else ""
+        accuracy = format_share(group["accuracy"])
+        rows.append((name, str(group["n"]), accuracy, interval, balanced, str(group["n_unparsed"])))
+    return format_table(header, [*rows, *more])
 
-    A cell of a closed question is a group of metrics.json, of a text type `{"loss": per answer token}`, or None.
+
+def _other_protocol_lines(metrics: dict) -> Iterator[str]:
+    for protocol, other in metrics["other_protocols"].items():
+        accuracies = ", ".join(
+            f"{name} {group['accuracy']:.3f}" for name, group in other["question_type"].items()
+        )
+        yield (
+            f"by {PROTOCOL_NAMES[protocol]}: {accuracies}, mean {other['macro_accuracy']:.3f}, "
+            f"{other['micro']['n_unparsed']} unparsed"
+        )
+
+
+def _control_lines(metrics: dict) -> list[str]:
+    conditions = {"audio": metrics, **metrics["controls"]}
+    rows = []
+    for name in metrics["question_type"]:
+        groups = [condition["question_type"].get(name, {}) for condition in conditions.values()]
+        rows.append((name, *(format_share(group.get("accuracy")) for group in groups)))
+    means = [format_share(condition["macro_accuracy"]) for condition in conditions.values()]
+    lines = format_table(("under controls", *conditions), [*rows, (MEAN, *means)])
+    relabelled = metrics["controls"].get("option_relabel", {})
+    for name, entry in relabelled.get("consistency", {}).items():
+        share = 100 * entry["same_option"]
+        lines.append(
+            f"{name}: the same option after relabelling in {share:.1f} % of {entry['n']} rows"
+        )
+    for name, gain in metrics["audio_gain"].items():
+        low, high = 100 * gain["ci95_low"], 100 * gain["ci95_high"]
+        title = MEAN if name == "macro" else name
+        lines.append(
+            f"{title}: {100 * gain['difference']:+.1f} points above the strongest baseline, "
+            f"{gain['best_control']} ({low:+.1f} to {high:+.1f})"
+        )
+    return lines
+
+
+def _text_lines(text: dict) -> list[str]:
+    rows = []
+    for name, entry in text.items():
+        generated = entry.get("generated", {})
+        mean_words = f"{entry['mean_words']:.1f}" if "mean_words" in entry else "-"
+        loss = format_share(entry["loss_per_answer_token"])
+        scores = [format_share(generated.get(metric)) for metric in TEXT_METRICS]
+        rows.append((name, str(entry["n"]), loss, mean_words, *scores))
+    lines = format_table(("open questions", "n", "loss per token", "words", *TEXT_METRICS), rows)
+    for name, entry in text.items():
+        if entry["control_loss"]:
+            losses = [f"{control} {loss:.3f}" for control, loss in entry["control_loss"].items()]
+            lines.append(f"{name}: loss per token under {', '.join(losses)}")
+    return lines
+
+
+def _official_lines(official: dict, path: str = "  ") -> Iterator[str]:
+    """Yields the numbers of a benchmark's own metric, each under its path in metrics.json."""
+    for name, value in official.items():
+        if isinstance(value, dict):
+            yield from _official_lines(value, f"{path}{name}: ")
+        elif isinstance(value, float):
+            yield f"{path}{name.replace('_', ' ')}: {value:.4f}"
+
+
+def comparison_columns(comparison: dict) -> dict[str, dict]:
+    """Returns the columns of a comparison: the arms, and the majority baseline if it was run."""
+    columns = dict(comparison["arms"])
+    if comparison[MAJORITY]:
+        columns[MAJORITY] = comparison[MAJORITY]
+    return columns
+
+
+def comparison_rows(comparison: dict) -> list[dict]:
+    """Returns the table of a comparison: `section`, `name`, `n` and `cells` by column.
+
+    The cell of a closed question is a group of metrics.json, or None. That of an open question type
+    is `{"n": rows, "loss": loss per answer token}`.
     """
-    columns = columns_of(comparison)
+    columns = comparison_columns(comparison)
 
-    def row(section, name, cells):
-        return {
-            "section": section,
-            "name": name,
-            "n": max((c.get("n", 0) for c in cells.values() if c), default=0),
-            "cells": cells,
-        }
+    def cells_of(*path: str) -> dict[str, dict | None]:
+        cells = {}
+        for column, value in columns.items():
+            for key in path:
+                value = (value or {}).get(key)
+            cells[column] = value
+        return cells
 
-    def names(group):
-        return {name: None for column in columns.values() for name in column.get(group, {})}
+    def names_in(group: str) -> list[str]:
+        groups = [column.get(group, {}) for column in columns.values()]
+        return list(dict.fromkeys(chain.from_iterable(groups)))
 
     rows = []
-    others = [name for name in names("category") if name not in CATEGORIES]
-    for section, order in (("question_type", SCORED), ("category", (*CATEGORIES, *others))):
-        for name in order:
-            if name in names(section):
-                rows.append(
-                    row(
-                        section, name, {c: m.get(section, {}).get(name) for c, m in columns.items()}
-                    )
-                )
-    if any("micro" in m for m in columns.values()):
-        rows.append(
-            row("overall", "all closed rows", {c: m.get("micro") for c, m in columns.items()})
-        )
-        mean = {
-            c: m.get("macro")
-            or ({"accuracy": m["macro_accuracy"]} if "macro_accuracy" in m else None)
-            for c, m in columns.items()
-        }
-        rows.append({**row("overall", "mean of types", mean), "n": 0})
-    for kind in names("text"):
-        found = {c: m.get("text", {}).get(kind) for c, m in columns.items()}
-        cells = {
-            c: g and {"n": g["n"], "loss": g["loss_per_answer_token"]} for c, g in found.items()
-        }
-        rows.append(row("text", kind, cells))
+    categories = names_in("category")
+    known_first = [*CATEGORIES, *(name for name in categories if name not in CATEGORIES)]
+    for section, order in (("question_type", SCORED), ("category", known_first)):
+        present = names_in(section)
+        rows += [_row(section, name, cells_of(section, name)) for name in order if name in present]
+    if any("micro" in column for column in columns.values()):
+        rows.append(_row("overall", "all closed rows", cells_of("micro")))
+        means = {name: _macro_cell(column) for name, column in columns.items()}
+        rows.append({**_row("overall", MEAN, means), "n": 0})
+    for name in names_in("text"):
+        cells = {}
+        for column, entry in cells_of("text", name).items():
+            cells[column] = entry and {"n": entry["n"], "loss": entry["loss_per_answer_token"]}
+        rows.append(_row("text", name, cells))
     return rows
 
 
-def main(argv=None):
-    from .scores import score  # which imports more than a table needs
+def _row(section: str, name: str, cells: dict[str, dict | None]) -> dict:
+    counts = [cell.get("n", 0) for cell in cells.values() if cell]
+    return {"section": section, "name": name, "n": max(counts, default=0), "cells": cells}
 
+
+def _macro_cell(column: dict) -> dict | None:
+    if column.get("macro"):
+        return column["macro"]
+    return {"accuracy": column["macro_accuracy"]} if "macro_accuracy" in column else None
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Builds the parser of `python -m audiolm.evaluation.tables`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -187,24 +207,33 @@ def main(argv=None):
         "--protocol",
         default="likelihood",
         choices=tuple(PROTOCOL_NAMES),
-        help="how closed questions are answered",
+        help="How closed questions are answered.",
     )
     parser.add_argument(
-        "--max_audio_seconds", type=float, default=10.0, help="seconds that were used of each clip"
+        "--max_audio_seconds", type=float, default=10.0, help="Seconds used of each clip."
     )
-    args = parser.parse_args(argv)
-    try:
-        rows = [
-            json.loads(line)
-            for line in Path(args.predictions).read_text(encoding="utf-8").split("\n")
-            if line
-        ]
-    except (OSError, ValueError) as error:
-        sys.exit(f"tables: {args.predictions}: {error}")
-    if any(row["question_type"] in SCORED and args.protocol not in row["answers"] for row in rows):
-        sys.exit(f"tables: {args.predictions} holds no answers by {args.protocol}")
-    print(table(score(rows, args.protocol, args.max_audio_seconds)))
+    return parser
 
+
+@report_user_errors("tables")
+def main(argv: list[str] | None = None) -> None:
+    """Prints the metrics of saved answers."""
+    # Scoring imports much more than formatting needs.
+    from .scores import score
+
+    args = build_parser().parse_args(argv)
+    try:
+        lines = Path(args.predictions).read_text(encoding="utf-8").split("\n")
+        rows = [json.loads(line) for line in lines if line]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{args.predictions}: {error}") from error
+    if any(row["question_type"] in SCORED and args.protocol not in row["answers"] for row in rows):
+        raise UserError(f"{args.predictions} holds no answers by {args.protocol}")
+    print(format_metrics(score(rows, args.protocol, args.max_audio_seconds)))
+
+
+columns_of = comparison_columns  # RENAMED
+table_rows = comparison_rows  # RENAMED
 
 if __name__ == "__main__":
     main()

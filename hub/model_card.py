@@ -1,6 +1,8 @@
-"""The model card of a trained AudioLM, from what is known of its run and nothing else, and the results of its evaluation."""
+"""Writes the model card of a trained AudioLM from the record of its run and its results."""
 
 import re
+from dataclasses import dataclass, field
+from typing import Any
 
 import yaml
 from huggingface_hub import (
@@ -11,7 +13,7 @@ from huggingface_hub import (
     eval_result_entries_to_yaml,
 )
 
-# of what a model is made from, by name; what is not listed here is not known
+# Licences of published parts. The licence of any other part is reported as not known.
 LICENCES = {
     "HuggingFaceTB/SmolLM2-135M": "Apache-2.0",
     "HuggingFaceTB/SmolLM2-135M-Instruct": "Apache-2.0",
@@ -22,103 +24,167 @@ DATA_SOURCE = "[ReasonAQA](https://zenodo.org/records/15036628)"
 RESULTS = "## Results\n"
 NOT_EVALUATED = "Not evaluated yet: `run_eval.py --push_to_hub` fills this in.\n"
 EVAL_FILE = ".eval_results/audiolm.yaml"
+# Names of settings in the card, where the record of a run has another one.
+SETTING_NAMES = {
+    "rows a step": "batch size",
+    "seconds used of a clip": "seconds used of each clip",
+    "language model trains": "trained part of the language model",
+}
 
 
-def _table(rows: dict) -> str:
-    return "| | |\n|---|---|\n" + "".join(
-        f"| {key} | {value} |\n" for key, value in rows.items() if value is not None
-    )
+@dataclass
+class CardFacts:
+    """What a model card says about a trained model."""
+
+    encoder_type: str
+    no_audio: bool
+    initialised_from: str | None  # the trained AudioLM that training started from
+    encoder: dict[str, str]  # name, licence and, if known, `revision` or `sha256`
+    text_model: dict[str, str]  # the same of the language model
+    data: dict[str, Any]  # name, `sha256`, `rows` and `clips`
+    settings: dict[str, Any]  # those that are None are not shown
+    code: dict[str, str]  # versions
+    max_audio_seconds: float
+    parameters: int
+    trained_parameters: int
+    encoder_options: dict[str, Any] = field(default_factory=dict)
 
 
-def _part(facts: dict) -> str:
-    where = f", revision `{facts['revision']}`" if "revision" in facts else ""
-    where += f", SHA-256 `{facts['sha256']}`" if "sha256" in facts else ""
-    return f"`{facts['name']}`{where}; licence: {facts['licence']}"
+def _table(rows: dict[str, Any]) -> str:
+    lines = [f"| {name} | {value} |\n" for name, value in rows.items() if value is not None]
+    return "| | |\n|---|---|\n" + "".join(lines)
 
 
-def model_card(
-    facts: dict, repo: str, step: int | None = None, adapter_of: str | None = None
-) -> str:
-    """The card's text, without results.
+def _describe_part(facts: dict[str, str]) -> str:
+    text = f"`{facts['name']}`"
+    if "revision" in facts:
+        text += f", revision `{facts['revision']}`"
+    if "sha256" in facts:
+        text += f", SHA-256 `{facts['sha256']}`"
+    return text
 
-    Args:
-        facts: of [`training_facts`]. repo: the model's name on the Hub, for the lines that load it.
-        step: the training step, if training goes on. adapter_of: the model that it is LoRA adapters of, if it is.
-    """
-    known = [
-        part["name"] for part in (facts["encoder"], facts["text_model"]) if part["name"] in LICENCES
-    ]
-    known = [facts["continued_from"]] if "/" in (facts["continued_from"] or "") else known
-    data = ModelCardData(
+
+def _metadata(facts: CardFacts, repo: str, adapter_of: str | None) -> ModelCardData:
+    parts = [facts.encoder["name"], facts.text_model["name"]]
+    base = [name for name in parts if name in LICENCES]
+    if facts.initialised_from and "/" in facts.initialised_from:
+        base = [facts.initialised_from]
+    return ModelCardData(
         library_name="peft" if adapter_of else "transformers",
         pipeline_tag="audio-text-to-text",
         language="en",
-        base_model=adapter_of or known or None,
+        base_model=adapter_of or base or None,
         license="other",
         license_name="of-its-parts",
-        license_link=f"https://huggingface.co/{repo}#what-it-is",
-        tags=["audiolm", facts["encoder_type"], "audio-question-answering", "custom_code"],
+        license_link=f"https://huggingface.co/{repo}#licence",
+        tags=["audiolm", facts.encoder_type, "audio-question-answering", "custom_code"],
     )
-    control = (
-        " It is a control: it hears nothing, every frame is the mean feature."
-        if facts["no_audio"]
-        else ""
-    )
-    going_on = f" Training was at step {step:,} when it was pushed." if step is not None else ""
-    whole, of = adapter_of or repo, facts["text_model"].get("revision")
-    at = f', revision="{of}"' if adapter_of and of else ""
-    load = f'AutoModel.from_pretrained("{whole}"{at}, trust_remote_code=True)'
+
+
+def _introduction(facts: CardFacts, step: int | None) -> str:
+    sentences = [
+        "Answers questions about one or two audio clips, in text.",
+        f"An AudioLM with the `{facts.encoder_type}` encoder: frozen `{facts.encoder['name']}`, a "
+        f"mapper\nand the language model `{facts.text_model['name']}`.",
+    ]
+    if facts.no_audio:
+        sentences.append(
+            "This is a text-only model, trained as a baseline: the mean feature replaces all audio."
+        )
+    if step is not None:
+        sentences.append(f"Training was at step {step:,} when this was pushed.")
+    return "\n".join(sentences)
+
+
+def _usage(facts: CardFacts, repo: str, adapter_of: str | None) -> str:
+    model_name = adapter_of or repo
+    revision = facts.text_model.get("revision") if adapter_of else None
+    pin = f', revision="{revision}"' if revision else ""
+    load = f'AutoModel.from_pretrained("{model_name}"{pin}, trust_remote_code=True)'
+    imports = "from transformers import AutoModel, AutoProcessor"
     if adapter_of:
+        imports += "\nfrom peft import PeftModel"
         load = f'PeftModel.from_pretrained({load}, "{repo}")'
+    return f"""{imports}
+model = {load}
+processor = AutoProcessor.from_pretrained("{model_name}", trust_remote_code=True)
+inputs = processor(text="What is heard first?", audio=["clip.wav"])
+output = model.generate(**inputs, max_new_tokens=40)
+print(processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1]:]))"""
+
+
+def _parts_table(facts: CardFacts) -> str:
+    data = facts.data
+    options = {name.replace("_", " "): value for name, value in facts.encoder_options.items()}
+    return _table(
+        {
+            "encoder, frozen": _describe_part(facts.encoder),
+            **options,
+            "language model": _describe_part(facts.text_model),
+            "data": f"{_describe_part(data)}, {data['rows']:,} rows about {data['clips']:,} clips",
+            "parameters": f"{facts.parameters:,}; trained: {facts.trained_parameters:,}",
+            "code": ", ".join(f"{name} {version}" for name, version in facts.code.items()),
+        }
+    )
+
+
+def _licence_table(facts: CardFacts) -> str:
+    return _table(
+        {
+            f"encoder `{facts.encoder['name']}`": facts.encoder["licence"],
+            f"language model `{facts.text_model['name']}`": facts.text_model["licence"],
+            f"data `{facts.data['name']}`": f"if it is {DATA_SOURCE}: see the records of the "
+            "questions and of the recordings",
+        }
+    )
+
+
+def model_card(
+    facts: CardFacts, repo: str, step: int | None = None, adapter_of: str | None = None
+) -> str:
+    """Returns the text of a card without results.
+
+    Args:
+        facts: What is known of the model.
+        repo: Name of the model on the Hub.
+        step: Training step, if training has not ended.
+        adapter_of: Model under the LoRA adapters, if only adapters are pushed.
+    """
+    settings = {SETTING_NAMES.get(name, name): value for name, value in facts.settings.items()}
     text = f"""# {repo.split("/")[-1]}
 
-Answers questions about one or two clips of audio, in text. An AudioLM of the arm `{
-        facts["encoder_type"]
-    }`: audio, frozen
-encoder, mapper, language model.{control}{going_on}
+{_introduction(facts, step)}
 
 ## How to use it
 
 ```python
-from transformers import AutoModel, AutoProcessor
-{"from peft import PeftModel" + chr(10) if adapter_of else ""}model = {load}
-processor = AutoProcessor.from_pretrained("{whole}", trust_remote_code=True)
-inputs = processor(text="What is heard first?", audio=["clip.wav"])
-print(processor.tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0, inputs["input_ids"].shape[1]:]))
+{_usage(facts, repo, adapter_of)}
 ```
 
 ## What it is
 
-{
-        _table(
-            {
-                "encoder, frozen": _part(facts["encoder"]),
-                **{name.replace("_", " "): value for name, value in facts.get("hears", {}).items()},
-                "language model": _part(facts["text_model"]),
-                "data": f"`{facts['data']['name']}`, SHA-256 `{facts['data']['sha256']}`, {facts['data']['rows']:,} rows about "
-                f"{facts['data']['clips']:,} clips; if it is of {DATA_SOURCE}, its record and recordings say the licence",
-                "parameters": f"{facts['parameters']:,}, of which {facts['trained_parameters']:,} were trained",
-                "code": ", ".join(f"{name} {value}" for name, value in facts["code"].items()),
-            }
-        )
-    }
+{_parts_table(facts)}
+## Licence
+
+The model combines parts and data that have their own licences.
+
+{_licence_table(facts)}
 ## How it was trained
 
-{_table(facts["settings"])}
+{_table(settings)}
 {RESULTS}
 {NOT_EVALUATED}
 ## Limits
 
-It uses the first {
-        facts[
-            "seconds"
-        ]:g} s of a clip. It answers every question, also those that the audio cannot answer, and its
-figures and details may be invented. It was trained on sounds and knows no speech. It answers in English.
+The model uses the first {facts.max_audio_seconds:g} s of a clip. It answers every question, even if
+the audio cannot answer it, and may invent figures and details. It was trained on sounds and does
+not understand speech. It answers in English.
 """
-    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n{text}"))
+    return str(ModelCard(f"---\n{_metadata(facts, repo, adapter_of).to_yaml()}\n---\n{text}"))
 
 
-def _groups(metrics: dict) -> dict[str, dict]:
+def _groups(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Returns the metrics of each question type and category, and of all closed questions."""
     return {
         **metrics.get("question_type", {}),
         **metrics.get("category", {}),
@@ -126,43 +192,50 @@ def _groups(metrics: dict) -> dict[str, dict]:
     }
 
 
-def of_weights(test: dict) -> str:
-    return f" Of the weights of commit {test['commit']}." if test.get("commit") else ""
+def _weights_note(test: dict[str, Any]) -> str:
+    commit = test.get("commit")
+    return f" Weights of commit {commit}." if commit else ""
 
 
-def results_table(metrics: dict) -> str:
-    """Accuracy with its 95 % interval by question type and category, beside the controls that were run, in Markdown."""
+def _format_accuracy(group: dict[str, Any] | None) -> str:
+    if not group:
+        return ""
+    return f"{group['accuracy']:.3f} ({group['ci95_low']:.3f}-{group['ci95_high']:.3f})"
+
+
+def results_table(metrics: dict[str, Any]) -> str:
+    """Returns accuracy with 95 % intervals by question type and category, in Markdown.
+
+    Each control that was evaluated has a column of its own.
+    """
     controls = metrics.get("controls", {})
-    lines = ["| | n | accuracy | unparsed |" + "".join(f" {name} |" for name in controls)]
-    lines.append("|---|---|---|---|" + "---|" * len(controls))
+    rows = [["", "n", "accuracy", "unparsed", *controls], ["---"] * (4 + len(controls))]
     for name, group in _groups(metrics).items():
         if group:
-            cells = [group, *(_groups(control).get(name) for control in controls.values())]
-            shown = [
-                f"{c['accuracy']:.3f} ({c['ci95_low']:.3f}-{c['ci95_high']:.3f})" if c else ""
-                for c in cells
+            accuracies = [
+                _format_accuracy(_groups(control).get(name)) for control in controls.values()
             ]
-            lines.append(
-                f"| {name} | {group['n']} | {shown[0]} | {group['n_unparsed']} |"
-                + "".join(f" {s} |" for s in shown[1:])
-            )
-    for kind, group in metrics.get("text", {}).items():
-        lines.append(
-            f"| {kind}, loss per answer token | {group['n']} | {group['loss_per_answer_token']:.3f} | |"
-            + " |" * len(controls)
-        )
-    return "\n".join(lines) + "\n"
+            unparsed = group["n_unparsed"]
+            rows.append([name, group["n"], _format_accuracy(group), unparsed, *accuracies])
+    for question_type, group in metrics.get("text", {}).items():
+        loss = f"{group['loss_per_answer_token']:.3f}"
+        name = f"{question_type}, loss per answer token"
+        rows.append([name, group["n"], loss, *[""] * (1 + len(controls))])
+    return "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
 
 
-def with_results(card: str, metrics: dict, test: dict[str, str], repo: str) -> str:
-    """A card with its results, in the text and as `model-index`; earlier ones are replaced, all else stays as it is.
+def with_results(card: str, metrics: dict[str, Any], test: dict[str, Any], repo: str) -> str:
+    """Returns a card with results, in the text and as `model-index`. Earlier results are replaced.
 
     Args:
-        metrics: of run_eval.py's `metrics.json`. test: [`file_facts`] of the test file, and the `commit` of the weights.
+        card: Text of the card.
+        metrics: `metrics.json` of `run_eval.py`.
+        test: `name` and `sha256` of the test file, and the `commit` of the weights.
+        repo: Name of the model on the Hub.
     """
-    made = ModelCard(card)
-    made.data.model_name = repo.split("/")[-1]
-    made.data.eval_results = [
+    new_card = ModelCard(card)
+    new_card.data.model_name = repo.split("/")[-1]
+    results = [
         EvalResult(
             task_type="audio-text-to-text",
             task_name="audio question answering",
@@ -175,35 +248,42 @@ def with_results(card: str, metrics: dict, test: dict[str, str], repo: str) -> s
         )
         for name, group in _groups(metrics).items()
         if group
-    ] or None
-    said = (
-        f"{RESULTS}\nOn `{test['name']}` (SHA-256 `{test['sha256']}`), {metrics['n']:,} rows,\n"
-        f"by {metrics['protocol_name']}; in brackets 95 % Wilson intervals. No answer counts as wrong.{of_weights(test)}\n\n"
-        f"{results_table(metrics)}\n"
+    ]
+    new_card.data.eval_results = results or None
+    section = (
+        f"{RESULTS}\nOn `{test['name']}` (SHA-256 `{test['sha256']}`), {metrics['n']:,} examples,\n"
+        f"by {metrics['protocol_name']}; in brackets 95 % Wilson intervals. An answer that cannot\n"
+        f"be parsed counts as wrong.{_weights_note(test)}\n\n{results_table(metrics)}\n"
     )
-    text = made.text
+    earlier_section = re.escape(RESULTS) + r".*?(?=^## |\Z)"
+    text = new_card.text
     if RESULTS in text:
-        text = re.sub(
-            re.escape(RESULTS) + r".*?(?=^## |\Z)",
-            lambda _: said,
-            text,
-            count=1,
-            flags=re.DOTALL | re.MULTILINE,
-        )
+        flags = re.DOTALL | re.MULTILINE
+        text = re.sub(earlier_section, lambda _: section, text, count=1, flags=flags)
     else:
-        text = text.rstrip() + "\n\n" + said
-    made.text = text
-    return str(made)
+        text = text.rstrip() + "\n\n" + section
+    new_card.text = text
+    return str(new_card)
 
 
-def eval_results(metrics: dict, test: dict[str, str], dataset_id: str) -> str:
-    """The same as a file of `.eval_results/`: accuracy in percent of each question type and of all closed rows."""
-    note = f"{test['name']}, SHA-256 {test['sha256']}; by {metrics['protocol_name']}, no answer is wrong.{of_weights(test)}"
+def eval_results(metrics: dict[str, Any], test: dict[str, Any], dataset_id: str) -> str:
+    """Returns the results as a file of `.eval_results/`: accuracy in percent by question type.
+
+    Args:
+        metrics: `metrics.json` of `run_eval.py`.
+        test: As of [`with_results`].
+        dataset_id: Name of the data set in `.eval_results/`.
+    """
+    note = (
+        f"{test['name']}, SHA-256 {test['sha256']}; by {metrics['protocol_name']}, an answer that "
+        f"cannot be parsed counts as wrong.{_weights_note(test)}"
+    )
+    groups = {**metrics.get("question_type", {}), "all": metrics.get("micro")}
     entries = [
         EvalResultEntry(
             dataset_id=dataset_id, task_id=task, value=round(100 * group["accuracy"], 2), notes=note
         )
-        for task, group in {**metrics.get("question_type", {}), "all": metrics.get("micro")}.items()
+        for task, group in groups.items()
         if group
     ]
     return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)

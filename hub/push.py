@@ -1,4 +1,4 @@
-"""The Hub: pushing checkpoints while training goes on, and loading an AudioLM that somebody pushed."""
+"""Pushes checkpoints to the Hub during training, and the results of an evaluation."""
 
 import logging
 import os
@@ -6,242 +6,207 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import disable_progress_bars, enable_progress_bars, get_session
-from transformers import TrainerCallback
+from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.utils import disable_progress_bars, filter_repo_objects, get_session
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 from ..checkpoints.load import merge_adapters
-from ..runtime import file_facts, redact_token
+from ..runtime import UserError, file_facts, format_bytes, format_duration, redact_token, write_text
 from .model_card import EVAL_FILE, eval_results, with_results
 
 logger = logging.getLogger("audiolm.hub.push")
-RETRY_SECONDS = (2, 10)  # before the last push is tried again
-SILENCE_SECONDS = (
-    120  # after which a Hub that says nothing has failed; the client would wait for ever
-)
-# All that a repository holds of a folder; optimizer, random states, training_args.bin and lists of files stay here.
-PUSHED = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "config.json",
-    "generation_config.json",
-    "processor_config.json",
-    "preprocessor_config.json",
-    "tokenizer*.json",
+RETRY_DELAYS = (2, 10)  # seconds before the last push is tried again
+TIMEOUT = 120  # seconds without an answer. The client would wait forever.
+# Everything that a repository gets from a folder, beside the card. Optimizer and random states stay
+# here, and training_args.bin, which names paths of this machine.
+MODEL_FILES = ["*.safetensors", "*.safetensors.index.json", "*config.json", "*_audiolm.py"]
+TOKENIZER_FILES = [
+    "tokenizer.json",
     "special_tokens_map.json",
     "vocab.json",
     "merges.txt",
-    "chat_template.jinja",
-    "adapter_config.json",
-    "*_audiolm.py",
-    "README.md",
-)
-WHOLE = [
-    "model*.safetensors*",
-    "config.json",
-    "generation_config.json",
-]  # what a repository of adapters lacks
+    "*.jinja",
+]
+# What an earlier push of the other kind may have left in a repository.
+ADAPTER_FILES = ["adapter_*"]
+FULL_MODEL_FILES = ["model*.safetensors*", "config.json", "generation_config.json"]
+
+
+class PushError(UserError, ConnectionError):
+    """The Hub did not accept a push."""
 
 
 class PushToHub(TrainerCallback):
-    """Pushes what the stock Trainer saves, from a thread, and lets no failure of it reach the training.
+    """Pushes the checkpoints of a run from a background thread, and the trained model at the end.
 
-    The Trainer's own push drops failures and pushes `training_args.bin` with the token in it: it is switched off
-    in `args`. `hub_strategy` may be `every_save` or `end`.
+    It takes the place of the Trainer's own push, which hides failures and pushes
+    `training_args.bin`. A failed push does not stop the training.
 
     Args:
-        args: the run's `TrainingArguments`. card: the text of the model card for a repository and a step, None at the end.
-        adapter_of: the model that LoRA adapters belong to, if they are pushed alone and not merged into it.
+        args: Arguments of the run. Their `push_to_hub` is switched off.
+        card: Returns the model card for a repository and a step, or None at the end.
+        adapter_of: Model of the LoRA adapters, if they are pushed alone. Default: they are merged.
 
     Raises:
-        ValueError: if the Hub refuses the token or the repository's name, or `hub_strategy` would push optimizer states.
+        UserError: If the Hub refuses the repository, or for another `hub_strategy` than
+            `every_save` and `end`.
     """
 
-    def __init__(self, args, card: Callable[[str, int | None], str], adapter_of: str | None = None):
-        self.strategy = str(getattr(args.hub_strategy, "value", args.hub_strategy))
-        if self.strategy not in ("every_save", "end"):
-            raise ValueError(
-                f"--hub_strategy {self.strategy}: every_save and end are there; a pushed model has no optimizer"
+    def __init__(
+        self,
+        args: TrainingArguments,
+        card: Callable[[str, int | None], str],
+        adapter_of: str | None = None,
+    ):
+        self.strategy = HubStrategy(args.hub_strategy)
+        if self.strategy not in (HubStrategy.EVERY_SAVE, HubStrategy.END):
+            raise UserError(
+                f"--hub_strategy {self.strategy.value}: expected every_save or end. "
+                "A pushed model has no optimizer state."
             )
-        self.repo = args.hub_model_id or Path(args.output_dir).absolute().name
-        self.revision, self.private, self.always = (
-            args.hub_revision,
-            args.hub_private_repo,
-            args.hub_always_push,
-        )
-        self.output, self.card, self.adapter_of = Path(args.output_dir), card, adapter_of
+        self.args = args
+        self.card = card
+        self.adapter_of = adapter_of
+        self.output_dir = Path(args.output_dir or "")
+        self.repo = args.hub_model_id or self.output_dir.absolute().name
         self.token = get_token()
         self.api = HfApi(token=self.token)
+        self.is_repo_ready = False
+        self.running_push: Future | None = None
         args.push_to_hub = False
-        self.here = args.process_index == 0
-        disable_progress_bars()  # of uploads, amid the training's
-        self.created, self.finishing, self.reason = (
-            False,
-            False,
-            None,
-        )  # of the last push, why it failed
-        self.thread, self.push_in_progress = ThreadPoolExecutor(1), None
-        if not self.here:
+        if args.process_index != 0:
             return
-        for left in self.output.glob("push-*"):  # of a run that was killed
-            shutil.rmtree(left, ignore_errors=True)
+        disable_progress_bars()  # They would run into the training's.
+        for leftover in self.output_dir.glob("push-*"):  # of a run that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
         try:
-            self._create()
-        except HFValidationError as error:
-            raise ValueError(
-                f"--hub_model_id {self.repo}: {redact_token(error, self.token)}"
-            ) from error
-        except ValueError:
-            raise
-        except HfHubHTTPError as error:
-            if error.response is not None and error.response.status_code in (401, 403):
-                raise ValueError(
-                    f"--push_to_hub: the Hub refuses to write to {self.repo}: {redact_token(error, self.token)}"
-                ) from error
-            self._report(error)
-        except (
-            Exception
-        ) as error:  # no connection, in one of many ways: training need not wait for it
-            self._report(error)
+            self._prepare_repo()
+        except Exception as error:  # A connection fails in many ways. The training need not wait.
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            if isinstance(error, ValueError) or status in (401, 403):
+                raise UserError(f"--push_to_hub: {self.repo}: {self._redact(error)}") from error
+            self._warn(error)
 
-    def _create(self) -> None:
-        get_session().timeout = SILENCE_SECONDS
-        self.repo = self.api.create_repo(self.repo, private=self.private, exist_ok=True).repo_id
+    def _redact(self, error: Exception) -> str:
+        return redact_token(error, self.token)
+
+    def _warn(self, error: Exception) -> None:
+        message = "not pushed to %s: %s. Training continues, and a later push includes this one."
+        logger.warning(message, self.repo, self._redact(error))
+
+    def _prepare_repo(self) -> None:
+        get_session().timeout = TIMEOUT
+        private = self.args.hub_private_repo
+        revision = self.args.hub_revision
+        self.repo = self.api.create_repo(self.repo, private=private, exist_ok=True).repo_id
         if self.repo == self.adapter_of:
-            raise ValueError(
-                f"--hub_model_id {self.repo} holds the model that the adapter is of: give it a repository of its own"
-            )
-        if self.private and not self.api.model_info(self.repo).private:
-            raise ValueError(f"--hub_private_repo: {self.repo} is there already, and public")
-        if self.revision and not self.revision.startswith("refs/"):
-            self.api.create_branch(self.repo, branch=self.revision, exist_ok=True)
-        self.created = True
+            raise UserError("it holds the model of the adapter. Use another --hub_model_id.")
+        if private and not self.api.model_info(self.repo).private:
+            raise UserError("it exists and is public, but you asked for --hub_private_repo.")
+        if revision and not revision.startswith("refs/"):
+            self.api.create_branch(self.repo, branch=revision, exist_ok=True)
+        self.is_repo_ready = True
 
-    def _report(self, error: Exception) -> None:
-        self.reason = redact_token(error, self.token)
-        if self.finishing:
-            return
-        logger.warning(
-            "not pushed to %s: %s; training goes on, and a later push brings what this one would have",
-            self.repo,
-            self.reason,
-        )
-
-    def _stage(self, folder: Path, model=None, step: int | None = None) -> Path:
-        """A folder with links to what is pushed of another: the Trainer may delete a checkpoint before it is uploaded."""
-        stage = self.output / f"push-{step or 'final'}"
+    def _stage(self, folder: Path, stage: Path, model: PreTrainedModel | None = None) -> None:
+        """Links the pushed files, as the Trainer may delete a checkpoint before it is uploaded."""
         shutil.rmtree(stage, ignore_errors=True)
         stage.mkdir(parents=True)
-        merge = (folder / "adapter_config.json").is_file() and not self.adapter_of
-        for file in sorted({file for pattern in PUSHED for file in folder.glob(pattern)}):
-            if file.name == "README.md" or (merge and file.name.startswith("adapter_")):
-                continue
+        is_merged = (folder / "adapter_config.json").is_file() and not self.adapter_of
+        files = filter_repo_objects(
+            folder.iterdir(),
+            allow_patterns=MODEL_FILES + TOKENIZER_FILES,
+            ignore_patterns=ADAPTER_FILES if is_merged else [],
+            key=lambda file: file.name,
+        )
+        for file in files:
             try:
                 os.link(file, stage / file.name)
             except OSError:  # a file system without links
                 shutil.copy2(file, stage / file.name)
-        if merge:
+        if is_merged:
             merge_adapters(model).save_pretrained(stage)
-        return stage
 
-    def _push(self, stage: Path, message: str, step: int | None = None) -> bool:
+    def _push(self, stage: Path, message: str, step: int | None = None) -> None:
         start = time.perf_counter()
         try:
-            (stage / "README.md").write_text(self.card(self.repo, step), encoding="utf-8")
-            if not self.created:
-                self._create()
-                (stage / "README.md").write_text(
-                    self.card(self.repo, step), encoding="utf-8"
-                )  # with the user's name
-            get_session().timeout = SILENCE_SECONDS
-            self.api.upload_folder(
-                repo_id=self.repo,
-                folder_path=stage,
-                commit_message=message,
-                revision=self.revision,
-                # what an earlier push of another kind left, and results of other weights
-                delete_patterns=[EVAL_FILE, *(WHOLE if self.adapter_of else ["adapter_*"])],
-            )
-        except Exception as error:  # whatever a network can do, the training goes on
-            self._report(error)
-            return False
-        self.reason = None
-        size = sum(file.stat().st_size for file in stage.iterdir())
-        logger.info(
-            "pushed to %s: %s, %.1f MB in %.0f s",
-            self.repo,
-            message,
-            size / 1e6,
-            time.perf_counter() - start,
+            if not self.is_repo_ready:
+                self._prepare_repo()
+        finally:  # The card names the repository. A folder to be pushed by hand needs one too.
+            write_text(stage / "README.md", self.card(self.repo, step))
+        get_session().timeout = TIMEOUT  # The client opens a new session after some errors.
+        self.api.upload_folder(
+            repo_id=self.repo,
+            folder_path=stage,
+            commit_message=message,
+            revision=self.args.hub_revision,
+            # Earlier results belong to other weights.
+            delete_patterns=[EVAL_FILE, *(FULL_MODEL_FILES if self.adapter_of else ADAPTER_FILES)],
         )
+        size = format_bytes(sum(file.stat().st_size for file in stage.iterdir()))
+        duration = format_duration(time.perf_counter() - start)
+        logger.info("pushed to %s: %s, %s in %s", self.repo, message, size, duration)
         shutil.rmtree(stage, ignore_errors=True)
-        return True
 
-    def _push_and_forget(self, stage: Path, message: str, step: int) -> None:
-        if not self._push(stage, message, step):
-            shutil.rmtree(stage, ignore_errors=True)  # the next push holds more
-
-    def on_save(self, args, state, control, model=None, **kwargs):
-        if not self.here or self.strategy == "end":
-            return
-        if self.push_in_progress and not self.push_in_progress.done() and not self.always:
-            return  # as the Trainer does: the next save pushes
+    def _push_checkpoint(self, stage: Path, step: int) -> None:
         try:
-            stage = self._stage(
-                self.output / f"checkpoint-{state.global_step}", model, state.global_step
-            )
-        except Exception as error:  # a full disk
-            self._report(error)
-            shutil.rmtree(self.output / f"push-{state.global_step}", ignore_errors=True)
+            self._push(stage, f"Training in progress, step {step}", step)
+        except Exception as error:  # A failed push must not stop the training.
+            self._warn(error)
+            shutil.rmtree(stage, ignore_errors=True)
+
+    def on_save(self, args, state, control, model=None, **kwargs) -> None:
+        """Pushes a checkpoint, unless an earlier push still runs. `hub_always_push` queues it."""
+        is_busy = self.running_push is not None and not self.running_push.done()
+        if args.process_index != 0 or self.strategy == HubStrategy.END:
             return
-        message = f"Training in progress, step {state.global_step}"
-        self.push_in_progress = self.thread.submit(
-            self._push_and_forget, stage, message, state.global_step
-        )
+        if is_busy and not args.hub_always_push:
+            return
+        step = state.global_step
+        stage = self.output_dir / f"push-{step}"
+        try:
+            self._stage(self.output_dir / f"checkpoint-{step}", stage, model)
+        except Exception as error:  # such as a full disk
+            self._warn(error)
+            shutil.rmtree(stage, ignore_errors=True)
+        else:
+            self.running_push = self.api.run_as_future(self._push_checkpoint, stage, step)
 
     def finish(self) -> None:
-        """Pushes the trained model, and waits until it is there.
+        """Pushes the trained model and waits until it is on the Hub.
 
         Raises:
-            ConnectionError: if the Hub does not take it; it names the folder that holds it and the command that pushes it.
+            PushError: If that fails. It holds the command that pushes the model later.
         """
-        if not self.here:
+        if self.args.process_index != 0:
             return
-        if self.push_in_progress and not self.push_in_progress.done():
-            logger.info("waiting for the last checkpoint to be pushed")
-        self.thread.shutdown(wait=True)
-        self.finishing = True
-        enable_progress_bars()
-        trained = self.output / "adapter" if self.adapter_of else self.output
+        logger.info("pushing the trained model to %s", self.repo)
+        if self.running_push is not None:
+            self.running_push.result()
+        trained = self.output_dir / "adapter" if self.adapter_of else self.output_dir
+        failure = f"the trained model is in {trained}, but not on the Hub"
+        stage = self.output_dir / "push-final"
         try:
-            stage = self._stage(trained)
+            self._stage(trained, stage)
         except OSError as error:
-            raise ConnectionError(
-                f"the trained model is in {trained}, but not on the Hub ({error})"
-            ) from error
-        for pause in (0, *RETRY_SECONDS):
-            time.sleep(pause)
-            if self._push(stage, "End of training"):
+            raise PushError(f"{failure} ({error})") from error
+        for delay in (0, *RETRY_DELAYS):
+            time.sleep(delay)
+            try:
+                self._push(stage, "End of training")
                 return
-        command = [
-            "hf",
-            "upload",
-            self.repo,
-            str(stage),
-            ".",
-            "--commit-message",
-            "End of training",
-        ]
-        command += ["--revision", self.revision] if self.revision else []
-        command += ["--private"] if self.private else []
-        raise ConnectionError(
-            f"the trained model is in {self.output}, but not on the Hub ({self.reason}); push it with\n"
-            + shlex.join(command)
-        )
+            except Exception as error:  # A connection fails in many ways.
+                reason = self._redact(error)
+        command = ["hf", "upload", self.repo, str(stage), ".", "--commit-message=End of training"]
+        if self.args.hub_revision:
+            command.append(f"--revision={self.args.hub_revision}")
+        if self.args.hub_private_repo:
+            command.append("--private")
+        raise PushError(f"{failure} ({reason}). Push it with\n{shlex.join(command)}")
 
 
 def push_results(
@@ -252,37 +217,39 @@ def push_results(
     revision: str | None = None,
     commit: str | None = None,
 ) -> str:
-    """Adds an evaluation to a model on the Hub, in its card and in `.eval_results/`, as one commit; gives its address.
+    """Adds an evaluation to a model on the Hub, in its card and in `.eval_results/`.
 
     Args:
-        metrics: of run_eval.py's `metrics.json`. dataset_id: the data set's name in `.eval_results/`.
-        commit: of the weights that were evaluated, if they came from the Hub.
+        repo: Name of the model.
+        metrics: Content of run_eval.py's `metrics.json`.
+        test_file: File of the test questions.
+        dataset_id: Name of the data set in `.eval_results/`.
+        revision: Branch. Default: main.
+        commit: Commit of the weights, if they came from the Hub.
+
+    Returns:
+        URL of the commit.
 
     Raises:
-        ConnectionError: in one line, if the Hub does not take it.
+        PushError: If the Hub does not accept it.
     """
     token = get_token()
+    api = HfApi(token=token)
+    test: dict = {**file_facts(test_file), "commit": commit}
     try:
-        get_session().timeout = SILENCE_SECONDS
-        api, test = HfApi(token=token), {**file_facts(test_file), "commit": commit}
+        get_session().timeout = TIMEOUT
         try:
-            card = Path(api.hf_hub_download(repo, "README.md", revision=revision)).read_text(
-                encoding="utf-8"
-            )
+            card_path = api.hf_hub_download(repo, "README.md", revision=revision)
+            card = Path(card_path).read_text(encoding="utf-8")
         except EntryNotFoundError:
             card = f"# {repo.split('/')[-1]}\n"
         files = {
             "README.md": with_results(card, metrics, test, repo),
             EVAL_FILE: eval_results(metrics, test, dataset_id),
         }
-        made = [
-            CommitOperationAdd(path_in_repo=name, path_or_fileobj=text.encode())
-            for name, text in files.items()
-        ]
-        return str(
-            api.create_commit(repo, made, commit_message="Evaluation", revision=revision).commit_url
-        )
-    except Exception as error:  # whatever a network can do
-        raise ConnectionError(
-            f"the Hub did not take the results of {repo}: {redact_token(error, token)}"
-        ) from error
+        operations = [CommitOperationAdd(name, text.encode()) for name, text in files.items()]
+        info = api.create_commit(repo, operations, commit_message="Evaluation", revision=revision)
+    except Exception as error:  # A connection fails in many ways.
+        reason = redact_token(error, token)
+        raise PushError(f"the Hub did not accept the results of {repo}: {reason}") from error
+    return str(info.commit_url)

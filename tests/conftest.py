@@ -135,11 +135,11 @@ def same_examples(monkeypatch):
 
 @pytest.fixture(scope="module")
 def browser():
-    for there, missing in (
+    for present, missing in (
         (PLAYWRIGHT, "the package playwright (it is in the group dev)"),
         (BROWSER, "chromium, chromium-browser or google-chrome"),
     ):
-        if not there:  # a user may lack it; with CI set nothing is skipped here
+        if not present:  # a user may lack it; with CI set nothing is skipped here
             (pytest.fail if os.environ.get("CI") else pytest.skip)(f"not installed: {missing}")
     from playwright.sync_api import sync_playwright
 

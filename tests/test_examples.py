@@ -11,14 +11,14 @@ NOTEBOOK = Path(__file__).parents[1] / "examples" / "ask_and_train.ipynb"
 
 def outputs(book) -> tuple[str, int]:
     """What its cells print, and how many pictures they show."""
-    made = [output for cell in book.cells for output in cell.get("outputs", [])]
-    text = "".join(output.text for output in made if output.get("name") == "stdout")
-    return text, sum("image/png" in output.get("data", {}) for output in made)
+    built = [output for cell in book.cells for output in cell.get("outputs", [])]
+    text = "".join(output.text for output in built if output.get("name") == "stdout")
+    return text, sum("image/png" in output.get("data", {}) for output in built)
 
 
 def test_the_notebook(tmp_path):
     book = nbformat.read(NOTEBOOK, 4)
-    kept = outputs(book)
+    saved = outputs(book)
     for cell in book.cells:
         if cell.cell_type == "code":
             cell["outputs"] = []
@@ -26,19 +26,19 @@ def test_the_notebook(tmp_path):
         book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
     text, pictures = outputs(book)
-    assert pictures == kept[1] == 2 and len(text.splitlines()) == len(kept[0].splitlines())
-    for said in (text, kept[0]):
-        heard = re.search(r"heard: D\) alarm .*D (\d+)", said)
-        muted = re.search(r"muted: .*D (\d+)", said)
-        assert int(heard[1]) > 90 > 30 > int(muted[1])
-        total, words, right = map(
+    assert pictures == saved[1] == 2 and len(text.splitlines()) == len(saved[0].splitlines())
+    for output_values in (text, saved[0]):
+        encoded = re.search(r"heard: D\) alarm .*D (\d+)", output_values)
+        muted = re.search(r"muted: .*D (\d+)", output_values)
+        assert int(encoded[1]) > 90 > 30 > int(muted[1])
+        total, argv, right = map(
             int,
             re.search(
-                r"of (\d+) sounds in 8 scenes, the nearest word of (\d+) names (\d+)", said
+                r"of (\d+) sounds in 8 scenes, the nearest word of (\d+) names (\d+)", output_values
             ).groups(),
         )
-        assert total == 18 and words == 20 and right >= 15
+        assert total == 18 and argv == 20 and right >= 15
         right, total = map(
-            int, re.search(r"(\d+) of (\d+) answers are now word for word", said).groups()
+            int, re.search(r"(\d+) of (\d+) answers are now word for word", output_values).groups()
         )
         assert total == 96 and right >= 40

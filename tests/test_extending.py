@@ -71,10 +71,10 @@ def extended(tmp_path):
 
 
 def test_the_worked_example_of_an_encoder(extended, corpus, tokenizer):
-    def python(*words):
+    def python(*argv):
         environment = {**os.environ, "PYTHONPATH": str(extended)}
         done = subprocess.run(
-            [sys.executable, *words], env=environment, cwd=extended, capture_output=True, text=True
+            [sys.executable, *argv], env=environment, cwd=extended, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
@@ -83,11 +83,11 @@ def test_the_worked_example_of_an_encoder(extended, corpus, tokenizer):
         python("-c", "import audiolm; print(audiolm.__file__)")
         == f"{extended}/audiolm/__init__.py\n"
     )
-    words = arguments(
+    argv = arguments(
         corpus, "mimi_full", tokenizer, "--max_steps", "2", "--feature_cache", str(corpus / "cache")
     )
     Wav2Vec2Model(Wav2Vec2Config(**SMALL)).save_pretrained(corpus / "wav2vec2")
     python("-c", ALONE, str(corpus / "wav2vec2"))
     more = ["--encoder_type", "wav2vec2", "--encoder_name_or_path", str(corpus / "wav2vec2")]
-    assert "wav2vec2" in python("-m", "audiolm.run_train", *words, *more)
+    assert "wav2vec2" in python("-m", "audiolm.run_train", *argv, *more)
     python("-c", LOADED, str(corpus / "out"))

@@ -1,28 +1,32 @@
-"""Build the model to train and its processor."""
+"""Builds the model to train with its processor, and prepares the model for the Trainer."""
 
-from transformers import AutoTokenizer
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..checkpoints.encoders import load_encoder, with_overrides
 from ..checkpoints.load import load_model
 from ..modeling_audiolm import TEXT_MODEL, AudioLMForConditionalGeneration, text_model_source
 from ..processing_audiolm import AudioLMProcessor
-from .arguments import DataArguments, ModelArguments
+from ..runtime import UserError
+from .adapters import add_lora_adapters
+from .arguments import AudioLMTrainingArguments, DataArguments, ModelArguments
+from .compile import cache_bf16_weights, compile_layers
+from .distributed import sharding_backend
 
-MODEL_CONFIG_FIELDS = (
-    "audio_tokens",
-    "learn_code_embeddings",
-    "mapper_type",
-    "prompt_format",
-)  # fields of its configuration
+# Options that are fields of the model's configuration.
+MODEL_CONFIG_FIELDS = ("audio_tokens", "learn_code_embeddings", "mapper_type", "prompt_format")
 
 
 def build_model(
     model_args: ModelArguments, data_args: DataArguments
 ) -> tuple[AudioLMForConditionalGeneration, AudioLMProcessor]:
-    """The model to train and its processor: from its parts, or from an AudioLM that was trained before.
+    """Builds the model to train and its processor, from its parts or from a trained AudioLM.
 
     Raises:
-        ValueError: if a part does not fit, or the earlier model is of another arm.
+        UserError: A checkpoint cannot be read, or does not fit the options.
     """
     fields = {
         "freeze_lm": model_args.freeze_lm,
@@ -30,27 +34,73 @@ def build_model(
         "max_audio_seconds": data_args.max_audio_seconds,
         **{name: getattr(model_args, name) for name in MODEL_CONFIG_FIELDS},
     }
-    if name := model_args.model_name_or_path:
-        model, tokenizer = load_model(name)
-        if model.config.encoder_type != model_args.encoder_type:
-            raise ValueError(
-                f"--model_name_or_path {name} is of the arm {model.config.encoder_type}, but --encoder_type is "
-                f"{model_args.encoder_type}"
-            )
-        for field in ("no_audio", "max_audio_seconds", *MODEL_CONFIG_FIELDS):
-            if (earlier := getattr(model.config, field)) != fields[field]:
-                raise ValueError(
-                    f"--model_name_or_path {name} was trained with --{field} {str(earlier).lower()}: give the same"
-                )
-        model.config.freeze_lm = model_args.freeze_lm
-        model.train(False)  # frozen as the new configuration says
-    else:
-        encoder = load_encoder(model_args.encoder_type, model_args.encoder_name_or_path)
-        if model_args.band_limit or model_args.window_seconds:
-            encoder = with_overrides(encoder, model_args.band_limit, model_args.window_seconds)
-        text_model = model_args.text_model_name_or_path or TEXT_MODEL
-        model = AudioLMForConditionalGeneration.from_pretrained_parts(
-            model_args.encoder_type, encoder, text_model, **fields
+    build = _load_trained if model_args.model_name_or_path else _build_from_parts
+    try:
+        model, tokenizer = build(model_args, fields)
+        return model, AudioLMProcessor.from_config(model.config, tokenizer)
+    except (ValueError, OSError, ImportError, SafetensorError) as error:
+        # Checkpoints fail in many ways. The message names the option and the file.
+        raise UserError(str(error)) from error
+
+
+def _build_from_parts(
+    model_args: ModelArguments, fields: dict[str, Any]
+) -> tuple[AudioLMForConditionalGeneration, PreTrainedTokenizerBase]:
+    encoder = load_encoder(model_args.encoder_type, model_args.encoder_name_or_path)
+    if model_args.band_limit or model_args.window_seconds:
+        encoder = with_overrides(encoder, model_args.band_limit, model_args.window_seconds)
+    text_model = model_args.text_model_name_or_path or TEXT_MODEL
+    model = AudioLMForConditionalGeneration.from_pretrained_parts(
+        model_args.encoder_type, encoder, text_model, **fields
+    )
+    return model, AutoTokenizer.from_pretrained(**text_model_source(text_model))
+
+
+def _load_trained(
+    model_args: ModelArguments, fields: dict[str, Any]
+) -> tuple[AudioLMForConditionalGeneration, PreTrainedTokenizerBase]:
+    name = model_args.model_name_or_path
+    model, tokenizer = load_model(name)
+    if model.config.encoder_type != model_args.encoder_type:
+        raise UserError(
+            f"--model_name_or_path {name} has the encoder {model.config.encoder_type}, "
+            f"but --encoder_type is {model_args.encoder_type}"
         )
-        tokenizer = AutoTokenizer.from_pretrained(**text_model_source(text_model))
-    return model, AudioLMProcessor.from_config(model.config, tokenizer)
+    for field, value in fields.items():
+        trained_value = getattr(model.config, field)
+        if field != "freeze_lm" and trained_value != value:
+            raise UserError(
+                f"--model_name_or_path {name} was trained with --{field} "
+                f"{str(trained_value).lower()}: use the same value"
+            )
+    model.config.freeze_lm = model_args.freeze_lm
+    model.train(False)  # freezes the parts that the new configuration freezes
+    return model, tokenizer
+
+
+def prepare_model(
+    model: AudioLMForConditionalGeneration,
+    model_args: ModelArguments,
+    args: AudioLMTrainingArguments,
+    compile_options: tuple[str, str | None] | None,
+) -> nn.Module:
+    """Adds LoRA adapters, caches bfloat16 weights and compiles layers, as the options ask for.
+
+    Args:
+        model: Model whose features are computed.
+        model_args: Options of the model.
+        args: Options of the Trainer.
+        compile_options: From [`pop_compile_options`].
+
+    Returns:
+        The model, or the `PeftModel` around it.
+    """
+    prepared = model
+    if model_args.lora_r:
+        prepared = add_lora_adapters(model, model_args.lora_r, model_args.lora_alpha)
+    elif args.bf16 and model_args.freeze_lm and not sharding_backend(args):
+        # Sharded weights are gathered for each use, so their casts cannot be cached.
+        cache_bf16_weights(model.language_model)
+    if compile_options:
+        compile_layers(prepared.language_model, *compile_options)
+    return prepared

@@ -1,4 +1,4 @@
-"""What keeps a run from being lost: signals that end it, numbers that go wrong, and disks that are full."""
+"""Callbacks of a run: signals, losses that are not finite, clips that turn bad, and its log."""
 
 import logging
 import math
@@ -7,227 +7,302 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from types import FrameType
+from typing import Any
 
 import torch
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from torch import nn
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from .distributed import any_not_finite
+
+GPU_SYNC_INTERVAL = 10  # steps
+LOG_FORMATS = {"loss": ".4f", "grad_norm": ".3g", "learning_rate": ".2e", "epoch": ".2f"}
 
 logger = logging.getLogger("audiolm.train")
 
 
 class EvaluationStopped(Exception):
-    """A signal came while an evaluation ran."""
+    """A signal arrived during an evaluation."""
 
 
-def ask(args, state, control) -> bool:
-    """Whether several processes ask one another in this step: on a GPU, which would wait for it, not in each."""
-    return args.device.type == "cpu" or control.should_log or state.global_step % 10 == 0
+def is_sync_step(args: TrainingArguments, state: TrainerState, control: TrainerControl) -> bool:
+    """Returns whether processes communicate at the end of this step.
+
+    On a GPU this waits for the step, so they do it in every tenth step and where one is logged.
+    """
+    is_due = state.global_step % GPU_SYNC_INTERVAL == 0
+    return args.device.type == "cpu" or control.should_log or is_due
+
+
+def _save_and_stop(control: TrainerControl) -> None:
+    control.should_save = True
+    control.should_training_stop = True
 
 
 class StopOnSignal(TrainerCallback):
-    """On SIGTERM or SIGINT, which a machine that is taken back or a person sends, lets the step end and saves it.
+    """Ends the run with a checkpoint after SIGTERM (preemption) or SIGINT (Ctrl-C).
 
-    An evaluation of one process is broken off; several end it, since one that leaves would let the others wait for ever.
+    A step runs to its end. An evaluation stops at once in one process. Several processes finish it,
+    because one that left would make the others wait forever. They also agree on the step to stop
+    at. A second signal ends the process immediately.
 
-    Several processes agree on the step: a signal does not reach all of them in the same one. On a GPU they ask one another
-    in every tenth step and where one is logged. A second signal ends the process at once.
+    transformers' `enable_jit_checkpoint` handles SIGTERM only. It waits 3 s, saves in each process
+    on its own, ignores a second signal and lets an evaluation run to its end.
+
+    Attributes:
+        received: Number of the signal, or None.
     """
 
     def __init__(self):
         self.received: int | None = None
-        self.before = {
+        self.previous_handlers = {
             number: signal.signal(number, self._receive)
             for number in (signal.SIGTERM, signal.SIGINT)
         }
 
-    def _receive(self, number, frame):
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         self.restore()
 
-    def on_prediction_step(self, args, state, control, **kwargs):
+    def restore(self) -> None:
+        """Restores the signal handlers from before the run."""
+        for number, handler in self.previous_handlers.items():
+            signal.signal(number, handler)
+
+    def on_prediction_step(self, args, state, control, **kwargs) -> None:
+        """Interrupts an evaluation of a single process."""
         if self.received and args.world_size == 1:
             raise EvaluationStopped
 
-    def restore(self) -> None:
-        """Signals do again what they did before."""
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if args.world_size > 1 and ask(args, state, control):
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        """Stops the run if a process received a signal."""
+        if args.world_size > 1:
+            if not is_sync_step(args, state, control):
+                return
             number = torch.tensor(self.received or 0, device=args.device)
             torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
-            stop = self.received = number.item() or None
-        else:
-            stop = self.received if args.world_size == 1 else None
-        if stop:
-            control.should_save = control.should_training_stop = True
+            self.received = int(number.item()) or None
+        if self.received:
+            _save_and_stop(control)
 
 
 class SkipNonFinite(TrainerCallback):
-    """Leaves out the update of a step whose gradients are not finite, and says so, with its rows, where the step is logged.
+    """Skips the update of a step whose gradients are not finite.
 
-    Until then nothing waits for the GPU: the fused optimizer reads the flag there; the host asks for it with other optimizers.
-    After more than `most` such steps the run stops, with a checkpoint of weights that none of them changed.
+    The step and its examples are named at the next logged step. Until then nothing waits for the
+    GPU: the fused optimizer reads the flag there. For other optimizers the host reads it.
 
     Args:
-        most: steps. describe: names the rows of a step, counted from 1.
+        most: Number of such steps after which the run stops, with a checkpoint. They did not change
+            its weights.
+        describe: Names the examples of a step. Steps are counted from 1.
+
+    Attributes:
+        skipped: Numbers of the skipped steps.
     """
 
     def __init__(self, most: int, describe: Callable[[int], str] | None = None):
-        self.most, self.describe = most, describe
-        self.pending: list[tuple[int, torch.Tensor]] = []
+        self.most = most
+        self.describe = describe
         self.skipped: list[int] = []
+        self._pending: dict[int, torch.Tensor] = {}  # step to flag, not read yet
 
     @property
     def failed(self) -> bool:
+        """Whether more steps than allowed were skipped."""
         return len(self.skipped) > self.most
 
-    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
-        inner = getattr(optimizer, "optimizer", optimizer)  # as accelerate wraps it
-        trained = [p for group in inner.param_groups for p in group["params"] if p.grad is not None]
-        if args.fp16 or not trained:  # whose scaler skips them; DeepSpeed has made its step already
+    def on_pre_optimizer_step(self, args, state, control, optimizer: Any = None, **kwargs) -> None:
+        """Passes the optimizer a flag that makes it skip the update."""
+        optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+        parameters = _parameters(optimizer)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        # The scaler of fp16 skips such steps itself. DeepSpeed has already stepped: no gradients.
+        if args.fp16 or not gradients:
             return
-        bad = any_not_finite([p.grad for p in trained])
-        self.pending.append((state.global_step + 1, bad))
-        if inner.defaults.get("fused"):
-            inner.found_inf = bad.float()
-        elif bad.item():
-            for parameter in trained:
+        is_bad = any_not_finite(gradients)
+        self._pending[state.global_step + 1] = is_bad
+        if optimizer.defaults.get("fused"):
+            optimizer.found_inf = is_bad.float()
+        elif is_bad.item():
+            for parameter in parameters:
                 parameter.grad = None
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        """Reads the flags if the step is logged or saved, which waits for the GPU anyway."""
         if control.should_log or control.should_save:
-            self._read(control)
+            self._read_flags(control)
 
-    def on_train_end(self, args, state, control, **kwargs):
-        self._read(control)
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        """Reads the flags of the last steps."""
+        self._read_flags(control)
 
-    def _read(self, control) -> None:
-        if not self.pending:
+    def _read_flags(self, control: TrainerControl) -> None:
+        if not self._pending:
             return
-        steps, flags = zip(*self.pending)
-        self.pending = []
-        for step in [step for step, bad in zip(steps, torch.stack(flags).tolist()) if bad]:
-            self.skipped.append(step)
-            rows = f"; its rows: {self.describe(step)}" if self.describe else ""
-            logger.warning(
-                "step %d: loss or gradients are not finite; its update was skipped%s", step, rows
-            )
+        flags = torch.stack(list(self._pending.values())).tolist()
+        for step, is_bad in zip(self._pending, flags):
+            if is_bad:
+                self._log_skipped(step)
+        self._pending.clear()
         if self.failed:
-            control.should_save = control.should_training_stop = True
+            _save_and_stop(control)
+
+    def _log_skipped(self, step: int) -> None:
+        self.skipped.append(step)
+        rows = f"; its rows: {self.describe(step)}" if self.describe else ""
+        message = "step %d: loss or gradients are not finite; its update was skipped%s"
+        logger.warning(message, step, rows)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    parameters = []
+    for group in optimizer.param_groups:
+        parameters += group["params"]
+    return parameters
 
 
 class LossSpikes(TrainerCallback):
-    """Says so where a logged loss stands out of those before: by `FAR` times their spread, and by half of their median.
+    """Warns about a logged loss far above the losses before it.
 
-    Nothing else is done: one spike in a long run is common, and a row of them says that the learning rate is too high.
+    It only warns: one spike is common in a long run. Many of them mean that the learning rate is
+    too high.
     """
 
-    WINDOW, LEAST, FAR = (
-        50,
-        10,
-        8.0,
-    )  # entries that are looked back at, and are needed; median absolute deviations
+    WINDOW = 50  # logged losses that one is compared with
+    MIN_LOSSES = 10
+    MAX_DEVIATIONS = 8.0  # in median absolute deviations
+    MIN_RATIO = 1.5  # of the loss to the median
 
     def __init__(self):
         self.losses: deque[float] = deque(maxlen=self.WINDOW)
-        self.since = 0  # the step of the last entry
+        self.last_step = 0  # the step of the last loss
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.since = state.global_step
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        """Starts at the first step of the run, which may be a resumed one."""
+        self.last_step = state.global_step
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        loss = (logs or {}).get("loss")
-        if loss is None or not math.isfinite(loss := float(loss)):
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        """Compares a logged loss with those before it."""
+        loss = float((logs or {}).get("loss", math.nan))
+        if not math.isfinite(loss):
             return
-        if len(self.losses) >= self.LEAST:
+        if len(self.losses) >= self.MIN_LOSSES:
             middle = median(self.losses)
-            spread = median(abs(other - middle) for other in self.losses)
-            if loss > middle + self.FAR * spread and loss > 1.5 * middle:
-                logger.warning(
-                    "steps %d to %d: loss %.3f, after a median of %.3f",
-                    self.since + 1,
-                    state.global_step,
-                    loss,
-                    middle,
-                )
+            deviation = median(abs(other - middle) for other in self.losses)
+            limit = max(middle + self.MAX_DEVIATIONS * deviation, self.MIN_RATIO * middle)
+            if loss > limit:
+                message = "steps %d to %d: loss %.3f, after a median of %.3f"
+                logger.warning(message, self.last_step + 1, state.global_step, loss, middle)
         self.losses.append(loss)
-        self.since = state.global_step
+        self.last_step = state.global_step
 
 
 class BadAudio(TrainerCallback):
-    """Counts the clips that turned bad since they were checked, whose rows were replaced, and stops a run that has too many.
+    """Counts clips that turned bad during the run, and stops a run that has too many.
 
     Args:
-        most: of clips. output_dir: where `bad_audio.txt` gets a line for each.
+        most: Number of clips after which the run stops, with a checkpoint.
+        output_dir: Folder where `bad_audio.txt` gets a line for each clip.
+
+    Attributes:
+        faults: Number of replaced examples for each fault, of this process.
+        clips: Number of bad clips in all processes. 0 between two sync steps.
     """
 
     def __init__(self, most: int, output_dir: str):
-        self.most, self.listing = most, Path(output_dir, "bad_audio.txt")
-        self.faults: dict[str, int] = {}  # and the rows that were replaced for each
-        self.clips = 0  # of all processes
+        self.most = most
+        self.listing = Path(output_dir, "bad_audio.txt")
+        self.faults: dict[str, int] = {}
+        self.clips = 0
 
     @property
     def failed(self) -> bool:
+        """Whether more clips than allowed turned bad."""
         return self.clips > self.most
 
-    def found(self, fault: str) -> None:
-        """Takes note of what is wrong with a clip."""
+    def report(self, fault: str) -> None:
+        """Logs and lists a clip, once.
+
+        Args:
+            fault: What is wrong with it, beginning with its path.
+        """
         if fault in self.faults:
             return
-        self.faults[fault], line = 0, fault.replace("\n", " ") + "\n"
+        self.faults[fault] = 0
         logger.warning("%s; another row of its batch takes its place", fault)
+        line = fault.replace("\n", " ") + "\n"
         self.listing.parent.mkdir(parents=True, exist_ok=True)
         with self.listing.open("a+", encoding="utf-8") as file:
             file.seek(0)
-            if line not in file:  # of another process
+            if line not in file:  # Another process may have written it.
                 file.write(line)
 
     def __call__(self, fault: str) -> None:
-        """Counts a row that was replaced for it."""
-        self.found(fault)
+        """Reports a clip and counts an example that was replaced because of it."""
+        self.report(fault)
         self.faults[fault] += 1
 
-    def on_step_end(self, args, state, control, **kwargs):
-        self.clips = len(self.faults)
-        if args.world_size > 1 and ask(args, state, control):
-            of_all = [None] * args.world_size
-            torch.distributed.all_gather_object(of_all, list(self.faults))
-            self.clips = len(set().union(*of_all))
-        elif args.world_size > 1:
-            self.clips = 0  # of the others nothing is known in this step
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        """Stops the run if too many clips turned bad."""
+        if args.world_size == 1:
+            self.clips = len(self.faults)
+        elif is_sync_step(args, state, control):
+            faults: list = [None] * args.world_size
+            torch.distributed.all_gather_object(faults, list(self.faults))
+            self.clips = len(set().union(*faults))
+        else:
+            self.clips = 0
         if self.failed:
-            control.should_save = control.should_training_stop = True
+            _save_and_stop(control)
 
     def __str__(self) -> str:
-        return f"{sum(self.faults.values())} rows were replaced, since {len(self.faults)} clips turned bad: {self.listing}"
+        rows = sum(self.faults.values())
+        return (
+            f"{rows} rows were replaced, since {len(self.faults)} clips turned bad: {self.listing}"
+        )
+
+    found = report  # RENAMED
 
 
 def format_log_line(step: int, steps: int, logs: dict) -> str:
-    """What is logged at a step, as a person reads it."""
-    shown = {"loss": "{:.4f}", "grad_norm": "{:.3g}", "learning_rate": "{:.2e}", "epoch": "{:.2f}"}
-    parts = [
-        f"{name.removeprefix('eval_').replace('_', ' ')} {shown.get(name, '{:.4g}').format(value)}"
-        for name, value in logs.items()
-        if isinstance(value, (int, float)) and name != "total_flos"
-    ]
-    evaluated = " evaluation:" if any(name.startswith("eval_") for name in logs) else ""
-    return f"step {step:,} of {steps:,}:{evaluated} {', '.join(parts)}"
+    """Formats what is logged at a step.
+
+    >>> format_log_line(1200, 20000, {"loss": 0.5, "learning_rate": 1e-4})
+    'step 1,200 of 20,000: loss 0.5000, learning rate 1.00e-04'
+    """
+    parts = []
+    for name, value in logs.items():
+        if isinstance(value, (int, float)) and name != "total_flos":
+            label = name.removeprefix("eval_").replace("_", " ")
+            parts.append(f"{label} {value:{LOG_FORMATS.get(name, '.4g')}}")
+    is_evaluation = any(name.startswith("eval_") for name in logs)
+    label = " evaluation:" if is_evaluation else ""
+    return f"step {step:,} of {steps:,}:{label} {', '.join(parts)}"
 
 
 class Progress(ProgressCallback):
-    """The stock bars, with lines that say their step."""
+    """The stock progress bars, with the log lines of `format_log_line`."""
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        """Writes a line above the bar."""
         if state.is_world_process_zero and self.training_bar is not None:
-            self.training_bar.write(format_log_line(state.global_step, state.max_steps, logs))
+            line = format_log_line(state.global_step, state.max_steps, logs or {})
+            self.training_bar.write(line)
 
 
 class LineLogger(PrinterCallback):
     """The same lines without bars, for `--disable_tqdm true`."""
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        """Prints a line."""
         if state.is_world_process_zero:
-            print(format_log_line(state.global_step, state.max_steps, logs), flush=True)
+            print(format_log_line(state.global_step, state.max_steps, logs or {}), flush=True)

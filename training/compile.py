@@ -1,91 +1,114 @@
-"""Compiled layers, and CUDA graphs that replay a frozen language model: what `--torch_compile` does.
+"""Compiled layers and CUDA graphs of the language model: what `--torch_compile` does.
 
-A training step of this size is thousands of small kernels, and starting them takes longer than they run. Compiling fuses
-them, one layer for all (the whole model takes minutes); a graph starts all that is left at once.
+A training step of this size is thousands of small kernels, and launching them takes longer than
+running them. Compiling fuses them. A CUDA graph launches the rest at once.
 """
 
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-PAD_TO = 32  # rows are padded to multiples of so many tokens: a graph has one length
-CAUSAL = "causal_sdpa"  # an attention without a function of its own for masks gets none, and nothing looks for packed rows
+from ..runtime import UserError
+
+PAD_TO = 32  # Batches are padded to multiples of so many tokens, as a graph has a fixed length.
+# An attention implementation without a mask function of its own gets no mask, and transformers does
+# not search for packed examples, which would wait for the GPU.
+CAUSAL = "causal_sdpa"
 
 
 def compile_layers(
-    language_model: nn.Module, backend: str = "inductor", mode: str | None = None
+    language_model: PreTrainedModel, backend: str = "inductor", mode: str | None = None
 ) -> None:
-    """Compiles the layers of a language model in place, for rows that begin at the left and need no mask; on a GPU, if its
-    weights are frozen, also replays CUDA graphs of them in training.
+    """Compiles the layers of a language model in place, for inputs without a mask.
+
+    In training on a GPU with frozen weights, the forward also replays CUDA graphs of them.
+
+    Args:
+        language_model: A causal language model of transformers. Its inputs must begin at the left.
+        backend: Backend of `torch.compile`.
+        mode: Mode of `torch.compile`.
 
     Raises:
-        ValueError: if its layers are not all of one kind with full causal attention.
+        UserError: If not all layers have full causal attention.
     """
-    config, body = language_model.config, language_model.model
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if (
-        not hasattr(body, "layers")
-        or kinds != {"full_attention"}
-        or getattr(config, "sliding_window", None)
-    ):
-        raise ValueError(
-            f"--torch_compile: the layers of a {config.model_type} are not all of one kind with full attention"
+    config = language_model.config
+    body: Any = language_model.model
+    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
+    has_window = bool(getattr(config, "sliding_window", None))
+    if not hasattr(body, "layers") or layer_types != {"full_attention"} or has_window:
+        raise UserError(
+            f"--torch_compile: not all layers of the {config.model_type} model have full attention."
         )
     AttentionInterface.register(CAUSAL, sdpa_attention_forward)
     language_model.set_attn_implementation(CAUSAL)
+    # All layers share one compiled function for any length: 15 s, where the model as a whole takes
+    # minutes. accelerate's `compile_regions` wraps each layer, which renames the weights in a
+    # checkpoint, and also compiles embeddings, norm and head. `mode="reduce-overhead"` would record
+    # a graph for each layer and length, each with a launch and copies of its own. Here a graph
+    # holds all layers.
     for layer in body.layers:
         layer.compile(dynamic=True, backend=backend, mode=mode)
-    body.forward = _Unmasked(body, language_model)
+    body.forward = _MasklessForward(body, language_model)
 
 
-class _Unmasked:
-    """The forward of a language model's body without mask and cache; a graph's replay where there can be one."""
+class _MasklessForward:
+    """The forward of a language model's body without mask and cache. It replays graphs if it can.
+
+    Attributes:
+        graphs: CUDA graphs by input shape and autocast. None for a shape that was seen once.
+    """
 
     def __init__(self, body: nn.Module, language_model: nn.Module):
-        self.plain, self.language_model = body.forward, language_model
-        self.casts = [
+        self.body_forward = body.forward
+        self.language_model = language_model
+        self.cast_layers = [
             module for module in language_model.modules() if isinstance(module, CastLinear)
         ]
-        self.graphs: dict[tuple, _Graph] = {}
-        self.pool = self.stream = None
-        self.pending = None  # the replayed pass whose backward is still to come
+        self.graphs: dict[tuple, _RecordedPass | None] = {}
+        self.pool: Any = None
+        self.stream: torch.cuda.Stream | None = None
+        # The last replayed pass. While its backward is still to come, it owns the graphs' memory.
+        self.last_replay: weakref.ref | None = None
 
     def __call__(
         self,
-        inputs_embeds=None,
-        attention_mask=None,
-        position_ids=None,
-        past_key_values=None,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: object = None,
         **kwargs,
-    ):
+    ) -> BaseModelOutputWithPast:
         if attention_mask is not None or past_key_values is not None:
             raise ValueError(
-                "a compiled language model takes rows without attention_mask and past_key_values"
+                "a compiled language model takes no attention_mask and no past_key_values"
             )
-        for cast in self.casts:
-            cast.refresh()
+        for layer in self.cast_layers:
+            layer.refresh()
         if position_ids is None and self.can_replay(inputs_embeds):
             return BaseModelOutputWithPast(last_hidden_state=self.replay(inputs_embeds))
-        inputs_embeds = (
-            inputs_embeds.clone()
-        )  # of its own: one that shares another's memory compiles the first layer apart
-        return self.plain(
-            inputs_embeds=inputs_embeds, position_ids=position_ids, use_cache=False, **kwargs
+        return self.body_forward(
+            # A view of another tensor would compile the first layer a second time.
+            inputs_embeds=inputs_embeds.clone(),
+            position_ids=position_ids,
+            use_cache=False,
+            **kwargs,
         )
 
     def can_replay(self, inputs: torch.Tensor) -> bool:
-        """Only where a backward pass follows, and none is open, since all graphs share one memory."""
-        pass_ = self.pending and self.pending()
-        waiting = pass_ is not None and not pass_.done
+        """Whether a backward pass follows, and no other pass uses the memory of the graphs."""
+        last_replay = None if self.last_replay is None else self.last_replay()
+        is_memory_in_use = last_replay is not None and not last_replay.is_done
         return (
             inputs.is_cuda
             and inputs.requires_grad
             and torch.is_grad_enabled()
-            and not waiting
+            and not is_memory_in_use
             and inputs.shape[1] % PAD_TO == 0
             and not any(p.requires_grad for p in self.language_model.parameters())
         )
@@ -97,112 +120,138 @@ class _Unmasked:
             torch.is_autocast_enabled("cuda"),
             torch.get_autocast_dtype("cuda"),
         )
-        if key not in self.graphs:  # the first of its shape, and perhaps the only one
+        if key not in self.graphs:  # Recording pays from the second time on.
             self.graphs[key] = None
-            return self.hidden(inputs.clone())
-        if self.graphs[key] is None:
-            self.stream = (
-                self.stream or torch.cuda.Stream()
-            )  # memory is shared among graphs of one stream alone
-            self.graphs[key] = _Graph(self.hidden, inputs, self.stream, self.pool)
-            self.pool = self.graphs[key].pool
-        outputs = _Replay.apply(inputs, self.graphs[key])
-        self.pending = weakref.ref(outputs.grad_fn)
+            return self.hidden_states(inputs.clone())
+        recorded = self.graphs[key]
+        if recorded is None:
+            # Graphs share memory only if they were recorded on the same stream.
+            self.stream = self.stream or torch.cuda.Stream()
+            recorded = _RecordedPass(self.hidden_states, inputs, self.stream, self.pool)
+            self.graphs[key] = recorded
+            self.pool = recorded.pool
+        outputs = _ReplayFunction.apply(inputs, recorded)
+        self.last_replay = weakref.ref(outputs.grad_fn)
         return outputs
 
-    def hidden(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.plain(inputs_embeds=inputs, use_cache=False).last_hidden_state
+    def hidden_states(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.body_forward(inputs_embeds=inputs, use_cache=False).last_hidden_state
 
 
-class _Graph:
-    """A function's forward and backward pass for inputs of one shape, recorded with nothing else on the GPU in between."""
+class _RecordedPass:
+    """CUDA graphs of a function's forward and backward pass, for inputs of one shape.
 
-    def __init__(self, function, inputs: torch.Tensor, stream: torch.cuda.Stream, pool=None):
-        torch.cuda.empty_cache()  # of what plain passes left, which the other stream cannot take
+    Args:
+        function: Maps a tensor to a tensor.
+        inputs: Inputs of the shape to record.
+        stream: Stream to record on.
+        pool: Memory of earlier graphs of the same stream.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[torch.Tensor], torch.Tensor],
+        inputs: torch.Tensor,
+        stream: torch.cuda.Stream,
+        pool: Any = None,
+    ):
+        torch.cuda.empty_cache()  # The other stream cannot reuse what earlier passes left.
         self.inputs = inputs.detach().clone().requires_grad_()
         stream.wait_stream(torch.cuda.current_stream())
-        cast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+        is_autocast = torch.is_autocast_enabled("cuda")
+        dtype = torch.get_autocast_dtype("cuda")
         with (
             torch.cuda.stream(stream),
-            torch.autocast("cuda", cast[1], enabled=cast[0], cache_enabled=False),
+            torch.autocast("cuda", dtype, enabled=is_autocast, cache_enabled=False),
             torch.enable_grad(),
         ):
-            for _ in range(2):  # compiles, and makes what libraries make once
-                made = function(self.inputs)
-                torch.autograd.grad(made, self.inputs, torch.zeros_like(made))
-            del made
-            torch.cuda.current_stream().synchronize()
-            self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-            # a loader's thread pins memory meanwhile, which only the mode `thread_local` allows
-            with torch.cuda.graph(self.forward, pool, stream, capture_error_mode="thread_local"):
-                made = function(self.inputs)
-            self.pool = self.forward.pool()
-            self.gradient = torch.zeros_like(made)
-            with torch.cuda.graph(
-                self.backward, self.pool, stream, capture_error_mode="thread_local"
-            ):
-                (self.input_gradient,) = torch.autograd.grad(made, self.inputs, self.gradient)
-        self.outputs = made.detach()
+            self._warm_up(function)
+            self._record(function, stream, pool)
         torch.cuda.current_stream().wait_stream(stream)
 
+    def _warm_up(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Runs what may not happen while recording: compilation and the set-up of libraries."""
+        for _ in range(2):
+            outputs = function(self.inputs)
+            torch.autograd.grad(outputs, self.inputs, torch.zeros_like(outputs))
+        torch.cuda.current_stream().synchronize()
 
-class _Replay(torch.autograd.Function):
+    def _record(self, function, stream: torch.cuda.Stream, pool: Any) -> None:
+        # A loader's thread pins memory meanwhile, which only the mode `thread_local` allows.
+        options: dict[str, Any] = {"stream": stream, "capture_error_mode": "thread_local"}
+        self.forward = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.forward, pool, **options):
+            outputs = function(self.inputs)
+        self.pool = self.forward.pool()
+        self.gradient = torch.zeros_like(outputs)
+        self.backward = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.backward, self.pool, **options):
+            (self.input_gradient,) = torch.autograd.grad(outputs, self.inputs, self.gradient)
+        self.outputs = outputs.detach()
+
+
+class _ReplayFunction(torch.autograd.Function):
+    """Replays a `_RecordedPass`: the forward graph in forward, the backward graph in backward."""
+
     @staticmethod
-    def forward(ctx, inputs, graph):
-        ctx.graph, ctx.done = graph, False
-        graph.inputs.data.copy_(inputs)
-        graph.forward.replay()
-        return graph.outputs.detach()
+    def forward(ctx, inputs: torch.Tensor, recorded: _RecordedPass) -> torch.Tensor:
+        ctx.recorded = recorded
+        ctx.is_done = False
+        recorded.inputs.data.copy_(inputs)
+        recorded.forward.replay()
+        return recorded.outputs.detach()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):
-        graph = ctx.graph
-        graph.gradient.copy_(gradient)
-        graph.backward.replay()
-        ctx.done = True
-        return graph.input_gradient.detach(), None
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        recorded = ctx.recorded
+        recorded.gradient.copy_(gradient)
+        recorded.backward.replay()
+        ctx.is_done = True
+        return recorded.input_gradient.detach(), None
 
 
 def cache_bf16_weights(language_model: nn.Module) -> None:
-    """Keeps what bfloat16 autocast makes of a frozen language model's weights, which it would cast anew in each step.
+    """Caches the bfloat16 copies of frozen weights, which autocast would cast anew in each step.
 
-    The same numbers come out. The weights stay as they are, for whatever runs without autocast and for checkpoints.
+    The results are the same. The weights themselves stay as they are, for code without autocast and
+    for checkpoints.
     """
     for module in language_model.modules():
-        if type(module) is nn.Linear and not any(
-            parameter.requires_grad for parameter in module.parameters()
-        ):
+        is_frozen = not any(parameter.requires_grad for parameter in module.parameters())
+        if type(module) is nn.Linear and is_frozen:
+            # Changes the forward alone. Parameters, hooks and the place in the model stay.
             module.__class__ = CastLinear
 
 
 class CastLinear(nn.Linear):
-    """A linear layer whose weight seldom changes."""
+    """A linear layer with a cached bfloat16 copy of its weight. See `cache_bf16_weights`."""
 
-    kept = of = (
-        None  # the weight in bfloat16, and what it was made of; no buffer, which DDP would send around
-    )
+    # Class attributes, as `__init__` does not run. Not a buffer, which DDP would broadcast.
+    bf16_weight: Any = None  # a tensor after `refresh`
+    cached_version: tuple[int, int] | None = None
 
     def refresh(self) -> None:
-        """Brings the kept weight up to date; a compiled layer leaves that to whoever calls it."""
-        if self.of != (
-            now := (self.weight.data_ptr(), self.weight._version)
-        ):  # another one was loaded
-            if self.kept is None or self.kept.device != self.weight.device:
-                self.kept = torch.empty_like(self.weight, dtype=torch.bfloat16, requires_grad=False)
-                torch._dynamo.mark_static(
-                    self.kept
-                )  # as a parameter is, for whatever compiles the layer
-            self.kept.copy_(self.weight.detach())  # in place, where CUDA graphs look for it
-            self.of = now
+        """Updates the copy if another weight was loaded. Callers of a compiled layer do it."""
+        version = (self.weight.data_ptr(), self.weight._version)
+        if self.cached_version == version:
+            return
+        if self.bf16_weight is None or self.bf16_weight.device != self.weight.device:
+            self.bf16_weight = torch.empty_like(
+                self.weight, dtype=torch.bfloat16, requires_grad=False
+            )
+            # The compiled layer takes its shape as constant, as it does for parameters.
+            torch._dynamo.mark_static(self.bf16_weight)
+        self.bf16_weight.copy_(self.weight.detach())  # In place: CUDA graphs hold its address.
+        self.cached_version = version
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Applies the layer, under bfloat16 autocast with the cached weight."""
+        device = input.device.type
         weight = self.weight
-        if (
-            torch.is_autocast_enabled(x.device.type)
-            and torch.get_autocast_dtype(x.device.type) == torch.bfloat16
-        ):
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        if dtype == torch.bfloat16:
             if not torch.compiler.is_compiling():
                 self.refresh()
-            weight = self.kept
-        return nn.functional.linear(x, weight, self.bias)
+            weight = self.bf16_weight
+        return nn.functional.linear(input, weight, self.bias)

@@ -1,4 +1,4 @@
-"""Free disk space before a run, and disk errors in plain words."""
+"""Checks folders and free disk space before a run, and describes disk errors."""
 
 import errno
 import os
@@ -6,41 +6,63 @@ import re
 import shutil
 from pathlib import Path
 
+from torch import nn
 
-def check_disk_space(model, args, adapters: bool) -> None:
-    """Raises ValueError if the disk of `--output_dir` has no room for the checkpoints of a run and the model at its end.
+from ..runtime import UserError, format_bytes
+from .arguments import AudioLMTrainingArguments
+
+
+def create_folder(option: str, folder: str) -> None:
+    """Creates the folder of an option.
+
+    Raises:
+        UserError: It cannot be created.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--{option} {folder}: {error.strerror}") from error
+
+
+def check_disk_space(
+    model: nn.Module, args: AudioLMTrainingArguments, saves_adapters: bool
+) -> None:
+    """Checks that `--output_dir` has space for the checkpoints of a run and the final model.
 
     Args:
-        adapters: checkpoints hold what trains alone.
+        model: Model to train.
+        args: Options of the Trainer.
+        saves_adapters: Whether checkpoints hold only the trained weights.
+
+    Raises:
+        UserError: There is not enough space.
     """
-    whole = sum(p.nbytes for p in model.parameters()) + sum(b.nbytes for b in model.buffers())
-    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    one = (trained if adapters else whole) + 2 * trained  # with the optimizer's two moments
-    there = len(
-        [*Path(args.output_dir).glob("checkpoint-*")]
-    )  # of the run that goes on: they give way
-    kept = max(
-        1, (args.save_total_limit or 0) + 1 - there
-    )  # an old one goes when the new one is there
-    needed, free = whole + kept * one, shutil.disk_usage(args.output_dir).free
-    if args.save_strategy == "no":
-        needed = whole
+    model_size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    trained_size = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    optimizer_size = 2 * trained_size  # the two moments of Adam
+    checkpoint_size = (trained_size if saves_adapters else model_size) + optimizer_size
+    # A new checkpoint is written before the oldest is deleted, also one of a resumed run.
+    existing = len(list(Path(args.output_dir).glob("checkpoint-*")))
+    count = max(1, (args.save_total_limit or 0) + 1 - existing)
+    needed = model_size
+    if args.save_strategy != "no":
+        needed += count * checkpoint_size
+    free = shutil.disk_usage(args.output_dir).free
     if needed > free:
-        raise ValueError(
-            f"--output_dir {args.output_dir}: no room: up to {needed / 1e6:,.1f} MB for {kept} checkpoints of {one / 1e6:,.1f} "
-            f"MB and the model, of {free / 1e6:,.1f} MB free; free some, or lower --save_total_limit"
+        raise UserError(
+            f"--output_dir {args.output_dir}: not enough disk space: the model and {count} "
+            f"checkpoints of {format_bytes(checkpoint_size)} need {format_bytes(needed)}, "
+            f"{format_bytes(free)} are free. Free some space, or lower --save_total_limit"
         )
 
 
 def describe_disk_error(error: Exception) -> str | None:
-    """What an error says of a disk that takes no more: full, over quota, read-only; None if it is of something else."""
-    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-    texts = "|".join(os.strerror(number) for number in numbers)
-    if getattr(error, "errno", None) in numbers or re.search(texts, str(error)):
+    """Describes an error of a disk that is full, over quota or read-only; None for other errors."""
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+    texts = "|".join(os.strerror(code) for code in codes)
+    if getattr(error, "errno", None) in codes or re.search(texts, str(error)):
         return str(error)
-    # torch's writer tells no reason; its reader, which fails on torn files, is another
-    return (
-        "the file could not be written"
-        if re.search("PytorchStreamWriter|unexpected pos", str(error))
-        else None
-    )
+    # torch's writer gives no reason. Its reader has other messages for incomplete files.
+    if re.search("PytorchStreamWriter|unexpected pos", str(error)):
+        return "the file could not be written"
+    return None

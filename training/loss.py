@@ -1,27 +1,29 @@
-"""Loss on answer tokens by row, so that sums over rows do not depend on how rows were batched."""
+"""Loss on answer tokens by example, so that sums do not depend on how examples were batched."""
 
 import torch
 from torch.nn.functional import cross_entropy
+from transformers import EvalPrediction
 
 
-def token_losses(logits, labels):
-    """(summed loss, labels) of each row, of shape (batch, 2).
+def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Sums the loss of each example.
 
     Args:
-        logits: (labels that are not -100, vocabulary). labels: (batch, sequence).
+        logits: Scores of the labels that are not -100, shape `(labels, vocabulary)`.
+        labels: Labels, shape `(batch, sequence)`.
+
+    Returns:
+        Summed loss and number of labels, shape `(batch, 2)`.
     """
-    at = (labels != -100).nonzero(as_tuple=True)
-    spread = torch.zeros(
-        labels.shape, device=labels.device
-    )  # adding by index has no fixed order on a GPU; a row's sum has
-    spread[at] = cross_entropy(logits.float(), labels[at], reduction="none")
-    return torch.stack([spread.sum(1), (labels != -100).sum(1)], 1)
+    is_label = labels != -100
+    positions = is_label.nonzero(as_tuple=True)
+    # Adding by index has no fixed order on a GPU. The sum of a row has.
+    losses = torch.zeros(labels.shape, device=labels.device)
+    losses[positions] = cross_entropy(logits.float(), labels[positions], reduction="none")
+    return torch.stack([losses.sum(1), is_label.sum(1)], 1)
 
 
-def token_loss(prediction) -> dict[str, float]:
-    """Loss per answer token of a question type."""
-    return {
-        "token_loss": float(
-            prediction.predictions[:, 0].sum() / max(1, prediction.predictions[:, 1].sum())
-        )
-    }
+def token_loss(prediction: EvalPrediction) -> dict[str, float]:
+    """Returns the loss per answer token over all examples, from [`token_losses`]."""
+    summed_losses, label_counts = prediction.predictions.T
+    return {"token_loss": float(summed_losses.sum() / max(1, label_counts.sum()))}

@@ -1,4 +1,4 @@
-"""Checkpoints to resume a run from: which one, whether it is whole, and whether it is of the same encoder, adapters, stream."""
+"""Finds the checkpoint to resume from, and checks that it is complete and belongs to the run."""
 
 import json
 import logging
@@ -6,12 +6,14 @@ import os
 import shutil
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..runtime import write_run_info
+from ..modeling_audiolm import AudioLMForConditionalGeneration
+from ..runtime import UserError
 
 logger = logging.getLogger("audiolm.train")
 UNREADABLE = (
@@ -24,181 +26,213 @@ UNREADABLE = (
     UnpicklingError,
     BadZipFile,
 )
-RECORD = "training_data.json"  # of a checkpoint: what it was trained on
+RECORD_FILE = "training_data.json"  # the `RunRecord` in a checkpoint
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+
+
+# ------------------------------------------------------------------------------------------------
+# Is a checkpoint complete?
 
 
 def _optimizer_files(folder: Path, processes: int) -> list[str]:
-    """Names of the files that hold a checkpoint's optimizer; where GPUs share a model, also weights in their form."""
-    if (folder / "latest").is_file():  # DeepSpeed writes it last
-        step = (folder / "latest").read_text().strip()
-        parts = [
-            f"{step}/zero_pp_rank_{number}_mp_rank_00_optim_states.pt"
-            for number in range(processes)
-        ]
-        return [f"{step}/mp_rank_00_model_states.pt", *parts]
+    """Returns the files of a checkpoint's optimizer, and of sharded weights."""
+    latest = folder / "latest"
+    if latest.is_file():  # DeepSpeed writes it last
+        step = latest.read_text().strip()
+        shards = [f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(processes)]
+        return [f"{step}/{name}" for name in ("mp_rank_00_model_states.pt", *shards)]
     if (folder / "pytorch_model_fsdp.bin").is_file():
         return ["pytorch_model_fsdp.bin", "optimizer.bin"]
     return ["optimizer.pt"]
 
 
+def _read_file(file: Path) -> None:
+    """Reads enough of a checkpoint's file to fail if it is missing or incomplete."""
+    is_random_state = file.name.startswith("rng_state")
+    if file.suffix == ".safetensors":
+        with safe_open(file, "pt") as tensors:
+            tensors.keys()
+    elif file.suffix == ".json":
+        json.loads(file.read_text())
+    elif is_random_state or file.parent.name.startswith("global_step"):
+        # The list of a zip file's members stands at its end.
+        ZipFile(file).close()
+    else:
+        torch.load(file, map_location="meta", weights_only=True)
+
+
 def find_checkpoint_problem(folder: str | Path) -> str | None:
-    """What is missing or torn in a checkpoint, as by a process that was killed while it wrote; None if it is whole."""
+    """Describes what is missing or incomplete in a checkpoint, or returns None.
+
+    A process that is killed while it saves leaves an incomplete checkpoint.
+    """
     folder = Path(folder)
-    weights = (
-        "adapter_model.safetensors"
-        if (folder / "adapter_config.json").is_file()
-        else "model.safetensors"
-    )
+    has_adapters = (folder / ADAPTER_CONFIG_FILE).is_file()
+    weights = "adapter_model.safetensors" if has_adapters else "model.safetensors"
     states = [path.name for path in folder.glob("rng_state_*.pth")] or ["rng_state.pth"]
-    for name in (
-        weights,
-        *_optimizer_files(folder, len(states)),
-        "scheduler.pt",
-        "trainer_state.json",
-        *states,
-        RECORD,
-    ):
-        file = folder / name
+    optimizer = _optimizer_files(folder, len(states))
+    for name in (weights, *optimizer, "scheduler.pt", "trainer_state.json", *states, RECORD_FILE):
         try:
-            if name.endswith(".safetensors"):
-                with safe_open(file, "pt") as tensors:
-                    tensors.keys()
-            elif name == RECORD:
-                if len(states) != (
-                    wanted := json.loads(file.read_text()).get("processes", len(states))
-                ):
-                    return (
-                        f"the states of {wanted} processes are wanted, but {len(states)} are there"
-                    )
-            elif name.endswith(".json"):
-                json.loads(file.read_text())
-            elif name in states or name.startswith("global_step"):
-                ZipFile(file).close()  # its end lists its parts
-            else:
-                torch.load(file, map_location="meta", weights_only=True)
+            _read_file(folder / name)
         except UNREADABLE as error:
-            return f"{name} is missing or torn ({error})"
+            return f"{name} is missing or incomplete ({error})"
+    processes = _read_record(folder).get("processes", len(states))
+    if processes != len(states):
+        return f"expected the random states of {processes} processes, found {len(states)}"
     return None
 
 
-def checkpoint_to_resume(asked: str | bool | None, output_dir: str) -> str | None:
-    """The checkpoint that `--resume_from_checkpoint` names: a folder, or `true` for the last whole one of `output_dir`.
+def checkpoint_to_resume(option: str | None, output_dir: str) -> str | None:
+    """Returns the checkpoint that `--resume_from_checkpoint` names.
+
+    Args:
+        option: A folder, or `true` for the last complete one. None and `false`: a fresh run.
+        output_dir: Folder that holds the checkpoints.
 
     Raises:
-        ValueError: if there is none, or the folder's is not whole.
+        UserError: There is no checkpoint, or it is incomplete.
     """
-    if asked is None or str(asked).lower() in ("false", "no"):
+    if option is None or str(option).lower() in ("false", "no"):
         return None
-    if str(asked).lower() not in ("true", "yes", "last"):
-        if found := find_checkpoint_problem(asked):
-            raise ValueError(f"--resume_from_checkpoint {asked}: {found}; name an earlier one")
-        return asked
-    numbers = [
-        int(path.name.rpartition("-")[2]) for path in Path(output_dir).glob("checkpoint-*[0-9]")
-    ]
-    for number in sorted(numbers, reverse=True):
-        folder = str(Path(output_dir, f"checkpoint-{number}"))
-        if not (found := find_checkpoint_problem(folder)):
-            return folder
-        if os.environ.get("RANK", "0") == "0":  # once, not by each process
-            logger.warning("%s is passed over: %s", folder, found)
-    torn = "no whole checkpoint" if numbers else "no checkpoint"
-    raise ValueError(f"--resume_from_checkpoint {asked}: {output_dir} holds {torn}")
+    if str(option).lower() not in ("true", "yes", "last"):
+        problem = find_checkpoint_problem(option)
+        if problem:
+            raise UserError(f"--resume_from_checkpoint {option}: {problem}; use an earlier one")
+        return option
+    folders = list(Path(output_dir).glob("checkpoint-*[0-9]"))
+    for folder in sorted(folders, key=_checkpoint_step, reverse=True):
+        problem = find_checkpoint_problem(folder)
+        if not problem:
+            return str(folder)
+        if os.environ.get("RANK", "0") == "0":
+            logger.warning("skipping %s: %s", folder, problem)
+    missing = "no complete checkpoint" if folders else "no checkpoint"
+    raise UserError(f"--resume_from_checkpoint {option}: {output_dir} holds {missing}")
+
+
+def _checkpoint_step(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
 
 
 def delete_incomplete_checkpoint(output_dir: str, step: int) -> str:
-    """Removes a step's checkpoint if it is torn, so that the disk has its room again; tells how to go on."""
-    if find_checkpoint_problem(folder := Path(output_dir, f"checkpoint-{step}")):
+    """Deletes a step's checkpoint if it is incomplete, and describes how to resume.
+
+    This frees the space that the next attempt needs.
+    """
+    folder = Path(output_dir, f"checkpoint-{step}")
+    is_complete = find_checkpoint_problem(folder) is None
+    if not is_complete:
         shutil.rmtree(folder, ignore_errors=True)
     try:
-        whole = f"{checkpoint_to_resume('true', output_dir)} is whole: --resume_from_checkpoint true goes on from it"
-    except ValueError:
-        whole = "there is no earlier one"
-    saved = f"step {step} is {'' if folder.is_dir() else 'not '}saved"
-    return f"{saved}; free some room, or lower --save_total_limit; {whole}"
+        complete = checkpoint_to_resume("true", output_dir)
+        advice = f"--resume_from_checkpoint true resumes from {complete}"
+    except UserError:
+        advice = "there is no checkpoint to resume from"
+    saved = "saved" if is_complete else "not saved"
+    return f"step {step} is {saved}. Free disk space or lower --save_total_limit; {advice}"
 
 
-def save_run_record(record: dict, info: dict, folder: Path) -> None:
-    """Writes into a checkpoint what it was trained on, where adapters alone are saved too.
+# ------------------------------------------------------------------------------------------------
+# Does a checkpoint belong to the run?
 
-    Args:
-        record: `data`, `changes`, `settings`, the number of `processes` and, if rows are streamed, `stream`: what their order
-            depends on. info: of [`run_info`].
+
+def _read_record(folder: str | Path) -> dict[str, Any]:
+    return json.loads(Path(folder, RECORD_FILE).read_text(encoding="utf-8"))
+
+
+def check_settings(folder: str, settings: dict[str, Any]) -> None:
+    """Checks that a checkpoint was trained on this data with these settings.
+
+    Raises:
+        UserError: It names what differs.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    write_run_info(folder, info)
-
-
-def check_settings(folder: str, settings: dict) -> None:
-    """Raises ValueError, which names what differs, if a checkpoint was trained on other data or with other settings."""
-    earlier = json.loads(Path(folder, RECORD).read_text(encoding="utf-8")).get("settings", {})
+    earlier = _read_record(folder).get("settings", {})
     differing = [
         f"{name} {earlier.get(name)} (now {settings.get(name)})"
         for name in {**earlier, **settings}
         if earlier.get(name) != settings.get(name)
     ]
     if differing:
-        raise ValueError(
-            f"--resume_from_checkpoint {folder} was trained with {', '.join(differing)}; give the same, or "
-            "--resume_with_changes true"
+        raise UserError(
+            f"--resume_from_checkpoint {folder} was trained with {', '.join(differing)}; "
+            "use the same options, or --resume_with_changes true"
         )
 
 
-def check_stream(folder: str, settings: dict) -> None:
-    """Raises ValueError if a checkpoint was trained on a stream of other settings, in which its place is another one."""
+def check_stream(folder: str, settings: dict[str, Any]) -> None:
+    """Checks that the place of a checkpoint in its stream is a place in this stream.
+
+    Raises:
+        UserError: It names what differs, or what is missing.
+    """
     try:
-        earlier = json.loads(Path(folder, RECORD).read_text(encoding="utf-8"))["stream"]
+        earlier = _read_record(folder)["stream"]
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"--resume_from_checkpoint {folder}: {RECORD} is missing or torn ({error})"
+        raise UserError(
+            f"--resume_from_checkpoint {folder}: {RECORD_FILE} is missing or incomplete ({error})"
         ) from error
     if earlier is None:
-        raise ValueError(f"--resume_from_checkpoint {folder} was trained without --streaming")
-    if differing := [
-        f"{name} {earlier.get(name)}" for name in settings if earlier.get(name) != settings[name]
-    ]:
-        raise ValueError(
-            f"--resume_from_checkpoint {folder} was trained on a stream with {', '.join(differing)}; give the "
-            "same, or rows come twice or never"
+        raise UserError(f"--resume_from_checkpoint {folder} was trained without --streaming")
+    differing = [name for name in settings if earlier.get(name) != settings[name]]
+    if differing:
+        listed = ", ".join(f"{name} {earlier.get(name)}" for name in differing)
+        raise UserError(
+            f"--resume_from_checkpoint {folder} was trained on a stream with {listed}; use the "
+            "same options, or examples are repeated and skipped"
         )
 
 
-def check_encoder(model, folder: str) -> None:
-    """Raises ValueError if a checkpoint holds another encoder than `model`, whose features are computed before it is read."""
-    if Path(folder, "adapter_config.json").is_file():
-        raise ValueError(f"--resume_from_checkpoint {folder} was trained with --lora_r")
+def check_encoder(model: AudioLMForConditionalGeneration, folder: str) -> None:
+    """Checks that a checkpoint holds the encoder of `model`, whose features are computed first.
+
+    Raises:
+        UserError: A weight differs, or the checkpoint holds adapters.
+    """
+    if Path(folder, ADAPTER_CONFIG_FILE).is_file():
+        raise UserError(f"--resume_from_checkpoint {folder} was trained with --lora_r")
     with safe_open(Path(folder, "model.safetensors"), "pt") as file:
         names = set(file.keys())
         for name, tensor in model.encoder.state_dict(prefix="encoder.").items():
             if name in names and not torch.equal(file.get_tensor(name), tensor.cpu()):
-                raise ValueError(
-                    f"--resume_from_checkpoint {folder} was trained with another encoder ({name} differs); give the same "
-                    "--encoder_type, --encoder_name_or_path and, if that is `random`, --seed"
+                raise UserError(
+                    f"--resume_from_checkpoint {folder} was trained with another encoder ({name} "
+                    "differs); use the same --encoder_type, --encoder_name_or_path and, for random "
+                    "weights, --seed"
                 )
 
 
 def check_adapters(folder: str, r: int, alpha: int) -> None:
-    """Raises ValueError if a checkpoint does not hold LoRA adapters of this rank and scale."""
-    settings = Path(folder, "adapter_config.json")
-    if not settings.is_file():
-        raise ValueError(f"--resume_from_checkpoint {folder} was trained without --lora_r")
-    earlier = json.loads(settings.read_text())
-    if (found := (earlier["r"], earlier["lora_alpha"])) != (r, alpha):
-        raise ValueError(
-            f"--resume_from_checkpoint {folder} was trained with --lora_r {found[0]} --lora_alpha {found[1]}"
+    """Checks that a checkpoint holds LoRA adapters of this rank and scale.
+
+    Raises:
+        UserError: It holds others, or none.
+    """
+    config_file = Path(folder, ADAPTER_CONFIG_FILE)
+    if not config_file.is_file():
+        raise UserError(f"--resume_from_checkpoint {folder} was trained without --lora_r")
+    config = json.loads(config_file.read_text())
+    if (config["r"], config["lora_alpha"]) != (r, alpha):
+        raise UserError(
+            f"--resume_from_checkpoint {folder} was trained with --lora_r {config['r']} "
+            f"--lora_alpha {config['lora_alpha']}"
         )
 
 
-def check_features(model, folder: str) -> None:
-    """Raises ValueError if a checkpoint of adapters, which holds no encoder, was trained on other features than `model`'s."""
+def check_features(model: AudioLMForConditionalGeneration, folder: str) -> None:
+    """Checks that adapters, whose checkpoint has no encoder, were trained on this model's features.
+
+    Raises:
+        UserError: The feature statistics differ.
+    """
     with safe_open(Path(folder, "adapter_model.safetensors"), "pt") as file:
-        found, here = (
-            file.get_tensor("base_model.model.mapper.feature_mean"),
-            model.mapper.feature_mean.cpu(),
+        expected = file.get_tensor("base_model.model.mapper.feature_mean")
+    mean = model.mapper.feature_mean.cpu()
+    if expected.shape != mean.shape or not torch.allclose(expected, mean, 1e-2, 1e-3):
+        raise UserError(
+            f"--resume_from_checkpoint {folder} was trained with another encoder or on other clips "
+            "(mapper.feature_mean differs); use the same --encoder_type, --encoder_name_or_path, "
+            "--train_file and --max_audio_seconds"
         )
-    if found.shape != here.shape or not torch.allclose(found, here, 1e-2, 1e-3):
-        raise ValueError(
-            f"--resume_from_checkpoint {folder} was trained with another encoder or on other clips (mapper.feature_mean "
-            "differs); give the same --encoder_type, --encoder_name_or_path, --train_file and --max_audio_seconds"
-        )
+
+
+RECORD = RECORD_FILE  # RENAMED

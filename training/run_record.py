@@ -1,37 +1,268 @@
-"""What was trained on what: one record for checkpoints, model card and comparisons."""
+"""Records what a run trains on what, for its checkpoints, its model, its card and comparisons."""
 
+import hashlib
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import fsspec
+from torch import nn
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from ..checkpoints.encoders import PUBLISHED, checkpoint_file
 from ..configuration_audiolm import parse_encoder_type
-from ..hub.model_card import LICENCES
-from ..modeling_audiolm import TEXT_MODEL
-from ..runtime import code_facts, file_facts, public_name
+from ..data.shards import MANIFEST, dataset_folder
+from ..hub.model_card import LICENCES, CardFacts
+from ..modeling_audiolm import TEXT_MODEL, AudioLMForConditionalGeneration
+from ..runtime import code_facts, file_facts, public_name, run_info, write_json, write_run_info
+from .arguments import AudioLMTrainingArguments, DataArguments, ModelArguments
+from .build import MODEL_CONFIG_FIELDS
+from .dataset import TrainingData, batch_size
+from .distributed import precision
+from .resume import (
+    RECORD_FILE,
+    check_adapters,
+    check_encoder,
+    check_settings,
+    check_stream,
+)
+
+
+@dataclass
+class RunRecord:
+    """What a run trains, on which data, with which settings."""
+
+    model: dict[str, Any]  # encoder type, and options that change the representation of audio
+    settings: dict[str, Any]  # by their names in comparisons and, mostly, in the model card
+    data: dict[str, Any]  # name, SHA-256, rows and clips
+    data_changes: dict[str, Any]  # subsets and fixes of the data
+    stream: dict[str, Any] | None  # what the place in a stream depends on
+    processes: int
+    card: CardFacts
+    info: dict[str, Any] = field(default_factory=dict)  # for `run_info.json`
+
+    @classmethod
+    def create(
+        cls,
+        model: AudioLMForConditionalGeneration,
+        dataset: TrainingData,
+        model_args: ModelArguments,
+        data_args: DataArguments,
+        args: AudioLMTrainingArguments,
+    ) -> "RunRecord":
+        """Records a run before its first step, also in the model's configuration.
+
+        Models are comparable where `config.training` is equal.
+        """
+        data = _data_facts(data_args, dataset)
+        changes = _data_changes(data_args, args.seed)
+        settings = _training_settings(model_args, data_args, args)
+        for name, value in changes.items():
+            shown = " ".join(value) if isinstance(value, list) else value
+            settings[name.replace("_", " ")] = shown
+        settings["batches"] = "of any length"
+        if dataset.sampler:
+            settings["batches"] = f"of one length, order {dataset.sampler.digest()[:16]}"
+        record = cls(
+            model=_model_options(model_args),
+            settings=settings,
+            data=data,
+            data_changes=changes,
+            stream=_stream_settings(data_args, args, data, changes),
+            processes=args.world_size,
+            card=_card_facts(model, model_args, data, settings),
+        )
+        record.info = run_info("run_train.py", args.argv, data=data, settings=record.all_settings)
+        model.config.data_changes = changes
+        model.config.training = {**settings, "data": data}
+        return record
+
+    @property
+    def all_settings(self) -> dict[str, Any]:
+        """Settings that a resumed run must share."""
+        return {**self.model, **self.settings, **self.data}
+
+    def check_resumable(
+        self,
+        checkpoint: str,
+        model: AudioLMForConditionalGeneration,
+        model_args: ModelArguments,
+        data_args: DataArguments,
+    ) -> None:
+        """Checks that a checkpoint belongs to this run, whose model has no adapters yet.
+
+        Raises:
+            UserError: Encoder, adapters, stream or settings differ.
+        """
+        if model_args.lora_r:
+            check_adapters(checkpoint, model_args.lora_r, model_args.lora_alpha)
+        else:
+            check_encoder(model, checkpoint)
+        if self.stream:
+            check_stream(checkpoint, self.stream)
+        if not data_args.resume_with_changes:
+            check_settings(checkpoint, self.all_settings)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the record and `run_info.json` into a checkpoint, which it creates."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        record = {
+            "data": self.data,
+            "changes": self.data_changes,
+            "stream": self.stream,
+            "settings": self.all_settings,
+            "processes": self.processes,
+        }
+        write_json(folder / RECORD_FILE, record)
+        write_run_info(folder, self.info)
+
+
+def count_trained_parameters(model: nn.Module) -> int:
+    """Returns the number of parameters that are trained."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _model_options(model_args: ModelArguments) -> dict[str, Any]:
+    """Returns what an encoder configuration is, without options that have their default."""
+    options = {
+        "encoder_type": model_args.encoder_type,
+        "no_audio": model_args.no_audio,
+        "audio_tokens": None,
+    }
+    for name in ("band_limit", "window_seconds", *MODEL_CONFIG_FIELDS):
+        value = getattr(model_args, name)
+        if value not in (None, False, "mlp", "audiolm"):
+            options[name] = value
+    return options
+
+
+def _training_settings(
+    model_args: ModelArguments, data_args: DataArguments, args: AudioLMTrainingArguments
+) -> dict[str, Any]:
+    trained_part = "frozen" if model_args.freeze_lm else "all of it"
+    adapters = None
+    if model_args.lora_r:
+        trained_part = "LoRA adapters"
+        adapters = f"rank {model_args.lora_r}, alpha {model_args.lora_alpha}"
+    optimizer = getattr(args.optim, "value", args.optim)
+    has_steps = args.max_steps > 0
+    return {
+        "steps": args.max_steps if has_steps else None,
+        "epochs": None if has_steps else args.num_train_epochs,
+        "rows a step": batch_size(args),
+        "learning rate": args.learning_rate,
+        "learning rate of the language model": model_args.lm_learning_rate,
+        "schedule": f"{args.lr_scheduler_type.value}, warm-up {args.warmup_steps:g}",
+        "optimizer": f"{optimizer}, weight decay {args.weight_decay:g}",
+        "language model trains": trained_part,
+        "LoRA": adapters,
+        "seconds used of a clip": data_args.max_audio_seconds,
+        "precision": precision(args),
+        "language model compiled": args.torch_compile_backend if args.torch_compile else None,
+        "seed": args.seed,
+    }
+
+
+def _data_facts(data_args: DataArguments, dataset: TrainingData) -> dict[str, Any]:
+    """Returns name and SHA-256 of the training file or of a data set's manifest, and counts."""
+    if data_args.dataset_name:
+        address = dataset_folder(data_args.dataset_name, data_args.streaming)
+        with fsspec.open(f"{address}/{MANIFEST}") as file:
+            digest = hashlib.sha256(file.read()).hexdigest()
+        facts = {"name": public_name(data_args.dataset_name), "sha256": digest}
+    else:
+        facts = file_facts(data_args.train_file)
+    return {**facts, "rows": dataset.num_rows, "clips": dataset.num_clips}
+
+
+def _data_changes(data_args: DataArguments, seed: int) -> dict[str, Any]:
+    """Returns the subsets and fixes of the data that the options ask for."""
+    fixes = data_args.fix_cle_labels
+    if fixes is not None:
+        fixes = [Path(file).name for file in fixes] or "swapped"
+    changes = {
+        "subtypes": data_args.subtypes,
+        "question_types": data_args.question_types,
+        "mix": data_args.mix,
+        "max_rows_per_clip": data_args.max_rows_per_clip,
+        "max_train_samples": data_args.max_train_samples,
+        "fix_cle_labels": fixes,
+        "shuffle_options": f"by seed {seed}" if data_args.shuffle_options else None,
+    }
+    return {name: value for name, value in changes.items() if value is not None}
+
+
+def _stream_settings(
+    data_args: DataArguments,
+    args: AudioLMTrainingArguments,
+    data: dict[str, Any],
+    changes: dict[str, Any],
+) -> dict[str, Any] | None:
+    """Returns settings that must be equal to resume a stream at the right example."""
+    if not data_args.streaming:
+        return None
+    return {
+        "processes": args.world_size,
+        "dataloader_num_workers": args.dataloader_num_workers,
+        "per_device_train_batch_size": args.per_device_train_batch_size,
+        "shuffle_buffer": data_args.shuffle_buffer,
+        "seed": args.seed,
+        "sha256": data["sha256"],
+        "rows": data["rows"],
+        "changes": changes,
+    }
+
+
+def _card_facts(
+    model: AudioLMForConditionalGeneration,
+    model_args: ModelArguments,
+    data: dict[str, Any],
+    settings: dict[str, Any],
+) -> CardFacts:
+    base = model_args.model_name_or_path
+    if base:
+        encoder = part_facts(base)
+    else:
+        encoder = encoder_facts(model_args.encoder_type, model_args.encoder_name_or_path)
+    options = {name: getattr(model_args, name) for name in ("band_limit", "window_seconds")}
+    return CardFacts(
+        encoder_type=model_args.encoder_type,
+        no_audio=model_args.no_audio,
+        initialised_from=base and public_name(base),
+        encoder=encoder,
+        encoder_options={name: value for name, value in options.items() if value is not None},
+        text_model=part_facts(base or model_args.text_model_name_or_path or TEXT_MODEL),
+        data=data,
+        settings=settings,
+        code=code_facts(),
+        max_audio_seconds=model.config.max_audio_seconds,
+        parameters=sum(p.numel() for p in model.parameters()),
+        trained_parameters=count_trained_parameters(model),
+    )
 
 
 def part_facts(name_or_path: str, checkpoint: str | None = None) -> dict[str, str]:
-    """What an encoder or language model is: its name, the Hub's commit or its file's SHA-256, and its licence.
+    """Returns name and licence of an encoder or language model, with its Hub commit or SHA-256.
 
     Args:
-        checkpoint: the file that was read, if it is known; else the `config.json` of a Hub repository says the commit.
+        name_or_path: Hub name, folder or file.
+        checkpoint: File that was read. Default: the folder's weights, or the Hub's `config.json`.
     """
-    facts, here = (
-        {
-            "name": public_name(name_or_path),
-            "licence": LICENCES.get(name_or_path, "not known here"),
-        },
-        Path(name_or_path),
-    )
-    if here.exists():
-        checkpoint = checkpoint or str(here if here.is_file() else here / "model.safetensors")
-    else:
+    path = Path(name_or_path)
+    facts = {
+        "name": public_name(name_or_path),
+        "licence": LICENCES.get(name_or_path, "unknown"),
+    }
+    if path.exists():
+        checkpoint = checkpoint or str(path if path.is_file() else path / "model.safetensors")
+    elif checkpoint is None:
         try:
-            checkpoint = checkpoint or cached_file(name_or_path, "config.json")
+            checkpoint = cached_file(name_or_path, "config.json")
         except (OSError, ValueError):
-            checkpoint = None
+            # Offline, the card does without the commit.
+            return facts
     commit = extract_commit_hash(checkpoint, None) if checkpoint else None
     if commit:
         facts["revision"] = commit
@@ -41,82 +272,19 @@ def part_facts(name_or_path: str, checkpoint: str | None = None) -> dict[str, st
 
 
 def encoder_facts(encoder_type: str, name_or_path: str | None) -> dict[str, str]:
-    """As [`part_facts`], of an arm's encoder, or of both of a pair."""
+    """Returns the facts of an encoder, or of both encoders of a pair such as `htsat+mimi_full`."""
     if "+" in encoder_type:
-        names = (
-            name_or_path.split("+")
-            if name_or_path and name_or_path != "random"
-            else [name_or_path] * 2
-        )
-        both = [
-            encoder_facts(arm, name or None) for arm, name in zip(encoder_type.split("+"), names)
+        names = [name_or_path] * 2
+        if name_or_path and name_or_path != "random":
+            names = name_or_path.split("+")
+        parts = [
+            encoder_facts(part, name or None) for part, name in zip(encoder_type.split("+"), names)
         ]
-        return {
-            key: " and ".join(facts.get(key, "none") for facts in both)
-            for key in dict.fromkeys([*both[0], *both[1]])
-        }
-    kind = parse_encoder_type(encoder_type)[0]
-    if name_or_path == "random" or kind == "audiolm_silence":
-        return {
-            "name": "random weights" if name_or_path else "none, tokens are learnt",
-            "licence": "none",
-        }
+        keys = dict.fromkeys([*parts[0], *parts[1]])
+        return {key: " and ".join(facts.get(key, "none") for facts in parts) for key in keys}
+    model_type = parse_encoder_type(encoder_type)[0]
+    if name_or_path == "random" or model_type == "audiolm_silence":
+        name = "random weights" if name_or_path else "none, learned tokens"
+        return {"name": name, "licence": "none"}
     file = checkpoint_file(encoder_type, name_or_path)
-    return part_facts(name_or_path or PUBLISHED[kind], file)
-
-
-def training_facts(model, model_args, data_args, args, data: dict) -> dict:
-    """What [`model_card`] tells of a run: its parts, its data, its settings and its code.
-
-    Args:
-        model: before adapters are put on it. model_args, data_args, args: of run_train.py. data: what it is trained on, with
-            `name`, `sha256`, `rows` and `clips`.
-    """
-    base = model_args.model_name_or_path
-    trains = (
-        "LoRA adapters" if model_args.lora_r else "frozen" if model_args.freeze_lm else "all of it"
-    )
-    settings = {
-        "steps": args.max_steps if args.max_steps > 0 else None,
-        "epochs": args.num_train_epochs if args.max_steps <= 0 else None,
-        "rows a step": args.per_device_train_batch_size
-        * args.gradient_accumulation_steps
-        * args.world_size,
-        "learning rate": args.learning_rate,
-        "learning rate of the language model": model_args.lm_learning_rate,
-        "schedule": f"{args.lr_scheduler_type.value}, warm-up {args.warmup_steps:g}",
-        "optimizer": f"{getattr(args.optim, 'value', args.optim)}, weight decay {args.weight_decay:g}",
-        "language model trains": trains,
-        "LoRA": f"rank {model_args.lora_r}, alpha {model_args.lora_alpha}"
-        if model_args.lora_r
-        else None,
-        "seconds used of a clip": data_args.max_audio_seconds,
-        "precision": "bf16 autocast" if args.bf16 else "fp16 autocast" if args.fp16 else "fp32",
-        "language model compiled": args.torch_compile_backend if args.torch_compile else None,
-        "seed": args.seed,
-        **{
-            name.replace("_", " "): " ".join(v) if isinstance(v, list) else v
-            for name, v in model.config.data_changes.items()
-        },
-    }
-    trained = [p for name, p in model.named_parameters() if p.requires_grad]
-    return {
-        "continued_from": base and public_name(base),
-        "encoder_type": model_args.encoder_type,
-        "no_audio": model_args.no_audio,
-        "encoder": part_facts(base)
-        if base
-        else encoder_facts(model_args.encoder_type, model_args.encoder_name_or_path),
-        "hears": {
-            name: value
-            for name in ("band_limit", "window_seconds")
-            if (value := getattr(model_args, name)) is not None
-        },
-        "text_model": part_facts(base or model_args.text_model_name_or_path or TEXT_MODEL),
-        "data": data,
-        "code": code_facts(),
-        "settings": settings,
-        "seconds": data_args.max_audio_seconds,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "trained_parameters": sum(p.numel() for p in trained),
-    }
+    return part_facts(name_or_path or PUBLISHED[model_type], file)

@@ -1,169 +1,191 @@
-"""Draws ReasonAQA rows about synthetic scenes so that the text of a closed question says nothing about its answer.
+"""Chooses questions so that the text of a closed question says nothing about its answer.
 
-Of all that a template could ask about a scene, that is asked whose right answer was right least often so far, measured by
-chance, and about another scene if this one has only answers that were right too often. Wrong options are those that were
-right too often, and the right one stands where it stood least. So each answer is right as often as chance has it, and by
-letter too. What answer comes next can be told from the rows before it, but rows are shuffled in training.
+Of all questions that a template allows, it asks the one whose right answer was right least often so
+far, compared with chance. If a scene has only answers that were right too often, it asks about
+another scene. Wrong options are those that were right too often, and the right one takes the letter
+that it had least. The next answer can be predicted from earlier rows, but training shuffles rows.
 """
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 
+from ...runtime import UserError
 from .questions import ENTAILMENT, TEMPLATES, Question, Template, caption
 from .scenes import Scene
 
-OPTIONS = 4  # of an mcq, if there is so much to choose from
-TRIES = 80  # scenes looked at for one with the answer that is wanted
-ALWAYS = TEMPLATES[0]  # can be asked about each scene, and again with other options
+NUM_OPTIONS = 4  # of a multiple-choice question, if there are enough answers
+MAX_TRIES = 80  # scenes to look at for an answer that is not too frequent
+FALLBACK = TEMPLATES[0]  # can be asked about each scene, and again with other options
 SUBTYPES = {
     "mcq": "Soundscapes-MCQ.json",
     "yes_no": "SoundscapesAQA.json",
     "entailment": "SoundscapesE.json",
     "caption": "Soundscapes.json",
     "detail": "Soundscapes-Detail.json",
+    "explain the difference in few words": "SoundscapesD-1.json",
+    "explain the difference in a sentence": "SoundscapesD-2.json",
+    "explain the difference in detail": "SoundscapesD-3.json",
 }
-DIFFERENCES = {
-    "few words": "SoundscapesD-1.json",
-    "a sentence": "SoundscapesD-2.json",
-    "detail": "SoundscapesD-3.json",
-}
+OPEN_TYPES = ("difference", "caption", "detail")
 
 
 class Balance:
-    """How much more often than by chance each answer was right so far, and with which letter."""
+    """Counts how much more often than by chance each answer was right, and with which letter."""
 
-    def __init__(self, random: np.random.Generator):
-        self.random, self.excess, self.letters = random, Counter(), Counter()
+    def __init__(self, rng: np.random.Generator):
+        self.rng = rng
+        self.excesses = Counter()
+        self.letters = Counter()
 
-    def _keys(self, question: Question) -> tuple[str, ...]:
-        return question.keys or (question.text,)
+    def excess(self, question: Question, answer: str) -> float:
+        """Returns how much more often than by chance an answer was right."""
+        return sum(self.excesses[key, answer] for key in question.keys or (question.text,))
 
-    def of(self, question: Question, answer: str) -> float:
-        return sum(self.excess[key, answer] for key in self._keys(question))
-
-    def least(self, questions: Sequence[Question]) -> Question:
-        """The question whose right answer was right least often; by lot among equals."""
-        return min(questions, key=lambda q: (self.of(q, q.right), self.random.random()))
+    def choose(self, questions: Sequence[Question]) -> Question:
+        """Returns the question whose right answer was right least often, a random one of equals."""
+        return min(questions, key=lambda q: (self.excess(q, q.right), self.rng.random()))
 
     def options(self, question: Question) -> list[str]:
-        """The options of an mcq in their order, the right one where it stood least often."""
-        wrong = list(self.random.permutation(np.array(question.wrong, dtype=object)))[: OPTIONS - 1]
+        """Returns a question's options in order, the right one where it stood least often."""
+        rng = self.rng
+        wrong = list(rng.permutation(np.array(question.wrong, dtype=object)))[: NUM_OPTIONS - 1]
         more = sorted(
-            question.more_wrong, key=lambda a: self.of(question, a) + self.random.uniform(0, 0.5)
+            question.more_wrong, key=lambda a: self.excess(question, a) + rng.uniform(0, 0.5)
         )
-        wrong += [more.pop() for _ in range(min(len(more), OPTIONS - 1 - len(wrong)))]
-        options = [str(answer) for answer in self.random.permutation(np.array(wrong, dtype=object))]
-        key = self._keys(question)[0], question.right, len(options)
-        counts = [
-            (self.letters[*key, p], self.letters[key[0], p], self.random.random())
-            for p in range(len(options) + 1)
-        ]
-        place = counts.index(min(counts))
-        self.letters[*key, place] += 1
-        self.letters[key[0], place] += 1
-        return [*options[:place], question.right, *options[place:]]
+        num_missing = min(len(more), NUM_OPTIONS - 1 - len(wrong))
+        wrong += [more.pop() for _ in range(num_missing)]
+        options = [str(answer) for answer in rng.permutation(np.array(wrong, dtype=object))]
+        key = (question.keys or (question.text,))[0]
+        detailed_key = (key, question.right, len(wrong) + 1)
+        counts = []
+        for letter in range(len(wrong) + 1):
+            specific = self.letters[*detailed_key, letter]
+            counts.append((specific, self.letters[key, letter], rng.random()))
+        letter = counts.index(min(counts))
+        self.letters[*detailed_key, letter] += 1
+        self.letters[key, letter] += 1
+        options.insert(letter, question.right)
+        return options
 
     def count(self, question: Question, options: Sequence[str]) -> None:
-        for key in self._keys(question):
-            self.excess[key, question.right] += 1
+        """Counts the right answer of a question with these options."""
+        for key in question.keys or (question.text,):
+            self.excesses[key, question.right] += 1
             for answer in options:
-                self.excess[key, answer] -= 1 / len(options)
+                self.excesses[key, answer] -= 1 / len(options)
+
+
+class QuestionWriter:
+    """Writes ReasonAQA rows about scenes. No question about the same clips comes twice."""
+
+    def __init__(self, scenes: Sequence[Scene], paths: Sequence[str], rng: np.random.Generator):
+        self.scenes = scenes
+        self.paths = paths
+        self.rng = rng
+        self.balance = Balance(rng)
+        self.written = set()  # text and clips
+
+    def write(self, template: Template, scene: int) -> dict[str, str] | None:
+        """Returns a new row, about this scene if it suits, or None if no scene does."""
+        if template.question_type in OPEN_TYPES:
+            return self._write_open(template, scene)
+        return self._write_closed(template, scene)
+
+    def _choose_clips(self, template: Template, scene: int, attempt: int) -> list[int]:
+        count = len(self.scenes)
+        tries_with_scene = 1 if template.clips == 1 else MAX_TRIES // 4
+        clips = [scene if attempt < tries_with_scene else int(self.rng.integers(count))]
+        if template.clips == 2:
+            clips.append((clips[0] + int(self.rng.integers(1, count))) % count)
+        return clips
+
+    def _write_open(self, template: Template, scene: int) -> dict[str, str] | None:
+        for attempt in range(MAX_TRIES):
+            clips = self._choose_clips(template, scene, attempt)
+            text, answer = template.ask(*(self.scenes[clip] for clip in clips), self.rng)
+            if (text, *clips) not in self.written:
+                self.written.add((text, *clips))
+                key = text if template.question_type == "difference" else template.question_type
+                return self._row(SUBTYPES[key], text, answer, clips)
+        return None
+
+    def _write_closed(self, template: Template, scene: int) -> dict[str, str] | None:
+        best = None
+        for attempt in range(MAX_TRIES):
+            clips = self._choose_clips(template, scene, attempt)
+            questions = list(template.ask(*(self.scenes[clip] for clip in clips)))
+            if template is not FALLBACK:
+                questions = [q for q in questions if (q.text, *clips) not in self.written]
+            if not questions:
+                continue
+            question = self.balance.choose(questions)
+            excess = self.balance.excess(question, question.right)
+            if best is None or excess < best[0]:
+                best = (excess, question, clips)
+            if excess <= 0:
+                break
+        if best is None:
+            return None
+        _, question, clips = best
+        self.written.add((question.text, *clips))
+        text, answer = self._add_options(template.question_type, question)
+        return self._row(SUBTYPES[template.question_type], text, answer, clips)
+
+    def _add_options(self, question_type: str, question: Question) -> tuple[str, str]:
+        """Returns the question with its options, and the answer as the option reads."""
+        if question_type == "yes_no":
+            self.balance.count(question, ("yes", "no"))
+            return f"{question.text} Answer only using yes or no.", question.right
+        if question_type == "mcq":
+            options, letters = self.balance.options(question), "ABCD"
+            text = question.text
+        else:
+            options, letters = ENTAILMENT, "abcd"
+            text = f'Based on the audio, what can be said about the hypothesis - "{question.text}"?'
+        self.balance.count(question, options)
+        lines = [f"{letter}) {option}" for letter, option in zip(letters, options)]
+        return f"{text} {' '.join(lines)}", lines[options.index(question.right)]
+
+    def _row(self, subtype: str, text: str, answer: str, clips: list[int]) -> dict[str, str]:
+        is_pair = len(clips) == 2
+        return {
+            "taskname": "soundscapes",
+            "filepath1": self.paths[clips[0]],
+            "filepath2": self.paths[clips[1]] if is_pair else "",
+            "caption1": caption(self.scenes[clips[0]]),
+            "caption2": caption(self.scenes[clips[1]]) if is_pair else "",
+            "input": text,
+            "answer": answer,
+            "subtype": subtype,
+        }
 
 
 def draw_questions(
-    scenes: Sequence[Scene], paths: Sequence[str], rows: int, random: np.random.Generator
+    scenes: Sequence[Scene], paths: Sequence[str], rows: int, rng: np.random.Generator
 ) -> tuple[list[dict[str, str]], list[str]]:
-    """ReasonAQA rows about the scenes, each scene's next to each other as far as balance allows, and their categories.
+    """Draws rows about scenes, and the category of each row.
 
-    Args:
-        paths: audio file of each scene.
+    Rows about one scene are neighbours as far as balance allows.
     """
-    balance, made, categories, seen = Balance(random), [], [], set()
+    writer = QuestionWriter(scenes, paths, rng)
+    drawn = []
+    categories = []
     schedule: list[Template] = []
-    while len(made) < rows:
+    while len(drawn) < rows:
         if not schedule:
-            every = [template for template in TEMPLATES for _ in range(template.rows)]
-            schedule = [every[i] for i in random.permutation(len(every))]
+            templates = list(chain.from_iterable([t] * t.rows for t in TEMPLATES))
+            schedule = [templates[i] for i in rng.permutation(len(templates))]
         template = schedule.pop()
-        scene = len(made) * len(scenes) // rows
-        found = _ask(template, scenes, scene, balance, seen, paths) or _ask(
-            ALWAYS, scenes, scene, balance, seen, paths
-        )
-        if found is None:
-            raise ValueError(f"{len(scenes)} scenes do not give {rows} different questions")
-        made.append(found[1])
-        categories.append(found[0].category)
-    return made, categories
-
-
-def _ask(template, scenes, scene, balance, seen, paths) -> tuple[Template, dict[str, str]] | None:
-    """A new row, about `scene` if it has the answer that is wanted; None if no scene lends itself."""
-    random, best = balance.random, None
-    for attempt in range(TRIES):
-        clips = [
-            scene
-            if attempt < (1 if template.clips == 1 else TRIES // 4)
-            else int(random.integers(len(scenes)))
-        ]
-        if template.clips == 2:
-            clips.append((clips[0] + int(random.integers(1, len(scenes)))) % len(scenes))
-        chosen = [scenes[i] for i in clips]
-        if template.question_type in ("difference", "caption", "detail"):
-            text, answer = template.ask(*chosen, random)
-            if (text, *clips) not in seen:
-                seen.add((text, *clips))
-                return template, _row(template, text, answer, clips, scenes, paths)
-            continue
-        questions = [
-            q for q in template.ask(*chosen) if template is ALWAYS or (q.text, *clips) not in seen
-        ]
-        if not questions:
-            continue
-        question = balance.least(questions)
-        excess = balance.of(question, question.right)
-        if best is None or excess < best[0]:
-            best = excess, question, clips
-        if excess <= 0:
-            break
-    if best is None:
-        return None
-    _, question, clips = best
-    seen.add((question.text, *clips))
-    if template.question_type == "mcq":
-        options = balance.options(question)
-        listed = [f"{'ABCD'[i]}) {option}" for i, option in enumerate(options)]
-        text, answer = f"{question.text} {' '.join(listed)}", listed[options.index(question.right)]
-    elif template.question_type == "yes_no":
-        options, text, answer = (
-            ("yes", "no"),
-            f"{question.text} Answer only using yes or no.",
-            question.right,
-        )
-    else:
-        options, listed = (
-            ENTAILMENT,
-            [f"{'abcd'[i]}) {option}" for i, option in enumerate(ENTAILMENT)],
-        )
-        text = f'Based on the audio, what can be said about the hypothesis - "{question.text}"? {" ".join(listed)}'
-        answer = listed[options.index(question.right)]
-    balance.count(question, options)
-    return template, _row(template, text, answer, clips, scenes, paths)
-
-
-def _row(template, text, answer, clips, scenes, paths) -> dict[str, str]:
-    two = len(clips) == 2
-    kind = template.question_type
-    return {
-        "taskname": "soundscapes",
-        "filepath1": paths[clips[0]],
-        "filepath2": paths[clips[1]] if two else "",
-        "caption1": caption(scenes[clips[0]]),
-        "caption2": caption(scenes[clips[1]]) if two else "",
-        "input": text,
-        "answer": answer,
-        "subtype": SUBTYPES[kind]
-        if kind in SUBTYPES
-        else next(s for words, s in DIFFERENCES.items() if text.endswith(words)),
-    }
+        scene = len(drawn) * len(scenes) // rows
+        row = writer.write(template, scene)
+        if row is None:
+            template = FALLBACK
+            row = writer.write(template, scene)
+        if row is None:
+            raise UserError(f"{len(scenes)} scenes do not give {rows} different questions")
+        drawn.append(row)
+        categories.append(template.category)
+    return drawn, categories

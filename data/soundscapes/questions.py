@@ -1,11 +1,15 @@
-"""All that can be asked about a synthetic scene or a pair of them, with the answers, in ReasonAQA's question types.
+"""Lists all questions about a synthetic scene or a pair of them, with the answers, by template.
 
-The rule of entailment ("the sound of the bell is near"): near, it is definitely true; far, definitely false; in between,
-plausible; not to be heard at all, cannot be determined. For "is far away", true and false change places.
+Entailment ("the sound of the bell is near") is definitely true for a near sound, definitely false
+for a far one, plausible in between, and undetermined without the sound. "Far away" swaps true and
+false.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import permutations, product
+
+import numpy as np
 
 from .events import CLASSES, Event
 from .scenes import CONDITIONS, Scene, labels
@@ -19,307 +23,265 @@ ENTAILMENT = (
     "It is plausible",
     "I cannot determine",
 )
+# Properties of events, the most telling first, and the values to ask about. A steady pitch or a
+# middle distance is in no question.
+PROPERTY_VALUES = {
+    "glide": ("rising", "falling"),
+    "tempo_word": ("fast", "slow"),
+    "pitch_word": ("high", "low"),
+    "distance": ("near", "far"),
+}
+NOUNS = {"pitch_word": "pitch", "tempo_word": "tempo", "glide": "pitch"}
 
 
 @dataclass(frozen=True)
 class Question:
-    """Text without options, the right answer, the other ones, and more wrong ones to fill up with.
+    """A closed question. Its answers are balanced for each of `keys`, by default for its text."""
 
-    Answers are to be balanced for each of `keys`, by default for the text.
-    """
-
-    text: str
+    text: str  # without options
     right: str
     wrong: tuple[str, ...] = ()
-    more_wrong: tuple[str, ...] = ()
+    more_wrong: tuple[str, ...] = ()  # used where `wrong` has too few
     keys: tuple[str, ...] = ()
 
 
-# Words of scenes
-
-
-def place_words(scene: Scene) -> str:
-    return "outdoors" if scene.place == "outdoors" else f"{scene.room} room"
+def place_phrase(scene: Scene) -> str:
+    """Returns "outdoors", or a phrase such as "in a large room"."""
+    return "outdoors" if scene.place == "outdoors" else f"in a {scene.room} room"
 
 
 def event_words(event: Event) -> str:
-    """Such as "near high rising siren"."""
+    """Describes an event, such as "near high rising siren"."""
     words = (event.distance, event.pitch_word, event.tempo_word, event.glide, event.name)
     return " ".join(word for word in words if word)
 
 
-def names_of(scene: Scene) -> str:
-    names = [event.name for event in scene.events]
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+def _event_sequence(scene: Scene) -> str:
+    return ", then ".join(map(event_words, scene.events))
+
+
+def _event_names(scene: Scene) -> str:
+    *names, last = (event.name for event in scene.events)
+    return f"{', '.join(names)} and {last}" if names else last
 
 
 def caption(scene: Scene) -> str:
-    """The whole truth in one line: it holds the answer to every question."""
-    sounds = ", then ".join(map(event_words, scene.events))
-    number = f"{NUMBERS[len(scene.events) - 1]} sound{'s' if len(scene.events) > 1 else ''}"
-    place = "outdoors" if scene.place == "outdoors" else f"in a {scene.room} room"
+    """Describes a scene in one line that holds the answer to every question."""
+    plural = "s" if len(scene.events) > 1 else ""
     return (
-        f"{number}: {sounds}, {place}. The recording is {scene.condition} and {scene.level_word}."
+        f"{NUMBERS[len(scene.events) - 1]} sound{plural}: {_event_sequence(scene)}, "
+        f"{place_phrase(scene)}. The recording is {scene.condition} and {scene.level_word}."
     )
 
 
-# Closed questions: all that can be asked about a scene, or a pair of them.
+# Closed questions. Each function yields all that its template can ask.
 
 
 def _choice(text: str, right: str, answers: Iterable[str]) -> Question:
-    return Question(text, right, tuple(a for a in answers if a != right))
+    return Question(text, right, tuple(answer for answer in answers if answer != right))
 
 
 def _yes_no(text: str, truth: bool, *keys: str) -> Question:
-    return Question(text, "yes" if truth else "no", ("no" if truth else "yes",), keys=keys)
+    right, wrong = ("yes", "no") if truth else ("no", "yes")
+    return Question(text, right, (wrong,), keys=keys)
+
+
+def _order(text: str, relation: str, pair: tuple[Event, Event], truth: bool) -> Question:
+    first, second = pair
+    keys = (f"{first.name} {relation}", f"{relation} {second.name}", relation)
+    return _yes_no(text, truth, *keys)
 
 
 def _absent(scene: Scene) -> tuple[str, ...]:
     return tuple(name for name in CLASSES if name not in labels(scene))
 
 
-def _present(scene):
+def _event_choice(text: str, right: Event, scene: Scene, excluded: Event | None = None) -> Question:
+    # The scene's other sounds come first, so that naming its sounds is not enough.
+    others = [event.name for event in scene.events if event not in (right, excluded)]
+    key = text.split(" the ")[0]
+    return Question(text, right.name, tuple(others), _absent(scene), keys=(key,))
+
+
+def _present(scene: Scene) -> Iterator[Question]:
     for event in scene.events:
         yield Question("Which sound can be heard?", event.name, more_wrong=_absent(scene))
 
 
-def _is_present(scene):
+def _is_present(scene: Scene) -> Iterator[Question]:
     for name in CLASSES:
         yield _yes_no(f"Can the {name} be heard?", name in labels(scene))
 
 
-def _how(scene):
-    distance, pitch, tempo, glide = (
-        ("near", "far"),
-        ("high", "low"),
-        ("fast", "slow"),
-        ("rising", "falling"),
-    )
+def _two_properties(scene: Scene) -> Iterator[Question]:
     for event in scene.events:
-        # The two most telling properties that the class has; what is neither, a steady pitch say, is not asked about.
-        words = [
-            (event.glide, glide),
-            (event.tempo_word, tempo),
-            (event.pitch_word, pitch),
-            (event.distance, distance),
-        ]
-        (one, ones), (two, twos) = ([w for w in words if w[0]] + words)[:2]
-        if one in ones and two in twos:
-            yield _choice(
-                f"How does the {event.name} sound?",
-                f"{two} and {one}",
-                [f"{b} and {a}" for b in twos for a in ones],
-            )
+        properties = [name for name in PROPERTY_VALUES if getattr(event, name)][:2]
+        values = [getattr(event, name) for name in properties]
+        choices = [PROPERTY_VALUES[name] for name in properties]
+        if len(values) == 2 and values[0] in choices[0] and values[1] in choices[1]:
+            answers = [" and ".join(pair) for pair in product(choices[1], choices[0])]
+            right = f"{values[1]} and {values[0]}"
+            yield _choice(f"How does the {event.name} sound?", right, answers)
 
 
-def _property(scene):
+def _has_property(scene: Scene) -> Iterator[Question]:
     for event in scene.events:
-        if event.pitch:
-            yield from (
-                _yes_no(f"Is the pitch of the {event.name} {w}?", event.pitch_word == w)
-                for w in ("high", "low")
-            )
-        if event.tempo:
-            yield from (
-                _yes_no(f"Is the tempo of the {event.name} {w}?", event.tempo_word == w)
-                for w in ("fast", "slow")
-            )
-        if event.glide:
-            yield from (
-                _yes_no(f"Is the pitch of the {event.name} {w}?", event.glide == w)
-                for w in ("rising", "falling")
-            )
+        for name, noun in NOUNS.items():
+            value = getattr(event, name)
+            if value:
+                for word in PROPERTY_VALUES[name]:
+                    yield _yes_no(f"Is the {noun} of the {event.name} {word}?", value == word)
 
 
-def _loudest(scene):
-    # What a telephone's band leaves of a drum is not the level that it had.
+def _loudest(scene: Scene) -> Iterator[Question]:
+    # A band-limited drum keeps little of its level.
     near = [event for event in scene.events if event.distance == "near"]
     if len(near) == 1 and len(scene.events) > 1 and scene.quality != "band-limited":
-        yield _of_the_scene("Which sound is the loudest?", near[0], scene)
+        yield _event_choice("Which sound is the loudest?", near[0], scene)
 
 
-def _louder(scene):
-    if scene.quality != "band-limited":
-        for a, b in _pairs(scene.events):
-            if {a.distance, b.distance} == {"near", "far"}:
-                yield _ordered(
-                    f"Is the {a.name} louder than the {b.name}?",
-                    "louder",
-                    a,
-                    b,
-                    a.distance == "near",
-                )
+def _louder(scene: Scene) -> Iterator[Question]:
+    if scene.quality == "band-limited":
+        return
+    for pair in permutations(scene.events, 2):
+        if {event.distance for event in pair} == {"near", "far"}:
+            text = f"Is the {pair[0].name} louder than the {pair[1].name}?"
+            yield _order(text, "louder", pair, pair[0].distance == "near")
 
 
-def _pairs(events: Sequence[Event]) -> Iterator[tuple[Event, Event]]:
-    return ((a, b) for a in events for b in events if a is not b)
+def _where(scene: Scene) -> Iterator[Question]:
+    place = "outdoors" if scene.place == "outdoors" else f"{scene.room} room"
+    yield _choice("Where was it recorded?", place, PLACES)
 
 
-def _ordered(text: str, relation: str, a: Event, b: Event, truth: bool) -> Question:
-    return _yes_no(text, truth, f"{a.name} {relation}", f"{relation} {b.name}", relation)
-
-
-def _of_the_scene(text: str, right: Event, scene: Scene, asked: Event | None = None) -> Question:
-    """Options are the scene's other sounds first, so that hearing which sounds there are is not enough."""
-    others = tuple(
-        event.name for event in scene.events if event is not right and event is not asked
-    )
-    return Question(text, right.name, others, _absent(scene), keys=(text.split(" the ")[0],))
-
-
-def _where(scene):
-    yield _choice("Where was it recorded?", place_words(scene), PLACES)
-
-
-def _is_where(scene):
+def _is_where(scene: Scene) -> Iterator[Question]:
     for place in ("indoors", "outdoors"):
         yield _yes_no(f"Was it recorded {place}?", scene.place == place)
     for room in ("small", "large"):
         yield _yes_no(f"Was it recorded in a {room} room?", scene.room == room)
 
 
-def _quality(scene):
+def _quality(scene: Scene) -> Iterator[Question]:
     yield _choice("How is the recording quality?", scene.condition, CONDITIONS)
 
 
-def _is_quality(scene):
-    yield from (
-        _yes_no(f"Is the recording {condition}?", scene.condition == condition)
-        for condition in CONDITIONS
-    )
+def _has_quality(scene: Scene) -> Iterator[Question]:
+    for condition in CONDITIONS:
+        yield _yes_no(f"Is the recording {condition}?", scene.condition == condition)
 
 
-def _first_or_last(scene):
+def _first_or_last(scene: Scene) -> Iterator[Question]:
     if len(scene.events) > 1:
-        yield _of_the_scene("Which sound comes first?", scene.events[0], scene)
-        yield _of_the_scene("Which sound comes last?", scene.events[-1], scene)
+        yield _event_choice("Which sound comes first?", scene.events[0], scene)
+        yield _event_choice("Which sound comes last?", scene.events[-1], scene)
 
 
-def _after(scene):
+def _next_event(scene: Scene) -> Iterator[Question]:
     if len(scene.events) > 2:
         for earlier, later in zip(scene.events, scene.events[1:]):
-            yield _of_the_scene(
-                f"Which sound comes right after the {earlier.name}?", later, scene, earlier
-            )
+            text = f"Which sound comes right after the {earlier.name}?"
+            yield _event_choice(text, later, scene, earlier)
 
 
-def _before(scene):
-    for a, b in _pairs(scene.events):
-        yield _ordered(
-            f"Can the {a.name} be heard before the {b.name}?", "before", a, b, a.onset < b.onset
-        )
+def _before(scene: Scene) -> Iterator[Question]:
+    for pair in permutations(scene.events, 2):
+        text = f"Can the {pair[0].name} be heard before the {pair[1].name}?"
+        yield _order(text, "before", pair, pair[0].onset < pair[1].onset)
 
 
-def _how_many(scene):
+def _count(scene: Scene) -> Iterator[Question]:
     yield _choice("How many sounds can be heard?", NUMBERS[len(scene.events) - 1], NUMBERS)
 
 
-def _more_than(scene):
-    for number in (1, 2, 3):
-        sounds = f"{NUMBERS[number - 1]} sound{'s' if number > 1 else ''}"
+def _more_than(scene: Scene) -> Iterator[Question]:
+    for number, sounds in enumerate(("one sound", "two sounds", "three sounds"), 1):
         yield _yes_no(f"Are there more than {sounds}?", len(scene.events) > number)
 
 
-def _which_has(one, two):
+def _which_has(first: Scene, second: Scene) -> Iterator[Question]:
+    right = {(True, False): 0, (False, True): 1, (True, True): 2, (False, False): 3}
     for name in CLASSES:
-        has = name in labels(one), name in labels(two)
-        right = AUDIOS[
-            {(True, False): 0, (False, True): 1, (True, True): 2, (False, False): 3}[has]
-        ]
-        yield _choice(f"Which audio has the {name}?", right, AUDIOS)
+        presence = (name in labels(first), name in labels(second))
+        yield _choice(f"Which audio has the {name}?", AUDIOS[right[presence]], AUDIOS)
 
 
-def _which_has_more(one, two):
-    more = len(one.events) - len(two.events)
-    right = "audio 1" if more > 0 else "audio 2" if more else "neither"
-    yield _choice("Which audio has more sounds?", right, ("audio 1", "audio 2", "neither"))
+def _which_has_more(first: Scene, second: Scene) -> Iterator[Question]:
+    answers = ("neither", "audio 1", "audio 2")
+    sign = int(np.sign(len(first.events) - len(second.events)))
+    yield _choice("Which audio has more sounds?", answers[sign], ("audio 1", "audio 2", "neither"))
 
 
-def _louder_audio(one, two):
-    if one.level_word != two.level_word:
-        for which, truth in (
-            ("louder", one.level_word == "loud"),
-            ("quieter", one.level_word == "quiet"),
-        ):
-            yield _yes_no(f"Is audio 1 {which} than audio 2?", truth)
+def _louder_audio(first: Scene, second: Scene) -> Iterator[Question]:
+    if first.level_word != second.level_word:
+        for comparative, level in (("louder", "loud"), ("quieter", "quiet")):
+            text = f"Is audio 1 {comparative} than audio 2?"
+            yield _yes_no(text, first.level_word == level)
 
 
-def _same_event(one, two):
-    for a in one.events:
-        for b in (event for event in two.events if event.name == a.name):
-            if a.pitch_word != b.pitch_word:
-                yield _yes_no(
-                    f"Is the {a.name} higher in audio 1 than in audio 2?", a.pitch_word == "high"
-                )
-            if a.tempo_word != b.tempo_word:
-                yield _yes_no(
-                    f"Is the {a.name} faster in audio 1 than in audio 2?", a.tempo_word == "fast"
-                )
-            if {a.distance, b.distance} == {"near", "far"}:
-                yield _yes_no(
-                    f"Is the {a.name} nearer in audio 1 than in audio 2?", a.distance == "near"
-                )
+def _same_event(first: Scene, second: Scene) -> Iterator[Question]:
+    for a, b in product(first.events, second.events):
+        if a.name != b.name:
+            continue
+        start = f"Is the {a.name}"
+        if a.pitch_word != b.pitch_word:
+            yield _yes_no(f"{start} higher in audio 1 than in audio 2?", a.pitch_word == "high")
+        if a.tempo_word != b.tempo_word:
+            yield _yes_no(f"{start} faster in audio 1 than in audio 2?", a.tempo_word == "fast")
+        if {a.distance, b.distance} == {"near", "far"}:
+            yield _yes_no(f"{start} nearer in audio 1 than in audio 2?", a.distance == "near")
 
 
-def _same_place(one, two):
+def _same_place(first: Scene, second: Scene) -> Iterator[Question]:
     for place in ("indoors", "outdoors"):
-        yield _yes_no(f"Were both audios recorded {place}?", one.place == two.place == place)
+        truth = first.place == second.place == place
+        yield _yes_no(f"Were both audios recorded {place}?", truth)
 
 
-def _entailment(scene):
-    at = {event.name: event.distance for event in scene.events}
+def _entailment(scene: Scene) -> Iterator[Question]:
+    distances = {event.name: event.distance for event in scene.events}
+    true, false, plausible, undetermined = ENTAILMENT
     for name in CLASSES:
-        for distance, words in ("near", "near"), ("far", "far away"):
-            index = (
-                3 if name not in at else 2 if at[name] == "middle" else int(at[name] != distance)
-            )
-            yield _choice(f"The sound of the {name} is {words}.", ENTAILMENT[index], ENTAILMENT)
+        for hypothesis, words in (("near", "near"), ("far", "far away")):
+            distance = distances.get(name)
+            right = {None: undetermined, "middle": plausible, hypothesis: true}.get(distance, false)
+            yield _choice(f"The sound of the {name} is {words}.", right, ENTAILMENT)
 
 
-# Open questions: (question, answer).
+# Open questions. Each function returns a question and its answer.
 
 
-def _caption(scene, random):
+def _caption(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     return "caption first audio", f"The audio 1 is {caption(scene)}"
 
 
-def _detail(scene, random):
-    event = scene.events[random.integers(len(scene.events))]
-    place = "outdoors" if scene.place == "outdoors" else f"in a {scene.room} room"
-    return (
-        (
-            "What is happening in the clip?",
-            f"There is {', then '.join(map(event_words, scene.events))}.",
-        ),
+def _detail(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+    event = scene.events[rng.integers(len(scene.events))]
+    environment = f"The recording was made {place_phrase(scene)}, and is {scene.condition}."
+    details = (
+        ("What is happening in the clip?", f"There is {_event_sequence(scene)}."),
         (f"Describe the {event.name}.", f"It is {event_words(event)}."),
-        (
-            "What can you infer about the environment?",
-            f"The recording was made {place}, and is {scene.condition}.",
-        ),
-    )[random.integers(3)]
-
-
-def _difference(one, two, random):
-    kind = int(random.integers(3))
-    first, second = (
-        (names_of(s), ", then ".join(map(event_words, s.events)), caption(s))[kind]
-        for s in (one, two)
+        ("What can you infer about the environment?", environment),
     )
-    return (
-        ("explain the difference in few words", f"Audio 1 is {first}, while Audio 2 is {second}."),
-        (
-            "explain the difference in a sentence",
-            f"Audio 1 features {first}, whereas Audio 2 features {second}.",
-        ),
-        (
-            "explain the difference in detail",
-            f"Audio 1 has {first} In contrast, Audio 2 has {second}",
-        ),
-    )[kind]
+    return details[rng.integers(3)]
+
+
+DIFFERENCES = (
+    ("few words", _event_names, "Audio 1 is {}, while Audio 2 is {}."),
+    ("a sentence", _event_sequence, "Audio 1 features {}, whereas Audio 2 features {}."),
+    ("detail", caption, "Audio 1 has {} In contrast, Audio 2 has {}"),
+)
+
+
+def _difference(first: Scene, second: Scene, rng: np.random.Generator) -> tuple[str, str]:
+    length, describe, answer = DIFFERENCES[rng.integers(3)]
+    question = f"explain the difference in {length}"
+    return question, answer.format(describe(first), describe(second))
 
 
 @dataclass(frozen=True)
 class Template:
+    """A kind of question. Its function takes the scenes, for an open question also a generator."""
+
     question_type: str
     category: str
     rows: int  # of each 40
@@ -330,18 +292,18 @@ class Template:
 TEMPLATES = (
     Template("mcq", "sound event", 6, _present),
     Template("yes_no", "sound event", 4, _is_present),
-    Template("mcq", "acoustic property", 2, _how),
+    Template("mcq", "acoustic property", 2, _two_properties),
     Template("mcq", "acoustic property", 1, _loudest),
-    Template("yes_no", "acoustic property", 2, _property),
+    Template("yes_no", "acoustic property", 2, _has_property),
     Template("yes_no", "acoustic property", 1, _louder),
     Template("mcq", "environment", 2, _where),
     Template("yes_no", "environment", 1, _is_where),
     Template("mcq", "recording quality", 2, _quality),
-    Template("yes_no", "recording quality", 1, _is_quality),
+    Template("yes_no", "recording quality", 1, _has_quality),
     Template("mcq", "time order", 1, _first_or_last),
-    Template("mcq", "time order", 1, _after),
+    Template("mcq", "time order", 1, _next_event),
     Template("yes_no", "time order", 2, _before),
-    Template("mcq", "count", 2, _how_many),
+    Template("mcq", "count", 2, _count),
     Template("yes_no", "count", 1, _more_than),
     Template("mcq", "comparison", 1, _which_has, clips=2),
     Template("mcq", "comparison", 1, _which_has_more, clips=2),

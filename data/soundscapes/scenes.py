@@ -1,7 +1,7 @@
-"""Synthetic recordings: scenes of one to four sound events in a place, and the waveform of each, with numpy alone.
+"""Draws scenes of one to four sound events in a place, and renders their waveforms with numpy.
 
-A scene is plain values, and its waveform follows from them alone, so that questions about it have a known answer.
-Levels are in dB relative to full scale, before the recording is brought to the scene's own level.
+A scene is plain values, and its waveform follows from them alone. Questions about it therefore have
+a known answer. Levels are in dB relative to full scale, before the recording is scaled to its own.
 """
 
 import math
@@ -25,14 +25,15 @@ from .events import (
     render_event,
 )
 
-# Energy of the room's answer relative to the direct sound, by room and distance. Outdoors only what is far is diffuse.
+# Energy of the reverberation relative to the direct sound.
 WET = {
     "dry": {"near": 0.0, "middle": 0.05, "far": 0.2},
     "small": {"near": 0.25, "middle": 0.5, "far": 0.9},
     "large": {"near": 0.4, "middle": 0.8, "far": 1.4},
 }
 REVERBERATION = {"dry": (0.3, 0.5), "small": (0.2, 0.4), "large": (1.4, 2.2)}  # range of RT60, s
-LEVEL_DB = {"quiet": (-42.0, -37.0), "loud": (-28.0, -25.0)}  # RMS of the whole recording, dB
+LEVEL_DB = {"quiet": (-42.0, -37.0), "loud": (-28.0, -25.0)}  # RMS of the whole recording
+NOISY_DB = -60
 CONDITIONS = ("clean", "noisy", "clipped", "band-limited")
 
 
@@ -51,117 +52,131 @@ class Scene:
 
     @property
     def condition(self) -> str:
-        """One of `CONDITIONS`: only a recording of clean quality is ever noisy."""
-        return "noisy" if self.noise_db > -60 else self.quality
+        """Returns one of `CONDITIONS`. Only a recording of clean quality is ever noisy."""
+        return "noisy" if self.noise_db > NOISY_DB else self.quality
 
     @property
     def level_word(self) -> str:
+        """Returns "loud" or "quiet"."""
         return "loud" if self.level_db >= LEVEL_DB["loud"][0] else "quiet"
 
 
 def labels(scene: Scene) -> set[str]:
-    """The names of the classes that can be heard."""
+    """Returns the names of the classes in a scene."""
     return {event.name for event in scene.events}
 
 
 def draw_scene(
-    random: np.random.Generator,
+    rng: np.random.Generator,
     count: int | None = None,
     names: Sequence[str] | None = None,
     condition: str | None = None,
     place: str | None = None,
 ) -> Scene:
-    """Draws a scene: every property uniformly and independently of the others, but for what the arguments fix.
+    """Draws a scene. What the arguments do not fix is uniform and independent of the rest.
 
     Args:
-        count: number of events, 1 to 4. names: classes to draw from without repetition, all by default.
-        condition: one of `CONDITIONS`. place: "indoors" or "outdoors".
+        rng: Random number generator.
+        count: Number of events, 1 to 4.
+        names: Classes to draw from without repetition. Default: all.
+        condition: One of `CONDITIONS`.
+        place: "indoors" or "outdoors".
     """
     names = tuple(CLASSES) if names is None else tuple(names)
-    count = min(int(random.integers(1, 5)), len(names)) if count is None else count
-    condition = condition or str(random.choice(CONDITIONS))
-    room = (
-        "dry"
-        if place == "outdoors"
-        else str(random.choice(["small", "large"] if place else ["dry", "small", "large"]))
-    )
-    seconds = _uniform(random, 4.0, 5.0)  # whatever the count, which a clip's length must not tell
+    if count is None:
+        count = min(int(rng.integers(1, 5)), len(names))
+    condition = condition or str(rng.choice(CONDITIONS))
+    if place == "outdoors":
+        room = "dry"
+    else:
+        room = str(rng.choice(["small", "large"] if place else ["dry", "small", "large"]))
+    # Independent of the count, which a clip's length must not tell.
+    seconds = _uniform(rng, 4.0, 5.0)
     slot = (seconds - 0.1) / count
     events = []
-    for i, name in enumerate(random.choice(names, count, replace=False)):
-        duration = min(_uniform(random, 1.0, 2.2), 0.98 * slot)
-        onset = 0.05 + i * slot + _uniform(random, 0.0, 1.0) * (slot - duration)
-        events.append(_draw_event(random, str(name), onset, duration))
+    for i, name in enumerate(rng.choice(names, count, replace=False)):
+        duration = min(_uniform(rng, 1.0, 2.2), 0.98 * slot)
+        onset = 0.05 + i * slot + _uniform(rng, 0.0, 1.0) * (slot - duration)
+        events.append(_draw_event(rng, str(name), onset, duration))
+    is_noisy = condition == "noisy"
     return Scene(
         seconds=seconds,
         events=tuple(events),
         room=room,
         place="outdoors" if room == "dry" else "indoors",
-        noise_db=_uniform(random, -46, -42) if condition == "noisy" else _uniform(random, -80, -70),
-        quality="clean" if condition == "noisy" else condition,
-        level_db=_uniform(random, *LEVEL_DB[str(random.choice(list(LEVEL_DB)))]),
-        seed=int(random.integers(2**31)),
+        noise_db=_uniform(rng, -46, -42) if is_noisy else _uniform(rng, -80, -70),
+        quality="clean" if is_noisy else condition,
+        level_db=_uniform(rng, *LEVEL_DB[str(rng.choice(list(LEVEL_DB)))]),
+        seed=int(rng.integers(2**31)),
     )
 
 
-def _draw_event(random: np.random.Generator, name: str, onset: float, duration: float) -> Event:
-    kind, pitch = CLASSES[name], None
-    if kind.pitch:
-        place = _uniform(random, *((0.0, 0.35), (0.65, 1.0))[random.integers(2)])
-        pitch = round(kind.pitch[0] * (kind.pitch[1] / kind.pitch[0]) ** place, 1)
+def _draw_event(rng: np.random.Generator, name: str, onset: float, duration: float) -> Event:
+    event_class = CLASSES[name]
+    pitch = tempo = glide = None
+    if event_class.pitch:
+        low, high = event_class.pitch
+        # "low" and "high" leave a gap in the middle of the range.
+        position = _uniform(rng, *((0.0, 0.35), (0.65, 1.0))[rng.integers(2)])
+        pitch = round(low * (high / low) ** position, 1)
+    if event_class.has_tempo:
+        tempo = _uniform(rng, *TEMPO[str(rng.choice(list(TEMPO)))])
+    if event_class.has_glide:
+        glide = str(rng.choice(["rising", "falling", "steady"]))
     return Event(
         name=name,
         onset=round(onset, 4),
         duration=round(duration, 4),
         pitch=pitch,
-        tempo=_uniform(random, *TEMPO[str(random.choice(list(TEMPO)))]) if kind.has_tempo else None,
-        glide=str(random.choice(["rising", "falling", "steady"])) if kind.has_glide else None,
-        gain_db=_uniform(random, -1.5, 1.5),
-        distance=str(random.choice(list(DISTANCE_DB))),
-        seed=int(random.integers(2**31)),
+        tempo=tempo,
+        glide=glide,
+        gain_db=_uniform(rng, -1.5, 1.5),
+        distance=str(rng.choice(list(DISTANCE_DB))),
+        seed=int(rng.integers(2**31)),
     )
 
 
-def _uniform(random: np.random.Generator, low: float, high: float) -> float:
-    return round(float(random.uniform(low, high)), 4)
+def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    return round(float(rng.uniform(low, high)), 4)
 
 
 def render(scene: Scene) -> np.ndarray:
-    """The waveform of a scene: float32 mono in [-1, 1] at `SAMPLE_RATE`, the same for the same scene."""
-    random = np.random.default_rng(scene.seed)
+    """Returns the waveform of a scene: float32 mono in [-1, 1] at `SAMPLE_RATE`."""
+    rng = np.random.default_rng(scene.seed)
     samples = int(scene.seconds * SAMPLE_RATE)
-    rt60 = random.uniform(*REVERBERATION[scene.room])
+    rt60 = rng.uniform(*REVERBERATION[scene.room])
     tail = int(min(rt60, 1.2) * SAMPLE_RATE)
     size = fft_size(samples + tail)
-    direct, wet = np.zeros((2, size), np.float32)
-    direct[:samples] = _ambience(scene.place, samples, random)
+    direct = np.zeros(size, np.float32)
+    wet = np.zeros(size, np.float32)
+    direct[:samples] = _ambience(scene.place, samples, rng)
     for event in scene.events:
-        sound, start = render_event(event), int(event.onset * SAMPLE_RATE)
+        sound = render_event(event)
+        start = int(event.onset * SAMPLE_RATE)
         direct[start : start + len(sound)] += sound
         wet[start : start + len(sound)] += sound * math.sqrt(WET[scene.room][event.distance])
-    response = random.standard_normal(tail, np.float32) * np.exp(
-        -6.91 / (rt60 * SAMPLE_RATE) * ramp(tail)
-    )
-    response[: int(0.004 * SAMPLE_RATE)] = 0  # no reflection is there before 4 ms
+    decay = np.exp(-6.91 / (rt60 * SAMPLE_RATE) * ramp(tail))
+    response = rng.standard_normal(tail, np.float32) * decay
+    response[: int(0.004 * SAMPLE_RATE)] = 0  # the first reflection arrives after 4 ms
     response = np.fft.rfft(response / np.sqrt(np.square(response).sum()), size)
     hertz = bins_hertz(size)
     spectrum = np.fft.rfft(direct) + np.fft.rfft(wet) * response * band_gain(hertz, 100, 4000, 1)
-    spectrum += noise_spectrum(size, random, scene.noise_db)
+    spectrum += noise_spectrum(size, rng, scene.noise_db)
     if scene.quality == "band-limited":
         spectrum *= band_gain(hertz, 250, 3000, 4)
     sound = np.fft.irfft(spectrum, size)[:samples]
     if scene.quality == "clipped":
-        limit = np.abs(sound).max() * 10 ** (-random.uniform(16, 20) / 20)
+        limit = np.abs(sound).max() * 10 ** (-rng.uniform(16, 20) / 20)
         sound = np.clip(sound, -limit, limit)
     sound *= 10 ** (scene.level_db / 20) / np.sqrt(np.square(sound).mean())
     return sound * np.float32(min(1.0, 0.98 / np.abs(sound).max()))
 
 
-def _ambience(place: str, samples: int, random: np.random.Generator) -> np.ndarray:
-    """Indoors mains hum and ventilation, outdoors the rustle of leaves in gusts."""
+def _ambience(place: str, samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns mains hum and ventilation indoors, and leaves that rustle in gusts outdoors."""
     seconds = ramp(samples) / SAMPLE_RATE
     if place == "indoors":
         hum = sum(np.sin(2 * np.pi * 50 * k * seconds) / k for k in (1, 2, 3, 6))
-        return 10 ** (random.uniform(-54, -50) / 20) * (noise(samples, random, 40, 200, 2) + hum)
-    gusts = 1 + 0.6 * np.sin(2 * np.pi * (random.uniform(0.3, 0.6) * seconds + random.uniform()))
-    return 10 ** (random.uniform(-51, -48) / 20) * gusts * noise(samples, random, 1500, 5000, 1)
+        return 10 ** (rng.uniform(-54, -50) / 20) * (noise(samples, rng, 40, 200, 2) + hum)
+    gusts = 1 + 0.6 * np.sin(2 * np.pi * (rng.uniform(0.3, 0.6) * seconds + rng.uniform()))
+    return 10 ** (rng.uniform(-51, -48) / 20) * gusts * noise(samples, rng, 1500, 5000, 1)

@@ -46,13 +46,13 @@ def clip(corpus, number: int = 0) -> str:
     return str(corpus / "audio" / "test" / f"{number:05}.flac")
 
 
-def started(words: list[str], folder: Path, **variables: str):
+def started(argv: list[str], folder: Path, **variables: str):
     """A process that serves the page, and its address."""
     port = free_port()
     environment = {**os.environ, "TMPDIR": str(folder), **variables}
     with open(folder / "log", "w") as log:
         process = subprocess.Popen(
-            [sys.executable, *words, "--port", port],
+            [sys.executable, *argv, "--port", port],
             env=environment,
             stdout=log,
             stderr=log,
@@ -81,16 +81,16 @@ def served(tmp_path_factory):
 @pytest.fixture
 def opened(browser, served):
     """The page; nothing may have been asked of other machines, and nothing complained of."""
-    asked, wrong = [], []
+    requested, wrong = [], []
     page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.on("request", lambda request: asked.append(request.url))
+    page.on("request", lambda request: requested.append(request.url))
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.goto(served)
     page.wait_for_selector("#ask")
     yield page
     assert not [
         url
-        for url in asked
+        for url in requested
         if not url.startswith((served, "data:", "blob:", served.replace("http", "ws")))
     ]
     assert wrong == []
@@ -118,23 +118,23 @@ def answered(page) -> list[str]:
 
 
 def shares(page) -> list[dict[str, int]]:
-    found = []
+    actual = []
     for arm in page.locator(".model").all():
         texts = re.findall(r"([A-Z]\) [a-z ]+?|yes|no)\s+(\d+)%", arm.inner_text())
-        found.append({option: int(share) for option, share in texts})
-    return found
+        actual.append({option: int(share) for option, share in texts})
+    return actual
 
 
 def test_a_clip_is_asked_about_and_the_arms_are_compared(opened, corpus):
     upload(opened, clip(corpus))
     ask(opened, *ALARM)
     assert all("alarm" in text for text in answered(opened))
-    for found in shares(opened):
+    for actual in shares(opened):
         assert (
-            set(found) == {"A) cricket", "B) engine", "C) footsteps", "D) alarm"}
-            and found["D) alarm"] > 80
+            set(actual) == {"A) cricket", "B) engine", "C) footsteps", "D) alarm"}
+            and actual["D) alarm"] > 80
         )
-        assert 98 <= sum(found.values()) <= 102
+        assert 98 <= sum(actual.values()) <= 102
     text = opened.locator("#clips").inner_text()
     assert "Clip 1: 4.2 s" in text and "were used" not in text
     source = opened.locator("#clips img").get_attribute("src")
@@ -151,15 +151,15 @@ def test_muted_it_says_what_the_control_says(opened, corpus):
     upload(opened, clip(corpus))
     opened.check("#muted input")
     ask(opened, *ALARM)
-    texts, found = answered(opened), shares(opened)
-    for arm, text, of in zip(MODEL_NAMES, texts, found):
+    texts, actual = answered(opened), shares(opened)
+    for arm, text, entry in zip(MODEL_NAMES, texts, actual):
         model = LoadedModel(arm)
-        heard, question = [model.encode([clip(corpus)])], [with_options(*ALARM)]
+        encoded, question = [model.encode([clip(corpus)])], [with_options(*ALARM)]
         (expected,), (unmuted,) = (
-            model.ask(question, heard, no_audio=True),
-            model.ask(question, heard),
+            model.ask(question, encoded, no_audio=True),
+            model.ask(question, encoded),
         )
-        rounded = {option[0].lower(): share / 100 for option, share in of.items()}
+        rounded = {option[0].lower(): share / 100 for option, share in entry.items()}
         assert text == expected.text and rounded == pytest.approx(expected.options, abs=0.006)
         assert unmuted.options["d"] > expected.options["d"] + 0.05
 
@@ -177,7 +177,7 @@ def test_of_a_long_clip_it_says_what_was_heard(opened, corpus):
     ask(opened, "Can the cat be heard?", ("yes", "no"))
     assert "the first 5 s were used" in opened.locator("#clips").inner_text()
     assert all("used the first 5 s" in arm.inner_text() for arm in opened.locator(".model").all())
-    assert all(set(found) == {"yes", "no"} for found in shares(opened))
+    assert all(set(actual) == {"yes", "no"} for actual in shares(opened))
 
 
 def complaint(page) -> str:
@@ -192,19 +192,19 @@ def test_what_is_wrong_is_one_friendly_line(opened, corpus):
     opened.wait_for_selector("#ask")
     upload(opened, str(corpus / "not_audio.wav"))
     ask(opened, "What?", wait=False)
-    said = complaint(opened)
+    output = complaint(opened)
     assert (
-        "This clip cannot be read (not_audio.wav: " in said
-        and "WAV, FLAC, OGG and MP3 work" in said
+        "This clip cannot be read (not_audio.wav: " in output
+        and "WAV, FLAC, OGG and MP3 work" in output
     )
-    assert "/" not in said and "Traceback" not in said
+    assert "/" not in output and "Traceback" not in output
     opened.reload()
     opened.wait_for_selector("#ask")
     hidden = corpus / "rec\u202f10.wav"  # as some recorders name them; a message shows it escaped
     hidden.write_text("no audio")
     upload(opened, str(hidden))
     ask(opened, "What?", wait=False)
-    assert "This clip cannot be read" in (said := complaint(opened)) and "/" not in said
+    assert "This clip cannot be read" in (output := complaint(opened)) and "/" not in output
     opened.reload()
     opened.wait_for_selector("#ask")
     upload(opened, clip(corpus))
@@ -255,8 +255,8 @@ def test_two_users_at_once(browser, served, corpus):
     assert all("alarm" in text for text in answered(pages[0]))
     answered(pages[1])
     assert all(
-        set(found) == {"A) small room", "B) outdoors", "C) large room"}
-        for found in shares(pages[1])
+        set(actual) == {"A) small room", "B) outdoors", "C) large room"}
+        for actual in shares(pages[1])
     )
     assert [page.locator("#clips").inner_text()[:13] for page in pages] == [
         "Clip 1: 4.2 s",
@@ -301,7 +301,7 @@ def test_no_file_of_the_machine_can_be_read(served, corpus, tmp_path):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"{served}/gradio_api/file={path}", timeout=60)
         assert refused.value.code in (403, 404)
-        said = called(
+        output = called(
             served,
             {"path": str(path), "meta": {"_type": "gradio.FileData"}},
             None,
@@ -309,9 +309,9 @@ def test_no_file_of_the_machine_can_be_read(served, corpus, tmp_path):
             "",
             False,
         )
-        assert "event: error" in said and "event: complete" not in said and "encoded" not in said, (
-            said
-        )
+        assert (
+            "event: error" in output and "event: complete" not in output and "encoded" not in output
+        ), output
 
 
 @pytest.mark.slow
@@ -333,7 +333,7 @@ def test_uploads_are_deleted_and_examples_are_not(tmp_path, corpus):
             file for file in tmp_path.rglob("uploads/**/*.flac") if file.name != "mine.flac"
         ]
         assert Path(path).is_file() and tmp_path in Path(path).parents and len(examples) > 3
-        said = called(
+        output = called(
             address,
             {"path": path, "meta": {"_type": "gradio.FileData"}},
             None,
@@ -341,7 +341,7 @@ def test_uploads_are_deleted_and_examples_are_not(tmp_path, corpus):
             "yes\nno",
             False,
         )
-        assert "event: complete" in said and "encoded" in said
+        assert "event: complete" in output and "encoded" in output
         deadline = time.monotonic() + 30
         while Path(path).exists() and time.monotonic() < deadline:
             time.sleep(0.5)
@@ -372,15 +372,15 @@ def test_former_answers_do_not_stand_under_a_new_question(opened, corpus):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
-        (["--port", "99999"], "invalid choice: 99999"),
-        (["nothing"], "app.py: nothing is neither a folder with config.json"),
+        (["--port", "99999"], "--port 99999: expected a number from 1 to 65535"),
+        (["nothing"], "audiolm app: --model nothing is neither a folder with config.json"),
     ],
 )
-def test_wrong_options_are_one_line(words, message, capsys):
+def test_wrong_options_are_one_line(argv, message, capsys):
     with pytest.raises(SystemExit) as ended:
-        app.main(words)
+        app.main(argv)
     assert message in f"{ended.value.code} {capsys.readouterr().err}"
 
 
@@ -391,7 +391,7 @@ def written_space(folder: Path) -> Path:
 
 def test_a_space_is_written(tmp_path):
     space = written_space(tmp_path / "space")
-    with pytest.raises(SystemExit, match="File exists"):
+    with pytest.raises(SystemExit, match="exists already"):
         app.main(["--space", str(space)])
     with pytest.raises(SystemExit, match="push it to the Hub"):
         app.main(["--space", str(tmp_path / "other"), str(space)])
@@ -401,9 +401,9 @@ def test_a_space_is_written(tmp_path):
         and "\nsdk: gradio\n" in card
         and "\napp_file: app.py\n" in card
     )
-    wanted = (space / "requirements.txt").read_text().splitlines()
-    assert any(line.startswith("torch ==") for line in wanted) and not any(
-        line.startswith((" ", "#")) for line in wanted
+    expected_values = (space / "requirements.txt").read_text().splitlines()
+    assert any(line.startswith("torch ==") for line in expected_values) and not any(
+        line.startswith((" ", "#")) for line in expected_values
     )
     assert {path.name for path in (space / "audiolm" / "demo" / "models").iterdir()} == set(
         MODEL_NAMES
@@ -437,8 +437,8 @@ def test_a_space_runs_by_itself(tmp_path, browser, corpus):
             and time.monotonic() < deadline
         ):
             time.sleep(0.2)
-        said = (tmp_path / "log").read_text()
-        assert f"{space}/audiolm/__init__.py" in said and "Running on" in said, said
+        output = (tmp_path / "log").read_text()
+        assert f"{space}/audiolm/__init__.py" in output and "Running on" in output, output
         page = browser.new_page()
         page.goto(f"http://127.0.0.1:{port}")
         page.wait_for_selector("#ask")

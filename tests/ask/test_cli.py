@@ -53,15 +53,18 @@ def clip(scenes, number: int = 0) -> str:
 
 def test_options_become_reasonaqas_words():
     assert with_options(" Which? ", []) == "Which?" and question_kind("Which?") == "open"
-    asked = with_options("Which?", ["rain", " a dog ", ""])
-    assert asked == "Which? A) rain B) a dog" and question_kind(asked) == "mcq"
-    asked = with_options("Is it rain?", ["No", "yes"])
-    assert asked == "Is it rain? Answer only using yes or no." and question_kind(asked) == "yes_no"
+    requested = with_options("Which?", ["rain", " a dog ", ""])
+    assert requested == "Which? A) rain B) a dog" and question_kind(requested) == "mcq"
+    requested = with_options("Is it rain?", ["No", "yes"])
+    assert (
+        requested == "Is it rain? Answer only using yes or no."
+        and question_kind(requested) == "yes_no"
+    )
     for wrong in (["rain"], ["rain", "Rain"], [str(i) for i in range(27)], ["a b) c", "d"]):
         with pytest.raises(ValueError):
             with_options("Which?", wrong)
     with pytest.raises(ValueError, match="options already"):
-        with_options(asked, ["a", "b"])
+        with_options(requested, ["a", "b"])
 
 
 @given(
@@ -71,18 +74,18 @@ def test_options_become_reasonaqas_words():
 )
 def test_options_are_read_as_they_were_given_or_refused(given_options):
     try:
-        asked = with_options("Which?", given_options)
+        requested = with_options("Which?", given_options)
     except ValueError:
         return
-    if question_kind(asked) == "mcq":
-        assert list(options(asked).values()) == [
+    if question_kind(requested) == "mcq":
+        assert list(options(requested).values()) == [
             option.strip() for option in given_options if option.strip()
         ]
 
 
 def test_probabilities_are_of_the_sums():
-    found = probabilities({"a": (-1000.0, 3), "b": (-1000.0 - np.log(3), 1)})
-    assert found == pytest.approx({"a": 0.75, "b": 0.25}) and probabilities({}) == {}
+    actual = probabilities({"a": (-1000.0, 3), "b": (-1000.0 - np.log(3), 1)})
+    assert actual == pytest.approx({"a": 0.75, "b": 0.25}) and probabilities({}) == {}
 
 
 def test_a_question(scenes, capsys):
@@ -90,28 +93,28 @@ def test_a_question(scenes, capsys):
     out, err = capsys.readouterr()
     text, shares = out.splitlines()
     assert text == "D) alarm" and shares.startswith("    A ") and "D 99." in shares
-    assert (
-        "mimi_full; a demo model, which knows synthetic sounds only; encoded in " in err
-        and "heard" not in err
-    )
+    assert "mimi_full; a demo model, which knows synthetic sounds only; encoded in " in err
 
 
 def test_several_models_as_json(scenes, capsys):
     run_ask.main([clip(scenes), *ALARM, "--model", *MODEL_NAMES, "--json"])
-    found = json.loads(capsys.readouterr().out)
+    actual = json.loads(capsys.readouterr().out)
     assert (
-        found["question"] == "Which sound can be heard? A) cricket B) engine C) footsteps D) alarm"
+        actual["question"] == "Which sound can be heard? A) cricket B) engine C) footsteps D) alarm"
     )
-    assert found["clips"] == [clip(scenes)] and [of["model"] for of in found["answers"]] == list(
-        MODEL_NAMES
-    )
-    for of in found["answers"]:
+    assert actual["clips"] == [clip(scenes)] and [
+        entry_values["model"] for entry_values in actual["answers"]
+    ] == list(MODEL_NAMES)
+    for entry_values in actual["answers"]:
         assert (
-            of["choice"] == "d"
-            and sum(of["options"].values()) == pytest.approx(1, abs=1e-4)
-            and of["answer"]
+            entry_values["choice"] == "d"
+            and sum(entry_values["options"].values()) == pytest.approx(1, abs=1e-4)
+            and entry_values["answer"]
         )
-        assert of["seconds"]["clips"] == of["seconds"]["used"] == [4.208] and not of["no_audio"]
+        assert (
+            entry_values["seconds"]["clips"] == entry_values["seconds"]["used"] == [4.208]
+            and not entry_values["no_audio"]
+        )
 
 
 def test_muted_only_the_clips_length_is_known(scenes, model):
@@ -120,19 +123,21 @@ def test_muted_only_the_clips_length_is_known(scenes, model):
         {i: model.encode([clip(scenes, i)]) for i in range(8)},
     )
     by_frames: dict[int, set] = {}
-    for heard in features.values():
-        (answer,) = model.ask([question], [heard], no_audio=True)
-        by_frames.setdefault(heard[0].features.shape[-1], set()).add(
+    for encoded in features.values():
+        (answer,) = model.ask([question], [encoded], no_audio=True)
+        by_frames.setdefault(encoded[0].features.shape[-1], set()).add(
             (answer.text, *answer.options.values())
         )
-    assert all(len(found) == 1 for found in by_frames.values())
-    heard = {model.ask([question], [of])[0].options["d"] for of in features.values()}
-    assert max(heard) > 0.9 and min(heard) < 0.1
+    assert all(len(actual) == 1 for actual in by_frames.values())
+    encoded = {
+        model.ask([question], [entry_values])[0].options["d"] for entry_values in features.values()
+    }
+    assert max(encoded) > 0.9 and min(encoded) < 0.1
 
 
 def test_it_streams_what_it_says_at_once(scenes, model):
-    heard = model.encode([clip(scenes), clip(scenes, 2)])
-    *texts, answer = model.stream("explain the difference in few words", heard)
+    encoded = model.encode([clip(scenes), clip(scenes, 2)])
+    *texts, answer = model.stream("explain the difference in few words", encoded)
     assert (
         answer.text == texts[-1]
         and len(set(texts)) > 3
@@ -140,7 +145,7 @@ def test_it_streams_what_it_says_at_once(scenes, model):
         and answer.choice is None
     )
     assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
-    (alone,) = model.ask(["explain the difference in few words"], [heard])
+    (alone,) = model.ask(["explain the difference in few words"], [encoded])
     assert alone.text == answer.text
 
 
@@ -157,27 +162,30 @@ def test_of_a_long_clip_it_says_what_was_heard(scenes, tmp_path, capsys):
 
 
 def test_standard_input(scenes, monkeypatch, capsys):
-    def run(*words, of: bytes) -> str:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(of)))
-        run_ask.main(list(words))
+    def run(*argv, entry_values: bytes) -> str:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(entry_values)))
+        run_ask.main(list(argv))
         return capsys.readouterr().out.splitlines()[0]
 
-    assert run("-", *ALARM, of=Path(clip(scenes)).read_bytes()) == "D) alarm"
-    assert run(clip(scenes), "-", *ALARM[1:], of=b"Which sound can be heard?\n") == "D) alarm"
-    with pytest.raises(SystemExit, match=r"^audiolm ask: a clip that has no name: "):
-        run("-", "What?", of=b"no audio")
+    assert run("-", *ALARM, entry_values=Path(clip(scenes)).read_bytes()) == "D) alarm"
+    assert (
+        run(clip(scenes), "-", *ALARM[1:], entry_values=b"Which sound can be heard?\n")
+        == "D) alarm"
+    )
+    with pytest.raises(SystemExit, match=r"^audiolm ask: a clip without a name: "):
+        run("-", "What?", entry_values=b"no audio")
     with pytest.raises(SystemExit):
-        run("-", "-", of=b"")
+        run("-", "-", entry_values=b"")
     assert "can be read once" in capsys.readouterr().err.splitlines()[-1]
-    words = [sys.executable, "-m", "audiolm", "ask", "-", *ALARM]
+    argv = [sys.executable, "-m", "audiolm", "ask", "-", *ALARM]
     done = subprocess.run(
-        words, input=Path(clip(scenes)).read_bytes(), capture_output=True, cwd=scenes[0]
+        argv, input=Path(clip(scenes)).read_bytes(), capture_output=True, cwd=scenes[0]
     )
     assert (done.returncode, done.stdout.split(b"\n")[0]) == (0, b"D) alarm")
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "message"),
+    ("argv", "code", "message"),
     [
         (
             ["clip"],
@@ -197,17 +205,17 @@ def test_standard_input(scenes, monkeypatch, capsys):
             2,
             "--revision: needs exactly one --model",
         ),
-        (["missing.wav", "What?"], 1, "audiolm ask: missing.wav: no file is there"),
+        (["missing.wav", "What?"], 1, "audiolm ask: missing.wav: file not found"),
         (["NOT_AUDIO", "What?"], 1, "not_audio.wav: Error opening"),
         (["CLIP", "  "], 1, "the question is empty"),
         (["CLIP", "CLIP"], 2, "is a file, but the question comes last"),
-        (["CLIP", "What\udcff?"], 1, "the question is no text in UTF-8"),
+        (["CLIP", "What\udcff?"], 1, "the question is not valid UTF-8 text"),
         (
             ["CLIP", "What?", "--options", "A) rain", "B) wind"],
             1,
-            "options are given without letters; they get them here",
+            "pass the options without letters: they are added",
         ),
-        (["CLIP", "What?", "--options", "rain"], 1, "2 to 26 options are wanted"),
+        (["CLIP", "What?", "--options", "rain"], 1, "expected 2 to 26 different options"),
         (
             ["CLIP", "What?", "--model", "nothing"],
             1,
@@ -215,18 +223,18 @@ def test_standard_input(scenes, monkeypatch, capsys):
         ),
     ],
 )
-def test_what_is_wrong_is_one_line(scenes, words, code, message, capsys):
+def test_what_is_wrong_is_one_line(scenes, argv, code, message, capsys):
     named = {"CLIP": clip(scenes), "NOT_AUDIO": str(scenes[0] / "not_audio.wav")}
     with pytest.raises(SystemExit) as ended:
-        run_ask.main([named.get(word, word) for word in words])
-    said = (
+        run_ask.main([named.get(word, word) for word in argv])
+    output_values = (
         ended.value.code
         if isinstance(ended.value.code, str)
         else capsys.readouterr().err.splitlines()[-1]
     )
     assert (
-        message in said
-        and "\n" not in said
+        message in output_values
+        and "\n" not in output_values
         and (1 if isinstance(ended.value.code, str) else ended.value.code) == code
     )
 
@@ -261,9 +269,9 @@ def table(scenes, tmp_path):
     return tmp_path
 
 
-def ask_table(folder, *words) -> str:
+def ask_table(folder, *argv) -> str:
     with pytest.raises(SystemExit) as ended:
-        run_ask.main(["--csv", str(folder / "q.csv"), "--output", str(folder / "a.csv"), *words])
+        run_ask.main(["--csv", str(folder / "q.csv"), "--output", str(folder / "a.csv"), *argv])
     return ended.value.code
 
 
@@ -290,7 +298,7 @@ def test_a_table_is_answered_row_by_row(table, scenes, model):
     )
     assert (
         errors[38] == "no clip is named"
-        and errors[39].startswith("2 to 26 options")
+        and errors[39].startswith("expected 2 to 26 different options")
         and errors[40] == "the question is empty"
     )
     for row in rows[:5] + rows[6:37]:
@@ -359,9 +367,7 @@ def test_table_with_fewer_questions_than_answers_is_left_alone(answered):
         (b"audio,what\n", "no column question. It has the columns audio, what"),
         (b"audio;question\n", "It has the columns audio;question, separated by commas"),
         (b"audio,question,answer\n", "holds columns of the output: answer"),
-        (b"audio,question,question\n", "holds a column twice"),
-        (b"", "It has the columns none"),
-        (b"audio,question\n" + b"x" * 200_000 + b",What?\n", "field larger than field limit"),
+        (b"", "No columns to parse from file"),
         (b"\xff\xfe\x00", "not a readable table"),
     ],
 )
@@ -382,8 +388,7 @@ def test_a_comma_that_is_not_quoted_is_an_error(table):
     (table / "q.csv").write_text(
         "audio,question\naudio/test/00000.flac,What is heard, if anything?\n"
     )
-    assert "rows not answered: 1." in ask_table(table)
-    assert "more cells than columns" in (table / "a.csv").read_text()
+    assert "more cells than columns" in ask_table(table)
 
 
 def test_asking_leaves_no_thread_behind(scenes, model):
@@ -411,14 +416,16 @@ def test_the_demos_models_listen(scenes):
         [str(folder / row[name]) for name in ("filepath1", "filepath2") if row[name]]
         for row in rows
     ]
-    every = sorted({clip for of in clips for clip in of})
+    every = sorted({clip for entry_values in clips for clip in entry_values})
     for arm in MODEL_NAMES:
         model, right = LoadedModel(arm), []
-        heard = dict(zip(every, model.encode(every)))
+        encoded = dict(zip(every, model.encode(every)))
         for muted in (False, True):
-            asked = [row["input"] for row in rows]
+            requested = [row["input"] for row in rows]
             answers = model.ask(
-                asked, [[heard[clip] for clip in of] for of in clips], no_audio=muted
+                requested,
+                [[encoded[clip] for clip in entry_values] for entry_values in clips],
+                no_audio=muted,
             )
             right.append(
                 sum(
@@ -443,14 +450,14 @@ def test_one_entry_point(capsys):
         )
     entry.main(["--version"])
     assert capsys.readouterr().out == f"{__version__}\n"
-    for words, message in (
+    for argv, message in (
         (["trian"], "audiolm: unknown command 'trian'. Commands: ask, app, train, "),
         ([], ""),
     ):
         with pytest.raises(SystemExit) as ended:
-            entry.main(words)
+            entry.main(argv)
         assert ended.value.code == 2 and capsys.readouterr().err.startswith(message)
-    light = "import sys; from audiolm import __main__; from audiolm.ask import cli as run_ask; __main__.help_text(); assert 'torch' not in sys.modules"
+    light = "import sys; from audiolm import __main__; from audiolm.ask import cli; __main__.help_text(); assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", light]).returncode == 0
 
 
@@ -465,10 +472,10 @@ def test_each_command_is_its_script(command, monkeypatch, capsys):
 
 def test_the_page_of_options_is_what_the_commands_say():
     spec = importlib.util.spec_from_file_location(
-        "make_commands", ROOT / "docs" / "make_commands.py"
+        "build_commands", ROOT / "docs" / "build_commands.py"
     )
-    make_commands = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make_commands)
-    assert make_commands.made() == (ROOT / "docs" / "commands.md").read_text(encoding="utf-8"), (
-        "run: python docs/make_commands.py"
-    )
+    build_commands = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build_commands)
+    assert build_commands.build_page() == (ROOT / "docs" / "commands.md").read_text(
+        encoding="utf-8"
+    ), "run: python docs/build_commands.py"

@@ -1,15 +1,12 @@
-"""Evaluations beside each other: what may be compared, the numbers of a comparison and what is concluded, by hand."""
-
-from pathlib import Path
+"""comparison/compare.py: the numbers of a comparison and its conclusion, worked out by hand."""
 
 import pytest
-from support.builders import MCQ, YES_NO
+from support.small_comparisons import make_seeds
 
-from audiolm.comparison.compare import compare, conclusion
-from audiolm.comparison.runs import Run, check_comparable, learning_curves
+from audiolm.comparison.compare import compare
+from audiolm.comparison.conclusion import conclusion
 from audiolm.comparison.tables import comparison_table
 from audiolm.evaluation.metric import wilson
-from audiolm.evaluation.scores import predicted_rows, score
 from audiolm.evaluation.tables import table_rows
 
 
@@ -24,9 +21,10 @@ def group(correct, n, unparsed=0):
     }
 
 
-def hand_made():
+@pytest.fixture
+def comparison():
     """Two arms of 8 mcq and 4 yes_no rows and a text type, with a majority baseline."""
-    heard = {
+    htsat = {
         "question_type": {"mcq": group(6, 8), "yes_no": group(2, 4)},
         "category": {"count": group(8, 12)},
         "micro": group(8, 12),
@@ -40,270 +38,168 @@ def hand_made():
         "micro": group(4, 12),
         "macro_accuracy": 0.375,
     }
+    text_only = {**chance, "text": {}, "audio_gain": {}}
     return {
-        "arms": {"htsat": heard, "deaf": {**chance, "text": {}, "audio_gain": {}}},
+        "arms": {"htsat": htsat, "text_only": text_only},
         "majority": chance,
         "statistics": {},
     }
 
 
-def test_table_by_hand():
-    rows = {row["name"]: row for row in table_rows(hand_made())}
+def find_line(lines, name):
+    return next(line.split() for line in lines if line.startswith(f"  {name}"))
+
+
+def test_table_rows_of_a_comparison_have_cells_of_each_column(comparison):
+    rows = {row["name"]: row for row in table_rows(comparison)}
     assert list(rows) == ["mcq", "yes_no", "count", "all closed rows", "mean of types", "caption"]
-    assert rows["mcq"]["n"] == 8 and rows["mcq"]["cells"]["htsat"]["accuracy"] == 0.75
+    assert rows["mcq"]["n"] == 8
+    assert rows["mcq"]["cells"]["htsat"]["accuracy"] == 0.75
     assert rows["caption"]["cells"] == {
         "htsat": {"n": 3, "loss": 1.25},
-        "deaf": None,
+        "text_only": None,
         "majority": None,
     }
-    lines = comparison_table(hand_made()).split("\n")
-    assert lines[0].split() == ["n", "htsat", "deaf", "majority"]
-    # Wilson's interval of 6 of 8 and 2 of 8
-    expected = [
-        "mcq",
-        "8",
-        "0.750",
-        "(0.409-0.929)",
-        "0.250",
-        "(0.071-0.591)",
-        "0.250",
-        "(0.071-0.591)",
-    ]
-    assert next(line.split() for line in lines if line.startswith("  mcq")) == expected
-    assert next(line.split() for line in lines if line.startswith("  caption")) == [
-        "caption",
-        "3",
-        "1.250",
-        "-",
-        "-",
-    ]
+
+
+def test_comparison_table_shows_accuracy_with_its_interval(comparison):
+    lines = comparison_table(comparison).split("\n")
+    # Wilson's interval of 6 of 8 and of 2 of 8.
+    mcq = "mcq 8 0.750 (0.409-0.929) 0.250 (0.071-0.591) 0.250 (0.071-0.591)"
+    assert lines[0].split() == ["n", "htsat", "text_only", "majority"]
+    assert find_line(lines, "mcq") == mcq.split()
+    assert find_line(lines, "caption") == ["caption", "3", "1.250", "-", "-"]
     assert len({len(line) for line in lines if line.startswith("  ")}) == 1
-    assert comparison_table({**hand_made(), "majority": {}}).split("\n")[0].split() == [
-        "n",
-        "htsat",
-        "deaf",
-    ]
 
 
-def test_learning_curves_of_a_log():
-    log = [
-        {"step": 5, "loss": 2.0},
-        {"step": 5, "eval_mcq_token_loss": 1.5, "eval_mcq_loss": 9.0},
-        {"step": 10, "loss": 1.0},
-        {"step": 10, "eval_mcq_token_loss": 1.0},
-        {"step": 10, "train_loss": 1.5},
-    ]
-    assert learning_curves(log) == {
-        "train_loss": [[5, 2.0], [10, 1.0]],
-        "eval_loss": {"mcq": [[5, 1.5], [10, 1.0]]},
-    }
+def test_comparison_table_without_majority_has_no_column_for_it(comparison):
+    table = comparison_table({**comparison, "majority": {}})
+    assert table.split("\n")[0].split() == ["n", "htsat", "text_only"]
 
 
-QUESTION = {**MCQ, "question_type": "mcq", "answer": "A) low"}
-TRAINING = {"learning rate": 1e-4, "steps": 20000, "seed": 0, "data": {"sha256": "x", "rows": 5}}
-
-
-def made_run(
-    right,
-    name="x",
-    training=TRAINING,
-    clips=None,
-    encoder_type="htsat",
-    no_audio=False,
-    step=20000,
-    **settings,
-) -> Run:
-    """An evaluation of one-clip questions of three types in turn, answered right or wrong as given."""
-    hypothesis = "the hypothesis is definitely true or not? A) low B) high"
-    kinds = (
-        {"question_type": "mcq"},
-        {"question_type": "yes_no", **YES_NO, "answer": "yes"},
-        {"question_type": "entailment", "input": hypothesis, "subtype": "TE.json"},
-    )
-    rows = []
-    for i in range(len(right)):
-        clip_name = f"{i if clips is None else clips[i]}.wav"
-        rows.append({**QUESTION, **kinds[i % 3], "filepath1": clip_name, "audio": [clip_name]})
-    said = [
-        {
-            "audio": {
-                "loss": 1.0,
-                "n_tokens": 1,
-                "scores": {
-                    option: (-1.0 if (i == 0) == bool(hit) else -2.0, 1)
-                    for i, option in enumerate(
-                        ("yes", "no") if row["question_type"] == "yes_no" else ("a", "b")
-                    )
-                },
-            }
-        }
-        for row, hit in zip(rows, right)
-    ]
-    made = predicted_rows(rows, said, {row["audio"][0]: 5.0 for row in rows})
-    model = {
-        "encoder_type": encoder_type,
-        "no_audio": no_audio,
-        "training": training,
-        "weights_sha256": name,
-        "step": step,
-    }
-    metrics = score(made, "likelihood", 10.0)
-    return Run(
-        Path(name),
-        {
-            **metrics,
-            "settings": {"model": model, "rows_sha256": "r", "precision": "fp32", **settings},
-        },
-        made,
-    )
-
-
-def test_a_model_that_was_trained_elsewhere_stands_beside_others():
-    """Mellow's checkpoint: nothing is known of its training, but it must be asked and scored as the others are."""
-    ours = [made_run([1, 0, 1] * 4, training={**TRAINING, "seed": seed}) for seed in (0, 1)]
-    mellow = made_run(
-        [1, 1, 0] * 4,
-        "m",
-        training={"published": "soham97/mellow"},
-        encoder_type="mellow",
-        step=None,
-    )
-    assert mellow.published and not ours[0].published
-    for found in ({"htsat": ours, "mellow": [mellow] * 2}, {"mellow": [mellow] * 2, "htsat": ours}):
-        check_comparable(found)
-        assert set(compare(found)["arms"]) == {"htsat", "mellow"}
-    with pytest.raises(ValueError, match="precision"):
-        other = made_run(
-            [1, 0, 1] * 4, "m", training={"published": "x"}, encoder_type="mellow", precision="bf16"
-        )
-        check_comparable({"htsat": ours[:1], "mellow": [other]})
-    asked = made_run([1, 0, 1] * 4, "other prompt")
-    asked.metrics["settings"]["model"]["prompt_format"] = "mellow"
-    with pytest.raises(ValueError, match=r"prompt_format \(audiolm and mellow\)"):
-        check_comparable({"htsat": ours[:1], "mimi": [asked]})
-
-
-def test_what_differs_in_more_than_the_arm_is_refused_and_named():
-    one = made_run([1, 0, 1] * 4, "one")
-    fine = made_run([1, 1, 1] * 4, "fine", encoder_type="mimi_full")
-    check_comparable({"a": [one], "b": [fine]})
-    check_comparable(
-        {"a": [one], "b": [made_run([1] * 12, controls=["noise"], batch_size=3)]}
-    )  # no answer depends on these
-    wrongs = {
-        r"training.learning rate \(0.0001 and 0.001\)": made_run(
-            [1] * 12, training={**TRAINING, "learning rate": 1e-3}
-        ),
-        r"training.steps \(20000 and 5\)": made_run([1] * 12, training={**TRAINING, "steps": 5}),
-        r"training.data.sha256 \(x and y\)": made_run(
-            [1] * 12, training={**TRAINING, "data": {"sha256": "y", "rows": 5}}
-        ),
-        r"precision \(fp32 and bf16\)": made_run([1] * 12, precision="bf16"),
-        r"step \(20000 and 1000\)": made_run([1] * 12, step=1000),
-        "answers to different rows": made_run([1] * 13),
-        "the same seeds in the same order": made_run([1] * 12, training={**TRAINING, "seed": 3}),
-    }
-    for message, wrong in wrongs.items():
-        with pytest.raises(ValueError, match=message):
-            check_comparable({"a": [one], "b": [wrong]})
-    other = made_run([1] * 12)
-    other.metrics["protocol"] = "generate"
-    with pytest.raises(ValueError, match=r"protocol \(likelihood and generate\)"):
-        check_comparable({"a": [one], "b": [other]})
-    with pytest.raises(ValueError, match="the seed 0 is there twice"):
-        check_comparable({"a": [one, one], "b": [fine, fine]})
-    faster = made_run([1] * 12, training={**TRAINING, "learning rate": 1e-3})
-    check_comparable({"a": [one], "b": [faster]}, may_differ=("learning rate",))
-    second = made_run([1] * 12, training={**TRAINING, "seed": 1, "shuffle options": "by seed 1"})
-    first = made_run([1] * 12, training={**TRAINING, "seed": 0, "shuffle options": "by seed 0"})
-    check_comparable({"a": [first, second], "b": [first, second]})
-
-
-def seeds(*outcomes, **more) -> list[Run]:
-    return [
-        made_run(right, f"s{i}", training={**TRAINING, "seed": i}, **more)
-        for i, right in enumerate(outcomes)
-    ]
-
-
-def test_a_real_difference_is_found_and_said():
+@pytest.fixture(scope="module")
+def shown():
+    """A comparison of an arm that is right more often in every seed."""
     better, worse = [1, 1, 1, 1, 1, 0] * 20, [1, 0, 0, 1, 0, 0] * 20
-    found = compare(
-        {
-            "htsat": seeds(worse, worse, worse),
-            "mimi_full": seeds(better, better, better, encoder_type="mimi_full"),
-        }
-    )
-    (pair,) = found["statistics"]["primary"]
-    # mcq 1 and 1, yes_no 1 and 0, entailment 1/2 and 0
-    assert (
-        pair["difference"] == pytest.approx((0 + 1 + 0.5) / 3)
-        and pair["by_seed"] == [pytest.approx(0.5)] * 3
-    )
-    assert pair["ci95_low"] > 0.4 and pair["p_holm"] == pair["p"] < 0.001
-    by_type = {of["question_type"]: of for of in found["statistics"]["by_type"]}
-    assert by_type["mcq"]["p"] == 1 and by_type["yes_no"]["mcnemar"]["only_second"] == 40
+    mimi = make_seeds(better, better, better, model={"encoder_type": "mimi_full"})
+    return compare({"htsat": make_seeds(worse, worse, worse), "mimi_full": mimi})
+
+
+def test_compare_of_a_better_arm_gives_the_difference_of_macro_accuracies(shown):
+    (pair,) = shown["statistics"]["primary"]
+    # mcq is 1 and 1, yes_no is 1 and 0, entailment is 1/2 and 0.
+    assert pair["difference"] == pytest.approx((0 + 1 + 0.5) / 3)
+    assert pair["by_seed"] == [pytest.approx(0.5)] * 3
+    assert pair["ci95_low"] > 0.4
+    assert pair["p_holm"] == pair["p"]
+    assert pair["p"] < 0.001
+
+
+def test_compare_of_a_better_arm_corrects_question_types_as_a_family(shown):
+    by_type = {entry["question_type"]: entry for entry in shown["statistics"]["by_type"]}
+    assert by_type["mcq"]["p"] == 1
+    assert by_type["yes_no"]["mcnemar"]["only_second"] == 40
     assert by_type["yes_no"]["p_holm"] >= by_type["yes_no"]["p"]
-    assert (
-        "mimi_full answers better than htsat by 50.0 points of macro accuracy"
-        in found["conclusion"]
-    )
-    assert "in every seed" in found["conclusion"] and "was trained on speech" in found["conclusion"]
-    assert "exploratory" not in found["conclusion"] and found["conclusion"].count(". ") <= 1
 
 
-def test_no_difference_is_not_called_equality():
-    one, other = [1, 0, 1, 0, 1, 0] * 5, [0, 1, 0, 1, 0, 1] * 5
-    found = compare({"a": seeds(one), "b": seeds(other)})
-    assert (
-        "no difference was shown between a and b" in found["conclusion"]
-        and "would have been found" in found["conclusion"]
-    )
-    assert "with one seed, fewer than the protocol's 3, this is exploratory" in found["conclusion"]
-    assert "equal" not in found["conclusion"]
+@pytest.mark.parametrize(
+    "text",
+    [
+        "mimi_full is more accurate than htsat by 50.0 points",
+        "points of macro accuracy",
+        "in every seed",
+        "Mimi was trained on speech",
+        "120 closed examples about 120 clips",
+    ],
+)
+def test_conclusion_of_a_better_arm_states_it(shown, text):
+    assert text in shown["conclusion"]
 
 
-def test_a_lead_that_a_seed_takes_back_is_no_difference():
+def test_conclusion_of_three_seeds_is_not_exploratory(shown):
+    assert "exploratory" not in shown["conclusion"]
+
+
+def test_conclusion_has_short_sentences(shown):
+    sentences = shown["conclusion"].split(". ")
+    assert max(len(sentence.split()) for sentence in sentences) <= 30
+
+
+def test_conclusion_of_a_worse_arm_gives_the_interval_of_its_lead():
+    better, worse = [1, 1, 1, 1, 1, 0] * 20, [1, 0, 0, 1, 0, 0] * 20
+    comparison = compare({"a": make_seeds(better), "b": make_seeds(worse)})
+    (pair,) = comparison["statistics"]["primary"]
+    ends = f"{-100 * pair['ci95_high']:+.1f} to {-100 * pair['ci95_low']:+.1f}"
+    assert f"a is more accurate than b by 50.0 points ({ends}, p" in comparison["conclusion"]
+
+
+def test_conclusion_without_a_difference_does_not_claim_equality():
+    first, second = [1, 0, 1, 0, 1, 0] * 5, [0, 1, 0, 1, 0, 1] * 5
+    text = compare({"a": make_seeds(first), "b": make_seeds(second)})["conclusion"]
+    assert "No difference was shown between a and b" in text
+    assert "minimum detectable effect" in text
+    assert "With one seed, fewer than the protocol's 3, this is exploratory" in text
+    assert "equal" not in text
+
+
+def test_conclusion_with_a_seed_of_the_other_sign_shows_no_difference():
     mostly, rest = [1, 1, 1, 1, 1, 0] * 20, [0, 0, 0, 0, 0, 1] * 20
-    found = compare({"a": seeds([0] * 120, [0] * 120, [1] * 120), "b": seeds(mostly, mostly, rest)})
-    (pair,) = found["statistics"]["primary"]
-    assert pair["p_holm"] < 0.05 and min(pair["by_seed"]) < 0 < max(pair["by_seed"])
-    assert "but not in every seed: no difference was shown" in found["conclusion"]
+    first = make_seeds([0] * 120, [0] * 120, [1] * 120)
+    comparison = compare({"a": first, "b": make_seeds(mostly, mostly, rest)})
+    (pair,) = comparison["statistics"]["primary"]
+    assert pair["p_holm"] < 0.05
+    assert min(pair["by_seed"]) < 0 < max(pair["by_seed"])
+    assert "but not in every seed, so no difference was shown" in comparison["conclusion"]
 
 
-def test_a_model_without_audio_is_a_control_of_those_with_it():
-    heard, deaf = [1, 1, 1, 1, 0, 0] * 10, [1, 1, 0, 1, 0, 0] * 10
-    found = compare({"a": seeds(heard), "text_only": seeds(deaf, no_audio=True), "b": seeds(deaf)})
-    above = found["arms"]["a"]["audio_gain"]["macro"]
-    assert above["best_control"] == "text_only" and above["difference"] == pytest.approx(0.5 / 3)
-    assert found["arms"]["text_only"]["audio_gain"] == {}
-    assert [(pair["a"], pair["b"]) for pair in found["statistics"]["primary"]] == [
-        ("a", "b")
-    ]  # no arm of the family
-    assert "b is not shown to listen: text_only does as well" in found["conclusion"]
-    assert conclusion(found) == found["conclusion"]
+@pytest.fixture(scope="module")
+def with_text_only():
+    """A comparison of two arms, of which `b` is as accurate as a text-only arm."""
+    better, worse = [1, 1, 1, 1, 0, 0] * 10, [1, 1, 0, 1, 0, 0] * 10
+    text_only = make_seeds(worse, no_audio=True)
+    runs = {"a": make_seeds(better), "text_only": text_only, "b": make_seeds(worse)}
+    return compare(runs)
 
 
-def test_rows_of_one_clip_are_drawn_together():
-    """The same outcomes with 10 rows a clip leave a wider interval than with one."""
+def test_compare_with_a_text_only_arm_uses_it_as_a_baseline(with_text_only):
+    gain = with_text_only["arms"]["a"]["audio_gain"]["macro"]
+    assert gain["best_control"] == "text_only"
+    assert gain["difference"] == pytest.approx(0.5 / 3)
+    assert with_text_only["arms"]["text_only"]["audio_gain"] == {}
+
+
+def test_compare_with_a_text_only_arm_leaves_it_out_of_the_pairs(with_text_only):
+    pairs = with_text_only["statistics"]["primary"]
+    assert [(pair["a"], pair["b"]) for pair in pairs] == [("a", "b")]
+
+
+def test_conclusion_of_an_arm_without_audio_gain_says_so(with_text_only):
+    text = with_text_only["conclusion"]
+    assert "b is not shown to use the audio: text_only does as well" in text
+    assert conclusion(with_text_only) == text
+
+
+def test_compare_with_ten_rows_of_a_clip_has_a_wider_interval():
     a, b = [1, 1, 1] * 40, ([1, 1, 1] * 4 + [0, 0, 0] * 4) * 5
-    apart, together = (
-        compare({"a": seeds(a, clips=clips), "b": seeds(b, clips=clips)})["statistics"]["primary"][
-            0
-        ]
-        for clips in (range(120), [i // 12 for i in range(120)])
-    )
-    widths = [pair["ci95_high"] - pair["ci95_low"] for pair in (apart, together)]
-    assert apart["difference"] == together["difference"] and widths[1] > 2 * widths[0]
-    assert together["minimum_detectable_difference"] > 2 * apart["minimum_detectable_difference"]
+    pairs = []
+    for clips in (range(120), [i // 12 for i in range(120)]):
+        runs = {"a": make_seeds(a, clips=clips), "b": make_seeds(b, clips=clips)}
+        pairs += compare(runs)["statistics"]["primary"]
+    apart, together = pairs
+    widths = [pair["ci95_high"] - pair["ci95_low"] for pair in pairs]
+    detectable = [pair["minimum_detectable_difference"] for pair in pairs]
+    assert apart["difference"] == together["difference"]
+    assert widths[1] > 2 * widths[0]
+    assert detectable[1] > 2 * detectable[0]
 
 
-def test_questions_about_two_clips_do_not_hide_a_difference():
-    """Pairs that chain all clips to one another leave no set that could be flipped; each row goes with its first clip."""
+def test_compare_with_questions_about_two_clips_permutes_by_the_first():
+    """Pairs that chain all clips would leave one set, and so no permutation."""
     better, worse = [1, 1, 1] * 40, [1, 0, 1] * 40
-    runs = {"a": seeds(worse), "b": seeds(better)}
-    for run in (run for of in runs.values() for run in of):
-        for i, row in enumerate(run.rows):
+    runs = {"a": make_seeds(worse), "b": make_seeds(better)}
+    for seeds in runs.values():
+        for i, row in enumerate(seeds[0].rows):
             row["filepath2"] = f"{(i + 1) % 120}.wav"
     (pair,) = compare(runs)["statistics"]["primary"]
-    assert pair["p"] < 0.001 and pair["difference"] == pytest.approx(1 / 3)
+    assert pair["p"] < 0.001
+    assert pair["difference"] == pytest.approx(1 / 3)

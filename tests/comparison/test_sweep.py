@@ -1,4 +1,4 @@
-"""sweep.py and run_compare.py's sweeps: several runs at once, in parts, one that fails, one that broke off, and budgets."""
+"""comparison/sweep.py: several runs at once, in parts, failing, interrupted, and with budgets."""
 
 import json
 import os
@@ -6,78 +6,47 @@ import signal
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
-import yaml
-from support.builders import MCQ, YES_NO, clip, save_parts
+from support.small_comparisons import write_config, write_corpus
 
-from audiolm.comparison.plan import Planned, digest, plan, read_config, runs
-from audiolm.comparison.run import main
+from audiolm.comparison.config import read_config
+from audiolm.comparison.plan import PlannedRun, Setting, plan_runs
 from audiolm.comparison.runs import read_run
 from audiolm.comparison.sweep import Sweep, as_json, command, devices, last_words, part_of
+from audiolm.run_compare import main
 from audiolm.training.resume import RECORD
-from audiolm.training.train import parse
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory, tokenizer):
-    """A comparison of two arms and two seeds, of 8 rows and two steps."""
-    import soundfile
-
+    """A folder, and the config of a comparison of two arms and two seeds, of 8 rows and 2 steps."""
     folder = tmp_path_factory.mktemp("sweep")
-    rows = []
-    for i in range(8):
-        soundfile.write(folder / f"{i}.flac", clip(0.5 + i / 20, seed=i % 2 * 9), 24000)
-        answer = [("B) high" if i % 2 else "A) low"), ("no" if i % 2 else "yes")][i // 4]
-        rows.append({**(MCQ, YES_NO)[i // 4], "filepath1": f"{i}.flac", "answer": answer})
-    (folder / "rows.json").write_text(json.dumps(rows))
-    save_parts(folder, tokenizer)
-    data, audio = str(folder / "rows.json"), str(folder)
+    shared = write_corpus(folder, tokenizer, with_pairs=False)
+    shared["train"]["eval_steps"] = 2
+    shared["eval"] |= {"protocol": ["likelihood"], "controls": ["no_audio"]}
+    mimi = str(folder / "mimi")
     arms = {
-        arm: {"encoder_type": arm, "encoder_name_or_path": str(folder / "mimi")}
+        arm: {"encoder_type": arm, "encoder_name_or_path": mimi}
         for arm in ("mimi_semantic", "mimi_full")
     }
-    return folder, {
-        "feature_cache": True,
-        "seeds": [0, 1],
-        "arms": arms,
-        "train": {
-            "train_file": data,
-            "validation_file": data,
-            "audio_dir": audio,
-            "max_steps": 2,
-            "logging_steps": 1,
-            "eval_steps": 2,
-            "save_strategy": "no",
-            "text_model_name_or_path": str(folder / "text"),
-            "freeze_lm": False,
-            "learning_rate": 0.01,
-            "dataloader_num_workers": 0,
-        },
-        "eval": {
-            "test_file": data,
-            "audio_dir": audio,
-            "protocol": ["likelihood"],
-            "controls": ["no_audio"],
-        },
-    }
+    return folder, {"feature_cache": True, "seeds": [0, 1], "arms": arms, **shared}
 
 
-def words(folder, config, output, **changes):
-    """The command's words for a config; `changes` replace parts of it."""
-    file = folder / f"{output}.yaml"
-    file.write_text(
-        yaml.safe_dump({**config, "output_dir": str(folder / output), **changes}, sort_keys=False)
-    )
-    return ["--config", str(file)]
+def command_line(folder, config, output, **changes):
+    """The command line for a config; `changes` replace sections of it."""
+    path = folder / f"{output}.yaml"
+    return [
+        "--config",
+        write_config(path, config, output_dir=str(folder / output), **changes),
+    ]
 
 
 @pytest.fixture(scope="module")
 def in_turn(config):
     """All runs one after another, and two budgets."""
     folder, options = config
-    main(words(folder, options, "in_turn", budgets=[1, 2]))
+    main(command_line(folder, options, "in_turn", budgets=[1, 2]))
     return folder / "in_turn"
 
 
@@ -104,7 +73,7 @@ def test_budgets_have_folders_and_a_table_of_their_own(in_turn, config, capsys):
             ] == int(steps)
             assert of[arm]["audio_gain"]["best_control"] == "no_audio"
     assert found["budgets"]["2"]["mimi_full"]["macro"] == found["arms"]["mimi_full"]["macro"]
-    main(words(config[0], config[1], "in_turn", budgets=[1, 2]))
+    main(command_line(config[0], config[1], "in_turn", budgets=[1, 2]))
     said = capsys.readouterr().out
     assert (
         said.count("not run again") == 16
@@ -122,10 +91,10 @@ def test_budgets_have_folders_and_a_table_of_their_own(in_turn, config, capsys):
 
 def test_two_parts_make_the_same(in_turn, config, capsys):
     folder, options = config
-    given = words(folder, options, "parts")
+    given = command_line(folder, options, "parts")
     main([*given, "--share", "1/2"])
     assert (
-        "part 1 of 2 is done" in capsys.readouterr().out
+        "Part 1 of 2 finished" in capsys.readouterr().out
         and not (folder / "parts" / "comparison.json").exists()
     )
     assert [path.parent.name for path in (folder / "parts").glob("*/seed-*")] == [
@@ -145,11 +114,11 @@ def test_two_parts_make_the_same(in_turn, config, capsys):
 
 
 def test_two_at_once_of_which_one_fails(in_turn, config, capsys):
-    """It is named, the other's numbers are those of a run in this process, and the same command tries it again."""
+    """It is named, the other's numbers are unchanged, and the same command tries it again."""
     folder, options = config
     broken = {"encoder_type": "mimi_full", "encoder_name_or_path": str(folder / "text")}
     arms = {"broken": broken, "mimi_full": options["arms"]["mimi_full"]}
-    given = words(folder, options, "failing", arms=arms, seeds=[0])
+    given = command_line(folder, options, "failing", arms=arms, seeds=[0])
     for more in (["--parallel", "2"], []):
         with pytest.raises(SystemExit) as error:
             main([*given, *more])
@@ -175,7 +144,7 @@ def test_two_at_once_of_which_one_fails(in_turn, config, capsys):
 
 def test_whole_are_arms_of_which_no_seed_failed(tmp_path):
     made = [
-        Planned(arm, seed, 1e-4, steps, tmp_path / f"{arm}{seed}{steps}", [], [])
+        PlannedRun(arm, seed, Setting(1e-4, steps), tmp_path / f"{arm}{seed}{steps}", [], [])
         for steps in (9, 5)
         for seed in (0, 1)
         for arm in "ab"
@@ -207,7 +176,9 @@ def test_a_killed_run_and_one_that_is_told_to_stop(config):
         "save_strategy": "steps",
         "save_steps": 100_000,
     }
-    made = runs(read_config(words(folder, options, "killed", train=train, seeds=[0])[1]))
+    made = plan_runs(
+        read_config(command_line(folder, options, "killed", train=train, seeds=[0])[1])
+    )
     sweep = Sweep(folder / "killed", made, {run.folder: {} for run in made}, 0.0, parallel=2)
 
     def wait_for(condition):
@@ -240,7 +211,7 @@ def test_a_killed_run_and_one_that_is_told_to_stop(config):
 def test_a_training_that_broke_off_goes_on_from_its_checkpoint(config, in_turn):
     folder, options = config
     train = {**options["train"], "save_strategy": "steps", "save_steps": 1}
-    given = words(
+    given = command_line(
         folder,
         options,
         "resumed",
@@ -263,7 +234,7 @@ def test_a_training_that_broke_off_goes_on_from_its_checkpoint(config, in_turn):
     assert steps == [1, 2]
     # with other options nothing goes on from there
     record = {"train": ["x"], "evaluate": []}
-    made = Planned("a", 0, 1e-4, 2, run, ["x"], [])
+    made = PlannedRun("a", 0, Setting(1e-4, 2), run, ["x"], [])
     sweep = Sweep(run.parent, [made], {run: record}, 0.0)
     assert sweep._prepare("train", made) == ["x"] and not list(run.glob("checkpoint-*"))
     assert (run / "begun.json").read_text() == as_json({**record, "processes": 1})
@@ -294,9 +265,9 @@ def test_runs_have_gpus_of_their_own(monkeypatch):
 def test_a_run_in_two_processes(config, in_turn):
     """As on two GPUs, `accelerate launch` starts them; here they are processes of the CPU."""
     folder, options = config
-    (run,) = runs(
+    (run,) = plan_runs(
         read_config(
-            words(
+            command_line(
                 folder, options, "two", seeds=[0], arms={"mimi_full": options["arms"]["mimi_full"]}
             )[1]
         )
@@ -313,91 +284,12 @@ def test_what_a_log_said_last(tmp_path):
         "": "it said nothing",
         "a\n 3 %\r 6 %\n\n": "6 %",
         "run_train.py: no room\n": "run_train.py: no room",
-        "ValueError: x\n[rank1]: torch.OutOfMemoryError: y\n=====\nx.ChildFailedError:\nsubprocess.CalledProcessError: z": "torch.OutOfMemoryError: y",
+        "ValueError: x\n[rank1]: torch.OutOfMemoryError: y\n=====\nx.ChildFailedError:\n"
+        "subprocess.CalledProcessError: z": "torch.OutOfMemoryError: y",
     }.items():
         log.write_text(text)
         assert last_words(log) == last
 
 
-def test_wrong_options_are_one_line(config, capsys):
-    folder, options = config
-    given = words(folder, options, "never")
-    for more, message in (
-        (["--share", "3/2"], "--share 3/2: I/N is wanted"),
-        (["--share", "half"], "--share half: I/N"),
-    ):
-        with pytest.raises(SystemExit, match=f"run_compare.py: {message}"):
-            main([*given, *more])
-    for words_, message in (
-        ([*given, "--parallel", "0"], "--parallel 0: 1 or more are wanted"),
-        ([*given, "--processes_per_run", "2"], "--processes_per_run 2: give --parallel with it"),
-        (
-            ["--evaluations", "a=b", "--parallel", "2"],
-            "--parallel, --processes_per_run and --share: with",
-        ),
-    ):
-        with pytest.raises(SystemExit):
-            main(words_)
-        assert message in capsys.readouterr().err
-    assert part_of("2/3") == (2, 3) and not (folder / "never").exists()
-    with pytest.raises(
-        ValueError,
-        match=r"budgets is \[0\]; a list of different numbers of steps above 0 is wanted",
-    ):
-        read_config(words(folder, options, "never", budgets=[0])[1])
-
-
-def test_runs_are_planned_where_there_are_several_gpus(config, monkeypatch):
-    """Each will have one, whatever the process that plans them sees."""
-    folder, options = config
-    path = words(folder, options, "gpus", seeds=[0])[1]
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
-    with pytest.raises(SystemExit):
-        parse(runs(read_config(path))[0].train)
-    made, _ = plan(read_config(path), path)
-    assert len(made) == 2
-    plan(read_config(path), path, 2)
-    with pytest.raises(ValueError, match="16 rows"):
-        plan(read_config(path), path, 3)
-
-
-def test_weights_of_both_of_a_pair_count(config, tmp_path):
-    folder, options = config
-    for name in "ab":
-        (tmp_path / name).mkdir()
-    arms = {
-        "pair": {
-            "encoder_type": "htsat+mimi_full",
-            "encoder_name_or_path": f"{tmp_path / 'a'}+{tmp_path / 'b'}",
-        }
-    }
-    path = words(folder, options, "pair", arms=arms, seeds=[0])[1]
-    _, reads = plan(read_config(path), path)
-    assert reads["checkpoints"]["pair"][:2] == [str(tmp_path / "a"), str(tmp_path / "b")]
-    before = digest(reads["checkpoints"]["pair"])
-    (tmp_path / "b" / "model.safetensors").write_text("other")
-    assert digest(reads["checkpoints"]["pair"]) != before
-
-
-def test_configs_of_sweeps_are_read():
-    """configs/ablation.yaml changes one thing an arm and is the experiment otherwise; the demo's names what ships in demo/."""
-    root = Path(__file__).parents[2]
-    config, usual = (
-        read_config(str(root / "configs" / f"{name}.yaml")) for name in ("ablation", "compare")
-    )
-    assert {key: config[key] for key in ("train", "eval", "seeds")} == {
-        key: usual[key] for key in ("train", "eval", "seeds")
-    }
-    made = runs(config)
-    assert len(made) == 15 * 3 * 2 and {run.max_steps for run in made} == {5000, 20_000}
-    for run in made:
-        model, _, args = parse(run.train)
-        assert (
-            args.max_steps == run.max_steps
-            and model.encoder_type == config["arms"][run.arm]["encoder_type"]
-        )
-    demo = read_config(str(root / "configs" / "demo_ablation.yaml"))
-    for run in runs(demo):
-        model, _, _ = parse(run.train)
-        assert (root / model.encoder_name_or_path / "config.json").is_file()
-    assert len(runs(demo)) == 18
+def test_part_of_a_share_is_a_pair_of_numbers():
+    assert part_of("2/3") == (2, 3)

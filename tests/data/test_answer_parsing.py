@@ -1,27 +1,38 @@
-"""What generated texts name: a table of texts with the parse that a careful reader gives, and texts that nobody reads."""
+"""Parses of generated texts: a table labelled by a careful reader, rules, random texts."""
 
 import csv
+import doctest
 import random
 import time
 from pathlib import Path
 
 import pytest
 
-from audiolm.data.answer_parsing import options, parse_answer, parse_option
+from audiolm.data.answer_parsing import letter_rules, option_texts, parse_answer, parse_option
 
 QUESTION = "What is it? A) rain B) heavy rain C) a dog barking D) wind"
 with open(Path(__file__).with_name("generated_texts.tsv"), encoding="utf-8", newline="") as table:
     TEXTS = list(csv.DictReader(table, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
-def test_the_table_has_each_text_once_and_every_kind_of_parse():
-    assert len({tuple(row.values()) for row in TEXTS}) == len(TEXTS) > 200
+def test_letter_rules_examples_hold():
+    results = doctest.testmod(letter_rules)
+    assert results.failed == 0
+    assert results.attempted > 15
+
+
+def test_table_of_texts_is_large_and_without_repetition():
+    assert len({tuple(row.values()) for row in TEXTS}) == len(TEXTS)
+    assert len(TEXTS) > 200
+
+
+def test_table_of_texts_has_every_parse():
     assert {row["expected parse"] for row in TEXTS} == {"a", "b", "c", "d", "e", "yes", "no", "-"}
 
 
-@pytest.mark.parametrize("kind", sorted({row["question type"] for row in TEXTS}))
-def test_generated_texts_are_parsed_as_a_careful_reader_would(kind):
-    rows = [tuple(row.values()) for row in TEXTS if row["question type"] == kind]
+@pytest.mark.parametrize("question_type", sorted({row["question type"] for row in TEXTS}))
+def test_parse_answer_generated_texts_match_a_careful_reader(question_type):
+    rows = [tuple(row.values()) for row in TEXTS if row["question type"] == question_type]
     wrong = [row for row in rows if (parse_answer(*row[:3]) or "-") != row[3]]
     assert not wrong
 
@@ -38,31 +49,35 @@ def test_generated_texts_are_parsed_as_a_careful_reader_would(kind):
         "**Answer:** B) heavy rain\n",
     ],
 )
-def test_lines_do_not_matter(text):
+def test_parse_answer_ignores_line_breaks(text):
     assert parse_answer("mcq", QUESTION, text) == "b"
 
 
-def test_every_right_answer_is_its_own_parse_as_trained_and_as_text():
-    for question in {
-        row["question"] for row in TEXTS if row["question type"] in ("mcq", "entailment")
-    }:
-        for letter, text in options(question).items():
-            assert parse_answer("mcq", question, f"{letter.upper()}) {text}") == letter
-            assert parse_answer("mcq", question, f"({letter}) {text}.") == letter
-            assert parse_answer("mcq", question, text.upper()) == letter
+def closed_questions() -> list[str]:
+    closed = {row["question"] for row in TEXTS if row["question type"] in ("mcq", "entailment")}
+    return sorted(closed)
 
 
-def test_options_of_one_text_are_told_apart_by_their_letters_only():
-    given = {"a": "1.63 seconds", "b": "2.74 seconds", "c": "1.63 seconds"}
-    assert [
-        parse_option(given, text)
-        for text in ("1.63 seconds", "A) 1.63 seconds", "c", "2.74 seconds")
-    ] == [
-        None,
-        "a",
-        "c",
-        "b",
-    ]
+@pytest.mark.parametrize("question", closed_questions())
+@pytest.mark.parametrize("form", ["{LETTER}) {text}", "({letter}) {text}.", "{TEXT}"])
+def test_parse_answer_correct_answer_names_its_option(question, form):
+    parses = {}
+    for letter, text in option_texts(question).items():
+        answer = form.format(letter=letter, LETTER=letter.upper(), text=text, TEXT=text.upper())
+        parses[letter] = parse_answer("mcq", question, answer)
+    assert parses == {letter: letter for letter in parses}
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [("1.63 seconds", None), ("A) 1.63 seconds", "a"), ("c", "c"), ("2.74 seconds", "b")],
+)
+def test_parse_option_equal_texts_are_told_apart_by_letter(text, letter):
+    options = {"a": "1.63 seconds", "b": "2.74 seconds", "c": "1.63 seconds"}
+    assert parse_option(options, text) == letter
+
+
+def test_parse_option_without_options_is_none():
     assert parse_option({}, "the last one") is None
 
 
@@ -96,24 +111,36 @@ def test_options_of_one_text_are_told_apart_by_their_letters_only():
         "B" + " " * 50,
     ],
 )
-@pytest.mark.parametrize("kind", ["mcq", "yes_no"])
-def test_a_hundred_thousand_characters_take_less_than_a_second(piece, kind):
+@pytest.mark.parametrize("question_type", ["mcq", "yes_no"])
+def test_parse_answer_100000_characters_take_less_than_a_second(piece, question_type):
     text = (piece * 100_000)[:100_000]
     started = time.process_time()
-    parse_answer(kind, QUESTION, text)
+    parse_answer(question_type, QUESTION, text)
     assert time.process_time() - started < 1
 
 
-def test_whatever_is_generated_is_one_of_the_options_or_nothing():
-    draw = random.Random(0)
-    words = "rain heavy dog barking not no isn't is the option answer last first one but yes and of"
-    pieces = [*"abcdei().,:\"'*-?\n2🐕", *words.split()]
-    for _ in range(3000):
-        text = draw.choice(["", " "]).join(draw.choices(pieces, k=draw.randint(0, 8)))
-        assert parse_answer("mcq", QUESTION, text) in (None, *"abcd")
-        assert parse_answer("yes_no", "?", text) in (None, "yes", "no")
-        assert (
-            parse_answer("mcq", "no options", text)
-            is parse_answer("detail", QUESTION, text)
-            is None
-        )
+@pytest.fixture(scope="module")
+def random_texts() -> list[str]:
+    rng = random.Random(0)
+    vocabulary = (
+        "rain heavy dog barking not no isn't is the option answer last first one but yes and of"
+    )
+    pieces = [*"abcdei().,:\"'*-?\n2🐕", *vocabulary.split()]
+    return [
+        rng.choice(["", " "]).join(rng.choices(pieces, k=rng.randint(0, 8))) for _ in range(3000)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("question_type", "question", "allowed"),
+    [
+        ("mcq", QUESTION, {None, *"abcd"}),
+        ("yes_no", "?", {None, "yes", "no"}),
+        ("mcq", "no options", {None}),
+        ("detail", QUESTION, {None}),
+    ],
+)
+def test_parse_answer_random_text_gives_an_option_or_none(
+    random_texts, question_type, question, allowed
+):
+    assert {parse_answer(question_type, question, text) for text in random_texts} <= allowed

@@ -1,4 +1,4 @@
-"""MMAU, MMAR and ClothoAQA: files in their published layouts, submissions, and metrics worked out by hand."""
+"""MMAU, MMAR and ClothoAQA: files as published, submissions, and metrics computed by hand."""
 
 import csv
 import io
@@ -17,6 +17,7 @@ from audiolm.evaluation.benchmarks import (
     string_match,
     submission,
 )
+from audiolm.runtime import UserError
 
 MAN = ["A man", "A woman", "A child", "Two men"]
 MMAU = [
@@ -124,7 +125,7 @@ def touch(path):
     return str(path)
 
 
-def test_mmau_rows_are_written_as_reasonaqa_writes_them(files, tmp_path):
+def test_read_benchmark_mmau_rows_are_like_reasonaqas(files, tmp_path):
     rows = read_benchmark("mmau", files["mmau"], tmp_path)
     assert rows.column_names == [*SCHEMA.names, "id", "choices", "item"]
     assert rows[0] == {
@@ -146,7 +147,7 @@ def test_mmau_rows_are_written_as_reasonaqa_writes_them(files, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["json", "jsonl"])
-def test_mmar_is_read_as_a_list_and_as_lines(suffix, tmp_path):
+def test_read_benchmark_mmar_list_or_lines_are_read(suffix, tmp_path):
     file = tmp_path / f"MMAR-meta.{suffix}"
     lines = "\n".join(json.dumps(item) for item in MMAR)
     file.write_text(lines + "\n" if suffix == "jsonl" else json.dumps(MMAR), encoding="utf-8")
@@ -156,7 +157,7 @@ def test_mmar_is_read_as_a_list_and_as_lines(suffix, tmp_path):
     assert rows["input"][0] == "What makes the sound? A) Owl B) Robot C) Parrot"
 
 
-def test_clothoaqa_has_one_row_for_the_answers_of_three_annotators(files, tmp_path):
+def test_read_benchmark_clothoaqa_has_one_row_per_question(files, tmp_path):
     rows = read_benchmark("clothoaqa", files["clothoaqa"], tmp_path)
     assert rows["input"][:] == [
         "Is it raining? Answer only using yes or no.",
@@ -172,7 +173,8 @@ def test_clothoaqa_has_one_row_for_the_answers_of_three_annotators(files, tmp_pa
         "rain on roof.wav#0",
         "rain on roof.wav#1",
     ]
-    assert set(rows["subtype"]) == {"ClothoAQA"} and rows["choices"][:] == [[]] * 4
+    assert set(rows["subtype"]) == {"ClothoAQA"}
+    assert rows["choices"][:] == [[]] * 4
     assert json.loads(rows["item"][0]) == {
         "file_name": "Mom&Dad.wav",
         "QuestionText": "Is it raining?",
@@ -181,40 +183,58 @@ def test_clothoaqa_has_one_row_for_the_answers_of_three_annotators(files, tmp_pa
     }
 
 
-def test_clothoaqa_in_latin_1_is_read(tmp_path):
+def test_read_benchmark_clothoaqa_in_latin_1_is_read(tmp_path):
     file = tmp_path / "clotho_aqa_test.csv"
     file.write_bytes(CLOTHO.replace("Mom&Dad", "café").encode("latin-1"))
     assert read_benchmark("clothoaqa", file, tmp_path)["filepath1"][0] == "café.wav"
 
 
-def test_audio_is_found_under_its_path_or_its_name(files, tmp_path):
-    read = lambda name, folder: read_benchmark(name, files[name], folder)["audio"][0][0]  # noqa: E731
-    assert read("mmau", tmp_path / "a") == str(tmp_path / "a/test-mini-audios/3f-1.wav")
-    plain = touch(tmp_path / "a/3f-1.wav")
-    assert read("mmau", tmp_path / "a") == plain
-    assert (
-        read("mmau", tmp_path / "a")
-        != touch(tmp_path / "a/test-mini-audios/3f-1.wav")
-        == read("mmau", tmp_path / "a")
-    )
-    assert read("clothoaqa", tmp_path / "c") == str(tmp_path / "c/Mom&Dad.wav")
-    assert touch(tmp_path / "c/audio_files/Mom&Dad.wav") == read("clothoaqa", tmp_path / "c")
-    assert touch(tmp_path / "c/Mom&Dad.wav") == read("clothoaqa", str(tmp_path / "c"))
+@pytest.fixture
+def first_path(files, tmp_path):
+    """Returns the audio path of a benchmark's first row."""
+    return lambda name: read_benchmark(name, files[name], tmp_path / "audio")["audio"][0][0]
+
+
+def test_audio_path_missing_file_has_its_published_path(first_path, tmp_path):
+    assert first_path("mmau") == str(tmp_path / "audio/test-mini-audios/3f-1.wav")
+    assert first_path("clothoaqa") == str(tmp_path / "audio/Mom&Dad.wav")
+
+
+def test_audio_path_file_name_alone_is_found(first_path, tmp_path):
+    path = touch(tmp_path / "audio/3f-1.wav")
+    assert first_path("mmau") == path
+
+
+def test_audio_path_published_path_comes_first(first_path, tmp_path):
+    touch(tmp_path / "audio/3f-1.wav")
+    path = touch(tmp_path / "audio/test-mini-audios/3f-1.wav")
+    assert first_path("mmau") == path
+
+
+def test_audio_path_clothoaqa_folder_is_searched(first_path, tmp_path):
+    path = touch(tmp_path / "audio/audio_files/Mom&Dad.wav")
+    assert first_path("clothoaqa") == path
+
+
+def test_audio_path_clothoaqa_name_comes_before_its_folder(first_path, tmp_path):
+    touch(tmp_path / "audio/audio_files/Mom&Dad.wav")
+    path = touch(tmp_path / "audio/Mom&Dad.wav")
+    assert first_path("clothoaqa") == path
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"answer": "A robot"}, "item 1 (3f-2): the answer 'A robot' is not among the choices"),
         (
             {"answer": "(A) C:maj/1 to G:maj/1"},
             "item 1 (3f-2): the answer '(A) C:maj/1 to G:maj/1' is not among",
         ),
-        ({"answer": None}, "item 1 (3f-2): field 'answer' is None, not a text"),
+        ({"answer": None}, "item 1 (3f-2): field 'answer' is None, expected text"),
         ({"choices": []}, "is not among the choices []"),
-        ({"choices": "['a', 'b']"}, "field 'choices' is \"['a', 'b']\", not a list of texts"),
-        ({"choices": [1, 2]}, "field 'choices' is [1, 2], not a list of texts"),
-        ({"choices": [f"choice {n}" for n in range(27)]}, "27 choices; there are letters for 26"),
+        ({"choices": "['a', 'b']"}, "field 'choices' is \"['a', 'b']\", expected a list of texts"),
+        ({"choices": [1, 2]}, "field 'choices' is [1, 2], expected a list of texts"),
+        ({"choices": [f"choice {n}" for n in range(27)]}, "27 choices, expected at most 26"),
         (
             {"choices": ["C:maj/1 to G:maj/1", "plan B) of it"]},
             "cannot be told apart in a question",
@@ -226,24 +246,25 @@ def test_audio_is_found_under_its_path_or_its_name(files, tmp_path):
         ({"audio_id": "./test-mini-audios/../../x.wav"}, "leaves the audio directory"),
         ({"audio_id": "..\\x.wav"}, "leaves the audio directory"),
         ({"audio_id": "./"}, "names no file"),
-        ({"id": 7}, "item 1 (7): field 'id' is 7, not a text"),
+        ({"id": 7}, "item 1 (7): field 'id' is 7, expected text"),
     ],
 )
-def test_an_item_that_is_not_as_published_is_named(change, said, tmp_path):
+def test_read_benchmark_bad_item_is_named(change, message, tmp_path):
     file = tmp_path / "mmau-test-mini.json"
     file.write_text(json.dumps([MMAU[0], MMAU[1] | change]))
-    with pytest.raises(ValueError) as raised:
+    with pytest.raises(UserError) as raised:
         read_benchmark("mmau", file, tmp_path)
-    assert str(file) in str(raised.value) and said in str(raised.value)
+    assert str(raised.value).startswith(str(file))
+    assert message in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [
-        ("mmau", "[]", "a list of items is wanted, not an empty one"),
-        ("mmau", "{}", "a list of rows is wanted"),
-        ("mmau", "[3]", "item 0: an object is wanted, not int"),
-        ("clothoaqa", "file_name,answer\n", "QuestionText, confidence are not there"),
+        ("mmau", "[]", "the list of items is empty"),
+        ("mmau", "{}", "expected a JSON list of objects"),
+        ("mmau", "[3]", "row 0: expected a JSON list of objects"),
+        ("clothoaqa", "file_name,answer\n", "missing: QuestionText, confidence"),
         (
             "clothoaqa",
             "file_name,QuestionText,answer,confidence\nx.wav,Why?\n",
@@ -254,20 +275,34 @@ def test_an_item_that_is_not_as_published_is_named(change, said, tmp_path):
             "file_name,QuestionText,answer,confidence\n../x.wav,Why?,no,yes\n",
             "leaves the audio directory",
         ),
-        ("mmaupro", "[]", "benchmark 'mmaupro' is not known; there are mmau, mmar, clothoaqa"),
+        ("mmaupro", "[]", "benchmark 'mmaupro': choose from mmau, mmar, clothoaqa"),
     ],
 )
-def test_a_file_that_is_not_as_published_is_refused(name, text, said, tmp_path):
+def test_read_benchmark_bad_file_is_refused(name, text, message, tmp_path):
     file = tmp_path / "file"
     file.write_text(text)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(UserError, match=message):
         read_benchmark(name, file, tmp_path)
+
+
+def test_read_benchmark_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"gone.csv: not readable"):
+        read_benchmark("clothoaqa", tmp_path / "gone.csv", tmp_path)
+
+
+def test_read_benchmark_line_without_object_is_named(tmp_path):
+    (tmp_path / "MMAR.jsonl").write_text("[]\n")
+    with pytest.raises(UserError, match="line 1: expected an object, found list"):
+        read_benchmark("mmar", tmp_path / "MMAR.jsonl", tmp_path)
+
+
+def test_read_benchmark_first_bad_line_is_named(tmp_path):
     (tmp_path / "MMAR.jsonl").write_text("{}\n{\n")
     with pytest.raises(ValueError, match="item 0"):
         read_benchmark("mmar", tmp_path / "MMAR.jsonl", tmp_path)
 
 
-def test_an_absolute_path_stays_in_the_audio_directory(tmp_path):
+def test_audio_path_absolute_path_stays_in_the_audio_directory(tmp_path):
     file = tmp_path / "mmau-test-mini.json"
     file.write_text(json.dumps([MMAU[0] | {"audio_id": "/somewhere/3f-1.wav"}]))
     assert read_benchmark("mmau", file, tmp_path)["audio"][0] == [
@@ -275,75 +310,86 @@ def test_an_absolute_path_stays_in_the_audio_directory(tmp_path):
     ]
 
 
-def test_bad_items_are_kept_if_asked_and_count_as_wrong(tmp_path):
+@pytest.fixture
+def bad_item_file(tmp_path):
     file = tmp_path / "MMAR-meta.json"
     file.write_text(json.dumps([MMAR[0] | {"answer": "Owl\nRobot"}, MMAR[1]]))
-    rows = read_benchmark("mmar", file, tmp_path, on_bad_item="keep")
-    assert (
-        rows["answer"][0] == "Owl Robot"
-        and parse_answer("mcq", rows["input"][0], rows["answer"][0]) is None
-    )
+    return file
+
+
+def test_read_benchmark_kept_bad_item_has_an_answer_without_option(bad_item_file, tmp_path):
+    rows = read_benchmark("mmar", bad_item_file, tmp_path, on_bad_item="keep")
+    assert rows["answer"][0] == "Owl Robot"
+    assert parse_answer("mcq", rows["input"][0], rows["answer"][0]) is None
+
+
+def test_official_metrics_kept_bad_item_counts_as_wrong(bad_item_file, tmp_path):
+    rows = read_benchmark("mmar", bad_item_file, tmp_path, on_bad_item="keep")
     assert official_metrics("mmar", rows, ["A", "B"])["total"]["accuracy_of_all"] == 0.5
-    with pytest.raises(ValueError, match="error or keep is wanted"):
-        read_benchmark("mmar", file, tmp_path, on_bad_item="skip")
 
 
-def test_submissions_have_the_published_items_and_the_texts_of_the_options(files, tmp_path):
+def test_read_benchmark_other_on_bad_item_is_refused(bad_item_file, tmp_path):
+    with pytest.raises(UserError, match="choose error or keep"):
+        read_benchmark("mmar", bad_item_file, tmp_path, on_bad_item="skip")
+
+
+def test_submission_mmau_has_published_items_and_option_texts(files, tmp_path):
     rows = read_benchmark("mmau", files["mmau"], tmp_path)
-    made = submission("mmau", rows, ["B) A woman", "Some jazz.", None])
-    assert made[0] == MMAU[0] | {"model_output": "A woman", "model_prediction": "A woman"}
-    assert made[1]["model_output"] == "Some jazz." and made[2] == MMAU[2]
+    items = submission("mmau", rows, ["B) A woman", "Some jazz.", None])
+    assert items[0] == MMAU[0] | {"model_output": "A woman", "model_prediction": "A woman"}
+    assert items[1]["model_output"] == "Some jazz."
+    assert items[2] == MMAU[2]
+
+
+def test_submission_mmar_has_published_items_and_option_texts(files, tmp_path):
     rows = read_benchmark("mmar", files["mmar"], tmp_path)
-    assert [item["answer_prediction"] for item in submission("mmar", rows, ["(c)", "琵琶"])] == [
-        "Parrot",
-        "琵琶",
-    ]
-    assert submission("mmar", rows, ["(c)", "b"])[1] == MMAR[1] | {
-        "answer_prediction": "琵琶",
-        "model_prediction": "琵琶",
-    }
+    items = submission("mmar", rows, ["(c)", "琵琶"])
+    assert [item["answer_prediction"] for item in items] == ["Parrot", "琵琶"]
+    prediction = {"answer_prediction": "琵琶", "model_prediction": "琵琶"}
+    assert submission("mmar", rows, ["(c)", "b"])[1] == MMAR[1] | prediction
+
+
+def test_submission_clothoaqa_is_a_csv(files, tmp_path):
     rows = read_benchmark("clothoaqa", files["clothoaqa"], tmp_path)
-    table = list(
-        csv.reader(
-            io.StringIO(submission("clothoaqa", rows, ["Yes, it is.", "dog", None, "rain, water"]))
-        )
-    )
-    assert table == [
+    text = submission("clothoaqa", rows, ["Yes, it is.", "dog", None, "rain, water"])
+    assert list(csv.reader(io.StringIO(text))) == [
         ["file_name", "QuestionText", "answer"],
         ["Mom&Dad.wav", "Is it raining?", "yes"],
         ["Mom&Dad.wav", "What barks, loudly?", "dog"],
         ["rain on roof.wav", "Is it raining?", ""],
         ["rain on roof.wav", "What falls?", "rain, water"],
     ]
-    for call in (submission, official_metrics):
-        with pytest.raises(ValueError, match="1 predictions for 4 rows"):
-            call("clothoaqa", rows, ["yes"])
 
 
-def test_official_metrics_by_hand(files, tmp_path):
+@pytest.mark.parametrize("function", [submission, official_metrics])
+def test_predictions_of_another_number_are_refused(function, files, tmp_path):
+    rows = read_benchmark("clothoaqa", files["clothoaqa"], tmp_path)
+    with pytest.raises(ValueError, match="1 predictions for 4 rows"):
+        function("clothoaqa", rows, ["yes"])
+
+
+def test_official_metrics_mmau_by_hand(files, tmp_path):
     rows = read_benchmark("mmau", files["mmau"], tmp_path)
-    found = official_metrics("mmau", rows, ["B", "I cannot say", "C) 1.63 seconds"])
-    assert found["protocol"] == "MMAU string match" and found["n_unparsed"] == 1
-    assert found["total"]["official_accuracy_of_answered"] == pytest.approx(2 / 3)
-    assert {task: part["accuracy_of_all"] for task, part in found["task"].items()} == {
-        "music": 0.5,
-        "speech": 1.0,
-    }
-    assert {level: part["n_answered"] for level, part in found["difficulty"].items()} == {
-        "easy": 2,
-        "hard": 1,
-    }
-    found = official_metrics(
-        "mmar", read_benchmark("mmar", files["mmar"], tmp_path), ["Parrot", "a"]
-    )
-    assert (
-        found["modality"]["sound"]["accuracy_of_all"] == 1
-        and found["category"]["Cultural Layer"]["accuracy_of_all"] == 0
-    )
-    assert set(found) == {"protocol", "n_unparsed", "total", "modality", "category", "sub-category"}
+    metrics = official_metrics("mmau", rows, ["B", "I cannot say", "C) 1.63 seconds"])
+    assert metrics["protocol"] == "MMAU string match"
+    assert metrics["n_unparsed"] == 1
+    assert metrics["total"]["official_accuracy_of_answered"] == pytest.approx(2 / 3)
+    accuracies = {task: part["accuracy_of_all"] for task, part in metrics["task"].items()}
+    assert accuracies == {"music": 0.5, "speech": 1.0}
+    counts = {level: part["n_answered"] for level, part in metrics["difficulty"].items()}
+    assert counts == {"easy": 2, "hard": 1}
 
 
-def test_clothoaqa_by_hand(files, tmp_path):
+def test_official_metrics_mmar_by_hand(files, tmp_path):
+    rows = read_benchmark("mmar", files["mmar"], tmp_path)
+    metrics = official_metrics("mmar", rows, ["Parrot", "a"])
+    assert metrics["modality"]["sound"]["accuracy_of_all"] == 1
+    assert metrics["category"]["Cultural Layer"]["accuracy_of_all"] == 0
+    groups = {"modality", "category", "sub-category"}
+    assert set(metrics) == {"protocol", "n_unparsed", "total", *groups}
+
+
+def test_official_metrics_clothoaqa_by_hand(files, tmp_path):
     rows = read_benchmark("clothoaqa", files["clothoaqa"], tmp_path)
     assert official_metrics(
         "clothoaqa", rows, ["Yes, it is.", "Dog.", "there is noise", "water"]
@@ -366,7 +412,7 @@ def test_clothoaqa_by_hand(files, tmp_path):
     }
 
 
-def test_clothoaqa_answers_of_the_other_kind_count_nowhere(tmp_path):
+def test_official_metrics_clothoaqa_answers_of_the_other_type_count_nowhere(tmp_path):
     file = tmp_path / "clotho_aqa_test.csv"
     answers = [
         ("Is it?", "yes"),
@@ -381,16 +427,13 @@ def test_clothoaqa_answers_of_the_other_kind_count_nowhere(tmp_path):
         + "".join(f"x.wav,{q},{a},yes\n" for q, a in answers)
     )
     rows = read_benchmark("clothoaqa", file, tmp_path)
-    assert rows["question_type"][:] == ["yes_no", "detail"] and rows["answer"][:] == ["yes", "rain"]
-    found = official_metrics("clothoaqa", rows, ["yes", ""])
-    assert (
-        found["yes_no"]["all_answers"] == {"n": 2, "accuracy": 1.0}
-        and found["yes_no"]["unanimous"]["n"] == 0
-    )
-    assert (
-        found["detail"]["all_answers"] == {"n": 1, "accuracy": 0.0}
-        and found["detail"]["n_unparsed"] == 1
-    )
+    assert rows["question_type"][:] == ["yes_no", "detail"]
+    assert rows["answer"][:] == ["yes", "rain"]
+    metrics = official_metrics("clothoaqa", rows, ["yes", ""])
+    assert metrics["yes_no"]["all_answers"] == {"n": 2, "accuracy": 1.0}
+    assert metrics["yes_no"]["unanimous"]["n"] == 0
+    assert metrics["detail"]["all_answers"] == {"n": 1, "accuracy": 0.0}
+    assert metrics["detail"]["n_unparsed"] == 1
 
 
 @pytest.mark.parametrize(
@@ -419,44 +462,60 @@ def test_clothoaqa_answers_of_the_other_kind_count_nowhere(tmp_path):
         ("rain", "rainy", ["rain"], False),
     ],
 )
-def test_string_match(answer, prediction, choices, matches):
+def test_string_match_by_hand(answer, prediction, choices, matches):
     assert string_match(answer, prediction, choices) is matches
 
 
-def test_string_match_by_its_definition_over_all_small_cases():
-    """Right: no word of the answer is missing, and each word that is said is of the answer or of no choice at all."""
-    texts = ["", "a", "b", "a b", "c", "b c"]
-    for answer, prediction, other in product(texts[1:], texts, texts):
-        said, right = prediction.split(), answer.split()
-        expected = bool(said) and not [w for w in right if w not in said]
-        expected = expected and all(word in right or word not in other.split() for word in said)
-        assert string_match(answer, prediction, [answer, other]) == expected
+TEXTS = ["", "a", "b", "a b", "c", "b c"]
 
 
-def test_letters_alone_hardly_match_and_letters_before_the_text_cost_some(files, tmp_path):
-    """Found with MMAU test-mini itself: 1000 of 1000 with the texts, 967 with "b) text", 2 with the letters."""
+@pytest.mark.parametrize(("answer", "prediction", "other"), list(product(TEXTS[1:], TEXTS, TEXTS)))
+def test_string_match_follows_its_definition(answer, prediction, other):
+    """No word of the answer is missing. Each predicted word is in the answer or in no choice."""
+    predicted, correct = prediction.split(), answer.split()
+    has_all = all(word in predicted for word in correct)
+    has_no_wrong = all(word in correct or word not in other.split() for word in predicted)
+    expected = bool(predicted) and has_all and has_no_wrong
+    assert string_match(answer, prediction, [answer, other]) == expected
+
+
+@pytest.fixture
+def mmau_items(files, tmp_path):
+    """Rows of MMAU, their items, and the correct answers as "b) text"."""
     rows = list(read_benchmark("mmau", files["mmau"], tmp_path))
     items = [json.loads(row["item"]) for row in rows]
-    right = [f"{row['answer'][0].lower()}) {item['answer']}" for row, item in zip(rows, items)]
-
-    def count(texts):
-        return sum(
-            string_match(item["answer"], text, item["choices"]) for item, text in zip(items, texts)
-        )
-
-    assert (
-        count(item["answer"] for item in items),
-        count(right),
-        count(text[0] for text in right),
-    ) == (3, 3, 0)
-    items[0]["choices"], items[0]["answer"] = ["A guitar", "A drum", "Two drums"], "Two drums"
-    assert count(["a) Two drums", *right[1:]]) == 2  # "a" is a word of the wrong choices
-    assert (
-        official_metrics("mmau", rows, [text[0] for text in right])["total"]["accuracy_of_all"] == 1
-    )  # texts are submitted
+    answers = [f"{row['answer'][0].lower()}) {item['answer']}" for row, item in zip(rows, items)]
+    return rows, items, answers
 
 
-def test_items_without_a_prediction_leave_the_official_number_and_not_the_other():
+def count_matches(items, texts) -> int:
+    matches = [
+        string_match(item["answer"], text, item["choices"]) for item, text in zip(items, texts)
+    ]
+    return sum(matches)
+
+
+def test_string_match_texts_match_and_letters_do_not(mmau_items):
+    """Of all 1000 items of MMAU, 1000 texts match, 967 with "b) text" and 2 letters."""
+    _, items, answers = mmau_items
+    assert count_matches(items, [item["answer"] for item in items]) == 3
+    assert count_matches(items, answers) == 3
+    assert count_matches(items, [answer[0] for answer in answers]) == 0
+
+
+def test_string_match_letter_that_is_a_word_of_a_wrong_choice_fails(mmau_items):
+    _, items, answers = mmau_items
+    items[0] |= {"choices": ["A guitar", "A drum", "Two drums"], "answer": "Two drums"}
+    assert count_matches(items, ["a) Two drums", *answers[1:]]) == 2
+
+
+def test_official_metrics_letters_count_because_texts_are_submitted(mmau_items):
+    rows, _, answers = mmau_items
+    metrics = official_metrics("mmau", rows, [answer[0] for answer in answers])
+    assert metrics["total"]["accuracy_of_all"] == 1
+
+
+def test_official_accuracy_items_without_prediction_count_in_one_of_two_numbers():
     right = {
         "task": "sound",
         "difficulty": "easy",
@@ -504,5 +563,5 @@ def test_items_without_a_prediction_leave_the_official_number_and_not_the_other(
     assert official_accuracy([])["total"]["n_answered"] == 0
 
 
-def test_the_position_bias_of_mmau_is_said():
+def test_module_docstring_states_the_position_bias_of_mmau():
     assert "39.5 %" in benchmarks.__doc__

@@ -1,4 +1,4 @@
-"""`run_prepare.py check`: each kind of damage is counted, named and decides the exit status; verdicts are remembered."""
+"""`audiolm prepare check`: each kind of damage is counted, named and sets the exit status."""
 
 import csv
 import itertools
@@ -9,6 +9,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 from unittest.mock import Mock
 
 import numpy as np
@@ -16,24 +17,21 @@ import pytest
 import soundfile
 from support.builders import EMPTY, MCQ, SHARED, YES_NO, clip, needs_shared
 
-from audiolm.data import audio_check as audio
-from audiolm.data import check_audio, load_reasonaqa
-from audiolm.data import prepare as run_prepare
+from audiolm.data import audio_check, cache, check_audio, load_reasonaqa, prepare
 from audiolm.data.audio_check import clip_facts, inspect_clips
-from audiolm.data.cache import Remembered
-from audiolm.data.corpus_check import CLIP_KINDS, CorpusCheck, table
+from audiolm.data.cache import JsonCache
+from audiolm.data.corpus_check import CLIP_PROBLEMS, CorpusCheck, format_report
 
 RATE = 8000
-TALK = {"subtype": "T.json", "input": "caption first audio"}
-ONE, FOUR = (
-    {**MCQ, "input": "Which? A) low"},
-    {**MCQ, "input": "Which? A) dog B) cat C) cow D) hen"},
-)
-SAME = {**YES_NO, "input": "IS it\n low? Answer only using yes or no."}  # the same question
+CAPTION = {"subtype": "T.json", "input": "caption first audio"}
+ONE_OPTION = {**MCQ, "input": "Which? A) low"}
+FOUR_OPTIONS = {**MCQ, "input": "Which? A) dog B) cat C) cow D) hen"}
+# The question of YES_NO in another case and with other spaces.
+SAME_QUESTION = {**YES_NO, "input": "IS it\n low? Answer only using yes or no."}
 
 
-def row(kind, answer, name="t0.wav", **more):
-    return {**EMPTY, "filepath1": name, "answer": answer, **kind, **more}
+def row(question, answer, name="t0.wav", **more):
+    return {**EMPTY, "filepath1": name, "answer": answer, **question, **more}
 
 
 def write(folder, name, seconds=0.6, gain=1.0, seed=0):
@@ -42,73 +40,72 @@ def write(folder, name, seconds=0.6, gain=1.0, seed=0):
 
 def add(folder, split, *rows):
     file = folder / f"{split}.json"
-    file.write_text(json.dumps([*(json.loads(file.read_text()) if file.exists() else []), *rows]))
+    earlier = json.loads(file.read_text()) if file.exists() else []
+    file.write_text(json.dumps([*earlier, *rows]))
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """A corpus with nothing the matter: a question about t0, t1 and t2 to train on, about v0 and about e0."""
+    """A corpus without findings: one question about each of t0, t1, t2 (train), v0 and e0."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (tmp_path / "data" / "audio").mkdir(parents=True)
-    for seed, (name, split) in enumerate(
-        [("t0", "train"), ("t1", "train"), ("t2", "train"), ("v0", "val"), ("e0", "test")]
-    ):
-        write(tmp_path / "data", f"{name}.wav", seed=seed)
-        add(tmp_path / "data", split, row(YES_NO, "yes", f"{name}.wav"))
-    return tmp_path / "data"
+    data = tmp_path / "data"
+    (data / "audio").mkdir(parents=True)
+    names = {"t0": "train", "t1": "train", "t2": "train", "v0": "val", "e0": "test"}
+    for seed, (name, split) in enumerate(names.items()):
+        write(data, f"{name}.wav", seed=seed)
+        add(data, split, row(YES_NO, "yes", f"{name}.wav"))
+    return data
+
+
+class Result(NamedTuple):
+    """Result of a check. `printed` has single spaces."""
+
+    status: int
+    printed: str
+    report: dict
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {name: finding["count"] for name, finding in self.report["findings"].items()}
+
+    def part(self, split: str) -> dict:
+        return self.report["splits"][split]["all"]
+
+    def examples(self, name: str) -> list[str]:
+        return self.report["findings"][name]["examples"]
 
 
 @pytest.fixture
 def check(folder, capsys):
-    def checked(*options, data=folder):
-        """Exit status, what is printed with single spaces, the report, and its count of each finding."""
+    def run_check(*options, data=folder) -> Result:
         output = folder.parent / "made" / "check.json"
+        argv = ["check", str(data), "--output", str(output), *map(str, options)]
         with pytest.raises(SystemExit) as end:
-            run_prepare.main(["check", str(data), "--output", str(output), *map(str, options)])
-        report, printed = json.loads(output.read_text()), " ".join(capsys.readouterr().out.split())
-        for name, finding in report["findings"].items():
-            assert (
-                f"{'WRONG' if finding['wrong'] else 'note'} {finding['count']} {name}: {finding['what_to_do']}"
-                in printed
-            )
-            assert " ".join(finding["examples"][0].split()) in printed
-        return (
-            end.value.code,
-            printed,
-            report,
-            {name: finding["count"] for name, finding in report["findings"].items()},
-        )
+            prepare.main(argv)
+        printed = " ".join(capsys.readouterr().out.split())
+        return Result(end.value.code, printed, json.loads(output.read_text()))
 
-    return checked
+    return run_check
 
 
 @needs_shared
-def test_nothing_is_the_matter_with_mini_reasonaqa(check, monkeypatch):
-    first = status, printed, report, _ = check(data=SHARED)
-    assert (
-        status == 0
-        and report["wrong"] == []
-        and "WRONG" not in printed
-        and "train all 4,372 480 480 0 0 0 0 0 0" in printed
-    )
-    parts = {split: subtypes["all"] for split, subtypes in report["splits"].items()}
-    assert {split: part["rows"] for split, part in parts.items()} == {
-        "train": 4372,
-        "val": 1436,
-        "test": 1444,
-    }
-    assert (
-        sum(part["found"] for part in parts.values())
-        == sum(part["clips"] for part in parts.values())
-        == 800
-    )
-    monkeypatch.setattr(
-        audio.soundfile, "SoundFile", None
-    )  # nothing can be decoded: all is remembered
-    assert check(data=SHARED) == first
+def test_check_of_mini_reasonaqa_has_no_errors_and_is_cached(check, monkeypatch):
+    result = check(data=SHARED)
+    assert result.status == 0
+    assert result.report["wrong"] == []
+    assert "ERROR" not in result.printed
+    assert "train all 4,372 480 480 0 0 0 0 0 0" in result.printed
+    parts = [result.part(split) for split in ("train", "val", "test")]
+    assert [part["rows"] for part in parts] == [4372, 1436, 1444]
+    assert sum(part["clips"] for part in parts) == 800
+    assert sum(part["found"] for part in parts) == 800
+    # Without a decoder the second check has only the cache.
+    monkeypatch.setattr(audio_check.soundfile, "SoundFile", None)
+    assert check(data=SHARED) == result
 
 
-BAD = [  # of which kind t1 is, what is said of it, and what is done to it
+# Kind of the clip t1, the start of its example, and what is done to the clip.
+BAD_CLIPS = [
     ("missing", "missing", Path.unlink),
     ("unreadable", "not readable as audio", lambda file: file.write_text("this is no audio")),
     ("unreadable", "empty file", lambda file: file.write_bytes(b"")),
@@ -117,71 +114,97 @@ BAD = [  # of which kind t1 is, what is said of it, and what is done to it
     ("too loud", "samples up to 2.5", np.full(6000, -2.5)),
     ("silent", "0.75 s, peak 0.00009", np.full(6000, 9e-5)),
     ("too short", "0.49 s, peak 0.50000", np.full(3920, 0.5)),
-    ("nothing", "", np.full(84800, 0.5)),  # 10.6 s, of which 10 s are used
 ]
 
 
-@pytest.mark.parametrize("case", BAD, ids=itertools.count())
-def test_a_clip(case, folder, check):
-    (kind, said, spoil), file = case, folder / "audio" / "t1.wav"
-    spoil(file) if callable(spoil) else soundfile.write(file, spoil, RATE, subtype="FLOAT")
-    add(folder, "train", row(TALK, "A dog.", "t1.wav"))  # a clip counts once
-    status, printed, report, counts = check()
-    part = {
-        "rows": 4,
-        "clips": 3,
-        "found": 3 - (kind == "missing"),
-        **{k: int(k == kind) for k in CLIP_KINDS},
-    }
-    assert {
-        k: report["splits"]["train"]["all"][k] for k in part
-    } == part and "val all 1 1 1 0 0 0 0 0 0" in printed
-    assert f"train all {' '.join(map(str, part.values()))} 0.00" in printed
-    assert bool(check_audio([str(file)])) == (
-        kind not in ("silent", "too short", "nothing")
-    )  # these can be used
-    if kind == "nothing":
-        assert (status, counts) == (0, {}) and report["splits"]["train"]["all"][
-            "seconds"
-        ] == 0.6 + 0.6 + 10
-        return
-    assert (status, counts, report["wrong"]) == (
-        1,
-        {kind: 1},
-        [kind],
-    ) and f"would be wrong: {kind}" in printed
-    assert report["findings"][kind]["examples"][0].startswith(f"{file}: {said}")
-    status, printed, report, counts = check("--allow", kind)
-    assert (status, counts, report["wrong"]) == (
-        0,
-        {kind: 1},
-        [],
-    ) and "nothing in it makes training on it wrong" in printed
+def spoil(file, change):
+    if callable(change):
+        change(file)
+    else:
+        soundfile.write(file, change, RATE, subtype="FLOAT")
 
 
-ROWS = [  # a finding and how often it is made, what is said of the first, and the rows that are added to a split
-    ("same clip in two splits", 1, "train and val: t0.wav", "val", row(TALK, "x")),
+@pytest.fixture(params=BAD_CLIPS, ids=lambda case: case[0])
+def bad_clip(request, folder):
+    """Kind and start of the example of the bad clip t1, which two rows are about."""
+    kind, example, change = request.param
+    file = folder / "audio" / "t1.wav"
+    spoil(file, change)
+    add(folder, "train", row(CAPTION, "A dog.", "t1.wav"))
+    return kind, f"{file}: {example}"
+
+
+def test_check_bad_clip_is_an_error(bad_clip, check):
+    kind, example = bad_clip
+    result = check()
+    assert result.status == 1
+    assert result.counts == {kind: 1}
+    assert result.report["wrong"] == [kind]
+    assert f"do not train on this corpus: {kind}" in result.printed
+    assert result.examples(kind)[0].startswith(example)
+    assert " ".join(result.examples(kind)[0].split()) in result.printed
+    remedy = result.report["findings"][kind]["what_to_do"]
+    assert f"ERROR 1 {kind}: {remedy}" in result.printed
+
+
+def test_check_bad_clip_counts_once_in_its_split(bad_clip, check):
+    kind, _ = bad_clip
+    result = check()
+    expected = {"rows": 4, "clips": 3, "found": 2 if kind == "missing" else 3}
+    expected |= {name: int(name == kind) for name in CLIP_PROBLEMS}
+    part = result.part("train")
+    assert {name: part[name] for name in expected} == expected
+    assert f"train all {' '.join(map(str, expected.values()))} 0.00" in result.printed
+    assert "val all 1 1 1 0 0 0 0 0 0" in result.printed
+
+
+def test_check_allowed_bad_clip_is_no_error(bad_clip, check):
+    kind, _ = bad_clip
+    result = check("--allow", kind)
+    assert result.status == 0
+    assert result.counts == {kind: 1}
+    assert result.report["wrong"] == []
+    assert "no errors" in result.printed
+
+
+def test_check_audio_refuses_what_training_cannot_use(bad_clip, folder):
+    kind, _ = bad_clip
+    faults = check_audio([str(folder / "audio" / "t1.wav")])
+    assert bool(faults) == (kind not in ("silent", "too short"))
+
+
+def test_check_long_clip_counts_its_used_seconds(folder, check):
+    spoil(folder / "audio" / "t1.wav", np.full(84800, 0.5))
+    result = check()
+    assert result.status == 0
+    assert result.counts == {}
+    assert result.part("train")["seconds"] == 0.6 + 0.6 + 10
+
+
+# Finding, count, start of the first example, split, and the rows that are added to it.
+BAD_ROWS = [
+    ("same clip in two splits", 1, "train and val: t0.wav", "val", row(CAPTION, "x")),
     (
         "same clip in two splits",
         1,
         "val and test: e0.wav",
         "val",
-        row(TALK, "x", "v0.wav", filepath2="e0.wav"),
+        row(CAPTION, "x", "v0.wav", filepath2="e0.wav"),
     ),
     (
         "same audio in two splits",
         1,
         "train and test: t0.wav is copy.flac",
         "test",
-        row(TALK, "x", "copy.flac"),
+        row(CAPTION, "x", "copy.flac"),
     ),
-    ("same audio in two splits", 0, "", "test", row(TALK, "x", "slow.wav")),
+    ("same audio in two splits", 0, "", "test", row(CAPTION, "x", "slow.wav")),
     (
         "unparsable",
         1,
-        f"val row 1: {ONE['input']!r} → 'A) low'",
+        f"val row 1: {ONE_OPTION['input']!r} → 'A) low'",
         "val",
-        row(ONE, "A) low", "v0.wav"),
+        row(ONE_OPTION, "A) low", "v0.wav"),
     ),
     (
         "unparsable",
@@ -203,9 +226,9 @@ ROWS = [  # a finding and how often it is made, what is said of the first, and t
         1,
         "train row 4: t0.wav: ",
         "train",
-        row(SAME, "Yes."),
-        row(SAME, "no"),
-        row(SAME, "no"),
+        row(SAME_QUESTION, "Yes."),
+        row(SAME_QUESTION, "no"),
+        row(SAME_QUESTION, "no"),
     ),
     (
         "contradiction",
@@ -229,205 +252,242 @@ ROWS = [  # a finding and how often it is made, what is said of the first, and t
         1,
         "train row 4: 6 words",
         "train",
-        row(TALK, "a b c d e"),
-        row(TALK, "a b c d e f"),
+        row(CAPTION, "a b c d e"),
+        row(CAPTION, "a b c d e f"),
     ),
-    # always b is 0.75 above chance; 3 standard errors are 3 × √(3/16 / 4) = 0.65 for 4 rows, and 0.92 for 2
+    # Always "b" is 0.75 above chance. Three standard errors are 3 * sqrt(3/16 / 4) = 0.65 for
+    # 4 rows, and 0.92 for 2.
     (
-        "leaning letter",
+        "answer-position bias",
         1,
-        "train T-MCQ: 'b' is right in 4 of 4, by chance 0.250",
+        "train T-MCQ: 'b' is correct in 4 of 4, by chance 0.250",
         "train",
-        *[row(FOUR, "B) cat")] * 4,
+        *[row(FOUR_OPTIONS, "B) cat")] * 4,
     ),
-    ("leaning letter", 0, "", "train", *[row(FOUR, "B) cat")] * 2),
+    ("answer-position bias", 0, "", "train", *[row(FOUR_OPTIONS, "B) cat")] * 2),
 ]
+WARNINGS = ("contradiction", "long answer", "answer-position bias")
 
 
-@pytest.mark.parametrize("case", ROWS, ids=itertools.count())
-def test_rows(case, folder, check):
-    finding, count, named, split, *rows = case
+@pytest.fixture(params=BAD_ROWS, ids=lambda case: case[0])
+def bad_rows(request, folder):
+    """Finding, count and start of the first example of rows that are added to the corpus."""
+    finding, count, example, split, *rows = request.param
     samples, _ = soundfile.read(folder / "audio" / "t0.wav", dtype="int16")
     soundfile.write(folder / "audio" / "copy.flac", samples, RATE)
     soundfile.write(folder / "audio" / "slow.wav", samples, RATE // 2)
     add(folder, split, *rows)
-    status, printed, report, counts = check("--max_answer_words", 5)
-    wrong = [
-        name for name in counts if name not in ("contradiction", "long answer", "leaning letter")
-    ]
-    assert (
-        counts == ({finding: count} if count else {})
-        and report["wrong"] == wrong
-        and status == len(wrong)
-    )
-    assert not count or report["findings"][finding]["examples"][0].startswith(named)
-    assert not wrong or check("--allow", finding)[0] == 0
-    assert finding != "leaning letter" or f"train T-MCQ b 1.000 0.250 b {len(rows)}" in printed
+    return finding, count, example
 
 
-def test_entailment_labels(folder, check):
-    labels = [
-        [
-            "Prompt",
-            "Dataset",
-            "Audio file",
-            "Caption",
-            "Entailment",
-            "Neutral",
-            "Contradiction",
-            "Full response",
-        ],
-        [
-            "p",
-            "Clotho",
-            "t0.wav",
-            "c",
-            "A dog barks.",
-            "It is, say, old.",
-            "Nothing is heard.",
-            "1\n2",
-        ],
+def test_check_bad_rows_are_found(bad_rows, check):
+    finding, count, example = bad_rows
+    result = check("--max_answer_words", 5)
+    assert result.counts == ({finding: count} if count else {})
+    if count:
+        assert result.examples(finding)[0].startswith(example)
+
+
+def test_check_bad_rows_set_the_exit_status(bad_rows, check):
+    finding, count, _ = bad_rows
+    result = check("--max_answer_words", 5)
+    is_error = count > 0 and finding not in WARNINGS
+    assert result.report["wrong"] == ([finding] if is_error else [])
+    assert result.status == int(is_error)
+    if count:
+        assert f"{'ERROR' if is_error else 'note'} {count} {finding}: " in result.printed
+    if is_error:
+        assert check("--allow", finding).status == 0
+
+
+def test_check_answer_positions_are_printed(folder, check):
+    add(folder, "train", *[row(FOUR_OPTIONS, "B) cat")] * 4)
+    assert "train T-MCQ b 1.000 0.250 b 4" in check().printed
+
+
+LABEL_COLUMNS = ["Prompt", "Dataset", "Audio file", "Caption", "Entailment", "Neutral"]
+LABEL_COLUMNS += ["Contradiction", "Full response"]
+ANSWERS = {
+    "true": "a) It is definitely true",
+    "false": "b) It is definitely false",
+    "plausible": "c) It is plausible.",
+}
+
+
+@pytest.fixture
+def labels_file(folder):
+    """Labels of AudioEntailment. Of the CLE rows 3 agree with them, 2 do not, 2 are not in it."""
+    hypotheses = ["A dog barks.", "It is, say, old.", "Nothing is heard."]
+    lines = [
+        LABEL_COLUMNS,
+        ["p", "Clotho", "t0.wav", "c", *hypotheses, "1\n2"],
         ["p", "Clotho", "Mom&amp;Dad.wav", "c", "Two talk.", "They are wed.", "One sings.", "1"],
     ]
     with open(folder / "labels.csv", "w", newline="") as file:
-        csv.writer(file).writerows(labels)
+        csv.writer(file).writerows(lines)
     write(folder, "Mom&Dad.wav", seed=7)
-    said = {
-        "t": "a) It is definitely true",
-        "f": "b) It is definitely false",
-        "p": "c) It is plausible.",
-    }
     for name, hypothesis, answer in [
-        ("t0", "A dog barks.", "t"),
-        ("t0", "It is, say, old.", "f"),
-        ("t0", "Nothing  is heard.", "f"),
-        ("Mom&amp;Dad", "They are wed.", "p"),
-        ("Mom&Dad", "One sings.", "t"),
-        ("t0", "Who knows?", "f"),
-        ("t2", "A dog barks.", "p"),
+        ("t0", "A dog barks.", "true"),
+        ("t0", "It is, say, old.", "false"),
+        ("t0", "Nothing  is heard.", "false"),
+        ("Mom&amp;Dad", "They are wed.", "plausible"),
+        ("Mom&Dad", "One sings.", "true"),
+        ("t0", "Who knows?", "false"),
+        ("t2", "A dog barks.", "plausible"),
     ]:
-        asked = f'what can be said about the hypothesis - "{hypothesis}"? {" ".join(said.values())} d) I cannot determine'
-        add(
-            folder,
-            "train",
-            row({"subtype": "CLE.json", "input": asked}, said[answer], f"{name}.wav"),
-        )
-    status, _, report, _ = check()
-    assert status == 0 and report["entailment_labels"] is None
-    status, printed, report, _ = check("--entailment_csv", folder / "labels.csv")
-    assert status == 1 and report["entailment_labels"] == {"right": 3, "wrong": 2, "unknown": 2}
-    assert "CLE against AudioEntailment's labels: 3 right, 2 unknown, 2 wrong" in printed
-    one, two = report["findings"]["wrong entailment label"]["examples"]
-    assert (
-        one.startswith("train row 4: 'b) It is definitely false' instead of 'it is plausible'")
-        and "train row 7" in two
-    )
-    assert (
-        check("--entailment_csv", folder / "labels.csv", "--allow", "wrong entailment label")[0]
-        == 0
-    )
+        options = f"{' '.join(ANSWERS.values())} d) I cannot determine"
+        question = f'what can be said about the hypothesis - "{hypothesis}"? {options}'
+        cle = {"subtype": "CLE.json", "input": question}
+        add(folder, "train", row(cle, ANSWERS[answer], f"{name}.wav"))
+    return folder / "labels.csv"
+
+
+def test_check_without_csv_compares_no_labels(labels_file, check):
+    result = check()
+    assert result.status == 0
+    assert result.report["entailment_labels"] is None
+
+
+def test_check_with_csv_finds_wrong_labels(labels_file, check):
+    result = check("--entailment_csv", labels_file)
+    assert result.status == 1
+    assert result.report["entailment_labels"] == {"right": 3, "wrong": 2, "unknown": 2}
+    assert "CLE against AudioEntailment's labels: 3 right, 2 unknown, 2 wrong" in result.printed
+    first, second = result.examples("wrong entailment label")
+    expected = "train row 4: 'b) It is definitely false' instead of 'it is plausible'"
+    assert first.startswith(expected)
+    assert second.startswith("train row 7")
+
+
+def test_check_allowed_wrong_labels_are_no_error(labels_file, check):
+    options = ("--entailment_csv", labels_file, "--allow", "wrong entailment label")
+    assert check(*options).status == 0
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    ("text", "message"),
     [
-        ('[{"input": "x"}]', ", row 0: field 'taskname' is"),
-        ("[1]", ", row 0: an object"),
-        ("[", ": not a readable JSON file"),
+        ('[{"input": "x"}]', "row 0: field 'taskname' is missing"),
+        ("[1]", "row 0: expected a JSON list of objects, found '[1]'"),
+        ("[", "row 0: expected a JSON list of objects, found '['"),
     ],
 )
-def test_a_row_that_cannot_be_read(text, said, folder):
+def test_check_unreadable_row_is_one_line(text, message, folder):
     (folder / "val.json").write_text(text)
     with pytest.raises(SystemExit) as end:
-        run_prepare.main(["check", str(folder), "--output", str(folder / "check.json")])
-    assert end.value.code.startswith(f"run_prepare.py check: {folder}/val.json{said}")
-    assert "\n" not in end.value.code and not (folder / "check.json").exists()
+        prepare.main(["check", str(folder), "--output", str(folder / "check.json")])
+    assert end.value.code == f"audiolm prepare check: {folder}/val.json, {message}"
+    assert not (folder / "check.json").exists()
 
 
-def looked(folder, used=10.0, stop=10**9, wait=None):
-    """Facts of all clips as they came, and which were looked at; after `stop` of them it is as if Ctrl-C were pressed."""
-    seen, numbers = [], itertools.count()
+class Inspection(NamedTuple):
+    """Facts in the order in which they came, and the names of the files that were read."""
+
+    facts: dict
+    names: list[str]
+
+
+def inspect(folder, used_seconds=10.0, stop_after=10**9, delays=None) -> Inspection:
+    """Inspects all clips twice. Raises KeyboardInterrupt after `stop_after` files."""
+    names = []
+    numbers = itertools.count()
 
     def look(path, seconds):
-        if next(numbers) >= stop:
+        if next(numbers) >= stop_after:
             raise KeyboardInterrupt
-        seen.append(Path(path).stem)
-        time.sleep((wait or {}).get(path, 0))
+        names.append(Path(path).stem)
+        time.sleep((delays or {}).get(path, 0))
         return clip_facts(path, seconds)
 
-    return inspect_clips(
-        sorted(map(str, (folder / "audio").iterdir())) * 2, used, look=look
-    ), sorted(seen)
+    clips = sorted(map(str, (folder / "audio").iterdir()))
+    return Inspection(inspect_clips(clips * 2, used_seconds, look=look), sorted(names))
 
 
-def test_a_file_is_looked_at_once_until_it_changes(folder):
-    facts, seen = looked(folder)
-    assert seen == ["e0", "t0", "t1", "t2", "v0"] and looked(folder) == (facts, [])
-    write(folder, "t1.wav", gain=0)  # of the same size
+def test_inspect_clips_reads_a_file_once(folder):
+    first = inspect(folder)
+    assert first.names == ["e0", "t0", "t1", "t2", "v0"]
+    assert inspect(folder) == Inspection(first.facts, [])
+
+
+def test_inspect_clips_changed_file_is_read_again(folder):
+    facts = inspect(folder).facts
+    # A silent clip of the same size.
+    write(folder, "t1.wav", gain=0)
     (folder / "audio" / "t2.wav").unlink()
     changed = inspect_clips(list(facts))
-    assert [changed[str(folder / "audio" / f"t{i}.wav")].kind for i in range(3)] == [
-        "sound",
-        "silent",
-        "missing",
-    ]
-    assert (
-        looked(folder)[1] == [] and len(looked(folder, 0.3)[1]) == 4
-    )  # other seconds of them are used
+    kinds = [changed[str(folder / "audio" / f"t{i}.wav")].kind for i in range(3)]
+    assert kinds == ["sound", "silent", "missing"]
+    assert inspect(folder).names == []
 
 
-def test_an_interruption_keeps_what_was_found(folder, monkeypatch):
-    monkeypatch.setattr(audio, "AT_ONCE", 4)
-    monkeypatch.setattr(audio, "ThreadPoolExecutor", lambda: ThreadPoolExecutor(2))
+def test_inspect_clips_other_seconds_are_read_again(folder):
+    inspect(folder)
+    assert len(inspect(folder, used_seconds=0.3).names) == 5
+
+
+def test_inspect_clips_interruption_saves_what_was_read(folder, monkeypatch):
+    monkeypatch.setattr(audio_check, "AT_ONCE", 4)
+    monkeypatch.setattr(audio_check, "ThreadPoolExecutor", lambda: ThreadPoolExecutor(2))
     for seed in range(15):
         write(folder, f"more{seed}.wav", seed=seed)
     with pytest.raises(KeyboardInterrupt):
-        looked(folder, stop=7)
-    assert len(looked(folder)[1]) == 13 and looked(folder)[1] == []
+        inspect(folder, stop_after=7)
+    assert len(inspect(folder).names) == 13
+    assert inspect(folder).names == []
 
 
-def test_the_order_of_workers_does_not_change_the_report(folder, monkeypatch):
+def test_report_does_not_depend_on_the_order_of_workers(folder, monkeypatch):
     for i in range(9):
         write(folder, f"mute{i}.wav", gain=0)
-        add(folder, "train", row(TALK, "x", f"mute{i}.wav"))
-    data, clips, came = (
-        load_reasonaqa({"train": folder / "train.json"}, folder / "audio"),
-        sorted(looked(folder)[0]),
-        [],
-    )
-    for order in (clips, clips[::-1]):
-        monkeypatch.setenv("XDG_CACHE_HOME", str(folder / order[0][-8:]))
-        came.append(looked(folder, wait={c: 0.01 * i for i, c in enumerate(order)})[0])
-    one, two = (CorpusCheck(data, facts).report() for facts in came)
-    assert list(came[0]) != list(came[1]) and one["findings"]["silent"]["count"] == 9
-    assert json.dumps(one) == json.dumps(two) and table(one) == table(two)
+        add(folder, "train", row(CAPTION, "x", f"mute{i}.wav"))
+    data = load_reasonaqa({"train": folder / "train.json"}, folder / "audio")
+    clips = sorted(inspect(folder).facts)
+    reports = []
+    for number, order in enumerate((clips, clips[::-1])):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(folder / f"cache{number}"))
+        delays = {path: 0.01 * i for i, path in enumerate(order)}
+        reports.append(CorpusCheck(data, inspect(folder, delays=delays).facts).report())
+    first, second = reports
+    assert first["findings"]["silent"]["count"] == 9
+    assert json.dumps(first) == json.dumps(second)
+    assert format_report(first) == format_report(second)
 
 
 @pytest.mark.parametrize(
-    "tear", [lambda b: b"torn" * 99, lambda b: b[:9000], lambda b: b[:4096] + b"\1" * len(b[4096:])]
+    "damage",
+    [lambda b: b"torn" * 99, lambda b: b[:9000], lambda b: b[:4096] + b"\1" * len(b[4096:])],
 )
-def test_a_torn_file_is_made_anew(tear, tmp_path, caplog):
-    file, values = tmp_path / "known.sqlite", {f"key {i}": [i, "x" * 50] for i in range(2000)}
-    Remembered(file).put(values)
-    assert Remembered(file).get([*values, "no key"]) == values
-    file.write_bytes(tear(file.read_bytes()))
-    torn = Remembered(file)
-    assert len(torn.get(list(values))) < 2000
-    torn.put({"new": 1})
-    assert Remembered(file).get(["new"]) == {"new": 1} and caplog.text == ""
+def test_json_cache_corrupt_file_is_replaced(damage, tmp_path, caplog):
+    file = tmp_path / "cache.sqlite"
+    values = {f"key {i}": [i, "x" * 50] for i in range(2000)}
+    JsonCache(file).put(values)
+    assert JsonCache(file).get([*values, "no key"]) == values
+    file.write_bytes(damage(file.read_bytes()))
+    corrupt = JsonCache(file)
+    assert len(corrupt.get(list(values))) < 2000
+    corrupt.put({"new": 1})
+    assert JsonCache(file).get(["new"]) == {"new": 1}
+    assert caplog.text == ""
 
 
-def test_where_nothing_can_be_remembered(folder, check, caplog, monkeypatch):
+def test_check_with_a_locked_corrupt_cache_warns_once(folder, check, caplog, monkeypatch):
     first = check()
     (folder.parent / "cache" / "audiolm" / "audio_checks.sqlite").write_bytes(b"torn" * 99)
-    with (
-        monkeypatch.context() as locked
-    ):  # root may do anything, so that a folder's mode would not do
-        locked.setattr(Path, "unlink", Mock(side_effect=PermissionError("locked")))
-        assert check() == first and caplog.text.count("cannot be used (locked)") == 1
-    (folder / "file").write_text("a file where a folder is wanted")
+    # Root may delete a file in any folder, so a folder's mode would not do.
+    monkeypatch.setattr(Path, "unlink", Mock(side_effect=PermissionError("locked")))
+    monkeypatch.setattr(
+        prepare, "write_json", lambda path, value: Path(path).write_text(json.dumps(value))
+    )
+    assert check() == first
+    assert caplog.text.count("cannot be used (locked)") == 1
+
+
+def test_check_without_a_cache_folder_warns_once(folder, check, caplog, monkeypatch):
+    first = check()
+    (folder / "file").write_text("not a folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "file"))
-    assert check() == first and caplog.text.count("cannot be used") == 2
+    assert check() == first
+    assert caplog.text.count("cannot be used") == 1
 
 
 WRITER = """
@@ -436,39 +496,34 @@ _, module, folder, name = sys.argv
 pathlib.Path(folder, name).touch()
 while len(list(pathlib.Path(folder).glob("?"))) < 2: pass
 for i in range(50):
-    known = runpy.run_path(module)["Remembered"](folder + "/known.sqlite")
-    known.put({f"{name} {i}": i, "both": i})
-    assert known.get([f"{name} {i}"])
+    cache = runpy.run_path(module)["JsonCache"](folder + "/cache.sqlite")
+    cache.put({f"{name} {i}": i, "both": i})
+    assert cache.get([f"{name} {i}"])
 """
 
 
-def test_two_processes_at_once(tmp_path):
-    words = [
-        sys.executable,
-        "-c",
-        WRITER,
-        audio.__file__.replace("audio_check.py", "cache.py"),
-        str(tmp_path),
+def test_json_cache_two_processes_write_at_once(tmp_path):
+    command = [sys.executable, "-c", WRITER, cache.__file__, str(tmp_path)]
+    writers = [
+        subprocess.Popen([*command, name], stderr=subprocess.PIPE, text=True) for name in "ab"
     ]
-    both = [subprocess.Popen([*words, name], stderr=subprocess.PIPE, text=True) for name in "ab"]
-    assert [(process.communicate()[1], process.returncode) for process in both] == [("", 0)] * 2
-    wanted = {f"{name} {i}": i for name in "ab" for i in range(50)} | {"both": 49}
-    assert Remembered(tmp_path / "known.sqlite").get(list(wanted)) == wanted
+    results = [(writer.communicate()[1], writer.returncode) for writer in writers]
+    assert results == [("", 0), ("", 0)]
+    expected = {f"a {i}": i for i in range(50)} | {f"b {i}": i for i in range(50)} | {"both": 49}
+    assert JsonCache(tmp_path / "cache.sqlite").get(list(expected)) == expected
 
 
-@needs_shared
-def test_every_damage_at_once_in_a_copy_of_mini_reasonaqa(check, tmp_path):
+@pytest.fixture
+def damaged_copy(tmp_path):
+    """A copy of mini_reasonaqa with every kind of damage. Returns its folder and the bad clips."""
     copy = tmp_path / "mini"
     (copy / "audio" / "ESC10").mkdir(parents=True)
     for file in (SHARED / "audio" / "ESC10").iterdir():
         (copy / "audio" / "ESC10" / file.name).symlink_to(file)
-    rows = {
-        split: json.loads((SHARED / f"{split}.json").read_text())
-        for split in ("train", "val", "test")
-    }
-    of_train, of_val = (
-        sorted({row["filepath1"] for row in rows[split]}) for split in ("train", "val")
-    )
+    splits = ("train", "val", "test")
+    rows = {split: json.loads((SHARED / f"{split}.json").read_text()) for split in splits}
+    train_clips = sorted({row["filepath1"] for row in rows["train"]})
+    val_clips = sorted({row["filepath1"] for row in rows["val"]})
     damage = {
         "missing": None,
         "unreadable": b"no audio",
@@ -477,38 +532,49 @@ def test_every_damage_at_once_in_a_copy_of_mini_reasonaqa(check, tmp_path):
         "too loud": np.full(60_000, 100.0),
         "too short": np.full(4_000, 0.3),
     }
-    for name, content in zip(of_train, damage.values()):
-        file = copy / "audio" / name
+    bad_clips = dict(zip(damage, train_clips))
+    for kind, content in damage.items():
+        file = copy / "audio" / bad_clips[kind]
         file.unlink()
         if isinstance(content, bytes):
             file.write_bytes(content)
-        elif content is not None:  # by its content, whatever it is called
+        elif content is not None:
+            # A WAV file under any name.
             soundfile.write(file, content, 44_100, format="WAV", subtype="FLOAT")
-    (copy / "audio" / "ESC10" / "other.ogg").symlink_to(copy / "audio" / of_val[0])
-    about = {row["subtype"]: row for row in rows["train"] if row["filepath1"] == of_train[9]}
-    yes_no, mcq = about["ESC10AQA.json"], about["ESC10-MCQ.json"]
-    again = {**yes_no, "input": "is it? Answer only using yes or no."}
+    (copy / "audio" / "ESC10" / "other.ogg").symlink_to(copy / "audio" / val_clips[0])
+    by_subtype = {
+        row["subtype"]: row for row in rows["train"] if row["filepath1"] == train_clips[9]
+    }
+    yes_no, mcq = by_subtype["ESC10AQA.json"], by_subtype["ESC10-MCQ.json"]
+    other_question = {**yes_no, "input": "is it? Answer only using yes or no."}
     rows["train"] += [
         {**yes_no, "answer": "no" if yes_no["answer"] == "yes" else "yes"},
         {**mcq, "answer": "e) all"},
-        {**again, "filepath1": of_val[1]},
-        {**again, "filepath1": "ESC10/other.ogg"},
+        {**other_question, "filepath1": val_clips[1]},
+        {**other_question, "filepath1": "ESC10/other.ogg"},
         {**rows["train"][0], "subtype": "ESC10-Detail.json", "answer": "and " * 301},
     ]
     for split, content in rows.items():
         (copy / f"{split}.json").write_text(json.dumps(content))
-    status, printed, report, counts = check(data=copy)
-    counts.pop("leaning letter", None)
-    assert status == 1 and counts == {
-        **dict.fromkeys(damage, 1),
+    return copy, bad_clips
+
+
+@needs_shared
+def test_check_finds_every_damage_in_a_copy_of_mini_reasonaqa(check, damaged_copy):
+    copy, bad_clips = damaged_copy
+    result = check(data=copy)
+    counts = result.counts
+    counts.pop("answer-position bias", None)
+    assert result.status == 1
+    assert counts == {
+        **dict.fromkeys(bad_clips, 1),
         "same clip in two splits": 1,
         "same audio in two splits": 1,
         "unparsable": 1,
+        # The unparsable answer is a contradiction too.
         "contradiction": 2,
-        "long answer": 1,  # what cannot be parsed contradicts too
+        "long answer": 1,
     }
-    assert (
-        "train all 4,377 482 481 1 1 1 1 1 1" in printed
-        and "val all 1,436 160 160 0 0 0 0 0 0" in printed
-    )
-    assert report["findings"]["missing"]["examples"] == [f"{copy / 'audio' / of_train[0]}: missing"]
+    assert "train all 4,377 482 481 1 1 1 1 1 1" in result.printed
+    assert "val all 1,436 160 160 0 0 0 0 0 0" in result.printed
+    assert result.examples("missing") == [f"{copy / 'audio' / bad_clips['missing']}: missing"]

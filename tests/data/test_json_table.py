@@ -1,4 +1,4 @@
-"""Reading JSON of any length: the same as json.loads, in chunks of any size, and kept only as long as it is true."""
+"""JSON tables: equal to json.loads for chunks of any size; the cache is used while it is valid."""
 
 import json
 import os
@@ -8,175 +8,209 @@ import pytest
 from support import full_size
 from support.builders import SHARED, needs_shared
 
-from audiolm.data import json_table as json_rows
-from audiolm.data import load_reasonaqa
+from audiolm.data import json_table, load_reasonaqa
 from audiolm.data.json_table import stream_array
+from audiolm.runtime import UserError
 
 VALUES = [
-    0,
-    1e5,
-    -2,
-    1.25,
+    {"a": 0, "b": [1e5, -2, 1.25, True, None]},
     {"a": 'b"]},{[' * 3, "n": [1, {"x": None}]},
     {},
     {"ü": "\\ \u2028 \U0001f415"},
-    [],
-    "text",
-    12345,
-    -1.5e3,
-    True,
-    None,
+    {"a": [], "b": {}, "c": "text"},
+    {"a": {"b": {"c": [[{}]]}}},
+    {"number": -1.5e3},
 ]
+ROW = '{"a": 1}'
 
 
+@pytest.mark.parametrize("values", [VALUES, [], [{}], VALUES * 3])
 @pytest.mark.parametrize("chunk", [1, 2, 7, 64, 1 << 22])
 @pytest.mark.parametrize(
     "options", [{}, {"indent": 2}, {"ensure_ascii": False, "separators": (",", ":")}]
 )
-def test_streams_what_json_reads(chunk, options, tmp_path, monkeypatch):
-    monkeypatch.setattr(json_rows, "CHUNK", chunk)
+def test_stream_array_chunks_of_any_size_equal_json(values, chunk, options, tmp_path, monkeypatch):
+    monkeypatch.setattr(json_table, "CHUNK_CHARACTERS", chunk)
     file = tmp_path / "a.json"
-    for value in (VALUES, [], [[]], VALUES * 3):
-        file.write_text(" \n" + json.dumps(value, **options) + "\n", encoding="utf-8")
-        assert list(stream_array(file)) == value
+    file.write_text(" \n" + json.dumps(values, **options) + "\n", encoding="utf-8")
+    assert list(stream_array(file)) == values
 
 
 @pytest.mark.parametrize("chunk", [3, 1 << 22])
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("content", "message"),
     [
-        ('{"a": [1]}', "a list of rows is wanted, not dict"),
-        ("12", "a list of rows is wanted, not int"),
-        ("", "not a readable JSON file"),
-        ("[", "not a readable JSON file"),
-        ('[{"a": 1}', "or ] is wanted, not 'its end'"),
-        ('[{"a": 1} {"a": 2}]', "or ] is wanted, not '{'"),
-        ('[{"a": 1}, ]', "not a readable JSON file"),
-        ('[{"a": 1},{"a": "torn', "not a readable JSON file"),
-        ("[1] [2]", "more follows its array"),
-        (b'[{"a": "\xff"}]', "not a readable JSON file"),
+        ('{"a": [1]}', "row 0: expected a JSON list of objects, found '{\"a\": [1]}'"),
+        ("12", "row 0: expected a JSON list of objects, found '12'"),
+        ("[12]", "row 0: expected a JSON list of objects, found '[12]'"),
+        ("", "row 0: expected a JSON list of objects, found ''"),
+        ("[", "row 0: expected a JSON list of objects, found '['"),
+        (f"[{ROW}", "row 1: expected ',' and an object, or ']', found ''"),
+        (f"[{ROW}, 3]", "row 1: expected ',' and an object, or ']', found ', 3]'"),
+        (f"[{ROW} {ROW}]", "row 1: expected ',' and an object, or ']', found ' {\"a\": 1}]'"),
+        (f"[{ROW}, ]", "row 1: expected ',' and an object, or ']', found ', ]'"),
+        (f'[{ROW},{{"a": "incomplete', "row 1: not readable as JSON (Unterminated string"),
+        (f"[{ROW},{{'a': 1}}]", "row 1: not readable as JSON (Expecting property name"),
+        (f"[{ROW}] [2]", "row 1: expected ',' and an object, or ']', found '] [2]'"),
+        ("[] [2]", "row 0: expected a JSON list of objects, found '[] [2]'"),
+        (b'[{"a": "\xff"}]', "row 0: not readable as JSON ("),
     ],
 )
-def test_names_a_file_that_is_none(text, said, chunk, tmp_path, monkeypatch):
-    monkeypatch.setattr(json_rows, "CHUNK", chunk)
+def test_stream_array_broken_file_names_the_row(content, message, chunk, tmp_path, monkeypatch):
+    monkeypatch.setattr(json_table, "CHUNK_CHARACTERS", chunk)
     file = tmp_path / "broken.json"
-    file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(ValueError, match=r"broken.json: ") as error:
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError) as error:
         list(stream_array(file))
-    assert said in str(error.value)
+    assert str(error.value).startswith(f"{file}, {message}")
+
+
+def test_stream_array_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"gone\.json: not readable .*No such file"):
+        list(stream_array(tmp_path / "gone.json"))
 
 
 @pytest.fixture
-def large(tmp_path, monkeypatch):
-    """Every file counts as large, and what is kept lies in `tmp_path`."""
-    monkeypatch.setattr(json_rows, "LARGE", 0)
-    monkeypatch.setattr(json_rows, "BATCH", 100)
+def cached(tmp_path, monkeypatch):
+    """A folder. Tables of files of any size are cached in its `cache`."""
+    monkeypatch.setattr(json_table, "MIN_CACHED_BYTES", 0)
+    monkeypatch.setattr(json_table, "ROWS_PER_BATCH", 100)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path
 
 
-def made_again(monkeypatch, *arguments) -> bool:
-    read = []
-    inner = json_rows.stream_array
-
-    def watched(path):
-        read.append(path)
-        yield from inner(path)
-
-    monkeypatch.setattr(json_rows, "stream_array", watched)
-    load_reasonaqa(*arguments)
-    monkeypatch.setattr(json_rows, "stream_array", inner)
-    return bool(read)
-
-
-@needs_shared
-def test_a_kept_table_holds_the_same_rows(large, monkeypatch):
-    files = {"train": SHARED / "train.json"}
-    kept = load_reasonaqa(files, SHARED / "audio")["train"]
-    assert kept.cache_files and str(large) in kept.cache_files[0]["filename"]
-    monkeypatch.setattr(json_rows, "LARGE", 1 << 40)
-    whole = load_reasonaqa(files, SHARED / "audio")["train"]
-    assert (
-        not whole.cache_files
-        and whole.to_list() == kept.to_list()
-        and whole.features == kept.features
-    )
-    assert [
-        {k: row[k] for k in row if k not in ("question_type", "audio")} for row in whole
-    ] == json.loads(files["train"].read_text())
-
-
-def test_a_kept_table_is_used_while_it_is_true(large, monkeypatch):
-    file, folder = large / "train.json", large / "audio"
+@pytest.fixture
+def corpus_file(cached):
+    """About 970 rows. Row 5 is about a clip with an HTML entity in its name."""
+    file = cached / "train.json"
     full_size.main(str(file), "0.001")
     rows = json.loads(file.read_text())
     rows[5]["filepath1"] = "ClothoV21/development/Mom&amp;Dad.wav"
     file.write_text(json.dumps(rows))
-    files = {"train": file}
-    assert made_again(monkeypatch, files, folder)
-    assert not made_again(monkeypatch, files, folder)
-    assert made_again(monkeypatch, files, large / "elsewhere")
-    # another name of a clip is the right one now
-    (folder / "ClothoV21" / "development").mkdir(parents=True)
-    escaped = folder / "ClothoV21" / "development" / "Mom&amp;Dad.wav"
+    return file
+
+
+@pytest.fixture
+def is_parsed(corpus_file, monkeypatch):
+    """Loads the corpus file and returns whether its JSON was parsed."""
+    parsed = []
+
+    def watched(path):
+        parsed.append(path)
+        return stream_array(path)
+
+    def load(audio_dir) -> bool:
+        parsed.clear()
+        load_reasonaqa({"train": corpus_file}, audio_dir)
+        return bool(parsed)
+
+    monkeypatch.setattr(json_table, "stream_array", watched)
+    return load
+
+
+def table_folder(folder):
+    return folder / "cache" / "audiolm" / "rows"
+
+
+@needs_shared
+def test_load_json_table_cached_rows_equal_rows_in_memory(cached, monkeypatch):
+    files = {"train": SHARED / "train.json"}
+    mapped = load_reasonaqa(files, SHARED / "audio")["train"]
+    assert str(cached) in mapped.cache_files[0]["filename"]
+    monkeypatch.setattr(json_table, "MIN_CACHED_BYTES", 1 << 40)
+    in_memory = load_reasonaqa(files, SHARED / "audio")["train"]
+    assert not in_memory.cache_files
+    assert in_memory.to_list() == mapped.to_list()
+    assert in_memory.features == mapped.features
+    fields = [column for column in mapped.column_names if column not in ("question_type", "audio")]
+    assert mapped.select_columns(fields).to_list() == json.loads(files["train"].read_text())
+
+
+def test_load_json_table_same_arguments_use_the_cache(cached, is_parsed):
+    assert is_parsed(cached / "audio")
+    assert not is_parsed(cached / "audio")
+
+
+def test_load_json_table_other_audio_dir_is_parsed_again(cached, is_parsed):
+    is_parsed(cached / "audio")
+    assert is_parsed(cached / "elsewhere")
+
+
+def test_load_json_table_other_name_of_a_clip_is_parsed_again(cached, corpus_file, is_parsed):
+    is_parsed(cached / "audio")
+    escaped = cached / "audio" / "ClothoV21" / "development" / "Mom&amp;Dad.wav"
+    escaped.parent.mkdir(parents=True)
     escaped.touch()
-    assert made_again(monkeypatch, files, folder)
-    assert load_reasonaqa(files, folder)["train"][5]["audio"][0] == str(escaped)
-    assert not made_again(monkeypatch, files, folder)
-    # the file changes in place, to the same size
-    status = file.stat()
-    file.write_text(file.read_text().replace("caption first audio", "caption first sound"))
-    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-    assert made_again(monkeypatch, files, folder)
-    assert any(
-        row["input"] == "caption first sound" for row in load_reasonaqa(files, folder)["train"]
-    )
-    # torn by something else than us
-    for kept in (large / "cache" / "audiolm" / "rows").glob("*.arrow"):
-        kept.write_bytes(b"torn")
-    assert len(load_reasonaqa(files, folder)["train"]) == len(rows)
-    # an interrupted run leaves nothing that counts
-    for kept in (large / "cache" / "audiolm" / "rows").glob("*.json"):
-        kept.unlink()
-    assert made_again(monkeypatch, files, folder)
+    assert is_parsed(cached / "audio")
+    rows = load_reasonaqa({"train": corpus_file}, cached / "audio")["train"]
+    assert rows[5]["audio"][0] == str(escaped)
+    assert not is_parsed(cached / "audio")
 
 
-def test_wrong_rows_leave_no_table(large):
-    file = large / "train.json"
-    full_size.main(str(file), "0.001")
-    rows = json.loads(file.read_text())
-    file.write_text(json.dumps([*rows, {**rows[0], "answer": ""}]))
-    for _ in range(2):
-        with pytest.raises(
-            ValueError, match=rf"train.json, row {len(rows)}: field 'answer' is empty"
-        ):
-            load_reasonaqa({"train": file}, large)
-    assert not list((large / "cache" / "audiolm" / "rows").iterdir())
+def test_load_json_table_file_changed_in_place_is_parsed_again(cached, corpus_file, is_parsed):
+    is_parsed(cached / "audio")
+    status = corpus_file.stat()
+    text = corpus_file.read_text().replace("caption first audio", "caption first sound")
+    corpus_file.write_text(text)
+    os.utime(corpus_file, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert corpus_file.stat().st_size == status.st_size
+    assert is_parsed(cached / "audio")
+    rows = load_reasonaqa({"train": corpus_file}, cached / "audio")["train"]
+    assert "caption first sound" in rows["input"]
 
 
-def test_rows_are_read_where_nothing_can_be_kept(large, monkeypatch, caplog):
-    file = large / "train.json"
-    full_size.main(str(file), "0.001")
-    (large / "cache").write_text("a file where a folder is wanted")
-    rows = load_reasonaqa({"train": file}, large)["train"]
-    assert len(rows) == len(json.loads(file.read_text())) and "cannot be written" in caplog.text
+def test_load_json_table_damaged_table_is_parsed_again(cached, corpus_file, is_parsed):
+    is_parsed(cached / "audio")
+    for file in table_folder(cached).glob("*.arrow"):
+        file.write_bytes(b"torn")
+    assert is_parsed(cached / "audio")
+    rows = load_reasonaqa({"train": corpus_file}, cached / "audio")["train"]
+    assert len(rows) == len(json.loads(corpus_file.read_text()))
 
 
-def test_memory_does_not_grow_with_the_rows(large, monkeypatch):
+def test_load_json_table_interrupted_write_is_parsed_again(cached, is_parsed):
+    is_parsed(cached / "audio")
+    for file in table_folder(cached).glob("*.json"):
+        file.unlink()
+    assert is_parsed(cached / "audio")
+
+
+def test_load_json_table_bad_row_is_named_and_not_cached(cached, corpus_file):
+    rows = json.loads(corpus_file.read_text())
+    corpus_file.write_text(json.dumps([*rows, {**rows[0], "answer": ""}]))
+    message = rf"train.json, row {len(rows)}: field 'answer' is empty"
+    with pytest.raises(UserError, match=message):
+        load_reasonaqa({"train": corpus_file}, cached)
+    with pytest.raises(UserError, match=message):
+        load_reasonaqa({"train": corpus_file}, cached)
+    assert not list(table_folder(cached).iterdir())
+
+
+def test_load_json_table_without_a_cache_folder_reads_into_memory(cached, corpus_file, caplog):
+    (cached / "cache").write_text("not a folder")
+    rows = load_reasonaqa({"train": corpus_file}, cached)["train"]
+    assert len(rows) == len(json.loads(corpus_file.read_text()))
+    assert "cannot cache" in caplog.text
+
+
+def peak_memory(folder, share: str) -> int:
+    """Returns the peak of Python's memory while a file of this share of the full size is loaded."""
+    file = folder / f"{share}.json"
+    full_size.main(str(file), share)
+    tracemalloc.start()
+    load_reasonaqa({"train": file}, "/nowhere")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def test_load_json_table_memory_does_not_grow_with_rows(cached, monkeypatch):
     monkeypatch.setattr(full_size, "CLIPS", dict.fromkeys(full_size.CLIPS, 50))
-    peaks = []
-    for share in ("0.02", "0.06"):
-        file = large / f"{share}.json"
-        full_size.main(str(file), share)
-        tracemalloc.start()
-        load_reasonaqa({"train": file}, "/nowhere")
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    assert os.path.getsize(large / "0.02.json") > 9e6 and peaks[1] < 1.2 * peaks[0] + 2e6
+    small = peak_memory(cached, "0.02")
+    assert os.path.getsize(cached / "0.02.json") > 9e6
+    assert peak_memory(cached, "0.06") < 1.2 * small + 2e6
 
 
-def test_the_full_size_has_the_real_counts():
-    assert (
-        sum(count for count, *_ in full_size.ROWS.values()) == 968_071
-        and sum(full_size.CLIPS.values()) == 54_046
-    )
+def test_full_size_has_the_counts_of_reasonaqa():
+    assert sum(count for count, *_ in full_size.ROWS.values()) == 968_071
+    assert sum(full_size.CLIPS.values()) == 54_046

@@ -1,4 +1,4 @@
-"""ReasonAQA's defects, mended: the answer follows its option, labels follow AudioEntailment, and nothing else changes."""
+"""Label fixes: answers follow their options, labels follow AudioEntailment, the rest stays."""
 
 import json
 from collections import Counter
@@ -7,8 +7,9 @@ import pytest
 from support.builders import SHARED, arguments, needs_shared
 
 from audiolm.data import load_reasonaqa
-from audiolm.data.answer_parsing import options, parse_answer
+from audiolm.data.answer_parsing import option_texts, parse_answer
 from audiolm.data.label_fixes import RowFixes, entailment_labels, fix_cle_label, shuffle_options
+from audiolm.runtime import UserError
 from audiolm.training.train import main as train
 
 FOUR = "a) It is definitely true b) It is definitely false c) It is plausible d) I cannot determine"
@@ -45,88 +46,114 @@ def csv_file(tmp_path):
     file = tmp_path / "clotho_entailment_development.csv"
     file.write_text(
         "Prompt,Dataset,Audio file,Caption,Entailment,Neutral,Contradiction,Full response\n"
-        ',ClothoV2,Mom&Dad.wav,"[\'x\']","A door, old, closes.",Two people come  home.,"She says ""no"".",\n'
+        ',ClothoV2,Mom&Dad.wav,"[\'x\']","A door, old, closes.",Two people come  home.,'
+        '"She says ""no"".",\n'
     )
     return str(file)
 
 
-def test_labels_follow_the_csv(csv_file):
-    labels = entailment_labels([csv_file])
-    wanted = {
-        "A door, old, closes.": "a) It is definitely true",
-        "Two people come home.": "c) It is plausible",
-        'She says "no".': "b) It is definitely false",
-    }
-    for hypothesis, answer in wanted.items():
-        for stated in (
-            "b) It is definitely false",
-            "c) It is plausible",
-            "a) It is definitely true",
-        ):
-            row = cle(hypothesis, stated)
-            assert fix_cle_label(row, labels) == {**row, "answer": answer}
-    for other in (
+HYPOTHESES = {
+    "A door, old, closes.": "a) It is definitely true",
+    "Two people come home.": "c) It is plausible",
+    'She says "no".': "b) It is definitely false",
+}
+
+
+@pytest.mark.parametrize(
+    "answer", ["a) It is definitely true", "b) It is definitely false", "c) It is plausible"]
+)
+@pytest.mark.parametrize(("hypothesis", "correct"), HYPOTHESES.items())
+def test_fix_cle_label_follows_the_csv(hypothesis, correct, answer, csv_file):
+    row = cle(hypothesis, answer)
+    assert fix_cle_label(row, entailment_labels([csv_file])) == {**row, "answer": correct}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
         cle("Nobody knows this.", "b) x"),
         cle("Two people come home.", "b) x", "ClothoV21/development/other.wav"),
         cle("Two people come home.", "b) It is definitely false", subtype="ACE.json"),
-    ):
-        assert fix_cle_label(other, labels) == other
+    ],
+)
+def test_fix_cle_label_unknown_row_does_not_change(row, csv_file):
+    assert fix_cle_label(row, entailment_labels([csv_file])) == row
 
 
-def test_without_a_csv_two_labels_change_places():
-    swapped = {
-        "a) It is definitely true": "a) It is definitely true",
-        "b) It is definitely false": "c) It is plausible",
-        "c) It is plausible": "b) It is definitely false",
-        "d) I cannot determine": "d) I cannot determine",
-    }
-    for before, after in swapped.items():
-        row = cle("x", before)
-        assert fix_cle_label(row, None) == {**row, "answer": after}
-        assert fix_cle_label(fix_cle_label(row, None), None) == row
+SWAPS = [
+    ("a) It is definitely true", "a) It is definitely true"),
+    ("b) It is definitely false", "c) It is plausible"),
+    ("c) It is plausible", "b) It is definitely false"),
+    ("d) I cannot determine", "d) I cannot determine"),
+]
+
+
+@pytest.mark.parametrize(("before", "after"), SWAPS)
+def test_fix_cle_label_without_labels_swaps_two(before, after):
+    row = cle("x", before)
+    assert fix_cle_label(row, None) == {**row, "answer": after}
+
+
+@pytest.mark.parametrize(("before", "after"), SWAPS)
+def test_fix_cle_label_twice_without_labels_changes_nothing(before, after):
+    row = cle("x", before)
+    assert fix_cle_label(fix_cle_label(row, None), None) == row
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
-        ("a,b\n1,2\n", "no csv of AudioEntailment"),
-        (b"\xff\xfe\x00", "not a readable csv"),
-        ("", "no csv of AudioEntailment"),
-        ("Audio file,Entailment,Neutral,Contradiction\n", "no label is in there"),
+        (b"a,b\n1,2\n", "not a CSV file of AudioEntailment"),
+        (b"\xff\xfe\x00", "not a readable CSV file"),
+        (b"", "not a CSV file of AudioEntailment"),
+        (b"Audio file,Entailment,Neutral,Contradiction\n", "no labels found"),
     ],
 )
-def test_a_csv_that_is_none(content, said, tmp_path):
+def test_entailment_labels_other_file_is_refused(content, message, tmp_path):
     file = tmp_path / "x.csv"
-    file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ValueError, match=f"x.csv: {said}"):
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=f"x.csv: {message}"):
         entailment_labels([file])
 
 
-@pytest.mark.parametrize(
-    ("question", "answer"),
-    [
-        ("What is it? A) rain B) a dog C) wind D) a bell", "B) a dog"),
-        ("what is it? a) rain b) a dog c) wind", "c) wind"),
-        ("Which? (a) rain (b) a dog", "(b) a dog"),
-        ("What? A) rain B) a dog C) wind", "B"),
-        ("What? A) rain B) dog", "b."),
-        ("What? A) rain B) a dog C) wind", "a dog"),
-    ],
-)
-def test_the_answer_follows_its_option(question, answer):
-    meant = options(question)[parse_answer("mcq", question, answer)]
-    orders = set()
-    for seed in range(20):
-        row = shuffle_options(mcq(question, answer), seed)
-        assert sorted(options(row["input"]).values()) == sorted(options(question).values())
-        assert options(row["input"])[parse_answer("mcq", row["input"], row["answer"])] == meant
-        assert sorted(row["input"]) == sorted(question) and row == shuffle_options(
-            mcq(question, answer), seed
-        )
-        orders.add(tuple(options(row["input"]).values()))
-    assert len(orders) > 1
+QUESTIONS = [
+    ("What is it? A) rain B) a dog C) wind D) a bell", "B) a dog"),
+    ("what is it? a) rain b) a dog c) wind", "c) wind"),
+    ("Which? (a) rain (b) a dog", "(b) a dog"),
+    ("What? A) rain B) a dog C) wind", "B"),
+    ("What? A) rain B) dog", "b."),
+    ("What? A) rain B) a dog C) wind", "a dog"),
+]
 
 
+def answered_text(row: dict) -> str:
+    return option_texts(row["input"])[parse_answer("mcq", row["input"], row["answer"])]
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(("question", "answer"), QUESTIONS)
+def test_shuffle_options_answer_follows_its_option(question, answer, seed):
+    row = mcq(question, answer)
+    shuffled = shuffle_options(row, seed)
+    assert answered_text(shuffled) == answered_text(row)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(("question", "answer"), QUESTIONS)
+def test_shuffle_options_only_moves_text(question, answer, seed):
+    shuffled = shuffle_options(mcq(question, answer), seed)["input"]
+    assert sorted(option_texts(shuffled).values()) == sorted(option_texts(question).values())
+    assert sorted(shuffled) == sorted(question)
+
+
+@pytest.mark.parametrize(("question", "answer"), QUESTIONS)
+def test_shuffle_options_depends_on_the_seed_alone(question, answer):
+    row = mcq(question, answer)
+    assert shuffle_options(row, 7) == shuffle_options(row, 7)
+    assert len({shuffle_options(row, seed)["input"] for seed in range(20)}) > 1
+
+
+@pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(
     ("question", "answer"),
     [
@@ -137,81 +164,97 @@ def test_the_answer_follows_its_option(question, answer):
         ("What? A) rain B) wind", "it is loud"),
     ],
 )
-def test_what_cannot_be_moved_stays(question, answer):
-    assert all(
-        shuffle_options(mcq(question, answer), seed) == mcq(question, answer) for seed in range(5)
-    )
+def test_shuffle_options_row_that_cannot_change_stays(question, answer, seed):
+    row = mcq(question, answer)
+    assert shuffle_options(row, seed) == row
+
+
+def answers_b(row: dict) -> bool:
+    return parse_answer("mcq", row["input"], row["answer"]) == "b"
+
+
+@pytest.fixture(scope="module")
+def biased_rows():
+    """Rows of mini_reasonaqa, of mcq only those whose answer is "b"."""
+    rows = load_reasonaqa({"train": SHARED / "train.json"}, SHARED / "audio")["train"]
+    return rows.filter(lambda row: row["question_type"] != "mcq" or answers_b(row))
 
 
 @needs_shared
-def test_letters_are_even_and_other_rows_stay():
-    rows = load_reasonaqa({"train": SHARED / "train.json"}, SHARED / "audio")["train"]
-    leaning = rows.filter(
-        lambda row: (
-            row["question_type"] != "mcq" or parse_answer("mcq", row["input"], row["answer"]) == "b"
-        )
-    )
-    mended = RowFixes(None, 0).rows(leaning)
-    letters = Counter()
-    for before, after in zip(leaning, mended):
+def test_row_fixes_shuffled_letters_are_even(biased_rows):
+    fixed = [row for row in RowFixes(None, 0).apply(biased_rows) if row["question_type"] == "mcq"]
+    letters = Counter(parse_answer("mcq", row["input"], row["answer"]) for row in fixed)
+    assert letters.total() == 238
+    assert set(letters) == set("abcd")
+    # 59.5 expected, with three standard deviations.
+    assert min(letters.values()) > 40
+    assert max(letters.values()) < 80
+
+
+@needs_shared
+def test_row_fixes_change_input_and_answer_of_mcq_only(biased_rows):
+    for before, after in zip(biased_rows, RowFixes(None, 0).apply(biased_rows)):
         if before["question_type"] == "mcq":
-            letters[parse_answer("mcq", after["input"], after["answer"])] += 1
-            assert {**before, "input": 0, "answer": 0} == {**after, "input": 0, "answer": 0}
-        else:
-            assert before == after
-    assert sum(letters.values()) == 238 and all(
-        40 < letters[letter] < 80 for letter in "abcd"
-    )  # 59.5 each, by 3 deviations
-    assert (
-        leaning["question_type"] == mended["question_type"] and RowFixes().rows(leaning) is leaning
-    )
+            before = {**before, "input": after["input"], "answer": after["answer"]}
+        assert before == after
 
 
-def test_a_run_keeps_a_record(corpus, tokenizer, csv_file):
-    words = arguments(
-        corpus,
-        "mimi_semantic",
-        tokenizer,
-        "--max_steps",
-        "1",
-        "--save_steps",
-        "1",
-        "--shuffle_options",
-        "true",
-    )
-    train([*words, "--fix_cle_labels", csv_file, "--mix", "mcq=0.25", "--eval_strategy", "no"])
-    kept = {
+@needs_shared
+def test_row_fixes_single_columns_are_not_fixed(biased_rows):
+    fixed = RowFixes(None, 0).apply(biased_rows)
+    assert biased_rows["question_type"] == fixed["question_type"]
+
+
+@needs_shared
+def test_row_fixes_without_fixes_returns_the_same_rows(biased_rows):
+    assert RowFixes().apply(biased_rows) is biased_rows
+
+
+def data_changes(folder) -> dict:
+    return json.loads((folder / "config.json").read_text())["data_changes"]
+
+
+@pytest.fixture
+def argv(corpus, tokenizer):
+    """Options of one step with shuffled options."""
+    options = ["--max_steps", "1", "--save_steps", "1", "--eval_strategy", "no"]
+    options += ["--shuffle_options", "true"]
+    return arguments(corpus, "mimi_semantic", tokenizer, *options)
+
+
+def test_training_records_the_fixes(corpus, argv, csv_file):
+    train([*argv, "--fix_cle_labels", csv_file, "--mix", "mcq=0.25"])
+    changes = {
         "mix": ["mcq=0.25"],
         "fix_cle_labels": ["clotho_entailment_development.csv"],
         "shuffle_options": "by seed 0",
     }
-    record = json.loads((corpus / "out" / "checkpoint-1" / "training_data.json").read_text())
-    assert record["changes"] == kept and record["data"]["rows"] == 11 and record["stream"] is None
-    for folder in (corpus / "out", corpus / "out" / "checkpoint-1"):
-        assert json.loads((folder / "config.json").read_text())["data_changes"] == kept
+    checkpoint = corpus / "out" / "checkpoint-1"
+    record = json.loads((checkpoint / "training_data.json").read_text())
+    assert record["changes"] == changes
+    assert record["data"]["rows"] == 11
+    assert record["stream"] is None
+    assert data_changes(corpus / "out") == changes
+    assert data_changes(checkpoint) == changes
     card = (corpus / "out" / "README.md").read_text()
-    assert (
-        "11 rows about 11 clips" in card
-        and "| mix | mcq=0.25 |" in card
-        and "| shuffle options | by seed 0 |" in card
-    )
+    assert "11 rows about 11 clips" in card
+    assert "| mix | mcq=0.25 |" in card
+    assert "| shuffle options | by seed 0 |" in card
     assert "| fix cle labels | clotho_entailment_development.csv |" in card
-    train([*words[:-2], "--fix_cle_labels", "--eval_strategy", "no"])
-    assert json.loads((corpus / "out" / "config.json").read_text())["data_changes"] == {
-        "fix_cle_labels": "swapped"
-    }
-    lora = [
-        "--freeze_lm",
-        "true",
-        "--lora_r",
-        "2",
-        "--eval_strategy",
-        "no",
-        "--output_dir",
-        str(corpus / "lora"),
-    ]
-    train([*words, *lora])  # its checkpoints hold no configuration
-    record = json.loads((corpus / "lora" / "checkpoint-1" / "training_data.json").read_text())
+
+
+def test_training_records_swapped_labels(corpus, argv):
+    train([*argv[:-2], "--fix_cle_labels"])
+    assert data_changes(corpus / "out") == {"fix_cle_labels": "swapped"}
+
+
+def test_training_of_adapters_records_the_fixes(corpus, argv):
+    # Checkpoints of adapters have no configuration.
+    train([*argv, "--freeze_lm", "true", "--lora_r", "2"])
+    record = json.loads((corpus / "out" / "checkpoint-1" / "training_data.json").read_text())
     assert record["changes"] == {"shuffle_options": "by seed 0"}
-    with pytest.raises(SystemExit, match=r"run_train.py: gone.csv: not a readable csv"):
-        train([*words, "--fix_cle_labels", "gone.csv"])
+
+
+def test_training_missing_csv_is_one_line(argv):
+    with pytest.raises(SystemExit, match=r"run_train.py: gone.csv: not a readable CSV file"):
+        train([*argv, "--fix_cle_labels", "gone.csv"])

@@ -1,4 +1,4 @@
-"""Batches of one length: the same rows in each step for every arm, any number of processes and a resumed run."""
+"""Batches of similar length: the same examples for every encoder, resumed and in more processes."""
 
 import json
 import os
@@ -10,60 +10,120 @@ import torch
 from support.builders import TWO_PROCESSES, arguments
 
 from audiolm import AudioLMForConditionalGeneration
-from audiolm.data.length_sampler import STEPS_PER_DRAW, LengthBucketSampler, row_lengths
+from audiolm.data.length_sampler import (
+    MAX_BATCHES_PER_WINDOW,
+    LengthGroupedSampler,
+    estimate_lengths,
+)
 
 
-def lengths(count: int, seed: int = 0) -> list[float]:
-    return (
-        torch.randn(count, generator=torch.Generator().manual_seed(seed)).mul(0.6).exp() * 100
-    ).tolist()
+def random_lengths(count: int, seed: int = 0) -> list[float]:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(count, generator=generator).mul(0.6).exp() * 100).tolist()
 
 
-def padded(order: list[int], sizes: list[float], rows: int) -> float:
-    """Tokens with padding, by tokens without."""
-    steps = [[sizes[i] for i in order[at : at + rows]] for at in range(0, len(order), rows)]
-    return sum(max(step) * len(step) for step in steps) / sum(sizes)
+def batches_of(order: list[int], size: int) -> list[list[int]]:
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-@pytest.mark.parametrize("count", [1, 15, 16, 17, 5003])
-def test_each_row_once_an_epoch(count):
-    sampler = LengthBucketSampler(lengths(count), 16, seed=3)
-    epochs = []
-    for epoch in range(3):
-        sampler.set_epoch(epoch)
-        epochs.append(list(sampler))
-        assert sorted(epochs[-1]) == list(range(count)) and len(sampler) == count
-    assert count < 17 or epochs[0] != epochs[1] != epochs[2]
-    sampler.set_epoch(1)
-    assert list(sampler) == epochs[1]
-    other = LengthBucketSampler(lengths(count), 16, seed=4)
-    assert (other.digest() == sampler.digest()) == (count < 17)  # one step holds them all
-    if count == 5003:  # rows that meet in a step meet others in the next epoch
-        steps = [{frozenset(epoch[at : at + 16]) for at in range(0, count, 16)} for epoch in epochs]
-        assert not steps[0] & steps[1]
+def padding_factor(order: list[int], lengths: list[float], batch_size: int) -> float:
+    """Returns tokens with padding, divided by tokens without."""
+    batches = [[lengths[i] for i in batch] for batch in batches_of(order, batch_size)]
+    return sum(max(batch) * len(batch) for batch in batches) / sum(lengths)
 
 
-def test_steps_are_of_one_length_and_in_no_order():
-    sizes = lengths(16 * STEPS_PER_DRAW * 8)
-    order = list(LengthBucketSampler(sizes, 16, seed=0))
-    drawn = torch.randperm(len(sizes)).tolist()
-    assert padded(order, sizes, 16) < 1.15 < 2 < padded(drawn, sizes, 16)
-    means = torch.tensor(
-        [sum(sizes[i] for i in order[at : at + 16]) for at in range(0, len(order), 16)]
-    )
-    place = torch.arange(len(means), dtype=torch.float)
-    assert (
-        torch.corrcoef(torch.stack([means.argsort().argsort().float(), place]))[0, 1].abs() < 0.2
-    )  # long ones come at any time
+COUNTS = [1, 15, 16, 17, 5003]
 
 
-def test_lengths_count_used_seconds_and_text():
-    rows = {"audio": [["a"], ["a", "b"]], "input": ["x" * 8, ""], "answer": ["y" * 4, "y"]}
-    assert row_lengths(rows, {"a": 3.0, "b": 90.0}, 10.0) == [33.0, 130.25]
+@pytest.fixture
+def sampler(request):
+    return LengthGroupedSampler(random_lengths(request.param), 16, seed=3)
 
 
-# run_train.py, which writes the rows of each batch: by process, in the order in which they are trained on
-SEEN = """
+def epoch_of(sampler, epoch: int) -> list[int]:
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+@pytest.mark.parametrize("sampler", COUNTS, indirect=True)
+@pytest.mark.parametrize("epoch", range(3))
+def test_sampler_yields_each_example_once_an_epoch(sampler, epoch):
+    assert sorted(epoch_of(sampler, epoch)) == list(range(len(sampler)))
+
+
+@pytest.mark.parametrize("sampler", [17, 5003], indirect=True)
+def test_sampler_epochs_differ(sampler):
+    assert epoch_of(sampler, 0) != epoch_of(sampler, 1)
+    assert epoch_of(sampler, 1) != epoch_of(sampler, 2)
+
+
+@pytest.mark.parametrize("sampler", COUNTS, indirect=True)
+def test_sampler_repeated_epoch_is_the_same(sampler):
+    order = epoch_of(sampler, 1)
+    epoch_of(sampler, 2)
+    assert epoch_of(sampler, 1) == order
+
+
+@pytest.mark.parametrize("sampler", COUNTS, indirect=True)
+def test_sampler_digest_depends_on_the_seed(sampler):
+    other = LengthGroupedSampler(random_lengths(len(sampler)), 16, seed=4)
+    has_one_batch = len(sampler) < 17
+    assert (other.digest() == sampler.digest()) == has_one_batch
+
+
+@pytest.mark.parametrize("sampler", [5003], indirect=True)
+def test_sampler_batches_of_two_epochs_differ(sampler):
+    first = {frozenset(batch) for batch in batches_of(epoch_of(sampler, 0), 16)}
+    second = {frozenset(batch) for batch in batches_of(epoch_of(sampler, 1), 16)}
+    assert not first & second
+
+
+@pytest.mark.parametrize("sampler", [17, 5003], indirect=True)
+def test_sampler_batch_indices_are_the_batches_of_all_epochs(sampler):
+    batches = batches_of(epoch_of(sampler, 0), 16) + batches_of(epoch_of(sampler, 1), 16)
+    assert [sampler.batch_indices(step + 1) for step in range(len(batches))] == batches
+
+
+# SHA-256 of the first epoch with seed 3 and batch size 16. The order must stay the same, so that
+# runs can be resumed and compared.
+@pytest.mark.parametrize(
+    ("sampler", "digest"),
+    [
+        (1, "af5570f5a1810b7a"),
+        (15, "2f90763e53c44aa6"),
+        (16, "e75be90cf3ce1280"),
+        (17, "ba772506e8bd2300"),
+        (5003, "ca5a0e50217b9f69"),
+    ],
+    indirect=["sampler"],
+)
+def test_sampler_order_is_what_it_was(sampler, digest):
+    assert sampler.digest()[:16] == digest
+
+
+def test_sampler_batches_have_little_padding():
+    lengths = random_lengths(16 * MAX_BATCHES_PER_WINDOW * 8)
+    order = list(LengthGroupedSampler(lengths, 16, seed=0))
+    assert padding_factor(order, lengths, 16) < 1.15
+    assert padding_factor(torch.randperm(len(lengths)).tolist(), lengths, 16) > 2
+
+
+def test_sampler_long_batches_come_at_any_time():
+    lengths = random_lengths(16 * MAX_BATCHES_PER_WINDOW * 8)
+    order = list(LengthGroupedSampler(lengths, 16, seed=0))
+    sums = torch.tensor([sum(lengths[i] for i in batch) for batch in batches_of(order, 16)])
+    ranks = sums.argsort().argsort().float()
+    places = torch.arange(len(sums), dtype=torch.float)
+    assert torch.corrcoef(torch.stack([ranks, places]))[0, 1].abs() < 0.2
+
+
+def test_estimate_lengths_counts_used_seconds_and_text():
+    examples = {"audio": [["a"], ["a", "b"]], "input": ["x" * 8, ""], "answer": ["y" * 4, "y"]}
+    assert estimate_lengths(examples, {"a": 3.0, "b": 90.0}, 10.0) == [33.0, 130.25]
+
+
+# Training that writes the rows of each batch, by process, in the order of training.
+RECORDER = """
 import os, sys
 from audiolm.training import train as run_train
 inner = run_train.ReasonAQACollator.__call__
@@ -77,58 +137,52 @@ run_train.main(sys.argv[1:])
 """
 
 
-def seen(corpus, name: str, options: list[str], launch: tuple = ()) -> list[list[str]]:
-    (corpus / "seen.py").write_text(SEEN)
-    words = [sys.executable, *launch, str(corpus / "seen.py"), *options]
-    run = subprocess.run(
-        words, capture_output=True, text=True, env={**os.environ, "SEEN": str(corpus / name)}
-    )
+def record_batches(
+    corpus, name: str, options: list[str], launch: tuple = ()
+) -> list[list[list[str]]]:
+    """Trains and returns the clips of each batch, by process."""
+    (corpus / "recorder.py").write_text(RECORDER)
+    command = [sys.executable, *launch, str(corpus / "recorder.py"), *options]
+    environment = {**os.environ, "SEEN": str(corpus / name)}
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr[-3000:]
-    return [
-        [line.split() for line in file.read_text().splitlines()]
-        for file in sorted(corpus.glob(f"{name}*"))
-    ]
+    files = sorted(corpus.glob(f"{name}*"))
+    return [[line.split() for line in file.read_text().splitlines()] for file in files]
+
+
+def join_processes(batches: list[list[list[str]]]) -> list[list[str]]:
+    first, second = batches
+    return [a + b for a, b in zip(first, second)]
 
 
 @pytest.mark.slow
-def test_every_arm_sees_the_same_batches_also_resumed_in_two_processes(corpus, tokenizer):
+def test_training_sees_the_same_batches_in_every_run(corpus, tokenizer):
+    # 48 rows are 3 steps an epoch.
     rows = json.loads((corpus / "rows.json").read_text())
-    more = [
-        {**row, "input": row["input"] + " Listen." * i} for i in range(3) for row in rows
-    ]  # 48 rows: 3 steps an epoch
-    (corpus / "rows.json").write_text(json.dumps(more))
-    short = [
-        "--max_steps",
-        "7",
-        "--save_steps",
-        "4",
-        "--eval_strategy",
-        "no",
-        "--learning_rate",
-        "0.001",
-    ]
-    expected = seen(corpus, "one", arguments(corpus, "mimi_semantic", tokenizer, *short))[0][:7]
+    longer = [{**row, "input": row["input"] + " Listen." * i} for i in range(3) for row in rows]
+    (corpus / "rows.json").write_text(json.dumps(longer))
+    options = ["--max_steps", "7", "--save_steps", "4", "--eval_strategy", "no"]
+    options += ["--learning_rate", "0.001"]
+    checkpoint = ["--resume_from_checkpoint", str(corpus / "out" / "checkpoint-4")]
+
+    mimi = arguments(corpus, "mimi_semantic", tokenizer, *options)
+    expected = record_batches(corpus, "one", mimi)[0][:7]
     assert len({tuple(batch) for batch in expected}) == 7
     first = AudioLMForConditionalGeneration.from_pretrained(corpus / "out")
-    resumed = [
-        *arguments(corpus, "mimi_semantic", tokenizer, *short),
-        "--resume_from_checkpoint",
-        str(corpus / "out" / "checkpoint-4"),
-    ]
-    assert (
-        seen(corpus, "again", resumed)[0][:3] == expected[4:7]
-    )  # in the midst of the second epoch
-    again = AudioLMForConditionalGeneration.from_pretrained(corpus / "out").state_dict()
-    assert all(torch.equal(value, again[key]) for key, value in first.state_dict().items())
-    htsat = arguments(corpus, "htsat", tokenizer, *short)
-    two = seen(corpus, "two", htsat, tuple(TWO_PROCESSES))
-    assert [a + b for a, b in zip(*two)][:7] == expected
-    halves = [*htsat, "--resume_from_checkpoint", str(corpus / "out" / "checkpoint-4")]
-    assert [a + b for a, b in zip(*seen(corpus, "halves", halves, tuple(TWO_PROCESSES)))][
-        :3
-    ] == expected[4:7]
-    orders = [
-        first.config.training["batches"],
-        AudioLMForConditionalGeneration.from_pretrained(corpus / "out").config.training["batches"],
-    ]
-    assert orders[0] == orders[1] and "order" in orders[0]
+
+    # Step 4 is inside the second epoch.
+    mimi = arguments(corpus, "mimi_semantic", tokenizer, *options)
+    assert record_batches(corpus, "again", [*mimi, *checkpoint])[0][:3] == expected[4:7]
+    resumed = AudioLMForConditionalGeneration.from_pretrained(corpus / "out").state_dict()
+    weights = first.state_dict()
+    assert all(torch.equal(value, resumed[name]) for name, value in weights.items())
+
+    htsat = arguments(corpus, "htsat", tokenizer, *options)
+    two = record_batches(corpus, "two", htsat, tuple(TWO_PROCESSES))
+    assert join_processes(two)[:7] == expected
+    halves = record_batches(corpus, "halves", [*htsat, *checkpoint], tuple(TWO_PROCESSES))
+    assert join_processes(halves)[:3] == expected[4:7]
+
+    last = AudioLMForConditionalGeneration.from_pretrained(corpus / "out")
+    assert "order" in last.config.training["batches"]
+    assert last.config.training["batches"] == first.config.training["batches"]

@@ -1,4 +1,4 @@
-"""`run_prepare.py` from the outside: a data set that is pushed trains from the Hub, AudioCaps is found in any layout."""
+"""`audiolm prepare`: a pushed data set trains from the Hub, AudioCaps is found in any layout."""
 
 import json
 
@@ -9,111 +9,105 @@ from support.hub_server import READER, Hub
 
 from audiolm.data import load_reasonaqa
 from audiolm.data.download.audiocaps import youtube_id, youtube_index
-from audiolm.data.prepare import main
+from audiolm.data.prepare import build_parser, main
+
+SMALL_GROUPS = """
+import sys
+from audiolm.data import convert, prepare
+convert.EMBEDDED_PER_GROUP = 4
+prepare.main(sys.argv[1:])
+"""
 
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    with Hub(tmp_path_factory.mktemp("hub") / "hub") as served:
-        yield served
+    with Hub(tmp_path_factory.mktemp("hub") / "hub") as server:
+        yield server
+
+
+def push(hub, folder, *options, **variables):
+    command = ["-m", "audiolm.data.prepare", "push", str(folder), "--hub_dataset_id", "me/data"]
+    return run(hub, *command, *options, **variables)
 
 
 @pytest.fixture(scope="module")
 def pushed_data(hub, tmp_path_factory):
-    """A converted data set whose rows hold their audio, pushed as me/data, and the corpus that it is of."""
+    """Folder of a corpus whose shards with embedded audio are pushed as me/data."""
     folder = tmp_path_factory.mktemp("corpus")
     make_corpus(folder)
     for split in ("train", "val"):
         (folder / f"{split}.json").write_text((folder / "rows.json").read_text())
-    words = ["convert", str(folder), "--output", str(folder / "shards"), "--audio", "embedded"]
-    small = "from audiolm.data import convert as conversion; conversion.EMBEDDED_PER_GROUP = 4; import sys; from audiolm.data import prepare as run_prepare; "
-    made = run(hub, "-c", small + "run_prepare.main(sys.argv[1:])", *words)
-    assert made.returncode == 0 and "16 clips and 32 rows" in made.stdout, (
-        made.stderr
-    )
-    sent = run(
-        hub,
-        "-m",
-        "audiolm.data.prepare",
-        "push",
-        str(folder / "shards"),
-        "--hub_dataset_id",
-        "me/data",
-        "--private",
-    )
-    assert sent.returncode == 0 and "run_train.py --dataset_name me/data" in sent.stdout, (
-        sent.stderr
-    )
+    argv = ["convert", str(folder), "--output", str(folder / "shards"), "--audio", "embedded"]
+    converted = run(hub, "-c", SMALL_GROUPS, *argv)
+    assert converted.returncode == 0, converted.stderr
+    assert "16 clips and 32 rows" in converted.stdout
+    pushed = push(hub, folder / "shards", "--private")
+    assert pushed.returncode == 0, pushed.stderr
+    assert "run_train.py --dataset_name me/data" in pushed.stdout
     return folder
 
 
-def test_what_is_pushed(hub, pushed_data):
-    held = hub.files("datasets/me/data")
-    assert {
-        "README.md",
-        "audiolm.json",
-        "rows/train-00000-of-00001.parquet",
-        "rows/val-00000-of-00001.parquet",
-    } == {path for path in held if path != ".gitattributes"}
+def test_push_uploads_shards_manifest_and_card(hub, pushed_data):
+    files = set(hub.files("datasets/me/data")) - {".gitattributes"}
+    shards = {f"rows/{split}-00000-of-00001.parquet" for split in ("train", "val")}
+    assert files == {"README.md", "audiolm.json", *shards}
+
+
+def test_push_shards_are_unchanged(hub, pushed_data):
     shard = "rows/train-00000-of-00001.parquet"
     assert hub.read("datasets/me/data", shard) == (pushed_data / "shards" / shard).read_bytes()
+
+
+def test_push_private_is_private(hub, pushed_data):
     assert hub.repos["datasets/me/data"]["private"]
-    again = run(
-        hub,
-        "-m",
-        "audiolm.data.prepare",
-        "push",
-        str(pushed_data / "shards"),
-        "--hub_dataset_id",
-        "me/data",
-    )
-    assert again.returncode == 0
+
+
+def test_push_again_succeeds(hub, pushed_data):
+    assert push(hub, pushed_data / "shards").returncode == 0
 
 
 @pytest.mark.parametrize("more", [[], ["--streaming", "true", "--dataloader_num_workers", "2"]])
-def test_it_trains_from_the_hub(more, hub, pushed_data, tokenizer):
-    words = arguments(
-        pushed_data, "mimi_semantic", tokenizer, "--max_steps", "2", "--eval_steps", "2", *more
-    )
+def test_train_reads_a_pushed_data_set(more, hub, pushed_data, tokenizer):
+    options = ["--max_steps", "2", "--eval_steps", "2", *more]
+    argv = arguments(pushed_data, "mimi_semantic", tokenizer, *options)
     for option in ("--train_file", "--validation_file", "--audio_dir"):
-        at = words.index(option)
-        del words[at : at + 2]
-    done = train(hub, [*words, "--dataset_name", "me/data", "--shuffle_buffer", "8"])
-    assert done.returncode == 0 and "mcq loss" in done.stdout, done.stderr[-2000:]
+        start = argv.index(option)
+        del argv[start : start + 2]
+    trained = train(hub, [*argv, "--dataset_name", "me/data", "--shuffle_buffer", "8"])
+    assert trained.returncode == 0, trained.stderr[-2000:]
+    assert "mcq loss" in trained.stdout
     card = (pushed_data / "out" / "README.md").read_text()
-    assert "`me/data`, SHA-256 `" in card and "16 rows about 16 clips" in card
+    assert "`me/data`, SHA-256 `" in card
+    assert "16 rows about 16 clips" in card
     assert [request for request in hub.unknown if "agent-harnesses" not in request] == []
 
 
 @pytest.mark.slow
-def test_who_may_not_push(hub, pushed_data):
-    for token, said in ((READER, "not pushed to me/data"), (None, "not pushed to me/data")):
-        words = [
-            "-m",
-            "audiolm.data.prepare",
-            "push",
-            str(pushed_data / "shards"),
-            "--hub_dataset_id",
-            "me/data",
-        ]
-        refused = run(hub, *words, token=token, home=f"home {token}")
-        assert (
-            refused.returncode == 1 and said in refused.stderr and "Traceback" not in refused.stderr
-        )
-    gone = run(
-        hub, "-m", "audiolm.data.prepare", "push", str(pushed_data), "--hub_dataset_id", "me/data"
-    )
-    assert gone.returncode == 1 and "no converted data set" in gone.stderr
-    missing = train(hub, ["--dataset_name", "me/nothing", "--output_dir", str(pushed_data / "o")])
-    assert (
-        missing.returncode == 1
-        and "--dataset_name me/nothing: neither a folder nor a data set on the Hub"
-        in missing.stderr
-    )
+@pytest.mark.parametrize("token", [READER, None])
+def test_push_without_permission_is_one_line(token, hub, pushed_data):
+    refused = push(hub, pushed_data / "shards", token=token, home=f"home {token}")
+    assert refused.returncode == 1
+    assert "audiolm prepare push: not pushed to me/data" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.slow
+def test_push_other_folder_is_refused(hub, pushed_data):
+    refused = push(hub, pushed_data)
+    assert refused.returncode == 1
+    assert "no converted data set" in refused.stderr
+
+
+@pytest.mark.slow
+def test_train_missing_data_set_is_named(hub, pushed_data):
+    refused = train(hub, ["--dataset_name", "me/nothing", "--output_dir", str(pushed_data / "o")])
+    assert refused.returncode == 1
+    message = "--dataset_name me/nothing: neither a folder nor a data set on the Hub"
+    assert message in refused.stderr
 
 
 @pytest.mark.parametrize(
-    ("name", "found"),
+    ("name", "expected"),
     [
         ("Yabcdefghijk", ("abcdefghijk", None)),
         ("abcdefghijk", ("abcdefghijk", None)),
@@ -128,86 +122,107 @@ def test_who_may_not_push(hub, pushed_data):
         ("abcdefghijk_30.5_40.5", ("abcdefghijk", 30.5)),
     ],
 )
-def test_youtube_ids_in_names(name, found):
-    assert youtube_id(name) == found
+def test_youtube_id_of_a_file_name(name, expected):
+    assert youtube_id(name) == expected
 
 
-def test_audiocaps_is_found_by_index(tmp_path, caplog):
-    layouts = {
-        "AAAAAAAAAAA": ["train/YAAAAAAAAAAA.wav"],
-        "BBBBBBBBBBB": ["deep/er/BBBBBBBBBBB.flac"],
-        "CCCCCCCCCCC": ["CCCCCCCCCCC_30.ogg"],
-        "DDDDDDDDDDD": ["x/DDDDDDDDDDD.mp3", "y/DDDDDDDDDDD.wav"],
-        "EEEEEEEEEEE": ["EEEEEEEEEEE_30.wav", "EEEEEEEEEEE_60.wav"],
-        "FFFFFFFFFFF": ["FFFFFFFFFFF.txt"],
-    }
-    own = tmp_path / "mine"
-    for files in layouts.values():
+LAYOUTS = {
+    "AAAAAAAAAAA": ["train/YAAAAAAAAAAA.wav"],
+    "BBBBBBBBBBB": ["deep/er/BBBBBBBBBBB.flac"],
+    "CCCCCCCCCCC": ["CCCCCCCCCCC_30.ogg"],
+    "DDDDDDDDDDD": ["x/DDDDDDDDDDD.mp3", "y/DDDDDDDDDDD.wav"],
+    "EEEEEEEEEEE": ["EEEEEEEEEEE_30.wav", "EEEEEEEEEEE_60.wav"],
+    "FFFFFFFFFFF": ["FFFFFFFFFFF.txt"],
+}
+
+
+@pytest.fixture
+def audiocaps(tmp_path):
+    """A copy of AudioCaps with a link to itself and files in several layouts."""
+    folder = tmp_path / "mine"
+    for files in LAYOUTS.values():
         for file in files:
-            (own / file).parent.mkdir(parents=True, exist_ok=True)
-            (own / file).touch() if file.endswith("txt") else soundfile.write(
-                own / file, clip(0.5), 24000
-            )
-    (own / "loop").symlink_to(own)
-    index = youtube_index(own)
-    assert {key: path.removeprefix(f"{own}/") for key, path in index.items()} == {
+            path = folder / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.suffix == ".txt":
+                path.touch()
+            else:
+                soundfile.write(path, clip(0.5), 24000)
+    (folder / "loop").symlink_to(folder)
+    return folder
+
+
+def test_youtube_index_finds_files_in_any_layout(audiocaps, caplog):
+    index = youtube_index(audiocaps)
+    assert {key: path.removeprefix(f"{audiocaps}/") for key, path in index.items()} == {
         "AAAAAAAAAAA": "train/YAAAAAAAAAAA.wav",
         "BBBBBBBBBBB": "deep/er/BBBBBBBBBBB.flac",
         "CCCCCCCCCCC": "CCCCCCCCCCC_30.ogg",
         "DDDDDDDDDDD": "y/DDDDDDDDDDD.wav",
     }
-    assert "1 YouTube ids have files of different starts (such as EEEEEEEEEEE)" in caplog.text
-    row = {
-        "taskname": "",
-        "filepath2": "",
-        "caption1": "",
-        "caption2": "",
-        "input": "caption first audio",
-        "answer": "x",
-        "subtype": "AudioCaps.json",
-    }
-    rows = [{**row, "filepath1": f"AudioCapsLarger/train/Y{key}.wav"} for key in layouts]
+    assert "EEEEEEEEEEE" in caplog.text
+
+
+@pytest.mark.parametrize("is_linked", [False, True])
+def test_load_reasonaqa_finds_audiocaps_by_id(is_linked, audiocaps, tmp_path):
+    fields = ("taskname", "filepath2", "caption1", "caption2")
+    question = {"input": "caption first audio", "answer": "x", "subtype": "AudioCaps.json"}
+    row = dict.fromkeys(fields, "") | question
+    rows = [{**row, "filepath1": f"AudioCapsLarger/train/Y{key}.wav"} for key in LAYOUTS]
     (tmp_path / "train.json").write_text(json.dumps(rows))
-    (tmp_path / "audio").mkdir()
-    (tmp_path / "audio" / "AudioCapsLarger").symlink_to(own)
-    for roots in ({"AudioCapsLarger": str(own)}, tmp_path / "audio"):
-        found = load_reasonaqa({"train": tmp_path / "train.json"}, roots)["train"]["audio"]
-        names = [path.split("/")[-1] for [path] in found]
-        wanted = [
-            "YAAAAAAAAAAA.wav",
-            "BBBBBBBBBBB.flac",
-            "CCCCCCCCCCC_30.ogg",
-            "DDDDDDDDDDD.wav",
-            "YEEEEEEEEEEE.wav",
-            "YFFFFFFFFFFF.wav",
-        ]
-        assert names == wanted  # the last two are missing, and are called as they are wanted
+    roots = {"AudioCapsLarger": str(audiocaps)}
+    if is_linked:
+        roots = tmp_path / "audio"
+        roots.mkdir()
+        (roots / "AudioCapsLarger").symlink_to(audiocaps)
+    paths = load_reasonaqa({"train": tmp_path / "train.json"}, roots)["train"]["audio"]
+    # The last two are missing, and keep ReasonAQA's names.
+    assert [path.split("/")[-1] for [path] in paths] == [
+        "YAAAAAAAAAAA.wav",
+        "BBBBBBBBBBB.flac",
+        "CCCCCCCCCCC_30.ogg",
+        "DDDDDDDDDDD.wav",
+        "YEEEEEEEEEEE.wav",
+        "YFFFFFFFFFFF.wav",
+    ]
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("argv", "message"),
     [
-        (["check", "nowhere"], "nowhere: no train.json, val.json or test.json is there"),
+        (["check", "nowhere"], "nowhere: no train.json, val.json or test.json found"),
         (["convert", "nowhere", "--output", "out"], "nowhere: no train.json"),
         (["push", "nowhere", "--hub_dataset_id", "me/x"], "nowhere: no converted data set"),
-        (["download", "data", "--server", "ftp://x"], "no address that can be asked"),
-        (["check", "nowhere", "--entailment_csv", "gone.csv"], "gone.csv: not a readable csv"),
+        (["download", "data", "--server", "ftp://x"], "ftp://x"),
+        (["download", "data", "--audiocaps", "gone"], "--audiocaps gone: folder not found"),
+        (["check", "nowhere", "--entailment_csv", "gone.csv"], "gone.csv: not a readable CSV"),
     ],
 )
-def test_mistakes_end_in_one_line(words, said, tmp_path, monkeypatch, capsys):
+def test_prepare_wrong_input_is_one_line(argv, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
-        main(words)
-    assert (
-        str(end.value).startswith(f"run_prepare.py {words[0]}: ")
-        and said in str(end.value)
-        and "\n" not in str(end.value)
-    )
+        main(argv)
+    text = str(end.value)
+    assert text.startswith(f"audiolm prepare {argv[0]}: ")
+    assert message in text
+    assert "\n" not in text
 
 
-def test_help_names_every_command(capsys):
-    for words in ([], ["download"], ["check"], ["convert"], ["push"]):
-        with pytest.raises(SystemExit) as end:
-            main([*words, "--help"])
-        assert end.value.code == 0
-    assert "--hub_dataset_id" in capsys.readouterr().out
+@pytest.mark.parametrize("option", ["--max_audio_seconds", "--max_answer_words"])
+@pytest.mark.parametrize("value", ["0", "-1", "x"])
+def test_prepare_number_that_is_not_positive_is_refused(option, value, capsys):
+    with pytest.raises(SystemExit):
+        main(["check", "data", option, value])
+    assert f"argument {option}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["download", "check", "convert", "push"])
+def test_prepare_help_names_the_command(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    assert f"usage: audiolm prepare {command}" in capsys.readouterr().out
+
+
+def test_prepare_help_lists_the_commands():
+    assert "{download,check,convert,push}" in build_parser().format_help()

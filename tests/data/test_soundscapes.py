@@ -400,32 +400,6 @@ def test_a_complete_corpus_is_left_alone(corpus, monkeypatch):
     assert make_soundscapes(output, rows=200, seed=3) == files
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(corpus, tmp_path, monkeypatch):
-    whole, rendered = soundscapes._render_all, []
-
-    def interrupted(output, scenes):
-        for i, done in enumerate(whole(output, scenes)):
-            if i == 20:
-                raise KeyboardInterrupt
-            yield done
-
-    def counted(output, scenes):
-        rendered.extend(scenes)
-        return whole(output, scenes)
-
-    monkeypatch.setattr(soundscapes, "_render_all", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        make_soundscapes(tmp_path, rows=200, seed=3)
-    assert not (tmp_path / "soundscapes.json").exists()
-    journal = tmp_path / "soundscapes.partial.jsonl"
-    journal.write_bytes(journal.read_bytes()[:-10])  # as a crash may leave it
-    (tmp_path / "audio" / "train" / "00003.flac").write_bytes(b"")
-    monkeypatch.setattr(soundscapes, "_render_all", counted)
-    make_soundscapes(tmp_path, rows=200, seed=3)
-    assert len(rendered) == 32 - 20 + 2
-    assert contents(tmp_path) == contents(corpus[0])
-
-
 def test_another_corpus_or_other_files_are_an_error_in_one_line(corpus, tmp_path):
     output, _ = corpus
     for arguments in (["--rows", "200", "--seed", "4"], ["--rows", "400", "--seed", "3"]):
@@ -440,7 +414,7 @@ def test_another_corpus_or_other_files_are_an_error_in_one_line(corpus, tmp_path
     assert contents(tmp_path) == {"train.json": b"[]"}
     with pytest.raises(SystemExit, match="at least 40"):
         main(["--output", str(tmp_path / "few"), "--rows", "3"])
-    with pytest.raises(SystemExit, match="is not a directory"):
+    with pytest.raises(SystemExit, match="Not a directory"):
         main(["--output", str(tmp_path / "train.json"), "--rows", "40"])
 
 

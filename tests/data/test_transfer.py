@@ -44,7 +44,7 @@ def fetch(server, tmp_path):
 
 
 def ranges(server) -> list[str]:
-    return [requested for requested, _, _ in server.asked]
+    return [requested for requested, _, _ in server.requested]
 
 
 def test_download_leaves_the_file_alone(fetch, tmp_path):
@@ -54,9 +54,9 @@ def test_download_leaves_the_file_alone(fetch, tmp_path):
 
 def test_download_of_a_complete_file_asks_for_nothing(server, fetch):
     fetch()
-    server.asked.clear()
+    server.requested.clear()
     fetch()
-    assert server.asked == []
+    assert server.requested == []
 
 
 def test_download_continues_where_the_connection_broke(server, fetch):
@@ -102,7 +102,7 @@ def test_download_after_a_kill_fetches_only_the_rest(server, fetch):
     received = fetch.part.stat().st_size
     server.always = {}
     fetch()
-    assert server.asked[-1][0] == f"bytes={received}-"
+    assert server.requested[-1][0] == f"bytes={received}-"
 
 
 def test_silence_counts_as_a_broken_connection(server, fetch, monkeypatch):
@@ -128,7 +128,7 @@ def test_refusal_ends_the_download_at_once(status, server, fetch):
     server.always = {"status": status}
     with pytest.raises(UserError, match=f"{status} "):
         fetch()
-    assert len(server.asked) == 1
+    assert len(server.requested) == 1
 
 
 @pytest.mark.parametrize("part", [BODY[:-1] + b"x", bytes(100_000)])
@@ -171,7 +171,7 @@ def test_full_disk_is_noticed_before_the_download(server, fetch, monkeypatch):
     free(monkeypatch, 199_999)
     with pytest.raises(UserError, match=r"200\.0 kB are free, but 200\.0 kB are needed"):
         fetch()
-    assert server.asked == []
+    assert server.requested == []
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/a", "ftp://127.0.0.1/a", "no address"])

@@ -36,7 +36,7 @@ def server(monkeypatch):
 @pytest.fixture
 def zenodo(server, monkeypatch):
     """The three records with archives of the layout that they have; their pinned checksums are those of the archives here."""
-    made = {
+    built = {
         "reasonaqa.zip": zip_of(ROWS),
         **{
             f"clotho_audio_{split}.7z": seven_of(below(split, CLIPS[split]))
@@ -49,12 +49,12 @@ def zenodo(server, monkeypatch):
     }
     for name, source in SOURCES.items():
         archives = [
-            dataclasses.replace(a, md5=a.md5 and md5(made[a.name]), unpacked=100_000)
+            dataclasses.replace(a, md5=a.md5 and md5(built[a.name]), unpacked=100_000)
             for a in source
         ]
         monkeypatch.setitem(SOURCES, name, archives)
         for archive in archives:
-            server.files[f"/{archive.name}"] = made[archive.name]
+            server.files[f"/{archive.name}"] = built[archive.name]
         server.record = lambda name: f"/api/records/{SOURCES[name][0].record}"
         publish(server, name)
     return server
@@ -107,24 +107,28 @@ def unpacked(folder: Path) -> dict[str, bytes]:
 def test_all_sources_from_a_record_to_files(zenodo, tmp_path, capsys):
     get(["reasonaqa", "clotho", "clothoaqa", "clotho"], tmp_path / "data", zenodo.url)
     assert unpacked(tmp_path / "data") == WHOLE
-    said, size = (
+    output, size = (
         capsys.readouterr().out,
         sum(len(c) for name, c in zenodo.files.items() if name.count("/") == 1),
     )
-    assert f"to download: {format_bytes(size)}" in said and said.index("to download") < said.index(
-        "3 files in"
-    )
-    assert f"{tmp_path / 'data' / 'ClothoV21' / 'development'}" in said
-    assert len(zenodo.asked) == 5
-    zenodo.asked.clear()
+    assert f"to download: {format_bytes(size)}" in output and output.index(
+        "to download"
+    ) < output.index("3 files in")
+    assert f"{tmp_path / 'data' / 'ClothoV21' / 'development'}" in output
+    assert len(zenodo.requested) == 5
+    zenodo.requested.clear()
     before = {
         file: file.stat().st_mtime_ns
         for file in tmp_path.rglob("*")
         if file.is_file() and file.name != ".lock"
     }
     get(["reasonaqa", "clotho", "clothoaqa"], str(tmp_path / "data"), zenodo.url + "/")
-    said = capsys.readouterr().out
-    assert zenodo.asked == [] and "to download: 0 B" in said and said.count("unpacked already") == 5
+    output = capsys.readouterr().out
+    assert (
+        zenodo.requested == []
+        and "to download: 0 B" in output
+        and output.count("unpacked already") == 5
+    )
     assert {file: file.stat().st_mtime_ns for file in before} == before
 
 
@@ -139,14 +143,14 @@ def test_what_is_there_is_kept_and_what_is_not_comes_back(zenodo, tmp_path):
     get(["reasonaqa", "clotho"], tmp_path, zenodo.url)
     for file in (tmp_path / "archives").glob("*.7z"):
         file.unlink()
-    zenodo.asked.clear()
+    zenodo.requested.clear()
     get(["reasonaqa", "clotho"], tmp_path, zenodo.url)
-    assert zenodo.asked == []  # unpacked, so that the archives may be deleted
+    assert zenodo.requested == []  # unpacked, so that the archives may be deleted
     (tmp_path / "ClothoV21" / "validation" / "1 validation (ü).wav").unlink()
     (tmp_path / "val.json").unlink()
     (tmp_path / "archives" / "clotho_audio_evaluation.7z.unpacked").write_text('{"md5": ')
     get(["reasonaqa", "clotho"], tmp_path, zenodo.url)
-    assert len(zenodo.asked) == 2  # of reasonaqa.zip the archive is there
+    assert len(zenodo.requested) == 2  # of reasonaqa.zip the archive is there
     assert unpacked(tmp_path) == {
         name: content for name, content in WHOLE.items() if "AQA" not in name
     }
@@ -161,7 +165,7 @@ def test_a_changed_record_without_a_pinned_checksum_is_fetched(zenodo, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "output"),
     [
         (
             {"checksum": f"md5:{md5(b'other')}"},
@@ -177,12 +181,12 @@ def test_a_changed_record_without_a_pinned_checksum_is_fetched(zenodo, tmp_path)
         ({"links": {}}, "KeyError: 'self'"),
     ],
 )
-def test_a_record_that_is_not_what_is_wanted(changes, said, zenodo, tmp_path):
+def test_a_record_that_is_not_what_is_wanted(changes, output, zenodo, tmp_path):
     publish(zenodo, "reasonaqa", **changes)
-    with pytest.raises(ValueError, match=said) as raised:
+    with pytest.raises(ValueError, match=output) as raised:
         get(["reasonaqa"], tmp_path, zenodo.url)
     assert "/api/records/15036628: " in str(raised.value) and "\n" not in str(raised.value)
-    assert zenodo.asked == [] and unpacked(tmp_path) == {}
+    assert zenodo.requested == [] and unpacked(tmp_path) == {}
 
 
 @pytest.mark.parametrize(
@@ -219,7 +223,7 @@ def test_the_disk_is_looked_at_before_anything_is_downloaded(zenodo, tmp_path, m
         ValueError, match=r"are free, but .* are needed \(.* to download, up to .* unpacked"
     ):
         get(["reasonaqa"], tmp_path, zenodo.url)
-    assert zenodo.asked == []
+    assert zenodo.requested == []
     free(monkeypatch, size + 100_000)
     get(["reasonaqa"], tmp_path, zenodo.url)
 
@@ -227,17 +231,17 @@ def test_the_disk_is_looked_at_before_anything_is_downloaded(zenodo, tmp_path, m
 def test_a_missing_py7zr_is_said_before_anything_is_downloaded(zenodo, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "py7zr", None)
     get(["reasonaqa", "clothoaqa"], tmp_path, zenodo.url)  # needs none
-    zenodo.asked.clear()
+    zenodo.requested.clear()
     with pytest.raises(ValueError, match="uv sync --extra prepare"):
         get(["clotho"], tmp_path, zenodo.url)
-    assert zenodo.asked == []
+    assert zenodo.requested == []
 
 
 def test_two_processes_do_not_fill_one_folder(zenodo, tmp_path):
     hold = "import sys; from filelock import FileLock\nwith FileLock(sys.argv[1]): print('held', flush=True); input()"
     (tmp_path / "archives").mkdir()
-    words = [sys.executable, "-c", hold, str(tmp_path / "archives" / ".lock")]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    argv = [sys.executable, "-c", hold, str(tmp_path / "archives" / ".lock")]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
         with pytest.raises(ValueError, match="another process is downloading into"):
             get(["reasonaqa"], tmp_path, zenodo.url)
@@ -246,7 +250,7 @@ def test_two_processes_do_not_fill_one_folder(zenodo, tmp_path):
 
 
 def test_an_interruption_keeps_the_part(zenodo, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "unpack", lambda *words: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(module, "unpack", lambda *argv: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         get(["reasonaqa"], tmp_path, zenodo.url)
     monkeypatch.undo()
@@ -269,7 +273,7 @@ def test_the_command_says_what_is_there_of_audiocaps(zenodo, tmp_path, capsys):
     changed = dataclasses.replace(archive, md5=md5(zenodo.files["/reasonaqa.zip"]))
     SOURCES["reasonaqa"] = [changed]
     publish(zenodo, "reasonaqa")
-    words = [
+    argv = [
         "download",
         str(tmp_path / "data"),
         "--server",
@@ -278,17 +282,17 @@ def test_the_command_says_what_is_there_of_audiocaps(zenodo, tmp_path, capsys):
         str(tmp_path / "mine"),
     ]
     with pytest.raises(SystemExit) as end:
-        main(words)
-    said = capsys.readouterr().out
+        main(argv)
+    output = capsys.readouterr().out
     assert (
         end.value.code == 0
-        and f"AudioCaps: 2 of the 3 clips of train are in {tmp_path / 'mine'}" in said
+        and f"AudioCaps: 2 of the 3 clips of train are in {tmp_path / 'mine'}" in output
     )
     assert (
-        f"AudioCapsLarger={tmp_path / 'mine'}" in said
+        f"AudioCapsLarger={tmp_path / 'mine'}" in output
         and (tmp_path / "data" / "ClothoV21" / "evaluation").is_dir()
     )
     with pytest.raises(
-        SystemExit, match=r"run_prepare.py download: --audiocaps nowhere: no folder is there"
+        SystemExit, match=r"audiolm prepare download: --audiocaps nowhere: folder not found"
     ):
-        main([*words[:-1], "nowhere"])
+        main([*argv[:-1], "nowhere"])

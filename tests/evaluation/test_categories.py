@@ -1,4 +1,4 @@
-"""What questions are about: generated ones, whose category is known, and ReasonAQA's own."""
+"""Categories of generated questions, which are known, and of ReasonAQA's."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from audiolm.data.soundscapes.corpus import draw_corpus
 from audiolm.evaluation.categories import CATEGORIES, categories, category
 
 
-def test_closed_soundscape_questions_have_the_category_that_was_meant():
+def test_category_of_soundscape_questions_is_the_intended_one():
     for split in draw_corpus(2000, seed=5).values():
         closed = [
             (r, c)
@@ -26,15 +26,17 @@ def test_closed_soundscape_questions_have_the_category_that_was_meant():
 
 
 @pytest.mark.parametrize(
-    ("question", "wanted"),
+    ("question", "expected"),
     [
         (
-            "What is the primary sound event present in the clip? A) A car driving by B) A first drum",
+            "What is the primary sound event present in the clip? "
+            "A) A car driving by B) A first drum",
             "sound event",
         ),
         ("are any people talking? Answer only using yes or no.", "sound event"),
         (
-            'Based on the audio, what can be said about the hypothesis - "A dog barks."? a) It is definitely true',
+            "Based on the audio, what can be said about the hypothesis - "
+            '"A dog barks."? a) It is definitely true',
             "sound event",
         ),
         ("What is the loudness level of this sound?", "acoustic property"),
@@ -52,18 +54,19 @@ def test_closed_soundscape_questions_have_the_category_that_was_meant():
         ("What is the purpose of the sound in the clip?", "other"),
     ],
 )
-def test_category_follows_the_wording_and_not_the_options(question, wanted):
-    assert category({"input": question, "filepath2": ""}) == wanted
+def test_category_follows_the_wording_and_ignores_options(question, expected):
+    assert category({"input": question, "filepath2": ""}) == expected
 
 
 @needs_shared
-def test_every_real_record_has_a_category():
+def test_category_of_real_records_is_known():
     records = json.loads((SHARED / "reasonaqa_records.json").read_text())
-    found = [category(record) for record in records]
-    assert set(found) <= set(CATEGORIES)
-    closed = [c for record, c in zip(records, found) if question_type(record) in QUESTION_TYPES[:3]]
-    assert closed and "other" not in closed
-    assert all(c == "comparison" for record, c in zip(records, found) if record["filepath2"])
+    names = [category(record) for record in records]
+    assert set(names) <= set(CATEGORIES)
+    closed = [c for record, c in zip(records, names) if question_type(record) in QUESTION_TYPES[:3]]
+    assert closed
+    assert "other" not in closed
+    assert all(c == "comparison" for record, c in zip(records, names) if record["filepath2"])
 
 
 def hand_labelled(name: str) -> list[tuple[str, str]]:
@@ -77,39 +80,37 @@ def hand_labelled(name: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("name", "count", "right", "precision"),
     [
-        # what the rules were written by, and what they had never seen: docs/data.md has the table
+        # The rules were written for the first file, and have never seen the second one.
         ("questions_seen.tsv", 220, 0.98, 0.95),
         ("questions_held_out.tsv", 283, 0.81, 0.66),
     ],
 )
-def test_categories_against_labels_by_hand(name, count, right, precision):
+def test_category_agrees_with_manual_labels(name, count, right, precision):
     labelled = hand_labelled(name)
     assert len({question for question, _ in labelled}) == len(labelled) == count
-    found = [
-        (category({"input": question, "filepath2": ""}), wanted) for question, wanted in labelled
+    pairs = [
+        (category({"input": question, "filepath2": ""}), label) for question, label in labelled
     ]
-    assert sum(a == b for a, b in found) / count >= right
+    assert sum(predicted == label for predicted, label in pairs) / count >= right
     for name in CATEGORIES:
-        named = [wanted for got, wanted in found if got == name]
-        assert (
-            sum(wanted == name for _, wanted in found) >= 12
-            and named.count(name) / len(named) >= precision
-        ), name
+        labels = [label for predicted, label in pairs if predicted == name]
+        assert sum(label == name for _, label in pairs) >= 12, name
+        assert labels.count(name) / len(labels) >= precision, name
 
 
-def test_many_rows_at_once_have_the_same_categories():
+def test_categories_equal_category_of_each_row():
     questions = [question for question, _ in hand_labelled("questions_held_out.tsv")] * 2
     second = ["x.wav" if i % 7 == 0 else "" for i in range(len(questions))]
-    found = categories(
+    by_row = categories(
         pa.chunked_array([questions[:100], questions[100:]]), pa.chunked_array([second])
     )
-    assert found.tolist() == [
+    assert by_row.tolist() == [
         category({"input": q, "filepath2": s}) for q, s in zip(questions, second)
     ]
 
 
-def test_the_third_partys_counts_are_those_of_question_types():
-    """It counts differences as comparison, and multiple choice with entailment: by rows of the real train.json."""
+def test_question_type_counts_match_published_counts():
+    """A third party counts differences as comparison, and multiple choice with entailment."""
     rows = {name.removesuffix(".json"): count for name, (count, *_) in full_size.ROWS.items()}
     assert (
         round(sum(rows[f"{source}D-{i}"] for source in ("CL", "AC") for i in (1, 2, 3)) / 1000)

@@ -1,4 +1,4 @@
-"""Linear probes: what is planted is found, what is not there is not, and no test clip has a say in what is learnt."""
+"""Linear probes find what is planted, and nothing else. Test clips have no influence."""
 
 import csv
 import json
@@ -11,10 +11,17 @@ import soundfile
 import torch
 from support.builders import ARMS, SHARED, clip, needs_shared
 
-from audiolm.evaluation import probe_command as run_probe
-from audiolm.evaluation import probes
+from audiolm.evaluation import probe_command, probes
+from audiolm.evaluation.probe_arguments import parse_arguments
+from audiolm.evaluation.probe_folds import (
+    Fold,
+    cross_validation,
+    draw_folds,
+    find_labelled_clips,
+)
+from audiolm.runtime import UserError
 
-DEMO = Path(run_probe.__file__).parents[1] / "demo"
+DEMO = Path(probe_command.__file__).parents[1] / "demo"
 ENCODERS = {arm: f"{arm}={DEMO / arm.split('_')[0]}" for arm in ARMS}
 
 
@@ -53,12 +60,10 @@ def report(folder) -> dict:
     return json.loads((Path(folder) / "probes.json").read_text())
 
 
-def test_tones_are_told_apart_and_the_same_bytes_are_written_with_and_without_a_cache(
-    tones, tmp_path, capsys
-):
+def test_probe_command_separates_tones_and_writes_equal_files_with_a_cache(tones, tmp_path, capsys):
     both = ["--pooling", "mean", "attention", "--controls", "mean", "attention"]
     for name, more in {"first": [], "cached": ["--feature_cache", str(tmp_path / "cache")]}.items():
-        run_probe.main(arguments(tones, "--output_dir", str(tmp_path / name), *both, *more))
+        probe_command.main(arguments(tones, "--output_dir", str(tmp_path / name), *both, *more))
     for file in ("probes.json", "probe_predictions.csv"):
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "cached" / file).read_bytes()
     found = report(tmp_path / "first")
@@ -68,13 +73,12 @@ def test_tones_are_told_apart_and_the_same_bytes_are_written_with_and_without_a_
         } == dict.fromkeys(ARMS, 1.0)
         assert list(found["shuffled_labels"][pooling]) == ARMS
         assert [pair["difference"] for pair in found["differences"][pooling]] == [0, 0, 0]
-    assert found["majority"]["accuracy"] == 0.5 and found["classes"] == {"high": 9, "low": 9}
-    assert found["folds_from"] == "fold" and found["folds"] == {
-        fold: {"train": 12, "validation": 6, "test": 6} for fold in "123"
-    }
-    assert found["encoders"]["htsat"]["dim"] == 192 and found["encoders"]["mimi_full"][
-        "name_or_path"
-    ] == str(DEMO / "mimi")
+    assert found["majority"]["accuracy"] == 0.5
+    assert found["classes"] == {"high": 9, "low": 9}
+    assert found["folds_from"] == "fold"
+    assert found["folds"] == {fold: {"train": 12, "validation": 6, "test": 6} for fold in "123"}
+    assert found["encoders"]["htsat"]["dim"] == 192
+    assert found["encoders"]["mimi_full"]["name_or_path"] == str(DEMO / "mimi")
     with open(tmp_path / "first" / "probe_predictions.csv") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [
@@ -83,33 +87,31 @@ def test_tones_are_told_apart_and_the_same_bytes_are_written_with_and_without_a_
         "label",
         *(f"{p}_{arm}" for p in ("mean", "attention") for arm in ARMS),
     ]
-    assert len(rows) == 18 and all(row["label"] == row["attention_htsat"] for row in rows)
+    assert len(rows) == 18
+    assert all(row["label"] == row["attention_htsat"] for row in rows)
     printed = capsys.readouterr().out.split("\n")
-    assert printed[0].split() == ARMS and any(
-        line.startswith("mean pooling, htsat - mimi_full: +0.000") for line in printed
-    )
+    assert printed[0].split() == ARMS
+    assert any(line.startswith("mean pooling, htsat - mimi_full: +0.000") for line in printed)
 
 
-def test_a_split_tests_its_test_clips_alone(tones, tmp_path):
+def test_probe_command_with_a_split_tests_only_its_test_clips(tones, tmp_path):
     rows = [
         (f"{i}.wav", ("low", "high")[i % 2], ("train", "val", "test")[i // 6]) for i in range(18)
     ]
     write_csv(tmp_path / "labels.csv", "filename,category,split", rows)
-    run_probe.main(
+    probe_command.main(
         arguments(
             tones, "--output_dir", str(tmp_path), arms=["mimi_full"], labels=tmp_path / "labels.csv"
         )
     )
     found = report(tmp_path)
     assert found["folds"] == {"test": {"train": 12, "validation": 6, "test": 6}}
-    assert (
-        found["results"]["mean"]["mimi_full"]["n"] == 6
-        and found["results"]["mean"]["mimi_full"]["accuracy"] == 1
-    )
+    assert found["results"]["mean"]["mimi_full"]["n"] == 6
+    assert found["results"]["mean"]["mimi_full"]["accuracy"] == 1
 
 
 def sequences(count: int, classes: int = 4, frames: int = 60, dim: int = 16, strength: float = 6.0):
-    """Noise in which one frame tells the class, in a channel of its own, and in the last channel that it does."""
+    """Noise. One frame marks the class in its channel, and itself in the last channel."""
     random, labels = np.random.default_rng(0), np.array([str(i % classes) for i in range(count)])
     clips = []
     for i in range(count):
@@ -118,34 +120,35 @@ def sequences(count: int, classes: int = 4, frames: int = 60, dim: int = 16, str
     return [torch.from_numpy(values) for values in clips], labels
 
 
-def accuracy(probe, features, labels, folds, **options) -> float:
-    made, _ = probes.probe_folds(probe, features, labels, folds, 0, **options)
-    return float(np.mean(made == labels[np.concatenate([fold.test for fold in folds])]))
+def accuracy(pooling, features, labels, folds, **options) -> float:
+    task = probes.ProbeTask(labels, folds, 0)
+    predictions, _ = task.run(pooling, features, **options)
+    return float(np.mean(predictions == task.test_labels))
 
 
 def folds_for(labels, count=5):
     each = np.arange(len(labels))
-    return probes.cross_validation(labels, probes.draw_folds(labels, each, count, 0), each, 0)
+    return cross_validation(labels, draw_folds(labels, each, count, 0), each, 0)
 
 
-def test_attention_finds_a_short_event_that_the_mean_dilutes():
+def test_attention_probe_finds_a_short_event_that_the_mean_dilutes():
     clips, labels = sequences(200)
     folds, means = folds_for(labels)[:3], np.stack([values.mean(0).numpy() for values in clips])
-    assert accuracy(probes.probe_mean, means, labels, folds) < 0.6
-    assert accuracy(probes.probe_attention, clips, labels, folds) > 0.95
-    assert abs(accuracy(probes.probe_attention, clips, labels, folds, shuffle=True) - 0.25) < 0.1
+    assert accuracy("mean", means, labels, folds) < 0.6
+    assert accuracy("attention", clips, labels, folds) > 0.95
+    assert abs(accuracy("attention", clips, labels, folds, shuffle=True) - 0.25) < 0.1
 
 
-def test_labels_that_the_sound_does_not_tell_are_guessed():
+def test_probes_of_random_labels_are_at_chance():
     random = np.random.default_rng(0)
     labels = random.choice(["a", "b"], 300)
     clips = [torch.from_numpy(random.standard_normal((9, 8)).astype("float32")) for _ in labels]
     folds, means = folds_for(labels), np.stack([values.mean(0).numpy() for values in clips])
-    assert abs(accuracy(probes.probe_mean, means, labels, folds) - 0.5) < 0.09
-    assert abs(accuracy(probes.probe_attention, clips, labels, folds[:2]) - 0.5) < 0.12
+    assert abs(accuracy("mean", means, labels, folds) - 0.5) < 0.09
+    assert abs(accuracy("attention", clips, labels, folds[:2]) - 0.5) < 0.12
 
 
-def test_padding_is_not_attended_to():
+def test_attention_probe_ignores_padding():
     generator = torch.Generator().manual_seed(0)
     short, long = (torch.randn(n, 6, generator=generator) + 3 for n in (4, 11))
     mean, deviation = torch.full((6,), 3.0), torch.tensor([1.0, 2.0, 0.5, 1.0, 1.0, 0.0])
@@ -160,48 +163,47 @@ def test_padding_is_not_attended_to():
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
-def test_no_clip_and_no_group_is_on_both_sides(count):
+def test_cross_validation_shares_no_clip_and_no_group(count):
     labels, groups = np.array(list("abc") * 20), np.arange(60) // 3 // 2
-    drawn = probes.draw_folds(labels, groups, count, 7)
-    folds = probes.cross_validation(labels, drawn, groups, 7)
+    drawn = draw_folds(labels, groups, count, 7)
+    folds = cross_validation(labels, drawn, groups, 7)
     assert sorted(np.concatenate([fold.test for fold in folds])) == list(range(60))
     for fold in folds:
-        assert not set(fold.train) & set(fold.test) and len(fold.train) + len(fold.test) == 60
+        assert not set(fold.train) & set(fold.test)
+        assert len(fold.train) + len(fold.test) == 60
         inner = np.setdiff1d(fold.train, fold.validation)
-        assert len(fold.validation) and set(fold.validation) < set(fold.train)
+        assert len(fold.validation)
+        assert set(fold.validation) < set(fold.train)
         for one, other in ((fold.train, fold.test), (inner, fold.validation)):
             assert not set(groups[one]) & set(groups[other])
 
 
-def test_official_folds_are_kept_whole():
-    """Recordings have a sound of their own: over folds drawn clip by clip it gives labels away, over whole ones not."""
+def test_folds_that_split_groups_leak_labels():
+    """Recordings have a sound of their own. It leaks labels between folds that split groups."""
     random = np.random.default_rng(1)
     groups = np.repeat(np.arange(40), 5)
     labels = random.choice(["a", "b"], 40)[groups]
     features = random.standard_normal((40, 64))[groups] + 0.1 * random.standard_normal((200, 64))
     official = np.array([str(group % 5) for group in groups])
-    held = accuracy(
-        probes.probe_mean, features, labels, probes.cross_validation(labels, official, groups, 0)
-    )
-    grouped = probes.draw_folds(labels, groups, 5, 0)
-    drawn = accuracy(
-        probes.probe_mean, features, labels, probes.cross_validation(labels, grouped, groups, 0)
-    )
-    leaking = accuracy(probes.probe_mean, features, labels, folds_for(labels))
-    assert held < 0.7 and drawn < 0.7 and leaking > 0.95
+    held = accuracy("mean", features, labels, cross_validation(labels, official, groups, 0))
+    grouped = draw_folds(labels, groups, 5, 0)
+    drawn = accuracy("mean", features, labels, cross_validation(labels, grouped, groups, 0))
+    leaking = accuracy("mean", features, labels, folds_for(labels))
+    assert held < 0.7
+    assert drawn < 0.7
+    assert leaking > 0.95
 
 
-def test_test_clips_choose_nothing():
+def test_probes_do_not_read_test_labels():
     random = np.random.default_rng(0)
     labels = np.where(np.arange(100) % 5 == 0, "rare", "often")
     features = random.standard_normal((100, 3)) + 4 * (labels == "rare")[:, None]
-    fold = probes.cross_validation(
+    fold = cross_validation(
         labels, np.array([str(i // 20) for i in range(100)]), np.arange(100), 0
     )[0]
     made, chosen = probes.probe_mean(features, labels, fold, 0)
-    assert (
-        chosen["C"] > probes.MEAN["C"][0] and chosen["converged"]
-    )  # the smallest says "often" to all
+    assert chosen["C"] > probes.MEAN["C"][0]
+    assert chosen["converged"]
     flipped, other = labels.copy(), features.copy()
     flipped[fold.test], other[fold.test] = "rare", 1e3
     assert np.array_equal(probes.probe_mean(features, flipped, fold, 0)[0], made)
@@ -220,53 +222,47 @@ def test_test_clips_choose_nothing():
     )
 
 
-def test_figures_by_hand():
+def test_score_and_intervals_by_hand():
     labels = np.array(["a", "a", "b", "a", "a", "b"])
     folds = [
-        probes.Fold("1", np.arange(3, 6), np.array([5]), np.arange(3)),
-        probes.Fold("2", np.arange(3), np.array([2]), np.arange(3, 6)),
+        Fold("1", np.arange(3, 6), np.array([5]), np.arange(3)),
+        Fold("2", np.arange(3), np.array([2]), np.arange(3, 6)),
     ]
     right, wrong = labels.copy(), np.array(["a", "b", "b", "b", "b", "b"])
-    found = {
-        "x": probes.figures(right, labels, folds),
-        "y": probes.figures(wrong, labels, folds, {"1": {"C": 1.0}}),
-    }
-    assert found["y"]["accuracy"] == 0.5 and found["y"]["folds"]["1"]["accuracy"] == pytest.approx(
-        2 / 3
-    )
+    task = probes.ProbeTask(labels, folds, 0)
+    found = {"x": task.score(right), "y": task.score(wrong, {"1": {"C": 1.0}})}
+    assert found["y"]["accuracy"] == 0.5
+    assert found["y"]["folds"]["1"]["accuracy"] == pytest.approx(2 / 3)
     assert found["y"]["macro_f1"] == pytest.approx(
         (2 * 1 / (2 + 0 + 3) + 2 * 2 / (4 + 3)) / 2
     )  # 2 tp / (2 tp + fp + fn)
-    assert (
-        found["y"]["mean_of_folds"] == pytest.approx((2 / 3 + 1 / 3) / 2)
-        and found["y"]["folds"]["1"]["C"] == 1
-    )
-    assert probes.majority(labels, folds).tolist() == ["a"] * 6
+    assert found["y"]["mean_of_folds"] == pytest.approx((2 / 3 + 1 / 3) / 2)
+    assert found["y"]["folds"]["1"]["C"] == 1
+    assert task.predict_majority().tolist() == ["a"] * 6
     [pair] = probes.add_intervals(found, {"x": right, "y": wrong}, labels, 0)
     assert (found["x"]["ci95_low"], found["x"]["ci95_high"]) == (1, 1)
-    assert pair["first"] == "x" and pair["difference"] == 0.5
+    assert pair["first"] == "x"
+    assert pair["difference"] == 0.5
     assert pair["ci95_low"] == pytest.approx(
         1 - found["y"]["ci95_high"]
     )  # paired: x is always right
 
 
-def test_the_interval_is_as_wide_as_it_should_be():
+def test_add_intervals_has_the_width_of_a_binomial_interval():
     right, made = np.full(400, "a"), np.where(np.arange(400) % 4 == 0, "b", "a")
     found = {"x": {}}
     probes.add_intervals(found, {"x": made}, right, 0)
     half = 1.96 * (0.75 * 0.25 / 400) ** 0.5
-    assert (
-        abs(found["x"]["ci95_low"] - 0.75 + half) < 0.006
-        and abs(found["x"]["ci95_high"] - 0.75 - half) < 0.006
-    )
+    assert abs(found["x"]["ci95_low"] - 0.75 + half) < 0.006
+    assert abs(found["x"]["ci95_high"] - 0.75 - half) < 0.006
 
 
 HEADER = "filename,label,fold"
 GOOD = [(f"{i}.wav", "ab"[i % 2], i // 6) for i in range(18)]
 FAULTS = {
-    "absent": ("cannot be read as a csv", None, []),
+    "absent": ("not a readable CSV", None, []),
     "column": (
-        "no column 'filename'; its columns are name, label, fold",
+        "no column 'filename'. Its columns: name, label, fold",
         ("name,label,fold", GOOD),
         [],
     ),
@@ -316,7 +312,7 @@ FAULTS = {
         [],
     ),
     "two labels": (
-        r"line 20: 0\.wav stands there twice, with label 'a' and 'b'",
+        r"line 20: 0\.wav occurs twice, with label 'a' and 'b'",
         (HEADER, [*GOOD, ("0.wav", "b", 0)]),
         [],
     ),
@@ -356,8 +352,8 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_is_wrong_is_said_in_a_line(fault, tones, tmp_path, capsys):
-    wanted, labels, more = FAULTS[fault]
+def test_probe_command_of_wrong_input_is_one_line(fault, tones, tmp_path, capsys):
+    expected, labels, more = FAULTS[fault]
     for i in range(18):
         (tmp_path / f"{i}.wav").symlink_to(tones / f"{i}.wav")
     (tmp_path / "corrupt.wav").write_bytes(b"no audio at all")
@@ -365,22 +361,22 @@ def test_what_is_wrong_is_said_in_a_line(fault, tones, tmp_path, capsys):
         write_csv(tmp_path / "labels.csv", *labels)
     more = [str(tmp_path / "corrupt.wav") if word == "CORRUPT" else word for word in more]
     with pytest.raises(SystemExit) as stopped:
-        run_probe.main(
+        probe_command.main(
             arguments(tmp_path, "--output_dir", str(tmp_path / "out"), *more, arms=["mimi_full"])
         )
     message = str(stopped.value.code)
-    assert (
-        message.startswith("run_probe.py: ") and "\n" not in message and re.search(wanted, message)
-    ), message
+    assert message.startswith("audiolm probe: ")
+    assert "\n" not in message
+    assert re.search(expected, message), message
 
 
 @pytest.mark.parametrize(
-    "words, wanted",
+    ("argv", "expected"),
     [
         (["--encoder_type", "htsat", "htsat"], "each arm once"),
         (
             ["--encoder_type", "htsat", "mimi_full", "--encoder_name_or_path", "x"],
-            "1 given; one for each of 2 arms",
+            "1 given; expected one for each of 2 arms",
         ),
         (
             ["--encoder_type", "htsat", "--encoder_name_or_path", "mimi_full=x"],
@@ -395,13 +391,13 @@ def test_what_is_wrong_is_said_in_a_line(fault, tones, tmp_path, capsys):
         (["--encoder_type", "htsat", "--max_audio_seconds", "nan"], "--max_audio_seconds above 0"),
     ],
 )
-def test_words_that_do_not_fit(words, wanted, capsys):
+def test_parse_arguments_of_conflicting_options_is_an_error(argv, expected, capsys):
     with pytest.raises(SystemExit):
-        run_probe.main([*words, "--audio_dir", "x", "--output_dir", "x"])
-    assert wanted in capsys.readouterr().err.split("\n")[-2]
+        probe_command.main([*argv, "--audio_dir", "x", "--output_dir", "x"])
+    assert expected in capsys.readouterr().err.split("\n")[-2]
 
 
-def test_weights_are_named_in_order_or_by_arm():
+def test_parse_arguments_takes_weights_in_order_or_by_arm():
     rest = [
         "--encoder_type",
         "htsat",
@@ -412,15 +408,15 @@ def test_weights_are_named_in_order_or_by_arm():
         "x",
         "--encoder_name_or_path",
     ]
-    assert run_probe.parse([*rest, "a=b", "c"]).encoders == {"htsat": "a=b", "mimi_full": "c"}
-    assert run_probe.parse([*rest, "mimi_full=c=d"]).encoders == {"htsat": None, "mimi_full": "c=d"}
+    assert parse_arguments([*rest, "a=b", "c"]).encoders == {"htsat": "a=b", "mimi_full": "c"}
+    assert parse_arguments([*rest, "mimi_full=c=d"]).encoders == {"htsat": None, "mimi_full": "c=d"}
 
 
-def test_bad_audio_is_skipped_on_request(tones, tmp_path):
+def test_probe_command_skips_bad_audio_on_request(tones, tmp_path):
     rows = [(tones / row[0], *row[1:]) for row in GOOD]
     (tmp_path / "corrupt.wav").write_bytes(b"no audio at all")
     write_csv(tmp_path / "labels.csv", HEADER, [*rows, (tmp_path / "corrupt.wav", "a", 1)])
-    run_probe.main(
+    probe_command.main(
         arguments(
             tmp_path,
             "--output_dir",
@@ -430,59 +426,48 @@ def test_bad_audio_is_skipped_on_request(tones, tmp_path):
             arms=["mimi_full"],
         )
     )
-    assert (
-        report(tmp_path / "out")["clips"] == 18
-        and "corrupt.wav" in (tmp_path / "out" / "bad_audio.txt").read_text()
-    )
+    assert report(tmp_path / "out")["clips"] == 18
+    assert "corrupt.wav" in (tmp_path / "out" / "bad_audio.txt").read_text()
 
 
-def clips_of(*words):
-    return run_probe.labelled_clips(
-        run_probe.parse(["--encoder_type", "htsat", "--output_dir", "x", *map(str, words)])
-    )
-
-
-def test_names_of_esc_say_fold_and_class(tmp_path, capsys):
-    for name in (
-        "1-100032-A-0.wav",
-        "1-100032-B-0.ogg",
-        "5-7-A-40.wav",
-        "scene-1-0210.ogg",
-        "1-100032-C.ogg",
-        "notes.txt",
-    ):
-        (tmp_path / name).touch()
-    clips, origin = clips_of("--audio_dir", tmp_path)
-    assert [[c[k] for k in ("filename", "label", "fold", "group")] for c in clips] == [
-        ["1-100032-A-0.wav", "0", "1", "100032"],
-        ["1-100032-B-0.ogg", "0", "1", "100032"],
-        ["5-7-A-40.wav", "40", "5", "7"],
-    ]
-    assert origin == "ESC" and clips[0]["audio"] == [str(tmp_path / "1-100032-A-0.wav")]
-    assert re.fullmatch(
-        r"3 files of .* are left out: they are not named FOLD-RECORDING-TAKE-CLASS\n",
-        capsys.readouterr().out,
-    )
-    for words in (["absent"], [".", "--label_column", "target"]):
-        with pytest.raises(ValueError, match="--labels is wanted"):
-            clips_of("--audio_dir", tmp_path / words[0], *words[1:])
+def test_find_labelled_clips_reads_esc50(tmp_path):
     (tmp_path / "audio").mkdir()
     (tmp_path / "meta").mkdir()
     header = "filename,fold,target,category,esc10,src_file,take"
-    write_csv(
-        tmp_path / "meta" / "esc50.csv",
-        header,
-        [("1-100032-A-0.wav", 1, 0, "dog", True, 100032, "A")],
-    )
-    clips, _ = clips_of("--audio_dir", tmp_path)
-    assert clips[0]["label"] == "dog" and clips[0]["fold"] == "1"
-    assert clips[0]["audio"] == [str(tmp_path / "audio" / "1-100032-A-0.wav")]
-    named = write_csv(
-        tmp_path / "named.csv", "filename,target", [("1-100032-C.ogg", "dog"), ("2-5-A.ogg", "dog")]
-    )
-    clips, origin = clips_of("--audio_dir", tmp_path, "--labels", named)
-    assert [clip["fold"] for clip in clips] == ["1", "2"] and origin == "ESC"
-    assert "fold" not in clips_of("--audio_dir", tmp_path, "--labels", named, "--folds", 2)[0][0]
+    row = ("1-100032-A-0.wav", 1, 0, "dog", True, 100032, "A")
+    write_csv(tmp_path / "meta" / "esc50.csv", header, [row])
+    source = find_labelled_clips(str(tmp_path))
+    assert source.origin == "ESC"
+    (clip,) = source.clips
+    assert clip["label"] == "dog"
+    assert clip["fold"] == "1"
+    assert clip["group"] == "100032"
+    assert clip["audio"] == [str(tmp_path / "audio" / "1-100032-A-0.wav")]
+
+
+@pytest.fixture
+def esc_names(tmp_path) -> str:
+    rows = [("1-100032-C.ogg", "dog"), ("2-5-A.ogg", "dog")]
+    return str(write_csv(tmp_path / "named.csv", "filename,target", rows))
+
+
+def test_find_labelled_clips_takes_folds_from_esc_names(tmp_path, esc_names):
+    source = find_labelled_clips(str(tmp_path), esc_names)
+    assert source.origin == "ESC"
+    assert [clip["fold"] for clip in source.clips] == ["1", "2"]
+    assert [clip["group"] for clip in source.clips] == ["100032", "5"]
+
+
+def test_find_labelled_clips_with_folds_to_draw_has_none(tmp_path, esc_names):
+    source = find_labelled_clips(str(tmp_path), esc_names, num_folds=2)
+    assert source.origin == "--folds"
+    assert "fold" not in source.clips[0]
+
+
+@pytest.mark.parametrize("label_column", [None, "target"])
+def test_find_labelled_clips_without_csv_is_an_error(tmp_path, label_column):
+    with pytest.raises(UserError, match="Give the labels with --labels"):
+        find_labelled_clips(str(tmp_path / "absent"), label_column=label_column)
 
 
 def esc10_labels() -> dict[str, str]:
@@ -497,8 +482,8 @@ def esc10_labels() -> dict[str, str]:
 
 
 @needs_shared
-def test_recordings(tmp_path, capsys):
-    """Encoders that know synthetic sounds only tell real ones apart, better than chance, across ESC-10's folds."""
+def test_probe_command_of_real_recordings_is_better_than_chance(tmp_path, capsys):
+    """Encoders trained on synthetic sounds separate real ones, across ESC-10's folds."""
     chosen, taken = [], {}
     for name, label in sorted(esc10_labels().items()):
         key = label, Path(name).name[0]
@@ -507,7 +492,7 @@ def test_recordings(tmp_path, capsys):
             chosen.append((name, label))
     assert len(chosen) == 40
     write_csv(tmp_path / "labels.csv", "filename,label", chosen)
-    run_probe.main(
+    probe_command.main(
         [
             "--encoder_type",
             "htsat",
@@ -524,7 +509,8 @@ def test_recordings(tmp_path, capsys):
         ]
     )
     found = report(tmp_path)
-    assert found["folds_from"] == "ESC" and list(found["folds"]) == list("12345")
+    assert found["folds_from"] == "ESC"
+    assert list(found["folds"]) == list("12345")
     for arm in ("htsat", "mimi_full"):
         assert found["results"]["mean"][arm]["ci95_low"] > 0.3
         assert found["shuffled_labels"]["mean"][arm]["accuracy"] < 0.5

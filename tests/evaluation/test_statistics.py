@@ -1,8 +1,8 @@
-"""Intervals and tests over clips: against figures by hand, scipy and statsmodels, and on simulated arms whose truth is known.
+"""Statistics against values by hand, scipy, statsmodels and simulated arms with a known truth.
 
-    uv run pytest -n 0 -s -m slow tests/test_statistics.py
+    uv run pytest -n 0 -s -m slow tests/evaluation/test_statistics.py
 
-prints how often the intervals hold the truth.
+prints the coverage of the intervals.
 """
 
 import tracemalloc
@@ -37,19 +37,20 @@ TRUTH = norm.cdf(MEANS / np.sqrt(sum(of**2 for of in SPREAD.values()))).mean(
 )  # macro accuracy of each arm
 
 
-def simulated(draw: np.random.Generator, count: int, means: np.ndarray = MEANS):
-    """Right answers of two arms, (rows, 2), to 1 to 10 questions about each of `count` clips; the rows' clips, and types.
+def simulated(generator: np.random.Generator, count: int, means: np.ndarray = MEANS):
+    """Right answers of two arms, (rows, 2), the clip of each row, and its question type.
 
-    Clips are hard or easy, for both arms and for one; each has a type that half of its questions are of.
+    There are 1 to 10 questions about each of `count` clips. Clips are hard or easy, for both arms
+    and for one. Each has a type that half of its questions have.
     """
-    clip = np.repeat(np.arange(count), draw.integers(1, 11, size=count))
-    own, any_type = draw.integers(3, size=count)[clip], draw.integers(3, size=len(clip))
-    kind = np.where(draw.random(len(clip)) < 0.5, own, any_type)
-    latent = means[:, kind].T + SPREAD["clip"] * draw.standard_normal((count, 1))[clip]
-    latent += SPREAD["clip_of_arm"] * draw.standard_normal((count, 2))[clip]
-    latent += SPREAD["row"] * draw.standard_normal((len(clip), 1)) + SPREAD[
+    clip = np.repeat(np.arange(count), generator.integers(1, 11, size=count))
+    own, any_type = generator.integers(3, size=count)[clip], generator.integers(3, size=len(clip))
+    kind = np.where(generator.random(len(clip)) < 0.5, own, any_type)
+    latent = means[:, kind].T + SPREAD["clip"] * generator.standard_normal((count, 1))[clip]
+    latent += SPREAD["clip_of_arm"] * generator.standard_normal((count, 2))[clip]
+    latent += SPREAD["row"] * generator.standard_normal((len(clip), 1)) + SPREAD[
         "row_of_arm"
-    ] * draw.standard_normal((len(clip), 2))
+    ] * generator.standard_normal((len(clip), 2))
     return (latent > 0).astype(float), clip, kind
 
 
@@ -63,9 +64,9 @@ def macro(difference: np.ndarray, kind: np.ndarray) -> float:
 
 def coverage(clips: int, simulations: int, resamples: int, by_row: bool = False) -> float:
     """How often the 95 % interval of the two arms' difference in macro accuracy holds the truth."""
-    draw, held = np.random.default_rng(clips), 0
+    generator, held = np.random.default_rng(clips), 0
     for seed in range(simulations):
-        right, clip, kind = simulated(draw, clips)
+        right, clip, kind = simulated(generator, clips)
         of = named(range(len(clip)) if by_row else clip)
         low, high = interval(
             clip_bootstrap(right[:, 1:] - right[:, :1], of, kind, resamples, seed)[:, :, 0].mean(1)
@@ -74,15 +75,15 @@ def coverage(clips: int, simulations: int, resamples: int, by_row: bool = False)
     return held / simulations
 
 
-def test_the_simulated_truth_is_true():
+def test_simulated_accuracy_is_the_known_truth():
     right, _, kind = simulated(np.random.default_rng(0), 100_000)
     for arm in (0, 1):
         assert macro(right[:, arm], kind) == pytest.approx(TRUTH[arm], abs=0.004)
     assert 0.03 < TRUTH[1] - TRUTH[0] < 0.05
 
 
-def test_every_resample_by_hand():
-    """Three clips can be drawn in 27 ways. Weights are products of draws; group 0 is empty if only c is drawn."""
+def test_clip_bootstrap_draws_all_resamples_by_hand():
+    """Three clips can be drawn in 27 ways. Group 0 is empty if only c is drawn."""
     outcomes = np.array([[1.0, 0.0], [0.0, 0.5], [1.0, 1.0], [0.0, 1.0], [9.0, 9.0]])
     clips, groups = [("b",), ("a",), ("b", "a"), ("c",), ("a",)], np.array([0, 0, 0, 1, -1])
     expected = {}
@@ -93,10 +94,8 @@ def test_every_resample_by_hand():
         key = tuple(np.round([*first, *second], 9).astype(str))
         expected[key] = expected.get(key, 0) + 1 / 27
     # aab: (1 + 2 * 1) / (1 + 2 + 2) and (2 / 2 + 2) / 5, by hand
-    assert (
-        any(key[:2] == ("0.6", "0.6") for key in expected)
-        and ("nan", "nan", "0.0", "1.0") in expected
-    )
+    assert any(key[:2] == ("0.6", "0.6") for key in expected)
+    assert ("nan", "nan", "0.0", "1.0") in expected
     samples = clip_bootstrap(outcomes, clips, groups, 27_000)
     assert samples.shape == (27_000, 2, 2)
     found, times = np.unique(
@@ -108,13 +107,13 @@ def test_every_resample_by_hand():
         assert abs(count / 27_000 - share) < 5 * np.sqrt(share * (1 - share) / 27_000)
 
 
-def test_a_row_about_one_clip_twice_is_about_one_clip():
+def test_clip_bootstrap_row_with_one_clip_twice_equals_one_clip():
     outcomes, groups = np.array([[1.0], [0.0]]), np.zeros(2, int)
     twice = clip_bootstrap(outcomes, [("a", "a"), ("b",)], groups, 100)
     np.testing.assert_array_equal(twice, clip_bootstrap(outcomes, [("a",), ("b",)], groups, 100))
 
 
-def test_the_same_arguments_give_the_same_numbers(monkeypatch):
+def test_resampling_with_equal_arguments_gives_equal_numbers(monkeypatch):
     right, clip, kind = simulated(np.random.default_rng(0), 40)
     clips = named(clip)
     once = clip_bootstrap(right, clips, kind, 200, seed=3)
@@ -132,7 +131,7 @@ def test_the_same_arguments_give_the_same_numbers(monkeypatch):
     np.testing.assert_allclose(clip_bootstrap(right, clips, kind, 200, seed=3), once, atol=1e-12)
 
 
-def test_standard_errors_are_those_of_clusters():
+def test_clip_bootstrap_standard_errors_equal_cluster_robust_ones():
     right, clip, kind = simulated(np.random.default_rng(5), 400)
     difference, kinds = right[:, 1] - right[:, 0], np.eye(3)[kind]
     fitted = sm.OLS(difference, kinds).fit(
@@ -151,10 +150,10 @@ def test_standard_errors_are_those_of_clusters():
     assert by_row < 0.75 * of_macro
 
 
-def test_memory_does_not_grow_with_resamples():
-    draw = np.random.default_rng(0)
-    clips, kinds = named(draw.integers(5000, size=30_000)), draw.integers(3, size=30_000)
-    outcomes = draw.random((30_000, 3))
+def test_resampling_memory_is_bounded():
+    generator = np.random.default_rng(0)
+    clips, kinds = named(generator.integers(5000, size=30_000)), generator.integers(3, size=30_000)
+    outcomes = generator.random((30_000, 3))
     tracemalloc.start()
     clip_bootstrap(outcomes, clips, kinds, 2000)  # 80 MB of draws at once would be 370 MB in all
     clip_permutation_test(outcomes[:, 0] - 0.5, clips, kinds, 5000)  # 200 MB of signs
@@ -163,7 +162,7 @@ def test_memory_does_not_grow_with_resamples():
     assert peak < 120e6
 
 
-def test_interval():
+def test_interval_ignores_nan():
     samples = np.r_[np.arange(101.0), np.nan, np.nan]
     assert interval(samples) == pytest.approx((2.5, 97.5))
     assert interval(samples, level=0.5) == pytest.approx((25, 75))
@@ -171,7 +170,7 @@ def test_interval():
     np.testing.assert_allclose([low, high], [[2.5, 3.5], [97.5, 98.5]])
 
 
-def test_intervals_hold_the_truth_in_short():
+def test_interval_coverage_in_short_simulation():
     """A share of .95 of 750 simulations has a standard error of .008, of which 3 are allowed."""
     assert coverage(300, 750, 400) == pytest.approx(
         0.945, abs=0.024
@@ -181,16 +180,18 @@ def test_intervals_hold_the_truth_in_short():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("clips", "tolerance"), [(300, 0.015), (100, 0.02), (50, 0.03)])
-def test_intervals_hold_the_truth(clips, tolerance):
+def test_interval_coverage_in_long_simulation(clips, tolerance):
     held = coverage(clips, 4000, 1000)
     naive = coverage(clips, 1000, 1000, by_row=True)
     print(
-        f"\n{clips} clips: 95 % intervals hold the truth in {held:.2%} of 4000 simulations, by rows {naive:.1%} of 1000"
+        f"\n{clips} clips: coverage of 95 % intervals {held:.2%} in 4000 simulations, "
+        f"by rows {naive:.1%} in 1000"
     )
-    assert held == pytest.approx(0.95, abs=tolerance) and naive < 0.85
+    assert held == pytest.approx(0.95, abs=tolerance)
+    assert naive < 0.85
 
 
-def test_permutation_is_the_enumeration_of_all_flips():
+def test_clip_permutation_test_equals_enumeration_of_all_flips():
     """Eight clips; e and f, f and g share rows and flip together: 6 sets, 64 flips."""
     difference = np.array([1, 0, 1, -1, -1, 1, 0, 1, -1, 1, 1, 1 / 3])
     clips = [
@@ -226,8 +227,8 @@ def test_permutation_is_the_enumeration_of_all_flips():
     assert more == p
 
 
-def test_permutation_counts_ties_and_itself():
-    """0.1 in each of 3 clips sums to ±0.3 or ±0.1: one flip in four is as extreme, whatever order it is summed in."""
+def test_clip_permutation_test_counts_ties_and_itself():
+    """0.1 in each of 3 clips sums to ±0.3 or ±0.1: one flip in four is as extreme."""
     p = clip_permutation_test(np.full(3, 0.1), named(range(3)), np.zeros(3, int), 20_000)
     assert p == pytest.approx(0.25, abs=0.015)
     assert clip_permutation_test(np.zeros(3), named(range(3)), np.zeros(3, int), 100) == 1
@@ -241,10 +242,10 @@ def test_permutation_counts_ties_and_itself():
     assert clip_permutation_test(np.ones(3), chain, np.zeros(3, int), 999) == 1
 
 
-def test_permutation_is_uniform_under_the_null():
-    draw, p, by_row = np.random.default_rng(1), [], []
+def test_clip_permutation_test_is_uniform_under_the_null():
+    generator, p, by_row = np.random.default_rng(1), [], []
     for seed in range(800):
-        right, clip, kind = simulated(draw, 80, means=MEANS[[0, 0]])
+        right, clip, kind = simulated(generator, 80, means=MEANS[[0, 0]])
         p.append(clip_permutation_test(right[:, 1] - right[:, 0], named(clip), kind, 400, seed))
         by_row.append(
             clip_permutation_test(
@@ -256,13 +257,13 @@ def test_permutation_is_uniform_under_the_null():
     assert np.mean(np.array(by_row) <= 0.05) > 0.12  # what flipping rows would claim
 
 
-def test_the_minimum_detectable_difference_is_detected_four_times_in_five():
+def test_minimum_detectable_difference_is_detected_with_its_power():
     assert minimum_detectable_difference(1) == pytest.approx(1.959964 + 0.841621, abs=1e-5)
     assert minimum_detectable_difference(0.01, tests=3, power=0.9) == pytest.approx(
         0.01 * (2.393980 + 1.281552), abs=1e-7
     )
-    draw = np.random.default_rng(2)
-    data = [simulated(draw, 150, means=MEANS[[0, 0]]) for _ in range(800)]
+    generator = np.random.default_rng(2)
+    data = [simulated(generator, 150, means=MEANS[[0, 0]]) for _ in range(800)]
     error = np.std([macro(right[:, 1] - right[:, 0], kind) for right, _, kind in data])
     found = minimum_detectable_difference(error, tests=3)
     tests = [
@@ -278,7 +279,7 @@ def test_the_minimum_detectable_difference_is_detected_four_times_in_five():
     "p_values",
     [[0.01, 0.04, 0.03], [0.5, 0.9, 0.2, 0.2], [0.02], [0.001, 0.3, 0.012, 0.012, 1.0, 0.0]],
 )
-def test_holm(p_values):
+def test_holm_equals_statsmodels(p_values):
     assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1])
 
 
@@ -292,7 +293,7 @@ def test_holm_by_hand():
 
 
 @pytest.mark.parametrize(("only_first", "only_second"), [(1, 9), (12, 5), (4, 4), (0, 3)])
-def test_mcnemar(only_first, only_second):
+def test_mcnemar_equals_statsmodels(only_first, only_second):
     first = np.array([True] * 7 + [False] * 5 + [True] * only_first + [False] * only_second)
     second = np.array([True] * 7 + [False] * 5 + [False] * only_first + [True] * only_second)
     expected = min(1, statsmodels_mcnemar([[7, only_first], [only_second, 5]], exact=True).pvalue)
@@ -306,7 +307,7 @@ def test_mcnemar(only_first, only_second):
 def test_mcnemar_without_discordant_rows():
     assert mcnemar([True, False], [True, False]) == {"only_first": 0, "only_second": 0, "p": 1.0}
     with pytest.raises(
-        ValueError, match=r"right \(1\) or wrong \(0\) is wanted .* not float64 \(2,\)"
+        ValueError, match=r"expected right \(1\) or wrong \(0\) .* not float64 \(2,\)"
     ):
         mcnemar([0.5, 1], [1, 0])
     with pytest.raises(ValueError, match=r"bool \(2,\) and bool \(3,\)"):
@@ -314,14 +315,14 @@ def test_mcnemar_without_discordant_rows():
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 10), (10, 10), (3, 7), (812, 1000)])
-def test_wilson(correct, n):
+def test_wilson_equals_statsmodels(correct, n):
     assert wilson(correct, n) == pytest.approx(
         proportion_confint(correct, n, method="wilson"), abs=1e-9
     )
 
 
-def test_calibration_by_hand():
-    """.3 and .35 share the bin from .3, 1 falls into the last: (2 * |.325 - .5| + 1 * |.6 - 0| + 2 * |.975 - 1|) / 5."""
+def test_expected_calibration_error_by_hand():
+    """.3 and .35 share a bin. (2 * |.325 - .5| + 1 * |.6 - 0| + 2 * |.975 - 1|) / 5."""
     found = expected_calibration_error(
         [0.3, 0.95, 0.35, 0.6, 1.0], [True, True, False, False, True]
     )
@@ -334,10 +335,10 @@ def test_calibration_by_hand():
     assert expected_calibration_error([0.2, 0.9], [False, True], bins=1)["ece"] == pytest.approx(
         0.05
     )
-    draw = np.random.default_rng(0)
-    given = draw.random(50_000)
-    assert expected_calibration_error(given, draw.random(50_000) < given)["ece"] < 0.01
-    assert expected_calibration_error(given, draw.random(50_000) < given**2)[
+    generator = np.random.default_rng(0)
+    given = generator.random(50_000)
+    assert expected_calibration_error(given, generator.random(50_000) < given)["ece"] < 0.01
+    assert expected_calibration_error(given, generator.random(50_000) < given**2)[
         "ece"
     ] == pytest.approx(1 / 6, abs=0.01)
 
@@ -345,8 +346,8 @@ def test_calibration_by_hand():
 @pytest.mark.parametrize(
     "given", [([], []), ([0.5], [True, False]), ([1.1], [True]), ([float("nan")], [True])]
 )
-def test_calibration_wants_probabilities(given):
-    with pytest.raises(ValueError, match="a probability between 0 and 1 is wanted for each row"):
+def test_expected_calibration_error_of_invalid_probabilities_is_an_error(given):
+    with pytest.raises(ValueError, match="expected a probability between 0 and 1 for each row"):
         expected_calibration_error(*given)
 
 
@@ -354,8 +355,8 @@ def test_calibration_wants_probabilities(given):
     ("change", "message"),
     [
         ({"clips": [("a",)]}, "2 rows, but clips of 1 and groups of 2"),
-        ({"clips": [("a",), "bc"]}, "row 1: a tuple of one or two clips is wanted, not 'bc'"),
-        ({"clips": [(), ("a",)]}, r"row 0: a tuple of one or two clips is wanted, not \(\)"),
+        ({"clips": [("a",), "bc"]}, "row 1: expected a tuple of one or two clips, not 'bc'"),
+        ({"clips": [(), ("a",)]}, r"row 0: expected a tuple of one or two clips, not \(\)"),
         (
             {"groups": np.array([0, -2])},
             "groups are numbers from 0, or -1 for none, not -2 of int64",
@@ -364,7 +365,7 @@ def test_calibration_wants_probabilities(given):
         ({"values": np.array([1.0, np.nan])}, "row 1 has an outcome that is not finite"),
     ],
 )
-def test_rows_that_do_not_fit(change, message):
+def test_resampling_of_invalid_rows_is_an_error(change, message):
     given = {
         "values": np.array([1.0, 0.0]),
         "clips": [("a",), ("b",)],
@@ -374,5 +375,5 @@ def test_rows_that_do_not_fit(change, message):
         clip_permutation_test(given["values"], given["clips"], given["groups"])
     with pytest.raises(ValueError, match=message):
         clip_bootstrap(given["values"][:, None], given["clips"], given["groups"])
-    with pytest.raises(ValueError, match=r"shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"got \(2,\)"):
         clip_bootstrap(np.zeros(2), [("a",), ("b",)], np.zeros(2, int))

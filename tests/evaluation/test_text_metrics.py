@@ -1,3 +1,5 @@
+"""Metrics of generated texts by hand, and against sacrebleu and pycocoevalcap."""
+
 import json
 import math
 import os
@@ -9,7 +11,7 @@ from collections import Counter
 import pytest
 import sacrebleu
 
-from audiolm.evaluation import text_metrics as texts
+from audiolm.evaluation import java_metrics
 from audiolm.evaluation.text_metrics import TextMetric, text_items, text_metrics, tokenise
 
 PREDICTIONS = ["A dog barks in the rain.", "Birds sing in the old tree"]
@@ -76,43 +78,47 @@ def row(
         (" ... ||| ", ""),
     ],
 )
-def test_words_of_a_text(text, words):
+def test_tokenise(text, words):
     assert tokenise(text) == words
 
 
-def test_bleu_and_rouge_by_hand(no_java):
+def test_text_metric_bleu_and_rouge_by_hand(no_java):
     result = compute(PREDICTIONS, REFERENCES)
-    # matches of 12 words, 10 pairs, 8 triples and 6 fours: 12, 10, 7 (not "sing in the") and 4; of 5 and 7 words 5 is closest
-    assert result["n"] == 2 and result["bleu_1"] == 1
+    # Of 12 words, 10 pairs, 8 triples and 6 fours 12, 10, 7 (not "sing in the") and 4 match. The
+    # closest reference has 5 words.
+    assert result["n"] == 2
+    assert result["bleu_1"] == 1
     assert result["bleu_4"] == pytest.approx((7 / 8 * 4 / 6) ** 0.25)
     # longest common subsequences: all; 4 of 6 and 5 words (8/11), 5 of 6 and 7 (10/13)
     assert result["rouge_l"] == pytest.approx((1 + 10 / 13) / 2)
     short = compute(["a dog barks"], [["a dog barks in the rain"]])
-    assert short["bleu_1"] == pytest.approx(math.exp(1 - 6 / 3)) and short["bleu_4"] == 0
+    assert short["bleu_1"] == pytest.approx(math.exp(1 - 6 / 3))
+    assert short["bleu_4"] == 0
 
 
 def random_items(count: int, seed: int = 0):
-    draw, words = random.Random(seed), ["a", "dog", "rain", "bird", "sings", "loudly"]
+    rng, words = random.Random(seed), ["a", "dog", "rain", "bird", "sings", "loudly"]
 
     def text():
-        return " ".join(draw.choices(words, k=draw.randint(1, 12)))
+        return " ".join(rng.choices(words, k=rng.randint(1, 12)))
 
     return [text() for _ in range(count)], [
-        [text() for _ in range(draw.randint(1, 5))] for _ in range(count)
+        [text() for _ in range(rng.randint(1, 5))] for _ in range(count)
     ]
 
 
-def test_bleu_is_sacrebleus_of_the_corpus_with_missing_references(no_java):
+def test_text_metric_bleu_equals_sacrebleu_with_missing_references(no_java):
     predictions, references = random_items(200)
     streams = [[of[k] if k < len(of) else None for of in references] for k in range(5)]
     corpus = sacrebleu.corpus_bleu(predictions, streams, smooth_method="none", tokenize="none")
     result = compute(predictions, references)
-    assert result["bleu_4"] == pytest.approx(corpus.score / 100) and 0 < result["bleu_4"] < 1
+    assert result["bleu_4"] == pytest.approx(corpus.score / 100)
+    assert 0 < result["bleu_4"] < 1
     assert result["bleu_1"] == pytest.approx(corpus.bp * corpus.precisions[0] / 100)
 
 
 def cider_d(predictions, references):
-    """CIDEr-D as Vedantam et al. write it (arXiv 1411.5726, section 5 and its supplement), in plain sums."""
+    """CIDEr-D by the formulas of Vedantam et al. (arXiv:1411.5726, section 5)."""
 
     def counts(text, n):
         words = text.split()
@@ -142,18 +148,16 @@ def cider_d(predictions, references):
     return sum(items) / len(items)
 
 
-def test_cider_d_by_the_published_formula(no_java):
+def test_text_metric_cider_d_equals_the_published_formula(no_java):
     pytest.importorskip("pycocoevalcap.cider.cider")
     predictions, references = random_items(25, seed=1)
     predictions[0] = "dog dog dog dog barks"  # is clipped
     result = compute(predictions, references)
-    assert (
-        result["cider_d"] == pytest.approx(cider_d(predictions, references))
-        and result["cider_d"] > 0.5
-    )
+    assert result["cider_d"] == pytest.approx(cider_d(predictions, references))
+    assert result["cider_d"] > 0.5
 
 
-def test_right_answers_have_the_top_of_each_scale(no_java):
+def test_text_metric_of_right_answers_is_the_maximum(no_java):
     pytest.importorskip("pycocoevalcap.cider.cider")
     answers = ["a dog barks in rain", "two birds sing loudly"]
     result = compute(answers, [[answer] for answer in answers])
@@ -166,22 +170,23 @@ def test_right_answers_have_the_top_of_each_scale(no_java):
 
 
 @needs_java
-def test_meteor_is_pycocoevalcaps():
+def test_text_metric_meteor_equals_pycocoevalcap():
     pytest.importorskip("pycocoevalcap.meteor.meteor")
     result = compute(
         [*PREDICTIONS, "", "犬が吠える"], [*REFERENCES, ["it rains ||| hard\nnow"], ["犬が吠える"]]
     )
-    # what pycocoevalcap 1.2's Meteor().compute_score gives for these words; of each item: 1, 0.417, 0, 1
-    assert (
-        result["meteor"] == pytest.approx(0.47205928912729356) and "meteor" not in result["not_run"]
-    )
+    # From pycocoevalcap 1.2's Meteor().compute_score. The items have 1, 0.417, 0 and 1.
+    assert result["meteor"] == pytest.approx(0.47205928912729356)
+    assert "meteor" not in result["not_run"]
 
 
-def test_what_has_no_figure_says_why(no_java):
+def test_text_metric_without_value_says_why(no_java):
     pytest.importorskip("pycocoevalcap.cider.cider")
     one = compute(["a dog"], [["a dog", "the dog barks"]])
-    assert one["bleu_4"] is None and one["not_run"]["bleu_4"] == "no reference has four words"
-    assert one["cider_d"] is None and "at least two items" in one["not_run"]["cider_d"]
+    assert one["bleu_4"] is None
+    assert one["not_run"]["bleu_4"] == "no reference has four words"
+    assert one["cider_d"] is None
+    assert "at least two items" in one["not_run"]["cider_d"]
     assert one["bleu_1"] == one["rouge_l"] == 1
     alike = compute(
         ["a dog", "rain"], [["a dog barks"], ["a dog barks"]]
@@ -189,12 +194,13 @@ def test_what_has_no_figure_says_why(no_java):
     assert alike["cider_d"] is None
     assert compute(["", "?"], [["..."], ["!", "-"]])["cider_d"] is None  # no word at all
     none = compute([], [])
-    assert none["n"] == 0 and set(none["not_run"]) == set(none) - {"n", "not_run"}
+    assert none["n"] == 0
+    assert set(none["not_run"]) == set(none) - {"n", "not_run"}
     with pytest.raises(ValueError, match=r"item 1 \('b'\) has no reference"):
         compute(["a", "b"], [["a"], []])
 
 
-def test_any_prediction_has_figures(no_java):
+def test_text_metric_of_odd_predictions_has_values(no_java):
     odd = ["", "<p>", "a" * 5000, "\u200b\ufeff", "🐕 🐕", "a ||| b\nc"]
     result = compute(
         [*odd, "a bird sings loudly"],
@@ -206,37 +212,40 @@ def test_any_prediction_has_figures(no_java):
     )  # words: 0, 1, 1, 0, 0, 3 and 4
 
 
-def test_what_to_install_is_named(no_java, monkeypatch):
+def test_text_metric_names_missing_packages(no_java, monkeypatch):
     pytest.importorskip("pycocoevalcap.cider.cider")
     result = compute(PREDICTIONS, REFERENCES)
     assert result["meteor"] is result["spice"] is result["spider"] is None
-    assert (
-        "install a Java runtime" in result["not_run"]["meteor"]
-        and "install a Java runtime" in result["not_run"]["spice"]
-    )
-    assert result["not_run"]["spider"] == "is the mean of SPICE and CIDEr-D; there is no spice"
+    assert "install a Java runtime" in result["not_run"]["meteor"]
+    assert "install a Java runtime" in result["not_run"]["spice"]
+    assert result["not_run"]["spider"] == "is the mean of SPICE and CIDEr-D. Missing: spice"
     for name in ("cider.cider_scorer", "meteor.meteor", "spice.spice"):
         monkeypatch.setitem(sys.modules, f"pycocoevalcap.{name}", None)
     result = compute(PREDICTIONS, REFERENCES)
     for name in ("cider_d", "meteor", "spice"):
-        assert result[name] is None and "pip install audiolm[captions]" in result["not_run"][name]
-    assert result["bleu_4"] and result["rouge_l"]
+        assert result[name] is None
+        assert "pip install audiolm[captions]" in result["not_run"][name]
+    assert result["bleu_4"]
+    assert result["rouge_l"]
 
 
-def test_a_java_that_hangs_is_ended(fake_java, monkeypatch, tmp_path):
+def test_meteor_stops_a_java_that_hangs(fake_java, monkeypatch, tmp_path):
     pytest.importorskip("pycocoevalcap.meteor.meteor")
     fake_java(f"echo $$ > {tmp_path}/pid\nexec sleep 60")
-    monkeypatch.setattr(texts, "START_SECONDS", 0.3)
+    monkeypatch.setattr(java_metrics, "START_SECONDS", 0.3)
+    monkeypatch.setattr(java_metrics, "SECONDS_PER_TEXT", 0)
     result = compute(PREDICTIONS, REFERENCES)
-    assert result["meteor"] is None and "took longer than" in result["not_run"]["meteor"]
+    assert result["meteor"] is None
+    assert "took longer than" in result["not_run"]["meteor"]
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
-def test_a_java_that_fails_is_quoted(fake_java):
+def test_meteor_quotes_a_java_that_fails(fake_java):
     pytest.importorskip("pycocoevalcap.meteor.meteor")
     fake_java(
-        "echo Picked up options: x >&2; echo Error: Could not create the Java Virtual Machine. >&2; exit 1"
+        "echo Picked up options: x >&2; "
+        "echo Error: Could not create the Java Virtual Machine. >&2; exit 1"
     )
     result = compute(PREDICTIONS, REFERENCES)
     assert (
@@ -245,11 +254,11 @@ def test_a_java_that_fails_is_quoted(fake_java):
     )
 
 
-def test_spice_runs_where_its_models_lie(fake_java, monkeypatch, tmp_path):
+def test_spice_runs_with_its_models(fake_java, monkeypatch, tmp_path):
     """Its program and what it prints are imitated: tests do not download its models."""
     pytest.importorskip("pycocoevalcap.spice.spice")
     (tmp_path / "lib").mkdir()
-    for name in texts.SPICE_MODELS:
+    for name in java_metrics.SPICE_MODELS:
         (tmp_path / "lib" / name).touch()
     monkeypatch.setitem(sys.modules, "pycocoevalcap.meteor.meteor", None)
     monkeypatch.setattr(
@@ -257,22 +266,23 @@ def test_spice_runs_where_its_models_lie(fake_java, monkeypatch, tmp_path):
     )
     fake_java(
         f'cp "$4" {tmp_path}/given.json\n'
-        r'printf "Parsing test captions\nAll tuples\n  f-score:\t0.250 (SPICE metric)\n  precision:\t0.9\n"'
+        r'printf "Parsing test captions\nAll tuples\n  f-score:\t0.250 (SPICE metric)\n"'
     )
     result = compute(PREDICTIONS, REFERENCES)
-    assert result["spice"] == 0.25 and result["spider"] == pytest.approx(
-        (0.25 + result["cider_d"]) / 2
-    )
+    assert result["spice"] == 0.25
+    assert result["spider"] == pytest.approx((0.25 + result["cider_d"]) / 2)
     assert json.loads((tmp_path / "given.json").read_text())[1] == {
         "image_id": 1,
         "test": "birds sing in the old tree",
         "refs": ["birds in the old tree chirp loudly", "birds sing in a tree"],
     }
     fake_java("exit 1")
-    assert "Java ended without a figure" in compute(PREDICTIONS, REFERENCES)["not_run"]["spice"]
+    assert (
+        "Java failed: it printed no score" in compute(PREDICTIONS, REFERENCES)["not_run"]["spice"]
+    )
 
 
-def test_rows_that_ask_the_same_are_one_item():
+def test_text_items_merges_rows_that_ask_the_same():
     clotho = [
         row(answer=a, text="wind")
         for a in ("wind blows", "a wind", "strong wind in trees", "gusts", "it is windy")
@@ -318,12 +328,12 @@ def test_rows_that_ask_the_same_are_one_item():
     }
     assert sorted(map(repr, text_items(rows[::-1]))) == sorted(map(repr, items))
     with pytest.raises(
-        ValueError, match=r"row 1: a caption row with text in answers\.generate is wanted"
+        ValueError, match=r"row 1: expected a caption row with text in answers\.generate"
     ):
         text_items([row(), {**row(), "answers": {"likelihood": {}}}])
 
 
-def test_metrics_of_rows_by_group(no_java):
+def test_text_metrics_by_group(no_java):
     predictions, references = random_items(40, seed=2)
     rows = [
         row(answer=answer, text=text, clips=(f"{i}.wav", ""), subtype=f"{'XY'[i % 2]}.json")
@@ -356,7 +366,7 @@ def test_metrics_of_rows_by_group(no_java):
     assert {name: of["n"] for name, of in by["answer_words"].items()} == lengths
     assert list(by["answer_words"]) == ["1-3", "4-10", "11-25"]
     assert metrics["detail"]["not_run"]["cider_d"].startswith(
-        "weighs n-grams"
+        "needs at least two items"
     )  # two items, one answer
     random.Random(0).shuffle(rows)
     assert text_metrics(rows) == metrics

@@ -1,4 +1,4 @@
-"""Mellow: what its published code computes, its prompts, and that it is evaluated, trained, saved and loaded like any model."""
+"""Mellow: its published numbers and prompts, and that it is used like any other model."""
 
 import json
 import re
@@ -20,15 +20,16 @@ from audiolm.data.second_clips import first_clips, second_clips
 from audiolm.encoders_audiolm import build_encoder
 from audiolm.evaluation.evaluate import main as evaluate
 from audiolm.modeling_audiolm import MellowMapper
+from audiolm.runtime import UserError
 from audiolm.training.train import main as train
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "data" / "mellow_reference"
 needed = pytest.mark.skipif(
-    not REFERENCE.is_dir(), reason="../shared/data/mellow_reference is not there"
+    not REFERENCE.is_dir(), reason="../shared/data/mellow_reference not found"
 )
 
 
-def drawn(layout: dict) -> dict[str, torch.Tensor]:
+def draw_weights(layout: dict) -> dict[str, torch.Tensor]:
     """The weights that the reference's README describes, of each key of a checkpoint."""
     state = {}
     for key, (shape, dtype) in layout.items():
@@ -59,16 +60,17 @@ def drawn(layout: dict) -> dict[str, torch.Tensor]:
 def checkpoint(tmp_path_factory):
     """Its `v0.ckpt`, of two layers, and the tokenizer beside it."""
     folder = tmp_path_factory.mktemp("mellow")
-    state = drawn(json.loads((REFERENCE / "layout.json").read_text())["layout"])
+    state = draw_weights(json.loads((REFERENCE / "layout.json").read_text())["layout"])
     torch.save({f"module.{key}": value for key, value in state.items()}, folder / "v0.ckpt")
     return folder / "v0.ckpt"
 
 
 @needed
 @torch.no_grad()
-def test_it_computes_what_the_published_code_computes(checkpoint, monkeypatch):
+def test_mellow_equals_the_published_code(checkpoint, monkeypatch):
     monkeypatch.setattr(
-        "audiolm.checkpoints.mellow.AutoTokenizer.from_pretrained", lambda *a, **k: Fake()
+        "audiolm.checkpoints.mellow.AutoTokenizer.from_pretrained",
+        lambda *args, **options: FakeTokenizer(),
     )
     model, _ = load_mellow(str(checkpoint))
     expected = np.load(REFERENCE / "reference.npz")
@@ -94,186 +96,190 @@ def test_it_computes_what_the_published_code_computes(checkpoint, monkeypatch):
         [i, 130 + i]
     )  # a question may hold the placeholder's number: these are the clips
     mapped = model.get_audio_features(input_features=features)
-    prefix = model.put_audio(model.get_input_embeddings()(ids), mapped, ids, at)
+    prefix = model.merge_audio_embeddings(model.get_input_embeddings()(ids), mapped, ids, at)
     assert np.abs(prefix[0].numpy() - expected["prefix"]).max() <= 1e-3
     logits = model(inputs_embeds=prefix).logits[0, -1].numpy()
     assert np.abs(logits - expected["logits_last"]).max() <= 1e-2
-    said = model.generate(
+    generated = model.generate(
         inputs_embeds=prefix, max_new_tokens=8, do_sample=False, suppress_tokens=None
     )
-    assert said[0].tolist() == expected["greedy"].tolist()
+    assert generated[0].tolist() == expected["greedy"].tolist()
 
 
-class Fake:
+class FakeTokenizer:
     def convert_ids_to_tokens(self, number):
         return "<|endoftext|>"
 
 
 @pytest.fixture(scope="module")
-def whole(checkpoint, tokenizer):
-    """The checkpoint with its tokenizer beside it, here the tests' small one."""
+def mellow_folder(checkpoint, tokenizer):
+    """A folder with the checkpoint and a tokenizer, here the tests' small one."""
     tokenizer.save_pretrained(checkpoint.parent)
     return checkpoint.parent
 
 
 @needed
-def test_prompts_are_its_own(whole):
-    model, tokenizer = load_model(str(whole))
+def test_mellow_prompts_have_two_clips_and_129_tokens(mellow_folder):
+    model, tokenizer = load_model(str(mellow_folder))
     processor = AudioLMProcessor.from_config(model.config, tokenizer)
-    (short, long) = processor.prompts([" Which TONE? A) low ", "x" * 500], [[129, 129], [129, 129]])
+    (short, long) = processor.encode_prompts(
+        [" Which TONE? A) low ", "x" * 500], [[129, 129], [129, 129]]
+    )
     audio, mark = (
         [model.config.audio_token_id] * 129,
         tokenizer("!", add_special_tokens=False).input_ids,
     )
-    assert short[:260] == [*audio, 0, *audio, 0] == long[:260] and len(short) == len(long) == 389
-    words = tokenizer("which tone? a) low", add_special_tokens=False).input_ids
-    assert short[260:] == words + mark * (129 - len(words))
-    assert processor.answers([" B) High "]) == [
+    assert short[:260] == long[:260] == [*audio, 0, *audio, 0]
+    assert len(short) == len(long) == 389
+    question = tokenizer("which tone? a) low", add_special_tokens=False).input_ids
+    assert short[260:] == question + mark * (129 - len(question))
+    assert processor.encode_answers([" B) High "]) == [
         [*tokenizer("b) high", add_special_tokens=False).input_ids, 0]
     ]
     with pytest.raises(ValueError, match="about two clips, not 1"):
-        processor.prompts(["?"], [[129]])
-    assert (
-        model.encoder.num_frames(1600) == model.encoder.num_frames(320000) == 129
-    )  # shorter clips are tiled
-
-
-def test_second_clips(tmp_path):
-    corpus = make_corpus(tmp_path)
-    rows = load_reasonaqa({"test": corpus / "rows.json"}, str(corpus))["test"]
-    paired = second_clips(rows, 0)
-    assert all(
-        len(set(of)) == 2 and of[0] == alone[0] for of, alone in zip(paired["audio"], rows["audio"])
-    )
-    assert paired["audio"] == second_clips(rows, 0)["audio"] != second_clips(rows, 1)["audio"]
-    assert (
-        second_clips(rows.select(range(15, -1, -1)), 0)["audio"] == paired["audio"][::-1]
-    )  # whatever their order
-    with pytest.raises(ValueError, match="one alone"):
-        second_clips(rows.select([0]), 0)
-    assert len(set(second_clips(rows.select([0]), 0, first_clips(rows))["audio"][0])) == 2
-    # rows that are mended as they are read are mended once, as they were, whether some were left out or not
-    twice = iter(range(10**6))
-
-    def mended(batch):
-        return (
-            {**batch, "input": [f"{text} {next(twice)}" for text in batch["input"]]}
-            if "input" in batch
-            else batch
-        )
-
-    for part in (rows, rows.select(range(2, 9))):
-        paired = second_clips(part.with_transform(mended), 0)
-        assert (
-            re.fullmatch(re.escape(part[1]["input"]) + r" \d+", paired[1]["input"])
-            and len(paired[1]["audio"]) == 2
-        )
+        processor.encode_prompts(["?"], [[129]])
 
 
 @needed
-def test_it_is_evaluated_by_both_protocols_and_saved_like_any_model(whole, tmp_path):
-    corpus, found = make_corpus(tmp_path), {}
-    said = [
-        "--test_file",
-        str(corpus / "rows.json"),
-        "--audio_dir",
-        str(corpus),
-        "--max_samples",
-        "1",
-        "--max_new_tokens",
-        "4",
-    ]
-    for name, more in (
-        ("its own", []),
-        ("ours", ["--prompt_format", "audiolm", "--controls", "no_audio"]),
-    ):
+@pytest.mark.parametrize("num_samples", [1600, 320000])
+def test_mellow_num_frames_of_any_clip_is_129(mellow_folder, num_samples):
+    model, _ = load_model(str(mellow_folder))
+    assert model.encoder.num_frames(num_samples) == 129
+
+
+@pytest.fixture
+def rows(tmp_path):
+    corpus = make_corpus(tmp_path)
+    return load_reasonaqa({"test": corpus / "rows.json"}, str(corpus))["test"]
+
+
+def test_second_clips_adds_another_clip_to_each_row(rows):
+    paired = second_clips(rows, 0)["audio"]
+    assert [clips[0] for clips in paired] == [clips[0] for clips in rows["audio"]]
+    assert {len(set(clips)) for clips in paired} == {2}
+
+
+def test_second_clips_depend_on_the_seed_alone(rows):
+    paired = second_clips(rows, 0)["audio"]
+    assert paired == second_clips(rows, 0)["audio"]
+    assert paired != second_clips(rows, 1)["audio"]
+    assert second_clips(rows.select(range(15, -1, -1)), 0)["audio"] == paired[::-1]
+
+
+def test_second_clips_of_a_single_row_need_others(rows):
+    with pytest.raises(ValueError, match="one alone"):
+        second_clips(rows.select([0]), 0)
+    paired = second_clips(rows.select([0]), 0, first_clips(rows))["audio"]
+    assert len(set(paired[0])) == 2
+
+
+@pytest.mark.parametrize("indices", [range(16), range(2, 9)])
+def test_second_clips_of_transformed_rows_are_transformed_once(rows, indices):
+    counter = iter(range(10**6))
+
+    def number_questions(batch):
+        if "input" not in batch:
+            return batch
+        return {**batch, "input": [f"{text} {next(counter)}" for text in batch["input"]]}
+
+    part = rows.select(indices)
+    paired = second_clips(part.with_transform(number_questions), 0)
+    assert re.fullmatch(re.escape(part[1]["input"]) + r" \d+", paired[1]["input"])
+    assert len(paired[1]["audio"]) == 2
+
+
+@needed
+def test_mellow_is_evaluated_with_both_prompts_and_after_saving(mellow_folder, tmp_path):
+    corpus = make_corpus(tmp_path)
+    results = {}
+    runs = {
+        "mellow": [str(mellow_folder / "v0.ckpt")],
+        "audiolm": [
+            str(mellow_folder / "v0.ckpt"),
+            *["--prompt_format", "audiolm", "--controls", "no_audio"],
+        ],
+        "saved": [str(tmp_path / "saved_model")],
+    }
+    model, tokenizer = load_model(str(mellow_folder))
+    model.save_pretrained(tmp_path / "saved_model")
+    tokenizer.save_pretrained(tmp_path / "saved_model")
+    for name, options in runs.items():
         folder = tmp_path / name
-        evaluate(
-            [
-                "--model_name_or_path",
-                str(whole / "v0.ckpt"),
-                *said,
-                "--output_dir",
-                str(folder),
-                *more,
-            ]
-        )
-        found[name] = (
-            json.loads((folder / "metrics.json").read_text()),
-            (folder / "predictions.jsonl").read_text(),
-        )
-    assert found["its own"][1] != found["ours"][1]
-    assert (
-        found["ours"][0]["not_run"]["no_audio"]
-        == "the model does not hold the mean of training's features"
-    )
-    assert [
-        found[name][0]["settings"]["model"]["prompt_format"] for name in ("its own", "ours")
-    ] == ["mellow", "audiolm"]
-    model, tokenizer = load_model(str(whole))
-    model.save_pretrained(tmp_path / "saved")
-    tokenizer.save_pretrained(tmp_path / "saved")
-    evaluate(
-        [
-            "--model_name_or_path",
-            str(tmp_path / "saved"),
-            *said,
-            "--output_dir",
-            str(tmp_path / "of saved"),
-        ]
-    )
-    # also the same second clips
-    assert (tmp_path / "of saved" / "predictions.jsonl").read_text() == found["its own"][1]
+        argv = ["--test_file", str(corpus / "rows.json"), "--audio_dir", str(corpus)]
+        argv += ["--max_samples", "1", "--max_new_tokens", "4", "--output_dir", str(folder)]
+        evaluate(["--model_name_or_path", *options, *argv])
+        metrics = json.loads((folder / "metrics.json").read_text())
+        results[name] = (metrics, (folder / "predictions.jsonl").read_text())
+    metrics, predictions = results["audiolm"]
+    assert predictions != results["mellow"][1]
+    reason = "the model does not hold the mean of training's features"
+    assert metrics["not_run"]["no_audio"] == reason
+    assert metrics["settings"]["model"]["prompt_format"] == "audiolm"
+    assert results["mellow"][0]["settings"]["model"]["prompt_format"] == "mellow"
+    # Also the second clips are the same.
+    assert results["saved"][1] == results["mellow"][1]
 
 
-def test_what_is_not_mellow_is_one_line(tmp_path):
-    torch.save({"audio_encoder.base.htsat.bn0.weight": torch.ones(64)}, tmp_path / "v0.ckpt")
-    with pytest.raises(ValueError, match=r"v0\.ckpt holds 0 tensors of language model layers"):
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (
+            {"audio_encoder.base.htsat.bn0.weight": torch.ones(64)},
+            r"v0\.ckpt is not Mellow: 0 tensors of language model layers",
+        ),
+        (
+            {"module.caption_decoder.lm.model.layers.1000.x": torch.ones(1)},
+            "1 tensors of language model layers, expected 9 of each",
+        ),
+    ],
+)
+def test_load_model_of_a_checkpoint_that_is_not_mellow_is_refused(tmp_path, state, message):
+    torch.save(state, tmp_path / "v0.ckpt")
+    with pytest.raises(UserError, match=message):
         load_model(str(tmp_path))
-    torch.save(
-        {"module.caption_decoder.lm.model.layers.1000.x": torch.ones(1)}, tmp_path / "v0.ckpt"
-    )
-    with pytest.raises(ValueError, match="holds 1 tensors of language model layers, not 9 of each"):
-        load_model(str(tmp_path))
-    (tmp_path / "v0.ckpt").write_bytes(b"PK\x03\x04 torn")
-    with pytest.raises(ValueError, match="is not a readable checkpoint"):
+
+
+def test_load_model_of_an_incomplete_mellow_checkpoint_is_refused(tmp_path):
+    (tmp_path / "v0.ckpt").write_bytes(b"PK\x03\x04 incomplete")
+    with pytest.raises(UserError, match="is not a readable checkpoint"):
         load_model(str(tmp_path / "v0.ckpt"))
-    with pytest.raises(ValueError, match=r"neither a folder with config.json nor a Hub name"):
+
+
+def test_load_model_of_a_missing_checkpoint_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"neither a folder with config.json nor a Hub name"):
         load_model(str(tmp_path / "v1.ckpt"))
 
 
-def test_the_recipe_trains_all_but_the_encoder(tmp_path, tokenizer, monkeypatch):
+def test_mellow_recipe_trains_all_but_the_encoder(tmp_path, tokenizer, monkeypatch):
     corpus = make_corpus(tmp_path)
-    words = arguments(corpus, "htsat", tokenizer)
-    kept = words.index("--text_model_name_or_path")
-    words = [
-        *words[kept : kept + 10],
-        "--max_steps",
-        "2",
-        "--dataloader_num_workers",
-        "0",
-        "--encoder_name_or_path",
-        "random",
-    ]
+    argv = arguments(corpus, "htsat", tokenizer)
+    first = argv.index("--text_model_name_or_path")
+    argv = argv[first : first + 10]
+    argv += ["--max_steps", "2", "--dataloader_num_workers", "0"]
+    argv += ["--encoder_name_or_path", "random"]
     encoder = build_encoder(default_encoder_config("mellow", SMALL_HTSAT)).eval()
-    monkeypatch.setattr("audiolm.training.train.load_encoder", lambda name, source: encoder)
-    train([*words, "--recipe", "mellow"])
+    monkeypatch.setattr("audiolm.training.build.load_encoder", lambda name, source: encoder)
+    train([*argv, "--recipe", "mellow"])
     model, _ = load_model(str(corpus / "out"))
     before = load_file(corpus / "text" / "model.safetensors")
     after = model.language_model.state_dict()
     assert not torch.equal(after["model.norm.weight"], before["model.norm.weight"])
-    assert type(model.mapper) is MellowMapper and model.config.prompt_format == "mellow"
-    assert (
-        model.config.training["learning rate"] == 1e-3
-        and model.config.training["language model trains"] == "all of it"
-    )
-    with pytest.raises(SystemExit):
-        train([*words, "--recipe", "whiskey"])
-    with pytest.raises(SystemExit):
-        train([*words, "--recipe", "mellow", "--encoder_type", "mimi_full"])
+    assert type(model.mapper) is MellowMapper
+    assert model.config.prompt_format == "mellow"
+    assert model.config.training["learning rate"] == 1e-3
+    assert model.config.training["language model trains"] == "all of it"
 
 
-def test_it_has_as_many_parameters_as_is_published():
+@pytest.mark.parametrize(
+    "options", [["--recipe", "whiskey"], ["--recipe", "mellow", "--encoder_type", "mimi_full"]]
+)
+def test_recipe_that_is_unknown_or_contradicted_is_refused(options, tmp_path, tokenizer):
+    corpus = make_corpus(tmp_path)
+    with pytest.raises(SystemExit):
+        train([*arguments(corpus, "htsat", tokenizer), *options])
+
+
+def test_mellow_has_as_many_parameters_as_published():
     with torch.device("meta"):
         model = AudioLMForConditionalGeneration(AudioLMConfig("mellow", mapper_type="mellow"))
     count = sum(parameter.numel() for parameter in model.parameters())

@@ -1,4 +1,4 @@
-"""Our encoders against msclap and moshi, with the same random weights in files of the real formats."""
+"""Our encoders against msclap and moshi, with the same random weights in files of both formats."""
 
 import sys
 import types
@@ -16,7 +16,7 @@ SECONDS = [0.1, 1.0, 5.0, 7.4, 10.0]
 
 
 def sound(seconds: float, rate: int, seed: int = 0) -> torch.Tensor:
-    """Gliding tones and bursts over noise, as in any recording: 60 dB below a pure tone both STFTs are rounding only."""
+    """Gliding tones and bursts over noise. 60 dB below a pure tone, STFTs hold rounding alone."""
     random = np.random.default_rng(seed)
     t = np.arange(int(seconds * rate) + 7) / rate  # + 7: no multiple of any frame
     tone = np.sin(2 * np.pi * (200 * (1 + seed) * t + 300 * t**2)) * (
@@ -55,7 +55,7 @@ def msclap(tmp_path_factory):
 def test_htsat_equals_msclap(msclap, seconds):
     reference, ours, _, _ = msclap
     clip = sound(seconds, 44100)
-    for start, _, _ in ours.windows(len(clip)):
+    for start, _, _ in ours.geometry.windows(len(clip)):
         window = clip.repeat(-(-308700 // len(clip)))[start : start + 308700][None]
         with torch.no_grad():
             mel = reference.model.logmel_extractor(reference.model.spectrogram_extractor(window))[
@@ -73,7 +73,7 @@ def test_htsat_equals_msclap(msclap, seconds):
 
 
 @needs_shared
-def test_real_recordings(msclap, moshi, tmp_path, capsys):
+def test_command_on_real_recordings_finds_no_deviation(msclap, moshi, tmp_path, capsys):
     """The command line on real recordings, with all three arms."""
     from audiolm.checkpoints.reference import main
 
@@ -83,9 +83,8 @@ def test_real_recordings(msclap, moshi, tmp_path, capsys):
         assert main(["--encoder_type", arm, "--encoder_name_or_path", str(path), *files]) <= 1e-4
 
 
-def test_htsat_audioset_checkpoint(msclap, tmp_path, monkeypatch):
-    """HTS-AT's own file: the same keys under `sed_model.`, in a Lightning wrapper that pickles classes of other packages,
-    32 kHz and windows of 10 s."""
+def test_htsat_of_the_audioset_checkpoint_equals_msclap(msclap, tmp_path, monkeypatch):
+    """HTS-AT's own file has 32 kHz, windows of 10 s, and a Lightning wrapper of pickled classes."""
     reference, _, state, _ = msclap
     prefix = "audio_encoder.base.htsat."
     state = {
@@ -98,7 +97,7 @@ def test_htsat_audioset_checkpoint(msclap, tmp_path, monkeypatch):
     torch.save(wrapper, tmp_path / "HTSAT_AudioSet_Saved_1.ckpt")
     monkeypatch.delitem(sys.modules, module.__name__)
     loaded = load_encoder("htsat", str(tmp_path))
-    assert (loaded.sample_rate, loaded.window_samples) == (32000, 320000)
+    assert (loaded.sample_rate, loaded.geometry.window_samples) == (32000, 320000)
     window = sound(10, 32000)[None, :320000]
     with torch.no_grad():
         assert (
@@ -107,8 +106,8 @@ def test_htsat_audioset_checkpoint(msclap, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("seconds", [5, 10])
-def test_htsat_laion_checkpoint(tmp_path, seconds):
-    """A folder as laion/clap-htsat-unfused: the mel and the latent that transformers' own front end and model give."""
+def test_htsat_of_a_laion_checkpoint_equals_transformers(tmp_path, seconds):
+    """A folder as laion/clap-htsat-unfused gives the mel and the latent of transformers."""
     from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
 
     torch.manual_seed(0)
@@ -125,26 +124,26 @@ def test_htsat_laion_checkpoint(tmp_path, seconds):
         "intermediate_size": 16,
         "vocab_size": 50,
     }
-    whole = ClapModel(ClapConfig(text_config=text, audio_config=audio)).eval()
-    whole.audio_model.audio_encoder.batch_norm.running_mean.normal_(-30, 5)
-    whole.audio_model.audio_encoder.batch_norm.running_var.uniform_(100, 300)
-    whole.save_pretrained(tmp_path)
+    clap = ClapModel(ClapConfig(text_config=text, audio_config=audio)).eval()
+    clap.audio_model.audio_encoder.batch_norm.running_mean.normal_(-30, 5)
+    clap.audio_model.audio_encoder.batch_norm.running_var.uniform_(100, 300)
+    clap.save_pretrained(tmp_path)
     front = ClapFeatureExtractor(truncation="rand_trunc", frequency_min=50, frequency_max=14000)
     front.save_pretrained(tmp_path)
     ours = load_encoder("htsat", str(tmp_path))
-    assert (ours.sample_rate, ours.window_samples) == (48000, 480000)
+    assert (ours.sample_rate, ours.geometry.window_samples) == (48000, 480000)
     clip = sound(seconds, 48000)[: seconds * 48000]
     mel = front(clip.numpy(), sampling_rate=48000, return_tensors="pt")["input_features"]
     window = clip.repeat(10 // seconds)[None]
     assert (ours.log_mel(window) - mel[:, 0]).abs().max() <= 1e-3  # theirs is computed in float64
     with torch.no_grad():
-        expected = whole.audio_model(input_features=mel.float())
+        expected = clap.audio_model(input_features=mel.float())
         grid, latent = ours.encode_windows(window)
     assert (latent - expected.pooler_output).abs().max() <= 1e-4
     assert (grid - expected.last_hidden_state).abs().max() <= 1e-4
 
 
-def test_misfit_names_keys(msclap, tmp_path):
+def test_load_encoder_of_a_checkpoint_that_does_not_fit_names_keys(msclap, tmp_path):
     _, _, state, _ = msclap
     broken = {k: v for k, v in state.items() if not k.endswith("bn0.weight")}
     broken["audio_encoder.base.htsat.surplus"] = torch.zeros(1)
@@ -192,9 +191,9 @@ def moshi(tmp_path_factory):
 
 
 def tied_frames(encoder, clip, codes, others) -> list[int]:
-    """Frames whose codes differ; of each it is asserted that the first two which do are equally near, to float32's rounding.
+    """Returns frames whose codes differ, and asserts that the two codewords are equally near.
 
-    One of 640 frames on some CPUs, with one thread: its distances to two random codewords differ by 5e-6, at 0.33.
+    On some CPUs, with one thread, this is one of 640 frames. Its distances differ by 5e-6, at 0.33.
     """
     frames = (codes != others).any(0).nonzero()[:, 0].tolist()
     if not frames:
@@ -220,8 +219,8 @@ def tied_frames(encoder, clip, codes, others) -> list[int]:
                 .codebook.embed[[int(codes[level, frame]), int(others[level, frame])]]
                 .double()
             )
-            one, other = (residual - near).norm(dim=1).tolist()
-            assert abs(one - other) <= 3e-5 * one, (frame, level, one, other)
+            distance, other_distance = (residual - near).norm(dim=1).tolist()
+            assert abs(distance - other_distance) <= 3e-5 * distance, (frame, level)
     return frames
 
 
@@ -236,8 +235,8 @@ def test_mimi_equals_moshi(moshi, arm, levels):
     clips = [sound(seconds, 24000, seed) for seed, seconds in enumerate([*SECONDS, 9.3, 10.0, 8.8])]
     codes, latents, ties = [], [], 0
 
-    def agree(clip, found, features, number) -> int:
-        tied = tied_frames(ours, clip, found, codes[number][0])
+    def assert_equal(clip, our_codes, features, number) -> int:
+        tied = tied_frames(ours, clip, our_codes, codes[number][0])
         apart = (features - latents[number]).abs().amax(-1)
         apart[tied] = 0
         assert apart.max() <= 1e-4
@@ -248,13 +247,13 @@ def test_mimi_equals_moshi(moshi, arm, levels):
             codes.append(reference.encode(clip[None, None]))
             latents.append(reference.decode_latent(codes[-1])[0].T)
         alone = ours.codes(clip[None])
-        ties += agree(clip, alone[0], ours.decode_codes(alone)[0], number)
+        ties += assert_equal(clip, alone[0], ours.decode_codes(alone)[0], number)
         assert len(latents[-1]) == ours.num_frames(len(clip))
     lengths, padded = [len(clip) for clip in clips], torch.nn.utils.rnn.pad_sequence
     together = ours.codes(padded(clips, batch_first=True), lengths)
     for number, (row, clip) in enumerate(zip(together, clips)):
         row = row[:, : len(latents[number])]
-        ties += agree(clip, row, ours.decode_codes(row[None])[0], number)
+        ties += assert_equal(clip, row, ours.decode_codes(row[None])[0], number)
     encoded = ours.encode(
         padded(clips[:3], batch_first=True), lengths[:3]
     )  # the same, with zeros behind a clip's end
@@ -263,50 +262,54 @@ def test_mimi_equals_moshi(moshi, arm, levels):
         assert torch.allclose(
             row[:frames], ours.decode_codes(together[number : number + 1, :, :frames])[0], atol=1e-5
         )
-        assert not row[frames:].any() and len(row) == len(latents[2])
-    assert ties <= 2  # of 1,290 frames; all others are equal to the bit
+        assert not row[frames:].any()
+        assert len(row) == len(latents[2])
+    # Of 1,290 frames. All others are bitwise identical.
+    assert ties <= 2
     assert all(len(level.unique()) >= 100 for level in torch.cat(codes, 2)[0])
 
 
-def test_mimi_autocast_changes_no_code(moshi):
+def test_mimi_under_autocast_changes_no_code(moshi):
     ours = load_encoder("mimi_full", str(moshi))
     clip = sound(3, 24000)[None]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(ours.codes(clip), load_encoder("mimi_full", str(moshi)).codes(clip))
 
 
-def test_mimi_transformers_format(moshi, tmp_path):
+def test_mimi_of_a_transformers_folder_equals_moshis_file(moshi, tmp_path):
     """A folder as kyutai/mimi's gives the codes that moshi's file gives."""
     from transformers import MimiConfig, MimiModel
 
     ours = load_encoder("mimi_full", str(moshi))
-    whole = MimiModel(MimiConfig())
-    whole.load_state_dict(ours.model.state_dict(), strict=False)
-    whole.save_pretrained(tmp_path)
+    mimi = MimiModel(MimiConfig())
+    mimi.load_state_dict(ours.model.state_dict(), strict=False)
+    mimi.save_pretrained(tmp_path)
     clip = sound(2, 24000)[None]
     loaded = load_encoder("mimi_full", str(tmp_path))
-    assert isinstance(loaded, MimiEncoder) and loaded.model.decoder is None
+    assert isinstance(loaded, MimiEncoder)
+    assert loaded.model.decoder is None
     assert torch.equal(loaded.codes(clip), ours.codes(clip))
-    whole.half().save_pretrained(tmp_path)  # half precision on disk is float32 here
+    mimi.half().save_pretrained(tmp_path)  # half precision on disk is float32 here
     loaded = load_encoder("mimi_full", str(tmp_path))
     assert {t.dtype for t in loaded.state_dict().values() if t.is_floating_point()} == {
         torch.float32
     }
 
 
-def test_htsat_batch_equals_single(msclap):
+def test_htsat_of_a_batch_equals_single_clips(msclap):
     _, ours, _, _ = msclap
     assert isinstance(ours, HTSATEncoder)
     clips = [sound(seconds, 44100, seed) for seed, seconds in enumerate(SECONDS)]
     lengths = [len(clip) for clip in clips]
     features = ours.encode(torch.nn.utils.rnn.pad_sequence(clips, batch_first=True), lengths)
     mask = ours.frame_mask(lengths)
-    for clip, row, kept in zip(clips, features, mask):
-        assert torch.allclose(row[kept], ours.encode(clip[None])[0], atol=1e-5)
-    assert ours.num_frames(441000) == 92 and ours.num_frames(1) == 2
+    for clip, row, is_frame in zip(clips, features, mask):
+        assert torch.allclose(row[is_frame], ours.encode(clip[None])[0], atol=1e-5)
+    assert ours.num_frames(441000) == 92
+    assert ours.num_frames(1) == 2
 
 
-def test_the_command(msclap, moshi, tmp_path, capsys):
+def test_command_prints_the_largest_deviation(msclap, moshi, tmp_path, capsys):
     """The command line agrees on files of other rates and lengths, and says by how much."""
     import soundfile
 
@@ -326,7 +329,7 @@ def test_the_command(msclap, moshi, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("arm", ["htsat", "mimi_semantic"])
-def test_random_weights_say_so(arm):
+def test_load_encoder_with_random_weights_warns(arm):
     with pytest.warns(UserWarning, match=f"{arm}: the encoder's weights are RANDOM"):
         encoder = load_encoder(arm, "random")
     assert not encoder.training

@@ -1,12 +1,8 @@
-"""Hostile answers, reports, configurations, fuzzed: one line of why each is refused, no traceback, no hang, bounded memory.
+"""Hostile answers and reports, fuzzed: refused in one line, without a hang.
 
-The same examples are drawn in each run. What once broke something stands as an example of its own.
+Each run draws the same examples. Inputs that once broke something are examples of their own.
 """
 
-import json
-import math
-import subprocess
-import sys
 import time
 from collections import Counter
 from html.parser import HTMLParser
@@ -15,15 +11,13 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from support.builders import ARMS, SMALL_HTSAT, SMALL_MIMI, TEXT
-from support.hostile import EVERY, VALUES, fuzz, one_line
+from support.hostile import EVERY, fuzz
 
-from audiolm import AudioLMConfig
 from audiolm.comparison import compare as comparison
 from audiolm.comparison.compare import compare
 from audiolm.comparison.report.build import write_report
 from audiolm.comparison.runs import Run
-from audiolm.data.answer_parsing import option_spans, options, parse_answer
+from audiolm.data.answer_parsing import find_options, option_texts, parse_answer
 from audiolm.evaluation.scores import score
 
 pytestmark = pytest.mark.usefixtures("same_examples")
@@ -72,56 +66,56 @@ WORDS = [
     "\U0001f415",
 ]
 TEXTS = st.lists(st.sampled_from(WORDS) | st.text(EVERY, max_size=5), max_size=25).map("".join)
-LONG = st.tuples(TEXTS, st.integers(1, 10**5)).map(lambda of: (of[0] * of[1])[: 10**4])
+LONG = st.builds(lambda text, count: (text * count)[: 10**4], TEXTS, st.integers(1, 10**5))
 
 
-def parsed(kind: str, question: str, text: str) -> str | None:
-    start, answer = time.process_time(), parse_answer(kind, question, text)
+def parse_in_time(question_type: str, question: str, text: str) -> str | None:
+    """Returns the answer. Asserts that it is an option and takes less than 5 seconds."""
+    start = time.process_time()
+    answer = parse_answer(question_type, question, text)
     assert time.process_time() - start < 5, f"{time.process_time() - start:.1f} s"
-    allowed = {
-        "yes_no": {"yes", "no"},
-        "mcq": set(options(question)),
-        "entailment": set(options(question)),
-    }.get(kind, set())
+    allowed = set()
+    if question_type == "yes_no":
+        allowed = {"yes", "no"}
+    elif question_type in ("mcq", "entailment"):
+        allowed = set(option_texts(question))
     assert answer is None or answer in allowed
     return answer
 
 
 @fuzz(250)
 @given(st.sampled_from(["mcq", "yes_no", "entailment", "caption", "?"]), TEXTS | LONG, TEXTS | LONG)
-def test_answers_of_any_text(kind, question, text):
-    parsed(kind, question, text)
-    for option in option_spans(question):
+def test_parse_answer_any_text_gives_an_option_or_none(question_type, question, text):
+    parse_in_time(question_type, question, text)
+    for option in find_options(question):
         assert question[option.start : option.end].strip() == option.text
 
 
-ASKED = "Which? A) low tone B) high tone C) a a"
+QUESTION = "Which? A) low tone B) high tone C) a a"
 
 
 @pytest.mark.parametrize(
     ("question", "text", "answer"),
     [
-        ("Which? A) x" + " " * 10**5 + "y B) z", "A", "a"),  # took the square of the spaces
-        (
-            "Which? A) " + "x " * 25_000 + "B) y",
-            "x " * 50_000,
-            "a",
-        ),  # took the length times the repetitions
+        # This took quadratic time in the number of spaces.
+        ("Which? A) x" + " " * 10**5 + "y B) z", "A", "a"),
+        # This took the length times the number of repetitions.
+        ("Which? A) " + "x " * 25_000 + "B) y", "x " * 50_000, "a"),
         ("Which? " + "A) x \t\n" * 15_000, "A", "a"),
-        (ASKED, " " * 10**5 + "A", "a"),
-        (ASKED, "A" + " " * 10**5, "a"),
-        (ASKED, "(" * 10**5, None),
-        (ASKED, "a'" * 50_000, None),
-        (ASKED, "'" * 10**5 + "b", "b"),
-        (ASKED, "a " + "-" * 50_000 + " b " + "-" * 50_000, None),
-        (ASKED, "a a a " * 16_000, "c"),
-        (ASKED, "the first one, not option two. " * 3000, "a"),
-        (ASKED, "not, " * 20_000, None),
+        (QUESTION, " " * 10**5 + "A", "a"),
+        (QUESTION, "A" + " " * 10**5, "a"),
+        (QUESTION, "(" * 10**5, None),
+        (QUESTION, "a'" * 50_000, None),
+        (QUESTION, "'" * 10**5 + "b", "b"),
+        (QUESTION, "a " + "-" * 50_000 + " b " + "-" * 50_000, None),
+        (QUESTION, "a a a " * 16_000, "c"),
+        (QUESTION, "the first one, not option two. " * 3000, "a"),
+        (QUESTION, "not, " * 20_000, None),
     ],
 )
-def test_long_answers_take_their_length_in_time(question, text, answer):
-    assert parsed("mcq", question, text) == answer
-    parsed("yes_no", question, text)
+def test_parse_answer_long_text_takes_linear_time(question, text, answer):
+    assert parse_in_time("mcq", question, text) == answer
+    parse_in_time("yes_no", question, text)
 
 
 # --- the report ---
@@ -157,7 +151,7 @@ EVIL = [
 
 
 class Structure(HTMLParser):
-    """What of a page is markup: each tag with the names of its attributes, addresses, and the style sheet."""
+    """Markup of a page: tags with the names of their attributes, addresses, the style sheet."""
 
     def __init__(self, page: str):
         super().__init__()
@@ -185,15 +179,15 @@ class Structure(HTMLParser):
 
 
 def report_of(folder: Path, text: str) -> str:
-    """The page of a comparison of two arms, `text` wherever a data set or a model could bring one."""
+    """Returns the report of two arms with `text` in each place of a data set or a model."""
     rows = []
     for number, kind in enumerate(("mcq", "mcq", "yes_no", "caption")):
         right = {"mcq": "a", "yes_no": "yes"}.get(kind)
-        found = {"parsed": right, "correct": True if right else None}
+        outcome = {"parsed": right, "correct": True if right else None}
         scores = {"mcq": ("a", "b"), "yes_no": ("no", "yes")}.get(kind, ())
-        answers = {"generate": {**found, "text": text}}
+        answers = {"generate": {**outcome, "text": text}}
         if right:
-            answers["likelihood"] = {**found, "scores": {option: [-1.0, 2] for option in scores}}
+            answers["likelihood"] = {**outcome, "scores": {option: [-1.0, 2] for option in scores}}
         rows.append(
             {
                 "taskname": text,
@@ -221,15 +215,13 @@ def report_of(folder: Path, text: str) -> str:
     metrics["settings"] = {
         "model": {"encoder_type": "htsat", "no_audio": False, "training": {"seed": 0}}
     }
-    runs = {
-        arm: [Run(Path(f"{arm}{text}".replace("\0", "")), metrics, rows)] for arm in ("one", "two")
-    }
-    runs = {f"{arm}{text}": of for arm, of in runs.items()}
+    arms = [f"{name}{text}" for name in ("one", "two")]
+    runs = {arm: [Run(Path(arm.replace("\0", "")), metrics, rows)] for arm in arms}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparison, "RESAMPLES", 20)
-        found = compare(runs)
-    found |= {"command": text, "note": f"note {text}", "corpus": None, "train": {}, "eval": {}}
-    write_report(folder / "report.html", found, runs, folder)
+        results = compare(runs)
+    results |= {"command": text, "note": f"note {text}", "corpus": None, "train": {}, "eval": {}}
+    write_report(folder / "report.html", results, runs, folder)
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -242,225 +234,11 @@ def plain(tmp_path_factory):
 @given(st.lists(st.sampled_from(EVIL), min_size=1, max_size=8).map("".join))
 @example("".join(EVIL))
 @example("\ud800")
-def test_nothing_in_a_report_becomes_markup(tmp_path, plain, text):
+def test_report_hostile_text_becomes_no_markup(tmp_path, plain, text):
     page = report_of(tmp_path, text)
-    found = Structure(page)
-    assert found.tags == plain.tags and found.style == plain.style
-    assert all(address.startswith(("data:", "#")) for address in found.addresses)
-    assert "default-src 'none'" in page and "<script" not in page
-
-
-# --- configurations ---
-SIZES = [
-    0,
-    -1,
-    10**9,
-    10**12,
-    2**63,
-    2**64,
-    1e9,
-    math.nan,
-    math.inf,
-    True,
-    None,
-    "576",
-    "",
-    [],
-    [10**9],
-    {},
-    "x" * 3000,
-]
-FIELDS_OF = {
-    "text": [*TEXT, "hidden_act", "rope_parameters", "layer_types", "num_local_experts", "n_embd"],
-    "htsat": [
-        *SMALL_HTSAT,
-        "n_fft",
-        "num_mel_bins",
-        "spec_size",
-        "patch_size",
-        "patch_stride",
-        "hop_length",
-        "sampling_rate",
-        "frequency_max",
-        "window_size",
-        "num_hidden_layers",
-        "mlp_ratio",
-        "enable_fusion",
-        "projection_dim",
-    ],
-    "mimi": [
-        *SMALL_MIMI,
-        "upsampling_ratios",
-        "kernel_size",
-        "sampling_rate",
-        "num_residual_layers",
-        "max_position_embeddings",
-        "num_levels",
-        "compress",
-        "frame_rate",
-        "audio_channels",
-    ],
-    "own": [
-        "mapper_hidden_size",
-        "audio_token_id",
-        "max_audio_seconds",
-        "freeze_lm",
-        "no_audio",
-        "encoder_type",
-        "text_config",
-        "encoder_config",
-    ],
-}
-
-
-def configured(arm: str, part: str, changes: dict) -> dict:
-    """The fields of a small configuration, some of them changed."""
-    encoder = SMALL_HTSAT if arm == "htsat" else SMALL_MIMI
-    fields = {
-        "encoder_type": arm,
-        "encoder_config": dict(encoder),
-        "text_config": dict(TEXT),
-        "mapper_hidden_size": 32,
-    }
-    into = {"own": fields, "text": fields["text_config"]}.get(part, fields["encoder_config"])
-    into.update(changes)
-    return fields
-
-
-PART = st.sampled_from(["text", "own", "encoder"]).flatmap(
-    lambda part: st.sampled_from(ARMS).flatmap(
-        lambda arm: st.tuples(
-            st.just(arm),
-            st.just(part),
-            st.dictionaries(
-                st.sampled_from(
-                    FIELDS_OF.get(part) or FIELDS_OF["htsat" if arm == "htsat" else "mimi"]
-                ),
-                st.sampled_from(SIZES) | VALUES | st.integers(-(2**70), 2**70),
-                min_size=1,
-                max_size=2,
-            ),
-        )
-    )
-)
-
-
-@fuzz(300)
-@given(PART)
-@example(("htsat", "text", {"num_attention_heads": 0}))
-@example(("htsat", "text", {"model_type": ["llama"]}))
-@example(("htsat", "text", {"model_type": "clip"}))
-@example(("htsat", "text", {"model_type": "gpt2", "n_embd": 10**9}))
-@example(("htsat", "text", {"model_type": "mixtral", "num_local_experts": 10**9}))
-@example(("htsat", "text", {"hidden_size": 2**15, "num_hidden_layers": 2**10}))
-@example(("htsat", "encoder", {"depths": [1] * 1000}))
-@example(("htsat", "encoder", {"window_seconds": math.nan}))
-@example(("mimi_full", "encoder", {"hidden_size": -512}))
-@example(("mimi_full", "own", {"encoder_config": "x"}))
-@example(("mimi_full", "own", {"text_config": [1]}))
-@example(("mimi_full", "own", {"encoder_type": ["htsat"]}))
-@example(("mimi_full", "own", {"freeze_lm": "no"}))
-@example(("mimi_full", "own", {"max_audio_seconds": math.nan}))
-def test_configurations_of_any_values(of):
-    try:
-        config = AudioLMConfig(**configured(*of))
-    except ValueError as error:
-        return one_line(error)
-    text, encoder = config.text_config, config.encoder_config
-    assert text.hidden_size * text.vocab_size * max(1, text.num_hidden_layers) <= 10**13
-    assert (
-        text.hidden_size * (text.vocab_size + text.num_hidden_layers * text.hidden_size) <= 10**11
-    )
-    assert (
-        0 < encoder.hidden_size <= 4096
-        and config.mapper_hidden_size <= 2**15
-        and 0 <= config.max_audio_seconds <= 3600
-    )
-    assert 0 <= config.audio_token_id < text.vocab_size
-
-
-@pytest.mark.parametrize("arm", ARMS)
-def test_usual_configurations_are_what_they_were(arm, tmp_path):
-    for config in (
-        AudioLMConfig(arm),
-        AudioLMConfig(**configured(arm, "own", {}), max_audio_seconds=30, no_audio=True),
-    ):
-        config.save_pretrained(tmp_path)
-        assert AudioLMConfig.from_pretrained(tmp_path).to_dict() == config.to_dict() | {
-            "architectures": None
-        }
-    for kind in ("gpt2", "qwen2", "qwen3", "smollm3", "gemma", "mistral", "gpt_neox", "phi"):
-        text = AudioLMConfig(arm, text_config={"model_type": kind}).text_config
-        assert text.model_type == kind
-
-
-ABSURD = [
-    ("htsat", "text", {"hidden_size": 10**9}),
-    ("htsat", "text", {"vocab_size": 10**12}),
-    ("htsat", "text", {"num_hidden_layers": 10**8}),
-    ("htsat", "text", {"intermediate_size": 10**11}),
-    ("htsat", "text", {"hidden_size": -32}),
-    ("htsat", "text", {"hidden_size": "32"}),
-    ("htsat", "text", {"hidden_size": math.nan}),
-    (
-        "htsat",
-        "text",
-        {
-            "hidden_size": 2**15,
-            "vocab_size": 2**22,
-            "intermediate_size": 2**18,
-            "num_hidden_layers": 1000,
-        },
-    ),
-    ("htsat", "encoder", {"n_fft": 10**9}),
-    ("htsat", "encoder", {"depths": [10**8] * 4}),
-    ("htsat", "encoder", {"patch_embeds_hidden_size": 10**9}),
-    ("htsat", "encoder", {"window_seconds": 1e12}),
-    ("mimi_full", "encoder", {"codebook_size": 2**40}),
-    ("mimi_full", "encoder", {"num_quantizers": 10**9}),
-    ("mimi_full", "encoder", {"num_filters": 10**8}),
-    ("mimi_full", "encoder", {"num_residual_layers": 10**8}),
-    ("mimi_full", "own", {"mapper_hidden_size": 10**12}),
-    ("mimi_full", "own", {"mapper_hidden_size": -1}),
-]
-MAKE = """
-import json, os, resource, sys
-import torch
-from transformers import AutoConfig
-from audiolm import AudioLMConfig, AudioLMForConditionalGeneration
-AutoConfig.register("audiolm", AudioLMConfig)
-def make(folder):
-    return AudioLMForConditionalGeneration(AutoConfig.from_pretrained(folder)).num_parameters()
-make(sys.argv[1] + "/usual")
-taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (taken + 2**28, taken + 2**28))
-before, found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, {}
-for name in sorted(os.listdir(sys.argv[1])):
-    try:
-        found[name] = make(os.path.join(sys.argv[1], name))
-    except ValueError as error:
-        found[name] = str(error)
-print(json.dumps([found, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before]))
-"""
-
-
-def test_absurd_models_are_not_begun(tmp_path):
-    for number, of in enumerate([*ABSURD, ("htsat", "own", {})]):
-        folder = tmp_path / ("usual" if number == len(ABSURD) else f"{number:02d}")
-        folder.mkdir()
-        (folder / "config.json").write_text(
-            json.dumps({"model_type": "audiolm", **configured(*of)})
-        )
-    run = subprocess.run(
-        [sys.executable, "-c", MAKE, str(tmp_path)], capture_output=True, text=True, timeout=120
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    found, grown = json.loads(run.stdout.splitlines()[-1])
-    assert found.pop("usual") > 10_000 and grown < 200_000, f"{grown} kB"
-    assert len(found) == len(ABSURD)
-    for name, said in found.items():
-        assert isinstance(said, str) and "\n" not in said, ABSURD[int(name)]
-        assert any(field in said for field in (*ABSURD[int(name)][2], "parameters")), (
-            said,
-            ABSURD[int(name)],
-        )
+    structure = Structure(page)
+    assert structure.tags == plain.tags
+    assert structure.style == plain.style
+    assert all(address.startswith(("data:", "#")) for address in structure.addresses)
+    assert "default-src 'none'" in page
+    assert "<script" not in page

@@ -167,19 +167,22 @@ def arguments(corpus, arm, tokenizer, *more):
     ]
 
 
-# run_train.py, which also writes what the trained model says to a probe, before anything is saved or pushed
+# A run that also writes the trained model's logits for a probe, before anything is saved or pushed.
 PROBE = """
 import sys, numpy, torch
-from audiolm.training import train as run_train
-inner = run_train.summary
-def summary(model, trainer, arguments):
-    sound = numpy.sin(numpy.arange(30000) / 9).astype("float32")
-    inputs = trainer.processing_class(text="Which tone? A) low B) high", audio=[sound])
-    with torch.no_grad():
-        numpy.save(trainer.args.output_dir + "/probe.npy", model.eval()(**inputs).logits.numpy())
-    return inner(model, trainer, arguments)
-run_train.summary = summary
-run_train.main(sys.argv[1:])
+from transformers import TrainerCallback
+from audiolm.training.arguments import parse_arguments
+from audiolm.training.train import train
+
+class Probe(TrainerCallback):
+    def on_train_end(self, args, state, control, model=None, processing_class=None, **kwargs):
+        sound = numpy.sin(numpy.arange(30000) / 9).astype("float32")
+        inputs = processing_class(text="Which tone? A) low B) high", audio=[sound])
+        with torch.no_grad():
+            logits = model.eval()(**inputs).logits
+        numpy.save(args.output_dir + "/probe.npy", logits.numpy())
+
+train(*parse_arguments(sys.argv[1:]), callbacks=[Probe()])
 """
 
 
@@ -191,18 +194,20 @@ class Waits(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.found = set()
+        self.places = set()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        aten, of = torch.ops.aten, function.overloadpacket
+        aten = torch.ops.aten
+        operation = function.overloadpacket
         asks = (
             aten._local_scalar_dense,
             aten.masked_select,
             aten.nonzero,
             aten.masked_scatter_backward,
         )
-        if of in asks or (
-            of is aten.index and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if operation in asks or (
+            operation is aten.index
+            and any(i is not None and i.dtype == torch.bool for i in args[1])
         ):
             caller = next(
                 (
@@ -212,7 +217,7 @@ class Waits(TorchDispatchMode):
                 ),
                 None,
             )
-            self.found.add(
+            self.places.add(
                 f"{function} in {Path(caller.filename).name}, {caller.name}"
                 if caller
                 else str(function)
@@ -229,14 +234,14 @@ def weights(folder) -> dict:
 TWO_PROCESSES = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
-def run(hub, *words: str, token: str | None = WRITER, home: str = "home", **variables: str):
+def run(hub, *argv: str, token: str | None = WRITER, home: str = "home", **variables: str):
     """Python in a process of its own that knows no other Hub."""
     environment = {**os.environ, **hub.environment(hub.folder.parent / home, token), **variables}
-    return subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True)
+    return subprocess.run([sys.executable, *argv], env=environment, capture_output=True, text=True)
 
 
-def train(hub, words, **options):
-    return run(hub, "-m", "audiolm.run_train", *words, **options)
+def train(hub, argv, **options):
+    return run(hub, "-m", "audiolm.run_train", *argv, **options)
 
 
 PUSH = [

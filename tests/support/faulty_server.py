@@ -36,11 +36,11 @@ class Server:
         self.etags: dict[str, str] = {}
         self.orders: list[dict] = []
         self.always: dict = {}
-        self.asked: list[list] = []
+        self.requested: list[list] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *words):
+            def log_message(self, *argv):
                 pass
 
             def do_GET(self):
@@ -60,7 +60,7 @@ class Server:
         self.http.server_close()
 
     def sent(self) -> int:
-        return sum(count for _, _, count in self.asked)
+        return sum(count for _, _, count in self.requested)
 
     def answer(self, to: BaseHTTPRequestHandler) -> None:
         is_record = to.path.startswith("/api/records/")
@@ -69,7 +69,7 @@ class Server:
             order = self.orders.pop(0)
         entry = [to.headers["Range"], to.headers["If-Range"], 0]
         if not is_record:
-            self.asked.append(entry)
+            self.requested.append(entry)
         if to.path not in self.files and "body" not in order and "status" not in order:
             order = {"status": 404, "body": b"not here"}
         body = order.get("body", b"" if "status" in order else self.files.get(to.path, b""))
@@ -107,20 +107,20 @@ class Server:
 
 
 def zip_of(files: dict[str, bytes], compression=zipfile.ZIP_DEFLATED) -> bytes:
-    whole = io.BytesIO()
-    with zipfile.ZipFile(whole, "w", compression) as archive:
+    complete = io.BytesIO()
+    with zipfile.ZipFile(complete, "w", compression) as archive:
         for name, content in files.items():
             archive.writestr(name, content)
-    return whole.getvalue()
+    return complete.getvalue()
 
 
 def seven_of(files: dict[str, bytes], change=lambda archive: None, **options) -> bytes:
-    whole = io.BytesIO()
-    with py7zr.SevenZipFile(whole, "w", **options) as archive:
+    complete = io.BytesIO()
+    with py7zr.SevenZipFile(complete, "w", **options) as archive:
         for name, content in files.items():
             archive.writestr(content, name)
         change(archive)
-    return whole.getvalue()
+    return complete.getvalue()
 
 
 def below(folder: str, files: dict[str, bytes]) -> dict[str, bytes]:

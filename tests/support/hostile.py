@@ -1,10 +1,11 @@
-"""What the tests of hostile input share: it gets one line of why it is refused, no traceback, no hang, and bounded memory."""
+"""Strategies and checks of the tests of hostile input."""
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 
 def fuzz(count: int):
+    """Decorates a test: hypothesis draws the same `count` examples in each run."""
     return settings(
         max_examples=count,
         derandomize=True,
@@ -18,7 +19,8 @@ def fuzz(count: int):
     )
 
 
-EVERY = st.characters(exclude_categories=())  # lone surrogates and NUL too
+# Lone surrogates and NUL too.
+EVERY = st.characters(exclude_categories=())
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(EVERY, max_size=20),
     lambda inner: (
@@ -30,12 +32,15 @@ NO_LIMIT = 2**62
 
 
 def one_line(error: BaseException, start: object = "") -> None:
-    said = str(error)
-    assert said.startswith(str(start)) and said.strip() and "\n" not in said and len(said) < 2000, (
-        said[:3000]
-    )
+    """Asserts that an error's message is one line that begins with `start`."""
+    message = str(error)
+    assert message.startswith(str(start)), message[:3000]
+    assert message.strip()
+    assert "\n" not in message
+    assert len(message) < 2000
 
 
+# Pieces of audio paths.
 PIECES = [
     "..",
     ".",

@@ -1,6 +1,7 @@
-"""A Hub for the tests: the part of its HTTP API that huggingface_hub speaks, on this machine, with faults to order.
+"""A Hub for the tests: the part of its HTTP API that huggingface_hub uses, with faults on request.
 
-`with Hub(folder) as hub:` serves; `hub.environment(token)` is what a process needs to talk to it with the client as it is.
+`with Hub(folder) as hub:` serves it on this machine. With the variables of `hub.environment`, the
+unchanged client of a process uses it.
 """
 
 import base64
@@ -34,7 +35,7 @@ API = "/api/{kind}" + REPO
 
 
 class Refused(Exception):
-    """An error as the Hub answers it: a status, the code that the client reads, and words."""
+    """An error as the Hub answers it: a status, the code that the client reads, and a message."""
 
     def __init__(self, status: int, code: str, message: str):
         self.response = JSONResponse(
@@ -43,10 +44,13 @@ class Refused(Exception):
 
 
 class Hub:
-    """Model repositories, their commits and branches; what was uploaded lies in `folder` under its SHA-256.
+    """Model repositories, their commits and branches. Uploads lie in `folder` under their SHA-256.
 
-    `users` maps tokens to (user, may write). `fault` gives a status for a request that shall fail, or None. `requests` are
-    (method, path, status) of all that was answered, `unknown` those that no route took.
+    Attributes:
+        users: User and whether they may write, by token.
+        fault: Returns a status for a method and path that shall fail, or None.
+        requests: Method, path and status of all answers.
+        unknown: Requests without a route.
     """
 
     def __init__(self, folder: Path):
@@ -59,10 +63,9 @@ class Hub:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.url, self.cdn_url = (
-            f"http://127.0.0.1:{self.port}",
-            f"http://localhost:{self.port}",
-        )  # two hosts, as it has
+        # Two hosts, as the Hub has them.
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.cdn_url = f"http://localhost:{self.port}"
         (folder / "blobs").mkdir(parents=True, exist_ok=True)
         routes = [
             Route("/api/whoami-v2", self.whoami),
@@ -135,14 +138,14 @@ class Hub:
         self.stop()
 
     def environment(self, home: Path, token: str | None = WRITER) -> dict[str, str]:
-        """Variables for a process that knows no other Hub, has a cache of its own, and uploads by LFS: here is no Xet."""
-        found = {
+        """Variables for a process with this Hub, a cache of its own, and LFS instead of Xet."""
+        variables = {
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(home),
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_OFFLINE": "0",
         }
-        return {**found, "HF_TOKEN": token} if token else found
+        return {**variables, "HF_TOKEN": token} if token else variables
 
     # ---- what is stored ----
 
@@ -155,17 +158,18 @@ class Hub:
         return (self.folder / "blobs" / self.files(repo, revision)[path]["oid"]).read_bytes()
 
     def files(self, repo: str, revision: str = "main") -> dict[str, dict]:
-        kept = self.repos[repo]
-        return kept["commits"][kept["branches"].get(revision, revision)]["files"]
+        repository = self.repos[repo]
+        return repository["commits"][repository["branches"].get(revision, revision)]["files"]
 
     def commits(self, repo: str, revision: str = "main") -> list[str]:
         """Messages of a branch, the newest first."""
-        kept, found = self.repos[repo], []
-        oid = kept["branches"][revision]
+        repository = self.repos[repo]
+        messages = []
+        oid = repository["branches"][revision]
         while oid:
-            found.append(kept["commits"][oid]["message"])
-            oid = kept["commits"][oid]["parent"]
-        return found
+            messages.append(repository["commits"][oid]["message"])
+            oid = repository["commits"][oid]["parent"]
+        return messages
 
     def commit_files(self, name: str, branch: str, files: dict, message: str) -> str:
         """Makes `files` (path to oid, size and lfs) what a branch holds; gives the commit."""
@@ -192,8 +196,10 @@ class Hub:
     def _repo(self, request: Request, write: bool = False) -> tuple[str, dict]:
         user = self._user(request, write)
         owner = request.path_params["owner"]
-        of_data = request.url.path.startswith(("/datasets/", "/api/datasets/"))
-        name = f"{'datasets/' if of_data else ''}{owner}/{request.path_params['name']}"  # as the Hub's pages are called
+        is_dataset = request.url.path.startswith(("/datasets/", "/api/datasets/"))
+        name = f"{owner}/{request.path_params['name']}"
+        if is_dataset:  # as in the addresses of the Hub's pages
+            name = f"datasets/{name}"
         repo = self.repos.get(name)
         if repo is None or (repo["private"] and user != owner):
             raise Refused(401 if user is None else 404, "RepoNotFound", "Repository not found")
@@ -236,22 +242,23 @@ class Hub:
         return JSONResponse({"errors": errors, "warnings": []}, 400 if errors else 200)
 
     async def create(self, request: Request):
-        user, asked = self._user(request, write=True), await request.json()
-        owner = asked.get("organization") or user
+        user = self._user(request, write=True)
+        request_body = await request.json()
+        owner = request_body.get("organization") or user
         if owner != user:
             raise Refused(
                 403,
                 "",
                 f"You don't have the rights to create a model under the namespace {owner!r}.",
             )
-        name = f"{owner}/{asked['name']}"
+        name = f"{owner}/{request_body['name']}"
         reply = {"url": f"{self.url}/{name}", "name": name, "id": name}
-        if asked.get("type") == "dataset":
+        if request_body.get("type") == "dataset":
             name = f"datasets/{name}"
             reply["url"] = f"{self.url}/{name}"
         if name in self.repos:
             return JSONResponse({**reply, "error": "You already created this model repo"}, 409)
-        private = asked.get("visibility") == "private" or bool(asked.get("private"))
+        private = request_body.get("visibility") == "private" or bool(request_body.get("private"))
         self.repos[name] = {"private": private, "branches": {}, "commits": {}}
         attributes = "".join(
             f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES
@@ -284,21 +291,23 @@ class Hub:
 
     async def branch(self, request: Request):
         _, repo = self._repo(request, write=True)
-        asked = await request.json() if await request.body() else {}
+        request_body = await request.json() if await request.body() else {}
         branch = request.path_params["branch"]
         if branch in repo["branches"]:
             raise Refused(409, "", f"Reference already exists: {branch}")
-        repo["branches"][branch] = self._commit_of(repo, asked.get("startingPoint") or "main")
+        repo["branches"][branch] = self._commit_of(
+            repo, request_body.get("startingPoint") or "main"
+        )
         return JSONResponse({}, 201)
 
     async def paths_info(self, request: Request):
         _, repo = self._repo(request)
         files = repo["commits"][self._commit_of(repo, request.path_params["revision"])]["files"]
-        asked = (await request.form()).getlist("paths")
-        entries = [self._entry(path, files[path]) for path in asked if path in files]
+        paths = (await request.form()).getlist("paths")
+        entries = [self._entry(path, files[path]) for path in paths if path in files]
         entries += [
             {"type": "directory", "oid": "0" * 40, "size": 0, "path": path}
-            for path in asked
+            for path in paths
             if path not in files and any(file.startswith(f"{path}/") for file in files)
         ]
         return JSONResponse(entries)
@@ -360,8 +369,8 @@ class Hub:
         self._repo(request, write=True)
         body = await request.json()
         objects, transfers = [], body["transfers"]
-        for asked in body["objects"]:
-            oid, size = asked["oid"], asked["size"]
+        for requested in body["objects"]:
+            oid, size = requested["oid"], requested["size"]
             upload = {"href": f"{self.url}/lfs/{oid}", "header": {}}
             if size > CHUNK:
                 parts = {
@@ -369,8 +378,10 @@ class Hub:
                 }
                 upload["header"] = {"chunk_size": str(CHUNK), **parts}
             actions = {"upload": upload, "verify": {"href": f"{self.url}/lfs/{oid}/verify"}}
-            known = (self.folder / "blobs" / oid).is_file()
-            objects.append({"oid": oid, "size": size, **({} if known else {"actions": actions})})
+            is_stored = (self.folder / "blobs" / oid).is_file()
+            objects.append(
+                {"oid": oid, "size": size, **({} if is_stored else {"actions": actions})}
+            )
         return JSONResponse(
             {"transfer": "xet" if "xet" in transfers else "basic", "objects": objects}
         )
@@ -391,10 +402,11 @@ class Hub:
         return Response(headers={"ETag": f'"{hashlib.md5(content).hexdigest()}"'})
 
     async def lfs_complete(self, request: Request):
-        oid, asked = request.path_params["oid"], await request.json()
+        oid = request.path_params["oid"]
+        request_body = await request.json()
         parts = [
             self.folder / f"{oid}.{part['partNumber']}"
-            for part in sorted(asked["parts"], key=lambda p: p["partNumber"])
+            for part in sorted(request_body["parts"], key=lambda p: p["partNumber"])
         ]
         content = b"".join(part.read_bytes() for part in parts)
         if hashlib.sha256(content).hexdigest() != oid:
@@ -404,8 +416,9 @@ class Hub:
 
     async def lfs_verify(self, request: Request):
         self._user(request, write=True)
-        kept, asked = self.folder / "blobs" / request.path_params["oid"], await request.json()
-        if not kept.is_file() or kept.stat().st_size != asked["size"]:
+        blob = self.folder / "blobs" / request.path_params["oid"]
+        request_body = await request.json()
+        if not blob.is_file() or blob.stat().st_size != request_body["size"]:
             raise Refused(404, "", "the object was not uploaded")
         return JSONResponse({})
 
@@ -431,14 +444,14 @@ class Hub:
                     "lfs": False,
                 }
             elif operation["key"] == "lfsFile":
-                kept = self.folder / "blobs" / value["oid"]
-                if not kept.is_file():
+                blob = self.folder / "blobs" / value["oid"]
+                if not blob.is_file():
                     raise Refused(
                         422, "", f"LFS object {value['oid']} of {value['path']} is missing"
                     )
                 files[value["path"]] = {
                     "oid": value["oid"],
-                    "size": kept.stat().st_size,
+                    "size": blob.stat().st_size,
                     "lfs": True,
                 }
             elif operation["key"] == "deletedFile":

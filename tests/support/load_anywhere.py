@@ -1,6 +1,6 @@
-"""Run where only transformers and torch are: loads pushed models in every way that their users may, and says what it found.
+"""Loads pushed models where only transformers and torch are installed, and prints a JSON report.
 
-`python load_anywhere.py REPOSITORY=REVISION ...` prints JSON; `tests/test_load_anywhere.py` makes the environment and reads it.
+`python load_anywhere.py REPOSITORY=REVISION ...` is run by `tests/model/test_load_anywhere.py`.
 """
 
 import importlib.util
@@ -15,95 +15,99 @@ import transformers
 from transformers import AutoModel, AutoModelForMultimodalLM, AutoProcessor, pipeline
 
 SOUND = np.sin(np.arange(30000) / 9).astype("float32")
+LONGER_SOUND = np.tile(SOUND, 2)[:50000]
 QUESTION = "Which tone? A) low B) high"
+ABSENT = ("audiolm", "torchaudio", "msclap", "moshi", "soundfile", "librosa", "datasets")
 
 
-def look(repository: str, revision: str) -> dict:
-    """What becomes of one model."""
-    found, options = {}, {"revision": revision, "trust_remote_code": True}
-    model, processor = (
-        AutoModel.from_pretrained(repository, **options),
-        AutoProcessor.from_pretrained(repository, **options),
-    )
-    inputs = processor(text=QUESTION, audio=[SOUND])
+@torch.no_grad()
+def compute_logits(model, inputs) -> torch.Tensor:
+    return model(**inputs).logits.float()
 
-    def logits(model):
-        with torch.no_grad():
-            return model(**inputs).logits.float()
 
-    def distance(model):
-        return float((logits(model) - reference).abs().max() / reference.abs().max())
+def dtype_names(module) -> set[str]:
+    return {str(parameter.dtype) for parameter in module.parameters()}
 
-    reference = logits(model)
-    np.save(repository.replace("/", "-") + ".npy", reference.numpy())
-    answer = model.generate(**inputs, do_sample=False, max_new_tokens=8)[
-        0, inputs["input_ids"].shape[1] :
-    ]
-    found["answer_ids"] = answer.tolist()
+
+def answer_with_pipeline(repository: str, options: dict) -> str:
     ask = pipeline("any-to-any", model=repository, **options)
-    said = [
-        {
-            "role": "user",
-            "content": [{"type": "audio", "audio": SOUND}, {"type": "text", "text": QUESTION}],
-        }
-    ]
-    found["pipeline"] = ask(said, max_new_tokens=8, do_sample=False, return_full_text=False)[0][
-        "generated_text"
-    ]
+    content = [{"type": "audio", "audio": SOUND}, {"type": "text", "text": QUESTION}]
+    chat = [{"role": "user", "content": content}]
+    outputs = ask(chat, max_new_tokens=8, do_sample=False, return_full_text=False)
+    return outputs[0]["generated_text"]
 
-    half = AutoModel.from_pretrained(repository, **options, dtype=torch.bfloat16)
-    found["bf16"] = distance(half)
-    found["dtypes"] = sorted({str(p.dtype) for p in half.encoder.parameters()} - {"torch.int64"})
-    found["language_model_dtypes"] = sorted(
-        {str(p.dtype) for p in half.language_model.parameters()}
-    )
 
+def save_and_reload(model, processor, inputs, reference) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-        again = AutoModelForMultimodalLM.from_pretrained(folder, trust_remote_code=True)
-        found["saved_again"] = torch.equal(logits(again), reference)
-        heard = AutoProcessor.from_pretrained(folder, trust_remote_code=True)(
-            text="a", audio=[SOUND]
-        )["input_values"]
-        found["processor_again"] = torch.equal(heard, inputs["input_values"])
+        reloaded = AutoModelForMultimodalLM.from_pretrained(folder, trust_remote_code=True)
+        reloaded_processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+        values = reloaded_processor(text=QUESTION, audio=[SOUND])
+        return {
+            "saved_again": torch.equal(compute_logits(reloaded, inputs), reference),
+            "processor_again": all(torch.equal(values[name], inputs[name]) for name in inputs),
+        }
 
-    if repository.endswith(
-        "mimi_full"
-    ):  # what is compiled is the language model, the same of all arms
-        found["compiler"] = (
-            "inductor" if shutil.which("g++") or shutil.which("clang++") else "aot_eager"
-        )
-        torch._dynamo.reset()
-        compiled = torch.compile(model, backend=found["compiler"])
-        found["compiled"] = distance(compiled)
-        # for a second length it compiles again, at which torch 2.11's compiler for CPUs fails with any Llama that has a mask
-        if not torch.__version__.startswith("2.11."):
-            longer = processor(text=QUESTION, audio=[np.tile(SOUND, 2)[:50000]])
-            with torch.no_grad():
-                found["compiled"] = max(
-                    found["compiled"],
-                    float((compiled(**longer).logits - model(**longer).logits).abs().max()),
-                )
+
+def compile_model(model, processor, inputs, reference) -> dict:
+    """Compiles the language model, which is the same with all encoders."""
+    has_compiler = shutil.which("g++") or shutil.which("clang++")
+    backend = "inductor" if has_compiler else "aot_eager"
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend=backend)
+    deviation = relative_deviation(compute_logits(compiled, inputs), reference)
+    # A second length compiles again, at which torch 2.11 fails on CPUs with a Llama and a mask.
+    if not torch.__version__.startswith("2.11."):
+        longer = processor(text=QUESTION, audio=[LONGER_SOUND])
+        difference = compute_logits(compiled, longer) - compute_logits(model, longer)
+        deviation = max(deviation, float(difference.abs().max()))
+    return {"compiler": backend, "compiled": deviation}
+
+
+def relative_deviation(logits: torch.Tensor, reference: torch.Tensor) -> float:
+    return float((logits - reference).abs().max() / reference.abs().max())
+
+
+def check_model(repository: str, revision: str) -> dict:
+    """Uses one model in each way that its users may."""
+    options = {"revision": revision, "trust_remote_code": True}
+    model = AutoModel.from_pretrained(repository, **options)
+    processor = AutoProcessor.from_pretrained(repository, **options)
+    inputs = processor(text=QUESTION, audio=[SOUND])
+    reference = compute_logits(model, inputs)
+    np.save(repository.replace("/", "-") + ".npy", reference.numpy())
+    output = model.generate(**inputs, do_sample=False, max_new_tokens=8)
+    half = AutoModel.from_pretrained(repository, **options, dtype=torch.bfloat16)
+    report = {
+        "answer_ids": output[0, inputs["input_ids"].shape[1] :].tolist(),
+        "pipeline": answer_with_pipeline(repository, options),
+        "bf16": relative_deviation(compute_logits(half, inputs), reference),
+        "dtypes": sorted(dtype_names(half.encoder) - {"torch.int64"}),
+        "language_model_dtypes": sorted(dtype_names(half.language_model)),
+        **save_and_reload(model, processor, inputs, reference),
+    }
+    if repository.endswith("mimi_full"):
+        report |= compile_model(model, processor, inputs, reference)
     if importlib.util.find_spec("accelerate"):
         spread = AutoModel.from_pretrained(repository, **options, device_map="auto")
-        found["device_map"] = torch.equal(logits(spread).cpu(), reference)
-    return found
+        report["device_map"] = torch.equal(compute_logits(spread, inputs).cpu(), reference)
+    return report
 
 
-absent = ("audiolm", "torchaudio", "msclap", "moshi", "soundfile", "librosa", "datasets")
-models = {
-    repository: look(repository, revision)
-    for repository, revision in (word.split("=") for word in sys.argv[1:])
-}
-present = [name for name in absent if importlib.util.find_spec(name)]
-print(
-    json.dumps(
-        {
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "present": present,
-            "models": models,
-        }
-    )
-)
+def main(argv: list[str]) -> None:
+    models = {}
+    for argument in argv:
+        repository, revision = argument.split("=")
+        models[repository] = check_model(repository, revision)
+    report = {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "present": [name for name in ABSENT if importlib.util.find_spec(name)],
+        "models": models,
+    }
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

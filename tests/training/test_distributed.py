@@ -1,4 +1,4 @@
-"""Several processes, for real: they end as one does, and none waits for one that died. GPUs are what is missing here."""
+"""Several processes, for real: they end as one does, and none waits for one that died. No GPUs."""
 
 import json
 import os
@@ -17,154 +17,139 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from support.builders import TWO_PROCESSES, arguments, free_port, make_corpus, small_model, weights
+from support.options import logged_values, options
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-from audiolm.training import train as run_train
-from audiolm.training.distributed import any_not_finite, precision, refusal
+from audiolm.runtime import UserError
+from audiolm.training.arguments import parse
+from audiolm.training.distributed import (
+    any_not_finite,
+    check_distributed_options,
+    mask_repeated_examples,
+    precision,
+)
 from audiolm.training.resume import RECORD, find_checkpoint_problem
 from audiolm.training.train import main as train
-from audiolm.training.train import parse
-from audiolm.training.trainer import ParallelTrainer
+from audiolm.training.trainer import AudioLMTrainer
 
 ROOT = Path(__file__).parents[2]
 CONFIGURATIONS = ROOT / "configs" / "accelerate"
 LAUNCH = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-SHORT = ["--max_steps", "4", "--eval_steps", "2", "--save_steps", "2", "--learning_rate", "0.001"]
+FOUR_STEPS = options("--max_steps 4 --eval_steps 2 --save_steps 2 --learning_rate 0.001")
 
 
-def start(log: Path, words: list[str]) -> subprocess.Popen:
+def start(log: Path, command: list[str]) -> subprocess.Popen:
     with log.open("w") as file:
-        return subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT)
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
 
 
-def kill_all_of(folder: Path) -> None:
-    """Whoever was started with words of which one names the folder; the children of a launcher are no longer its own."""
+def kill_all_in(folder: Path) -> None:
+    """Kills every process with the folder on its command line, with or without its launcher."""
     for process in psutil.process_iter(["cmdline"]):
         if any(str(folder) in word for word in process.info["cmdline"] or ()):
             process.kill()
 
 
-def launch(configuration: str, *words: str) -> list[str]:
-    """`accelerate launch` with a configuration of ours, on CPUs, where bfloat16 is slow."""
-    return [
-        *LAUNCH,
-        "--config_file",
-        str(CONFIGURATIONS / configuration),
-        "--mixed_precision",
-        "no",
-        *words,
-    ]
+def launch(configuration: str, *argv: str) -> list[str]:
+    """`accelerate launch` with one of our configurations, on CPUs, where bfloat16 is slow."""
+    file = str(CONFIGURATIONS / configuration)
+    return [*LAUNCH, "--config_file", file, "--mixed_precision", "no", *argv]
 
 
-def uneven(corpus: Path, number: int) -> None:
-    """Leaves or makes so many rows, none of them equal."""
+def set_corpus_size(corpus: Path, num_rows: int) -> None:
+    """Removes or adds rows, so that there are so many and no two are equal."""
     rows = json.loads((corpus / "rows.json").read_text())
-    rows = [{**row, "input": row["input"] + " Listen." * again} for again in (0, 1) for row in rows]
-    (corpus / "rows.json").write_text(json.dumps(rows[:number]))
+    longer = [{**row, "input": row["input"] + " Listen."} for row in rows]
+    (corpus / "rows.json").write_text(json.dumps([*rows, *longer][:num_rows]))
 
 
 def logged(folder: Path) -> dict[str, list[float]]:
-    """What a run logged, by name, of all that does not depend on the clock or on how rows are dealt."""
-    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    """What a run logged, except for times."""
     names = ("loss", "grad_norm", "eval_mcq_token_loss", "eval_yes_no_token_loss")
-    return {name: [float(entry[name]) for entry in history if name in entry] for name in names}
+    return {name: logged_values(folder, name) for name in names}
 
 
-def assert_same(folder: Path, expected: Path) -> None:
-    found, wanted = weights(folder), weights(expected)
-    assert all(
-        torch.allclose(value.float(), found[key].float(), atol=2e-5)
-        for key, value in wanted.items()
-    )
-    found, wanted = logged(folder), logged(expected)
-    assert [len(values) for values in wanted.values()] == [4, 4, 2, 2]
-    for name, values in wanted.items():
-        assert found[name] == pytest.approx(values, rel=1e-4), name
+def assert_same_weights(folder: Path, expected: Path) -> None:
+    state = weights(folder)
+    for name, value in weights(expected).items():
+        assert torch.allclose(value.float(), state[name].float(), atol=2e-5), name
+
+
+def assert_same_run(folder: Path, expected: Path) -> None:
+    assert_same_weights(folder, expected)
+    expected_log = logged(expected)
+    assert [len(values) for values in expected_log.values()] == [4, 4, 2, 2]
+    for name, values in logged(folder).items():
+        assert values == pytest.approx(expected_log[name], rel=1e-4), name
 
 
 # run_train.py, and again without an end
 TWICE = """
 import sys
-from audiolm.training import train as run_train
-run_train.main(sys.argv[1:])
-run_train.main([*sys.argv[1:], "--output_dir", sys.argv[-1] + "_endless", "--max_steps", "100000", "--save_steps", "1"])
+from audiolm.training.train import main
+main(sys.argv[1:])
+endless = ["--output_dir", sys.argv[-1] + "_endless", "--max_steps", "100000", "--save_steps", "1"]
+main([*sys.argv[1:], *endless])
 """
 
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory, tokenizer):
-    """A folder, arguments of run_train.py, and a launcher on each of two machines, which are this one, with one process each;
-    machine N writes to `outN` and, in a run that goes on until it is killed, to `outN_endless`."""
+    """A folder, arguments of run_train.py, and the launchers of two machines with one process each.
+
+    Both are this machine. Machine N writes to `outN`, and to `outN_endless` until it is killed.
+    """
     corpus = make_corpus(tmp_path_factory.mktemp("nodes"))
-    uneven(corpus, 17)  # of the second step, one process has a row and the other has none
-    words = arguments(corpus, "mimi_full", tokenizer, *SHORT)
+    set_corpus_size(corpus, 17)  # In the second step one process has an example, the other none.
+    argv = arguments(corpus, "mimi_full", tokenizer, *FOUR_STEPS)
     (corpus / "twice.py").write_text(TWICE)
-    machine = [
-        "--num_processes",
-        "2",
-        "--main_process_ip",
-        "127.0.0.1",
-        "--main_process_port",
-        free_port(),
-        "--machine_rank",
+    machine = options(
+        f"--num_processes 2 --main_process_ip 127.0.0.1 --main_process_port {free_port()}"
+    )
+    program = [str(corpus / "twice.py"), *argv, "--output_dir"]
+    commands = [
+        launch(
+            "several_nodes.yaml", *machine, "--machine_rank", rank, *program, f"{corpus}/out{rank}"
+        )
+        for rank in ("0", "1")
     ]
     try:
-        yield (
-            corpus,
-            words,
-            [
-                start(
-                    corpus / f"{rank}.log",
-                    launch(
-                        "several_nodes.yaml",
-                        *machine,
-                        str(rank),
-                        str(corpus / "twice.py"),
-                        *words,
-                        "--output_dir",
-                        f"{corpus}/out{rank}",
-                    ),
-                )
-                for rank in (0, 1)
-            ],
-        )
+        launchers = [
+            start(corpus / f"{rank}.log", command) for rank, command in enumerate(commands)
+        ]
+        yield corpus, argv, launchers
     finally:
-        kill_all_of(corpus)
+        kill_all_in(corpus)
 
 
-def wait_for(file: Path, nodes: list[subprocess.Popen]) -> None:
-    until = time.monotonic() + 240
+def wait_for(file: Path, launchers: list[subprocess.Popen]) -> None:
+    deadline = time.monotonic() + 240
     while not file.exists():
-        assert time.monotonic() < until and [node.poll() for node in nodes] == [None, None], (
-            f"{file} is not written"
-        )
+        assert time.monotonic() < deadline, f"{file} is not written"
+        assert [launcher.poll() for launcher in launchers] == [None, None]
         time.sleep(0.05)
 
 
-def test_two_nodes_end_as_one_process(nodes):
-    corpus, words, launchers = nodes
-    train(words)
-    wait_for(corpus / "out0" / "README.md", launchers)  # the last of a run
-    assert_same(corpus / "out0", corpus / "out")
-    # without a folder in common, the other machine holds its random states alone
-    written = sorted(
-        str(file.relative_to(corpus / "out1"))
-        for file in (corpus / "out1").rglob("*")
-        if file.is_file()
-    )
-    assert written == ["checkpoint-2/rng_state_1.pth", "checkpoint-4/rng_state_1.pth"]
-    assert (
-        find_checkpoint_problem(corpus / "out0" / "checkpoint-4")
-        == "the states of 2 processes are wanted, but 1 are there"
-    )
-    shutil.copy(
-        corpus / "out1" / "checkpoint-4" / "rng_state_1.pth", corpus / "out0" / "checkpoint-4"
-    )
-    assert find_checkpoint_problem(corpus / "out0" / "checkpoint-4") is None
+def test_train_on_two_nodes_ends_as_one_process(nodes):
+    corpus, argv, launchers = nodes
+    train(argv)
+    wait_for(corpus / "out0" / "README.md", launchers)  # the last file of a run
+    assert_same_run(corpus / "out0", corpus / "out")
+    # Without a shared folder, the other machine has its random states alone.
+    files = [file for file in (corpus / "out1").rglob("*") if file.is_file()]
+    assert sorted(str(file.relative_to(corpus / "out1")) for file in files) == [
+        "checkpoint-2/rng_state_1.pth",
+        "checkpoint-4/rng_state_1.pth",
+    ]
+    checkpoint = corpus / "out0" / "checkpoint-4"
+    problem = find_checkpoint_problem(checkpoint)
+    assert problem == "the states of 2 processes are wanted, but 1 are there"
+    shutil.copy(corpus / "out1" / "checkpoint-4" / "rng_state_1.pth", checkpoint)
+    assert find_checkpoint_problem(checkpoint) is None
 
 
-def test_a_process_that_dies_ends_the_job(nodes):
+def test_train_process_that_dies_ends_the_job(nodes):
     corpus, _, launchers = nodes
     wait_for(corpus / "out0_endless" / "checkpoint-2" / RECORD, launchers)
     (worker,) = psutil.Process(launchers[1].pid).children()
@@ -175,49 +160,54 @@ def test_a_process_that_dies_ends_the_job(nodes):
     assert not (corpus / "out0_endless" / "model.safetensors").exists()
 
 
-class Watch(TrainerCallback):
-    """Writes `seen.pt`: gradients of the first step, which weights are shared, how much of them is here, and what the
-    encoder heard first in training. The last process's largest gradient of the third step is made infinite."""
+class Observer(TrainerCallback):
+    """Writes what it sees in the first step, and makes the largest gradient of the third infinite.
+
+    `observed.pt` holds the gradients, the first process's share of each sharded parameter, the
+    names of all others, and the encoder's first input.
+    """
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        self.heard, encode = [], type(model.encoder).encode
-        model.encoder.encode = lambda sound, *rest: (
-            self.heard.append(sound) or encode(model.encoder, sound, *rest)
-        )
+        self.encoder_inputs = []
+        encode = type(model.encoder).encode
+
+        def record_and_encode(audio, *rest):
+            self.encoder_inputs.append(audio)
+            return encode(model.encoder, audio, *rest)
+
+        model.encoder.encode = record_and_encode
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        parameters = dict(model.named_parameters())
+        trained = {name: p for name, p in parameters.items() if p.requires_grad}
         if state.global_step == 0:
-            seen = {
-                "gradients": {
-                    n: p.grad.full_tensor() if isinstance(p, DTensor) else p.grad.clone()
-                    for n, p in trained.items()
-                },
-                "here": {
-                    n: p.to_local().numel() / p.numel()
-                    for n, p in trained.items()
-                    if isinstance(p, DTensor)
-                },
-                "whole": [n for n, p in model.named_parameters() if not isinstance(p, DTensor)],
-                "heard": self.heard[0],
+            sharded = {name: p for name, p in trained.items() if isinstance(p, DTensor)}
+            gradients = {name: p.grad.clone() for name, p in trained.items()}
+            gradients |= {name: p.grad.full_tensor() for name, p in sharded.items()}
+            observations = {
+                "gradients": gradients,
+                "share": {name: p.to_local().numel() / p.numel() for name, p in sharded.items()},
+                "unsharded": [n for n, p in parameters.items() if not isinstance(p, DTensor)],
+                "encoder_input": self.encoder_inputs[0],
             }
             if args.process_index == 0:
-                torch.save(seen, Path(args.output_dir, "seen.pt"))
+                torch.save(observations, Path(args.output_dir, "observed.pt"))
         if state.global_step == 2 and args.process_index == args.world_size - 1:
             largest = max((p.grad for p in trained.values()), key=torch.Tensor.numel)
             (largest.to_local() if isinstance(largest, DTensor) else largest).fill_(float("inf"))
 
 
-class Watched(run_train.BucketTrainer):
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.callback_handler.callbacks.insert(
-            0, Watch()
-        )  # before anything looks for gradients that are not finite
+initialise_trainer = AudioLMTrainer.__init__
 
 
-# run_train.py under FSDP: from its start, going on from step 2, and in bfloat16. accelerate leaves processes on CPUs out of
-# FSDP; this puts them back, and all that follows is what runs on GPUs.
+def initialise_observed_trainer(self, *args, **kwargs) -> None:
+    """Puts an observer before the callback that looks for gradients that are not finite."""
+    initialise_trainer(self, *args, **kwargs)
+    self.callback_handler.callbacks.insert(0, Observer())
+
+
+# run_train.py under FSDP: from its start, resumed from step 2, and in bfloat16. accelerate leaves
+# processes on CPUs out of FSDP. This puts them back, and all that follows is what runs on GPUs.
 SHARED = """
 import shutil, sys
 import accelerate.state as state
@@ -234,208 +224,195 @@ def with_fsdp(self, *args, fsdp_plugin=None, **kwargs):
         state.PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 state.AcceleratorState.__init__ = with_fsdp
 
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1:3]
 import test_distributed
-from audiolm.training import train as run_train
-run_train.BucketTrainer = test_distributed.Watched
+from audiolm.training.train import main
+from audiolm.training.trainer import AudioLMTrainer
+AudioLMTrainer.__init__ = test_distributed.initialise_observed_trainer
 
-words, output = sys.argv[2:], sys.argv[-1]
-run_train.main(words)
+argv, output = sys.argv[3:], sys.argv[-1]
+main(argv)
 if torch.distributed.get_rank() == 0:
-    shutil.copytree(output, output + "_whole")
+    shutil.copytree(output, output + "_unresumed")
     shutil.rmtree(output + "/checkpoint-4")
 torch.distributed.barrier()
-run_train.main([*words, "--resume_from_checkpoint", "true"])
-run_train.main([*words[:-1], output + "_bf16", "--bf16", "true"])
+main([*argv, "--resume_from_checkpoint", "true"])
+main([*argv[:-1], output + "_bf16", "--bf16", "true"])
 """
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory, tokenizer):
-    """The folder of a run in one process, and of one whose processes share the model; and what the latter said."""
-    corpus = make_corpus(tmp_path_factory.mktemp("shared"))
-    uneven(corpus, 13)
-    of_two = [
-        "--per_device_train_batch_size",
-        "2",
-        "--max_eval_samples",
-        "1",
-    ]  # clips of others are encoded in the steps
-    words = arguments(corpus, "mimi_full", tokenizer, *SHORT, *of_two)
-    (corpus / "shared.py").write_text(SHARED)
-    program = [
-        str(corpus / "shared.py"),
-        str(Path(__file__).parents[1]),
-        *words,
-        "--output_dir",
-        str(corpus / "two"),
-    ]
-    launcher = start(
-        corpus / "two.log", launch("fsdp.yaml", "--main_process_port", free_port(), *program)
-    )
+def sharded(tmp_path_factory, tokenizer):
+    """The folder of a run in one process and one with a sharded model, and the latter's output."""
+    corpus = make_corpus(tmp_path_factory.mktemp("sharded"))
+    set_corpus_size(corpus, 13)
+    # Evaluation uses one clip, so that the others are encoded in the steps.
+    more = options("--per_device_train_batch_size 2 --max_eval_samples 1")
+    argv = [*arguments(corpus, "mimi_full", tokenizer, *FOUR_STEPS, *more), "--output_dir"]
+    (corpus / "sharded.py").write_text(SHARED)
+    tests = Path(__file__).parents[1]
+    program = [str(corpus / "sharded.py"), str(tests), str(tests / "training")]
+    command = launch("fsdp.yaml", "--main_process_port", free_port(), *program, *argv)
+    launcher = start(corpus / "two.log", [*command, str(corpus / "two")])
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(run_train, "BucketTrainer", Watched)
-            train([*words, "--output_dir", str(corpus / "one")])
-            train(
-                [
-                    *words,
-                    "--output_dir",
-                    str(corpus / "one_bf16"),
-                    "--bf16",
-                    "true",
-                    "--use_cpu",
-                    "true",
-                ]
-            )
+            patch.setattr(AudioLMTrainer, "__init__", initialise_observed_trainer)
+            train([*argv, str(corpus / "one")])
+            train([*argv, str(corpus / "one_bf16"), *options("--bf16 true --use_cpu true")])
         launcher.wait(300)
     finally:
-        kill_all_of(corpus)
-    said = (corpus / "two.log").read_text()
-    assert launcher.returncode == 0, said[-5000:]
-    return corpus, said
+        kill_all_in(corpus)
+    output = (corpus / "two.log").read_text()
+    assert launcher.returncode == 0, output[-5000:]
+    return corpus, output
+
+
+def observed(folder: Path) -> dict:
+    return torch.load(folder / "observed.pt", weights_only=True)
 
 
 @pytest.mark.slow
-def test_a_shared_model_learns_as_a_whole_one(shared):
-    corpus, said = shared
-    one, two = (torch.load(corpus / name / "seen.pt") for name in ("one", "two_whole"))
-    assert two["whole"] == [name for name in one["whole"] if name.startswith("encoder.")]
-    assert len(two["here"]) == len(one["whole"]) - len(two["whole"]) > 20 and set(
-        two["here"].values()
-    ) == {0.5}
-    assert one["gradients"].keys() == two["gradients"].keys()
-    for name, gradient in one["gradients"].items():
-        assert gradient.abs().max() > 0 and torch.allclose(
-            two["gradients"][name], gradient, atol=1e-6
-        ), name
-    assert_same(corpus / "two_whole", corpus / "one")
-    assert (
-        said.count("step 3: loss or gradients are not finite; its update was skipped") == 3
-    )  # one of two processes speaks
+def test_fsdp_shards_all_that_trains(sharded):
+    corpus, _ = sharded
+    names = observed(corpus / "one")["unsharded"]
+    result = observed(corpus / "two_unresumed")
+    assert result["unsharded"] == [name for name in names if name.startswith("encoder.")]
+    assert len(result["share"]) == len(names) - len(result["unsharded"])
+    assert len(result["share"]) > 20
+    assert set(result["share"].values()) == {0.5}
 
 
 @pytest.mark.slow
-def test_a_shared_model_is_saved_and_gone_on_from(shared):
-    corpus, _ = shared
-    assert find_checkpoint_problem(corpus / "two_whole" / "checkpoint-4") is None
-    assert_same(corpus / "two", corpus / "one")
-    for folder in (corpus / "two", corpus / "two" / "checkpoint-4"):
-        code = sorted(file.name for file in folder.glob("*.py"))
-        assert code == [
-            "configuration_audiolm.py",
-            "encoders_audiolm.py",
-            "modeling_audiolm.py",
-            "processing_audiolm.py",
-        ]
-        named = json.loads((folder / "config.json").read_text())["auto_map"].values()
-        assert {name.split(".")[0] for name in named} == {
-            "configuration_audiolm",
-            "modeling_audiolm",
-        }
-    one, two = ((corpus / name / "model.safetensors").stat().st_size for name in ("one", "two"))
-    assert abs(one - two) < 2000  # tied weights once
+def test_fsdp_trains_as_one_process(sharded):
+    corpus, output = sharded
+    expected = observed(corpus / "one")["gradients"]
+    gradients = observed(corpus / "two_unresumed")["gradients"]
+    assert gradients.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert gradient.abs().max() > 0, name
+        assert torch.allclose(gradients[name], gradient, atol=1e-6), name
+    assert_same_run(corpus / "two_unresumed", corpus / "one")
+    # Of three runs, and one of two processes.
+    assert output.count("step 3: loss or gradients are not finite; its update was skipped") == 3
+
+
+@pytest.mark.slow
+def test_fsdp_run_is_saved_and_resumed(sharded):
+    corpus, _ = sharded
+    assert find_checkpoint_problem(corpus / "two_unresumed" / "checkpoint-4") is None
+    assert_same_run(corpus / "two", corpus / "one")
+    # Tied weights are written once.
+    size = (corpus / "two" / "model.safetensors").stat().st_size
+    assert abs(size - (corpus / "one" / "model.safetensors").stat().st_size) < 2000
     optimizer = corpus / "two" / "checkpoint-2" / "optimizer.bin"
     optimizer.write_bytes(optimizer.read_bytes()[:1000])
-    assert find_checkpoint_problem(corpus / "two" / "checkpoint-2").startswith(
-        "optimizer.bin is missing or torn"
-    )
+    problem = find_checkpoint_problem(corpus / "two" / "checkpoint-2")
+    assert problem.startswith("optimizer.bin is missing or torn")
 
 
 @pytest.mark.slow
-def test_a_shared_model_in_bfloat16_hears_the_same(shared):
-    corpus, _ = shared
-    one, two = (torch.load(corpus / name / "seen.pt")["heard"] for name in ("one", "two_bf16"))
-    assert two.dtype == torch.float32 and torch.equal(one, two)
-    found, expected = logged(corpus / "two_bf16"), logged(corpus / "one_bf16")
-    for name, values in expected.items():
-        assert found[name] == pytest.approx(values, rel=5e-3 if name == "grad_norm" else 1e-4), name
-    assert found["grad_norm"] != pytest.approx(logged(corpus / "two")["grad_norm"], rel=1e-4)
-    settings = [
-        json.loads((corpus / name / "config.json").read_text())["training"]
-        for name in ("one_bf16", "two_bf16", "two")
+@pytest.mark.parametrize("folder", ["two", "two/checkpoint-4"])
+def test_fsdp_saved_model_has_the_source_of_the_model(sharded, folder):
+    corpus, _ = sharded
+    modules = [
+        f"{name}_audiolm" for name in ("configuration", "encoders", "modeling", "processing")
     ]
-    assert [of["precision"] for of in settings] == ["bf16 autocast", "bf16", "fp32"]
+    assert sorted(file.stem for file in (corpus / folder).glob("*.py")) == modules
+    auto_map = json.loads((corpus / folder / "config.json").read_text())["auto_map"]
+    used = {name.split(".")[0] for name in auto_map.values()}
+    assert used == {"configuration_audiolm", "modeling_audiolm"}
 
 
-@pytest.mark.parametrize("process, kept", [(0, 1), (1, 0)])
-def test_rows_that_come_twice_are_learnt_once_also_where_accelerate_does_not_know(process, kept):
-    """The last batch of 17 rows by two processes of 8: accelerate's own count is -1 in an epoch that is resumed."""
-    state = SimpleNamespace(end_of_dataloader=True, remainder=-1)
+@pytest.mark.slow
+def test_fsdp_in_bfloat16_leaves_the_encoder_in_float32(sharded):
+    corpus, _ = sharded
+    expected = observed(corpus / "one")["encoder_input"]
+    encoder_input = observed(corpus / "two_bf16")["encoder_input"]
+    assert encoder_input.dtype == torch.float32
+    assert torch.equal(encoder_input, expected)
+
+
+@pytest.mark.slow
+def test_fsdp_in_bfloat16_has_the_losses_of_one_process(sharded):
+    corpus, _ = sharded
+    log = logged(corpus / "two_bf16")
+    for name, values in logged(corpus / "one_bf16").items():
+        tolerance = 5e-3 if name == "grad_norm" else 1e-4
+        assert log[name] == pytest.approx(values, rel=tolerance), name
+    assert log["grad_norm"] != pytest.approx(logged(corpus / "two")["grad_norm"], rel=1e-4)
+    configs = [corpus / name / "config.json" for name in ("one_bf16", "two_bf16", "two")]
+    precisions = [json.loads(file.read_text())["training"]["precision"] for file in configs]
+    assert precisions == ["bf16 autocast", "bf16", "fp32"]
+
+
+@pytest.mark.parametrize("process, num_own", [(0, 1), (1, 0)])
+def test_mask_repeated_examples_keeps_the_last_of_17_for_two_processes(process, num_own):
     args = SimpleNamespace(train_batch_size=8, world_size=2, process_index=process)
-    run = SimpleNamespace(
-        accelerator=SimpleNamespace(gradient_state=state), args=args, train_dataset=range(17)
-    )
     batch = {"labels": torch.ones(8, 3, dtype=torch.long), "label_index": torch.arange(24)}
-    found = ParallelTrainer._without_repeated(run, batch)
-    assert (found["labels"] != -100).any(1).tolist() == [True] * kept + [False] * (8 - kept)
-    assert found["label_index"].tolist() == list(range(3 * kept))
+    mask_repeated_examples(batch, 17, args)
+    has_labels = (batch["labels"] != -100).any(1).tolist()
+    assert has_labels == [True] * num_own + [False] * (8 - num_own)
+    assert batch["label_index"].tolist() == list(range(3 * num_own))
+
+
+@pytest.mark.parametrize("num_examples, world_size", [(16, 2), (17, 1)])
+def test_mask_repeated_examples_without_repetition_changes_nothing(num_examples, world_size):
+    args = SimpleNamespace(train_batch_size=8, world_size=world_size, process_index=0)
+    batch = {"labels": torch.ones(8, 3, dtype=torch.long)}
+    mask_repeated_examples(batch, num_examples, args)
+    assert (batch["labels"] == 1).all()
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_in_an_uneven_epoch(corpus, tokenizer):
-    rows = json.loads((corpus / "rows.json").read_text())
-    (corpus / "rows.json").write_text(
-        json.dumps([*rows, {**rows[0], "input": "Once more: which tone? A) low B) high"}])
-    )
-    words = [
-        *arguments(corpus, "mimi_full", tokenizer, *SHORT),
-        "--save_steps",
-        "1",
-        "--save_total_limit",
-        "9",
-    ]
-    words += ["--eval_strategy", "no"]  # 17 rows: steps 2 and 4 end an epoch
-    for more in (["--output_dir", str(corpus / "whole")], []):
-        subprocess.run(
-            [sys.executable, *TWO_PROCESSES, "-m", "audiolm.run_train", *words, *more], check=True
-        )
-    expected = weights(corpus / "whole")
+def test_train_in_two_processes_resumes_in_an_uneven_epoch(corpus, tokenizer):
+    set_corpus_size(corpus, 17)  # Steps 2 and 4 end an epoch.
+    more = options("--save_steps 1 --save_total_limit 9 --eval_strategy no")
+    argv = [*arguments(corpus, "mimi_full", tokenizer, *FOUR_STEPS), *more]
+    command = [sys.executable, *TWO_PROCESSES, "-m", "audiolm.run_train", *argv]
+    subprocess.run([*command, "--output_dir", str(corpus / "uninterrupted")], check=True)
+    subprocess.run(command, check=True)
     shutil.rmtree(corpus / "out" / "checkpoint-4")
-    again = ["--resume_from_checkpoint", str(corpus / "out" / "checkpoint-1")]
-    subprocess.run(
-        [sys.executable, *TWO_PROCESSES, "-m", "audiolm.run_train", *words, *again], check=True
-    )
+    checkpoint = str(corpus / "out" / "checkpoint-1")
+    subprocess.run([*command, "--resume_from_checkpoint", checkpoint], check=True)
+    expected = weights(corpus / "uninterrupted")
     assert all(torch.equal(value, expected[key]) for key, value in weights(corpus / "out").items())
 
 
-def test_one_gradient_is_enough():
-    assert not any_not_finite([torch.ones(3), torch.zeros(2)]) and any_not_finite(
-        [torch.ones(3), torch.tensor([1.0, float("nan")])]
-    )
+def test_any_not_finite_finite_gradients_are_false():
+    assert not any_not_finite([torch.ones(3), torch.zeros(2)])
+
+
+def test_any_not_finite_single_nan_is_true():
+    assert any_not_finite([torch.ones(3), torch.tensor([1.0, float("nan")])])
 
 
 @pytest.mark.parametrize(
     "name", ["one_gpu", "several_gpus", "several_nodes", "fsdp", "deepspeed_zero2"]
 )
-def test_configurations_are_accelerates(name):
-    configuration = load_config_from_file(
-        str(CONFIGURATIONS / f"{name}.yaml")
-    )  # refuses unknown keys
-    options = {
-        "fsdp_ignored_modules",
-        *vars(launch_command_parser().parse_args(["run_train.py"])),
-    }  # the first is hidden
-    for part in ("fsdp_config", "deepspeed_config"):  # of which it takes any
-        assert set(getattr(configuration, part)) <= options, part
+def test_configuration_has_options_of_accelerate_alone(name):
+    # Refuses unknown keys, except in the parts for FSDP and DeepSpeed.
+    configuration = load_config_from_file(str(CONFIGURATIONS / f"{name}.yaml"))
+    hidden = {"fsdp_ignored_modules"}
+    known_options = hidden | set(vars(launch_command_parser().parse_args(["run_train.py"])))
+    assert set(configuration.fsdp_config) <= known_options
+    assert set(configuration.deepspeed_config) <= known_options
     assert configuration.mixed_precision == (None if name == "deepspeed_zero2" else "bf16")
     assert 16 % configuration.num_processes == 0
 
 
-def test_fsdp_is_asked_for_as_it_is_needed(monkeypatch):
-    monkeypatch.setattr(
-        torch, "set_num_threads", lambda count: None
-    )  # which outlives the variables set here
-    words = [
-        "--config_file",
-        str(CONFIGURATIONS / "fsdp.yaml"),
-        "--main_process_port",
-        free_port(),
-        "run_train.py",
-    ]
-    taken, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
-    for key, value in prepare_multi_gpu_env(taken).items():
+@pytest.fixture
+def fsdp_environment(monkeypatch):
+    """The variables that `accelerate launch` sets for configs/accelerate/fsdp.yaml."""
+    # It would outlive the variables.
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    argv = ["--config_file", str(CONFIGURATIONS / "fsdp.yaml"), "--main_process_port", free_port()]
+    launch_args = launch_command_parser().parse_args([*argv, "run_train.py"])
+    launch_args, _, _ = _validate_launch_command(launch_args)
+    for key, value in prepare_multi_gpu_env(launch_args).items():
         monkeypatch.setenv(key, value)
+
+
+def test_fsdp_configuration_shards_each_layer(fsdp_environment):
     plugin = FullyShardedDataParallelPlugin()
     model = small_model("mimi_full")
     plugin.set_auto_wrap_policy(model)
@@ -445,58 +422,64 @@ def test_fsdp_is_asked_for_as_it_is_needed(monkeypatch):
         if plugin.auto_wrap_policy(part, recurse=False, nonwrapped_numel=0)
     ]
     assert layers == ["language_model.model.layers.0", "language_model.model.layers.1"]
-    assert (plugin.fsdp_version, plugin.reshard_after_forward, plugin.ignored_modules) == (
-        2,
-        True,
-        "encoder",
-    )
+    assert plugin.fsdp_version == 2
+    assert plugin.reshard_after_forward is True
+    assert plugin.ignored_modules == "encoder"
     assert os.environ["ACCELERATE_MIXED_PRECISION"] == "bf16"
+
+
+def test_check_distributed_options_under_fsdp(fsdp_environment, monkeypatch):
     _, _, args = parse(["--use_cpu", "true"])
-    assert args.bf16 and refusal(args, None, None) is None
-    assert refusal(args, 16, None).startswith("--lora_r: not with FSDP")
-    assert refusal(args, None, 1e-5).startswith("--lm_learning_rate: not with FSDP")
+    assert args.bf16
+    check_distributed_options(args, None, None)
+    with pytest.raises(UserError, match=r"^--lora_r does not work with FSDP"):
+        check_distributed_options(args, 16, None)
+    with pytest.raises(UserError, match=r"^--lm_learning_rate does not work with FSDP"):
+        check_distributed_options(args, None, 1e-5)
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")  # as without the line in fsdp.yaml
-    assert refusal(args, None, None) == (
-        "fsdp_cpu_ram_efficient_loading true: false is wanted, as in configs/accelerate/fsdp.yaml"
+    message = (
+        "fsdp_cpu_ram_efficient_loading true: expected false, as in configs/accelerate/fsdp.yaml"
     )
-    with pytest.raises(SystemExit, match=r"^run_train.py: --torch_compile: not with FSDP"):
-        train(["--use_cpu", "true", "--torch_compile", "true"])
+    with pytest.raises(UserError, match=message):
+        check_distributed_options(args, None, None)
 
 
-def test_deepspeed_is_asked_for_as_it_is_needed(monkeypatch):
+def test_train_compiled_under_fsdp_is_refused(fsdp_environment):
+    with pytest.raises(SystemExit, match=r"^run_train.py: --torch_compile does not work with FSDP"):
+        train(options("--use_cpu true --torch_compile true"))
+
+
+def test_check_distributed_options_under_deepspeed(monkeypatch):
     monkeypatch.chdir(ROOT)
-    file = load_config_from_file(str(CONFIGURATIONS / "deepspeed_zero2.yaml")).deepspeed_config[
-        "deepspeed_config_file"
-    ]
+    configuration = load_config_from_file(str(CONFIGURATIONS / "deepspeed_zero2.yaml"))
+    file = configuration.deepspeed_config["deepspeed_config_file"]
     plugin = DeepSpeedPlugin(hf_ds_config=file)
     assert plugin.zero_stage == 2
     args = SimpleNamespace(
         deepspeed_plugin=plugin, torch_compile=False, bf16=False, fp16=False, fsdp=None
     )
-    assert refusal(args, None, None) is None and precision(args) == "bf16 autocast"
+    check_distributed_options(args, None, None)
+    assert precision(args) == "bf16 autocast"
     args.bf16 = True
-    assert "under DeepSpeed they would round the encoder too" in refusal(args, None, None)
+    with pytest.raises(UserError, match="would round the encoder too under DeepSpeed"):
+        check_distributed_options(args, None, None)
 
 
-def test_a_checkpoint_of_deepspeed_is_looked_at(tmp_path):
-    """Of the files that deepspeed 0.19 writes."""
+def test_find_checkpoint_problem_of_deepspeed(tmp_path):
+    """With the files that deepspeed 0.19 writes."""
     small_model("mimi_semantic").save_pretrained(tmp_path)
     (tmp_path / "global_step2").mkdir()
-    parts = [f"global_step2/zero_pp_rank_{number}_mp_rank_00_optim_states.pt" for number in (0, 1)]
-    for name in (
-        "scheduler.pt",
-        "rng_state_0.pth",
-        "rng_state_1.pth",
-        "global_step2/mp_rank_00_model_states.pt",
-        *parts,
-    ):
+    shards = [f"global_step2/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (0, 1)]
+    names = ["scheduler.pt", "rng_state_0.pth", "rng_state_1.pth"]
+    names += ["global_step2/mp_rank_00_model_states.pt", *shards]
+    for name in names:
         torch.save({"state": torch.zeros(3)}, tmp_path / name)
     for name in ("trainer_state.json", RECORD):
         (tmp_path / name).write_text("{}")
-    assert find_checkpoint_problem(tmp_path).startswith(
-        "optimizer.pt is missing"
-    )  # it was killed before the end
+    # `latest` is written last.
+    assert find_checkpoint_problem(tmp_path).startswith("optimizer.pt is missing")
     (tmp_path / "latest").write_text("global_step2")
     assert find_checkpoint_problem(tmp_path) is None
-    (tmp_path / parts[1]).write_bytes((tmp_path / parts[1]).read_bytes()[:300])
-    assert find_checkpoint_problem(tmp_path).startswith(f"{parts[1]} is missing or torn")
+    (tmp_path / shards[1]).write_bytes((tmp_path / shards[1]).read_bytes()[:300])
+    problem = find_checkpoint_problem(tmp_path)
+    assert problem.startswith(f"{shards[1]} is missing or torn")

@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped or torn, in processes of their own by real signals, end as if nothing had happened."""
+"""Runs that are killed or stopped by real signals resume as if nothing had happened."""
 
 import errno
 import io
@@ -15,36 +15,45 @@ from pathlib import Path
 import pytest
 import torch
 from support.builders import TWO_PROCESSES, arguments, make_corpus, weights
-from transformers import trainer
+from transformers import TrainerCallback
+from transformers import trainer as trainer_module
 
 from audiolm.data.prepare import main as prepare
-from audiolm.training import train as run_train
-from audiolm.training.callbacks import StopOnSignal
+from audiolm.run_train import main as train_command
+from audiolm.training.arguments import parse_arguments
 from audiolm.training.disk import describe_disk_error
 from audiolm.training.resume import (
     checkpoint_to_resume,
     delete_incomplete_checkpoint,
     find_checkpoint_problem,
 )
-from audiolm.training.train import main as train
+from audiolm.training.train import train
 
-# run_train.py, to which something happens: SIGNAL at the end of STEP, or SIGKILL as it writes FILE of checkpoint-STEP
+# run_train.py with a fault, from the variable FAULT: "SIGKILL STEP" at the end of the step, another
+# "SIGNAL STEP" at the start of the next step, or "FILE STEP": SIGKILL in a save of checkpoint-STEP.
 FAULT = """
 import os, signal, sys
 import torch
 from transformers import TrainerCallback
-from audiolm.training import train as run_train
+from audiolm.runtime import report_user_errors
+from audiolm.training.arguments import parse_arguments
+from audiolm.training.train import train
+
 what, step = os.environ["FAULT"].split()
 
 class Fault(TrainerCallback):
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == int(step) and hasattr(signal, what) and os.environ.get("RANK", "0") == "0":
-            os.kill(os.getpid(), getattr(signal, what))
+    def on_step_begin(self, args, state, control, **kwargs):
+        if what != "SIGKILL":
+            self.strike(state)
 
-class Trainer(run_train.BucketTrainer):
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.add_callback(Fault())
+    def on_step_end(self, args, state, control, **kwargs):
+        if what == "SIGKILL":
+            self.strike(state)
+
+    def strike(self, state):
+        is_first_process = os.environ.get("RANK", "0") == "0"
+        if state.global_step == int(step) and hasattr(signal, what) and is_first_process:
+            os.kill(os.getpid(), getattr(signal, what))
 
 inner = torch.save
 def save(content, file, *args, **kwargs):
@@ -52,429 +61,390 @@ def save(content, file, *args, **kwargs):
     if str(file).endswith(f"checkpoint-{step}/{what}"):
         os.truncate(file, os.path.getsize(file) // 2)
         os.kill(os.getpid(), signal.SIGKILL)
-
 torch.save = save
-run_train.BucketTrainer = Trainer
-run_train.main(sys.argv[1:])
+
+@report_user_errors("run_train.py")
+def main():
+    train(*parse_arguments(sys.argv[1:]), callbacks=[Fault()])
+
+main()
 """
-WORDS = [
-    "--max_steps",
-    "6",
-    "--save_steps",
-    "2",
-    "--eval_strategy",
-    "no",
-    "--learning_rate",
-    "0.001",
-    "--logging_steps",
-    "1",
+NO_FAULT = "nothing 0"
+OPTIONS = [
+    *["--max_steps", "6", "--save_steps", "2", "--logging_steps", "1"],
+    *["--eval_strategy", "no", "--learning_rate", "0.001"],
 ]
+BEST_MODEL = [
+    *["--load_best_model_at_end", "true", "--metric_for_best_model", "mcq_loss"],
+    *["--save_total_limit", "1"],
+]
+RESUME = ["--resume_from_checkpoint", "true"]
 
 
-def happens(corpus, what: str, words: list[str], launch: tuple = ()) -> subprocess.CompletedProcess:
-    (corpus / "fault.py").write_text(FAULT)
-    words = [sys.executable, *launch, str(corpus / "fault.py"), *words]
-    return subprocess.run(words, capture_output=True, text=True, env={**os.environ, "FAULT": what})
+def run_with_fault(
+    corpus: Path, fault: str, options: list[str], launch: tuple = (), program: str = FAULT
+) -> subprocess.CompletedProcess:
+    (corpus / "fault.py").write_text(program)
+    command = [sys.executable, *launch, str(corpus / "fault.py"), *options]
+    environment = {**os.environ, "FAULT": fault}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
-def go_on(corpus, words: list[str]) -> str:
-    """What a run to which nothing happens says, in a process of its own as that of the run it is compared with: numbers are
-    those of the same process, whatever was done in it before."""
-    done = happens(corpus, "nothing 0", words)
+def run_to_the_end(corpus: Path, options: list[str], launch: tuple = ()) -> str:
+    """Runs without a fault in a fresh process, and returns its stderr.
+
+    Numbers may depend on what a process did before, so compared runs have processes of their own.
+    """
+    done = run_with_fault(corpus, NO_FAULT, options, launch)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr
 
 
-def losses(folder) -> list[float]:
+def read_losses(folder: Path) -> list[tuple[float, float]]:
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     return [(entry["loss"], entry["grad_norm"]) for entry in history if "loss" in entry]
 
 
-def assert_same_end(folder, expected) -> None:
-    found = weights(folder)
-    assert found.keys() == expected[0].keys() and all(
-        torch.equal(value, expected[0][key]) for key, value in found.items()
-    )
-    assert losses(folder) == expected[1] and len(expected[1]) == 6
+def last_complete_step(corpus: Path) -> int:
+    """Returns the step of the last complete checkpoint, or 0."""
+    try:
+        return int(checkpoint_to_resume("true", str(corpus / "out")).rpartition("-")[2])
+    except ValueError:
+        return 0
+
+
+def assert_same_end(folder: Path, expected: Path, steps: int = 6) -> None:
+    """Compares weights and losses bitwise."""
+    actual_weights = weights(folder)
+    expected_weights = weights(expected)
+    assert actual_weights.keys() == expected_weights.keys()
+    for name, value in expected_weights.items():
+        assert torch.equal(actual_weights[name], value), name
+    assert read_losses(folder) == read_losses(expected)
+    assert len(read_losses(folder)) == steps
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, tokenizer):
-    """A corpus with a run in its folder `whole` to which nothing happened, and the run's arguments."""
+def finished_run(tmp_path_factory, tokenizer):
+    """A corpus with an uninterrupted run in its folder `whole`, and the options of the run."""
     corpus = make_corpus(tmp_path_factory.mktemp("resume"))
-    words = arguments(corpus, "mimi_semantic", tokenizer, *WORDS)
-    go_on(corpus, [*words, "--output_dir", str(corpus / "whole")])
-    return corpus, words
+    options = arguments(corpus, "mimi_semantic", tokenizer, *OPTIONS)
+    run_to_the_end(corpus, [*options, "--output_dir", str(corpus / "whole")])
+    return corpus, options
 
 
 @pytest.fixture
-def run(corpus, whole):
-    """Arguments of a run in a corpus of its own, and how it ends if nothing happens to it."""
-    shutil.copytree(whole[0], corpus, dirs_exist_ok=True)
-    words = [word.replace(str(whole[0]), str(corpus)) for word in whole[1]]
-    return words, (weights(corpus / "whole"), losses(corpus / "whole"))
+def options(corpus, finished_run):
+    """Options of a run in a corpus of its own, whose folder `whole` holds the expected end."""
+    shutil.copytree(finished_run[0], corpus, dirs_exist_ok=True)
+    return [word.replace(str(finished_run[0]), str(corpus)) for word in finished_run[1]]
 
 
-def test_a_run_killed_killed_in_a_save_and_stopped_ends_the_same(corpus, run):
-    words, expected = run
-    again = [*words, "--resume_from_checkpoint", "true"]
-    assert happens(corpus, "SIGKILL 3", words).returncode == -signal.SIGKILL
-    assert checkpoints(corpus) == 2 and not (corpus / "out" / "checkpoint-4").exists()
-    assert happens(corpus, "optimizer.pt 4", again).returncode == -signal.SIGKILL
-    assert checkpoints(corpus) == 2 and (corpus / "out" / "checkpoint-4").exists()
-    stopped = happens(corpus, "SIGTERM 4", again)
-    assert "checkpoint-4 is passed over: optimizer.pt is missing or torn" in stopped.stderr
-    assert (
-        stopped.returncode == 128 + signal.SIGTERM
-        and "step 5 is saved" in stopped.stderr
-        and checkpoints(corpus) == 5
-    )
+# ------------------------------------------------------------------------------------------------
+# Killed and stopped runs
+
+
+def test_run_killed_in_a_step_in_a_save_and_stopped_ends_the_same(corpus, options):
+    resumed = [*options, *RESUME]
+    assert run_with_fault(corpus, "SIGKILL 3", options).returncode == -signal.SIGKILL
+    assert last_complete_step(corpus) == 2
+    assert not (corpus / "out" / "checkpoint-4").exists()
+
+    assert run_with_fault(corpus, "optimizer.pt 4", resumed).returncode == -signal.SIGKILL
+    assert last_complete_step(corpus) == 2
+    assert (corpus / "out" / "checkpoint-4").exists()
+
+    stopped = run_with_fault(corpus, "SIGTERM 4", resumed)
+    assert f"skipping {corpus}/out/checkpoint-4: optimizer.pt is missing" in stopped.stderr
+    assert stopped.returncode == 128 + signal.SIGTERM
+    assert "step 5 is saved" in stopped.stderr
+    assert last_complete_step(corpus) == 5
     assert not (corpus / "out" / "model.safetensors").exists()
-    assert "passed over" not in go_on(corpus, again)
-    assert_same_end(corpus / "out", expected)
+
+    assert "skipping" not in run_to_the_end(corpus, resumed)
+    assert_same_end(corpus / "out", corpus / "whole")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["SIGKILL 3", "SIGKILL 4", "optimizer.pt 4", "scheduler.pt 4"])
-def test_a_killed_run_ends_the_same(corpus, run, what):
-    words, expected = run
-    assert happens(corpus, what, words).returncode == -signal.SIGKILL
+@pytest.mark.parametrize("fault", ["SIGKILL 3", "SIGKILL 4"])
+def test_run_killed_in_a_step_ends_the_same(corpus, options, fault):
+    assert run_with_fault(corpus, fault, options).returncode == -signal.SIGKILL
     assert not (corpus / "out" / "model.safetensors").exists()
-    torn = what.startswith(("optimizer", "scheduler"))
-    assert (corpus / "out" / "checkpoint-4").exists() is torn
-    said = go_on(corpus, [*words, "--resume_from_checkpoint", "true"])
-    assert_same_end(corpus / "out", expected)
-    assert (f"checkpoint-4 is passed over: {what.split()[0]} is missing or torn" in said) is torn
+    assert not (corpus / "out" / "checkpoint-4").exists()
+    assert "skipping" not in run_to_the_end(corpus, [*options, *RESUME])
+    assert_same_end(corpus / "out", corpus / "whole")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["SIGTERM", "SIGINT"])
-def test_a_stopped_run_is_saved_and_ends_the_same(corpus, run, what):
-    words, expected = run
-    done = happens(corpus, f"{what} 2", words)
-    assert done.returncode == 128 + getattr(signal, what)
+@pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt"])
+def test_run_killed_in_a_save_ends_the_same(corpus, options, file):
+    assert run_with_fault(corpus, f"{file} 4", options).returncode == -signal.SIGKILL
+    assert not (corpus / "out" / "model.safetensors").exists()
+    assert (corpus / "out" / "checkpoint-4").exists()
+    message = f"checkpoint-4: {file} is missing or incomplete"
+    assert message in run_to_the_end(corpus, [*options, *RESUME])
+    assert_same_end(corpus / "out", corpus / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_stopped_run_is_saved_and_ends_the_same(corpus, options, name):
+    done = run_with_fault(corpus, f"{name} 2", options)
+    assert done.returncode == 128 + getattr(signal, name)
     assert done.stderr.splitlines()[-1] == (
-        f"run_train.py: stopped by {what}; step 3 is saved: the same command with --resume_from_checkpoint true goes on"
+        f"run_train.py: stopped by {name}; step 3 is saved. "
+        "To resume, add --resume_from_checkpoint true to the same command."
     )
-    assert checkpoint_to_resume("true", str(corpus / "out")) == str(corpus / "out" / "checkpoint-3")
-    go_on(corpus, [*words, "--resume_from_checkpoint", "true"])
-    assert_same_end(corpus / "out", expected)
+    assert last_complete_step(corpus) == 3
+    run_to_the_end(corpus, [*options, *RESUME])
+    assert_same_end(corpus / "out", corpus / "whole")
 
 
 @pytest.mark.slow
 def test_two_processes_stop_at_one_step(corpus, tokenizer):
-    words = arguments(corpus, "mimi_semantic", tokenizer, *WORDS)
-    whole = happens(
-        corpus, "nothing 0", [*words, "--output_dir", str(corpus / "whole")], tuple(TWO_PROCESSES)
-    )
-    assert whole.returncode == 0, whole.stderr[-3000:]
-    done = happens(corpus, "SIGTERM 2", words, tuple(TWO_PROCESSES))  # to the first one alone
-    assert done.returncode != 0 and "step 3 is saved" in done.stderr
-    checkpoint = corpus / "out" / "checkpoint-3"
-    assert find_checkpoint_problem(checkpoint) is None
-    again = happens(
-        corpus, "nothing 0", [*words, "--resume_from_checkpoint", "true"], tuple(TWO_PROCESSES)
-    )
-    assert again.returncode == 0, again.stderr[-3000:]
-    assert_same_end(corpus / "out", (weights(corpus / "whole"), losses(corpus / "whole")))
+    options = arguments(corpus, "mimi_semantic", tokenizer, *OPTIONS)
+    launch = tuple(TWO_PROCESSES)
+    run_to_the_end(corpus, [*options, "--output_dir", str(corpus / "whole")], launch)
+
+    # The signal reaches only the first process.
+    done = run_with_fault(corpus, "SIGTERM 2", options, launch)
+    assert done.returncode != 0
+    assert "step 3 is saved" in done.stderr
+    assert find_checkpoint_problem(corpus / "out" / "checkpoint-3") is None
+
+    run_to_the_end(corpus, [*options, *RESUME], launch)
+    assert_same_end(corpus / "out", corpus / "whole")
     checkpoint = corpus / "out" / "checkpoint-6"
     (checkpoint / "rng_state_1.pth").unlink()
-    assert (
-        find_checkpoint_problem(checkpoint)
-        == "the states of 2 processes are wanted, but 1 are there"
-    )
+    problem = find_checkpoint_problem(checkpoint)
+    assert problem == "expected the random states of 2 processes, found 1"
 
 
-def test_going_on_with_other_settings_is_refused_unless_asked_for(corpus, run):
-    words, _ = run
-    checkpoint = str(corpus / "whole" / "checkpoint-4")
-    other = [
-        *words,
-        "--resume_from_checkpoint",
-        checkpoint,
-        "--learning_rate",
-        "0.002",
-        "--train_sampling_strategy",
-        "random",
-    ]
-    with pytest.raises(SystemExit) as refused:
-        train(other)
-    assert "learning rate 0.001 (now 0.002)" in str(refused.value) and "(now of any length)" in str(
-        refused.value
-    )
-    assert str(refused.value).endswith("give the same, or --resume_with_changes true")
-    rows = json.loads((corpus / "rows.json").read_text())
-    (corpus / "rows.json").write_text(json.dumps(rows[:-1]))
-    with pytest.raises(SystemExit, match=r"was trained with .*rows 16 \(now 15\)"):
-        train([*words, "--resume_from_checkpoint", checkpoint])
-    train([*other, "--resume_with_changes", "true"])
-    assert len(losses(corpus / "out")) == 6
-
-
-def test_no_whole_checkpoint_is_one_line(corpus, run):
-    for folder in (corpus / "whole").glob("checkpoint-*"):
-        (folder / "trainer_state.json").write_text("{")
-    with pytest.raises(ValueError, match="whole holds no whole checkpoint"):
-        checkpoint_to_resume("true", str(corpus / "whole"))
-
-
-def test_a_disk_that_fills_up_leaves_the_last_checkpoint(corpus, run):
-    words, expected = run
-    size = (corpus / "whole" / "checkpoint-4" / "model.safetensors").stat().st_size
-    # as a quota does: files may no longer grow beyond the weights' half once step 3 is done
-    limited = FAULT.replace(
-        "os.kill(os.getpid(), getattr(signal, what))",
-        f"signal.signal(signal.SIGXFSZ, signal.SIG_IGN); import resource; "
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size // 2}, {size // 2}))",
-    )
-    (corpus / "limited.py").write_text(limited)
-    done = subprocess.run(
-        [sys.executable, str(corpus / "limited.py"), *words],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "FAULT": "SIGXFSZ 3"},
-    )
-    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr[-3000:]
-    said = next(
-        line for line in done.stderr.splitlines() if line.startswith("run_train.py: ")
-    )  # behind it a bar may end
-    assert "File too large" in said or "could not be written" in said
-    assert said.endswith(
-        f"step 4 is not saved; free some room, or lower --save_total_limit; {corpus}/out/checkpoint-2 is "
-        "whole: --resume_from_checkpoint true goes on from it"
-    )
-    assert sorted(path.name for path in (corpus / "out").glob("checkpoint-*")) == ["checkpoint-2"]
-    go_on(corpus, [*words, "--resume_from_checkpoint", "true"])
-    assert_same_end(corpus / "out", expected)
-
-
-def test_a_stopped_run_keeps_its_last_step_and_not_its_best(corpus, tokenizer, monkeypatch):
-    best = [
-        "--load_best_model_at_end",
-        "true",
-        "--metric_for_best_model",
-        "mcq_loss",
-        "--save_total_limit",
-        "1",
-    ]
-    words = arguments(
-        corpus,
-        "mimi_semantic",
-        tokenizer,
-        *WORDS,
-        "--eval_strategy",
-        "steps",
-        "--eval_steps",
-        "2",
-        *best,
-    )
-    inner = StopOnSignal.on_step_end
-
+class StopAtStep(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == 5:
             os.kill(os.getpid(), signal.SIGTERM)
-        inner(self, args, state, control, **kwargs)
 
-    monkeypatch.setattr(StopOnSignal, "on_step_end", on_step_end)
+
+def test_stopped_run_keeps_its_last_step_and_not_its_best(corpus, tokenizer):
+    evaluation = ["--eval_strategy", "steps", "--eval_steps", "2", *BEST_MODEL]
+    options = arguments(corpus, "mimi_semantic", tokenizer, *OPTIONS, *evaluation)
     with pytest.raises(SystemExit):
-        train(words)
-    assert checkpoints(corpus) == 5
+        train(*parse_arguments(options), callbacks=[StopAtStep()])
+    assert last_complete_step(corpus) == 5
 
 
-def test_a_checkpoint_is_whole_before_an_earlier_one_gives_way(corpus, tokenizer, monkeypatch):
-    rotate, found = trainer.rotate_checkpoints, []
+class StopInEvaluation(TrainerCallback):
+    """Sends SIGTERM in the second batch of an evaluation, and records steps."""
 
-    def look(output_dir, **options):
-        found.append(
-            find_checkpoint_problem(
-                max(Path(output_dir).glob("checkpoint-*"), key=lambda folder: int(folder.name[11:]))
-            )
-        )
-        rotate(output_dir=output_dir, **options)
-
-    monkeypatch.setattr(trainer, "rotate_checkpoints", look)
-    train([*arguments(corpus, "mimi_semantic", tokenizer, *WORDS), "--save_total_limit", "1"])
-    assert found == [None] * 3
-
-
-def test_a_whole_checkpoint_is_never_dropped(corpus, run):
-    assert delete_incomplete_checkpoint(str(corpus / "whole"), 6).startswith("step 6 is saved; ")
-    assert find_checkpoint_problem(corpus / "whole" / "checkpoint-6") is None
-    with pytest.raises(RuntimeError) as torn:
-        torch.load(
-            io.BytesIO((corpus / "whole" / "checkpoint-6" / "optimizer.pt").read_bytes()[:900]),
-            weights_only=True,
-        )
-    assert describe_disk_error(torn.value) is None  # a file that cannot be read is no full disk
-    assert (
-        describe_disk_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-        and describe_disk_error(ValueError("other")) is None
-    )
-
-
-def test_a_disk_without_room_is_noticed_before_the_run(corpus, tokenizer, monkeypatch):
-    usage = shutil.disk_usage(corpus)
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1000))
-    with pytest.raises(
-        SystemExit,
-        match=r"run_train.py: --output_dir .*: no room: up to [\d.]+ MB for 3 checkpoints of",
-    ):
-        train(arguments(corpus, "mimi_semantic", tokenizer, *WORDS))
-    for step in (2, 4):  # as where a run goes on: its checkpoints give way to new ones
-        (corpus / "out" / f"checkpoint-{step}").mkdir()
-    with pytest.raises(SystemExit, match="for 1 checkpoints of"):
-        train(arguments(corpus, "mimi_semantic", tokenizer, *WORDS))
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        [],
-        [
-            "--load_best_model_at_end",
-            "true",
-            "--metric_for_best_model",
-            "mcq_loss",
-            "--save_total_limit",
-            "1",
-        ],
-    ],
-)
-def test_a_signal_breaks_an_evaluation_off_and_the_step_is_saved(
-    more, corpus, tokenizer, monkeypatch
-):
-    words = arguments(
-        corpus,
-        "mimi_semantic",
-        tokenizer,
-        *WORDS,
-        "--eval_strategy",
-        "steps",
-        "--eval_steps",
-        "3",
-        "--per_device_eval_batch_size",
-        "1",
-        "--save_steps",
-        "6",
-        *more,
-    )
-    train([*words, "--output_dir", str(corpus / "whole")])
-    inner, asked, saved, save = (
-        StopOnSignal.on_prediction_step,
-        [],
-        [],
-        run_train.BucketTrainer._save_checkpoint,
-    )
-    monkeypatch.setattr(
-        run_train.BucketTrainer,
-        "_save_checkpoint",
-        lambda self, *args: saved.append(self.state.global_step) or save(self, *args),
-    )
+    def __init__(self):
+        self.evaluated_steps = []
+        self.saved_steps = []
 
     def on_prediction_step(self, args, state, control, **kwargs):
-        asked.append(state.global_step)
-        if len(asked) == 2:
+        self.evaluated_steps.append(state.global_step)
+        if len(self.evaluated_steps) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        inner(self, args, state, control, **kwargs)
 
-    monkeypatch.setattr(StopOnSignal, "on_prediction_step", on_prediction_step)
-    with pytest.raises(SystemExit) as stopped:
-        train(words)
-    assert stopped.value.code == 128 + signal.SIGTERM and 2 <= len(asked) < 8  # of 16 batches
-    assert set(asked) == {3} and saved == [3]
+    def on_save(self, args, state, control, **kwargs):
+        self.saved_steps.append(state.global_step)
+
+
+@pytest.mark.parametrize("more", [[], BEST_MODEL], ids=["last", "best"])
+def test_signal_ends_an_evaluation_and_the_step_is_saved(more, corpus, tokenizer):
+    evaluation = ["--eval_strategy", "steps", "--eval_steps", "3", "--save_steps", "6"]
+    evaluation += ["--per_device_eval_batch_size", "1"]
+    options = arguments(corpus, "mimi_semantic", tokenizer, *OPTIONS, *evaluation, *more)
+    train_command([*options, "--output_dir", str(corpus / "whole")])
+    stop = StopInEvaluation()
+    with pytest.raises(SystemExit) as exit_info:
+        train(*parse_arguments(options), callbacks=[stop])
+    assert exit_info.value.code == 128 + signal.SIGTERM
+    assert 2 <= len(stop.evaluated_steps) < 8  # of 16 batches
+    assert set(stop.evaluated_steps) == {3}
+    assert stop.saved_steps == [3]
     assert find_checkpoint_problem(corpus / "out" / "checkpoint-3") is None
-    train([*words, "--resume_from_checkpoint", "true"])
-    assert_same_end(corpus / "out", (weights(corpus / "whole"), losses(corpus / "whole")))
+    train_command([*options, *RESUME])
+    assert_same_end(corpus / "out", corpus / "whole")
 
 
-KINDS = {
+# ------------------------------------------------------------------------------------------------
+# Runs that are killed again and again
+
+VARIANTS = {
     "workers": ["--dataloader_num_workers", "2"],
     "adapters, accumulated": [
-        "--freeze_lm",
-        "true",
-        "--lora_r",
-        "2",
-        "--per_device_train_batch_size",
-        "4",
+        *["--freeze_lm", "true", "--lora_r", "2"],
+        *["--per_device_train_batch_size", "4"],
     ],
     "streamed": ["--streaming", "true", "--dataloader_num_workers", "1"],
     "two processes": [],
 }
 
 
+def stream_options(corpus: Path, options: list[str]) -> list[str]:
+    """Converts the corpus to shards, and replaces its files in the options."""
+    for split in ("train", "val"):
+        shutil.copy(corpus / "rows.json", corpus / f"{split}.json")
+    shards = str(corpus / "shards")
+    with pytest.raises(SystemExit) as exit_info:
+        prepare(["convert", str(corpus), "--output", shards, "--audio", "embedded"])
+    assert not exit_info.value.code
+    options = list(options)
+    for name in ("--train_file", "--validation_file", "--audio_dir"):
+        position = options.index(name)
+        del options[position : position + 2]
+    return [*options, "--dataset_name", shards]
+
+
+def kill_within(corpus: Path, options: list[str], launch: tuple, seconds: float) -> int:
+    """Runs in processes of its own, and kills them some seconds after the first step."""
+    command = [sys.executable, *launch, str(corpus / "fault.py"), *options]
+    log = corpus / "log"
+    environment = {**os.environ, "FAULT": NO_FAULT}
+    with open(log, "w+") as file:
+        run = subprocess.Popen(
+            command, stdout=file, stderr=file, start_new_session=True, env=environment
+        )
+        deadline = time.monotonic() + 200
+        while run.poll() is None and time.monotonic() < deadline:
+            if "/60 [" in log.read_text():
+                break
+            time.sleep(0.05)
+        try:
+            run.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
+    assert run.returncode in (0, -signal.SIGKILL), log.read_text()[-3000:]
+    return run.returncode
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_run_killed_again_and_again_ends_the_same(corpus, tokenizer, kind):
-    """SIGKILL to all of its processes at random moments, in a step, in a save or at its start, until it has ended."""
-    words = arguments(
-        corpus,
-        "mimi_semantic",
-        tokenizer,
-        *WORDS,
-        "--max_steps",
-        "60",
-        "--save_steps",
-        "5",
-        *KINDS[kind],
-    )
-    if kind == "streamed":
-        for split in ("train", "val"):
-            (corpus / f"{split}.json").write_text((corpus / "rows.json").read_text())
-        with pytest.raises(SystemExit) as ended:
-            prepare(
-                ["convert", str(corpus), "--output", str(corpus / "shards"), "--audio", "embedded"]
-            )
-        assert not ended.value.code
-        for name in ("--train_file", "--validation_file", "--audio_dir"):
-            at = words.index(name)
-            del words[at : at + 2]
-        words += ["--dataset_name", str(corpus / "shards")]
-    launch = tuple(TWO_PROCESSES) if kind == "two processes" else ()
-    whole = happens(corpus, "nothing 0", [*words, "--output_dir", str(corpus / "whole")], launch)
-    assert whole.returncode == 0, whole.stderr[-3000:]
-    draw, killed, progress = random.Random(0), 0, []
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_run_killed_again_and_again_ends_the_same(corpus, tokenizer, variant):
+    """SIGKILL to all processes at random moments, in a step, in a save or at the start."""
+    more = [*OPTIONS, "--max_steps", "60", "--save_steps", "5", *VARIANTS[variant]]
+    options = arguments(corpus, "mimi_semantic", tokenizer, *more)
+    if variant == "streamed":
+        options = stream_options(corpus, options)
+    launch = tuple(TWO_PROCESSES) if variant == "two processes" else ()
+    run_to_the_end(corpus, [*options, "--output_dir", str(corpus / "whole")], launch)
+
+    rng = random.Random(0)
+    returncode = None
+    progress = []
     for attempt in range(40):
-        again = ["--resume_from_checkpoint", "true"] if checkpoints(corpus) else []
-        with open(corpus / "log", "w+") as log:
-            command = [sys.executable, *launch, str(corpus / "fault.py"), *words, *again]
-            run = subprocess.Popen(
-                command,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env={**os.environ, "FAULT": "nothing 0"},
-            )
-            deadline = time.monotonic() + 200
-            while (
-                run.poll() is None
-                and "/60 [" not in Path(log.name).read_text()
-                and time.monotonic() < deadline
-            ):
-                time.sleep(0.05)
-            try:
-                run.wait(
-                    draw.uniform(0.1, 1 + attempt / 4)
-                )  # on a busy machine no run would ever end within a second
-            except subprocess.TimeoutExpired:
-                os.killpg(run.pid, signal.SIGKILL)
-                run.wait()
-                killed += 1
-        assert run.returncode in (0, -signal.SIGKILL), Path(log.name).read_text()[-3000:]
-        progress.append(checkpoints(corpus))
-        if run.returncode == 0:
+        resume = RESUME if last_complete_step(corpus) else []
+        # On a loaded machine no run would ever end within a second.
+        seconds = rng.uniform(0.1, 1 + attempt / 4)
+        returncode = kill_within(corpus, [*options, *resume], launch, seconds)
+        progress.append(last_complete_step(corpus))
+        if returncode == 0:
             break
-    print(f"{kind}: killed {killed} times; last checkpoints {progress}")
-    assert run.returncode == 0 and killed >= 3
-    found, expected = weights(corpus / "out"), weights(corpus / "whole")
-    assert found.keys() == expected.keys() and all(
-        torch.equal(value, expected[key]) for key, value in found.items()
+    print(f"{variant}: killed {len(progress) - 1} times; last checkpoints {progress}")
+    assert returncode == 0
+    assert len(progress) > 3
+    assert_same_end(corpus / "out", corpus / "whole", steps=60)
+
+
+# ------------------------------------------------------------------------------------------------
+# Checkpoints
+
+
+def test_resuming_with_other_settings_is_an_error_unless_allowed(corpus, options):
+    resumed = [*options, "--resume_from_checkpoint", str(corpus / "whole" / "checkpoint-4")]
+    other = [*resumed, "--learning_rate", "0.002", "--train_sampling_strategy", "random"]
+    with pytest.raises(SystemExit) as exit_info:
+        train_command(other)
+    message = str(exit_info.value)
+    assert "learning rate 0.001 (now 0.002)" in message
+    assert "(now of any length)" in message
+    assert message.endswith("use the same options, or --resume_with_changes true")
+    rows = json.loads((corpus / "rows.json").read_text())
+    (corpus / "rows.json").write_text(json.dumps(rows[:-1]))
+    with pytest.raises(SystemExit, match=r"was trained with .*rows 16 \(now 15\)"):
+        train_command(resumed)
+    train_command([*other, "--resume_with_changes", "true"])
+    assert len(read_losses(corpus / "out")) == 6
+
+
+def test_folder_without_a_complete_checkpoint_is_one_line(corpus, options):
+    for folder in (corpus / "whole").glob("checkpoint-*"):
+        (folder / "trainer_state.json").write_text("{")
+    with pytest.raises(ValueError, match="whole holds no complete checkpoint"):
+        checkpoint_to_resume("true", str(corpus / "whole"))
+
+
+def test_checkpoint_is_complete_before_an_earlier_one_is_deleted(corpus, tokenizer, monkeypatch):
+    rotate_checkpoints = trainer_module.rotate_checkpoints
+    problems = []
+
+    def record_problem(output_dir, **options):
+        folders = Path(output_dir).glob("checkpoint-*")
+        newest = max(folders, key=lambda folder: int(folder.name[11:]))
+        problems.append(find_checkpoint_problem(newest))
+        rotate_checkpoints(output_dir=output_dir, **options)
+
+    monkeypatch.setattr(trainer_module, "rotate_checkpoints", record_problem)
+    more = [*OPTIONS, "--save_total_limit", "1"]
+    train_command(arguments(corpus, "mimi_semantic", tokenizer, *more))
+    assert problems == [None] * 3
+
+
+def test_complete_checkpoint_is_never_deleted(corpus, options):
+    advice = delete_incomplete_checkpoint(str(corpus / "whole"), 6)
+    assert advice.startswith("step 6 is saved. ")
+    assert find_checkpoint_problem(corpus / "whole" / "checkpoint-6") is None
+
+
+# ------------------------------------------------------------------------------------------------
+# Disks
+
+
+def test_disk_that_fills_up_leaves_the_last_checkpoint(corpus, options):
+    half = (corpus / "whole" / "checkpoint-4" / "model.safetensors").stat().st_size // 2
+    # As with a quota: after step 3 no file may grow beyond half of the weights.
+    limit_files = (
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); import resource; "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({half}, {half}))"
     )
-    assert losses(corpus / "out") == losses(corpus / "whole") and len(losses(corpus / "out")) == 60
+    program = FAULT.replace("os.kill(os.getpid(), getattr(signal, what))", limit_files)
+    done = run_with_fault(corpus, "SIGXFSZ 3", options, program=program)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr, done.stderr[-3000:]
+    lines = done.stderr.splitlines()
+    message = next(line for line in lines if line.startswith("run_train.py: "))
+    assert "File too large" in message or "could not be written" in message
+    assert message.endswith(
+        "step 4 is not saved. Free disk space or lower --save_total_limit; "
+        f"--resume_from_checkpoint true resumes from {corpus}/out/checkpoint-2"
+    )
+    checkpoints = [path.name for path in (corpus / "out").glob("checkpoint-*")]
+    assert checkpoints == ["checkpoint-2"]
+    run_to_the_end(corpus, [*options, *RESUME])
+    assert_same_end(corpus / "out", corpus / "whole")
 
 
-def checkpoints(corpus) -> int:
-    """The last step that is saved whole, 0 if there is none."""
-    try:
-        return int(checkpoint_to_resume("true", str(corpus / "out")).rpartition("-")[2])
-    except ValueError:
-        return 0
+def test_disk_without_space_is_noticed_before_the_run(corpus, tokenizer, monkeypatch):
+    usage = shutil.disk_usage(corpus)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=1000))
+    options = arguments(corpus, "mimi_semantic", tokenizer, *OPTIONS)
+    message = r"run_train.py: --output_dir .*: not enough disk space: the model and 3 checkpoints"
+    with pytest.raises(SystemExit, match=rf"{message} of [\d.]+ .*B need [\d.]+ .*B, 1.0 kB are"):
+        train_command(options)
+    # A resumed run deletes its checkpoints as it writes new ones.
+    for step in (2, 4):
+        (corpus / "out" / f"checkpoint-{step}").mkdir()
+    with pytest.raises(SystemExit, match="the model and 1 checkpoints of"):
+        train_command(options)
+
+
+def test_disk_error_is_told_from_an_unreadable_file(corpus, options):
+    checkpoint = (corpus / "whole" / "checkpoint-6" / "optimizer.pt").read_bytes()
+    with pytest.raises(RuntimeError) as error_info:
+        torch.load(io.BytesIO(checkpoint[:900]), weights_only=True)
+    assert describe_disk_error(error_info.value) is None
+    assert describe_disk_error(ValueError("other")) is None
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert describe_disk_error(full) == str(full)

@@ -1,4 +1,4 @@
-"""`run_info.json` of checkpoints and results: enough to make a run again, and no secrets."""
+"""`run_info.json` of checkpoints and results repeats a run and holds no secrets; progress lines."""
 
 import json
 import shlex
@@ -8,57 +8,41 @@ import pytest
 from support.builders import arguments
 
 from audiolm.evaluation.evaluate import main as evaluate
+from audiolm.run_train import main as train_command
 from audiolm.runtime import RUN_INFO_FILE, remove_secrets, run_info
 from audiolm.training.callbacks import format_log_line
-from audiolm.training.train import main as train
 
 
-def test_every_checkpoint_and_result_says_how_it_was_made(corpus, tokenizer):
-    words = arguments(
-        corpus,
-        "mimi_semantic",
-        tokenizer,
-        "--max_steps",
-        "4",
-        "--save_steps",
-        "2",
-        "--eval_strategy",
-        "no",
-    )
-    train(words)
-    evaluate(
-        asked := [
-            "--model_name_or_path",
-            str(corpus / "out"),
-            "--test_file",
-            str(corpus / "rows.json"),
-            "--audio_dir",
-            str(corpus),
-            "--output_dir",
-            str(corpus / "results"),
-        ]
-    )
-    found = {
+def test_checkpoints_and_results_record_how_they_were_made(corpus, tokenizer):
+    more = ["--max_steps", "4", "--save_steps", "2", "--eval_strategy", "no"]
+    train_argv = arguments(corpus, "mimi_semantic", tokenizer, *more)
+    train_command(train_argv)
+    evaluate_argv = [
+        *["--model_name_or_path", str(corpus / "out"), "--test_file", str(corpus / "rows.json")],
+        *["--audio_dir", str(corpus), "--output_dir", str(corpus / "results")],
+    ]
+    evaluate(evaluate_argv)
+    infos = {
         name: json.loads((corpus / name / RUN_INFO_FILE).read_text())
         for name in ("out", "out/checkpoint-2", "out/checkpoint-4", "results")
     }
-    assert found["out"] == found["out/checkpoint-2"] == found["out/checkpoint-4"]
-    assert shlex.split(found["out"]["command"]) == ["run_train.py", *words]
-    assert shlex.split(found["results"]["command"]) == ["run_eval.py", *asked]
-    for info in found.values():
-        assert info["code"]["torch"] == version("torch") and info["code"]["datasets"] == version(
-            "datasets"
-        )
-        assert info["machine"]["threads"] > 0 and info["machine"]["device"]
-    assert found["out"]["settings"]["seed"] == 0 and len(found["out"]["data"]["sha256"]) == 64
-    assert (
-        found["results"]["rows_sha256"]
-        == json.loads((corpus / "results" / "metrics.json").read_text())["settings"]["rows_sha256"]
-    )
+    assert infos["out"] == infos["out/checkpoint-2"]
+    assert infos["out"] == infos["out/checkpoint-4"]
+    assert shlex.split(infos["out"]["command"]) == ["run_train.py", *train_argv]
+    assert shlex.split(infos["results"]["command"]) == ["run_eval.py", *evaluate_argv]
+    for info in infos.values():
+        assert info["code"]["torch"] == version("torch")
+        assert info["code"]["datasets"] == version("datasets")
+        assert info["machine"]["threads"] > 0
+        assert info["machine"]["device"]
+    assert infos["out"]["settings"]["seed"] == 0
+    assert len(infos["out"]["data"]["sha256"]) == 64
+    metrics = json.loads((corpus / "results" / "metrics.json").read_text())
+    assert infos["results"]["rows_sha256"] == metrics["settings"]["rows_sha256"]
 
 
 @pytest.mark.parametrize(
-    "words, kept",
+    ("argv", "expected"),
     [
         (["--hub_token", "abc", "--seed", "1"], ["--hub_token", "***", "--seed", "1"]),
         (["--api-key=abc"], ["--api-key=***"]),
@@ -71,53 +55,43 @@ def test_every_checkpoint_and_result_says_how_it_was_made(corpus, tokenizer):
         ),
     ],
 )
-def test_secrets_are_not_kept(words, kept):
-    assert remove_secrets(words) == kept
+def test_remove_secrets_replaces_only_secrets(argv, expected):
+    assert remove_secrets(argv) == expected
 
 
-def test_the_environment_is_not_kept(monkeypatch):
+def test_run_info_holds_no_environment(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_verysecret")
     assert "verysecret" not in json.dumps(run_info("run_train.py", ["--seed", "1"]))
 
 
-def test_a_log_line_says_its_step():
+def test_log_line_of_a_training_step():
     logs = {"loss": 5.71349, "grad_norm": 0.02616, "learning_rate": 8.997e-05, "epoch": 0.08}
     line = "step 1,200 of 20,000: loss 5.7135, grad norm 0.0262, learning rate 9.00e-05, epoch 0.08"
     assert format_log_line(1200, 20000, logs) == line
-    assert (
-        format_log_line(8, 9, {"eval_mcq_token_loss": 1.25, "epoch": 2.0})
-        == "step 8 of 9: evaluation: mcq token loss 1.25, epoch 2.00"
-    )
 
 
-@pytest.mark.parametrize("bars", [True, False])
-def test_a_run_prints_a_line_for_each_log_step(corpus, tokenizer, capsys, bars):
-    words = arguments(
-        corpus,
-        "mimi_semantic",
-        tokenizer,
-        "--max_steps",
-        "4",
-        "--logging_steps",
-        "2",
-        "--eval_strategy",
-        "no",
-    )
-    train([*words, "--disable_tqdm", str(not bars).lower()])
+def test_log_line_of_an_evaluation():
+    line = format_log_line(8, 9, {"eval_mcq_token_loss": 1.25, "epoch": 2.0})
+    assert line == "step 8 of 9: evaluation: mcq token loss 1.25, epoch 2.00"
+
+
+@pytest.mark.parametrize("has_bars", [True, False])
+def test_run_prints_a_line_for_each_log_step(corpus, tokenizer, capsys, has_bars):
+    more = ["--max_steps", "4", "--logging_steps", "2", "--eval_strategy", "no"]
+    more += ["--disable_tqdm", str(not has_bars).lower()]
+    train_command(arguments(corpus, "mimi_semantic", tokenizer, *more))
     out, err = capsys.readouterr()
-    assert ("| 4/4 [" in err) is bars
-    assert [
-        line.split(",")[0].split(": loss")[0] for line in out.splitlines() if ": loss" in line
-    ] == [
-        "step 2 of 4",
-        "step 4 of 4",
-    ]
+    assert ("| 4/4 [" in err) is has_bars
+    lines = [line for line in out.splitlines() if ": loss" in line]
+    steps = [line.split(",")[0].split(": loss")[0] for line in lines]
+    assert steps == ["step 2 of 4", "step 4 of 4"]
 
 
-def test_a_tracker_whose_package_is_missing_is_one_line(corpus, tokenizer, capsys):
-    words = arguments(corpus, "mimi_semantic", tokenizer, "--report_to", "comet_ml")
+def test_tracker_whose_package_is_missing_is_one_line(corpus, tokenizer, capsys):
+    options = arguments(corpus, "mimi_semantic", tokenizer, "--report_to", "comet_ml")
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        train(words)
-    told = capsys.readouterr().err
-    assert "comet" in told.lower() and len(told.splitlines()) <= 3
+        train_command(options)
+    message = capsys.readouterr().err
+    assert "comet" in message.lower()
+    assert len(message.splitlines()) <= 3

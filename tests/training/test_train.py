@@ -1,4 +1,4 @@
-"""run_train.py and run_eval.py from end to end, with small models in the real checkpoint formats."""
+"""run_train.py and run_eval.py from end to end, with small models in real checkpoint formats."""
 
 import json
 import os
@@ -16,67 +16,169 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from audiolm import AudioLMForConditionalGeneration
 from audiolm.data import features
 from audiolm.evaluation.evaluate import main as evaluate
-from audiolm.training import train as run_train
+from audiolm.run_train import main as train_command
+from audiolm.training.arguments import build_parser, find_config, parse_arguments
 from audiolm.training.resume import checkpoint_to_resume
-from audiolm.training.train import main as train
-from audiolm.training.train import parse
+from audiolm.training.train import AudioLMTrainer, train
+
+SCRIPT = Path(__file__).parents[2] / "run_train.py"
+
+
+def read_log(folder: Path) -> list[dict]:
+    return json.loads((folder / "trainer_state.json").read_text())["log_history"]
+
+
+def evaluation_options(corpus: Path, model: Path, output: str) -> list[str]:
+    return [
+        *["--model_name_or_path", str(model), "--test_file", str(corpus / "rows.json")],
+        *["--audio_dir", str(corpus), "--output_dir", str(corpus / output)],
+    ]
+
+
+def assert_equal_weights(actual: dict, expected: dict) -> None:
+    for name, value in expected.items():
+        assert torch.equal(value, actual[name]), name
+
+
+def assert_close_weights(actual: dict, expected: dict) -> None:
+    for name, value in expected.items():
+        assert torch.allclose(value.float(), actual[name].float(), atol=2e-5), name
+
+
+def run_in_two_processes(corpus: Path, options: list[str]) -> subprocess.CompletedProcess:
+    command = [sys.executable, *TWO_PROCESSES, str(SCRIPT), *options]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=corpus, env={**os.environ})
+    assert run.returncode == 0, run.stderr[-3000:]
+    return run
+
+
+# ------------------------------------------------------------------------------------------------
+# Whole runs
 
 
 @pytest.mark.parametrize("arm", ["htsat", "mimi_full"])
-def test_train_then_evaluate(arm, corpus, tokenizer, capsys):
-    train(arguments(corpus, arm, tokenizer))
+def test_trained_model_evaluates_to_the_same_files_twice(arm, corpus, tokenizer, capsys):
+    train_command(arguments(corpus, arm, tokenizer))
     assert "yes_no loss" in capsys.readouterr().out
-    log = json.loads((corpus / "out" / "trainer_state.json").read_text())["log_history"]
-    losses = [entry["loss"] for entry in log if "loss" in entry]
-    assert len(losses) == 20 and float(losses[-1]) < 0.7 * float(losses[0])
+    losses = [float(entry["loss"]) for entry in read_log(corpus / "out") if "loss" in entry]
+    assert len(losses) == 20
+    assert losses[-1] < 0.7 * losses[0]
+
     loaded = AudioLMForConditionalGeneration.from_pretrained(corpus / "out")
-    assert (loaded.mapper.feature_std > 0).any() and not torch.equal(
-        loaded.mapper.feature_std, torch.ones(loaded.encoder.dim)
-    )
-    written = []
+    assert (loaded.mapper.feature_std > 0).any()
+    assert not torch.equal(loaded.mapper.feature_std, torch.ones(loaded.encoder.dim))
+
     for name in ("a", "b"):
-        evaluate(
-            [
-                "--model_name_or_path",
-                str(corpus / "out"),
-                "--test_file",
-                str(corpus / "rows.json"),
-                "--audio_dir",
-                str(corpus),
-                "--output_dir",
-                str(corpus / name),
-                "--batch_size",
-                "5",
-            ]
-        )
-        written.append(
-            [(corpus / name / f).read_bytes() for f in ("predictions.jsonl", "metrics.json")]
-        )
-    assert written[0] == written[1]
+        options = evaluation_options(corpus, corpus / "out", name)
+        evaluate([*options, "--batch_size", "5"])
     assert "all (micro)" in capsys.readouterr().out
-    metrics = json.loads(written[0][1])
-    assert metrics["question_type"]["mcq"]["n"] == 8 and metrics["micro"]["n"] == 16
+    for file in ("predictions.jsonl", "metrics.json"):
+        assert (corpus / "a" / file).read_bytes() == (corpus / "b" / file).read_bytes()
+    metrics = json.loads((corpus / "a" / "metrics.json").read_text())
+    assert metrics["question_type"]["mcq"]["n"] == 8
+    assert metrics["micro"]["n"] == 16
 
 
-def test_a_plain_run_says_what_a_cache_would_save(corpus, tokenizer, caplog):
-    options = arguments(
-        corpus, "mimi_semantic", tokenizer, "--max_steps", "3", "--eval_strategy", "no"
-    )
+def test_run_without_cache_logs_what_a_cache_would_save(corpus, tokenizer, caplog):
+    more = ["--max_steps", "3", "--eval_strategy", "no"]
+    options = arguments(corpus, "mimi_semantic", tokenizer, *more)
+    advice = "each clip is encoded 3 times; with --feature_cache DIR it is encoded once"
     with caplog.at_level("INFO", "audiolm"):
-        train(options)
-        assert (
-            "each clip is decoded and encoded 3 times; --feature_cache DIR does it once"
-            in caplog.text
-        )
+        train_command(options)
+        assert advice in caplog.text
         caplog.clear()
-        train([*options, "--feature_cache", str(corpus / "cache")])
-        assert (
-            "does it once" not in caplog.text
-            and "up to 0.0 MB for the features of 16 clips" in caplog.text
+        train_command([*options, "--feature_cache", str(corpus / "cache")])
+        assert "it is encoded once" not in caplog.text
+        assert "up to 0.0 MB for the features of 16 clips" in caplog.text
+
+
+def test_evaluation_loss_does_not_depend_on_the_batch_size(corpus, tokenizer):
+    losses = []
+    more = ["--max_steps", "2", "--eval_steps", "2", "--max_eval_samples", "7"]
+    for size in ("3", "16"):
+        options = arguments(corpus, "mimi_full", tokenizer, *more)
+        train_command([*options, "--per_device_eval_batch_size", size])
+        losses.append(
+            {
+                key: float(value)
+                for entry in read_log(corpus / "out")
+                for key, value in entry.items()
+                if key.endswith("token_loss")
+            }
         )
+    assert losses[0].keys() == {"eval_mcq_token_loss", "eval_yes_no_token_loss"}
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
-# What asks values of the CPU: the codes and texts that become a batch, a new epoch's seed, and the mask of frames
+def test_two_processes_share_a_feature_cache(corpus, tokenizer):
+    more = ["--max_steps", "2", "--eval_strategy", "no", "--learning_rate", "0.001"]
+    options = arguments(corpus, "mimi_full", tokenizer, *more)
+    train_command(options)
+    expected = weights(corpus / "out")
+    run = run_in_two_processes(corpus, [*options, "--feature_cache", str(corpus / "cache")])
+    assert (run.stderr + run.stdout).count("tokens for 10 s") == 1  # only the main process logs
+    shards = list((corpus / "cache").rglob("*.safetensors"))
+    assert [len(list_cached_clips(file)) for file in shards] == [8, 8]
+    assert not list((corpus / "cache").rglob("*.part"))
+    assert_close_weights(weights(corpus / "out"), expected)
+
+
+def list_cached_clips(shard: Path) -> list[str]:
+    with safe_open(shard, "pt") as file:
+        return list(file.keys())
+
+
+def test_step_is_the_same_accumulated_and_in_two_processes(corpus, tokenizer):
+    more = ["--max_steps", "2", "--eval_strategy", "no", "--learning_rate", "0.001"]
+    options = arguments(corpus, "mimi_full", tokenizer, *more)
+    train_command([*options, "--per_device_train_batch_size", "16"])
+    expected = weights(corpus / "out")
+    train_command([*options, "--per_device_train_batch_size", "4"])
+    assert_close_weights(weights(corpus / "out"), expected)
+    run_in_two_processes(corpus, options)
+    assert_close_weights(weights(corpus / "out"), expected)
+
+
+def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(corpus, tokenizer, capsys):
+    more = ["--max_steps", "4", "--save_steps", "2", "--eval_strategy", "no"]
+    options = arguments(corpus, "mimi_semantic", tokenizer, *more)
+    output = corpus / "out"
+    train_command(options)
+    expected = weights(output)
+    for file in (output / "checkpoint-4").iterdir():
+        file.unlink()
+    (output / "checkpoint-4").rmdir()
+    assert checkpoint_to_resume("True", str(output)) == str(output / "checkpoint-2")
+
+    train_command([*options, "--resume_from_checkpoint", "True"])
+    assert_equal_weights(weights(output), expected)
+
+    # The run is complete, except for what it saves at its end.
+    (output / "model.safetensors").unlink()
+    train_command([*options, "--resume_from_checkpoint", "True"])
+    assert_equal_weights(weights(output), expected)
+    assert json.loads((output / "trainer_state.json").read_text())["global_step"] == 4
+
+    for name in ("model.safetensors", "optimizer.pt"):
+        file = output / "checkpoint-2" / name
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        with pytest.raises(SystemExit):
+            train_command([*options, "--resume_from_checkpoint", str(file.parent)])
+        assert f"{name} is missing or incomplete" in capsys.readouterr().err
+        file.unlink()
+        model = (output / "model.safetensors").read_bytes()
+        (file.parent / "model.safetensors").write_bytes(model)
+
+    (corpus / "encoder" / "model.safetensors").unlink()
+    small_model("mimi_semantic", seed=1).encoder.model.save_pretrained(corpus / "encoder")
+    with pytest.raises(SystemExit, match="was trained with another encoder"):
+        train_command([*options, "--resume_from_checkpoint", str(output / "checkpoint-4")])
+
+
+# ------------------------------------------------------------------------------------------------
+# The Trainer on a GPU
+
+# These read values on the CPU: the codes and texts of a batch, a new epoch's seed, the frame mask.
 ON_THE_HOST = (
     "features.py, __getitem__",
     "collator.py, __call__",
@@ -86,10 +188,11 @@ ON_THE_HOST = (
 
 
 class Watch(TrainerCallback):
-    """Looks at all that a Trainer does from the second step to the fourth: three batches taken, nothing logged."""
+    """Records waits for the GPU from the second step to the fourth, with nothing logged."""
 
     def __init__(self, strict: bool):
-        self.waits, self.strict = Waits(), strict and torch.cuda.is_available()
+        self.waits = Waits()
+        self.strict = strict and torch.cuda.is_available()
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == 1:
@@ -104,513 +207,367 @@ class Watch(TrainerCallback):
                 torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("logged, nothing", [(5, True), (3, False)])
-def test_no_step_of_the_trainer_waits_for_the_gpu(logged, nothing, corpus, tokenizer, monkeypatch):
-    watch, kind = Watch(nothing), run_train.BucketTrainer
-    monkeypatch.setattr(
-        run_train,
-        "BucketTrainer",
-        lambda callbacks, **more: kind(callbacks=[*callbacks, watch], **more),
-    )
-    where = [] if torch.cuda.is_available() else ["--use_cpu", "true"]
-    train(
-        [
-            *arguments(corpus, "mimi_full", tokenizer),
-            "--max_steps",
-            "5",
-            "--eval_strategy",
-            "no",
-            "--freeze_lm",
-            "true",
-            "--logging_steps",
-            str(logged),
-            "--feature_cache",
-            str(corpus / "cache"),
-            "--bf16",
-            "true",
-            *where,
-        ]
-    )
-    found = {place for place in watch.waits.found if not place.endswith(ON_THE_HOST)}
-    assert watch.waits.found and (not found) == nothing, found
+@pytest.mark.parametrize(("logging_steps", "is_free_of_waits"), [(5, True), (3, False)])
+def test_training_step_waits_for_the_gpu_only_to_log(
+    logging_steps, is_free_of_waits, corpus, tokenizer
+):
+    watch = Watch(is_free_of_waits)
+    more = ["--max_steps", "5", "--eval_strategy", "no", "--freeze_lm", "true", "--bf16", "true"]
+    more += ["--logging_steps", str(logging_steps), "--feature_cache", str(corpus / "cache")]
+    if not torch.cuda.is_available():
+        more += ["--use_cpu", "true"]
+    options = arguments(corpus, "mimi_full", tokenizer, *more)
+    train(*parse_arguments(options), callbacks=[watch])
+    waits = {place for place in watch.waits.places if not place.endswith(ON_THE_HOST)}
+    assert watch.waits.places
+    assert (not waits) == is_free_of_waits, waits
 
 
-def test_gradients_are_clipped_as_by_the_trainer(tmp_path):
-    norms, clipped = [], []
-    for kind in (run_train.BucketTrainer, Trainer):
+def test_clip_grad_norm_equals_the_stock_trainers(tmp_path):
+    norms = []
+    gradients = []
+    for trainer_class in (AudioLMTrainer, Trainer):
         model = small_model("mimi_full", freeze_lm=True).train()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        trainer = kind(
-            model=model, args=TrainingArguments(str(tmp_path), max_grad_norm=0.5, report_to="none")
-        )
+        args = TrainingArguments(str(tmp_path), max_grad_norm=0.5, report_to="none")
+        trainer = trainer_class(model=model, args=args)
         for seed in range(2):
-            draw = torch.Generator().manual_seed(seed)
+            generator = torch.Generator().manual_seed(seed)
             for parameter in trained:
-                parameter.grad = torch.randn(parameter.shape, generator=draw)
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
             norms.append(trainer._clip_grad_norm(model))
-            clipped += [parameter.grad.clone() for parameter in trained]
-    assert norms[0] > 0.5 and norms[:2] == norms[2:] and norms[0] != norms[1]
-    half = len(clipped) // 2
-    assert half == 8 and all(
-        torch.equal(ours, theirs) for ours, theirs in zip(clipped[:half], clipped[half:])
-    )
+            gradients += [parameter.grad.clone() for parameter in trained]
+    assert norms[0] > 0.5
+    assert norms[0] != norms[1]
+    assert norms[:2] == norms[2:]
+    half = len(gradients) // 2
+    assert half == 8
+    for ours, stock in zip(gradients[:half], gradients[half:]):
+        assert torch.equal(ours, stock)
 
 
-def test_batches_are_copied_without_waiting():
-    for pinned in ("true", "false"):
-        args = parse(["--dataloader_pin_memory", pinned])[2]
-        assert args.accelerator_config.non_blocking is (pinned == "true")
-    assert (
-        parse(["--torch_compile", "true"])[2].tf32 is False
-    )  # which TrainingArguments would turn on with it
-    given = parse(
-        ["--dataloader_pin_memory", "true", "--accelerator_config", '{"even_batches": true}']
-    )[2]
-    assert (
-        given.accelerator_config.non_blocking is False
-    )  # whoever gives a configuration gives all of it
-
-
-class Copies(TrainerCallback):
-    """How the batches of each step are copied."""
+class CopyModes(TrainerCallback):
+    """Records whether the batches of each step are copied without waiting."""
 
     def __init__(self):
-        self.found, self.loader = [], None
+        self.by_step = []
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.found.append((state.global_step, GradientState().active_dataloader._non_blocking))
+        loader = GradientState().active_dataloader
+        self.by_step.append((state.global_step, loader._non_blocking))
 
 
-def test_a_resumed_epoch_copies_as_the_others_and_draws_nothing(corpus, tokenizer, monkeypatch):
+def test_resumed_epoch_copies_without_waiting_and_uses_no_random_numbers(corpus, tokenizer):
     rows = json.loads((corpus / "rows.json").read_text())
-    (corpus / "rows.json").write_text(json.dumps(rows * 3))  # three steps an epoch
-    copies, kind, made = Copies(), run_train.BucketTrainer, []
+    (corpus / "rows.json").write_text(json.dumps(rows * 3))  # three steps per epoch
+    copies = CopyModes()
+    more = ["--max_steps", "3", "--save_steps", "1", "--save_total_limit", "9"]
+    more += ["--eval_strategy", "no", "--dataloader_pin_memory", "true"]
+    more += ["--feature_cache", str(corpus / "c")]
+    options = arguments(corpus, "mimi_semantic", tokenizer, *more)
+    trainer = train(*parse_arguments(options), callbacks=[copies])
+    checkpoint = str(corpus / "out" / "checkpoint-1")
+    resumed = [*options, "--resume_from_checkpoint", checkpoint]
+    train(*parse_arguments(resumed), callbacks=[copies])
+    assert copies.by_step == [(1, True), (2, True), (3, True), (2, True), (3, True)]
 
-    def trainer(callbacks, **more):
-        made.append(kind(callbacks=[*callbacks, copies], **more))
-        return made[-1]
-
-    monkeypatch.setattr(run_train, "BucketTrainer", trainer)
-    words = [
-        *arguments(corpus, "mimi_semantic", tokenizer),
-        "--max_steps",
-        "3",
-        "--save_steps",
-        "1",
-        "--eval_strategy",
-        "no",
-        "--dataloader_pin_memory",
-        "true",
-        "--save_total_limit",
-        "9",
-        "--feature_cache",
-        str(corpus / "c"),
-    ]
-    train(words)
-    train([*words, "--resume_from_checkpoint", str(corpus / "out" / "checkpoint-1")])
-    assert copies.found == [(1, True), (2, True), (3, True), (2, True), (3, True)]
-    before = (
-        torch.get_rng_state()
-    )  # a loader that draws its workers' seed from it shifts a resumed run's dropout
-    next(iter(made[0].get_train_dataloader()))
-    next(iter(made[0].get_eval_dataloader(made[0].train_dataset)))
+    # A loader that drew its workers' seed from the run's generator would shift a resumed dropout.
+    before = torch.get_rng_state()
+    next(iter(trainer.get_train_dataloader()))
+    next(iter(trainer.get_eval_dataloader(trainer.train_dataset)))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_an_interrupted_encoding_keeps_what_it_has(corpus, tokenizer, monkeypatch, capsys, caplog):
-    inner = features.encode_clips
+# ------------------------------------------------------------------------------------------------
+# Runs that fail
+
+
+def test_interrupted_encoding_resumes_from_the_cache(
+    corpus, tokenizer, monkeypatch, capsys, caplog
+):
+    encode_clips = features.encode_clips
 
     def interrupted(*args, **options):
-        for number, found in enumerate(inner(*args, **options)):
+        for number, encoded in enumerate(encode_clips(*args, **options)):
             if number == 5:
                 raise KeyboardInterrupt
-            yield found
+            yield encoded
 
-    words = [
-        *arguments(corpus, "mimi_semantic", tokenizer),
-        "--max_steps",
-        "1",
-        "--save_steps",
-        "1",
-        "--eval_strategy",
-        "no",
-        "--feature_cache",
-        str(corpus / "cache"),
-    ]
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+    cache = corpus / "cache"
+    more = ["--max_steps", "1", "--save_steps", "1", "--eval_strategy", "no"]
+    options = arguments(corpus, "mimi_semantic", tokenizer, *more, "--feature_cache", str(cache))
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as exit_info:
         patch.setattr(features, "encode_clips", interrupted)
-        train(words)
-    assert ended.value.code == 130
+        train_command(options)
+    assert exit_info.value.code == 130
     assert capsys.readouterr().err.endswith(
-        f"before the first step; what is encoded is kept in {corpus / 'cache'}\n"
+        f"before the first step; the clips encoded so far are saved in {cache}\n"
     )
     with caplog.at_level("INFO", "audiolm"):
-        train(words)
-        assert (
-            "for the features of 11 clips" in caplog.text
-            and "give way to this one's" not in caplog.text
-        )
-        train(words)
-        assert "checkpoints of an earlier run are there, and give way to this one's" in caplog.text
+        train_command(options)
+        assert "for the features of 11 clips" in caplog.text
+        assert "already holds checkpoints" not in caplog.text
+        train_command(options)
+        assert "already holds checkpoints; they will be overwritten" in caplog.text
 
 
-def test_a_folder_that_cannot_be_is_named(corpus, tokenizer):
-    with pytest.raises(
-        SystemExit, match=r"^run_train.py: --feature_cache .*rows.json: File exists$"
-    ):
-        train(
-            [
-                *arguments(corpus, "mimi_semantic", tokenizer),
-                "--feature_cache",
-                str(corpus / "rows.json"),
-            ]
-        )
+def test_feature_cache_that_is_a_file_is_one_line(corpus, tokenizer):
+    options = arguments(corpus, "mimi_semantic", tokenizer)
+    message = r"^run_train.py: --feature_cache .*rows.json: File exists$"
+    with pytest.raises(SystemExit, match=message):
+        train_command([*options, "--feature_cache", str(corpus / "rows.json")])
 
 
-def test_a_disk_that_fills_up_is_one_line(corpus, tokenizer, monkeypatch):
-    def full(tensors, file, metadata):
+def test_disk_that_fills_up_while_encoding_is_one_line(corpus, tokenizer, monkeypatch):
+    def fail(tensors, file, metadata):
         Path(file).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(features, "save_file", full)
-    options = arguments(
-        corpus,
-        "mimi_semantic",
-        tokenizer,
-        "--max_steps",
-        "1",
-        "--feature_cache",
-        str(corpus / "cache"),
-    )
+    monkeypatch.setattr(features, "save_file", fail)
+    more = ["--max_steps", "1", "--feature_cache", str(corpus / "cache")]
     with pytest.raises(SystemExit, match=r"^run_train.py: .*No space left on device$"):
-        train(options)
+        train_command(arguments(corpus, "mimi_semantic", tokenizer, *more))
     assert not [file for file in (corpus / "cache").rglob("*") if file.is_file()]
 
 
-def test_bad_audio_stops_or_is_skipped(corpus, tokenizer, capsys):
+def test_bad_audio_stops_the_run_or_is_skipped(corpus, tokenizer):
     (corpus / "3.wav").write_bytes(b"")
     options = arguments(corpus, "mimi_semantic", tokenizer, "--max_steps", "1")
     with pytest.raises(SystemExit, match="1 audio files cannot be used"):
-        train(options)
+        train_command(options)
     assert "3.wav\tempty file" in (corpus / "out" / "bad_audio.txt").read_text()
-    train([*options, "--on_bad_audio", "skip"])
+    train_command([*options, "--on_bad_audio", "skip"])
 
 
-def test_arguments(tmp_path, capsys):
-    _, _, args = parse(["--per_device_train_batch_size", "4"])
-    assert (args.gradient_accumulation_steps, args.max_steps, args.learning_rate) == (
-        4,
-        20000,
-        1e-4,
-    )
-    (tmp_path / "c.yaml").write_text("encoder_type: mimi_full\nlearning_rate: 0.1\n")
-    model, data, args = parse(["--config", str(tmp_path / "c.yaml"), "--learning_rate", "0.2"])
-    assert (model.encoder_type, args.learning_rate, data.max_audio_seconds) == (
-        "mimi_full",
-        0.2,
-        10.0,
-    )
-    (tmp_path / "c.yaml").write_text("learning_speed: 1\n")
-    wrongs = {
-        "do not divide": ["--per_device_train_batch_size", "5"],
-        "none of htsat": ["--encoder_type", "x"],
-        "unrecognized": ["--no_such_flag"],
-        "learning_speed": ["--config", str(tmp_path / "c.yaml")],
-    }
-    for message, wrong in wrongs.items():
-        with pytest.raises(SystemExit):
-            parse(wrong)
-        assert message in capsys.readouterr().err
-    _, _, args = parse(["--push_to_hub", "--hub_model_id", "me/x", "--hub_strategy", "every_save"])
-    assert args.push_to_hub and (args.hub_model_id, args.hub_strategy) == ("me/x", "every_save")
-
-
-def test_wrong_numbers_and_files_are_one_line(tmp_path, capsys):
-    files = {"list.yaml": "- learning_rate: 0.1", "text.yaml": "just words", "broken.yaml": "a: [1"}
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    (tmp_path / "one.yaml").write_text("audio_dir: sounds\nresume_from_checkpoint: false\n")
-    assert parse(["--config", str(tmp_path / "one.yaml")])[1].audio_dir == ["sounds"]
-    wrongs = {
-        "--per_device_train_batch_size 0": ["--per_device_train_batch_size", "0"],
-        "--per_device_train_batch_size -4": ["--per_device_train_batch_size", "-4"],
-        "--num_stats_clips 0": ["--num_stats_clips", "0"],
-        "--max_bad_audio 2.0": ["--max_bad_audio", "2"],
-        "--audio_timeout 0.0": ["--audio_timeout", "0"],
-        "--max_audio_seconds 0.0": ["--max_audio_seconds", "0"],
-        "makes it 4": ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "8"],
-        "load_best_model_at_end": [
-            "--load_best_model_at_end",
-            "--validation_file",
-            "v",
-            "--save_steps",
-            "7",
-        ],
-        "not list": ["--config", str(tmp_path / "list.yaml")],
-        "not str": ["--config", str(tmp_path / "text.yaml")],
-        "broken.yaml": ["--config", str(tmp_path / "broken.yaml")],
-    }
-    for message, wrong in wrongs.items():
-        with pytest.raises(SystemExit):
-            parse(wrong)
-        assert message in capsys.readouterr().err
-    for option in ("--batch_size", "--max_samples", "--max_new_tokens"):
-        with pytest.raises(SystemExit):
-            evaluate(
-                [
-                    "--model_name_or_path",
-                    "m",
-                    "--test_file",
-                    "t",
-                    "--audio_dir",
-                    "a",
-                    "--output_dir",
-                    "o",
-                    option,
-                    "-1",
-                ]
-            )
-        assert f"{option} -1: a number above 0" in capsys.readouterr().err
-
-
-def test_what_is_no_encoder_is_named(corpus, tokenizer):
+def test_encoder_that_cannot_be_read_is_named(corpus, tokenizer):
     options = arguments(corpus, "mimi_full", tokenizer, "--max_steps", "1")
-    for name, content in (("torn.safetensors", b"\x99" * 40), ("text.pth", b"no checkpoint")):
-        (corpus / name).write_bytes(content)
-        with pytest.raises(SystemExit, match=f"{name} is not a readable checkpoint"):
-            train([*options, "--encoder_name_or_path", str(corpus / name)])
+
+    def assert_rejected(path: Path, message: str) -> None:
+        with pytest.raises(SystemExit, match=message):
+            train_command([*options, "--encoder_name_or_path", str(path)])
+
     torch.save([1, 2], corpus / "list.pth")
-    with pytest.raises(SystemExit, match=r"list.pth is not a readable checkpoint"):
-        train([*options, "--encoder_name_or_path", str(corpus / "list.pth")])
+    (corpus / "cut.safetensors").write_bytes(b"\x99" * 40)
+    (corpus / "text.pth").write_bytes(b"no checkpoint")
+    for name in ("cut.safetensors", "text.pth", "list.pth"):
+        assert_rejected(corpus / name, f"{name} is not a readable checkpoint")
     small_model("htsat").encoder.model.save_pretrained(corpus / "other")
-    with pytest.raises(SystemExit, match="needs a 'mimi' encoder_config"):
-        train([*options, "--encoder_name_or_path", str(corpus / "other")])
-    alone = corpus / "alone" / "model.safetensors"  # without its config.json
-    alone.parent.mkdir()
-    alone.write_bytes((corpus / "other" / "model.safetensors").read_bytes())
-    with pytest.raises(SystemExit, match=r"does not fit MimiModel: .* keys missing"):
-        train([*options, "--encoder_name_or_path", str(alone)])
+    assert_rejected(corpus / "other", "needs a 'mimi' encoder_config")
+    without_config = corpus / "alone" / "model.safetensors"
+    without_config.parent.mkdir()
+    without_config.write_bytes((corpus / "other" / "model.safetensors").read_bytes())
+    assert_rejected(without_config, r"does not fit MimiModel: .* keys missing")
 
 
-def test_what_is_no_trained_model_is_not_evaluated(corpus, tokenizer):
+def test_folder_without_a_trained_model_is_not_evaluated(corpus, tokenizer):
     model = small_model("mimi_full")
-    rest = [
-        "--test_file",
-        str(corpus / "rows.json"),
-        "--audio_dir",
-        str(corpus),
-        "--output_dir",
-        str(corpus / "results"),
-    ]
 
-    def refused(folder, message):
+    def assert_rejected(folder: Path, message: str) -> None:
         tokenizer.save_pretrained(folder)
         with pytest.raises(SystemExit, match=message):
-            evaluate(["--model_name_or_path", str(folder), *rest])
+            evaluate(evaluation_options(corpus, folder, "results"))
 
     model.language_model.save_pretrained(corpus / "llama")
-    refused(corpus / "llama", "'llama' model, not an AudioLM")
+    assert_rejected(corpus / "llama", "'llama' model, not an AudioLM")
+
     state = {
-        k: v
-        for k, v in model.state_dict().items()
-        if not k.startswith("mapper.linear") and "lm_head" not in k
+        name: value
+        for name, value in model.state_dict().items()
+        if not name.startswith("mapper.linear") and "lm_head" not in name
     }
-    model.save_pretrained(corpus / "deaf", state_dict=state)
-    refused(corpus / "deaf", r"4 missing keys \(mapper.linear_1.bias")
-    model.save_pretrained(corpus / "whole")
-    config = json.loads((corpus / "whole" / "config.json").read_text())
-    for name, changed in {
+    model.save_pretrained(corpus / "no_mapper", state_dict=state)
+    assert_rejected(corpus / "no_mapper", r"4 missing keys \(mapper.linear_1.bias")
+
+    model.save_pretrained(corpus / "complete")
+    config = json.loads((corpus / "complete" / "config.json").read_text())
+    wrong_configs = {
         "list": [],
         "null": None,
-        "kind": {**config, "encoder_type": "whisper"},
+        "encoder": {**config, "encoder_type": "whisper"},
         "text": {**config, "text_config": {"model_type": "no_such"}},
         "size": {**config, "mapper_hidden_size": 7},
-    }.items():
+    }
+    for name, wrong_config in wrong_configs.items():
         model.save_pretrained(corpus / name)
-        (corpus / name / "config.json").write_text(json.dumps(changed))
-        refused(corpus / name, f"--model_name_or_path {corpus / name}: ")
-    weights = corpus / "whole" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:500])
-    refused(corpus / "whole", f"--model_name_or_path {corpus / 'whole'}: ")
+        (corpus / name / "config.json").write_text(json.dumps(wrong_config))
+        assert_rejected(corpus / name, f"--model_name_or_path {corpus / name}: ")
+
+    file = corpus / "complete" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:500])
+    assert_rejected(corpus / "complete", f"--model_name_or_path {corpus / 'complete'}: ")
+
     (corpus / "results").rmdir()
     (corpus / "results").write_text("a file")
-    with pytest.raises(SystemExit, match="results"):
-        evaluate(["--model_name_or_path", str(corpus / "whole"), *rest])
-
-
-def test_evaluation_loss_does_not_depend_on_the_batch_size(corpus, tokenizer):
-    found = []
-    for size in ("3", "16"):
-        train(
-            arguments(
-                corpus,
-                "mimi_full",
-                tokenizer,
-                "--max_steps",
-                "2",
-                "--eval_steps",
-                "2",
-                "--per_device_eval_batch_size",
-                size,
-                "--max_eval_samples",
-                "7",
-            )
-        )
-        log = json.loads((corpus / "out" / "trainer_state.json").read_text())["log_history"]
-        found.append(
-            {k: float(v) for entry in log for k, v in entry.items() if k.endswith("token_loss")}
-        )
-    assert found[0].keys() == {"eval_mcq_token_loss", "eval_yes_no_token_loss"}
-    assert found[0] == pytest.approx(found[1], abs=1e-4)
-
-
-def test_two_processes_share_a_feature_cache(corpus, tokenizer):
-    options = arguments(
-        corpus,
-        "mimi_full",
-        tokenizer,
-        "--max_steps",
-        "2",
-        "--eval_strategy",
-        "no",
-        "--learning_rate",
-        "0.001",
-    )
-    train(options)
-    expected = weights(corpus / "out")
-    script = str(Path(__file__).parents[2] / "run_train.py")
-    launch = [
-        sys.executable,
-        *TWO_PROCESSES,
-        script,
-        *options,
-        "--feature_cache",
-        str(corpus / "cache"),
-    ]
-    run = subprocess.run(launch, capture_output=True, text=True, cwd=corpus, env={**os.environ})
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert (
-        run.stderr.count("tokens for 10 s") + run.stdout.count("tokens for 10 s") == 1
-    )  # only one of them speaks
-    assert [len(cached(file)) for file in (corpus / "cache").rglob("*.safetensors")] == [
-        8,
-        8,
-    ] and not list((corpus / "cache").rglob("*.part"))
-    found = weights(corpus / "out")
-    assert all(
-        torch.allclose(value.float(), found[key].float(), atol=2e-5)
-        for key, value in expected.items()
-    )
-
-
-def cached(shard) -> list[str]:
-    with safe_open(shard, "pt") as file:
-        return list(file.keys())
-
-
-def test_the_batch_size_does_not_matter(corpus, tokenizer):
-    """16 rows at once, 4 at a time, or 8 in each of two processes: the same step."""
-    options = arguments(
-        corpus,
-        "mimi_full",
-        tokenizer,
-        "--max_steps",
-        "2",
-        "--eval_strategy",
-        "no",
-        "--learning_rate",
-        "0.001",
-    )
-    found = []
-    for size in ("16", "4"):
-        train([*options, "--per_device_train_batch_size", size])
-        found.append(weights(corpus / "out"))
-    script = str(Path(__file__).parents[2] / "run_train.py")
-    run = subprocess.run(
-        [sys.executable, *TWO_PROCESSES, script, *options],
-        capture_output=True,
-        text=True,
-        cwd=corpus,
-        env={**os.environ},
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    found.append(weights(corpus / "out"))
-    for other in found[1:]:
-        for key, value in found[0].items():
-            assert torch.allclose(value.float(), other[key].float(), atol=2e-5), key
-
-
-def test_resume(corpus, tokenizer, capsys):
-    options = arguments(
-        corpus,
-        "mimi_semantic",
-        tokenizer,
-        "--max_steps",
-        "4",
-        "--save_steps",
-        "2",
-        "--eval_strategy",
-        "no",
-    )
-    train(options)
-    expected = weights(corpus / "out")
-    for file in (corpus / "out" / "checkpoint-4").iterdir():
-        file.unlink()
-    (corpus / "out" / "checkpoint-4").rmdir()
-    assert checkpoint_to_resume("True", str(corpus / "out")) == str(corpus / "out" / "checkpoint-2")
-    train([*options, "--resume_from_checkpoint", "True"])
-    assert all(torch.equal(value, expected[key]) for key, value in weights(corpus / "out").items())
-    (corpus / "out" / "model.safetensors").unlink()
-    train(
-        [*options, "--resume_from_checkpoint", "True"]
-    )  # of a run that was complete, but for what it saves at its end
-    assert all(torch.equal(value, expected[key]) for key, value in weights(corpus / "out").items())
-    assert json.loads((corpus / "out" / "trainer_state.json").read_text())["global_step"] == 4
-    for name in ("model.safetensors", "optimizer.pt"):
-        file = corpus / "out" / "checkpoint-2" / name
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-        with pytest.raises(SystemExit):
-            train([*options, "--resume_from_checkpoint", str(file.parent)])
-        assert f"{name} is missing or torn" in capsys.readouterr().err
-        file.unlink()
-        (file.parent / "model.safetensors").write_bytes(
-            (corpus / "out" / "model.safetensors").read_bytes()
-        )
-    checkpoint = corpus / "out" / "checkpoint-4"
-    (corpus / "encoder" / "model.safetensors").unlink()
-    small_model("mimi_semantic", seed=1).encoder.model.save_pretrained(corpus / "encoder")
-    with pytest.raises(SystemExit, match="was trained with another encoder"):
-        train([*options, "--resume_from_checkpoint", str(checkpoint)])
-    with pytest.raises(SystemExit):
-        parse(["--resume_from_checkpoint", "true", "--output_dir", str(corpus / "nothing")])
-    assert "holds no checkpoint" in capsys.readouterr().err
+    assert_rejected(corpus / "complete", "results")
 
 
 def test_evaluation_of_a_wrong_path_is_one_line(corpus):
-    with pytest.raises(
-        SystemExit, match=r"run_eval.py: .* is neither a folder with config.json nor a Hub name"
-    ):
-        evaluate(
-            [
-                "--model_name_or_path",
-                str(corpus),
-                "--test_file",
-                "x",
-                "--audio_dir",
-                "y",
-                "--output_dir",
-                "z",
-            ]
-        )
+    message = r"run_eval.py: .* is neither a folder with config.json nor a Hub name"
+    with pytest.raises(SystemExit, match=message):
+        evaluate(evaluation_options(corpus, corpus, "z"))
 
 
-def test_import_is_light():
+# ------------------------------------------------------------------------------------------------
+# Options
+
+
+def read_parser_error(argv: list[str], capsys) -> str:
+    with pytest.raises(SystemExit) as exit_info:
+        parse_arguments(argv)
+    assert exit_info.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_defaults_are_the_experiments():
+    _, data_args, args = parse_arguments(["--per_device_train_batch_size", "4"])
+    assert args.gradient_accumulation_steps == 4
+    assert args.max_steps == 20000
+    assert args.learning_rate == 1e-4
+    assert data_args.max_audio_seconds == 10.0
+
+
+def test_flags_override_the_config_file(tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text("encoder_type: mimi_full\nlearning_rate: 0.1\n")
+    model_args, _, args = parse_arguments(["--config", str(config), "--learning_rate", "0.2"])
+    assert model_args.encoder_type == "mimi_full"
+    assert args.learning_rate == 0.2
+
+
+def test_config_may_hold_one_value_for_a_list_and_false(tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text("audio_dir: sounds\nresume_from_checkpoint: false\n")
+    _, data_args, args = parse_arguments(["--config", str(config)])
+    assert data_args.audio_dir == ["sounds"]
+    assert args.resume_from_checkpoint is None
+
+
+def test_config_of_the_package_is_found_by_its_name():
+    assert parse_arguments(["--config", "mimi_full"])[0].encoder_type == "mimi_full"
+    assert find_config("demo").is_file()
+
+
+def test_config_file_goes_before_the_packages_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mimi_full").write_text("encoder_type: htsat\n")
+    assert parse_arguments(["--config", "mimi_full"])[0].encoder_type == "htsat"
+
+
+def test_push_options_are_those_of_transformers():
+    options = ["--push_to_hub", "--hub_model_id", "me/x", "--hub_strategy", "every_save"]
+    args = parse_arguments(options)[2]
+    assert args.push_to_hub
+    assert args.hub_model_id == "me/x"
+    assert args.hub_strategy == "every_save"
+
+
+@pytest.mark.parametrize(
+    ("message", "argv"),
+    [
+        ("do not divide", ["--per_device_train_batch_size", "5"]),
+        ("none of htsat", ["--encoder_type", "x"]),
+        ("unrecognized", ["--no_such_flag"]),
+        ("--per_device_train_batch_size 0", ["--per_device_train_batch_size", "0"]),
+        ("--per_device_train_batch_size -4", ["--per_device_train_batch_size", "-4"]),
+        ("--num_stats_clips 0", ["--num_stats_clips", "0"]),
+        ("--max_bad_audio 2.0", ["--max_bad_audio", "2"]),
+        ("--audio_timeout 0.0", ["--audio_timeout", "0"]),
+        ("--max_audio_seconds 0.0", ["--max_audio_seconds", "0"]),
+        (
+            "makes it 4",
+            ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "8"],
+        ),
+        (
+            "load_best_model_at_end",
+            ["--load_best_model_at_end", "--validation_file", "v", "--save_steps", "7"],
+        ),
+        ("holds no checkpoint", ["--resume_from_checkpoint", "true", "--output_dir", "nothing"]),
+    ],
+)
+def test_wrong_option_is_named(message, argv, capsys):
+    assert message in read_parser_error(argv, capsys)
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ("learning_speed", "learning_speed: 1\n"),
+        ("found a list", "- learning_rate: 0.1"),
+        ("found a str", "just words"),
+        ("c.yaml", "a: [1"),
+    ],
+)
+def test_wrong_config_file_is_named(message, text, tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text(text)
+    assert message in read_parser_error(["--config", str(tmp_path / "c.yaml")], capsys)
+
+
+@pytest.mark.parametrize("option", ["--batch_size", "--max_samples", "--max_new_tokens"])
+def test_wrong_number_of_an_evaluation_is_named(option, corpus, capsys):
+    with pytest.raises(SystemExit):
+        evaluate([*evaluation_options(corpus, corpus, "o"), option, "-1"])
+    assert f"{option} -1: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_batches_from_pinned_memory_are_copied_without_waiting(pinned):
+    args = parse_arguments(["--dataloader_pin_memory", str(pinned)])[2]
+    assert args.accelerator_config.non_blocking is pinned
+
+
+def test_accelerator_config_of_the_user_is_not_changed():
+    config = ["--accelerator_config", '{"even_batches": true}']
+    args = parse_arguments(["--dataloader_pin_memory", "true", *config])[2]
+    assert args.accelerator_config.non_blocking is False
+
+
+def test_compilation_does_not_turn_tf32_on():
+    assert parse_arguments(["--torch_compile", "true"])[2].tf32 is False
+
+
+def test_help_of_a_negated_option_says_what_it_does():
+    action = build_parser()._option_string_actions["--no_freeze_lm"]
+    assert action.help == "The same as `--freeze_lm false`"
+    assert parse_arguments(["--no_freeze_lm"])[0].freeze_lm is False
+
+
+# ------------------------------------------------------------------------------------------------
+# The script
+
+
+def test_import_of_the_package_and_the_scripts_is_light():
     code = """
 import sys, time
 start = time.perf_counter()
 import audiolm
-assert time.perf_counter() - start < 1 and "torch" not in sys.modules
-import audiolm.run_eval, audiolm.run_train
+assert time.perf_counter() - start < 1
+assert "torch" not in sys.modules
+import audiolm.run_train
+assert "transformers" not in sys.modules
+import audiolm.run_eval
 assert not {"msclap", "moshi", "librosa"} & set(sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def run_copied_script(tmp_path: Path, *flags: str) -> str:
+    """Runs a copy of run_train.py, which stands in another folder than the package."""
+    copy = tmp_path / "run_train.py"
+    copy.write_bytes(SCRIPT.read_bytes())
+    command = [sys.executable, *flags, str(copy), "--help"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == 1
+    (line,) = run.stderr.splitlines()
+    return line
+
+
+def test_script_of_another_checkout_is_one_line(tmp_path):
+    assert run_copied_script(tmp_path) == (
+        f"run_train.py of {tmp_path} runs with the package of {SCRIPT.parent}: "
+        f"run `pip install -e {tmp_path}`, or run {SCRIPT}"
+    )
+
+
+def test_script_without_an_installed_package_is_one_line(tmp_path):
+    line = run_copied_script(tmp_path, "-I", "-S")
+    assert line == (f"run_train.py: the package is not installed: run `pip install -e {tmp_path}`")

@@ -1,0 +1,66 @@
+"""Build encoders with random weights, for tests and trial runs without a checkpoint."""
+
+import warnings
+
+import torch
+from torch import nn
+
+from ..configuration_audiolm import default_encoder_config
+from ..encoders_audiolm import (
+    AudioEncoder,
+    EncodecEncoder,
+    MimiEncoder,
+    QuantizedEncoder,
+    build_encoder,
+)
+
+
+def build_random_encoder(encoder_type: str) -> AudioEncoder:
+    """Builds an encoder with random weights, and warns that it has them."""
+    warnings.warn(
+        f"{encoder_type}: the encoder's weights are RANDOM. Its results mean nothing",
+        stacklevel=3,
+    )
+    encoder = build_encoder(default_encoder_config(encoder_type)).eval()
+    if isinstance(encoder, QuantizedEncoder):
+        randomise_codebooks(encoder)
+    return encoder
+
+
+@torch.no_grad()
+def randomise_codebooks(encoder: QuantizedEncoder) -> None:
+    """Draws the codebooks of Mimi and EnCodec, which begin as zeros, so that codes vary.
+
+    They are drawn from the encoder's own outputs on gliding tones and noise. DAC's begin at random.
+    """
+    seconds = torch.arange(24 * encoder.sample_rate) / encoder.sample_rate
+    sweep = torch.sin(2 * torch.pi * (80 * seconds + 60 * seconds**2 / 2))
+    sweep = sweep * (0.5 + 0.5 * torch.sin(3 * seconds))
+    noise = 0.2 * torch.randn_like(sweep) * torch.sin(seconds).abs()
+    audio = torch.stack([0.5 * sweep, noise, 0.3 * sweep.flip(0)])
+    if isinstance(encoder, EncodecEncoder):
+        _draw_codebooks(encoder.model.quantizer.layers, encoder.model.encoder(audio[:, None]))
+    elif isinstance(encoder, MimiEncoder):
+        latents = encoder.latents(audio).transpose(1, 2)
+        quantizer = encoder.model.quantizer
+        for part in (
+            quantizer.semantic_residual_vector_quantizer,
+            quantizer.acoustic_residual_vector_quantizer,
+        ):
+            projected = latents if part.input_proj is None else part.input_proj(latents)
+            _draw_codebooks(part.layers, projected)
+
+
+def _draw_codebooks(layers: nn.ModuleList, residual: torch.Tensor) -> None:
+    for layer in layers:
+        codebook = layer.codebook
+        points = residual.transpose(1, 2).flatten(0, 1)
+        drawn = points[torch.randint(len(points), (codebook.codebook_size,))]
+        vectors = drawn + 0.5 * points.std(0) * torch.randn_like(drawn)
+        if hasattr(codebook, "embed_sum"):  # Mimi's.
+            codebook.embed_sum.copy_(vectors)
+            codebook.cluster_usage.fill_(1.0)
+            codebook._embed = None
+        else:
+            codebook.embed.copy_(vectors)
+        residual = residual - layer.decode(layer.encode(residual))

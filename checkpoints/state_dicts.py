@@ -1,0 +1,161 @@
+"""Read the tensors of checkpoints, rename them, and copy them into modules."""
+
+import re
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from ..runtime import UserError
+
+# HTSAT's keys begin with one of these in checkpoints of msclap, of its authors, and of
+# transformers.
+MSCLAP_PREFIX = "audio_encoder.base.htsat."
+AUDIOSET_PREFIX = "sed_model."
+HTSAT_PREFIXES = (
+    MSCLAP_PREFIX,
+    AUDIOSET_PREFIX,
+    "audio_model.audio_encoder.",
+    "audio_encoder.",
+)
+HTSAT_UNUSED = r"^(spectrogram_extractor|logmel_extractor|head)\.|attn_mask$"
+CLASSIFIER_PREFIX = "tscam_conv."
+# Patterns in foreign keys, and what ClapAudioModel and MimiModel have in their place.
+HTSAT_NAMES = [
+    (r"^bn0\.", "batch_norm."),
+    (r"\.norm1\.", ".layernorm_before."),
+    (r"\.norm2\.", ".layernorm_after."),
+    (r"\.attn\.proj\.", ".attention.output.dense."),
+    (r"\.attn\.", ".attention.self."),
+    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+]
+MOSHI_NAMES = [
+    (r"^encoder\.model\.(.*)\.conv\.conv\.", r"encoder.encoder_seanet.layers.\1.conv."),
+    (r"^encoder_transformer\.transformer\.", "encoder.encoder_transformer."),
+    (r"^downsample\.conv\.conv\.conv\.", "encoder.downsample.conv."),
+    (r"out_projs\.0\.", "o_proj."),
+    (r"\.norm1\.", ".input_layernorm."),
+    (r"\.norm2\.", ".post_attention_layernorm."),
+    (r"\.linear1\.", ".mlp.fc1."),
+    (r"\.linear2\.", ".mlp.fc2."),
+    (r"layer_scale_1", "self_attn_layer_scale"),
+    (r"layer_scale_2", "mlp_layer_scale"),
+    (r"rvq_first\.", "semantic_residual_vector_quantizer."),
+    (r"rvq_rest\.", "acoustic_residual_vector_quantizer."),
+    (r"quantizer\.vq\.layers", "quantizer.layers"),
+    (r"\._codebook\._initialized", ".codebook.initialized"),
+    (r"\._codebook\.embedding_sum", ".codebook.embed_sum"),
+    (r"\._codebook\.", ".codebook."),
+]
+
+State = dict[str, torch.Tensor]
+
+
+def read_checkpoint(path: str) -> State:
+    """Reads the tensors of a checkpoint, whatever wrapper holds them. No code of the file runs.
+
+    Raises:
+        UserError: If the file is incomplete or no checkpoint.
+    """
+    try:
+        if path.endswith(".safetensors"):
+            return load_file(path)
+        # Lightning checkpoints name classes of packages that are not installed here.
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        placeholders = [(type("Ignored", (dict,), {}), name) for name in names]
+        with torch.serialization.safe_globals(placeholders):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        return dict(state.get("model", state.get("state_dict", state)))
+    except (
+        SafetensorError,
+        UnpicklingError,
+        RuntimeError,
+        EOFError,
+        AttributeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"{path} is not a readable checkpoint ({reason})") from error
+
+
+def load_state_strictly(module: nn.Module, state: State, source: str) -> None:
+    """Copies tensors into a module, all of which must fit.
+
+    Args:
+        module: Module whose weights are replaced.
+        state: Tensors by key.
+        source: Where they come from, for the message.
+
+    Raises:
+        UserError: If keys are missing or unexpected, or shapes differ.
+    """
+    # The relative position index belongs to the architecture.
+    own_state = {k: v for k, v in module.state_dict().items() if not _is_position_index(k)}
+    state = {k: v for k, v in state.items() if not _is_position_index(k)}
+    missing = [key for key in own_state if key not in state]
+    unexpected = [key for key in state if key not in own_state]
+    shapes = [
+        f"{key} {tuple(state[key].shape)}, not {tuple(value.shape)}"
+        for key, value in own_state.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    if missing or unexpected or shapes:
+        raise UserError(
+            f"{source} does not fit {type(module).__name__}: "
+            f"{len(missing)} keys missing ({', '.join(missing[:3])}), "
+            f"{len(unexpected)} unexpected ({', '.join(unexpected[:3])}), "
+            f"{len(shapes)} of another shape ({'; '.join(shapes[:3])})"
+        )
+    module.load_state_dict(state, strict=False)
+
+
+def _is_position_index(key: str) -> bool:
+    return key.endswith("relative_position_index")
+
+
+def select_prefix(state: State, prefix: str) -> State:
+    """Returns the tensors whose keys have a prefix, without it."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def _rename(key: str, names: list[tuple[str, str]]) -> str:
+    for pattern, name in names:
+        key = re.sub(pattern, name, key)
+    return key
+
+
+def rename_clap_keys(state: State) -> State:
+    """Renames HTS-AT's keys to ClapAudioModel's, and splits its joint qkv projections."""
+    renamed = {}
+    for key, value in state.items():
+        if re.search(HTSAT_UNUSED, key) or key.startswith(CLASSIFIER_PREFIX):
+            continue
+        name = _rename(key, HTSAT_NAMES)
+        if ".qkv." in name:
+            for part, third in zip(("query", "key", "value"), value.chunk(3)):
+                renamed[name.replace("qkv", part)] = third
+        else:
+            renamed[name] = value
+    return renamed
+
+
+def rename_moshi_keys(state: State, num_heads: int) -> State:
+    """Renames moshi's keys to MimiModel's, and brings query and key rows to its rotary order."""
+    renamed = {}
+    for key, value in state.items():
+        if key.startswith(("decoder", "upsample")):
+            continue
+        name = _rename(key, MOSHI_NAMES)
+        if "in_projs.0." not in name:
+            renamed[name] = value
+            continue
+        for part, third in zip("qkv", value.chunk(3)):
+            if part != "v":
+                # Rotary pairs are interleaved in moshi, and in two halves in transformers.
+                third = third.unflatten(0, (num_heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+            renamed[name.replace("in_projs.0", f"{part}_proj")] = third
+    return renamed

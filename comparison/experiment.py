@@ -1,0 +1,281 @@
+"""Trains, evaluates and compares the arms of a config.
+
+A finished run is not repeated unless what it depends on has changed. Arms that failed are left out.
+"""
+
+import contextlib
+import json
+import time
+from argparse import Namespace
+from collections.abc import Generator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from filelock import FileLock
+
+from ..data import audio_roots
+from ..data.reasonaqa import AudioDir
+from ..data.soundscapes.corpus import make_soundscapes, write_labels
+from ..evaluation import probe_command
+from ..runtime import UserError, write_json
+from .compare import compare
+from .config import ComparisonConfig, read_config
+from .plan import Plan, PlannedRun, digest_paths, main_setting, plan_comparison, probe_argv
+from .runs import Run, check_comparable, model_facts, read_run, validation_loss
+from .sweep import Failure, Sweep
+
+
+@dataclass(frozen=True)
+class ComparisonResult:
+    """What a comparison came to.
+
+    Attributes:
+        output: Folder of the results.
+        failures: Runs that failed.
+        comparison: Content of `comparison.json`. Empty for one share of the runs, or if every arm
+            failed.
+        runs: Evaluations of each arm, one for each seed.
+        audio_dir: Folder of the audio, for the report. Without it, the report has no audio.
+    """
+
+    output: Path
+    failures: list[Failure]
+    comparison: dict = field(default_factory=dict)
+    runs: Mapping[str, list[Run]] = field(default_factory=dict)
+    audio_dir: AudioDir | None = None
+
+
+def compare_config(args: Namespace, started_at: float) -> ComparisonResult:
+    """Trains, evaluates and compares what a config describes.
+
+    Args:
+        args: Options of `run_compare.py`.
+        started_at: Start of the command, from `time.perf_counter`.
+    """
+    config = read_config(args.config, args.seeds, args.output_dir)
+    plan = plan_comparison(config, args.processes_per_run)
+    output = Path(config.output_dir)
+    is_share = args.share != (1, 1)
+    if config.note:
+        print(config.note, flush=True)
+    with explain_file_errors(output):
+        output.mkdir(parents=True, exist_ok=True)
+        corpus_seconds = generate_corpus(config)
+        records = describe_dependencies(plan)
+        sweep = Sweep(
+            output,
+            plan.runs,
+            records,
+            started_at,
+            args.parallel,
+            args.processes_per_run,
+            args.share,
+        )
+        if config.corpus and not is_share:
+            write_timings(sweep, corpus_seconds)
+        sweep.do([(run, _stages(config, run)) for run in plan.runs])
+    if is_share:
+        return ComparisonResult(output, sweep.failures)
+    try:
+        return compare_finished_runs(config, plan, sweep)
+    except UserError as error:
+        raise UserError("; ".join([str(error), *map(str, sweep.failures)])) from error
+
+
+def _stages(config: ComparisonConfig, run: PlannedRun) -> tuple[str, ...]:
+    # Of the runs at other learning rates, only those at the best rate are evaluated, later.
+    is_main_rate = run.setting.learning_rate == main_setting(config).learning_rate
+    return ("train", "evaluate") if is_main_rate else ("train",)
+
+
+@contextlib.contextmanager
+def explain_file_errors(output: Path) -> Generator[None, None, None]:
+    """Turns a file's error, such as a full disk, into a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error.filename or output}: {error.strerror or error}") from error
+
+
+def generate_corpus(config: ComparisonConfig) -> float:
+    """Generates the corpus of a config, or reads a complete one. Returns the seconds it took."""
+    started_at = time.perf_counter()
+    if config.corpus:
+        folder = Path(config.output_dir, "corpus")
+        # Another machine may be about to generate it for its share of the runs.
+        with FileLock(folder.with_suffix(".lock")):
+            try:
+                make_soundscapes(folder, config.corpus.rows, config.corpus.seed)
+            except ValueError as error:
+                raise UserError(f"--config {config.path}: corpus: {error}") from error
+    return round(time.perf_counter() - started_at, 1)
+
+
+def describe_dependencies(plan: Plan) -> dict[Path, dict]:
+    """Returns what the results in each run's folder depend on. A change runs it again."""
+    corpus = digest_paths(plan.data_files)
+    checkpoints = {arm: digest_paths(paths) for arm, paths in plan.checkpoints.items()}
+    records = {}
+    for run in plan.runs:
+        records[run.folder] = {
+            "train": run.train_argv,
+            "evaluate": run.eval_argv,
+            "corpus": corpus,
+            "checkpoints": checkpoints[run.arm],
+        }
+    return records
+
+
+def write_timings(sweep: Sweep, corpus_seconds: float | None = None) -> None:
+    """Writes `timings.json`: seconds of the corpus, the first time, and of each run."""
+    path = sweep.output / "timings.json"
+    timings = json.loads(path.read_text()) if path.is_file() else {}
+    if corpus_seconds is not None:
+        # Later, a complete corpus is only read.
+        timings.setdefault("corpus", corpus_seconds)
+    write_json(path, {**timings, "arms": sweep.timings()})
+
+
+def compare_finished_runs(config: ComparisonConfig, plan: Plan, sweep: Sweep) -> ComparisonResult:
+    """Compares the arms of which no run failed.
+
+    Raises:
+        UserError: If runs are not comparable or incomplete.
+    """
+    finished = sweep.whole(sweep.runs)
+    main = main_setting(config)
+    main_runs = [run for run in finished if run.setting == main]
+    if not main_runs:
+        return ComparisonResult(sweep.output, sweep.failures)
+    runs = load_evaluations(main_runs)
+    check_comparable(runs)
+    comparison = build_comparison(config, plan, main_runs, runs)
+    if config.budgets:
+        budget_runs = [run for run in finished if run.setting.learning_rate == main.learning_rate]
+        comparison["budgets"] = compare_budgets(budget_runs)
+    if config.probe:
+        comparison["probes"] = run_probes(config)
+    if config.learning_rates:
+        rate_runs = [run for run in finished if run.setting.max_steps == main.max_steps]
+        comparison["best_learning_rates"] = compare_learning_rates(rate_runs, sweep)
+    write_timings(sweep)
+    audio_dir = audio_roots(plan.audio_dir)
+    return ComparisonResult(sweep.output, sweep.failures, comparison, runs, audio_dir)
+
+
+def build_comparison(
+    config: ComparisonConfig,
+    plan: Plan,
+    main_runs: list[PlannedRun],
+    runs: Mapping[str, list[Run]],
+) -> dict:
+    """Returns `comparison.json` of the main comparison.
+
+    Durations and folders are left out, so that the same command writes the same bytes.
+    """
+    seeds = " ".join(map(str, config.seeds))
+    comparison: dict = {
+        "command": f"run_compare.py --config {config.path} --seeds {seeds}",
+        "note": config.note,
+        "corpus": asdict(config.corpus) if config.corpus else None,
+        "train": config.train,
+        "eval": config.eval,
+        **compare(runs),
+    }
+    left_out = [arm for arm in config.arms if arm not in runs]
+    if left_out:
+        comparison["left_out"] = left_out
+    train_rows = json.loads(Path(plan.data_files[0]).read_text(encoding="utf-8"))
+    comparison["rows"]["train"] = len(train_rows)
+    for run in main_runs:
+        if run.seed == config.seeds[0]:
+            facts = {**config.arms[run.arm].options, **model_facts(run.folder)}
+            comparison["arms"][run.arm] |= facts
+    return comparison
+
+
+def load_evaluations(runs: list[PlannedRun]) -> dict[str, list[Run]]:
+    """Returns the evaluations of finished runs by arm."""
+    evaluations: dict[str, list[Run]] = {}
+    for run in runs:
+        evaluations.setdefault(run.arm, []).append(read_run(run.folder / "evaluation"))
+    return evaluations
+
+
+def compare_budgets(runs: list[PlannedRun]) -> dict[str, dict]:
+    """Returns macro accuracy and audio gain of each arm by number of steps."""
+    budgets = {}
+    for steps in sorted({run.setting.max_steps for run in runs}):
+        evaluations = load_evaluations([run for run in runs if run.setting.max_steps == steps])
+        check_comparable(evaluations)
+        budget = {}
+        for arm, results in compare(evaluations)["arms"].items():
+            gain = results["audio_gain"].get("macro")
+            budget[arm] = {"macro": results.get("macro"), "audio_gain": gain}
+        budgets[str(steps)] = budget
+    return budgets
+
+
+def run_probes(config: ComparisonConfig) -> dict[str, dict]:
+    """Probes the arms' encoders, unless that is done. Returns `probes.json` of each topic."""
+    if config.corpus:
+        labels = write_labels(Path(config.output_dir, "corpus"))
+    else:
+        labels = {topic: Path(file) for topic, file in config.probe["labels"].items()}
+    results = {}
+    for topic, argv in probe_argv(config, labels).items():
+        folder = Path(config.output_dir, "probes", topic)
+        record_path = folder / "probe.json"
+        record = {"words": argv, "labels": digest_paths([str(labels[topic])])}
+        if not record_path.is_file() or json.loads(record_path.read_text()) != record:
+            print(f"Probing the encoders: {topic}…", flush=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            log_path = folder / "probe.log"
+            with open(log_path, "w", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+                probe_command.main(argv)
+            write_json(record_path, record)
+        results[topic] = json.loads((folder / "probes.json").read_text(encoding="utf-8"))
+    return results
+
+
+def choose_learning_rates(runs: list[PlannedRun]) -> dict[str, dict]:
+    """Chooses each arm's learning rate by the validation loss at the last step.
+
+    Returns:
+        For each arm the `best` rate, and the `loss` of each rate, averaged over seeds.
+    """
+    losses: dict[str, dict[float, list[float]]] = {}
+    for run in runs:
+        by_rate = losses.setdefault(run.arm, {})
+        by_rate.setdefault(run.setting.learning_rate, []).append(validation_loss(run.folder))
+    choices = {}
+    for arm, by_rate in losses.items():
+        means = {rate: sum(seeds) / len(seeds) for rate, seeds in by_rate.items()}
+        loss = {f"{rate:g}": means[rate] for rate in sorted(means)}
+        choices[arm] = {"best": min(means, key=lambda rate: means[rate]), "loss": loss}
+    return choices
+
+
+def compare_learning_rates(runs: list[PlannedRun], sweep: Sweep) -> dict:
+    """Compares the arms at their best learning rates, after evaluating those runs.
+
+    Raises:
+        UserError: If no such evaluation finished.
+    """
+    rates = choose_learning_rates(runs)
+    best = [run for run in runs if run.setting.learning_rate == rates[run.arm]["best"]]
+    with explain_file_errors(sweep.output):
+        sweep.do([(run, ("evaluate",)) for run in best])
+    arms = list(rates)
+    finished = sorted(sweep.whole(best), key=lambda run: arms.index(run.arm))
+    if not finished:
+        raise UserError("no arm was evaluated at its best learning rate")
+    evaluations = load_evaluations(finished)
+    check_comparable(evaluations, may_differ=("learning rate",))
+    comparison = compare(evaluations)
+    return {
+        "rates": rates,
+        "macro": {arm: results.get("macro") for arm, results in comparison["arms"].items()},
+        "statistics": comparison["statistics"],
+        "conclusion": comparison.get("conclusion"),
+    }

@@ -1,0 +1,187 @@
+"""The inputs of an evaluation: a trained model, and the examples that it answers."""
+
+import json
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+
+import torch
+from datasets import Dataset, DatasetDict
+from safetensors import SafetensorError
+from transformers import PreTrainedConfig
+
+from ..checkpoints.load import load_model
+from ..configuration_audiolm import ARM_FIELDS
+from ..data import audio_roots, drop_bad_audio, load_reasonaqa
+from ..data.audio_check import inspect_clips
+from ..data.benchmarks import read_benchmark
+from ..data.label_fixes import RowFixes
+from ..data.reasonaqa import question_type
+from ..data.shards import dataset_folder, load_shards
+from ..data.subsets import first_of_each_type
+from ..modeling_audiolm import AudioLMForConditionalGeneration
+from ..processing_audiolm import AudioLMProcessor
+from ..runtime import UserError
+from .arguments import EvaluationArguments
+from .predict import model_digest
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """A model, its processor, and what identifies it in `metrics.json`."""
+
+    model: AudioLMForConditionalGeneration
+    processor: AudioLMProcessor
+    facts: dict
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """The examples of an evaluation.
+
+    Attributes:
+        all_rows: Every row, also those with unusable audio.
+        rows: The rows to answer.
+        seconds: Length of each clip's file.
+        training_rows: Rows for the control `majority`, if it runs.
+    """
+
+    all_rows: Dataset
+    rows: Dataset
+    seconds: dict[str, float]
+    training_rows: list[dict] | None
+
+    @cached_property
+    def clips(self) -> list[str]:
+        """The distinct clips of the rows."""
+        return sorted(set(chain.from_iterable(self.rows["audio"])))
+
+
+@contextmanager
+def input_errors() -> Generator[None]:
+    """Turns the errors of reading models and data into a `UserError`."""
+    try:
+        yield
+    except (ValueError, OSError, SafetensorError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+
+
+def load_evaluated_model(
+    name: str, revision: str | None, device: torch.device, prompt_format: str | None = None
+) -> EvaluatedModel:
+    """Loads a model. By default it is asked with the prompt format of its training.
+
+    Raises:
+        UserError: If it is not a complete AudioLM.
+    """
+    with input_errors():
+        model, tokenizer = load_model(name, revision)
+    if "flash" in str(model.config.text_config._attn_implementation):
+        # Flash attention does not accept the mask under which options are scored.
+        model.set_attn_implementation("sdpa")
+    processor = AudioLMProcessor.from_config(model.config, tokenizer)
+    processor.prompt_format = prompt_format or model.config.prompt_format
+    names = (*ARM_FIELDS, "mapper_type", "prompt_format", "training")
+    facts = {name: getattr(model.config, name, None) for name in names}
+    facts["prompt_format"] = processor.prompt_format
+    facts |= input_overrides(model.config.encoder_config)
+    state = Path(name, "trainer_state.json")
+    facts["step"] = None
+    if state.is_file():
+        facts["step"] = json.loads(state.read_text(encoding="utf-8"))["global_step"]
+    facts["weights_sha256"] = model_digest(model)
+    return EvaluatedModel(model.to(device).eval(), processor, facts)
+
+
+def load_text_only_model(name: str, device: torch.device) -> EvaluatedModel:
+    """Loads the model of the control `question_only`.
+
+    Raises:
+        UserError: If it was trained with audio, or on Mellow's prompts.
+    """
+    text_only = load_evaluated_model(name, None, device)
+    if not text_only.model.config.no_audio:
+        raise UserError(f"--question_only_model {name} was trained without --no_audio")
+    if text_only.model.config.prompt_format != "audiolm":
+        raise UserError(f"--question_only_model {name} was trained on Mellow's prompts")
+    return text_only
+
+
+def input_overrides(config: PreTrainedConfig) -> dict:
+    """Returns `band_limit` and `window_seconds` of an encoder, or of one of a pair's.
+
+    Both are None for an encoder that does not set them.
+    """
+    parts = (config, getattr(config, "first", None), getattr(config, "second", None))
+    overrides = {}
+    for name in ("band_limit", "window_seconds"):
+        values = [getattr(part, name, None) for part in parts]
+        overrides[name] = next((value for value in values if value is not None), None)
+    return overrides
+
+
+def read_data(arguments: EvaluationArguments, max_audio_seconds: float) -> EvaluationData:
+    """Reads the examples to answer, and checks their audio.
+
+    Raises:
+        UserError: If a file is missing or broken.
+    """
+    with input_errors():
+        data = DatasetDict(test=read_test_rows(arguments))
+        usable = drop_bad_audio(
+            data, max_audio_seconds, arguments.on_bad_audio, arguments.output_dir
+        )["test"]
+        fixes = RowFixes(arguments.fix_cle_labels)
+    facts = inspect_clips(list(chain.from_iterable(usable["audio"])), max_audio_seconds)
+    seconds = {clip: fact.seconds for clip, fact in facts.items()}
+    training_rows = None
+    if arguments.train_file:
+        training_rows = read_training_rows(arguments.train_file)
+        if arguments.fix_cle_labels is not None:
+            training_rows = [
+                fixes({**row, "question_type": question_type(row)}) for row in training_rows
+            ]
+    return EvaluationData(data["test"], fixes.rows(usable), seconds, training_rows)
+
+
+def read_test_rows(arguments: EvaluationArguments) -> Dataset:
+    """Reads the test split that the options name."""
+    if arguments.dataset_name:
+        rows = load_shards(dataset_folder(arguments.dataset_name), ["test"])["test"]
+    elif arguments.benchmark:
+        folder = arguments.audio_dir[0]
+        rows = read_benchmark(arguments.benchmark, arguments.test_file, folder, "keep")
+    else:
+        files = {"test": arguments.test_file}
+        rows = load_reasonaqa(files, audio_roots(arguments.audio_dir))["test"]
+    if arguments.max_samples:
+        indices = first_of_each_type(rows, arguments.max_samples).values()
+        rows = rows.select(sorted(chain.from_iterable(indices)))
+    return rows
+
+
+def read_training_rows(path: str) -> list[dict]:
+    """Reads ReasonAQA's train.json.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"--train_file {path}: not a readable JSON file ({error})") from error
+
+
+def warn_about_labels(arguments: EvaluationArguments, evaluated: EvaluatedModel) -> None:
+    """Warns if the labels of CLE are fixed in one of training and evaluation only."""
+    is_fixed_in_training = "fix_cle_labels" in getattr(evaluated.model.config, "data_changes", {})
+    if is_fixed_in_training != (arguments.fix_cle_labels is not None):
+        print(
+            "run_eval.py: --fix_cle_labels differs from training, so CLE's labels have another "
+            "meaning",
+            file=sys.stderr,
+        )

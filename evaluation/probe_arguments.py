@@ -1,0 +1,148 @@
+"""Options of `audiolm probe`, and their checks."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transformers import HfArgumentParser
+
+from ..configuration_audiolm import ENCODER_TYPES, list_encoder_types, parse_encoder_type
+from ..runtime import UserError
+from . import probes
+from .arguments import allow_no_value, option
+from .probe_folds import LABEL_COLUMNS
+
+DESCRIPTION = """Tests what frozen features contain: linear probes on labelled clips.
+
+`audiolm probe --encoder_type htsat mimi_full --labels labels.csv --audio_dir A --output_dir OUT`
+prints one table, and writes `probes.json` and `probe_predictions.csv`. The same command writes the
+same files.
+
+The CSV has a column `filename` (below --audio_dir), a column of labels, and `fold` (each is tested
+after training on the others) or `split` (train, val, test). ESC-50's folder needs no CSV."""
+
+
+@dataclass(kw_only=True)
+class ProbeArguments:
+    """The options of `audiolm probe`.
+
+    Attributes:
+        encoders: The weights of each arm, or None for the published ones.
+
+    Raises:
+        UserError: If options are wrong or conflict.
+    """
+
+    encoder_type: list[str] = field(
+        metadata={"help": f"Any of {', '.join(list_encoder_types())}.", "metavar": "ARM"}
+    )
+    encoder_name_or_path: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Weights: one for each arm in order, or ARM=NAME. A folder, file or Hub name, "
+            "or `random`. By default the published weights.",
+            "metavar": "NAME",
+        },
+    )
+    labels: str | None = option("The labels, see above.", metavar="CSV")
+    label_column: str | None = option(
+        f"Column of the labels. By default the first of {', '.join(LABEL_COLUMNS)}."
+    )
+    folds: int | None = option(
+        "Draw K folds with similar classes, for a CSV without fold and split. All clips of a "
+        "`group` (column, or else ESC's recording) are in one fold.",
+        metavar="K",
+    )
+    audio_dir: str = field(metadata={"help": "Folder of the clips."})
+    output_dir: str = field(metadata={"help": "Folder for probes.json, probe_predictions.csv."})
+    pooling: list[str] = field(
+        default_factory=lambda: ["mean"],
+        metadata={
+            "help": "mean: logistic regression on the mean over frames, with C chosen on "
+            "validation clips. attention: one learned query weighs the frames. Needs 0.3 MB per "
+            "clip of 10 s.",
+            "choices": probes.POOLINGS,
+        },
+    )
+    controls: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Poolings to repeat with shuffled training labels, which gives chance "
+            "accuracy. By default mean.",
+            "choices": probes.POOLINGS,
+        },
+    )
+    feature_cache: str | None = option("Folder of encoded clips, as in run_train.py.")
+    max_audio_seconds: float = option("Seconds used of each clip.", 10.0)
+    on_bad_audio: Literal["error", "skip"] = option("What to do about broken files.", "error")
+    seed: int = option("Seed of all draws.", 0)
+    encoders: dict[str, str | None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Checks the options, and brings the controls into the order of the poolings."""
+        self.encoders = match_weights(self.encoder_type, self.encoder_name_or_path)
+        for name in sorted(set(self.controls or []) - set(self.pooling)):
+            raise UserError(f"--controls {name}: not in --pooling")
+        controls = ["mean"] if self.controls is None else self.controls
+        self.pooling = list(dict.fromkeys(self.pooling))
+        self.controls = [name for name in self.pooling if name in controls]
+        has_few_folds = self.folds is not None and self.folds < 2
+        if not self.max_audio_seconds > 0 or has_few_folds or self.seed < 0:
+            raise UserError(
+                "expected --max_audio_seconds above 0, --folds of 2 or more and a --seed of 0 or "
+                "more"
+            )
+
+
+def build_parser() -> HfArgumentParser:
+    """Builds the parser of `audiolm probe`."""
+    parser = HfArgumentParser(
+        ProbeArguments, prog="audiolm probe", description=DESCRIPTION, allow_abbrev=False
+    )
+    allow_no_value(parser, "controls")
+    return parser
+
+
+def parse_arguments(argv: list[str] | None = None) -> ProbeArguments:
+    """Parses and checks a command line. Wrong options end the process with a usage message."""
+    parser = build_parser()
+    options = vars(parser.parse_args(argv))
+    try:
+        return ProbeArguments(**options)
+    except UserError as error:
+        parser.error(str(error))
+
+
+def match_weights(arms: list[str], names: list[str]) -> dict[str, str | None]:
+    """Returns the weights of each arm.
+
+    Args:
+        arms: Encoder types.
+        names: One name per arm, or ARM=NAME for any of them.
+
+    Raises:
+        UserError: If an arm is unknown or occurs twice, or names and arms do not match.
+    """
+    if len(set(arms)) < len(arms):
+        raise UserError(f"--encoder_type {' '.join(arms)}: each arm once")
+    for arm in arms:
+        try:
+            parse_encoder_type(arm)
+        except ValueError as error:
+            raise UserError(f"--{error}") from error
+    by_arm: dict[str, str | None] = {}
+    # The longest arm that matches: `silence=9=NAME` is of silence=9, not of silence.
+    longest_first = sorted({*arms, *ENCODER_TYPES}, key=len, reverse=True)
+    for name in names:
+        arm = next((arm for arm in longest_first if name.startswith(f"{arm}=")), None)
+        if arm is not None:
+            by_arm[arm] = name.removeprefix(f"{arm}=")
+    for arm in sorted(set(by_arm) - set(arms)):
+        raise UserError(f"--encoder_name_or_path {arm}=...: {arm} is not in --encoder_type")
+    if len(by_arm) < len(names):
+        if by_arm or len(names) != len(arms):
+            raise UserError(
+                f"--encoder_name_or_path: {len(names)} given; expected one for each of {len(arms)} "
+                "arms, or ARM=NAME"
+            )
+        by_arm = dict(zip(arms, names))
+    return {arm: by_arm.get(arm) for arm in arms}

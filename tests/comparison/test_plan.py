@@ -1,0 +1,205 @@
+"""comparison/plan.py: the runs of a config, their command lines, and what they read."""
+
+from pathlib import Path
+
+import pytest
+from support.small_comparisons import write_config
+
+from audiolm.comparison.config import read_config
+from audiolm.comparison.plan import (
+    Setting,
+    digest_paths,
+    find_demo_checkpoint,
+    plan_comparison,
+    plan_runs,
+    probe_argv,
+)
+from audiolm.evaluation.probe_command import parse as parse_probe_arguments
+from audiolm.runtime import UserError
+from audiolm.training.arguments import parse
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def data(tmp_path):
+    """`train` and `eval` of a config, with a data file of no rows."""
+    (tmp_path / "rows.json").write_text("[]")
+    rows = str(tmp_path / "rows.json")
+    return {
+        "train": {"train_file": rows, "audio_dir": str(tmp_path)},
+        "eval": {"test_file": rows, "audio_dir": str(tmp_path)},
+    }
+
+
+def write_text_only_config(tmp_path, **evaluation):
+    return write_config(
+        tmp_path / "c.yaml",
+        {
+            "corpus": {"rows": 8, "seed": 3},
+            "arms": {"a": {"encoder_type": "htsat", "no_audio": True}},
+            "train": {"freeze_lm": False, "learning_rate": 1e-3, "max_train_samples": None},
+            "eval": evaluation,
+            "output_dir": "o",
+        },
+    )
+
+
+def test_plan_runs_with_a_corpus_gives_its_files(tmp_path):
+    path = write_text_only_config(tmp_path, batch_size=64, controls=["all"])
+    (run,) = plan_runs(read_config(path, seeds=[7]))
+    train = (
+        "--encoder_type htsat --no_audio true --freeze_lm false --learning_rate 0.001 "
+        "--train_file o/corpus/train.json --validation_file o/corpus/val.json "
+        "--audio_dir o/corpus --output_dir o/a --seed 7"
+    )
+    evaluation = (
+        "--train_file o/corpus/train.json --batch_size 64 --controls majority "
+        "--test_file o/corpus/test.json --audio_dir o/corpus --model_name_or_path o/a "
+        "--output_dir o/a/evaluation"
+    )
+    assert run.train_argv == train.split()
+    assert run.eval_argv == evaluation.split()
+
+
+@pytest.mark.parametrize("controls", [None, ["no_audio"]])
+def test_plan_comparison_of_a_text_only_arm_drops_controls_that_remove_audio(tmp_path, controls):
+    config = read_config(write_text_only_config(tmp_path, controls=controls))
+    (run,) = plan_comparison(config).runs
+    assert "--controls" not in run.eval_argv
+
+
+def test_plan_runs_with_seeds_and_learning_rates_gives_each_a_folder(tmp_path):
+    path = write_config(
+        tmp_path / "c.yaml",
+        {
+            "arms": {"a": {"encoder_type": "htsat"}, "b": {"encoder_type": "mimi_full"}},
+            "seeds": [0, 1],
+            "output_dir": "o",
+            "learning_rates": [3e-5, 1e-4],
+            "train": {"learning_rate": 1e-4},
+        },
+    )
+    runs = plan_runs(read_config(path))
+    assert [run.folder.as_posix() for run in runs] == [
+        "o/a/seed-0",
+        "o/b/seed-0",
+        "o/a/seed-1",
+        "o/b/seed-1",
+        "o/a/lr-3e-05/seed-0",
+        "o/b/lr-3e-05/seed-0",
+        "o/a/lr-3e-05/seed-1",
+        "o/b/lr-3e-05/seed-1",
+    ]
+    rates = [run.train_argv[run.train_argv.index("--learning_rate") + 1] for run in runs]
+    assert rates == ["0.0001"] * 4 + ["3e-05"] * 4
+    assert [run.setting for run in runs] == [Setting(float(rate), 20_000) for rate in rates]
+
+
+def test_plan_runs_of_compare_yaml_is_the_experiment():
+    config = read_config(str(ROOT / "configs" / "compare.yaml"))
+    assert list(config.arms) == ["htsat", "mimi_semantic", "mimi_full", "text_only"]
+    assert config.seeds == [0, 1, 2]
+    assert config.learning_rates == [3e-5, 1e-4, 3e-4]
+    for arm in config.arms:
+        run = next(run for run in plan_runs(config) if run.arm == arm)
+        model, data, args = parse(run.train_argv)
+        processes = max(1, args.n_gpu)
+        batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
+        assert (args.max_steps, args.learning_rate) == (20_000, 1e-4)
+        assert data.max_audio_seconds == 10.0
+        assert batch_size == 16
+        assert model.no_audio == (arm == "text_only")
+        assert model.freeze_lm
+
+
+def test_plan_runs_of_ablation_yaml_is_the_experiment_with_other_arms():
+    config = read_config(str(ROOT / "configs" / "ablation.yaml"))
+    experiment = read_config(str(ROOT / "configs" / "compare.yaml"))
+    assert config.train == experiment.train
+    assert config.eval == experiment.eval
+    assert config.seeds == experiment.seeds
+    runs = plan_runs(config)
+    assert len(runs) == 15 * 3 * 2
+    assert {run.setting.max_steps for run in runs} == {5000, 20_000}
+    for run in runs:
+        model, _, args = parse(run.train_argv)
+        assert args.max_steps == run.setting.max_steps
+        assert model.encoder_type == config.arms[run.arm].options["encoder_type"]
+
+
+def test_plan_runs_of_demo_ablation_yaml_names_encoders_of_the_package():
+    runs = plan_runs(read_config(str(ROOT / "configs" / "demo_ablation.yaml")))
+    assert len(runs) == 18
+    for run in runs:
+        model, _, _ = parse(run.train_argv)
+        assert (ROOT / model.encoder_name_or_path / "config.json").is_file()
+
+
+def test_plan_comparison_of_a_preset_in_an_empty_folder_reads_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = plan_comparison(read_config("demo"))
+    assert plan.checkpoints["htsat"] == [str(ROOT / "demo/htsat"), str(ROOT / "demo/text")]
+    assert plan.checkpoints["mimi_full"] == [str(ROOT / "demo/mimi"), str(ROOT / "demo/text")]
+
+
+def test_find_demo_checkpoint_with_a_folder_here_returns_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo" / "mimi").mkdir(parents=True)
+    assert find_demo_checkpoint("demo/mimi") == "demo/mimi"
+    assert find_demo_checkpoint("demo/htsat+demo/mimi") == f"{ROOT / 'demo/htsat'}+demo/mimi"
+    assert find_demo_checkpoint("kyutai/mimi") == "kyutai/mimi"
+    assert find_demo_checkpoint("demo/none") == "demo/none"
+
+
+def test_plan_comparison_on_several_gpus_counts_the_processes_of_each_run(
+    tmp_path, monkeypatch, data
+):
+    """Each run gets its own GPU, whatever the planning process sees."""
+    arms = {name: {"encoder_type": name} for name in ("mimi_semantic", "mimi_full")}
+    config = read_config(write_config(tmp_path / "c.yaml", {"arms": arms, **data}))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    with pytest.raises(SystemExit):
+        parse(plan_runs(config)[0].train_argv)
+    assert len(plan_comparison(config).runs) == 2
+    assert len(plan_comparison(config, processes=2).runs) == 2
+    with pytest.raises(UserError, match=r"3 processes.* do not divide"):
+        plan_comparison(config, processes=3)
+
+
+def test_digest_paths_of_a_pair_depends_on_both_checkpoints(tmp_path, data):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    names = f"{tmp_path / 'a'}+{tmp_path / 'b'}"
+    arms = {"pair": {"encoder_type": "htsat+mimi_full", "encoder_name_or_path": names}}
+    config = read_config(write_config(tmp_path / "c.yaml", {"arms": arms, **data}))
+    checkpoints = plan_comparison(config).checkpoints["pair"]
+    assert checkpoints[:2] == [str(tmp_path / "a"), str(tmp_path / "b")]
+    before = digest_paths(checkpoints)
+    (tmp_path / "b" / "model.safetensors").write_text("other")
+    assert digest_paths(checkpoints) != before
+
+
+def test_probe_argv_names_each_encoder_with_audio_once(tmp_path):
+    htsat = {"encoder_type": "htsat", "encoder_name_or_path": "e"}
+    path = write_config(
+        tmp_path / "c.yaml",
+        {
+            "corpus": {"rows": 8, "seed": 3},
+            "arms": {
+                "a": htsat,
+                "b": {"encoder_type": "mimi_full"},
+                "c": {**htsat, "no_audio": True},
+                "d": {"encoder_type": "dac", "band_limit": 24000},
+            },
+            "train": {"max_audio_seconds": 5},
+            "output_dir": "o",
+            "probe": {"pooling": ["mean"]},
+        },
+    )
+    argv = probe_argv(read_config(path), {"room": Path("l.csv")})
+    args = parse_probe_arguments(argv["room"])
+    assert args.encoders == {"htsat": "e", "mimi_full": None}
+    assert args.pooling == ["mean"]
+    assert args.max_audio_seconds == 5
+    assert (args.labels, args.audio_dir, args.output_dir) == ("l.csv", "o/corpus", "o/probes/room")

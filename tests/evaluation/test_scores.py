@@ -1,0 +1,128 @@
+"""Rows of predictions.jsonl and numbers of metrics.json, by hand."""
+
+import pytest
+from support.evaluation import CAPTION, RAIN, make_output, make_predictions
+
+from audiolm.evaluation.scores import audio_gain, option_probabilities, recording_names, score
+from audiolm.evaluation.tables import format_metrics
+
+
+def test_score_counts_an_unparsed_answer_as_wrong():
+    rows = make_predictions(
+        (RAIN, {"audio": make_output("A) rain", a=-1, b=-2)}),
+        (RAIN, {"audio": make_output("thunder", a=-3, b=-2)}),
+        (CAPTION, {"audio": make_output("some three words")}),
+    )
+    assert [row["answers"]["generate"]["correct"] for row in rows] == [True, False, None]
+    assert [row["answers"].get("likelihood", {}).get("correct") for row in rows] == [
+        True,
+        False,
+        None,
+    ]
+    metrics = score(rows, "generate", 10.0)
+    assert metrics["micro"]["n_unparsed"] == 1
+    assert metrics["micro"]["accuracy"] == 0.5
+    assert metrics["other_protocols"]["likelihood"]["micro"]["n_unparsed"] == 0
+    assert metrics["text"]["caption"]["loss_per_answer_token"] == 0.5
+    assert metrics["text"]["caption"]["mean_words"] == 3.0
+    name = rows[0]["category"]
+    assert metrics["category"][name] == {
+        k: v for k, v in metrics["question_type"]["mcq"].items() if k != "balanced_accuracy"
+    }
+    assert metrics["protocol"] == "generate"
+    assert f"{name} 2 0.500" in " ".join(format_metrics(metrics).split())
+    assert "greedy text, parsed" in format_metrics(metrics)
+
+
+def test_predicted_rows_relabelled_options_have_original_letters():
+    """ "A) rain" is "B) rain" when all options move on by a letter."""
+    moved = make_output("B) rain", a=-5, b=-1, c=-4, d=-3)
+    (row,) = make_predictions(
+        (RAIN, {"audio": make_output("A) rain", a=-1, b=-2, c=-3, d=-4), "option_relabel": moved})
+    )
+    answers = row["controls"]["option_relabel"]["answers"]
+    assert answers["generate"]["parsed"] == "a"
+    assert answers["likelihood"]["parsed"] == "a"
+    assert answers["likelihood"]["correct"]
+    assert answers["likelihood"]["scores"] == {
+        "a": [-1, 2],
+        "b": [-4, 2],
+        "c": [-3, 2],
+        "d": [-5, 2],
+    }
+    metrics = score([row], "likelihood", 10.0)
+    assert metrics["controls"]["option_relabel"]["consistency"] == {
+        "mcq": {"n": 1, "same_option": 1.0}
+    }
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (("ClothoAQA\\audio_files\\Mom&amp;Dad.wav", ""), ("Mom&Dad.wav",)),
+        (("ClothoV21/evaluation/Mom&Dad.wav", ""), ("Mom&Dad.wav",)),
+        (("a/x.wav", "b/y.wav"), ("x.wav", "y.wav")),
+    ],
+)
+def test_recording_names_are_file_names(paths, names):
+    assert recording_names({"filepath1": paths[0], "filepath2": paths[1]}) == names
+
+
+def test_score_groups_rows_by_truncation():
+    whole = make_predictions((RAIN, {"audio": make_output("", a=-1, b=-2)}), seconds=10.0)
+    cut = make_predictions((RAIN, {"audio": make_output("", a=-2, b=-1)}), seconds=10.1)
+    groups = score(whole + cut, "likelihood", 10.0)["truncation"]
+    assert (groups["full"]["accuracy"], groups["truncated"]["accuracy"]) == (1, 0)
+
+
+def test_audio_gain_by_hand():
+    """3 of 4 are right with audio, 1 without it, 2 with noise: noise is the best baseline."""
+
+    def row(right, ablated, noise):
+        return (
+            RAIN,
+            {
+                "audio": make_output("", a=-1 if right else -3, b=-2),
+                "no_audio": make_output("", a=-1 if ablated else -3, b=-2),
+                "noise": make_output("", a=-1 if noise else -3, b=-2),
+            },
+        )
+
+    rows = make_predictions(row(1, 0, 1), row(1, 0, 1), row(1, 1, 0), row(0, 0, 0))
+    gain = audio_gain(rows, "likelihood")["mcq"]
+    assert gain["best_control"] == "noise"
+    assert gain["difference"] == 0.25
+    assert (gain["accuracy"], gain["control_accuracy"]) == (0.75, 0.5)
+    # One of four clips is drawn 0 to 3 times.
+    assert gain["ci95_low"] == 0
+    assert gain["ci95_high"] == 0.75
+
+
+def test_score_has_training_majority_as_control():
+    training = [{**RAIN, "filepath2": "", "answer": "B) heavy rain"}] * 2 + [
+        {**RAIN, "filepath2": ""}
+    ]
+    metrics = score(
+        make_predictions((RAIN, {"audio": make_output("", a=-1, b=-2)}), training_rows=training),
+        "likelihood",
+        10.0,
+    )
+    assert metrics["controls"]["majority"]["micro"]["accuracy"] == 0
+    assert metrics["micro"]["accuracy"] == 1
+
+
+def test_option_probabilities_by_hand():
+    (row,) = make_predictions((RAIN, {"audio": make_output("", a=-1.0, b=-2.0)}))
+    probabilities = option_probabilities(row)
+    assert probabilities["a"] == pytest.approx(1 / (1 + 2.718281828**-1))
+    assert sum(probabilities.values()) == pytest.approx(1)
+
+
+def test_score_by_a_protocol_without_control_answers_leaves_controls_out():
+    (row,) = make_predictions((RAIN, {"audio": make_output("A) rain", a=-1, b=-2)}))
+    row["controls"]["noise"] = {
+        "loss": 1.0,
+        "answers": {"likelihood": row["answers"]["likelihood"]},
+    }
+    assert list(score([row], "likelihood", 10.0)["controls"]) == ["noise"]
+    assert score([row], "generate", 10.0)["controls"] == {}
