@@ -317,13 +317,13 @@ def test_streamed_run_resumed_ends_the_same_and_refuses_other_settings(
         (["--dataloader_num_workers", "0"], "dataloader_num_workers 2"),
         (["--mix", "mcq=0.5"], "changes {}"),
     ]:
-        message = rf"was trained on a stream with {setting}; give the same, or rows come twice"
+        message = rf"was trained on a stream with {setting}; use the same options"
         with pytest.raises(SystemExit, match=message):
             train([*resumed, *changes])
     (checkpoint / "training_data.json").unlink()
     with pytest.raises(SystemExit):
         train(resumed)
-    assert "training_data.json is missing or torn" in capsys.readouterr().err
+    assert "training_data.json is missing or incomplete" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -476,4 +476,4 @@ def test_data_set_with_a_truncated_shard_is_refused(embedded):
 def test_streaming_without_max_steps_is_refused(capsys):
     with pytest.raises(SystemExit):
         parse(["--dataset_name", "x", "--streaming", "true", "--max_steps", "-1"])
-    assert "a stream has no end; give --max_steps with it" in capsys.readouterr().err
+    assert "a stream has no end; use --max_steps" in capsys.readouterr().err
