@@ -2,6 +2,7 @@
 
 import re
 import xml.etree.ElementTree as ElementTree
+from types import SimpleNamespace
 
 import matplotlib as mpl
 import pytest
@@ -21,7 +22,7 @@ from audiolm.comparison.report.figure import (
 )
 from audiolm.comparison.report.styles import COLOURS, export_picture, shared_style, style_arms
 from audiolm.comparison.runs import Run, bits_per_second, check_comparable
-from audiolm.encoders_audiolm import build_encoder
+from audiolm.encoders_audiolm import PairEncoder, build_encoder
 
 # frames/s times codebooks times log2(codebook size), or frames/s times channels times 16
 BITS = {
@@ -47,13 +48,9 @@ def test_bits_per_second_of_an_encoder_matches_its_formula(arm):
 
 
 def test_bits_per_second_of_a_pair_is_the_sum():
-    class Pair:
-        pass
-
-    pair = Pair()
+    configs = [AudioLMConfig(arm).encoder_config for arm in ("htsat", "mimi_full")]
     with torch.device("meta"):
-        pair.first = build_encoder(AudioLMConfig("htsat").encoder_config)
-        pair.second = build_encoder(AudioLMConfig("mimi_full").encoder_config)
+        pair = PairEncoder(SimpleNamespace(first=configs[0], second=configs[1]))
     assert bits_per_second(pair) == pytest.approx(BITS["htsat"] + BITS["mimi_full"])
 
 
