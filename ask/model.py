@@ -182,7 +182,7 @@ class LoadedModel:
         limit = self.model.config.text_config.max_position_embeddings
         for question, own_clips in zip(questions, clips):
             frames = [clip.num_frames for clip in own_clips]
-            length = len(self.processor.prompt_ids(question, frames)) + max_new_tokens
+            length = len(self.processor.encode_prompt(question, frames)) + max_new_tokens
             if length > limit:
                 raise UserError(
                     f"clips, question and answer have {length:,} tokens; {self.name} takes up to "

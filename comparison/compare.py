@@ -1,8 +1,8 @@
 """Compares evaluations of several arms. Each arm has one evaluation for each seed."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +33,7 @@ def compare(runs: Mapping[str, list[Run]]) -> dict:
         "protocol": first.metrics["protocol"],
         "seeds": [run.seed for run in reference],
         "rows": {"test": len(first.rows)},
-        "arms": {arm: summarise_arm(seeds) for arm, seeds in runs.items()},
+        "arms": {arm: _summarise_arm(seeds) for arm, seeds in runs.items()},
         "statistics": {},
         "majority": first.metrics.get("controls", {}).get("majority", {}),
     }
@@ -44,91 +44,78 @@ def compare(runs: Mapping[str, list[Run]]) -> dict:
             comparison["arms"][arm] |= accuracies | {"audio_gain": outcomes.audio_gain(arm)}
         arms = [arm for arm, seeds in runs.items() if not seeds[0].is_text_only]
         if len(arms) > 1:
-            comparison["statistics"] = asdict(compare_arms(outcomes, arms, seconds, RESAMPLES))
+            comparison["statistics"] = compare_arms(outcomes, arms, seconds, RESAMPLES)
         clips = set(chain.from_iterable(outcomes.clips))
         comparison["statistics"] |= {"rows": len(outcomes.rows), "clips": len(clips)}
         comparison["conclusion"] = conclusion(comparison)
     return comparison
 
 
-def summarise_arm(seeds: list[Run]) -> dict:
+def _summarise_arm(seeds: list[Run]) -> dict:
     """Returns what an arm is, and what its evaluations report, averaged over seeds."""
     model = seeds[0].metrics["settings"]["model"]
     return {
         "encoder_type": model["encoder_type"],
         "no_audio": seeds[0].is_text_only,
-        "text": average_text_metrics(seeds),
-        "controls": average_controls(seeds),
-        "calibration": calibration(seeds),
+        "text": _average([_text_results(run.metrics["text"]) for run in seeds]),
+        "controls": _average([_control_results(run.metrics) for run in seeds]),
+        "calibration": _calibration(seeds),
         "training": model["training"],
         "audio_gain": {},
     }
 
 
-def average_controls(seeds: list[Run]) -> dict[str, dict]:
-    """Returns an arm's accuracy under each control, averaged over seeds."""
-    averages = {}
-    for control in seeds[0].metrics.get("controls", {}):
-        results = [run.metrics["controls"][control] for run in seeds]
-        if not all(results):
-            continue
-        average: dict = {"macro_accuracy": _mean([result["macro_accuracy"] for result in results])}
-        for grouping in ("question_type", "category"):
-            average[grouping] = _average_groups([result[grouping] for result in results])
-        if "consistency" in results[0]:
-            average["same_option"] = {}
-            for name in results[0]["consistency"]:
-                shares = [result["consistency"][name]["same_option"] for result in results]
-                average["same_option"][name] = _mean(shares)
-        averages[control] = average
-    return averages
-
-
-def _average_groups(seeds: list[dict]) -> dict[str, dict]:
-    averages = {}
-    for name, cell in seeds[0].items():
-        accuracy = _mean([groups[name]["accuracy"] for groups in seeds])
-        averages[name] = {"n": cell["n"], "accuracy": accuracy}
-    return averages
-
-
-def average_text_metrics(seeds: list[Run]) -> dict[str, dict]:
-    """Returns the metrics of an arm's open question types, averaged over seeds."""
-    averages = {}
-    for question_type, first in seeds[0].metrics["text"].items():
-        results = [run.metrics["text"][question_type] for run in seeds]
-        average = {
-            "n": first["n"],
-            "loss_per_answer_token": _mean([result["loss_per_answer_token"] for result in results]),
+def _average(seeds: list[Any]) -> Any:
+    """Averages numbers, or nested dicts of them, over seeds. A count `n` is that of all seeds."""
+    first = seeds[0]
+    if isinstance(first, dict):
+        return {
+            key: value if key == "n" else _average([seed[key] for seed in seeds])
+            for key, value in first.items()
+            if all(key in seed for seed in seeds)
         }
-        if "generated" in first:
-            names = [name for name in TEXT_METRICS if name in first["generated"]]
-            average["generated"] = _average_keys([result["generated"] for result in results], names)
-        controls = list(first["control_loss"])
-        losses = [result["control_loss"] for result in results]
-        average["control_loss"] = _average_keys(losses, controls)
-        averages[question_type] = average
-    return averages
+    return None if None in seeds else float(np.mean(seeds))
 
 
-def _average_keys(seeds: list[dict], names: list[str]) -> dict[str, float | None]:
-    return {name: _mean([values[name] for values in seeds]) for name in names}
+def _control_results(metrics: dict) -> dict[str, dict]:
+    """Returns the accuracy under each control."""
+    results = {}
+    for control, scores in metrics.get("controls", {}).items():
+        if not scores:
+            continue
+        result: dict = {"macro_accuracy": scores["macro_accuracy"]}
+        for grouping in ("question_type", "category"):
+            result[grouping] = {}
+            for name, cell in scores[grouping].items():
+                result[grouping][name] = {"n": cell["n"], "accuracy": cell["accuracy"]}
+        if "consistency" in scores:
+            consistency = scores["consistency"].items()
+            result["same_option"] = {name: cell["same_option"] for name, cell in consistency}
+        results[control] = result
+    return results
 
 
-def _mean(values: list) -> float | None:
-    return None if any(value is None for value in values) else float(np.mean(values))
+def _text_results(metrics: dict) -> dict[str, dict]:
+    """Returns the metrics of each open question type."""
+    results = {}
+    for question_type, scores in metrics.items():
+        result = {name: scores[name] for name in ("n", "loss_per_answer_token")}
+        if "generated" in scores:
+            generated = scores["generated"]
+            result["generated"] = {
+                name: generated[name] for name in TEXT_METRICS if name in generated
+            }
+        results[question_type] = {**result, "control_loss": scores["control_loss"]}
+    return results
 
 
-def calibration(seeds: list[Run]) -> dict | None:
+def _calibration(seeds: list[Run]) -> dict | None:
     """Returns the calibration of an arm's option probabilities, over all its seeds."""
     confidences = []
     is_correct = []
-    for run in seeds:
-        for row in run.rows:
-            probabilities = option_probabilities(row)
-            if probabilities:
-                confidences.append(max(probabilities.values()))
-                is_correct.append(bool(row["answers"]["likelihood"]["correct"]))
-    if not confidences:
-        return None
-    return expected_calibration_error(confidences, is_correct)
+    for row in chain.from_iterable(run.rows for run in seeds):
+        probabilities = option_probabilities(row)
+        if probabilities:
+            confidences.append(max(probabilities.values()))
+            is_correct.append(bool(row["answers"]["likelihood"]["correct"]))
+    return expected_calibration_error(confidences, is_correct) if confidences else None

@@ -28,7 +28,11 @@ def conclusion(comparison: Mapping) -> str:
             "interval and the Holm-corrected p value."
         )
     sentences += [_describe_difference(pair) for pair in pairs]
-    sentences += _describe_missing_gains(comparison["arms"])
+    for arm, results in comparison["arms"].items():
+        gain = None if results["no_audio"] else results["audio_gain"].get("macro")
+        if gain and gain["ci95_low"] <= 0:
+            baseline = gain["best_control"]
+            sentences.append(f"{arm} is not shown to use the audio: {baseline} does as well.")
     seeds = len(comparison["seeds"])
     if seeds < MIN_SEEDS:
         counted = "one seed" if seeds == 1 else f"{seeds} seeds"
@@ -60,13 +64,3 @@ def _describe_difference(pair: Mapping) -> str:
         f"{better} leads {worse} by {size} {evidence}, but not in every seed, so no difference was "
         "shown."
     )
-
-
-def _describe_missing_gains(arms: Mapping[str, Mapping]) -> list[str]:
-    sentences = []
-    for arm, results in arms.items():
-        gain = None if results["no_audio"] else results["audio_gain"].get("macro")
-        if gain and gain["ci95_low"] <= 0:
-            baseline = gain["best_control"]
-            sentences.append(f"{arm} is not shown to use the audio: {baseline} does as well.")
-    return sentences

@@ -1,12 +1,10 @@
 """Differences between arms on the same rows, with the tests that docs/protocol.md fixes."""
 
-from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import TypeVar
 
 import numpy as np
 
-from ..evaluation.scores import groups
+from ..evaluation.scores import groups_of_rows
 from ..evaluation.statistics import (
     clip_bootstrap,
     clip_permutation_test,
@@ -17,60 +15,6 @@ from ..evaluation.statistics import (
 from .outcomes import Outcomes, bounds, index_groups
 
 ALPHA = 0.05
-
-
-@dataclass(frozen=True)
-class PairedDifference:
-    """Accuracy of arm `b` minus that of arm `a` on the same rows."""
-
-    a: str
-    b: str
-    difference: float
-    ci95_low: float
-    ci95_high: float
-
-
-@dataclass(frozen=True)
-class PrimaryDifference(PairedDifference):
-    """Difference in macro accuracy, the primary metric."""
-
-    p: float
-    by_seed: list[float]
-    minimum_detectable_difference: float
-    p_holm: float | None = None
-
-
-@dataclass(frozen=True)
-class TypeDifference(PairedDifference):
-    """Difference on one question type. McNemar's test is that of the first seed."""
-
-    question_type: str
-    n: int
-    clips: int
-    p: float
-    mcnemar: dict
-    p_holm: float | None = None
-
-
-@dataclass(frozen=True)
-class CategoryDifference(PairedDifference):
-    """Difference on one category. It is exploratory, so it has no test."""
-
-    category: str
-    n: int
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Differences of every pair of arms. `primary` and `by_type` are families of tests."""
-
-    primary: list[PrimaryDifference]
-    by_type: list[TypeDifference]
-    by_category: list[CategoryDifference]
-    resamples: int
-
-
-Tested = TypeVar("Tested", PrimaryDifference, TypeDifference)
 
 
 class PairedOutcomes:
@@ -101,6 +45,12 @@ class PairedOutcomes:
         """Returns bootstrap means of groups of rows, shape `(resamples, groups, pairs)`."""
         return clip_bootstrap(self.values, self.outcomes.clips, index, self.resamples)
 
+    def describe(self, column: int, mean: float, samples: np.ndarray) -> dict:
+        """Returns the names of a pair, and its difference with the 95 % interval of samples."""
+        a, b = self.pairs[column]
+        low, high = bounds(samples)
+        return {"a": a, "b": b, "difference": float(mean), "ci95_low": low, "ci95_high": high}
+
     def test(self, column: int, selected: np.ndarray, index: np.ndarray) -> float:
         """Returns the permutation p value of a pair on selected rows.
 
@@ -117,88 +67,80 @@ class PairedOutcomes:
 
 def compare_arms(
     outcomes: Outcomes, arms: list[str], max_audio_seconds: float, resamples: int
-) -> Comparison:
-    """Compares every pair of arms: on the primary metric, per question type and per category."""
+) -> dict:
+    """Compares every pair of arms.
+
+    Returns:
+        `primary`: differences in macro accuracy. `by_type`: on each question type. Both are
+        families of tests. `by_category`: exploratory differences without tests. `resamples`.
+    """
     paired = PairedOutcomes(outcomes, arms, resamples)
-    return Comparison(
-        primary=correct_with_holm(primary_differences(paired)),
-        by_type=correct_with_holm(correct_mcnemar(differences_by_question_type(paired))),
-        by_category=differences_by_category(paired, max_audio_seconds),
-        resamples=resamples,
-    )
+    statistics = {
+        "primary": _primary_differences(paired),
+        "by_type": _differences_by_question_type(paired),
+        "by_category": _differences_by_category(paired, max_audio_seconds),
+        "resamples": resamples,
+    }
+    _add_holm([difference["mcnemar"] for difference in statistics["by_type"]])
+    _add_holm(statistics["by_type"])
+    _add_holm(statistics["primary"])
+    return statistics
 
 
-def correct_with_holm(differences: list[Tested]) -> list[Tested]:
-    """Returns the differences of one family with Holm-corrected p values."""
-    corrected = holm([difference.p for difference in differences])
-    return [replace(difference, p_holm=p) for difference, p in zip(differences, corrected)]
+def _add_holm(tests: list[dict]) -> None:
+    for test, p in zip(tests, holm([test["p"] for test in tests])):
+        test["p_holm"] = p
 
 
-def correct_mcnemar(differences: list[TypeDifference]) -> list[TypeDifference]:
-    """Returns the differences with Holm-corrected p values of McNemar's test."""
-    corrected = holm([difference.mcnemar["p"] for difference in differences])
-    return [
-        replace(difference, mcnemar=difference.mcnemar | {"p_holm": p})
-        for difference, p in zip(differences, corrected)
-    ]
-
-
-def primary_differences(paired: PairedOutcomes) -> list[PrimaryDifference]:
-    """Returns the difference of each pair in macro accuracy."""
+def _primary_differences(paired: PairedOutcomes) -> list[dict]:
     outcomes = paired.outcomes
     all_rows = np.ones(len(outcomes.rows), bool)
     differences = []
     for column, (a, b) in enumerate(paired.pairs):
-        mean = float(paired.type_means[:, column].mean())
         samples = paired.type_samples[:, :, column].mean(1)
         standard_error = float(np.nanstd(samples, ddof=1))
-        p = paired.test(column, all_rows, outcomes.type_index)
-        by_seed = [
-            float((outcomes.type_means(seed_b) - outcomes.type_means(seed_a)).mean())
-            for seed_a, seed_b in zip(outcomes.by_seed[a], outcomes.by_seed[b])
-        ]
-        detectable = minimum_detectable_difference(standard_error, len(paired.pairs), ALPHA)
-        difference = PrimaryDifference(a, b, mean, *bounds(samples), p, by_seed, detectable)
+        by_seed = []
+        for seed_a, seed_b in zip(outcomes.by_seed[a], outcomes.by_seed[b]):
+            means = outcomes.type_means(seed_b) - outcomes.type_means(seed_a)
+            by_seed.append(float(means.mean()))
+        difference = paired.describe(column, paired.type_means[:, column].mean(), samples)
+        difference["p"] = paired.test(column, all_rows, outcomes.type_index)
+        difference["by_seed"] = by_seed
+        difference["minimum_detectable_difference"] = minimum_detectable_difference(
+            standard_error, len(paired.pairs), ALPHA
+        )
         differences.append(difference)
     return differences
 
 
-def differences_by_question_type(paired: PairedOutcomes) -> list[TypeDifference]:
-    """Returns the difference of each pair on each question type."""
+def _differences_by_question_type(paired: PairedOutcomes) -> list[dict]:
     outcomes = paired.outcomes
     differences = []
     for column, (a, b) in enumerate(paired.pairs):
         for index, question_type in enumerate(outcomes.question_types):
             selected = outcomes.type_index == index
             count = int(selected.sum())
-            difference = TypeDifference(
-                a,
-                b,
-                float(paired.type_means[index, column]),
-                *bounds(paired.type_samples[:, index, column]),
-                question_type=question_type,
-                n=count,
-                clips=len({clips[0] for clips, keep in zip(outcomes.clips, selected) if keep}),
-                p=paired.test(column, selected, np.zeros(count, int)),
-                mcnemar=mcnemar(
-                    outcomes.by_seed[a][0][selected] > 0, outcomes.by_seed[b][0][selected] > 0
-                ),
-            )
+            samples = paired.type_samples[:, index, column]
+            difference = paired.describe(column, paired.type_means[index, column], samples)
+            difference["question_type"] = question_type
+            difference["n"] = count
+            clips = [clips[0] for clips, keep in zip(outcomes.clips, selected) if keep]
+            difference["clips"] = len(set(clips))
+            difference["p"] = paired.test(column, selected, np.zeros(count, int))
+            # McNemar's test is that of the first seed.
+            first_seeds = [outcomes.by_seed[arm][0][selected] > 0 for arm in (a, b)]
+            difference["mcnemar"] = dict(mcnemar(*first_seeds))
             differences.append(difference)
     return differences
 
 
-def differences_by_category(
-    paired: PairedOutcomes, max_audio_seconds: float
-) -> list[CategoryDifference]:
-    """Returns the difference of each pair on each category."""
-    names, index = index_groups(groups(paired.outcomes.rows, max_audio_seconds)["category"])
+def _differences_by_category(paired: PairedOutcomes, max_audio_seconds: float) -> list[dict]:
+    names, index = index_groups(groups_of_rows(paired.outcomes.rows, max_audio_seconds)["category"])
     samples = paired.bootstrap(index)
     differences = []
     for group, name in enumerate(names):
-        for column, (a, b) in enumerate(paired.pairs):
+        for column in range(len(paired.pairs)):
             values = paired.values[index == group, column]
-            mean = float(values.mean())
-            ends = bounds(samples[:, group, column])
-            differences.append(CategoryDifference(a, b, mean, *ends, name, len(values)))
+            difference = paired.describe(column, values.mean(), samples[:, group, column])
+            differences.append({**difference, "category": name, "n": len(values)})
     return differences

@@ -8,84 +8,53 @@ import json
 import time
 from argparse import Namespace
 from collections.abc import Generator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-from filelock import FileLock
 
 from ..data import audio_roots
 from ..data.reasonaqa import AudioDir
 from ..data.soundscapes.corpus import make_soundscapes, write_labels
 from ..evaluation import probe_command
 from ..runtime import UserError, write_json
+from .cluster import RayCluster
 from .compare import compare
 from .config import ComparisonConfig, read_config
-from .plan import Plan, PlannedRun, digest_paths, main_setting, plan_comparison, probe_argv
+from .plan import Plan, digest_paths, main_setting, plan_comparison, probe_argv
+from .planned_run import Failure, PlannedRun
 from .runs import Run, check_comparable, model_facts, read_run, validation_loss
-from .sweep import Failure, Sweep
+from .sweep import Sweep
 
 
 @dataclass(frozen=True)
 class ComparisonResult:
-    """What a comparison came to.
-
-    Attributes:
-        output: Folder of the results.
-        failures: Runs that failed.
-        comparison: Content of `comparison.json`. Empty for one share of the runs, or if every arm
-            failed.
-        runs: Evaluations of each arm, one for each seed.
-        audio_dir: Folder of the audio, for the report. Without it, the report has no audio.
-    """
+    """What a comparison came to."""
 
     output: Path
     failures: list[Failure]
-    comparison: dict = field(default_factory=dict)
-    runs: Mapping[str, list[Run]] = field(default_factory=dict)
-    audio_dir: AudioDir | None = None
+    comparison: dict = field(default_factory=dict)  # `comparison.json`; empty if every arm failed
+    runs: Mapping[str, list[Run]] = field(default_factory=dict)  # of each arm, one for each seed
+    audio_dir: AudioDir | None = None  # without it, the report has no audio
 
 
-def compare_config(args: Namespace, started_at: float) -> ComparisonResult:
-    """Trains, evaluates and compares what a config describes.
-
-    Args:
-        args: Options of `run_compare.py`.
-        started_at: Start of the command, from `time.perf_counter`.
-    """
+def compare_config(args: Namespace) -> ComparisonResult:
+    """Trains, evaluates and compares what `--config` describes. See `run.build_parser`."""
     config = read_config(args.config, args.seeds, args.output_dir)
     plan = plan_comparison(config, args.processes_per_run)
+    cluster = None
+    if args.parallel or args.ray_address:
+        cluster = RayCluster(args.parallel, args.processes_per_run, args.ray_address)
     output = Path(config.output_dir)
-    is_share = args.share != (1, 1)
     if config.note:
         print(config.note, flush=True)
     with explain_file_errors(output):
         output.mkdir(parents=True, exist_ok=True)
-        corpus_seconds = generate_corpus(config)
-        records = describe_dependencies(plan)
-        sweep = Sweep(
-            output,
-            plan.runs,
-            records,
-            started_at,
-            args.parallel,
-            args.processes_per_run,
-            args.share,
-        )
-        if config.corpus and not is_share:
-            write_timings(sweep, corpus_seconds)
-        sweep.do([(run, _stages(config, run)) for run in plan.runs])
-    if is_share:
-        return ComparisonResult(output, sweep.failures)
+        generate_corpus(config)
+        sweep = Sweep(plan.digest_inputs(), cluster)
+        sweep.do(sweep.runs)
     try:
         return compare_finished_runs(config, plan, sweep)
     except UserError as error:
         raise UserError("; ".join([str(error), *map(str, sweep.failures)])) from error
-
-
-def _stages(config: ComparisonConfig, run: PlannedRun) -> tuple[str, ...]:
-    # Of the runs at other learning rates, only those at the best rate are evaluated, later.
-    is_main_rate = run.setting.learning_rate == main_setting(config).learning_rate
-    return ("train", "evaluate") if is_main_rate else ("train",)
 
 
 @contextlib.contextmanager
@@ -97,43 +66,19 @@ def explain_file_errors(output: Path) -> Generator[None, None, None]:
         raise UserError(f"{error.filename or output}: {error.strerror or error}") from error
 
 
-def generate_corpus(config: ComparisonConfig) -> float:
-    """Generates the corpus of a config, or reads a complete one. Returns the seconds it took."""
+def generate_corpus(config: ComparisonConfig) -> None:
+    """Generates the corpus of a config, or reads a complete one. Records the seconds."""
+    if not config.corpus:
+        return
     started_at = time.perf_counter()
-    if config.corpus:
+    try:
         folder = Path(config.output_dir, "corpus")
-        # Another machine may be about to generate it for its share of the runs.
-        with FileLock(folder.with_suffix(".lock")):
-            try:
-                make_soundscapes(folder, config.corpus.rows, config.corpus.seed)
-            except ValueError as error:
-                raise UserError(f"--config {config.path}: corpus: {error}") from error
-    return round(time.perf_counter() - started_at, 1)
-
-
-def describe_dependencies(plan: Plan) -> dict[Path, dict]:
-    """Returns what the results in each run's folder depend on. A change runs it again."""
-    corpus = digest_paths(plan.data_files)
-    checkpoints = {arm: digest_paths(paths) for arm, paths in plan.checkpoints.items()}
-    records = {}
-    for run in plan.runs:
-        records[run.folder] = {
-            "train": run.train_argv,
-            "evaluate": run.eval_argv,
-            "corpus": corpus,
-            "checkpoints": checkpoints[run.arm],
-        }
-    return records
-
-
-def write_timings(sweep: Sweep, corpus_seconds: float | None = None) -> None:
-    """Writes `timings.json`: seconds of the corpus, the first time, and of each run."""
-    path = sweep.output / "timings.json"
-    timings = json.loads(path.read_text()) if path.is_file() else {}
-    if corpus_seconds is not None:
-        # Later, a complete corpus is only read.
-        timings.setdefault("corpus", corpus_seconds)
-    write_json(path, {**timings, "arms": sweep.timings()})
+        make_soundscapes(folder, config.corpus["rows"], config.corpus["seed"])
+    except ValueError as error:
+        raise UserError(f"--config {config.path}: corpus: {error}") from error
+    timings = Path(config.output_dir, "timings.json")
+    if not timings.is_file():
+        write_json(timings, {"corpus": round(time.perf_counter() - started_at, 1)})
 
 
 def compare_finished_runs(config: ComparisonConfig, plan: Plan, sweep: Sweep) -> ComparisonResult:
@@ -142,11 +87,12 @@ def compare_finished_runs(config: ComparisonConfig, plan: Plan, sweep: Sweep) ->
     Raises:
         UserError: If runs are not comparable or incomplete.
     """
-    finished = sweep.whole(sweep.runs)
+    output = Path(config.output_dir)
     main = main_setting(config)
+    finished = sweep.without_failures(sweep.runs)
     main_runs = [run for run in finished if run.setting == main]
     if not main_runs:
-        return ComparisonResult(sweep.output, sweep.failures)
+        return ComparisonResult(output, sweep.failures)
     runs = load_evaluations(main_runs)
     check_comparable(runs)
     comparison = build_comparison(config, plan, main_runs, runs)
@@ -158,9 +104,10 @@ def compare_finished_runs(config: ComparisonConfig, plan: Plan, sweep: Sweep) ->
     if config.learning_rates:
         rate_runs = [run for run in finished if run.setting.max_steps == main.max_steps]
         comparison["best_learning_rates"] = compare_learning_rates(rate_runs, sweep)
-    write_timings(sweep)
-    audio_dir = audio_roots(plan.audio_dir)
-    return ComparisonResult(sweep.output, sweep.failures, comparison, runs, audio_dir)
+    timings = output / "timings.json"
+    corpus = json.loads(timings.read_text()) if timings.is_file() else {}
+    write_json(timings, {**corpus, "arms": sweep.timings()})
+    return ComparisonResult(output, sweep.failures, comparison, runs, audio_roots(plan.audio_dir))
 
 
 def build_comparison(
@@ -174,10 +121,11 @@ def build_comparison(
     Durations and folders are left out, so that the same command writes the same bytes.
     """
     seeds = " ".join(map(str, config.seeds))
+    corpus = config.corpus
     comparison: dict = {
         "command": f"run_compare.py --config {config.path} --seeds {seeds}",
         "note": config.note,
-        "corpus": asdict(config.corpus) if config.corpus else None,
+        "corpus": {"rows": corpus["rows"], "seed": corpus["seed"]} if corpus else None,
         "train": config.train,
         "eval": config.eval,
         **compare(runs),
@@ -189,8 +137,7 @@ def build_comparison(
     comparison["rows"]["train"] = len(train_rows)
     for run in main_runs:
         if run.seed == config.seeds[0]:
-            facts = {**config.arms[run.arm].options, **model_facts(run.folder)}
-            comparison["arms"][run.arm] |= facts
+            comparison["arms"][run.arm] |= {**config.arms[run.arm], **model_facts(run.folder)}
     return comparison
 
 
@@ -221,7 +168,7 @@ def run_probes(config: ComparisonConfig) -> dict[str, dict]:
     if config.corpus:
         labels = write_labels(Path(config.output_dir, "corpus"))
     else:
-        labels = {topic: Path(file) for topic, file in config.probe["labels"].items()}
+        labels = {topic: Path(file) for topic, file in (config.probe or {})["labels"].items()}
     results = {}
     for topic, argv in probe_argv(config, labels).items():
         folder = Path(config.output_dir, "probes", topic)
@@ -263,11 +210,11 @@ def compare_learning_rates(runs: list[PlannedRun], sweep: Sweep) -> dict:
         UserError: If no such evaluation finished.
     """
     rates = choose_learning_rates(runs)
-    best = [run for run in runs if run.setting.learning_rate == rates[run.arm]["best"]]
-    with explain_file_errors(sweep.output):
-        sweep.do([(run, ("evaluate",)) for run in best])
     arms = list(rates)
-    finished = sorted(sweep.whole(best), key=lambda run: arms.index(run.arm))
+    best = [run for run in runs if run.setting.learning_rate == rates[run.arm]["best"]]
+    with explain_file_errors(best[0].folder):
+        sweep.do([replace(run, stages=("evaluate",)) for run in best])
+    finished = sorted(sweep.without_failures(best), key=lambda run: arms.index(run.arm))
     if not finished:
         raise UserError("no arm was evaluated at its best learning rate")
     evaluations = load_evaluations(finished)

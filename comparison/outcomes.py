@@ -3,38 +3,33 @@
 Each arm has one evaluation for each seed. Its outcome on a row is the mean over its seeds.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..evaluation.metric import SCORED
-from ..evaluation.scores import NO_AUDIO_CONTROLS, clips_of, gain_over_best_baseline, groups
+from ..evaluation.scores import (
+    NO_AUDIO_CONTROLS,
+    gain_over_best_baseline,
+    groups_of_rows,
+    recording_names,
+)
 from ..evaluation.statistics import clip_bootstrap, interval
 from .runs import Run
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Outcomes of the closed questions: 1 for a right answer and 0 for a wrong one.
+    """Outcomes of the closed questions: 1 for a right answer and 0 for a wrong one."""
 
-    Attributes:
-        rows: Rows of the first arm's predictions.
-        question_types: Question types that occur, in the order of `SCORED`.
-        type_index: Index of each row's question type, shape `(rows,)`.
-        clips: File names of each row's one or two clips.
-        by_arm: Mean outcome over the seeds of each arm, shape `(rows,)`.
-        by_seed: Outcomes of each arm, shape `(seeds, rows)`.
-        baselines: Outcomes of each arm's no-audio baselines, shape `(rows,)`.
-    """
-
-    rows: list[dict]
-    question_types: list[str]
-    type_index: np.ndarray
-    clips: list[tuple[str, ...]]
-    by_arm: dict[str, np.ndarray]
-    by_seed: dict[str, np.ndarray]
-    baselines: dict[str, dict[str, np.ndarray]]
+    rows: list[dict]  # of the first arm's predictions
+    question_types: list[str]  # those that occur, in the order of `SCORED`
+    type_index: np.ndarray  # each row's question type, shape `(rows,)`
+    clips: list[tuple[str, ...]]  # file names of each row's one or two clips
+    by_arm: dict[str, np.ndarray]  # means over the seeds of each arm, shape `(rows,)`
+    by_seed: dict[str, np.ndarray]  # of each arm, shape `(seeds, rows)`
+    baselines: dict[str, dict[str, np.ndarray]]  # of each arm's no-audio baselines, `(rows,)`
 
     def type_means(self, outcomes: np.ndarray) -> np.ndarray:
         """Returns the mean of each question type, shape `(types, ...)`, of `(rows, ...)`."""
@@ -43,12 +38,9 @@ class Outcomes:
 
     def audio_gain(self, arm: str) -> dict[str, dict]:
         """Returns an arm's accuracy minus that of its strongest no-audio baseline."""
+        accuracy, baselines = self.by_arm[arm], self.baselines[arm]
         return gain_over_best_baseline(
-            self.by_arm[arm],
-            self.baselines[arm],
-            self.question_types,
-            self.type_index,
-            self.clips,
+            accuracy, baselines, self.question_types, self.type_index, self.clips
         )
 
 
@@ -70,7 +62,7 @@ def collect_outcomes(runs: Mapping[str, list[Run]]) -> Outcomes:
         if arm not in text_only:
             baselines[arm] |= text_only
     type_index = np.array([question_types.index(row["question_type"]) for row in rows])
-    clips = [clips_of(row) for row in rows]
+    clips = [recording_names(row) for row in rows]
     return Outcomes(rows, question_types, type_index, clips, by_arm, by_seed, baselines)
 
 
@@ -106,9 +98,13 @@ def arm_accuracies(outcomes: Outcomes, max_audio_seconds: float, resamples: int)
         For each arm, accuracies by `question_type` and every other grouping, `micro` over all rows,
         and the mean over question types: `macro`, `macro_accuracy` and `macro_by_seed`.
     """
+    groupings = {"question_type": (outcomes.question_types, outcomes.type_index)}
+    for grouping, row_groups in groups_of_rows(outcomes.rows, max_audio_seconds).items():
+        groupings.setdefault(grouping, index_groups(row_groups))
+    groupings["micro"] = index_groups([""] * len(outcomes.rows))
     columns = np.stack(list(outcomes.by_arm.values()), 1)
     accuracies: dict[str, dict] = {arm: {} for arm in outcomes.by_arm}
-    for grouping, names, index in _groupings(outcomes, max_audio_seconds):
+    for grouping, (names, index) in groupings.items():
         samples = clip_bootstrap(columns, outcomes.clips, index, resamples)
         for column, arm in enumerate(accuracies):
             cells = {}
@@ -123,21 +119,10 @@ def arm_accuracies(outcomes: Outcomes, max_audio_seconds: float, resamples: int)
     return accuracies
 
 
-def _groupings(
-    outcomes: Outcomes, max_audio_seconds: float
-) -> Iterator[tuple[str, list[str], np.ndarray]]:
-    """Yields each grouping: its name, its groups, and the group index of each row."""
-    yield "question_type", outcomes.question_types, outcomes.type_index
-    by_grouping = groups(outcomes.rows, max_audio_seconds) | {"micro": [""] * len(outcomes.rows)}
-    for grouping, row_groups in by_grouping.items():
-        names, index = index_groups(row_groups)
-        yield grouping, names, index
-
-
 def index_groups(row_groups: list[str]) -> tuple[list[str], np.ndarray]:
     """Returns the sorted groups, and the index among them of each row's group."""
-    names = sorted(set(row_groups))
-    return names, np.array([names.index(name) for name in row_groups])
+    names, index = np.unique(row_groups, return_inverse=True)
+    return names.tolist(), index
 
 
 def bounds(samples: np.ndarray) -> tuple[float, float]:

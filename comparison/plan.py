@@ -1,74 +1,48 @@
 """Plans the runs of a comparison. A run trains and evaluates one arm with one seed.
 
-Arms may differ in their encoder, in the audio it gets and in the tokens it returns. `seeds` trains
-each arm several times. `budgets` adds runs with other numbers of steps. `learning_rates` adds runs
-at other rates.
+`seeds` trains each arm several times. `budgets` adds runs with other numbers of steps.
+`learning_rates` adds runs at other rates.
 """
 
 import contextlib
 import hashlib
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..evaluation.arguments import parse_arguments as parse_eval_arguments
 from ..runtime import UserError, file_digest
-from ..training.arguments import DEFAULTS as TRAINING_DEFAULTS
-from ..training.arguments import RECIPES
-from ..training.arguments import parse as parse_train_arguments
-from .config import PACKAGE_FOLDER, ArmConfig, ComparisonConfig
+from ..training.arguments import RECIPES, TRAINING_DEFAULTS
+from ..training.arguments import parse_arguments as parse_train_arguments
+from .config import PACKAGE_FOLDER, ComparisonConfig
+from .planned_run import STAGES, PlannedRun, Setting
 
 # A probe measures an encoder on its usual input, so arms with these options are not probed.
 INPUT_OPTIONS = {"band_limit", "window_seconds"}
 CHECKPOINT_OPTIONS = ("encoder_name_or_path", "text_model_name_or_path")
 
 
-class Setting(NamedTuple):
-    """Learning rate and number of steps of a run."""
-
-    learning_rate: float
-    max_steps: int
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """One run of a comparison.
-
-    Attributes:
-        arm: Name of its arm.
-        seed: Seed of its training.
-        setting: Its learning rate and number of steps.
-        folder: Folder of the trained model.
-        train_argv: Command line of `run_train.py`.
-        eval_argv: Command line of `run_eval.py`.
-    """
-
-    arm: str
-    seed: int
-    setting: Setting
-    folder: Path
-    train_argv: list[str]
-    eval_argv: list[str]
-
-
 @dataclass(frozen=True)
 class Plan:
-    """The runs of a comparison, and what they read.
+    """The runs of a comparison, and what they read."""
 
-    Attributes:
-        runs: All runs, in the order in which they start.
-        data_files: Training, validation and test file.
-        checkpoints: Names or paths of the pretrained weights of each arm.
-        audio_dir: Folders of the audio, as `run_eval.py` gets them.
-    """
+    runs: list[PlannedRun]  # in the order in which they start
+    data_files: list[str]  # training, validation and test file
+    checkpoints: dict[str, list[str]]  # names or paths of the pretrained weights of each arm
+    audio_dir: list[str]  # folders of the audio, as `run_eval.py` gets them
 
-    runs: list[PlannedRun]
-    data_files: list[str]
-    checkpoints: dict[str, list[str]]
-    audio_dir: list[str]
+    def digest_inputs(self) -> list[PlannedRun]:
+        """Returns the runs with digests of what they read. A change does them again."""
+        corpus = digest_paths(self.data_files)
+        checkpoints = {arm: digest_paths(paths) for arm, paths in self.checkpoints.items()}
+        runs = []
+        for run in self.runs:
+            digests = {"corpus": corpus, "checkpoints": checkpoints[run.arm]}
+            runs.append(replace(run, digests=digests))
+        return runs
 
 
 def main_setting(config: ComparisonConfig) -> Setting:
@@ -78,7 +52,7 @@ def main_setting(config: ComparisonConfig) -> Setting:
     return Setting(float(options["learning_rate"]), options["max_steps"])
 
 
-def plan_runs(config: ComparisonConfig) -> list[PlannedRun]:
+def plan_runs(config: ComparisonConfig, processes: int = 1) -> list[PlannedRun]:
     """Returns all runs in order: the main comparison, other budgets, other learning rates."""
     main = main_setting(config)
     budgets = [Setting(main.learning_rate, steps) for steps in config.budgets or []]
@@ -86,50 +60,46 @@ def plan_runs(config: ComparisonConfig) -> list[PlannedRun]:
     runs = []
     for setting in dict.fromkeys([main, *budgets, *rates]):
         is_main_rate = setting.learning_rate == main.learning_rate
+        # Of the runs at other rates, only those at the best rate are evaluated, later.
+        stages = tuple(STAGES) if is_main_rate else ("train",)
         for seed in config.seeds:
-            for arm in config.arms.values():
+            for arm in config.arms:
                 # A text-only arm is a control, for which no learning rate is chosen.
-                if is_main_rate or not arm.is_text_only:
-                    runs.append(plan_run(config, arm, seed, setting))
+                if is_main_rate or not config.is_text_only(arm):
+                    run = plan_run(config, arm, seed, setting)
+                    runs.append(replace(run, processes=processes, stages=stages))
     return runs
 
 
-def plan_run(config: ComparisonConfig, arm: ArmConfig, seed: int, setting: Setting) -> PlannedRun:
+def plan_run(config: ComparisonConfig, arm: str, seed: int, setting: Setting) -> PlannedRun:
     """Returns one run with its folder and command lines."""
-    folder = _run_folder(config, arm, seed, setting)
+    main = main_setting(config)
+    parts = [arm]
+    if setting.max_steps != main.max_steps:
+        parts.append(f"steps-{setting.max_steps}")
+    elif setting.learning_rate != main.learning_rate:
+        parts.append(f"lr-{setting.learning_rate:g}")
+    if len(config.seeds) > 1:
+        parts.append(f"seed-{seed}")
+    name = "/".join(parts)
+    folder = Path(config.output_dir, name)
     cache = {"feature_cache": Path(config.output_dir, "features")} if config.feature_cache else {}
-    train = {
-        **_train_options(config, arm, setting),
-        **cache,
-        "output_dir": folder,
-        "seed": seed,
-    }
+    train = {**_train_options(config, arm, setting), **cache, "output_dir": folder, "seed": seed}
     evaluation = {
         **_eval_options(config, arm),
         **cache,
         "model_name_or_path": folder,
         "output_dir": folder / "evaluation",
     }
-    return PlannedRun(arm.name, seed, setting, folder, to_argv(train), to_argv(evaluation))
+    argv = {"train": to_argv(train), "evaluate": to_argv(evaluation)}
+    return PlannedRun(arm, seed, setting, name, folder, argv)
 
 
-def _run_folder(config: ComparisonConfig, arm: ArmConfig, seed: int, setting: Setting) -> Path:
-    folder = Path(config.output_dir, arm.name)
-    main = main_setting(config)
-    if setting.max_steps != main.max_steps:
-        folder /= f"steps-{setting.max_steps}"
-    elif setting.learning_rate != main.learning_rate:
-        folder /= f"lr-{setting.learning_rate:g}"
-    return folder / f"seed-{seed}" if len(config.seeds) > 1 else folder
-
-
-def _train_options(config: ComparisonConfig, arm: ArmConfig, setting: Setting) -> dict[str, Any]:
+def _train_options(config: ComparisonConfig, arm: str, setting: Setting) -> dict[str, Any]:
     shared = dict(config.train)
-    main = main_setting(config)
-    if setting.learning_rate != main.learning_rate:
-        shared["learning_rate"] = setting.learning_rate
-    if setting.max_steps != main.max_steps:
-        shared["max_steps"] = setting.max_steps
+    for name, value, main in zip(Setting._fields, setting, main_setting(config)):
+        if value != main:
+            shared[name] = value
     if config.corpus:
         corpus = Path(config.output_dir, "corpus")
         shared |= {
@@ -138,14 +108,14 @@ def _train_options(config: ComparisonConfig, arm: ArmConfig, setting: Setting) -
             "audio_dir": corpus,
         }
     # An arm's options come first on the command line, and win over those under `train`.
-    options = {**arm.options, **shared, **arm.options}
+    options = {**config.arms[arm], **shared, **config.arms[arm]}
     for name in CHECKPOINT_OPTIONS:
         if options.get(name):
             options[name] = find_demo_checkpoint(options[name])
     return options
 
 
-def _eval_options(config: ComparisonConfig, arm: ArmConfig) -> dict[str, Any]:
+def _eval_options(config: ComparisonConfig, arm: str) -> dict[str, Any]:
     options = dict(config.eval)
     train_file = config.train.get("train_file")
     if config.corpus:
@@ -153,9 +123,8 @@ def _eval_options(config: ComparisonConfig, arm: ArmConfig) -> dict[str, Any]:
         train_file = corpus / "train.json"
         options |= {"test_file": corpus / "test.json", "audio_dir": corpus}
     controls = options.get("controls") or []
-    controls = controls if isinstance(controls, list) else [controls]
     has_majority = "all" in controls or "majority" in controls
-    if arm.is_text_only:
+    if config.is_text_only(arm):
         # The other controls take the audio away, and this arm has none.
         options["controls"] = ["majority"] if has_majority else None
     return {"train_file": train_file, **options} if has_majority else options
@@ -196,12 +165,11 @@ def probe_argv(config: ComparisonConfig, labels: dict[str, Path]) -> dict[str, l
     """
     output = Path(config.output_dir)
     encoders: dict[str, str | None] = {}
-    for arm in config.arms.values():
-        if not arm.is_text_only and not INPUT_OPTIONS & set(arm.options):
-            name = arm.options.get("encoder_name_or_path")
-            encoders.setdefault(arm.options["encoder_type"], name and find_demo_checkpoint(name))
-    named = [f"{encoder_type}={name}" for encoder_type, name in encoders.items() if name]
-    shared = {name: value for name, value in config.probe.items() if name != "labels"}
+    for arm, options in config.arms.items():
+        if not config.is_text_only(arm) and not INPUT_OPTIONS & set(options):
+            encoders.setdefault(options["encoder_type"], options.get("encoder_name_or_path"))
+    named = [f"{kind}={find_demo_checkpoint(name)}" for kind, name in encoders.items() if name]
+    shared = {name: value for name, value in (config.probe or {}).items() if name != "labels"}
     if config.corpus:
         shared["audio_dir"] = output / "corpus"
     if config.feature_cache:
@@ -232,13 +200,14 @@ def plan_comparison(config: ComparisonConfig, processes: int = 1) -> Plan:
     """
     source = f"--config {config.path}"
     parse_train = partial(parse_train_arguments, processes=processes)
-    runs = plan_runs(config)
+    runs = plan_runs(config, processes)
     data_files: list[str] = []
     audio_dir: list[str] = []
     checkpoints = {}
     for run in runs:
-        model, data, _ = _parse_or_explain(parse_train, run.train_argv, f"{source}: train")
-        evaluation = _parse_or_explain(parse_eval_arguments, run.eval_argv, f"{source}: eval")
+        model, data, _ = _parse_or_explain(parse_train, run.argv["train"], f"{source}: train")
+        argv = run.argv["evaluate"]
+        evaluation = _parse_or_explain(parse_eval_arguments, argv, f"{source}: eval")
         if data.dataset_name or evaluation.dataset_name:
             raise UserError(
                 f"{source}: dataset_name is not supported. Give train_file, validation_file and "

@@ -8,14 +8,15 @@ The same command resumes an interrupted comparison. A finished arm runs again on
 its data or its checkpoints changed. Failed runs are listed at the end. Arms that finished with all
 seeds are compared without the others.
 
-`--parallel N` runs N of them at once. `--share I/N` runs one of N parts, so that N machines can
-share a folder. Afterwards, the command without `--share` compares all runs.
+Runs go one after another. With the extra `cluster`, `--parallel N` does N of them at once, and
+`--ray_address auto` uses all machines of a Ray cluster. See docs/distributed.md.
 
 `python run_compare.py --evaluations htsat=A mimi_full=B` compares folders of run_eval.py. Repeat
 an arm's name to add another seed.
 """
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -29,7 +30,6 @@ from .experiment import ComparisonResult, compare_config, explain_file_errors
 from .report.build import write_report
 from .report.figure import write_figure
 from .runs import Run, check_comparable, model_facts, read_run
-from .sweep import part_of
 from .tables import comparison_table
 
 
@@ -40,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--config", help="YAML file of the comparison, or a preset such as demo (configs/demo.yaml)"
@@ -47,79 +48,62 @@ def build_parser() -> argparse.ArgumentParser:
     source.add_argument(
         "--evaluations", nargs="+", metavar="ARM=FOLDER", help="folders that run_eval.py wrote"
     )
-    parser.add_argument(
-        "--seeds",
-        type=int,
-        nargs="+",
-        help="seeds with which each arm is trained; overrides the config",
-    )
-    parser.add_argument("--output_dir", help="folder of the results; overrides the config")
-    parser.add_argument(
-        "--audio_dir",
-        nargs="+",
-        help="with --evaluations: folder of the audio for the report (default: no audio in it)",
-    )
-    parser.add_argument(
+    seeds_help = "seeds with which each arm is trained; overrides the config"
+    add("--seeds", type=int, nargs="+", help=seeds_help)
+    add("--output_dir", help="folder of the results; overrides the config")
+    audio_help = "with --evaluations: folder of the audio for the report (default: no audio in it)"
+    add("--audio_dir", nargs="+", help=audio_help)
+    add(
         "--parallel",
         type=int,
         metavar="N",
-        help="run N arms at once, each in its own processes and on its own GPUs "
-        "(default: one after another in this process)",
+        help="do N runs at once on this machine (on each machine with --ray_address), each in its "
+        "own processes and on its own GPUs (default: one after another in this process)",
     )
-    parser.add_argument(
+    add(
         "--processes_per_run",
         type=int,
         default=1,
         metavar="P",
-        help="with --parallel: processes of each run, started with "
+        help="with --parallel or --ray_address: processes of each run, started with "
         "`accelerate launch --num_processes P` (default: 1)",
     )
-    parser.add_argument(
-        "--share",
-        default="1/1",
-        metavar="I/N",
-        help="run only the I-th of N parts and compare nothing, for machines that share output_dir",
+    add(
+        "--ray_address",
+        metavar="ADDRESS",
+        help="do the runs on a Ray cluster, such as auto for that of this machine "
+        "(default with --parallel: start Ray on this machine)",
     )
     return parser
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """Returns the checked options of `run_compare.py`. `share` is a pair of numbers.
-
-    Raises:
-        UserError: If `--share` is not of the form I/N.
-    """
+    """Returns the checked options of `run_compare.py`."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    if args.evaluations and (args.parallel, args.processes_per_run, args.share) != (None, 1, "1/1"):
-        parser.error("--parallel, --processes_per_run and --share: use them with --config")
+    uses_ray = args.parallel is not None or args.ray_address is not None
+    if args.evaluations and (uses_ray or args.processes_per_run != 1):
+        parser.error("--parallel, --processes_per_run and --ray_address: use them with --config")
     for option in ("parallel", "processes_per_run"):
         value = getattr(args, option)
         if value is not None and value < 1:
             parser.error(f"--{option} {value}: expected a positive number")
-    if args.processes_per_run > 1 and not args.parallel:
+    if args.processes_per_run > 1 and not uses_ray:
         parser.error(f"--processes_per_run {args.processes_per_run}: add --parallel")
-    args.share = part_of(args.share)
-    if args.config and not args.parallel and torch.cuda.device_count() > 1:
-        # One process does not train on several GPUs, so runs get a process with one GPU.
-        args.parallel = 1
+    if args.config and not uses_ray and torch.cuda.device_count() > 1:
+        # One process does not train on several GPUs, so it uses the first.
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]
     return args
 
 
 def compare_encoders(args: argparse.Namespace) -> None:
     """Runs `run_compare.py`: compares, writes the results, and exits with 1 if a run failed."""
     started_at = time.perf_counter()
-    result = compare_config(args, started_at) if args.config else compare_folders(args)
+    result = compare_config(args) if args.config else compare_folders(args)
     if result.comparison:
         write_results(result)
         print(f"{format_duration(time.perf_counter() - started_at)} in total")
-    elif not result.failures:
-        number, count = args.share
-        duration = format_duration(time.perf_counter() - started_at)
-        print(
-            f"Part {number} of {count} finished in {duration}. When all parts have finished, the "
-            "same command without --share compares them."
-        )
     if result.failures:
         lines = [f"{len(result.failures)} runs failed. The same command tries them again:"]
         lines += [f"  {failure}" for failure in result.failures]

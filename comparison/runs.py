@@ -2,13 +2,14 @@
 
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer
+from transformers.utils import flatten_dict
 
 from ..configuration_audiolm import ARM_FIELDS, AudioLMConfig
 from ..data.reasonaqa import FIELDS, QUESTION_TYPES
@@ -26,17 +27,11 @@ MODEL_DEFAULTS = {"mapper_type": "mlp", "prompt_format": "audiolm"}
 
 @dataclass(frozen=True)
 class Run:
-    """One evaluation.
+    """One evaluation."""
 
-    Attributes:
-        folder: Folder that `run_eval.py` wrote.
-        metrics: Content of `metrics.json`.
-        rows: Rows of `predictions.jsonl`.
-    """
-
-    folder: Path
-    metrics: dict
-    rows: list[dict]
+    folder: Path  # written by `run_eval.py`
+    metrics: dict  # content of `metrics.json`
+    rows: list[dict]  # rows of `predictions.jsonl`
 
     @property
     def training(self) -> dict:
@@ -57,8 +52,6 @@ class Run:
     def is_text_only(self) -> bool:
         """Whether the model was trained without audio."""
         return self.metrics["settings"]["model"]["no_audio"]
-
-    deaf = is_text_only  # RENAMED
 
 
 def read_run(folder: str | Path) -> Run:
@@ -85,35 +78,6 @@ def read_run(folder: str | Path) -> Run:
 
 # ------------------------------------------------------------------------------------------------
 # Comparability
-
-
-def comparability_key(run: Run, ignored: Collection[str] = ()) -> dict[str, object]:
-    """Returns what must be equal for two evaluations to be comparable, by name.
-
-    Nested names are joined by dots, such as `training.learning rate`.
-
-    Args:
-        run: The evaluation.
-        ignored: Names to leave out, each with all names below it.
-    """
-    settings = dict(run.metrics["settings"])
-    model = MODEL_DEFAULTS | {k: v for k, v in settings.pop("model").items() if v is not None}
-    settings = {k: v for k, v in settings.items() if k not in IRRELEVANT_SETTINGS}
-    settings |= {name: model.get(name) for name in MODEL_FIELDS}
-    return _flatten({"protocol": run.metrics["protocol"], **settings}, ignored)
-
-
-def _flatten(settings: Mapping, ignored: Collection[str], prefix: str = "") -> dict[str, object]:
-    flat = {}
-    for name, value in settings.items():
-        full_name = f"{prefix}{name}"
-        if full_name in ignored:
-            continue
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, ignored, f"{full_name}.")
-        else:
-            flat[full_name] = value
-    return flat
 
 
 def check_comparable(runs: Mapping[str, list[Run]], may_differ: tuple[str, ...] = ()) -> None:
@@ -160,26 +124,33 @@ def _check_pair(first: Run, second: Run, ignored: set[str]) -> None:
         )
     if first.is_published or second.is_published:
         ignored = set(MODEL_FIELDS)
-    names = differing_settings(
-        comparability_key(first, ignored), comparability_key(second, ignored)
-    )
-    if names:
+    settings = [_comparable_settings(run) for run in (first, second)]
+    if None in (settings[0]["step"], settings[1]["step"]):
+        # A model from the Hub does not tell its step.
+        ignored = ignored | {"step"}
+    differences = []
+    for name in dict.fromkeys([*settings[0], *settings[1]]):
+        values = [setting.get(name) for setting in settings]
+        is_ignored = any(f"{name}.".startswith(f"{prefix}.") for prefix in ignored)
+        if values[0] != values[1] and not is_ignored:
+            differences.append(f"{name} ({values[0]} and {values[1]})")
+    if differences:
         raise UserError(
-            f"{first.folder} and {second.folder} differ in more than the arm: {', '.join(names)}"
+            f"{first.folder} and {second.folder} differ in more than the arm: "
+            f"{', '.join(differences)}"
         )
 
 
-def differing_settings(first: Mapping[str, object], second: Mapping[str, object]) -> list[str]:
-    """Describes how two comparability keys differ: name and both values of each difference."""
-    names = dict.fromkeys([*first, *second])
-    # A model from the Hub does not tell its step.
-    if None in (first.get("step"), second.get("step")):
-        names.pop("step", None)
-    return [
-        f"{name} ({first.get(name)} and {second.get(name)})"
-        for name in names
-        if first.get(name) != second.get(name)
-    ]
+def _comparable_settings(run: Run) -> dict[str, object]:
+    """Returns what must be equal for two evaluations to be comparable.
+
+    Nested names are joined by dots, such as `training.learning rate`.
+    """
+    settings = dict(run.metrics["settings"])
+    model = MODEL_DEFAULTS | {k: v for k, v in settings.pop("model").items() if v is not None}
+    settings = {k: v for k, v in settings.items() if k not in IRRELEVANT_SETTINGS}
+    settings |= {name: model.get(name) for name in MODEL_FIELDS}
+    return flatten_dict({"protocol": run.metrics["protocol"], **settings})
 
 
 # ------------------------------------------------------------------------------------------------
@@ -197,12 +168,14 @@ def learning_curves(log_history: list[dict]) -> dict:
     """
     eval_loss = {}
     for question_type in QUESTION_TYPES:
-        key = f"eval_{question_type}_token_loss"
-        points = [[entry["step"], float(entry[key])] for entry in log_history if key in entry]
+        points = _curve(log_history, f"eval_{question_type}_token_loss")
         if points:
             eval_loss[question_type] = points
-    train_loss = [[entry["step"], float(entry["loss"])] for entry in log_history if "loss" in entry]
-    return {"train_loss": train_loss, "eval_loss": eval_loss}
+    return {"train_loss": _curve(log_history, "loss"), "eval_loss": eval_loss}
+
+
+def _curve(log_history: list[dict], key: str) -> list[list[float]]:
+    return [[entry["step"], float(entry[key])] for entry in log_history if key in entry]
 
 
 def bits_per_second(encoder: AudioEncoder) -> float:
@@ -219,7 +192,9 @@ def bits_per_second(encoder: AudioEncoder) -> float:
     if len(encoder.dims) > 1:
         # Posteriors are repeated for each frame of a time cell, which adds no information.
         latent, classes = encoder.dims
-        return 16.0 * (latent + encoder.time_cells * classes) / encoder.config.window_seconds
+        return (
+            16.0 * (latent + encoder.geometry.time_cells * classes) / encoder.config.window_seconds
+        )
     return encoder.frame_rate * encoder.dim * 16.0
 
 
@@ -279,9 +254,6 @@ def _read_log_history(folder: str | Path) -> list[dict]:
 
 def validation_loss(folder: str | Path) -> float:
     """Returns the validation loss per answer token at the last step, averaged over question types.
-
-    Args:
-        folder: Folder of a trained model.
 
     Raises:
         UserError: If the model was never evaluated in training.

@@ -1,6 +1,6 @@
 """Formats a comparison as text."""
 
-from ..evaluation.tables import columns_of, table_rows
+from ..evaluation.tables import comparison_columns, comparison_rows
 
 SECTION_TITLES = {
     "question_type": "accuracy by question type",
@@ -13,19 +13,19 @@ FAMILY_TITLES = {"primary": "macro accuracy", "by_type": "one question type"}
 
 def comparison_table(comparison: dict) -> str:
     """Returns accuracies, audio gains, differences and probes of a comparison as text."""
-    lines = [
-        *_accuracy_lines(comparison),
-        *_audio_gain_lines(comparison),
-        *_budget_lines(comparison),
-        *_difference_lines(comparison),
-        *_probe_lines(comparison),
-    ]
+    lines = [*_accuracy_lines(comparison), *_audio_gain_lines(comparison["arms"])]
+    if comparison.get("budgets"):
+        lines += _budget_lines(comparison["budgets"], list(comparison["arms"]))
+    for family, title in FAMILY_TITLES.items():
+        lines += _difference_lines(comparison["statistics"].get(family, []), title)
+    if comparison.get("probes"):
+        lines += _probe_lines(comparison["probes"])
     return "\n".join(lines)
 
 
 def _accuracy_lines(comparison: dict) -> list[str]:
-    rows = table_rows(comparison)
-    widths = {name: max(len(name), 19) + 2 for name in columns_of(comparison)}
+    rows = comparison_rows(comparison)
+    widths = {name: max(len(name), 19) + 2 for name in comparison_columns(comparison)}
     label_width = max(28, *(len(row["name"]) + 2 for row in rows))
     header = "".join(f"{name:>{width}}" for name, width in widths.items())
     lines = [f"{'':<{label_width}}{'n':>6}{header}"]
@@ -59,22 +59,20 @@ def _difference(result: dict) -> str:
     return f"{_points(result['difference']):>6} {ends}"
 
 
-def _audio_gain_lines(comparison: dict) -> list[str]:
-    lines = ["audio gain over the strongest no-audio baseline, in points of macro accuracy"]
-    for arm, results in comparison["arms"].items():
+def _audio_gain_lines(arms: dict) -> list[str]:
+    lines = []
+    for arm, results in arms.items():
         gain = results["audio_gain"].get("macro")
         if gain:
             lines.append(f"  {arm:<26}{_difference(gain)}, over {gain['best_control']}")
-    return lines if len(lines) > 1 else []
+    title = "audio gain over the strongest no-audio baseline, in points of macro accuracy"
+    return [title, *lines] if lines else []
 
 
-def _budget_lines(comparison: dict) -> list[str]:
-    budgets = comparison.get("budgets")
-    if not budgets:
-        return []
+def _budget_lines(budgets: dict, arms: list[str]) -> list[str]:
     header = "".join(f"{int(steps):>10,}" for steps in budgets)
     lines = [f"{'macro accuracy by steps':<28}{header}"]
-    for arm in comparison["arms"]:
+    for arm in arms:
         line = f"  {arm:<26}"
         for results in budgets.values():
             macro = results.get(arm, {}).get("macro")
@@ -83,36 +81,26 @@ def _budget_lines(comparison: dict) -> list[str]:
     return lines
 
 
-def _difference_lines(comparison: dict) -> list[str]:
-    lines = []
-    for family, title in FAMILY_TITLES.items():
-        pairs = comparison["statistics"].get(family, [])
-        if pairs:
-            lines.append(
-                f"differences in points of {title}: 95 % interval over clips, p, corrected p"
-            )
-        for pair in pairs:
-            name = f"{pair['b']} - {pair['a']}"
-            if family == "by_type":
-                name = f"{pair['question_type']} {name}"
-            tests = f"p {pair['p']:.4f}, {pair['p_holm']:.4f}; {_details(pair)}"
-            lines.append(f"  {name:<40}{_difference(pair)}  {tests}")
-    return lines
+def _difference_lines(pairs: list[dict], title: str) -> list[str]:
+    lines = [f"differences in points of {title}: 95 % interval over clips, p, corrected p"]
+    for pair in pairs:
+        name = f"{pair.get('question_type', '')} {pair['b']} - {pair['a']}".strip()
+        if "mcnemar" in pair:
+            details = f"McNemar {pair['mcnemar']['p_holm']:.4f}"
+        else:
+            by_seed = ", ".join(_points(value) for value in pair["by_seed"])
+            detectable = 100 * pair["minimum_detectable_difference"]
+            details = f"by seed {by_seed}; minimum detectable {detectable:.1f}"
+        tests = f"p {pair['p']:.4f}, {pair['p_holm']:.4f}; {details}"
+        lines.append(f"  {name:<40}{_difference(pair)}  {tests}")
+    return lines if pairs else []
 
 
-def _details(pair: dict) -> str:
-    if "mcnemar" in pair:
-        return f"McNemar {pair['mcnemar']['p_holm']:.4f}"
-    seeds = ", ".join(_points(value) for value in pair["by_seed"])
-    detectable = 100 * pair["minimum_detectable_difference"]
-    return f"by seed {seeds}; minimum detectable {detectable:.1f}"
-
-
-def _probe_lines(comparison: dict) -> list[str]:
-    lines = []
-    for topic, probes in comparison.get("probes", {}).items():
+def _probe_lines(probes_by_topic: dict) -> list[str]:
+    lines = ["accuracy of linear probes on the encoders' features"]
+    for topic, probes in probes_by_topic.items():
         majority = probes["majority"]["accuracy"]
         for pooling, results in probes["results"].items():
             cells = ", ".join(f"{arm} {_cell(result)}" for arm, result in results.items())
             lines.append(f"  {topic}, {pooling} pooling: {cells}; majority {majority:.3f}")
-    return ["accuracy of linear probes on the encoders' features", *lines] if lines else []
+    return lines

@@ -106,7 +106,7 @@ class ReasonAQACollator:
 
     def _text_inputs(self, examples: list[dict], num_frames: list[int]) -> dict:
         remaining = iter(num_frames)
-        inputs = self.processor.text_inputs(
+        inputs = self.processor.encode_texts(
             [example["input"] for example in examples],
             [[next(remaining) for _ in example["audio"]] for example in examples],
             None if self.generate else [example["answer"] for example in examples],

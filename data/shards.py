@@ -111,6 +111,3 @@ def dataset_folder(name: str, streaming: bool = False) -> str:
         raise UserError(
             f"--dataset_name {name}: neither a folder nor a data set on the Hub ({reason})"
         ) from error
-
-
-split_files = read_manifest  # RENAMED

@@ -1,5 +1,6 @@
 """Builds the model to train with its processor, and prepares the model for the Trainer."""
 
+import os
 from typing import Any
 
 from safetensors import SafetensorError
@@ -23,11 +24,7 @@ MODEL_CONFIG_FIELDS = ("audio_tokens", "learn_code_embeddings", "mapper_type", "
 def build_model(
     model_args: ModelArguments, data_args: DataArguments
 ) -> tuple[AudioLMForConditionalGeneration, AudioLMProcessor]:
-    """Builds the model to train and its processor, from its parts or from a trained AudioLM.
-
-    Raises:
-        UserError: A checkpoint cannot be read, or does not fit the options.
-    """
+    """Builds the model to train and its processor, from its parts or from a trained AudioLM."""
     fields = {
         "freeze_lm": model_args.freeze_lm,
         "no_audio": model_args.no_audio,
@@ -78,6 +75,22 @@ def _load_trained(
     return model, tokenizer
 
 
+def pop_compile_options(args: AudioLMTrainingArguments) -> tuple[str, str | None] | None:
+    """Removes `--torch_compile` from the Trainer's arguments: it would recompile for every length.
+
+    Returns:
+        Backend and mode for [`compile_layers`], or None without `--torch_compile`.
+    """
+    if not args.torch_compile:
+        return None
+    options = (args.torch_compile_backend or "inductor", args.torch_compile_mode)
+    args.torch_compile = False
+    args.torch_compile_backend = args.torch_compile_mode = None
+    for name in ("BACKEND", "MODE"):
+        os.environ.pop(f"ACCELERATE_DYNAMO_{name}", None)
+    return options
+
+
 def prepare_model(
     model: AudioLMForConditionalGeneration,
     model_args: ModelArguments,
@@ -85,12 +98,6 @@ def prepare_model(
     compile_options: tuple[str, str | None] | None,
 ) -> nn.Module:
     """Adds LoRA adapters, caches bfloat16 weights and compiles layers, as the options ask for.
-
-    Args:
-        model: Model whose features are computed.
-        model_args: Options of the model.
-        args: Options of the Trainer.
-        compile_options: From [`pop_compile_options`].
 
     Returns:
         The model, or the `PeftModel` around it.

@@ -7,16 +7,16 @@ from support.small_comparisons import write_config
 
 from audiolm.comparison.config import read_config
 from audiolm.comparison.plan import (
-    Setting,
     digest_paths,
     find_demo_checkpoint,
     plan_comparison,
     plan_runs,
     probe_argv,
 )
+from audiolm.comparison.planned_run import Setting
 from audiolm.evaluation.probe_command import parse as parse_probe_arguments
 from audiolm.runtime import UserError
-from audiolm.training.arguments import parse
+from audiolm.training.arguments import parse_arguments as parse
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,15 +58,15 @@ def test_plan_runs_with_a_corpus_gives_its_files(tmp_path):
         "--test_file o/corpus/test.json --audio_dir o/corpus --model_name_or_path o/a "
         "--output_dir o/a/evaluation"
     )
-    assert run.train_argv == train.split()
-    assert run.eval_argv == evaluation.split()
+    assert run.argv["train"] == train.split()
+    assert run.argv["evaluate"] == evaluation.split()
 
 
 @pytest.mark.parametrize("controls", [None, ["no_audio"]])
 def test_plan_comparison_of_a_text_only_arm_drops_controls_that_remove_audio(tmp_path, controls):
     config = read_config(write_text_only_config(tmp_path, controls=controls))
     (run,) = plan_comparison(config).runs
-    assert "--controls" not in run.eval_argv
+    assert "--controls" not in run.argv["evaluate"]
 
 
 def test_plan_runs_with_seeds_and_learning_rates_gives_each_a_folder(tmp_path):
@@ -91,7 +91,8 @@ def test_plan_runs_with_seeds_and_learning_rates_gives_each_a_folder(tmp_path):
         "o/a/lr-3e-05/seed-1",
         "o/b/lr-3e-05/seed-1",
     ]
-    rates = [run.train_argv[run.train_argv.index("--learning_rate") + 1] for run in runs]
+    argv = [run.argv["train"] for run in runs]
+    rates = [options[options.index("--learning_rate") + 1] for options in argv]
     assert rates == ["0.0001"] * 4 + ["3e-05"] * 4
     assert [run.setting for run in runs] == [Setting(float(rate), 20_000) for rate in rates]
 
@@ -103,7 +104,7 @@ def test_plan_runs_of_compare_yaml_is_the_experiment():
     assert config.learning_rates == [3e-5, 1e-4, 3e-4]
     for arm in config.arms:
         run = next(run for run in plan_runs(config) if run.arm == arm)
-        model, data, args = parse(run.train_argv)
+        model, data, args = parse(run.argv["train"])
         processes = max(1, args.n_gpu)
         batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
         assert (args.max_steps, args.learning_rate) == (20_000, 1e-4)
@@ -123,16 +124,16 @@ def test_plan_runs_of_ablation_yaml_is_the_experiment_with_other_arms():
     assert len(runs) == 15 * 3 * 2
     assert {run.setting.max_steps for run in runs} == {5000, 20_000}
     for run in runs:
-        model, _, args = parse(run.train_argv)
+        model, _, args = parse(run.argv["train"])
         assert args.max_steps == run.setting.max_steps
-        assert model.encoder_type == config.arms[run.arm].options["encoder_type"]
+        assert model.encoder_type == config.arms[run.arm]["encoder_type"]
 
 
 def test_plan_runs_of_demo_ablation_yaml_names_encoders_of_the_package():
     runs = plan_runs(read_config(str(ROOT / "configs" / "demo_ablation.yaml")))
     assert len(runs) == 18
     for run in runs:
-        model, _, _ = parse(run.train_argv)
+        model, _, _ = parse(run.argv["train"])
         assert (ROOT / model.encoder_name_or_path / "config.json").is_file()
 
 
@@ -160,7 +161,7 @@ def test_plan_comparison_on_several_gpus_counts_the_processes_of_each_run(
     config = read_config(write_config(tmp_path / "c.yaml", {"arms": arms, **data}))
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     with pytest.raises(SystemExit):
-        parse(plan_runs(config)[0].train_argv)
+        parse(plan_runs(config)[0].argv["train"])
     assert len(plan_comparison(config).runs) == 2
     assert len(plan_comparison(config, processes=2).runs) == 2
     with pytest.raises(UserError, match=r"3 processes.* do not divide"):

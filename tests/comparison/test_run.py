@@ -7,7 +7,7 @@ from support.builders import small_model
 from support.small_comparisons import write_config, write_corpus
 
 from audiolm.comparison.experiment import choose_learning_rates
-from audiolm.comparison.plan import PlannedRun, Setting
+from audiolm.comparison.planned_run import PlannedRun, Setting
 from audiolm.comparison.runs import read_run
 from audiolm.run_compare import main
 
@@ -144,7 +144,7 @@ def test_choose_learning_rates_takes_the_lowest_validation_loss(tmp_path):
                 {"step": 9, "eval_mcq_token_loss": last, "loss": 9.0},
             ]
             (folder / "trainer_state.json").write_text(json.dumps({"log_history": log}))
-            runs.append(PlannedRun("a", seed, Setting(rate, 9), folder, [], []))
+            runs.append(PlannedRun("a", seed, Setting(rate, 9), folder.name, folder, {}))
     choice = choose_learning_rates(runs)["a"]
     assert choice["best"] == 3e-4
     assert choice["loss"] == {"0.0001": 1.5, "0.0003": pytest.approx(1.2)}
@@ -201,7 +201,11 @@ def test_evaluations_option_with_another_precision_is_refused(output, evaluation
         ),
         (
             ["--evaluations", "a=b", "--parallel", "2"],
-            "--parallel, --processes_per_run and --share: use them with --config",
+            "--parallel, --processes_per_run and --ray_address: use them with --config",
+        ),
+        (
+            ["--evaluations", "a=b", "--ray_address", "auto"],
+            "--parallel, --processes_per_run and --ray_address: use them with --config",
         ),
     ],
 )
@@ -209,12 +213,6 @@ def test_options_that_contradict_each_other_are_refused(argv, message, capsys):
     with pytest.raises(SystemExit):
         main(argv)
     assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("share", ["3/2", "half"])
-def test_share_option_of_another_form_exits_with_one_line(share):
-    with pytest.raises(SystemExit, match=f"run_compare.py: --share {share}: I/N"):
-        main(["--config", "c.yaml", "--share", share])
 
 
 def test_corpus_of_another_size_in_the_folder_is_named(tmp_path):

@@ -20,8 +20,8 @@ from audiolm.data.second_clips import first_clips, second_clips
 from audiolm.encoders_audiolm import build_encoder
 from audiolm.evaluation.evaluate import main as evaluate
 from audiolm.modeling_audiolm import MellowMapper
+from audiolm.run_train import main as train
 from audiolm.runtime import UserError
-from audiolm.training.train import main as train
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "data" / "mellow_reference"
 needed = pytest.mark.skipif(

@@ -60,6 +60,29 @@ def write_config(path: Path, config: dict, **changes) -> str:
     return str(path)
 
 
+def write_two_arms(folder: Path, tokenizer) -> dict:
+    """Writes 8 rows and checkpoints. Returns a config of two arms, two seeds and 2 steps."""
+    shared = write_corpus(folder, tokenizer, with_pairs=False)
+    shared["train"]["eval_steps"] = 2
+    shared["eval"] |= {"protocol": ["likelihood"], "controls": ["no_audio"]}
+    arms = {}
+    for arm in ("mimi_semantic", "mimi_full"):
+        arms[arm] = {"encoder_type": arm, "encoder_name_or_path": str(folder / "mimi")}
+    return {"feature_cache": True, "seeds": [0, 1], "arms": arms, **shared}
+
+
+def command_line(folder: Path, config: dict, output: str, **changes) -> list[str]:
+    """The command line of a comparison in a folder's subfolder, with some sections replaced."""
+    path = folder / f"{output}.yaml"
+    return ["--config", write_config(path, config, output_dir=str(folder / output), **changes)]
+
+
+def read_comparison(folder: Path) -> dict:
+    """`comparison.json` without the command that made it."""
+    comparison = json.loads((folder / "comparison.json").read_text())
+    return {name: value for name, value in comparison.items() if name != "command"}
+
+
 def make_run(right, name="x", clips=None, no_audio=False, model=None, **settings) -> Run:
     """An evaluation of one-clip questions of three types in turn.
 
