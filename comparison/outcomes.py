@@ -89,11 +89,6 @@ def _control_outcomes(seeds: list[Run], indices: list[int]) -> dict[str, np.ndar
 def arm_accuracies(outcomes: Outcomes, max_audio_seconds: float, resamples: int) -> dict[str, dict]:
     """Returns the accuracies of each arm with their bootstrap intervals over clips.
 
-    Args:
-        outcomes: Outcomes of all arms.
-        max_audio_seconds: Seconds that a model uses of each clip.
-        resamples: Bootstrap resamples.
-
     Returns:
         For each arm, accuracies by `question_type` and every other grouping, `micro` over all rows,
         and the mean over question types: `macro`, `macro_accuracy` and `macro_by_seed`.

@@ -76,16 +76,8 @@ def read_run(folder: str | Path) -> Run:
     return run
 
 
-# ------------------------------------------------------------------------------------------------
-# Comparability
-
-
 def check_comparable(runs: Mapping[str, list[Run]], may_differ: tuple[str, ...] = ()) -> None:
-    """Checks that evaluations differ only in their arm and seed.
-
-    Args:
-        runs: Evaluations of each arm, one for each seed.
-        may_differ: Names of facts of a training that may differ, such as `learning rate`.
+    """Checks that evaluations differ only in arm and seed, and in the named facts of a training.
 
     Raises:
         UserError: If arms have other seeds, or two evaluations differ in other settings.
@@ -142,10 +134,7 @@ def _check_pair(first: Run, second: Run, ignored: set[str]) -> None:
 
 
 def _comparable_settings(run: Run) -> dict[str, object]:
-    """Returns what must be equal for two evaluations to be comparable.
-
-    Nested names are joined by dots, such as `training.learning rate`.
-    """
+    """Returns what must be equal. Nested names are joined by dots: `training.learning rate`."""
     settings = dict(run.metrics["settings"])
     model = MODEL_DEFAULTS | {k: v for k, v in settings.pop("model").items() if v is not None}
     settings = {k: v for k, v in settings.items() if k not in IRRELEVANT_SETTINGS}
@@ -153,29 +142,18 @@ def _comparable_settings(run: Run) -> dict[str, object]:
     return flatten_dict({"protocol": run.metrics["protocol"], **settings})
 
 
-# ------------------------------------------------------------------------------------------------
-# Facts of a trained model
-
-
 def learning_curves(log_history: list[dict]) -> dict:
-    """Returns the loss curves of a `trainer_state.json`, as lists of [step, loss] pairs.
+    """Returns `train_loss`, and `eval_loss` per answer token by question type.
 
-    Args:
-        log_history: Its entry of that name.
-
-    Returns:
-        `train_loss`, and `eval_loss` per answer token by question type.
+    Each is a list of [step, loss] pairs from the `log_history` of a `trainer_state.json`.
     """
-    eval_loss = {}
-    for question_type in QUESTION_TYPES:
-        points = _curve(log_history, f"eval_{question_type}_token_loss")
-        if points:
-            eval_loss[question_type] = points
-    return {"train_loss": _curve(log_history, "loss"), "eval_loss": eval_loss}
 
+    def curve(key: str) -> list[list[float]]:
+        return [[entry["step"], float(entry[key])] for entry in log_history if key in entry]
 
-def _curve(log_history: list[dict], key: str) -> list[list[float]]:
-    return [[entry["step"], float(entry[key])] for entry in log_history if key in entry]
+    curves = {name: curve(f"eval_{name}_token_loss") for name in QUESTION_TYPES}
+    eval_loss = {name: points for name, points in curves.items() if points}
+    return {"train_loss": curve("loss"), "eval_loss": eval_loss}
 
 
 def bits_per_second(encoder: AudioEncoder) -> float:
@@ -197,12 +175,7 @@ def bits_per_second(encoder: AudioEncoder) -> float:
 
 
 def model_facts(folder: str | Path) -> dict:
-    """Returns facts of a saved model for `comparison.json`.
-
-    Returns:
-        Number of trained parameters, seconds used of each clip, audio tokens per clip and per
-        second, bits per second of its encoder's output (None for a text-only model), and learning
-        curves.
+    """Returns facts of a saved model for `comparison.json`, such as its audio tokens per second.
 
     Raises:
         UserError: If the folder holds no complete model.
