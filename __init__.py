@@ -1,4 +1,4 @@
-"""AudioLM: audio question answering with a frozen audio encoder, a mapper and a small language model.
+"""AudioLM: audio question answering with a frozen encoder, a mapper and a language model.
 
 The names below load on first use, so that `import audiolm` does not import torch.
 """

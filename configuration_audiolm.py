@@ -6,20 +6,12 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 
 class EncoderType(NamedTuple):
-    """The encoder and its options that an `encoder_type` names.
+    """The encoder and its options that an `encoder_type` names."""
 
-    Attributes:
-        model_type: `model_type` of the encoder's configuration.
-        options: Fields that the type sets in this configuration.
-        numbered_option: Field that NUMBER sets in `NAME=NUMBER`. NAME alone is valid if `options`
-            holds a default.
-        numbers: Valid values of NUMBER.
-    """
-
-    model_type: str
-    options: dict[str, Any] = {}
-    numbered_option: str | None = None
-    numbers: range = range(0)
+    model_type: str  # Of the encoder's configuration.
+    options: dict[str, Any] = {}  # Fields that the type sets in this configuration.
+    numbered_option: str | None = None  # Field that NUMBER sets in `NAME=NUMBER`.
+    numbers: range = range(0)  # Valid values of NUMBER.
 
     @property
     def needs_number(self) -> bool:
@@ -92,18 +84,12 @@ ARM_FIELDS = (
 
 
 class SilenceConfig(PreTrainedConfig):
-    """Configuration of `SilenceEncoder`, the no-audio baseline.
-
-    Attributes:
-        num_tokens: Learned embeddings that replace the audio tokens of every clip.
-        hidden_size: Their width.
-        sampling_rate: Rate of the clips in Hz.
-    """
+    """Configuration of `SilenceEncoder`, the no-audio baseline."""
 
     model_type = "audiolm_silence"
-    num_tokens: int = 125
+    num_tokens: int = 125  # Learned embeddings that replace the audio tokens of every clip.
     hidden_size: int = 512
-    sampling_rate: int = 24000
+    sampling_rate: int = 24000  # Hz
 
 
 class PairConfig(PreTrainedConfig):
@@ -187,7 +173,8 @@ class AudioLMConfig(PreTrainedConfig):
             kwargs.setdefault(name, getattr(text_config, name, None))
         is_tied = bool(getattr(text_config, "tie_word_embeddings", False))
         kwargs.setdefault("tie_word_embeddings", is_tied)
-        super().__init__(**{"auto_map": dict(AUTO_MAP), **kwargs})
+        fields: dict[str, Any] = {"auto_map": dict(AUTO_MAP), **kwargs}
+        super().__init__(**fields)
 
     def _check_values(self) -> None:
         for name, choices in CHOICES.items():
@@ -208,20 +195,19 @@ class AudioLMConfig(PreTrainedConfig):
         name = self.encoder_type
         has_posteriors = bool(encoder_type.options.get("posteriors"))
         has_codes = encoder_type.options.get("num_levels") or "num_tokens" in encoder_type.options
+        problem = None
         if self.learn_code_embeddings and not has_codes:
-            raise ValueError(f"learn_code_embeddings: {name} has no codes")
-        if self.no_audio and self.learn_code_embeddings:
-            raise ValueError(
-                "no_audio needs mean features. learn_code_embeddings and silence do not have them"
-            )
-        if self.no_audio and (has_posteriors or encoder_type.model_type == "audiolm_pair"):
-            raise ValueError(
-                f"no_audio: {name} has two kinds of frames. Use an encoder_type with one kind"
-            )
-        if self.mapper_type == "mellow" and not has_posteriors:
-            raise ValueError(
+            problem = f"learn_code_embeddings: {name} has no codes"
+        elif self.no_audio and self.learn_code_embeddings:
+            problem = "no_audio needs mean features. learn_code_embeddings and silence have none"
+        elif self.no_audio and (has_posteriors or encoder_type.model_type == "audiolm_pair"):
+            problem = f"no_audio: {name} has two kinds of frames. Use an encoder_type with one kind"
+        elif self.mapper_type == "mellow" and not has_posteriors:
+            problem = (
                 f"mapper_type mellow: {name} has no posteriors. Use mellow or htsat_posteriors"
             )
+        if problem is not None:
+            raise ValueError(problem)
 
 
 def list_encoder_types() -> list[str]:
@@ -246,7 +232,7 @@ def parse_encoder_type(encoder_type: str) -> EncoderType:
     entry = ENCODER_TYPES.get(name)
     if entry and not equals and not entry.needs_number:
         return EncoderType(entry.model_type, entry.options)
-    if entry and equals and number in map(str, entry.numbers):
+    if entry and entry.numbered_option and number in map(str, entry.numbers):
         return EncoderType(entry.model_type, {**entry.options, entry.numbered_option: int(number)})
     raise ValueError(
         f"encoder_type {encoder_type!r:.60}: expected one of {', '.join(list_encoder_types())}"
@@ -267,16 +253,13 @@ def _check_pair(encoder_type: str) -> None:
 def default_encoder_config(
     encoder_type: str, config: PreTrainedConfig | dict | None = None
 ) -> PreTrainedConfig:
-    """Returns an encoder's configuration with the options of its type.
-
-    Args:
-        encoder_type: One of [`list_encoder_types`].
-        config: Further fields, which take precedence. Those of a pair are in `first` and `second`.
+    """Returns an encoder's configuration with the options of its type, and those of `config`.
 
     Raises:
         ValueError: If `config` belongs to another encoder type.
     """
     entry = parse_encoder_type(encoder_type)
+    fields: dict[str, Any]
     fields = config.to_dict() if isinstance(config, PreTrainedConfig) else dict(config or {})
     _check_agreement(encoder_type, entry, fields)
     fields = {**entry.options, **fields, "model_type": entry.model_type, "_name_or_path": ""}
@@ -286,9 +269,10 @@ def default_encoder_config(
         fields["decoder_config"] = None  # Only the encoding half is used.
     elif entry.model_type == "audiolm_pair":
         for part, name in zip(("first", "second"), encoder_type.split("+")):
-            fields[part] = default_encoder_config(name, fields.get(part))
+            part_config = default_encoder_config(name, fields.get(part))
             # transformers would build the encoder in the dtype of the file that it was read from.
-            fields[part].dtype = None
+            part_config.dtype = None
+            fields[part] = part_config
     encoder_config = build_config("encoder_config", fields)
     _check_depth(encoder_type, entry.options, encoder_config)
     check_band_limit(encoder_config)
@@ -296,20 +280,18 @@ def default_encoder_config(
 
 
 def build_config(field: str, values: dict) -> PreTrainedConfig:
-    """Builds a configuration of transformers or of this module from its dict.
-
-    Args:
-        field: Name of the configuration, for the error message.
-        values: Its fields, with `model_type`.
+    """Builds the configuration of transformers or of this module whose `model_type` is in a dict.
 
     Raises:
-        ValueError: If transformers does not know the `model_type`.
+        ValueError: If transformers does not know it. The message names the `field`.
     """
     values = dict(values)
     model_type = values.pop("model_type", None)
-    if model_type not in OWN_CONFIGS and model_type not in CONFIG_MAPPING:
+    if model_type in OWN_CONFIGS:
+        return OWN_CONFIGS[model_type](**values)
+    if model_type not in CONFIG_MAPPING:
         raise ValueError(f"{field}: transformers does not know the model_type {model_type!r}")
-    return (OWN_CONFIGS.get(model_type) or CONFIG_MAPPING[model_type])(**values)
+    return CONFIG_MAPPING[model_type](**values)
 
 
 def check_band_limit(config: PreTrainedConfig) -> None:

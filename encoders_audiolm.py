@@ -5,22 +5,29 @@ model.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import ClapAudioModel, DacModel, EncodecModel, MimiModel, PreTrainedConfig
+from transformers import (
+    ClapAudioConfig,
+    ClapAudioModel,
+    DacModel,
+    EncodecModel,
+    MimiConfig,
+    MimiModel,
+    PreTrainedConfig,
+)
 from transformers.audio_utils import mel_filter_bank
 
-# No recording exceeds these. The header of a small damaged file can, and would then fill the
-# memory.
+# No recording exceeds these. The header of a damaged file can, and would then fill the memory.
 MAX_SAMPLE_RATE = 768_000  # Hz
 MAX_SAMPLES_PER_SECOND = 12_288_000  # In all channels: 64 at 192 kHz.
 # The resampling kernels of unusual rates take up to 230 MB and are not cached.
@@ -28,7 +35,7 @@ MAX_CACHED_KERNEL = 100_000
 
 
 @contextmanager
-def full_precision(device_type: str) -> Iterator[None]:
+def full_precision(device_type: str) -> Generator[None]:
     """Switches off autocast, and the TF32 that cuDNN uses by default in place of float32."""
     cudnn = torch.backends.cudnn
     if hasattr(cudnn, "conv"):
@@ -64,15 +71,9 @@ def resampled_length(num_samples: int, rate: int, new_rate: int) -> int:
 
 
 def resample(audio: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
-    """Resamples audio as torchaudio does by default.
+    """Resamples audio, shape `(..., samples)`, between rates in Hz as torchaudio does by default.
 
-    This is band-limited sinc interpolation with a Hann window, 6 zero crossings and a roll-off of
-    0.99.
-
-    Args:
-        audio: Shape `(..., samples)`.
-        rate: Its sampling rate in Hz.
-        new_rate: Sampling rate of the result in Hz.
+    This is sinc interpolation with a Hann window, 6 zero crossings and a roll-off of 0.99.
 
     Raises:
         ValueError: If no recording has such a rate.
@@ -82,12 +83,10 @@ def resample(audio: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
     check_rate("the audio", rate)
     check_rate("the encoder", new_rate)
     common = math.gcd(int(rate), int(new_rate))
-    old_period = int(rate) // common
-    new_period = int(new_rate) // common
     # Several periods at once make one matrix product of 64 columns or more.
-    periods = -(-64 // new_period)
-    old_period *= periods
-    new_period *= periods
+    periods = -(-64 // (int(new_rate) // common))
+    old_period = int(rate) // common * periods
+    new_period = int(new_rate) // common * periods
     is_cached = max(old_period, new_period) < MAX_CACHED_KERNEL
     make_kernels = _resampling_kernels if is_cached else _resampling_kernels.__wrapped__
     width, kernels = make_kernels(old_period, new_period, str(audio.device))
@@ -104,14 +103,10 @@ def resample(audio: torch.Tensor, rate: int, new_rate: int) -> torch.Tensor:
 def _resampling_kernels(
     old_period: int, new_period: int, device: str
 ) -> tuple[int, list[tuple[int, torch.Tensor]]]:
-    """Returns the kernels that turn `old_period` samples into `new_period` samples.
+    """Returns how many samples are needed around a period, and kernels of 64 new samples each.
 
-    Only samples near a new one have a weight: from 32 to 44.1 kHz, 61 of 334. Each kernel makes 64
-    new samples.
-
-    Returns:
-        How many samples are needed before and after a period. For each kernel, the first sample
-        that it reads and its weights, shape `(samples, 64)`.
+    A kernel is the first sample that it reads, and weights, shape `(samples, 64)`. Only samples
+    near a new one have a weight: from 32 to 44.1 kHz, 61 of 334.
     """
     base = min(old_period, new_period) * 0.99
     zeros = 6
@@ -138,7 +133,7 @@ def zero_padding(waveform: torch.Tensor, num_samples: list[int]) -> torch.Tensor
 
 
 @contextmanager
-def captured_outputs(module: nn.Module) -> Iterator[list]:
+def captured_outputs(module: nn.Module) -> Generator[list]:
     """Collects the outputs of a module inside a model in a list."""
     outputs: list = []
     handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
@@ -156,23 +151,21 @@ class AudioEncoder(nn.Module):
     Attributes:
         config: Configuration that the encoder is built from. `band_limit`, if set, is a sampling
             rate in Hz: clips lose the frequencies that a recording at this rate lacks.
+        model: Model of transformers. Pairs of encoders and silence have none.
         dim: Channels of a frame.
         sample_rate: Sampling rate of its input in Hz.
         frame_rate: Frames per second of a long clip.
     """
 
     config: PreTrainedConfig
+    model: Any
     dim: int
     sample_rate: int
     frame_rate: float
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """Channels of each kind of frame.
-
-        Most encoders have one kind. Where there are two, the channels of both stand side by side,
-        and a frame has zeros in those of the other kind.
-        """
+        """Channels of each kind of frame, side by side. A frame is zero in those of other kinds."""
         return (self.dim,)
 
     @property
@@ -220,20 +213,20 @@ class AudioEncoder(nn.Module):
     def move_conv_sizes_to_cpu(self) -> None:
         """Turns the sizes of Mimi's convolutions, which are buffers, into attributes on the CPU.
 
-        Each convolution reads them as numbers, and each read would wait for the GPU. Processes of a
-        distributed run must hold the same buffers, so call this in all of them or before the first
-        clip.
+        Each read of a buffer would wait for the GPU. All processes of a distributed run must hold
+        the same buffers, so call this in all of them or before the first clip.
         """
         for module in self.modules():
             for name in ("stride", "kernel_size", "padding_total"):
-                if name in module._buffers:
-                    module.__dict__[name] = module._buffers.pop(name).cpu()
+                size = module._buffers.pop(name, None)
+                if size is not None:
+                    module.__dict__[name] = size.cpu()
 
     def clear_codebook_cache(self) -> None:
         """Makes quantizers compute their tables anew from the weights that they hold now."""
         for module in self.modules():
             if hasattr(module, "_embed"):
-                module._embed = None
+                setattr(module, "_embed", None)  # noqa: B010 (an attribute that no class declares)
 
     def _clip_lengths(self, waveform: torch.Tensor, num_samples: list[int] | None) -> list[int]:
         shape = tuple(waveform.shape)
@@ -277,27 +270,16 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class HTSATGeometry:
-    """Sizes of HTSAT's windows, and of the grid of cells that each of them becomes.
-
-    Attributes:
-        window_samples: Samples of a window.
-        frequency_cells: Cells of the grid along frequency.
-        time_cells: Cells of the grid along time.
-        uses_all_cells: Whether all cells of each window are used, also those in repeated audio.
-    """
+    """Sizes of HTSAT's windows, and of the grid of cells that each of them becomes."""
 
     window_samples: int
     frequency_cells: int
     time_cells: int
-    uses_all_cells: bool
+    uses_all_cells: bool  # Of each window, also those in repeated audio.
 
     @classmethod
     def from_config(cls, config: PreTrainedConfig) -> "HTSATGeometry":
-        """Works out the sizes of a configuration.
-
-        Raises:
-            ValueError: If windows are longer than the image that the model takes.
-        """
+        """Works out the sizes. Raises ValueError if windows are too long for the model's image."""
         # The spectrogram is cut along time, and the slices are stacked to a square image.
         slices = config.spec_size // config.num_mel_bins
         side = config.spec_size // config.patch_stride[0] // 2 ** (len(config.depths) - 1)
@@ -325,12 +307,12 @@ class HTSATGeometry:
             numbers = np.arange(self.time_cells) + 0.5
             centres = start + numbers * self.window_samples / self.time_cells
             cells = np.flatnonzero((centres >= covered) & (centres < num_samples))
-            if not windows and not len(cells):
+            if self.uses_all_cells:
+                cells = np.arange(self.time_cells)
+            elif not windows and not len(cells):
                 cells = np.array([0])
             covered = start + self.window_samples
-            if self.uses_all_cells:
-                windows.append(Window(start, 0, self.time_cells))
-            elif len(cells):
+            if len(cells):
                 windows.append(Window(start, int(cells[0]), int(cells[-1]) + 1))
         return windows
 
@@ -346,13 +328,15 @@ class HTSATEncoder(AudioEncoder):
         ValueError: If `config` has feature fusion, or windows that the model cannot take.
     """
 
-    def __init__(self, config: PreTrainedConfig):
+    mel_filters: torch.Tensor
+    window: torch.Tensor
+
+    def __init__(self, config: ClapAudioConfig):
         super().__init__()
         if config.enable_fusion:
             raise ValueError("CLAP checkpoints with feature fusion are not supported")
         self.config = config
         self.model = ClapAudioModel(config)
-        self._register_front_end(config)
         self.layer = getattr(config, "layer", None)
         stage = self.layer or len(config.depths)
         self.latent_dim = config.patch_embeds_hidden_size * 2 ** (stage - 1)
@@ -361,9 +345,7 @@ class HTSATEncoder(AudioEncoder):
         self.geometry = HTSATGeometry.from_config(config)
         self.frames_per_cell = self.geometry.frequency_cells
         self.latents_per_window = 0
-        self.frame_rate = self._frames_per_window() / config.window_seconds
-
-    def _register_front_end(self, config: PreTrainedConfig) -> None:
+        self.frame_rate = self.num_frames(self.geometry.window_samples) / config.window_seconds
         with torch.device("cpu"):
             mel = mel_filter_bank(
                 config.n_fft // 2 + 1,
@@ -377,14 +359,6 @@ class HTSATEncoder(AudioEncoder):
             self.register_buffer("mel_filters", torch.tensor(mel, dtype=torch.float32))
             self.register_buffer("window", torch.hann_window(config.n_fft))
 
-    @property
-    def time_cells(self) -> int:  # RENAMED to geometry.time_cells
-        """Cells of a window's grid along time."""
-        return self.geometry.time_cells
-
-    def _frames_per_window(self) -> int:
-        return self.frames_per_cell * self.geometry.time_cells + self.latents_per_window
-
     def num_frames(self, num_samples: int) -> int:
         """Returns how many frames `encode` makes of a clip of `num_samples` samples."""
         windows = self.geometry.windows(num_samples)
@@ -393,14 +367,9 @@ class HTSATEncoder(AudioEncoder):
 
     def log_mel(self, waveform: torch.Tensor) -> torch.Tensor:
         """Returns the log-mel spectrogram in dB, shape `(batch, samples // hop + 1, mel bins)`."""
-        stft = torch.stft(
-            waveform,
-            self.config.n_fft,
-            self.config.hop_length,
-            window=self.window,
-            pad_mode="reflect",
-            return_complex=True,
-        )
+        n_fft = self.config.n_fft
+        hop = self.config.hop_length
+        stft = torch.stft(waveform, n_fft, hop, window=self.window, return_complex=True)
         power = stft.real.square() + stft.imag.square()
         return 10 * torch.log10((power.transpose(1, 2) @ self.mel_filters).clamp(min=1e-10))
 
@@ -408,8 +377,7 @@ class HTSATEncoder(AudioEncoder):
         """Encodes clips that are one window long.
 
         Returns:
-            The grid of cells, shape `(batch, dim, frequency, time)`, and the latent, `(batch,
-            dim)`.
+            The grid of cells, shape `(batch, dim, frequency, time)`, and latents, `(batch, dim)`.
         """
         mel = self.log_mel(waveform)[:, None]
         if not self.layer:
@@ -417,25 +385,19 @@ class HTSATEncoder(AudioEncoder):
             return output.last_hidden_state, output.pooler_output
         with captured_outputs(self.model.audio_encoder.layers[self.layer - 1]) as outputs:
             output = self.model(input_features=mel)
-        before_downsampling = outputs[0][1]
-        return self._grid_of_stage(before_downsampling), output.pooler_output
-
-    def _grid_of_stage(self, image: torch.Tensor) -> torch.Tensor:
-        # A stage's output, (batch, side * side, dim), is an image of time slices, one below the
-        # other.
+        image = outputs[0][1]  # Before downsampling.
+        # Its shape is (batch, side * side, dim): time slices, one below the other.
         side = math.isqrt(image.shape[1])
         slices = self.config.spec_size // self.config.num_mel_bins
         image = image.transpose(1, 2).unflatten(2, (slices, side // slices, side))
-        return nn.functional.avg_pool2d(
-            image.transpose(2, 3).flatten(3), side // slices // self.geometry.frequency_cells
-        )
+        image = image.transpose(2, 3).flatten(3)
+        pool_size = side // slices // self.geometry.frequency_cells
+        return nn.functional.avg_pool2d(image, pool_size), output.pooler_output
 
     def _window_frames(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encodes windows, shape `(windows, samples)`.
+        """Returns the latents, shape `(windows, latents_per_window, dim)`, and frames of the cells.
 
-        Returns:
-            Frames before the cells, shape `(windows, latents_per_window, dim)`, and frames of the
-            cells, shape `(windows, time_cells, frames_per_cell, dim)`.
+        The latter have shape `(windows, time_cells, frames_per_cell, dim)`.
         """
         grid, _ = self.encode_windows(windows)
         cells = grid.permute(0, 3, 2, 1)
@@ -454,9 +416,8 @@ class HTSATEncoder(AudioEncoder):
         features = []
         for windows in windows_by_clip:
             parts: list[torch.Tensor] = []
-            for window, (window_latents, window_cells) in zip(windows, encoded):
-                used_cells = window_cells[window.first_cell : window.end_cell]
-                parts += [window_latents, used_cells.flatten(0, 1)]
+            for window, (latent, grid) in zip(windows, encoded):
+                parts += [latent, grid[window.first_cell : window.end_cell].flatten(0, 1)]
             features.append(torch.cat(parts))
         return pad_sequence(features, batch_first=True)
 
@@ -468,16 +429,14 @@ class HTSATPosteriorEncoder(HTSATEncoder):
     posteriors `config.posterior_repeats` times.
     """
 
-    def __init__(self, config: PreTrainedConfig):
+    def __init__(self, config: ClapAudioConfig):
         super().__init__(config)
         self.dim = self.latent_dim + config.num_classes
-        kernel_size = (self.geometry.frequency_cells, 3)
-        self.classifier = nn.Conv2d(
-            self.latent_dim, config.num_classes, kernel_size, padding=(0, 1)
-        )
+        size = (self.geometry.frequency_cells, 3)
+        self.classifier = nn.Conv2d(self.latent_dim, config.num_classes, size, padding=(0, 1))
         self.frames_per_cell = getattr(config, "posterior_repeats", None) or 1
         self.latents_per_window = 1
-        self.frame_rate = self._frames_per_window() / config.window_seconds
+        self.frame_rate = self.num_frames(self.geometry.window_samples) / config.window_seconds
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -492,11 +451,7 @@ class HTSATPosteriorEncoder(HTSATEncoder):
 
 
 class FramedEncoder(AudioEncoder):
-    """An encoder with one frame for each `frame_size` samples. The last frame is filled with zeros.
-
-    Attributes:
-        frame_size: Samples of a frame.
-    """
+    """An encoder with one frame for each `frame_size` samples, the last one filled with zeros."""
 
     frame_size: int
 
@@ -507,22 +462,15 @@ class FramedEncoder(AudioEncoder):
     def fill_frames(self, waveform: torch.Tensor, num_samples: list[int]) -> torch.Tensor:
         """Zero-pads clips, shape `(batch, samples)`, to the last frame of the longest one."""
         size = self.num_frames(max(num_samples)) * self.frame_size
-        padded = waveform.new_zeros(len(waveform), size)
-        for padded_clip, clip, length in zip(padded, waveform, num_samples):
-            padded_clip[:length] = clip[:length]
-        return padded
+        clips = zero_padding(waveform, num_samples)
+        return nn.functional.pad(clips, (0, size - waveform.shape[1]))
 
 
 class QuantizedEncoder(FramedEncoder):
-    """A codec: each frame has a code of each codebook (RVQ level), decoded to the latent.
+    """A codec: each frame has a code of each codebook (RVQ level), decoded to the latent."""
 
-    Attributes:
-        num_levels: Codebooks that are used.
-        codebook_size: Codes of each.
-    """
-
-    num_levels: int
-    codebook_size: int
+    num_levels: int  # Codebooks that are used.
+    codebook_size: int  # Codes of each.
 
     @torch.no_grad()
     def codes(self, waveform: torch.Tensor, num_samples: list[int] | None = None) -> torch.Tensor:
@@ -559,7 +507,7 @@ class MimiLatentEncoder(FramedEncoder):
     causal, so that clips give the same frames alone and in a batch.
     """
 
-    def __init__(self, config: PreTrainedConfig):
+    def __init__(self, config: MimiConfig):
         super().__init__()
         self.config = config
         self.model = MimiModel(config)
@@ -574,18 +522,14 @@ class MimiLatentEncoder(FramedEncoder):
         self.move_conv_sizes_to_cpu()
         return self.model.encoder(waveform[:, None]).latents.transpose(1, 2)
 
-    def hidden_states(self, waveform: torch.Tensor) -> torch.Tensor:
-        """Returns the states after `config.transformer_layer`, in the shape of `latents`."""
-        self.move_conv_sizes_to_cpu()
-        layer = self.model.encoder.encoder_transformer.layers[self.layer - 1]
-        with captured_outputs(layer) as outputs:
-            self.model.encoder(waveform[:, None])
-        return outputs[0]
-
     def _encode(self, waveform: torch.Tensor, num_samples: list[int]) -> torch.Tensor:
         padded = self.fill_frames(waveform, num_samples)
-        features = self.hidden_states(padded) if self.layer else self.latents(padded)
-        return self.mask_padding_frames(features, num_samples)
+        if self.layer is None:
+            return self.mask_padding_frames(self.latents(padded), num_samples)
+        layers = self.model.encoder.encoder_transformer.layers
+        with captured_outputs(layers[self.layer - 1]) as outputs:
+            self.latents(padded)
+        return self.mask_padding_frames(outputs[0], num_samples)
 
 
 class MimiEncoder(QuantizedEncoder, MimiLatentEncoder):
@@ -594,7 +538,7 @@ class MimiEncoder(QuantizedEncoder, MimiLatentEncoder):
     With `config.first_level` 1, the first (semantic) codebook is left out.
     """
 
-    def __init__(self, config: PreTrainedConfig):
+    def __init__(self, config: MimiConfig):
         super().__init__(config)
         self.first_level = getattr(config, "first_level", None) or 0
         self.num_levels = config.num_levels - self.first_level
@@ -618,7 +562,7 @@ class CodecEncoder(QuantizedEncoder):
     Each clip is encoded alone, because DAC looks ahead and EnCodec mirrors the ends of a clip.
     """
 
-    model_class: type
+    model_class: type[nn.Module]
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
@@ -671,6 +615,8 @@ class DacEncoder(CodecEncoder):
 
 class SilenceEncoder(AudioEncoder):
     """The no-audio baseline: every clip has the codes 0, 1, ... with learned embeddings."""
+
+    positions: torch.Tensor
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
@@ -727,22 +673,15 @@ class PairEncoder(AudioEncoder):
 
     def _encode(self, waveform: torch.Tensor, num_samples: list[int]) -> torch.Tensor:
         waveform = zero_padding(waveform, num_samples)
-        first = self._encode_with(self.first, waveform, num_samples)
-        second = self._encode_with(self.second, waveform, num_samples)
-        features = []
-        for first_frames, second_frames in zip(first, second):
-            padded_first = nn.functional.pad(first_frames, (0, self.second.dim))
-            padded_second = nn.functional.pad(second_frames, (self.first.dim, 0))
-            features.append(torch.cat([padded_first, padded_second]))
-        return pad_sequence(features, batch_first=True)
-
-    def _encode_with(
-        self, part: AudioEncoder, waveform: torch.Tensor, num_samples: list[int]
-    ) -> list[torch.Tensor]:
-        clips = resample(waveform, self.sample_rate, part.sample_rate)
-        lengths = [resampled_length(n, self.sample_rate, part.sample_rate) for n in num_samples]
-        features = part.encode(clips, lengths)
-        return [frames[: part.num_frames(n)] for frames, n in zip(features, lengths)]
+        frames: list[list[torch.Tensor]] = [[] for _ in num_samples]
+        channels = {self.first: (0, self.second.dim), self.second: (self.first.dim, 0)}
+        for part, other_channels in channels.items():
+            lengths = [resampled_length(n, self.sample_rate, part.sample_rate) for n in num_samples]
+            features = part.encode(resample(waveform, self.sample_rate, part.sample_rate), lengths)
+            for clip_frames, clip, length in zip(frames, features, lengths):
+                used = clip[: part.num_frames(length)]
+                clip_frames.append(nn.functional.pad(used, other_channels))
+        return pad_sequence([torch.cat(parts) for parts in frames], batch_first=True)
 
 
 # By the `model_type` of the configuration. `build_encoder` has the exceptions.
@@ -758,8 +697,8 @@ ENCODERS: dict[str, type[AudioEncoder]] = {
 
 def build_encoder(config: PreTrainedConfig) -> AudioEncoder:
     """Builds the encoder of a configuration with randomly initialised weights."""
-    if config.model_type == "mimi" and not config.num_levels:
+    if isinstance(config, MimiConfig) and not config.num_levels:
         return MimiLatentEncoder(config)
-    if getattr(config, "posteriors", None):
+    if isinstance(config, ClapAudioConfig) and getattr(config, "posteriors", None):
         return HTSATPosteriorEncoder(config)
     return ENCODERS[config.model_type](config)

@@ -4,6 +4,7 @@ The module holds the whole model, since each further module would be pushed with
 """
 
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .configuration_audiolm import AudioLMConfig
-from .encoders_audiolm import AudioEncoder, build_encoder
+from .encoders_audiolm import AudioEncoder, QuantizedEncoder, build_encoder
 
 DEFAULT_TEXT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # Labels whose logits exist together in training: 100 MB in float32.
@@ -22,10 +23,8 @@ LOSS_CHUNK_SIZE = 512
 class AudioMapper(nn.Module):
     """Maps encoder features to vectors of the language model.
 
-    Features are standardised, then go through Linear, GELU, Linear. Some encoders make two kinds of
-    frames: a pair of encoders, or a latent and posteriors. Both kinds have channels of their own,
-    and a frame is zero in those of the other kind. Each kind is standardised and mapped by layers
-    of its own.
+    Features are standardised, then go through Linear, GELU, Linear. Each kind of frame (see
+    `AudioEncoder.dims`) is standardised and mapped by layers of its own.
 
     Args:
         dims: Channels of each kind of frame.
@@ -33,6 +32,9 @@ class AudioMapper(nn.Module):
         text_size: Hidden size of the language model.
         codebooks: Number of codebooks and codes of each, if embeddings of codes are learned.
     """
+
+    feature_mean: torch.Tensor
+    feature_std: torch.Tensor
 
     def __init__(
         self,
@@ -43,8 +45,7 @@ class AudioMapper(nn.Module):
     ):
         super().__init__()
         self.dims = dims
-        # Buffers must be persistent: `from_pretrained` builds on the meta device, where others are
-        # lost.
+        # They are persistent: `from_pretrained` builds on the meta device, where others are lost.
         self.register_buffer("feature_mean", torch.zeros(sum(dims)))
         self.register_buffer("feature_std", torch.ones(sum(dims)))
         self._build_layers(hidden_size, text_size)
@@ -63,30 +64,20 @@ class AudioMapper(nn.Module):
             self.second["linear_2"] = nn.Linear(hidden_size, text_size)
 
     def embed_codes(self, codes: torch.Tensor) -> torch.Tensor:
-        """Sums the learned embeddings of codes.
+        """Returns features `(clips, frames, dim)` of codes `(clips, codebooks, frames)`.
 
-        Args:
-            codes: Shape `(clips, codebooks, frames)`.
-
-        Returns:
-            Features, shape `(clips, frames, dim)`.
+        They are sums of learned embeddings.
         """
-        num_codebooks, codebook_size = self.codebooks
+        num_codebooks, codebook_size = cast(tuple[int, int], self.codebooks)
         offsets = torch.arange(num_codebooks, device=codes.device)[:, None] * codebook_size
         return self.code_embeddings(codes.long() + offsets).sum(1)
 
     def is_primary_frame(self, features: torch.Tensor) -> torch.Tensor:
-        """Returns which frames are of the first kind, shape `(..., 1)`.
-
-        Frames of the second kind have zeros in all channels of the first.
-        """
+        """Returns which frames are of the first kind, not zero there, shape `(..., 1)`."""
         return features[..., : self.dims[0]].any(-1, keepdim=True)
 
     def mean_features(self, features: torch.Tensor) -> torch.Tensor:
-        """Replaces each frame by the mean over the training clips, for a no-audio ablation.
-
-        Frames keep their kind. The shape is that of `features`, `(..., dim)`.
-        """
+        """Replaces frames by the mean of their kind over the training clips, for `no_audio`."""
         mean = self.feature_mean.float()
         if len(self.dims) == 1:
             return mean.expand_as(features)
@@ -97,8 +88,6 @@ class AudioMapper(nn.Module):
             ~is_primary.expand(*shape, self.dims[1]),
         ]
         return mean * torch.cat(has_channel, -1)
-
-    mean = mean_features  # RENAMED
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Maps features, shape `(..., dim)`, to `(..., text_size)`."""
@@ -147,7 +136,7 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     config_class = AudioLMConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    input_modalities = ("audio", "text")
+    input_modalities = ["audio", "text"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -164,7 +153,8 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.encoder = build_encoder(config.encoder_config)
         codebooks = None
         if config.learn_code_embeddings:
-            codebooks = (self.encoder.num_levels, self.encoder.codebook_size)
+            codec = cast(QuantizedEncoder, self.encoder)
+            codebooks = (codec.num_levels, codec.codebook_size)
         text_size = config.text_config.hidden_size
         mapper_class = MAPPERS[config.mapper_type]
         self.mapper = mapper_class(
@@ -211,7 +201,7 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 nn.init.zeros_(module.bias)
         elif module is getattr(self.mapper, "code_embeddings", None):
             # Their sums then have deviation 1, as standardised features have.
-            num_codebooks, _ = self.mapper.codebooks
+            num_codebooks, _ = cast(tuple[int, int], self.mapper.codebooks)
             nn.init.normal_(module.weight, std=num_codebooks**-0.5)
 
     def train(self, mode: bool = True) -> "AudioLMForConditionalGeneration":
@@ -265,13 +255,15 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             Audio embeddings of all clips, one after the other, shape `(audio tokens, text hidden
             size)`.
         """
-        if input_features is None:
-            features, mask = self._encode_clips(input_values, input_values_mask, num_samples)
-        else:
+        if input_features is not None:
             features = input_features
             mask = _frame_mask(input_features, input_features_mask, num_frames)
+        elif input_values is not None:
+            features, mask = self._encode_clips(input_values, input_values_mask, num_samples)
+        else:
+            raise ValueError("get_audio_features: expected input_values or input_features")
         if not features.is_floating_point():
-            decode = self.encoder.decode_codes
+            decode = cast(QuantizedEncoder, self.encoder).decode_codes
             if self.config.learn_code_embeddings:
                 decode = self.mapper.embed_codes
             features = decode(features)
@@ -283,9 +275,7 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return embeddings.flatten(0, 1)
         frame_index = mask.flatten().nonzero()[:, 0]
         if features.is_cuda and not frame_index.is_cuda:
-            frame_index = (
-                frame_index.pin_memory()
-            )  # A large copy from other memory waits for the GPU.
+            frame_index = frame_index.pin_memory()  # A copy from other memory waits for the GPU.
         frame_index = frame_index.to(features.device, non_blocking=True)
         return self.mapper(features.flatten(0, 1)[frame_index])
 
@@ -296,69 +286,58 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         num_samples: list[int] | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the features or codes of clips, and a mask of their frames on the CPU."""
-        if num_samples is None and input_values_mask is None:
-            num_samples = [input_values.shape[1]] * len(input_values)
-        elif num_samples is None:
+        if num_samples is None and input_values_mask is not None:
             num_samples = input_values_mask.sum(1).tolist()
+        elif num_samples is None:
+            num_samples = [input_values.shape[1]] * len(input_values)
         encode = self.encoder.encode
         if self.config.learn_code_embeddings:
-            encode = self.encoder.codes
+            encode = cast(QuantizedEncoder, self.encoder).codes
         return encode(input_values, num_samples), self.encoder.frame_mask(num_samples)
 
     def merge_audio_embeddings(
         self,
         inputs_embeds: torch.Tensor,
         audio_embeds: torch.Tensor,
-        input_ids: torch.LongTensor,
-        audio_index: torch.LongTensor | None = None,
+        input_ids: torch.Tensor,
+        audio_index: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Replaces the embeddings of placeholders by audio embeddings.
-
-        Args:
-            inputs_embeds: Embeddings of `input_ids`, shape `(batch, sequence, text hidden size)`.
-            audio_embeds: Audio embeddings from `get_audio_features`.
-            input_ids: Token ids, shape `(batch, sequence)`.
-            audio_index: Positions of placeholders in `input_ids.flatten()`, if they are known.
+        """Replaces the embeddings of placeholders, at `audio_index`, by audio embeddings.
 
         Raises:
             ValueError: If there are more or fewer placeholders than audio embeddings.
         """
         if audio_index is None:
-            audio_index = self._placeholder_index(input_ids)
+            is_placeholder = input_ids == self.config.audio_token_id
+            audio_index = is_placeholder.flatten().nonzero()[:, 0]
         if len(audio_index) != len(audio_embeds):
             raise ValueError(
                 f"input_ids has {len(audio_index)} audio placeholders, but the audio has "
                 f"{len(audio_embeds)} frames"
             )
         audio_embeds = audio_embeds.to(inputs_embeds.dtype)
-        merged = inputs_embeds.flatten(0, 1).index_copy(
-            0, audio_index.to(audio_embeds.device), audio_embeds
-        )
+        audio_index = audio_index.to(audio_embeds.device)
+        merged = inputs_embeds.flatten(0, 1).index_copy(0, audio_index, audio_embeds)
         return merged.view(inputs_embeds.shape)
-
-    put_audio = merge_audio_embeddings  # RENAMED
-
-    def _placeholder_index(self, input_ids: torch.LongTensor) -> torch.LongTensor:
-        return (input_ids == self.config.audio_token_id).flatten().nonzero()[:, 0]
 
     def forward(  # noqa: PLR0913 (the inputs of a multimodal model, and what the host knows of them)
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         input_values: torch.Tensor | None = None,
         input_values_mask: torch.Tensor | None = None,
         input_features: torch.Tensor | None = None,
         input_features_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values=None,
         inputs_embeds: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
         logits_to_keep: int = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
         num_samples: list[int] | None = None,
         num_frames: list[int] | None = None,
-        audio_index: torch.LongTensor | None = None,
-        label_index: torch.LongTensor | None = None,
+        audio_index: torch.Tensor | None = None,
+        label_index: torch.Tensor | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Computes logits, and the loss if there are labels.
@@ -397,16 +376,10 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if input_values is not None or input_features is not None:
-            audio_embeds = self.get_audio_features(
-                input_values,
-                input_values_mask,
-                input_features,
-                input_features_mask,
-                num_samples,
-                num_frames,
-            )
+            clips = (input_values, input_values_mask, input_features, input_features_mask)
+            audio_embeds = self.get_audio_features(*clips, num_samples, num_frames)
             inputs_embeds = self.merge_audio_embeddings(
-                inputs_embeds, audio_embeds, input_ids, audio_index
+                inputs_embeds, audio_embeds, cast(torch.Tensor, input_ids), audio_index
             )
         outputs = self.language_model.model(
             inputs_embeds=inputs_embeds,
@@ -428,8 +401,8 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _loss(
         self,
         hidden: torch.Tensor,
-        labels: torch.LongTensor,
-        label_index: torch.LongTensor | None,
+        labels: torch.Tensor,
+        label_index: torch.Tensor | None,
         num_items_in_batch: torch.Tensor | int | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Returns the loss per label and, in evaluation, the logits before labels."""
@@ -450,29 +423,24 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return total / num_items_in_batch, logits
 
     def _expand_inputs_for_generation(
-        self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs
+        self, expand_size=1, is_encoder_decoder=False, input_ids: Any = None, **model_kwargs
     ):
         """Repeats examples for beams and samples, together with their clips.
 
         transformers repeats each row of a tensor, but an example may have two clips.
         """
         names = ("input_values", "input_values_mask", "input_features", "input_features_mask")
-        clips = {
-            name: model_kwargs.pop(name) for name in names if model_kwargs.get(name) is not None
-        }
+        clips = {name: model_kwargs.pop(name, None) for name in names}
+        clips = {name: tensor for name, tensor in clips.items() if tensor is not None}
         if clips and expand_size > 1:
             order = self._repeated_clip_order(input_ids, expand_size)
             for name, tensor in clips.items():
                 clips[name] = tensor[torch.tensor(order, device=tensor.device)]
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(
-            expand_size=expand_size,
-            is_encoder_decoder=is_encoder_decoder,
-            input_ids=input_ids,
-            **model_kwargs,
-        )
+        expand: Any = super()._expand_inputs_for_generation
+        input_ids, model_kwargs = expand(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
         return input_ids, {**model_kwargs, **clips}
 
-    def _repeated_clip_order(self, input_ids: torch.LongTensor, expand_size: int) -> list[int]:
+    def _repeated_clip_order(self, input_ids: torch.Tensor, expand_size: int) -> list[int]:
         is_placeholder = input_ids == self.config.audio_token_id
         # A clip begins where a placeholder follows another token.
         begins_clip = is_placeholder & ~is_placeholder.roll(1, 1)
@@ -498,15 +466,9 @@ def _frame_mask(
 
 
 def pool_to_length(features: torch.Tensor, lengths: list[int], num_tokens: int) -> torch.Tensor:
-    """Averages the frames of each clip to a number of tokens, or repeats them.
+    """Averages or repeats the frames of padded clips, `(clips, frames, dim)`, to `num_tokens`.
 
-    Args:
-        features: Padded clips, shape `(clips, frames, dim)`.
-        lengths: Frames of each clip.
-        num_tokens: Tokens of each clip, which stand for equal shares of its frames.
-
-    Returns:
-        Shape `(clips, num_tokens, dim)`.
+    Tokens stand for equal shares of a clip's frames, of which there are as `lengths` says.
     """
     clips = [clip[:length].T[None] for clip, length in zip(features, lengths)]
     pooled = [nn.functional.adaptive_avg_pool1d(clip.float(), num_tokens) for clip in clips]
@@ -516,15 +478,9 @@ def pool_to_length(features: torch.Tensor, lengths: list[int], num_tokens: int) 
 def chunked_cross_entropy(
     hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor
 ) -> torch.Tensor:
-    """Sums the cross-entropy of labels without holding all logits at once.
+    """Sums the cross-entropy of labels, of `hidden` before each, without all logits at once.
 
-    With more than `LOSS_CHUNK_SIZE` labels, the backward pass computes the logits of each chunk
-    again.
-
-    Args:
-        hidden: States before the labels, shape `(labels, hidden size)`.
-        head: Language model head.
-        targets: Labels, shape `(labels,)`.
+    With more than `LOSS_CHUNK_SIZE` labels, the backward pass computes each chunk's logits again.
     """
 
     def chunk_loss(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -532,7 +488,7 @@ def chunked_cross_entropy(
 
     if len(targets) <= LOSS_CHUNK_SIZE:
         return chunk_loss(hidden, targets)
-    options = {"use_reentrant": False, "preserve_rng_state": False}
+    options: Any = {"use_reentrant": False, "preserve_rng_state": False}
     chunks = zip(hidden.split(LOSS_CHUNK_SIZE), targets.split(LOSS_CHUNK_SIZE))
     losses = [checkpoint(chunk_loss, states, labels, **options) for states, labels in chunks]
     return torch.stack(losses).sum()
@@ -548,5 +504,3 @@ def text_model_source(name_or_path: str) -> dict[str, str]:
 
 AudioLMConfig.register_for_auto_class()
 AudioLMForConditionalGeneration.register_for_auto_class("AutoModelForMultimodalLM")
-
-TEXT_MODEL = DEFAULT_TEXT_MODEL  # RENAMED

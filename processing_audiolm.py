@@ -7,6 +7,8 @@ import errno
 import math
 import os
 import wave
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from transformers.feature_extraction_sequence_utils import SequenceFeatureExtrac
 from .configuration_audiolm import AudioLMConfig, build_config
 from .encoders_audiolm import AudioEncoder, build_encoder, check_rate, resample
 
+soundfile: Any
 try:
     import soundfile
 except ImportError:  # Arrays and WAV files are read without it.
@@ -50,8 +53,8 @@ class AudioLMFeatureExtractor(SequenceFeatureExtractor):
         encoder_config: dict | None = None,
         **kwargs,
     ):
-        defaults = {"feature_size": 1, "padding_value": 0.0}
-        super().__init__(sampling_rate=sampling_rate, **{**defaults, **kwargs})
+        fields = {"feature_size": 1, "padding_value": 0.0, **kwargs}
+        super().__init__(sampling_rate=sampling_rate, **fields)
         self.max_audio_seconds = max_audio_seconds
         self.encoder_config = encoder_config
         self._encoder: AudioEncoder | None = None
@@ -63,8 +66,6 @@ class AudioLMFeatureExtractor(SequenceFeatureExtractor):
         """Makes the feature extractor of an encoder."""
         return cls(encoder.sample_rate, max_audio_seconds, encoder.config.to_dict())
 
-    of_encoder = from_encoder  # RENAMED
-
     def to_dict(self) -> dict:
         """Returns what is saved: all but the encoder that counts frames."""
         values = super().to_dict()
@@ -72,11 +73,7 @@ class AudioLMFeatureExtractor(SequenceFeatureExtractor):
         return values
 
     def num_frames(self, num_samples: int) -> int:
-        """Returns how many frames the encoder makes of a clip of `num_samples` samples.
-
-        Raises:
-            ValueError: If the feature extractor has no `encoder_config`.
-        """
+        """Returns how many frames the encoder makes of a clip of `num_samples` samples."""
         if self._encoder is None:
             if self.encoder_config is None:
                 raise ValueError("the feature extractor has no encoder_config to count frames with")
@@ -149,17 +146,13 @@ def check_file(path) -> None:
         raise FileNotFoundError(errno.ENOENT, "file not found", path)
 
 
-def open_file(path) -> "soundfile.SoundFile":
-    """Opens an audio file of any format.
-
-    Args:
-        path: A path or a file object.
+def open_file(path) -> Any:
+    """Opens a path or file object as audio of any format.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ImportError: If soundfile is not installed.
-        ValueError: If the header lacks the format of the samples, or has a rate that no recording
-            has.
+        ValueError: If the header has no format of samples, or a rate that no recording has.
     """
     if soundfile is None:
         raise ImportError("install soundfile to read audio files")
@@ -229,8 +222,8 @@ class AudioLMProcessor(ProcessorMixin):
 
     def __init__(
         self,
-        feature_extractor=None,
-        tokenizer=None,
+        feature_extractor: Any = None,
+        tokenizer: Any = None,
         audio_token_id: int = 3,
         audio_tokens: int | None = None,
         prompt_format: str = "audiolm",
@@ -246,11 +239,7 @@ class AudioLMProcessor(ProcessorMixin):
     def from_config(
         cls, config: AudioLMConfig, tokenizer: PreTrainedTokenizerBase
     ) -> "AudioLMProcessor":
-        """Makes the processor of a model's configuration.
-
-        Raises:
-            ValueError: If `audio_token_id` is not a special token of the tokenizer.
-        """
+        """Makes a model's processor. Its `audio_token_id` must be a special token."""
         placeholder = tokenizer.added_tokens_decoder.get(config.audio_token_id)
         if placeholder is None or not placeholder.special:
             word = tokenizer.convert_ids_to_tokens(config.audio_token_id)
@@ -274,11 +263,7 @@ class AudioLMProcessor(ProcessorMixin):
         return self.tokenizer(texts, **options).input_ids
 
     def encode_prompts(self, questions: list[str], frames: list[list[int]]) -> list[list[int]]:
-        """Returns the ids of prompts.
-
-        Args:
-            questions: Questions.
-            frames: Frames of each clip, for each question.
+        """Returns the ids of prompts, given the frames of each clip for each question.
 
         Raises:
             ValueError: If a question in Mellow's format does not have two clips.
@@ -319,8 +304,6 @@ class AudioLMProcessor(ProcessorMixin):
         """Returns the ids of one prompt. See [`encode_prompts`]."""
         return self.encode_prompts([question], [frames])[0]
 
-    prompt_ids = encode_prompt  # RENAMED
-
     def encode_answers(self, answers: list[str]) -> list[list[int]]:
         """Returns the ids of answers, each with its EOS."""
         if self.prompt_format == "mellow":
@@ -332,8 +315,6 @@ class AudioLMProcessor(ProcessorMixin):
     def encode_answer(self, answer: str) -> list[int]:
         """Returns the ids of one answer and its EOS."""
         return self.encode_answers([answer])[0]
-
-    answer_ids = encode_answer  # RENAMED
 
     def __call__(
         self, text=None, audio=None, answer=None, padding_side: str = "left", **kwargs
@@ -348,13 +329,13 @@ class AudioLMProcessor(ProcessorMixin):
             padding_side: `left` for generation, `right` for training.
             kwargs: Ignored.
         """
-        texts = [text] if isinstance(text, str) else list(text)
+        texts: list[str] = [text] if isinstance(text, str) else list(text or ())
         examples = [audio] if isinstance(text, str) else list(audio or [None] * len(texts))
         clips_by_text = [_as_list(clips) for clips in examples]
         if len(clips_by_text) != len(texts):
             raise ValueError(f"got {len(texts)} texts, but audio for {len(clips_by_text)}")
         answers = [answer] if isinstance(answer, str) else answer
-        clips = [clip for example in clips_by_text for clip in example]
+        clips = list(chain.from_iterable(clips_by_text))
         data = dict(self.feature_extractor(clips)) if clips else {}
         lengths = data["input_values_mask"].sum(1).tolist() if clips else []
         counts = iter([self.feature_extractor.num_frames(length) for length in lengths])
@@ -369,14 +350,7 @@ class AudioLMProcessor(ProcessorMixin):
         padding_side: str = "left",
         pad_to_multiple_of: int = 1,
     ) -> dict[str, torch.Tensor]:
-        """Tokenizes questions, and answers if there are any.
-
-        Args:
-            texts: Questions.
-            frames: Frames of each clip, for each question.
-            answers: Answers, for training.
-            padding_side: `left` or `right`.
-            pad_to_multiple_of: The sequence length is a multiple of this.
+        """Tokenizes questions, given the frames of each clip for each, and answers if any.
 
         Returns:
             `input_ids`, `attention_mask` and, with answers, `labels`, shape `(batch, sequence)`.
@@ -398,8 +372,6 @@ class AudioLMProcessor(ProcessorMixin):
         if answers:
             arrays["labels"] = labels
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-    text_inputs = encode_texts  # RENAMED
 
 
 def _as_list(clips) -> list:

@@ -1,4 +1,4 @@
-"""What every room needs: errors for the user, the record of a run, the CPU, digests, files that are complete or absent."""
+"""What every room needs: user errors, the record of a run, digests, atomic files, the CPU."""
 
 import ctypes
 import functools
@@ -162,8 +162,8 @@ def format_bytes(size: float) -> str:
 def remove_secrets(argv: list[str]) -> list[str]:
     """Replaces secrets on a command line by `***`.
 
-    A secret is the value of an option that names one, a word that looks like a token, or what stands before the @ of a
-    URL.
+    A secret is the value of an option that names one, a word that looks like a token, or what
+    stands before the @ of a URL.
     """
     cleaned = []
     is_secret_value = False
@@ -189,7 +189,7 @@ def redact_token(error: Exception, token: str | None) -> str:
 
 
 def code_facts() -> dict[str, str]:
-    """Returns the versions of this package, torch, transformers and Python, and the commit of the checkout."""
+    """Returns the versions of this package and its base, and the commit of the checkout."""
     folder = Path(__file__).parent
     facts = {"audiolm": __version__}
     git = ["git", "-C", str(folder), "--git-dir", str(folder / ".git")]
@@ -268,11 +268,12 @@ def resident_memory(kind: str) -> int | None:
 
 
 def use_all_of_the_cpu(encodes: bool = True) -> None:
-    """Uses every core of a machine without a GPU, and sets glibc's allocator to what the process does.
+    """Uses every core of a machine without a GPU, and sets glibc's allocator.
 
-    `accelerate launch` leaves a CPU process one thread. An encoder loses half its time to page faults if glibc returns
-    large blocks to the system, so they are kept. A training step on cached features loses a tenth, and kept blocks nearly
-    double its memory, so freed blocks of 4 MB and more go back.
+    `accelerate launch` leaves a CPU process one thread. An encoder loses half its time to page
+    faults if glibc returns large blocks to the system, so they are kept. A training step on cached
+    features loses a tenth, and kept blocks nearly double its memory, so freed blocks of 4 MB and
+    more go back.
 
     Args:
         encodes: Whether the process runs an encoder.

@@ -16,11 +16,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
 
-from ..data.answer_parsing import option_spans, question_kind, with_options
+from ..data.answer_parsing import add_options, find_options, infer_answer_format
 from ..data.clip_preview import preview_clip
 from ..data.decoder import BadClip
 from ..data.soundscapes.corpus import make_soundscapes
@@ -41,7 +42,7 @@ CLEANUP_INTERVAL, MAX_UPLOAD_AGE = 600, 3600  # s
 MAX_PICTURE_SECONDS = 60.0
 TEMPLATES = Path(__file__).parent / "templates"
 DEMO_NOTE = (
-    "These are small demo models. They know twenty synthetic sounds: try the examples below. "
+    "These small demo models know twenty synthetic sounds only: try the examples below. "
     "Their answers about other recordings mean nothing."
 )
 EXAMPLE_COUNTS = {"mcq": 3, "yes_no": 2, "pair": 1}
@@ -67,7 +68,7 @@ def clip_figures(paths: list[str], models: list[LoadedModel]) -> str:
 
 def label_probabilities(question: str, answer: Answer) -> dict[str, float] | None:
     """Returns probabilities by the options as they are written, None for an open question."""
-    labels = {o.letter.lower(): f"{o.letter}) {o.text}" for o in option_spans(question)}
+    labels = {o.letter.lower(): f"{o.letter}) {o.text}" for o in find_options(question)}
     return {labels.get(option, option): p for option, p in answer.options.items()} or None
 
 
@@ -85,7 +86,7 @@ def read_inputs(clips: list[str], question: str, options: str) -> str:
     if len(question) + len(options or "") > MAX_CHARACTERS:
         raise user_error(f"Use at most {MAX_CHARACTERS:,} characters.", "Too long")
     try:
-        return with_options(question, (options or "").splitlines())
+        return add_options(question, (options or "").splitlines())
     except ValueError as error:
         raise user_error(f"{error}.", "Options") from error
 
@@ -132,8 +133,7 @@ def ask(models: list[LoadedModel], *inputs) -> Iterator[list]:
 
     Args:
         models: One column each.
-        inputs: First clip, second clip, question, options (one per line), and whether to ask
-            without audio.
+        inputs: First clip, second clip, question, options (one per line), no audio (bool).
     """
     try:
         yield from _ask(models, *inputs)
@@ -168,15 +168,12 @@ def _ask(
 
 
 def _outputs(figures: str, columns: list[Column]) -> list:
-    outputs: list = [figures]
-    for column in columns:
-        outputs += [column.text, column.probabilities, column.status]
-    return outputs
+    return [figures, *chain.from_iterable((c.text, c.probabilities, c.status) for c in columns)]
 
 
 def example_kind(row: dict) -> str:
     """Returns the key of `EXAMPLE_COUNTS` for a row, or "open"."""
-    kind = question_kind(row["input"])
+    kind = infer_answer_format(row["input"])
     return "pair" if row["filepath2"] and kind != "open" else kind
 
 
@@ -341,8 +338,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("the page needs gradio: `uv sync --extra app`, or `pip install gradio`")
     if args.space:
         write_space(args.space, args.models)
-        command = f"hf upload USER/NAME {args.space} --repo-type space"
-        print(f"{args.space} is a Space. `{command}` publishes it.")
+        print(f"`hf upload USER/NAME {args.space} --repo-type space` publishes the Space.")
         return
     try:
         serve(args)

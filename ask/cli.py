@@ -97,7 +97,7 @@ def _question_problem(args: argparse.Namespace) -> str | None:
 
 def ask_once(args: argparse.Namespace) -> None:
     """Prints each model's answer to one question."""
-    from ..data.answer_parsing import with_options
+    from ..data.answer_parsing import add_options
     from ..runtime import UserError
     from .model import LoadedModel
 
@@ -106,7 +106,7 @@ def ask_once(args: argparse.Namespace) -> None:
     question = sys.stdin.read() if question == STDIN else question
     if not question.strip():
         raise UserError("the question is empty")
-    question = with_options(question, args.options)
+    question = add_options(question, args.options)
     models = [LoadedModel(name, args.revision) for name in args.model]
     results = []
     for model in models:
@@ -166,9 +166,9 @@ def ask_csv(args: argparse.Namespace) -> None:
     """Answers a table of questions."""
     from ..runtime import UserError
     from .model import LoadedModel
-    from .table import TableJob, answer_table, model_label, read_columns
+    from .table import TableJob, answer_table, model_label, read_questions
 
-    read_columns(args.csv)
+    read_questions(args.csv)
     model = LoadedModel(args.model[0], args.revision)
     label = model_label(model, args.no_audio, args.max_new_tokens)
     options = args.no_audio, args.max_new_tokens, args.batch_size

@@ -11,7 +11,7 @@ import torch
 from transformers import TextIteratorStreamer
 
 from ..checkpoints.load import load_model
-from ..data.answer_parsing import question_kind
+from ..data.answer_parsing import infer_answer_format
 from ..data.audio_files import Clip, open_clip
 from ..data.features import encode_clips
 from ..demo import models as demo_models
@@ -128,7 +128,7 @@ class LoadedModel:
         """Answers questions in one batch, each about clips of its own.
 
         Args:
-            questions: With their options, as `with_options` writes them.
+            questions: With their options, as `add_options` writes them.
             clips: The clips of each question.
             no_audio: Replace each frame by the mean of the training clips' features.
             max_new_tokens: Longest answer.
@@ -145,7 +145,7 @@ class LoadedModel:
             {
                 "input": question,
                 "answer": "yes",
-                "question_type": question_kind(question),
+                "question_type": infer_answer_format(question),
                 "audio": [id(clip) for clip in own_clips],
             }
             for question, own_clips in zip(questions, clips)
@@ -182,7 +182,7 @@ class LoadedModel:
         limit = self.model.config.text_config.max_position_embeddings
         for question, own_clips in zip(questions, clips):
             frames = [clip.num_frames for clip in own_clips]
-            length = len(self.processor.prompt_ids(question, frames)) + max_new_tokens
+            length = len(self.processor.encode_prompt(question, frames)) + max_new_tokens
             if length > limit:
                 raise UserError(
                     f"clips, question and answer have {length:,} tokens; {self.name} takes up to "

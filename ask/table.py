@@ -1,14 +1,16 @@
 """Answer a table of questions, `audiolm ask --csv`: rows in, the same rows with answers out."""
 
-import csv
 import io
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
+import pandas as pd
 from tqdm import tqdm
 
-from ..data.answer_parsing import with_options
+from ..data.answer_parsing import add_options
 from ..data.decoder import BadClip
 from ..evaluation.predict import model_digest
 from ..runtime import UserError, write_text
@@ -20,17 +22,13 @@ ADDED_COLUMNS = ("answer", "choice", "probability", "used_seconds", "model", "er
 
 @dataclass(frozen=True)
 class TableJob:
-    """A table to answer.
+    """A table of questions, the file for its answers, and who answers.
 
     Attributes:
         questions: CSV file with the columns `audio` and `question`, and optionally `audio2` and
             `options` ("rain|a dog"). Paths are relative to its folder.
         output: CSV file that gets its rows and `ADDED_COLUMNS`.
-        model: The model.
         label: What the column `model` says.
-        no_audio: Replace the audio by the mean features.
-        max_new_tokens: Longest answer.
-        batch_size: Rows at once.
     """
 
     questions: Path
@@ -50,56 +48,65 @@ def model_label(model: LoadedModel, no_audio: bool, max_new_tokens: int) -> str:
     return " ".join(parts)
 
 
-def read_columns(path: Path) -> list[str]:
-    """Returns the columns of a table of questions, or raises `UserError` if it is none."""
+def _parse(text: str) -> pd.DataFrame:
+    options = {"dtype": str, "keep_default_na": False, "index_col": False}
+    with warnings.catch_warnings():
+        # Without this, pandas drops cells beyond the header.
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        try:
+            return pd.read_csv(io.StringIO(text, newline=""), **options)
+        except pd.errors.ParserWarning as error:
+            hint = "put quotes around a cell that holds a comma"
+            raise ValueError(f"more cells than columns; {hint}") from error
+
+
+def read_questions(path: Path) -> pd.DataFrame:
+    """Reads a table of questions, or raises `UserError` if it is none."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            columns = next(csv.reader(file), [])
-    except (OSError, csv.Error, UnicodeDecodeError) as error:
+            table = _parse(file.read())
+    except (OSError, ValueError) as error:
         raise UserError(f"--csv {path}: not a readable table ({error})") from error
-    missing = sorted({"audio", "question"} - set(columns))
+    missing = [column for column in ("audio", "question") if column not in table]
     if missing:
         raise UserError(
             f"--csv {path}: no column {' and '.join(missing)}. It has the columns "
-            f"{', '.join(columns) or 'none'}, separated by commas."
+            f"{', '.join(table)}, separated by commas."
         )
-    reserved = sorted(set(ADDED_COLUMNS) & set(columns))
-    if reserved or len(set(columns)) < len(columns):
-        problem = f"columns of the output: {', '.join(reserved)}" if reserved else "a column twice"
-        raise UserError(f"--csv {path}: holds {problem}")
-    return columns
+    reserved = [column for column in ADDED_COLUMNS if column in table]
+    if reserved:
+        raise UserError(f"--csv {path}: holds columns of the output: {', '.join(reserved)}")
+    return table
 
 
-def _finished_rows(job: TableJob, columns: list[str]) -> list[dict]:
-    """Rows of an earlier, interrupted run. A row that was cut off is dropped."""
-    if not job.output.exists():
-        return []
-    with open(job.output, newline="", encoding="utf-8") as file:
-        text = file.read()
-    reader = csv.DictReader(text.splitlines(keepends=True))
-    rows = [row for row in reader if None not in row.values()]
-    if rows and not text.endswith("\n"):
-        rows.pop()
-    with open(job.questions, newline="", encoding="utf-8-sig") as file:
-        questions = list(islice(csv.DictReader(file), len(rows)))
-    header = io.StringIO(newline="")
-    csv.writer(header).writerow([*columns, *ADDED_COLUMNS])
-    if header.getvalue().startswith(text):  # nothing is finished, or not even the header
-        return []
-    is_same = len(questions) == len(rows) and all(
-        row["model"] == job.label and all(row[c] == (question[c] or "") for c in columns)
-        for row, question in zip(rows, questions)
-    )
-    if not text.startswith(header.getvalue()) or not is_same:
+def _read_finished(job: TableJob, questions: pd.DataFrame) -> pd.DataFrame:
+    """Reads what an interrupted run wrote. A row that was cut off is dropped."""
+    text = ""
+    if job.output.exists():
+        with open(job.output, newline="", encoding="utf-8") as file:
+            text = file.read()
+    while text:
+        text = text[: text.rfind("\n") + 1]
+        try:
+            finished = _parse(text)
+            break
+        except ValueError:  # the text ends within a cell
+            text = text[:-1]
+    else:
+        return pd.DataFrame(columns=[*questions, *ADDED_COLUMNS])
+    columns = list(questions)
+    is_same = list(finished) == [*columns, *ADDED_COLUMNS]
+    is_same = is_same and finished[columns].equals(questions[: len(finished)])
+    if not is_same or set(finished["model"]) - {job.label}:
         raise UserError(
             f"--output {job.output}: holds answers to other questions or of another model. "
             "Give another file."
         )
-    return rows
+    return finished
 
 
 def answer_table(job: TableJob) -> int:
-    """Answers every row. An interrupted job continues where it ended.
+    """Answers every row, after those that an interrupted run has answered.
 
     Returns:
         The number of rows with an error.
@@ -107,36 +114,19 @@ def answer_table(job: TableJob) -> int:
     Raises:
         UserError: If the table or the output cannot be used.
     """
-    columns = read_columns(job.questions)
-    try:
-        return _answer_table(job, columns)
-    except (csv.Error, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{job.questions} or {job.output}: {error}") from error
-
-
-def _answer_table(job: TableJob, columns: list[str]) -> int:
-    finished = _finished_rows(job, columns)
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, [*columns, *ADDED_COLUMNS])
-    writer.writeheader()
-    writer.writerows(finished)
-    write_text(job.output, text.getvalue())
-    num_errors = sum(bool(row["error"]) for row in finished)
-    with open(job.questions, newline="", encoding="utf-8-sig") as file:
-        questions = list(csv.DictReader(file))
+    questions = read_questions(job.questions)
+    finished = _read_finished(job, questions)
+    write_text(job.output, finished.to_csv(index=False))
+    num_errors = sum(finished["error"] != "")
     progress = {"desc": "asking", "unit": "row", "disable": None, "initial": len(finished)}
-    with (
-        open(job.output, "a", newline="", encoding="utf-8") as output,
-        tqdm(total=len(questions), **progress) as bar,
-    ):
-        writer = csv.DictWriter(output, [*columns, *ADDED_COLUMNS])
+    with tqdm(total=len(questions), **progress) as bar:
         for start in range(len(finished), len(questions), job.batch_size):
             batch = questions[start : start + job.batch_size]
-            for row, answer in zip(batch, answer_rows(job, batch)):
-                cells = {column: row[column] or "" for column in columns}
-                writer.writerow({**cells, "model": job.label, **answer})
-                num_errors += bool(answer.get("error"))
-            output.flush()
+            answers = pd.DataFrame(answer_rows(job, batch.to_dict("records")), batch.index)
+            answers = answers.reindex(columns=ADDED_COLUMNS, fill_value="").fillna("")
+            answers["model"] = job.label
+            batch.join(answers).to_csv(job.output, mode="a", header=False, index=False)
+            num_errors += sum(answers["error"] != "")
             bar.update(len(batch))
     return num_errors
 
@@ -146,16 +136,26 @@ def answer_rows(job: TableJob, rows: list[dict]) -> list[dict]:
     paths = [[str(job.questions.parent / row[c]) for c in CLIPS if row.get(c)] for row in rows]
     encoded = _encode(job.model, list(dict.fromkeys(chain.from_iterable(paths))))
     results: list[dict] = []
-    questions: dict[int, tuple[str, list[EncodedClip]]] = {}
+    questions: dict[int, tuple[str, list]] = {}
     for i, row in enumerate(rows):
+        errors = [str(encoded[path]) for path in paths[i] if isinstance(encoded[path], BadClip)]
+        errors = errors if row["audio"] else ["no clip is named"]
         try:
-            questions[i] = _read_question(row), [_usable(encoded[path]) for path in paths[i]]
-            results.append({})
-        except (ValueError, BadClip) as error:
-            results.append({"error": str(error)})
+            question = _read_question(row)
+        except UserError as error:
+            errors.append(str(error))
+        if not errors:
+            questions[i] = question, [encoded[path] for path in paths[i]]
+        results.append({"error": errors[0]} if errors else {})
     for i, answer in zip(questions, _ask(job, list(questions.values()))):
         results[i] = _added_columns(answer, questions[i][1])
     return results
+
+
+def _read_question(row: dict) -> str:
+    if not row["question"].strip():
+        raise UserError("the question is empty")
+    return add_options(row["question"], row.get("options", "").split("|"))
 
 
 def _encode(model: LoadedModel, paths: list[str]) -> dict[str, EncodedClip | BadClip]:
@@ -168,29 +168,23 @@ def _encode(model: LoadedModel, paths: list[str]) -> dict[str, EncodedClip | Bad
         return {path: _encode(model, [path])[path] for path in paths}
 
 
-def _usable(clip: EncodedClip | BadClip) -> EncodedClip:
-    if isinstance(clip, BadClip):
-        raise clip
-    return clip
-
-
 def _ask(
     job: TableJob, questions: list[tuple[str, list[EncodedClip]]]
-) -> list[Answer | ValueError]:
+) -> Sequence[Answer | UserError]:
     """Asks questions together, or one by one if one of them is too long."""
     if not questions:
         return []
     texts, clips = zip(*questions)
     try:
         return job.model.ask(list(texts), list(clips), job.no_audio, job.max_new_tokens)
-    except ValueError as error:
+    except UserError as error:
         if len(questions) == 1:
             return [error]
         return [_ask(job, [question])[0] for question in questions]
 
 
-def _added_columns(answer: Answer | ValueError, clips: list[EncodedClip]) -> dict[str, str]:
-    if isinstance(answer, ValueError):
+def _added_columns(answer: Answer | UserError, clips: list[EncodedClip]) -> dict[str, str]:
+    if isinstance(answer, UserError):
         return {"error": str(answer)}
     return {
         "answer": answer.text,
@@ -198,13 +192,3 @@ def _added_columns(answer: Answer | ValueError, clips: list[EncodedClip]) -> dic
         "probability": f"{answer.options[answer.choice]:.4f}" if answer.choice else "",
         "used_seconds": " ".join(f"{clip.used:.4g}" for clip in clips),
     }
-
-
-def _read_question(row: dict) -> str:
-    if None in row:
-        raise UserError("more cells than columns; put quotes around a cell that holds a comma")
-    if not row["audio"]:
-        raise UserError("no clip is named")
-    if not (row["question"] or "").strip():
-        raise UserError("the question is empty")
-    return with_options(row["question"], (row.get("options") or "").split("|"))

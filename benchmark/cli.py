@@ -42,7 +42,7 @@ TABLE_ROWS = {
     "warm-up": "{warmup}",
     f"{RUN_STEPS:,} steps": "{run}",
     "loss, first step": "{losses[0]:.5f}",
-    "graphs": "{compiled_graphs} compiled, {recorded_graphs} recorded",
+    "compiled graphs": "{compiled_graphs}",
 }
 
 
@@ -106,50 +106,26 @@ def build_parser() -> argparse.ArgumentParser:
     add("--batch_size", type=count, default=16, help="examples per step (default: 16)")
     add("--steps", type=count, default=10, help="measured steps, after warm-up (default: 10)")
     add("--seconds", type=number, default=10.0, help="length of the clips (default: 10)")
-    add(
-        "--precision",
-        choices=["fp32", "bf16"],
-        default="fp32",
-        help="bf16: autocast; the encoder stays fp32",
-    )
-    add(
-        "--torch_compile",
-        action="store_true",
-        help="compile the layers of our step and, on a GPU, replay them as CUDA graphs",
-    )
-    add(
-        "--freeze_lm",
-        type=string_to_bool,
-        default=True,
-        help="train the mapper only (default: true)",
-    )
+    help_text = "bf16: autocast; the encoder stays fp32"
+    add("--precision", choices=["fp32", "bf16"], default="fp32", help=help_text)
+    help_text = "compile the layers of our step; on a GPU, replay them as CUDA graphs"
+    add("--torch_compile", action="store_true", help=help_text)
+    help_text = "train the mapper only (default: true)"
+    add("--freeze_lm", type=string_to_bool, default=True, help=help_text)
     add("--no_feature_cache", action="store_true", help="encode the clips in each step")
-    add(
-        "--naive",
-        action="store_true",
-        help="also measure a baseline in fp32: encodes the clips in each step, pads to the longest "
-        "example and computes the logits of every position",
+    help_text = (
+        "also measure a baseline in fp32 that encodes the clips in each step, pads to the longest "
+        "example and computes the logits of every position"
     )
+    add("--naive", action="store_true", help=help_text)
     add("--one_clip", action="store_true", help="leave out examples about two clips, a fifth")
-    add(
-        "--dataloader_num_workers",
-        type=int,
-        default=0,
-        choices=range(256),
-        metavar="N",
-        help="data loader processes (default: 0)",
-    )
+    add("--dataloader_num_workers", type=int, default=0, help="loader processes (default: 0)")
     add("--new_tokens", type=count, help="also generate this many tokens for a batch")
     add("--peak_tflops", type=number, help="peak of the device, for MFU on one that is not listed")
     add("--seed", type=int, default=0, help="seed of examples and weights (default: 0)")
     add("--json", metavar="FILE", help="write all results to this file")
-    add(
-        "--config_overrides",
-        type=json.loads,
-        default={},
-        metavar="JSON",
-        help="further fields of the model's config, such as a smaller text_config",
-    )
+    help_text = "further fields of the model's config, such as a smaller text_config"
+    add("--config_overrides", type=json.loads, default={}, metavar="JSON", help=help_text)
     return parser
 
 
@@ -157,6 +133,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses and checks the command line."""
     parser = build_parser()
     options = parser.parse_args(argv)
+    if options.dataloader_num_workers < 0:
+        parser.error("--dataloader_num_workers: expected a number from 0 on")
     try:
         parse_encoder_type(options.encoder_type)
     except ValueError as error:

@@ -3,7 +3,6 @@
 import gc
 import os
 import random
-import re
 import time
 from argparse import Namespace
 from collections.abc import Callable
@@ -13,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from multiprocessing import get_context
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -32,6 +30,7 @@ from .workload import (
     draw_examples,
     encode_batch,
     model_loss,
+    peak_tflops,
     step_flops,
     write_clips,
 )
@@ -39,16 +38,7 @@ from .workload import (
 RUN_STEPS = 20_000
 LOADER_BATCHES = 200
 PARTS = ("data", "encode", "forward", "backward", "optimizer")
-PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L4": 121.0}  # dense, bfloat16
 OUT_OF_MEMORY = "out of memory: take a smaller --batch_size"
-
-
-class SizedExample(NamedTuple):
-    """An example with its number of tokens."""
-
-    example: dict
-    tokens: int  # of prompt and answer
-    labels: int  # of the answer
 
 
 @dataclass
@@ -58,7 +48,7 @@ class Workload:
     model: AudioLMForConditionalGeneration
     loss: Callable[[AudioLMForConditionalGeneration, dict], torch.Tensor]
     collate: Callable[[list[dict]], dict]
-    batches: list[list[SizedExample]]
+    batches: list[list[dict]]  # of examples with their numbers of `tokens` and `labels`
     uses_bf16: bool
     frames_per_clip: int
 
@@ -72,7 +62,6 @@ class StepTimings:
     losses: list[float]  # of all steps
     padded_tokens: int  # of the measured steps
     compiled_graphs: int
-    recorded_graphs: int
 
 
 class PartTimer:
@@ -102,24 +91,12 @@ class PartTimer:
         return torch.tensor(spans, dtype=torch.float64).view(-1, len(PARTS))
 
 
-def peak_tflops(device_name: str) -> float | None:
-    """Returns a GPU's highest dense bfloat16 rate, or None if it is not listed."""
-    for name, peak in PEAK_TFLOPS.items():
-        if re.search(rf"\b{name}\b", device_name):
-            return peak
-    return None
-
-
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def prepare(options: Namespace, folder: str, cached: bool) -> float | None:
-    """Writes the clips and fills their feature cache.
-
-    Returns:
-        Seconds per clip to fill the cache, or None without a cache.
-    """
+    """Writes the clips and fills their feature cache. Returns the seconds per clip for it."""
     model, processor = build_model(options)
     write_clips(folder, model.encoder.sample_rate, options.seconds, options.seed)
     if not cached:
@@ -157,13 +134,6 @@ def _split(examples: list, batch_size: int) -> list[list]:
     return [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
 
 
-def _size(example: dict, processor: AudioLMProcessor, frames_per_clip: int) -> SizedExample:
-    num_frames = [frames_per_clip] * len(example["audio"])
-    labels = len(processor.answer_ids(example["answer"]))
-    prompt = len(processor.prompt_ids(example["input"], num_frames))
-    return SizedExample(example, prompt + labels, labels)
-
-
 def build_workload(options: Namespace, is_baseline: bool, folder: str, cached: bool) -> Workload:
     """Builds a variant's model, collator and batches. Both variants see the same examples."""
     model, processor = build_model(options)
@@ -174,8 +144,12 @@ def build_workload(options: Namespace, is_baseline: bool, folder: str, cached: b
     num_warmup = (3 if torch.cuda.is_available() else 1) * options.batch_size
     count = num_warmup + options.steps * options.batch_size
     examples = _draw(options, count, text_config.vocab_size, folder)
-    examples = [_size(example, processor, frames_per_clip) for example in examples]
-    longest = max(example.tokens for example in examples)
+    for example in examples:
+        frames = [frames_per_clip] * len(example["audio"])
+        example["labels"] = len(processor.encode_answer(example["answer"]))
+        prompt_ids = processor.encode_prompt(example["input"], frames)
+        example["tokens"] = len(prompt_ids) + example["labels"]
+    longest = max(example["tokens"] for example in examples)
     if longest > text_config.max_position_embeddings:
         raise UserError(
             f"--seconds {options.seconds:g}: an example has {longest} tokens, but the language "
@@ -188,7 +162,7 @@ def build_workload(options: Namespace, is_baseline: bool, folder: str, cached: b
         collate = partial(collate_baseline, processor=processor)
         return Workload(model, baseline_loss, collate, batches, False, frames_per_clip)
     # Batches of similar length, as in training.
-    measured = _split(sorted(measured, key=lambda example: example.tokens), options.batch_size)
+    measured = _split(sorted(measured, key=lambda example: example["tokens"]), options.batch_size)
     random.Random(options.seed).shuffle(measured)
     uses_bf16 = options.precision == "bf16"
     if uses_bf16 and options.freeze_lm:
@@ -203,13 +177,9 @@ def build_workload(options: Namespace, is_baseline: bool, folder: str, cached: b
 
 
 def _build_loader(options: Namespace, batches: list, collate: Callable) -> DataLoader:
-    return DataLoader(
-        batches,
-        batch_size=None,
-        collate_fn=collate,
-        num_workers=options.dataloader_num_workers,
-        pin_memory=torch.cuda.is_available(),
-    )
+    workers = options.dataloader_num_workers
+    cuda = torch.cuda.is_available()
+    return DataLoader(batches, None, collate_fn=collate, num_workers=workers, pin_memory=cuda)
 
 
 def time_steps(options: Namespace, workload: Workload) -> StepTimings:
@@ -217,8 +187,7 @@ def time_steps(options: Namespace, workload: Workload) -> StepTimings:
     torch._dynamo.utils.counters.clear()
     model = workload.model
     device = _device()
-    batches = [[sized.example for sized in batch] for batch in workload.batches]
-    loader = _build_loader(options, batches, workload.collate)
+    loader = _build_loader(options, workload.batches, workload.collate)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)  # as the Trainer's
     timer = PartTimer()
@@ -226,7 +195,7 @@ def time_steps(options: Namespace, workload: Workload) -> StepTimings:
     start = time.perf_counter()
     timer.mark()
     for step, batch in enumerate(loader):
-        if step == len(batches) - options.steps:
+        if step == len(workload.batches) - options.steps:
             warmup_seconds = time.perf_counter() - start
         for name, value in batch.items():
             if torch.is_tensor(value):
@@ -245,25 +214,22 @@ def time_steps(options: Namespace, workload: Workload) -> StepTimings:
         optimizer.zero_grad()
         losses.append(loss.detach())
         timer.mark()
-    # By padded length. A length that came once has no graph.
-    graphs = getattr(model.language_model.model.forward, "graphs", {}).values()
     return StepTimings(
         seconds=timer.seconds()[-options.steps :],
         warmup_seconds=warmup_seconds,
         losses=torch.stack(losses).tolist(),
         padded_tokens=sum(padded_tokens[-options.steps :]),
         compiled_graphs=torch._dynamo.utils.counters["stats"]["unique_graphs"],
-        recorded_graphs=sum(graph is not None for graph in graphs),
     )
 
 
 def summarise(options: Namespace, workload: Workload, timings: StepTimings) -> dict[str, object]:
-    """Returns the rates of the measured steps, as the JSON file and the table show them."""
+    """Returns the rates of the measured steps, as the JSON file has them."""
     model = workload.model
     examples = list(chain.from_iterable(workload.batches[-options.steps :]))
-    lengths = [example.tokens for example in examples]
-    labels = sum(example.labels for example in examples)
-    clips = sum(len(sized.example["audio"]) for sized in examples)
+    lengths = [example["tokens"] for example in examples]
+    labels = sum(example["labels"] for example in examples)
+    clips = sum(len(example["audio"]) for example in examples)
     frames = clips * workload.frames_per_clip
     tokens = {"real": sum(lengths), "padded": timings.padded_tokens, "labels": labels}
     flops = step_flops(model.config, model.encoder.dim, lengths, labels, frames)
@@ -283,7 +249,6 @@ def summarise(options: Namespace, workload: Workload, timings: StepTimings) -> d
         "tokens_per_second": {kind: count / total for kind, count in tokens.items()},
         "clips_per_step": clips / options.steps,
         "compiled_graphs": timings.compiled_graphs,
-        "recorded_graphs": timings.recorded_graphs,
         "flops_per_step": flops / options.steps,
         "tflops": tflops,
         "peak_tflops": peak,
@@ -295,16 +260,14 @@ def summarise(options: Namespace, workload: Workload, timings: StepTimings) -> d
     }
 
 
-def measure(
-    options: Namespace, is_baseline: bool, folder: str, cached: bool = False
-) -> dict[str, object]:
+def measure(options: Namespace, is_baseline: bool, folder: str, cached: bool = False) -> dict:
     """Measures the steps of one variant on the clips of `prepare`, and their memory."""
     cuda = torch.cuda.is_available()
     memory_before = torch.cuda.memory_reserved() if cuda else resident_memory("VmRSS")
     workload = build_workload(options, is_baseline, folder, cached)
     summary = summarise(options, workload, time_steps(options, workload))
     peak = torch.cuda.max_memory_reserved() if cuda else resident_memory("VmHWM")
-    is_measured = memory_before is not None
+    is_measured = peak is not None and memory_before is not None
     return {**summary, "peak_memory_bytes": peak - memory_before if is_measured else None}
 
 
@@ -329,7 +292,8 @@ def generation_rates(options: Namespace, folder: str, cached: bool) -> dict[str,
     model.to(_device(), torch.bfloat16 if options.precision == "bf16" else torch.float32)
     examples = _draw(options, options.batch_size, model.config.text_config.vocab_size, folder)
     batch = {name: value.to(_device()) for name, value in collate(examples).items()}
-    encode_batch(model, batch)  # an evaluation does it once for all questions about a clip
+    # Not timed: an evaluation encodes a clip once for all questions about it.
+    encode_batch(model, batch)
     num_tokens = options.new_tokens
     rates = {}
     for cache_type in ("dynamic", "static"):

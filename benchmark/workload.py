@@ -2,10 +2,11 @@
 
 import math
 import random
+import re
 import wave
 from argparse import Namespace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -37,6 +38,7 @@ KINDS = {
     "difference, tier 2": ExampleKind(67_855, 2, 7, 64),
     "difference, tier 3": ExampleKind(67_855, 2, 6, 181),
 }
+PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L4": 121.0}  # dense, bfloat16
 LENGTH_SPREAD = 0.25  # standard deviation of the logarithm of a length
 FIRST_WORD_ID = 4  # after <unk>, <bos>, <eos> and <audio>
 # Mimi's and EnCodec's codebooks are initialised with zeros, which would make all features zeros.
@@ -89,8 +91,8 @@ def draw_examples(
 
 def word_tokenizer(vocab_size: int) -> transformers.PreTrainedTokenizerFast:
     """Builds a tokenizer of numbered words that splits a prompt's template as SmolLM2's does."""
-    words = [f"w{number}" for number in range(FIRST_WORD_ID, vocab_size)]
-    vocabulary = ["<unk>", "<bos>", "<eos>", "<audio>", *words]
+    numbered = [f"w{number}" for number in range(FIRST_WORD_ID, vocab_size)]
+    vocabulary = ["<unk>", "<bos>", "<eos>", "<audio>", *numbered]
     ids = {word: number for number, word in enumerate(vocabulary)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Replace(Regex("^ "), "")
@@ -114,7 +116,7 @@ def build_model(options: Namespace) -> tuple[AudioLMForConditionalGeneration, Au
     )
     torch.manual_seed(options.seed)
     model = AudioLMForConditionalGeneration(config)
-    for name, buffer in model.encoder.named_buffers():
+    for name, buffer in model.named_buffers():
         if name.endswith(CODEBOOKS):
             buffer.normal_()
     tokenizer = word_tokenizer(config.text_config.vocab_size)
@@ -123,14 +125,15 @@ def build_model(options: Namespace) -> tuple[AudioLMForConditionalGeneration, Au
 
 def encode_batch(model: AudioLMForConditionalGeneration, batch: dict) -> None:
     """Replaces a batch's waveforms or codes by features, in place, as the model's forward would."""
+    encoder: Any = model.encoder
     if "input_values" in batch:
         values = batch.pop("input_values")
         lengths = batch.pop("num_samples", None)
-        batch["input_features"] = model.encoder.encode(values, lengths)
+        batch["input_features"] = encoder.encode(values, lengths)
         lengths = lengths or [values.shape[1]] * len(values)
-        batch["num_frames"] = [model.encoder.num_frames(length) for length in lengths]
+        batch["num_frames"] = [encoder.num_frames(length) for length in lengths]
     elif not batch["input_features"].is_floating_point():
-        batch["input_features"] = model.encoder.decode_codes(batch["input_features"])
+        batch["input_features"] = encoder.decode_codes(batch["input_features"])
 
 
 def model_loss(model: AudioLMForConditionalGeneration, batch: dict) -> torch.Tensor:
@@ -152,7 +155,7 @@ def collate_baseline(examples: list[dict], processor: AudioLMProcessor) -> dict:
 def baseline_loss(model: AudioLMForConditionalGeneration, batch: dict) -> torch.Tensor:
     """Returns the cross-entropy from float32 logits of every position."""
     ids = batch["input_ids"]
-    embeddings = model.language_model.get_input_embeddings()(ids)
+    embeddings = model.get_input_embeddings()(ids)
     audio = model.mapper(batch["input_features"].flatten(0, 1))
     is_audio = (ids == model.config.audio_token_id)[..., None]
     logits = model.language_model(
@@ -161,6 +164,14 @@ def baseline_loss(model: AudioLMForConditionalGeneration, batch: dict) -> torch.
     ).logits.float()
     targets = nn.functional.pad(batch["labels"], (0, 1), value=-100)[:, 1:]
     return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def peak_tflops(device_name: str) -> float | None:
+    """Returns a GPU's highest dense bfloat16 rate, or None if it is not listed."""
+    for name, peak in PEAK_TFLOPS.items():
+        if re.search(rf"\b{name}\b", device_name):
+            return peak
+    return None
 
 
 def step_flops(

@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -20,7 +21,6 @@ from ..configuration_audiolm import (
 from ..encoders_audiolm import AudioEncoder, HTSATPosteriorEncoder, build_encoder
 from ..runtime import UserError
 from .random_weights import build_random_encoder
-from .random_weights import randomise_codebooks as randomise_codebooks  # MOVED
 from .state_dicts import (
     AUDIOSET_PREFIX,
     CLASSIFIER_PREFIX,
@@ -42,26 +42,16 @@ PUBLISHED = {
 }
 TRANSFORMERS_FILES = ("model.safetensors", "pytorch_model.bin")
 MOSHI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
-FILES = {
-    "clap_audio_model": (
-        "CLAP_weights_2023.pth",
-        "HTSAT_AudioSet_Saved_1.ckpt",
-        *TRANSFORMERS_FILES,
-    ),
-    "mimi": ("model.safetensors", MOSHI_FILE),
-}
+HTSAT_FILES = ("CLAP_weights_2023.pth", "HTSAT_AudioSet_Saved_1.ckpt", *TRANSFORMERS_FILES)
+FILES = {"clap_audio_model": HTSAT_FILES, "mimi": ("model.safetensors", MOSHI_FILE)}
 MELLOW_KEY = "audio_encoder.base.c2l.weight"
 AUDIOSET_FRONT_END = {"sampling_rate": 32000, "window_seconds": 10.0}
-# Fields of transformers' CLAP feature extractor, and ours. LAION's has 48 kHz and windows of 10 s.
+# Our fields, and those of transformers' CLAP feature extractor.
 FRONT_END_FIELDS = {
-    "sampling_rate": "sampling_rate",
-    "mel_sampling_rate": "sampling_rate",
-    "n_fft": "fft_window_size",
-    "hop_length": "hop_length",
-    "window_seconds": "max_length_s",
-    "frequency_min": "frequency_min",
-    "frequency_max": "frequency_max",
-}
+    "sampling_rate": "sampling_rate", "mel_sampling_rate": "sampling_rate",
+    "n_fft": "fft_window_size", "hop_length": "hop_length", "window_seconds": "max_length_s",
+    "frequency_min": "frequency_min", "frequency_max": "frequency_max",
+}  # fmt: skip
 
 
 def load_encoder(encoder_type: str, name_or_path: str | None = None) -> AudioEncoder:
@@ -69,12 +59,10 @@ def load_encoder(encoder_type: str, name_or_path: str | None = None) -> AudioEnc
 
     Args:
         encoder_type: Type of the encoder.
-        name_or_path: Hub name, folder or file of the weights. None: the published ones. `random`:
-            random ones.
+        name_or_path: Hub name, folder or file of the weights, or `random`. None: the published.
 
     Raises:
-        UserError: If the checkpoint is not found or does not fit. The message has the first keys
-            that differ.
+        UserError: If the checkpoint is not found or does not fit.
     """
     model_type = parse_encoder_type(encoder_type).model_type
     if name_or_path == "random" and model_type == "audiolm_pair":
@@ -86,11 +74,7 @@ def load_encoder(encoder_type: str, name_or_path: str | None = None) -> AudioEnc
 
 
 def checkpoint_file(encoder_type: str, name_or_path: str | None = None) -> str:
-    """Returns the path of the file that [`load_encoder`] reads, and downloads it if needed.
-
-    Raises:
-        UserError: If it is not found.
-    """
+    """Returns the path of the file that [`load_encoder`] reads, and downloads it if needed."""
     entry = parse_encoder_type(encoder_type)
     if not name_or_path and entry.options.get("posteriors"):
         # MS-CLAP was trained on captions after AudioSet, and its classifier no longer fits.
@@ -123,8 +107,7 @@ def with_overrides(
 
     Args:
         encoder: The encoder.
-        band_limit: Sampling rate in Hz. Clips lose the frequencies that a recording at this rate
-            lacks.
+        band_limit: Sampling rate in Hz. Clips lose the frequencies that recordings at it lack.
         window_seconds: Length of HTSAT's windows.
 
     Raises:
@@ -135,7 +118,7 @@ def with_overrides(
     if band_limit is not None:
         config.band_limit = band_limit
     if window_seconds is not None:
-        parts = [config, getattr(config, "first", None), getattr(config, "second", None)]
+        parts: list[Any] = [config, getattr(config, "first", None), getattr(config, "second", None)]
         windowed_parts = [part for part in parts if hasattr(part, "window_seconds")]
         if not windowed_parts:
             raise UserError(f"--window_seconds {window_seconds}: only HTSAT has windows")
@@ -149,10 +132,6 @@ def with_overrides(
     changed.load_state_dict(encoder.state_dict())
     changed.clear_codebook_cache()
     return changed.eval()
-
-
-# ------------------------------------------------------------------------------------------------
-# One loader for each format
 
 
 def _load_htsat(encoder_type: str, name_or_path: str | None) -> AudioEncoder:
@@ -269,17 +248,14 @@ def _find_in(folder_or_repository: str, name: str) -> str | None:
 
 
 def _read_config(source: str) -> dict | None:
-    """Reads the config.json of a folder or Hub repository, or beside a file.
+    """Reads config.json of a folder or Hub repository, or beside a file (None if it has none).
 
-    Options that an encoder type sets are left out. Returns None if there is no config.json beside a
-    file.
+    Options that an encoder type sets are left out.
     """
-    folder = Path(source)
-    if folder.is_file():
-        folder = folder.parent
-        if not (folder / "config.json").is_file():
+    if Path(source).is_file():
+        source = str(Path(source).parent)
+        if not Path(source, "config.json").is_file():
             return None
-        source = str(folder)
     try:
         config = AutoConfig.from_pretrained(source).to_dict()
     except (OSError, ValueError, StrictDataclassError) as error:

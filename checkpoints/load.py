@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from huggingface_hub import get_token
@@ -16,19 +17,14 @@ from .mellow import load_mellow, mellow_checkpoint
 
 # What transformers raises for folders and repositories that it cannot read.
 LOADING_ERRORS = (
-    ValueError,
-    TypeError,
-    KeyError,
-    RuntimeError,
-    AttributeError,
-    OSError,
-    SafetensorError,
-    StrictDataclassError,
-)
-LoadedParts = tuple[AudioLMForConditionalGeneration, PreTrainedTokenizerBase]
+    ValueError, TypeError, KeyError, RuntimeError, AttributeError, OSError,
+    SafetensorError, StrictDataclassError,
+)  # fmt: skip
 
 
-def load_model(name: str, revision: str | None = None) -> LoadedParts:
+def load_model(
+    name: str, revision: str | None = None
+) -> tuple[AudioLMForConditionalGeneration, PreTrainedTokenizerBase]:
     """Loads a trained AudioLM in float32 and its tokenizer. No code of a repository runs.
 
     Args:
@@ -55,45 +51,33 @@ def load_model(name: str, revision: str | None = None) -> LoadedParts:
         model, info, tokenizer = _read_model(name, revision)
     except LOADING_ERRORS as error:
         raise _user_error(name, error) from error
-    _check_complete(name, info)
+    info["mismatched_keys"] = [
+        f"{key} {tuple(shape)}, not {tuple(expected)}"
+        for key, shape, expected in info["mismatched_keys"]
+    ]
+    messages = []
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        keys = sorted(map(str, info[problem]))
+        if keys:
+            messages.append(f"{len(keys)} {problem.replace('_', ' ')} ({', '.join(keys[:3])})")
+    if messages:
+        raise UserError(f"--model_name_or_path {name}: incomplete AudioLM: {'; '.join(messages)}")
     return model, tokenizer
 
 
 def _read_model(
     name: str, revision: str | None
-) -> tuple[AudioLMForConditionalGeneration, dict, PreTrainedTokenizerBase]:
+) -> tuple[AudioLMForConditionalGeneration, dict, Any]:
     # The installed classes read the model. The copy beside its weights would need the user's trust.
     AutoConfig.register("audiolm", AudioLMConfig, exist_ok=True)
     options = {"revision": revision, "trust_remote_code": False}
     model_type = AutoConfig.from_pretrained(name, **options).model_type
     if model_type != "audiolm":
         raise ValueError(f"it is a {model_type!r} model, not an AudioLM")
-    model, info = AudioLMForConditionalGeneration.from_pretrained(
-        name,
-        revision=revision,
-        output_loading_info=True,
-        dtype=torch.float32,
-        ignore_mismatched_sizes=True,
-    )
-    return model, info, AutoTokenizer.from_pretrained(name, **options)
-
-
-def _check_complete(name: str, info: dict) -> None:
-    problems = {
-        "missing keys": sorted(map(str, info.get("missing_keys") or ())),
-        "unexpected keys": sorted(map(str, info.get("unexpected_keys") or ())),
-        "mismatched keys": sorted(
-            f"{key} {tuple(shape)}, not {tuple(expected)}"
-            for key, shape, expected in info.get("mismatched_keys") or ()
-        ),
-    }
-    messages = [
-        f"{len(keys)} {problem} ({', '.join(keys[:3])})"
-        for problem, keys in problems.items()
-        if keys
-    ]
-    if messages:
-        raise UserError(f"--model_name_or_path {name}: incomplete AudioLM: {'; '.join(messages)}")
+    load: Any = AudioLMForConditionalGeneration.from_pretrained
+    reporting = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    loaded = load(name, revision=revision, dtype=torch.float32, **reporting)
+    return *loaded, AutoTokenizer.from_pretrained(name, **options)
 
 
 def _user_error(name: str, error: Exception) -> UserError:
@@ -103,10 +87,11 @@ def _user_error(name: str, error: Exception) -> UserError:
 def merge_adapters(model: torch.nn.Module) -> AudioLMForConditionalGeneration:
     """Merges LoRA adapters into a copy of the model. One without adapters is returned itself."""
     if not hasattr(model, "merge_and_unload"):
-        return model
-    device = model.device
+        return cast(AudioLMForConditionalGeneration, model)
+    adapted: Any = model
+    device = adapted.device
     try:
-        merged = copy.deepcopy(model.cpu()).merge_and_unload()  # A GPU may have no room for both.
+        merged = copy.deepcopy(adapted.cpu()).merge_and_unload()  # A GPU may lack room for both.
     finally:
-        model.to(device)
+        adapted.to(device)
     return merged.train(False)

@@ -2,11 +2,13 @@
 
 import re
 from pathlib import Path
+from typing import Any, cast
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from ..configuration_audiolm import AudioLMConfig
+from ..encoders_audiolm import HTSATPosteriorEncoder
 from ..modeling_audiolm import AudioLMForConditionalGeneration
 from ..runtime import UserError
 from .state_dicts import (
@@ -21,8 +23,7 @@ from .state_dicts import (
 
 PUBLISHED_MELLOW = "soham97/mellow"
 CHECKPOINT_NAME = "v0.ckpt"
-# Mellow uses the tokenizer of this model.
-MELLOW_TEXT_MODEL = "HuggingFaceTB/SmolLM2-135M"
+TOKENIZER_SOURCE = "HuggingFaceTB/SmolLM2-135M"
 LAYER_KEY = re.compile(r"model\.layers\.(\d+)\.")
 TENSORS_PER_LAYER = 9
 # Prefixes of keys in the checkpoint, and of the same tensors in the mapper.
@@ -41,9 +42,6 @@ def mellow_checkpoint(name: str, revision: str | None = None) -> str | None:
         name: A `.ckpt` file, here or as user/repository/file on the Hub, a folder with `v0.ckpt`,
             or the published repository.
         revision: Branch, tag or commit on the Hub.
-
-    Raises:
-        OSError: If the Hub does not have it.
     """
     path = Path(name)
     if path.is_file() and path.suffix == ".ckpt":
@@ -60,17 +58,18 @@ def mellow_checkpoint(name: str, revision: str | None = None) -> str | None:
 
 
 def load_mellow(path: str) -> tuple[AudioLMForConditionalGeneration, PreTrainedTokenizerBase]:
-    """Loads Mellow in float32 and evaluation mode, and its tokenizer.
-
-    The tokenizer is that of the checkpoint's folder if it has one, else SmolLM2-135M's.
+    """Loads Mellow in float32, and the tokenizer of its folder or else SmolLM2-135M's.
 
     Raises:
-        UserError: If the checkpoint is incomplete or not Mellow's. The message has the first keys
-            that differ.
+        UserError: If the checkpoint is incomplete or not Mellow's.
     """
     state = {key.removeprefix("module."): value for key, value in read_checkpoint(path).items()}
     text_state = select_prefix(state, TEXT_PREFIX)
-    config = _mellow_config(_count_layers(text_state, path))
+    text_config = AudioLMConfig("mellow").text_config.to_dict()
+    text_config |= {"num_hidden_layers": _count_layers(text_state, path)}
+    text_config |= {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    fields: Any = {"mapper_type": "mellow", "prompt_format": "mellow", "freeze_lm": False}
+    config = AudioLMConfig("mellow", text_config=text_config, **fields)
     model = AudioLMForConditionalGeneration(config)
     _copy_weights(model, state, path)
     load_state_strictly(model.language_model, text_state, path)
@@ -79,7 +78,8 @@ def load_mellow(path: str) -> tuple[AudioLMForConditionalGeneration, PreTrainedT
     model.config.training = {"published": PUBLISHED_MELLOW}  # This package did not train it.
     folder = Path(path).parent
     has_tokenizer = (folder / "tokenizer.json").is_file()
-    tokenizer = AutoTokenizer.from_pretrained(folder if has_tokenizer else MELLOW_TEXT_MODEL)
+    source = folder if has_tokenizer else TOKENIZER_SOURCE
+    tokenizer: Any = AutoTokenizer.from_pretrained(source)
     tokenizer.eos_token = tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
     return model.train(False), tokenizer
 
@@ -98,25 +98,12 @@ def _count_layers(text_state: State, path: str) -> int:
     return num_layers
 
 
-def _mellow_config(num_layers: int) -> AudioLMConfig:
-    text_config = AudioLMConfig("mellow").text_config.to_dict()
-    text_config |= {"num_hidden_layers": num_layers}
-    text_config |= {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    return AudioLMConfig(
-        "mellow",
-        text_config=text_config,
-        mapper_type="mellow",
-        prompt_format="mellow",
-        freeze_lm=False,
-    )
-
-
 def _copy_weights(model: AudioLMForConditionalGeneration, state: State, path: str) -> None:
     """Copies the weights of the encoder and the mapper."""
     mapper_state = {}
     encoder_state = {}
     for key, value in state.items():
-        prefix = next((prefix for prefix in MAPPER_PREFIXES if key.startswith(prefix)), None)
+        prefix = next(filter(key.startswith, MAPPER_PREFIXES), None)
         if prefix is not None:
             mapper_state[MAPPER_PREFIXES[prefix] + key.removeprefix(prefix)] = value
         elif not key.startswith(TEXT_PREFIX):
@@ -125,7 +112,7 @@ def _copy_weights(model: AudioLMForConditionalGeneration, state: State, path: st
     for name in ("feature_mean", "feature_std"):
         mapper_state[name] = getattr(model.mapper, name)
     classifier_state = select_prefix(encoder_state, CLASSIFIER_PREFIX)
-    audio_encoder = model.encoder.model.audio_encoder
-    load_state_strictly(audio_encoder, rename_clap_keys(encoder_state), path)
-    load_state_strictly(model.encoder.classifier, classifier_state, path)
+    encoder = cast(HTSATPosteriorEncoder, model.encoder)
+    load_state_strictly(encoder.model.audio_encoder, rename_clap_keys(encoder_state), path)
+    load_state_strictly(encoder.classifier, classifier_state, path)
     load_state_strictly(model.mapper, mapper_state, path)

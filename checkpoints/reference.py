@@ -1,16 +1,12 @@
-"""Compare our encoders with the reference packages, msclap and moshi. Needs the extra `reference`.
-
-`python -m audiolm.checkpoints.reference --encoder_type mimi_full --encoder_name_or_path FILE
-clip.wav ...` extracts features with the reference and with ours from the same weights, and prints
-the largest deviation.
-"""
+"""Compare our encoders with msclap and moshi on the same weights. Needs the extra `reference`."""
 
 import argparse
 from pathlib import Path
+from typing import cast
 
 import torch
 
-from ..encoders_audiolm import AudioEncoder, HTSATEncoder
+from ..encoders_audiolm import AudioEncoder, HTSATEncoder, QuantizedEncoder
 from ..processing_audiolm import AudioLMFeatureExtractor
 from ..runtime import UserError, report_user_errors
 from .encoders import load_encoder
@@ -18,11 +14,7 @@ from .state_dicts import MSCLAP_PREFIX, select_prefix
 
 
 class MSClapReference:
-    """msclap's HTSAT: the grid before its class layer, with the cells that ours uses.
-
-    Args:
-        checkpoint: Path of `CLAP_weights_2023.pth`.
-    """
+    """msclap's HTSAT: the grid before its class layer, with the cells that ours uses."""
 
     def __init__(self, checkpoint: str):
         from msclap.models.audio import HTSATWrapper
@@ -36,15 +28,16 @@ class MSClapReference:
         self.grid = args[0]
 
     @torch.no_grad()
-    def encode(self, waveform: torch.Tensor, ours: HTSATEncoder) -> torch.Tensor:
+    def encode(self, waveform: torch.Tensor, ours: AudioEncoder) -> torch.Tensor:
         """Encodes a clip at 44.1 kHz, shape `(1, samples)`, to features `(1, frames, 768)`."""
-        size = ours.geometry.window_samples
+        geometry = cast(HTSATEncoder, ours).geometry
+        size = geometry.window_samples
         num_samples = waveform.shape[1]
         clip = waveform[0]
         if num_samples < size:
             clip = clip.repeat(-(-size // num_samples))
         features = []
-        for window in ours.geometry.windows(num_samples):
+        for window in geometry.windows(num_samples):
             self.model(clip[None, window.start : window.start + size])
             cells = self.grid[0].permute(2, 1, 0)[window.first_cell : window.end_cell]
             features.append(cells.flatten(0, 1))
@@ -52,12 +45,7 @@ class MSClapReference:
 
 
 class MoshiReference:
-    """moshi's Mimi: the quantised latent of the first codebooks.
-
-    Args:
-        checkpoint: Path of moshi's safetensors file.
-        num_codebooks: Codebooks that are used.
-    """
+    """moshi's Mimi: the quantised latent of the first codebooks."""
 
     def __init__(self, checkpoint: str, num_codebooks: int):
         from moshi.models import loaders
@@ -65,41 +53,23 @@ class MoshiReference:
         self.model = loaders.get_mimi(checkpoint, num_codebooks=num_codebooks)
 
     @torch.no_grad()
-    def encode(self, waveform: torch.Tensor, _ours: AudioEncoder | None = None) -> torch.Tensor:
+    def encode(self, waveform: torch.Tensor, _ours: AudioEncoder) -> torch.Tensor:
         """Encodes a clip at 24 kHz, shape `(1, samples)`, to features `(1, frames, 512)`."""
         return self.model.decode_latent(self.model.encode(waveform[:, None])).transpose(1, 2)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Builds the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--encoder_type",
-        required=True,
-        choices=["htsat", "mimi_semantic", "mimi_full"],
-        help="encoder to compare",
-    )
-    parser.add_argument(
-        "--encoder_name_or_path",
-        required=True,
-        help="CLAP_weights_2023.pth, or moshi's safetensors file",
-    )
-    parser.add_argument(
-        "--max_audio_seconds", type=float, default=10.0, help="seconds used of each file"
-    )
-    parser.add_argument(
-        "--output_dir", type=Path, help="save the reference's features here, one .pt per file"
-    )
-    parser.add_argument("audio", nargs="+", help="audio files")
-    return parser
 
 
 @report_user_errors("reference")
 def main(argv: list[str] | None = None) -> float:
     """Runs the command and returns the largest deviation."""
-    args = build_parser().parse_args(argv)
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--encoder_type", required=True, choices=["htsat", "mimi_semantic", "mimi_full"])
+    weights = "CLAP_weights_2023.pth, or moshi's safetensors file"
+    add("--encoder_name_or_path", required=True, help=weights)
+    add("--max_audio_seconds", type=float, default=10.0, help="seconds used of each file")
+    add("--output_dir", type=Path, help="save the reference's features here, one .pt per file")
+    add("audio", nargs="+", help="audio files")
+    args = parser.parse_args(argv)
     ours = load_encoder(args.encoder_type, args.encoder_name_or_path)
     reference = _load_reference(args.encoder_name_or_path, ours)
     extractor = AudioLMFeatureExtractor.from_encoder(ours, args.max_audio_seconds)
@@ -124,7 +94,7 @@ def _load_reference(path: str, ours: AudioEncoder) -> MSClapReference | MoshiRef
     try:
         if isinstance(ours, HTSATEncoder):
             return MSClapReference(path)
-        return MoshiReference(path, ours.num_levels)
+        return MoshiReference(path, cast(QuantizedEncoder, ours).num_levels)
     except ImportError as error:
         raise UserError(f"{error}. Install the extra `reference`") from error
 

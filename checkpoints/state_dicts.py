@@ -2,6 +2,7 @@
 
 import re
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -10,16 +11,10 @@ from torch import nn
 
 from ..runtime import UserError
 
-# HTSAT's keys begin with one of these in checkpoints of msclap, of its authors, and of
-# transformers.
+# HTSAT's keys begin with one of these in checkpoints of msclap, its authors, and transformers.
 MSCLAP_PREFIX = "audio_encoder.base.htsat."
 AUDIOSET_PREFIX = "sed_model."
-HTSAT_PREFIXES = (
-    MSCLAP_PREFIX,
-    AUDIOSET_PREFIX,
-    "audio_model.audio_encoder.",
-    "audio_encoder.",
-)
+HTSAT_PREFIXES = (MSCLAP_PREFIX, AUDIOSET_PREFIX, "audio_model.audio_encoder.", "audio_encoder.")
 HTSAT_UNUSED = r"^(spectrogram_extractor|logmel_extractor|head)\.|attn_mask$"
 CLASSIFIER_PREFIX = "tscam_conv."
 # Patterns in foreign keys, and what ClapAudioModel and MimiModel have in their place.
@@ -51,6 +46,10 @@ MOSHI_NAMES = [
     (r"\._codebook\.", ".codebook."),
 ]
 
+UNREADABLE = (
+    SafetensorError, UnpicklingError, RuntimeError, EOFError, AttributeError, TypeError, ValueError,
+)  # fmt: skip
+
 State = dict[str, torch.Tensor]
 
 
@@ -65,37 +64,24 @@ def read_checkpoint(path: str) -> State:
             return load_file(path)
         # Lightning checkpoints name classes of packages that are not installed here.
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        placeholders = [(type("Ignored", (dict,), {}), name) for name in names]
+        placeholders: list[Any] = [(type("Ignored", (dict,), {}), name) for name in names]
         with torch.serialization.safe_globals(placeholders):
             state = torch.load(path, map_location="cpu", weights_only=True)
         return dict(state.get("model", state.get("state_dict", state)))
-    except (
-        SafetensorError,
-        UnpicklingError,
-        RuntimeError,
-        EOFError,
-        AttributeError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except UNREADABLE as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(f"{path} is not a readable checkpoint ({reason})") from error
 
 
 def load_state_strictly(module: nn.Module, state: State, source: str) -> None:
-    """Copies tensors into a module, all of which must fit.
-
-    Args:
-        module: Module whose weights are replaced.
-        state: Tensors by key.
-        source: Where they come from, for the message.
+    """Copies the tensors of `source` into a module, all of which must fit.
 
     Raises:
         UserError: If keys are missing or unexpected, or shapes differ.
     """
-    # The relative position index belongs to the architecture.
-    own_state = {k: v for k, v in module.state_dict().items() if not _is_position_index(k)}
-    state = {k: v for k, v in state.items() if not _is_position_index(k)}
+    architecture = "relative_position_index"
+    own_state = {k: v for k, v in module.state_dict().items() if not k.endswith(architecture)}
+    state = {k: v for k, v in state.items() if not k.endswith(architecture)}
     missing = [key for key in own_state if key not in state]
     unexpected = [key for key in state if key not in own_state]
     shapes = [
@@ -111,10 +97,6 @@ def load_state_strictly(module: nn.Module, state: State, source: str) -> None:
             f"{len(shapes)} of another shape ({'; '.join(shapes[:3])})"
         )
     module.load_state_dict(state, strict=False)
-
-
-def _is_position_index(key: str) -> bool:
-    return key.endswith("relative_position_index")
 
 
 def select_prefix(state: State, prefix: str) -> State:

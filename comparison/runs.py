@@ -170,7 +170,9 @@ def bits_per_second(encoder: AudioEncoder) -> float:
     if len(encoder.dims) > 1:
         # Posteriors are repeated for each frame of a time cell, which adds no information.
         latent, classes = encoder.dims
-        return 16.0 * (latent + encoder.time_cells * classes) / encoder.config.window_seconds
+        return (
+            16.0 * (latent + encoder.geometry.time_cells * classes) / encoder.config.window_seconds
+        )
     return encoder.frame_rate * encoder.dim * 16.0
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -165,7 +166,8 @@ def drop_bad_audio(
     Raises:
         UserError: If there is a fault and `on_bad_audio` is "error", or if a split loses all rows.
     """
-    paths = [path for split in data.values() for row in split["audio"] for path in row]
+    rows = chain.from_iterable(split["audio"] for split in data.values())
+    paths = list(chain.from_iterable(rows))
     faults = check_audio(paths, seconds)
     if not faults:
         return data

@@ -37,7 +37,7 @@ class ClipPreview(NamedTuple):
 
     audio: str  # data URI, or empty
     spectrogram: str  # data URI of a PNG
-    whole: float  # seconds of the file
+    duration: float  # seconds of the file
     used: float  # seconds that the models use
     hertz: list[tuple[float, str]]  # ticks: per cent from the top, kHz
     times: list[tuple[float, str]]  # ticks: per cent from the left, seconds

@@ -4,6 +4,7 @@ Audio is decoded here, unless the features of all clips of a batch were computed
 """
 
 from collections.abc import Callable, Mapping
+from itertools import chain
 
 import torch
 from torch.utils.data import get_worker_info
@@ -48,7 +49,7 @@ class ReasonAQACollator:
         Raises:
             BadClip: If a clip cannot be decoded and the decoder does not skip bad clips.
         """
-        clips = [clip for example in examples for clip in example["audio"]]
+        clips = list(chain.from_iterable(example["audio"] for example in examples))
         if self.features is not None and all(clip in self.features for clip in clips):
             audio, num_frames = self._encoded_inputs(clips)
         else:
@@ -80,7 +81,7 @@ class ReasonAQACollator:
             decoded.append({**example, "samples": samples})
         if faults:
             decoded = replace_bad_examples(decoded, faults)
-        samples = [clip for example in decoded for clip in example["samples"]]
+        samples = list(chain.from_iterable(example["samples"] for example in decoded))
         return decoded, samples, list(faults.values())
 
     def _encoded_inputs(self, clips: list[str]) -> tuple[dict, list[int]]:
@@ -105,7 +106,7 @@ class ReasonAQACollator:
 
     def _text_inputs(self, examples: list[dict], num_frames: list[int]) -> dict:
         remaining = iter(num_frames)
-        inputs = self.processor.text_inputs(
+        inputs = self.processor.encode_texts(
             [example["input"] for example in examples],
             [[next(remaining) for _ in example["audio"]] for example in examples],
             None if self.generate else [example["answer"] for example in examples],

@@ -65,9 +65,6 @@ class ClipDecoder:
                 file.read(1)
         return self.extractor.load(clip_audio(clip, self.extractor.max_audio_seconds))
 
-    def at_death(self, message: str) -> None:  # CUT: delete with its use in training/train.py
-        """Returns None: what a killed worker decoded is not recorded."""
-
 
 def _run_within(seconds: float, function: Callable[[], torch.Tensor]) -> torch.Tensor:
     """Returns what a function returns, or raises `queue.Empty` after some seconds.

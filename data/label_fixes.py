@@ -177,8 +177,6 @@ class RowFixes:
         rows = [self(dict(zip(batch, values))) for values in zip(*batch.values())]
         return {name: [row[name] for row in rows] for name in batch}
 
-    rows = apply  # RENAMED
-
 
 right_label = correct_label  # RENAMED
 speaks_of_others = refers_to_options  # RENAMED

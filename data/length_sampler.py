@@ -102,15 +102,9 @@ class LengthGroupedSampler(Sampler[int]):
     def _sort_by_length(self, indices: torch.Tensor) -> torch.Tensor:
         return indices[self.lengths[indices].argsort(stable=True)]
 
-    rows_of = batch_indices  # RENAMED
-
 
 def _epoch_generator(seed: int, epoch: int) -> torch.Generator:
     # A hash gives each pair of seed and epoch a generator of its own. The seed has 7 bytes because
     # `manual_seed` takes 64-bit signed numbers.
     digest = hashlib.sha256(f"{seed} {epoch}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
-
-row_lengths = estimate_lengths  # RENAMED
-LengthBucketSampler = LengthGroupedSampler  # RENAMED

@@ -243,11 +243,3 @@ def _read_shares(
     for share in shares:
         for row in repeat_shuffled(shards, *share):
             yield transform(row) if transform else row
-
-
-def stream_rows(
-    shards, chosen, buffer, seed, processes=1, workers=0, batch_size=1, batches_done=0, row=None
-):  # RENAMED: stream_examples(shards, chosen, buffer, seed, StreamReaders(...), row)
-    """Calls [`stream_examples`]."""
-    readers = StreamReaders(processes, workers, batch_size, batches_done)
-    return stream_examples(shards, chosen, buffer, seed, readers, row)

@@ -1,4 +1,4 @@
-"""Small encoders, a small language model and three trained AudioLMs for soundscapes; README.md is their card."""
+"""Small encoders, a small language model and three trained AudioLMs. README.md is their card."""
 
 from pathlib import Path
 
@@ -7,5 +7,5 @@ MODEL_NAMES = ("htsat", "mimi_semantic", "mimi_full")
 
 
 def models() -> dict[str, Path]:
-    """Folders of the demo's trained models, by arm."""
-    return {arm: FOLDER / arm for arm in MODEL_NAMES}
+    """Returns the folders of the demo's trained models, by encoder type."""
+    return {name: FOLDER / name for name in MODEL_NAMES}

@@ -1,6 +1,7 @@
-"""Keeps the trained models of the demo in `demo/models`, in half precision: `python -m audiolm.demo.export_models outputs/demo`.
+"""Copies trained models to `demo/models`: `python -m audiolm.demo.export_models outputs/demo`.
 
-Their encoders are the demo's, which stand in half precision already, and so lose nothing.
+Weights are converted to half precision. The encoders lose nothing, because the demo's encoders are
+stored in half precision.
 """
 
 import argparse
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from . import FOLDER, MODEL_NAMES
 
-KEPT = (
+COPIED_FILES = (
     "config.json",
     "generation_config.json",
     "processor_config.json",
@@ -22,28 +23,31 @@ KEPT = (
 )
 
 
-def keep(run: Path, folder: Path) -> None:
-    """Writes the model that a run of run_train.py ended with, its floating point numbers in half precision."""
+def export_model(run: Path, folder: Path) -> None:
+    """Writes the final model of a training run to a folder, in half precision."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in KEPT:
+    for name in COPIED_FILES:
         shutil.copyfile(run / name, folder / name)
-    weights = {
-        name: of.half() if of.dtype == torch.float32 else of
-        for name, of in load_file(run / "model.safetensors").items()
-    }
+    weights = load_file(run / "model.safetensors")
+    for name, tensor in weights.items():
+        if tensor.dtype == torch.float32:
+            weights[name] = tensor.half()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "comparison", type=Path, help="output_dir of `run_compare.py --config configs/demo.yaml`"
-    )
-    args = parser.parse_args(argv)
-    for arm in MODEL_NAMES:
-        keep(args.comparison / arm, FOLDER / arm)
+def build_parser() -> argparse.ArgumentParser:
+    """Builds the command's parser."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    help_text = "output_dir of `run_compare.py --config configs/demo.yaml`"
+    parser.add_argument("comparison", type=Path, help=help_text)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Exports the demo's models."""
+    args = build_parser().parse_args(argv)
+    for name in MODEL_NAMES:
+        export_model(args.comparison / name, FOLDER / name)
 
 
 if __name__ == "__main__":

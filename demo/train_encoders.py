@@ -1,347 +1,321 @@
-"""Trains the demo's two encoders on soundscapes of seeds that no corpus uses: `python -m audiolm.demo.train_encoders`.
+"""Trains the demo's two encoders on soundscapes: `python -m audiolm.demo.train_encoders`.
 
-HTSAT learns which events are heard when. Mimi learns to reconstruct, and its first level to predict HTSAT's features
-from what was heard so far, as Mimi's is distilled from WavLM (arXiv 2410.00037). Both are of the classes that hold the
-published weights, in their files' formats, in half precision; figures.json beside each says what it reaches.
+HTSAT learns which events sound when. Mimi learns to reconstruct audio, and its first codebook to
+predict HTSAT's features, as Mimi's is distilled from WavLM (arXiv 2410.00037). Both are saved in
+half precision in the file formats of the published weights, with what they reach in `figures.json`.
 """
 
 import argparse
-import json
 import os
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import (
-    ClapFeatureExtractor,
-    MimiConfig,
-    MimiModel,
-    get_cosine_schedule_with_warmup,
-    set_seed,
-)
+from transformers import ClapFeatureExtractor, MimiConfig, MimiModel, set_seed
 
 from ..configuration_audiolm import default_encoder_config
-from ..data.soundscapes.scenes import CLASSES, SAMPLE_RATE, draw_scene, render
+from ..data.soundscapes.events import CLASSES, SAMPLE_RATE
+from ..data.soundscapes.scenes import draw_scene, render
 from ..encoders_audiolm import HTSATEncoder
 from ..runtime import use_all_of_the_cpu
+from .training import Optimizer, shuffled_batches, write_figures
 
-SCENE_SEED = 990_000_000  # apart from any seed of a corpus
+SCENE_SEED = 990_000_000  # differs from any seed of a corpus
 WINDOW_SECONDS = 5
-HTSAT = {
-    "sampling_rate": SAMPLE_RATE,
-    "mel_sampling_rate": SAMPLE_RATE,
-    "n_fft": 1024,
-    "hop_length": 480,
-    "frequency_min": 50.0,
-    "frequency_max": 11000.0,
-    "window_seconds": float(WINDOW_SECONDS),
-    "spec_size": 128,
-    "num_mel_bins": 64,
-    "depths": [1, 2, 1],
-    "num_attention_heads": [2, 4, 8],
-    "patch_embeds_hidden_size": 48,
-    "hidden_size": 192,
-    "num_hidden_layers": 3,
-    "hidden_dropout_prob": 0.0,
-}
-MIMI = {
-    "num_filters": 8,
-    "hidden_size": 128,
-    "num_hidden_layers": 2,
-    "intermediate_size": 256,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "head_dim": 32,
-    "codebook_size": 256,
-    "codebook_dim": 64,
-    "num_quantizers": 8,
-    "vector_quantization_hidden_dimension": 64,
-    "upsample_groups": 128,
-    "layer_scale_initial_scale": 0.1,
-}
 CELLS = 16  # HTSAT's time cells in a window
-FRAME = 1920  # samples of a Mimi frame
-SEGMENT = 16  # Mimi frames that it trains on at once
+FRAME = 1920  # samples per Mimi frame
+SEGMENT = 16  # Mimi frames per training segment
+HTSAT_BATCH_SIZE = 32  # windows
+MIMI_BATCH_SIZE = 8  # segments
+CODEBOOK_DECAY = 0.99
+MIN_CODE_USAGE = 0.05
+NEW_CODE_USAGE = 0.2
+HTSAT = {
+    "sampling_rate": SAMPLE_RATE, "mel_sampling_rate": SAMPLE_RATE, "n_fft": 1024,
+    "hop_length": 480, "frequency_min": 50.0, "frequency_max": 11000.0, "num_mel_bins": 64,
+    "window_seconds": float(WINDOW_SECONDS), "spec_size": 128, "depths": [1, 2, 1],
+    "num_attention_heads": [2, 4, 8], "patch_embeds_hidden_size": 48, "hidden_size": 192,
+    "num_hidden_layers": 3, "hidden_dropout_prob": 0.0,
+}  # fmt: skip
+MIMI = {
+    "num_filters": 8, "hidden_size": 128, "num_hidden_layers": 2, "intermediate_size": 256,
+    "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 32, "codebook_size": 256,
+    "codebook_dim": 64, "num_quantizers": 8, "vector_quantization_hidden_dimension": 64,
+    "upsample_groups": 128, "layer_scale_initial_scale": 0.1,
+}  # fmt: skip
 
 
-def _scene(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    scene = draw_scene(np.random.default_rng([SCENE_SEED, seed]))
-    cells = np.zeros((len(CLASSES), CELLS), bool)
-    begin = np.arange(CELLS) * WINDOW_SECONDS / CELLS % scene.seconds
+def _render_scene(number: int) -> tuple[np.ndarray, np.ndarray]:
+    scene = draw_scene(np.random.default_rng([SCENE_SEED, number]))
+    cell_seconds = WINDOW_SECONDS / CELLS
+    # The window is filled by repeating the scene, as HTSATEncoder does.
+    starts = np.arange(CELLS) * WINDOW_SECONDS / CELLS % scene.seconds
+    presence = np.zeros((len(CLASSES), CELLS), bool)
     for event in scene.events:
-        heard = (begin + WINDOW_SECONDS / CELLS > event.onset) & (
-            begin < event.onset + event.duration
-        )
-        cells[list(CLASSES).index(event.name)] |= heard
-    sound = np.resize(
-        render(scene), WINDOW_SECONDS * SAMPLE_RATE
-    )  # tiled to a window, as HTSATEncoder does
-    return (sound * 32767).astype(np.int16), cells
+        begins_before = starts < event.onset + event.duration
+        ends_after = starts + cell_seconds > event.onset
+        presence[list(CLASSES).index(event.name)] |= ends_after & begins_before
+    sound = np.resize(render(scene), WINDOW_SECONDS * SAMPLE_RATE)
+    return (sound * 32767).astype(np.int16), presence
 
 
-def scenes(first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Audio (count, samples) of 16 bits, and where each class is heard, (count, classes, time cells)."""
+def render_scenes(first: int, count: int) -> tuple[Tensor, Tensor]:
+    """Renders 16-bit audio, `(scenes, samples)`, and presences, `(scenes, classes, cells)`."""
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        made = pool.map(_scene, range(first, first + count), chunksize=16)
-        made = list(tqdm(made, total=count, desc="rendering scenes", unit="scene"))
-    return torch.from_numpy(np.stack([s for s, _ in made])), torch.from_numpy(
-        np.stack([c for _, c in made])
-    ).float()
+        rendered = pool.map(_render_scene, range(first, first + count), chunksize=16)
+        rendered = list(tqdm(rendered, total=count, desc="rendering scenes", unit="scene"))
+    audio, presence = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*rendered))
+    return audio, presence.float()
 
 
-def steps(count: int, size: int, rows: int, seed: int, desc: str):
-    """Shuffled row numbers of each batch of a run, with a progress bar."""
-    generator, order = torch.Generator().manual_seed(seed), torch.zeros(0, dtype=torch.long)
-    for step in (bar := tqdm(range(count), desc=desc, unit="step")):
-        if len(order) < size:
-            order = torch.cat([order, torch.randperm(rows, generator=generator)])
-        yield bar, step, order[:size]
-        order = order[size:]
+def _to_float(audio: Tensor) -> Tensor:
+    return audio.float() / 32768
 
 
-def optimiser(parameters, rate: float, count: int):
-    made = torch.optim.AdamW(parameters, rate, betas=(0.8, 0.99), weight_decay=0.01)
-    return made, get_cosine_schedule_with_warmup(made, count // 20, count)
+def mean_average_precision(scores: Tensor, present: Tensor) -> float:
+    """Returns the mean over classes of the area under the precision-recall curve.
 
-
-def mean_average_precision(scores: torch.Tensor, present: torch.Tensor) -> float:
-    """Mean over classes of the area under precision and recall."""
-    found = []
-    for score, right in zip(scores.T, present.T):
-        hits = right[score.argsort(descending=True)]
+    Both tensors have the shape `(examples, classes)`.
+    """
+    areas = []
+    for class_scores, class_present in zip(scores.T, present.T):
+        hits = class_present[class_scores.argsort(descending=True)]
         precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1)
-        found.append(float((precision * hits).sum() / hits.sum().clamp(min=1)))
-    return sum(found) / len(found)
+        areas.append(float((precision * hits).sum() / hits.sum().clamp(min=1)))
+    return sum(areas) / len(areas)
 
 
-def train_htsat(audio, cells, count: int, batch: int, seed: int) -> tuple[HTSATEncoder, nn.Module]:
-    """The detector and its head, after `count` steps of binary cross-entropy by time cell and by clip."""
+def train_htsat(
+    audio: Tensor, presence: Tensor, steps: int, seed: int
+) -> tuple[HTSATEncoder, nn.Module]:
+    """Trains HTSAT and a linear head by binary cross-entropy, per time cell and per clip."""
     encoder = HTSATEncoder(default_encoder_config("htsat", HTSAT))
     head = nn.Conv1d(encoder.dim, len(CLASSES), 1)
-    made, schedule = optimiser([*encoder.parameters(), *head.parameters()], 1e-3, count)
+    optimizer = Optimizer([*encoder.parameters(), *head.parameters()], 1e-3, steps)
     encoder.train()
-    for bar, _, rows in steps(count, batch, len(audio), seed, "htsat"):
-        grid, _ = encoder.encode_windows(audio[rows].float() / 32768)
+    for bar, indices in shuffled_batches(steps, HTSAT_BATCH_SIZE, len(audio), seed, "htsat"):
+        grid, _ = encoder.encode_windows(_to_float(audio[indices]))
         scores = head(grid.mean(2))
-        loss = F.binary_cross_entropy_with_logits(scores, cells[rows])
-        loss = loss + F.binary_cross_entropy_with_logits(scores.amax(2), cells[rows].amax(2))
-        made.zero_grad()
-        loss.backward()
-        made.step()
-        schedule.step()
+        targets = presence[indices]
+        loss = F.binary_cross_entropy_with_logits(scores, targets)
+        loss = loss + F.binary_cross_entropy_with_logits(scores.amax(2), targets.amax(2))
+        optimizer.step(loss)
         bar.set_postfix(loss=f"{loss.item():.3f}")
     return encoder.eval(), head.eval()
 
 
 @torch.no_grad()
-def htsat_frames(encoder: HTSATEncoder, audio, batch: int = 64) -> torch.Tensor:
-    """Features of whole windows, mean over frequency, in half precision: (clips, dim, time cells)."""
-    parts = tqdm(audio.split(batch), desc="htsat features", unit="batch")
-    return torch.cat(
-        [encoder.encode_windows(part.float() / 32768)[0].mean(2).half() for part in parts]
-    )
+def htsat_features(encoder: HTSATEncoder, audio: Tensor) -> Tensor:
+    """Returns features averaged over frequency, in half precision, `(clips, dim, cells)`."""
+    batches = tqdm(audio.split(64), desc="htsat features", unit="batch")
+    grids = (encoder.encode_windows(_to_float(batch))[0] for batch in batches)
+    return torch.cat([grid.mean(2).half() for grid in grids])
 
 
 @torch.no_grad()
-def htsat_figures(encoder: HTSATEncoder, head: nn.Module, audio, cells) -> dict[str, float]:
-    """Mean average precision on unseen scenes: of the classes in a clip, and of the classes in a time cell."""
-    scores = head(htsat_frames(encoder, audio).float())
-    by_cell = mean_average_precision(
-        scores.transpose(1, 2).flatten(0, 1), cells.transpose(1, 2).flatten(0, 1)
+def htsat_figures(
+    encoder: HTSATEncoder, head: nn.Module, audio: Tensor, presence: Tensor
+) -> dict[str, float]:
+    """Returns mean average precisions: for the classes in a clip, and for those in a time cell."""
+    scores = head(htsat_features(encoder, audio).float())
+    cell_scores, cell_presence = (
+        values.transpose(1, 2).flatten(0, 1) for values in (scores, presence)
     )
     return {
-        "tagging_map": mean_average_precision(scores.amax(2), cells.amax(2)),
-        "detection_map": by_cell,
+        "tagging_map": mean_average_precision(scores.amax(2), presence.amax(2)),
+        "detection_map": mean_average_precision(cell_scores, cell_presence),
     }
 
 
-def quantise(rvq, latents, levels: int, decay: float | None):
-    """Quantised latents with a straight-through gradient, and the commitment loss; codebooks follow by moving averages.
+def quantize(rvq: Any, latents: Tensor, num_codebooks: int) -> tuple[Tensor, Tensor]:
+    """Quantises latents with a straight-through gradient, and updates the codebooks.
 
     Args:
-        rvq: a `MimiResidualVectorQuantizer`. latents: (batch, dim, frames). decay: of the averages, None to leave them.
+        rvq: A `MimiResidualVectorQuantizer`.
+        latents: Latents, `(batch, dim, frames)`.
+        num_codebooks: Number of codebooks to use.
+
+    Returns:
+        The quantised latents, and the commitment loss.
     """
     projected = rvq.input_proj(latents)
-    residual, total, commitment = projected, torch.zeros_like(projected), 0.0
-    for layer in rvq.layers[:levels]:
+    residual = projected
+    total = torch.zeros_like(projected)
+    commitment = torch.zeros(())
+    for layer in rvq.layers[:num_codebooks]:
         codes = layer.encode(residual.detach())
-        chosen = layer.decode(codes)
-        if decay is not None:
-            follow(
-                layer.codebook,
-                residual.detach().transpose(1, 2).flatten(0, 1),
-                codes.flatten(),
-                decay,
-            )
-        commitment = commitment + F.mse_loss(residual, chosen)
-        residual, total = residual - chosen, total + chosen
+        decoded = layer.decode(codes)
+        points = residual.detach().transpose(1, 2).flatten(0, 1)
+        update_codebook(layer.codebook, points, codes.flatten())
+        commitment = commitment + F.mse_loss(residual, decoded)
+        residual = residual - decoded
+        total = total + decoded
     return rvq.output_proj(projected + (total - projected).detach()), commitment
 
 
 @torch.no_grad()
-def follow(codebook, points, codes, decay: float) -> None:
-    """One step of a codebook's moving averages; words that nobody uses are drawn anew from `points`."""
-    count = torch.bincount(codes, minlength=codebook.codebook_size).to(points.dtype)
-    summed = torch.zeros_like(codebook.embed_sum).index_add_(0, codes, points)
-    codebook.cluster_usage.lerp_(count, 1 - decay)
-    codebook.embed_sum.lerp_(summed, 1 - decay)
-    dead = codebook.cluster_usage < 0.05
-    drawn = points[torch.randint(len(points), (int(dead.sum()),))]
-    codebook.cluster_usage[dead] = 0.2
-    codebook.embed_sum[dead] = 0.2 * drawn
+def update_codebook(codebook: Any, points: Tensor, codes: Tensor) -> None:
+    """Updates the moving averages of a `MimiEuclideanCodebook` with points, `(points, dim)`.
+
+    Random points replace unused codes.
+    """
+    counts = torch.bincount(codes, minlength=codebook.codebook_size).to(points.dtype)
+    sums = torch.zeros_like(codebook.embed_sum).index_add_(0, codes, points)
+    codebook.cluster_usage.lerp_(counts, 1 - CODEBOOK_DECAY)
+    codebook.embed_sum.lerp_(sums, 1 - CODEBOOK_DECAY)
+    is_unused = codebook.cluster_usage < MIN_CODE_USAGE
+    replacements = points[torch.randint(len(points), (int(is_unused.sum()),))]
+    codebook.cluster_usage[is_unused] = NEW_CODE_USAGE
+    codebook.embed_sum[is_unused] = NEW_CODE_USAGE * replacements
     codebook._embed = None
 
 
-def spectral_distance(made, wanted) -> torch.Tensor:
-    """Mean over four resolutions of the L1 distance of log-magnitude spectra, in nepers; of (batch, samples)."""
+def spectral_distance(audio: Tensor, target: Tensor) -> Tensor:
+    """Returns the L1 distance of log-magnitude spectra in nepers, the mean over four resolutions.
+
+    Both tensors have the shape `(batch, samples)`.
+    """
     total = 0.0
     for size in (256, 512, 1024, 2048):
         window = torch.hann_window(size)
-        made_, wanted_ = (
-            torch.stft(x, size, size // 4, window=window, return_complex=True).abs()
-            for x in (made, wanted)
+        log_audio, log_target = (
+            (torch.stft(x, size, size // 4, window=window, return_complex=True).abs() + 1e-2).log()
+            for x in (audio, target)
         )
-        total = total + F.l1_loss((made_ + 1e-2).log(), (wanted_ + 1e-2).log())
+        total = total + F.l1_loss(log_audio, log_target)
     return total / 4
 
 
 @torch.no_grad()
-def unit_variance(module: nn.Module, *inputs) -> None:
-    """Scales each convolution so that what it gives for `inputs` has a variance of 1 (arXiv 1511.06422).
+def normalise_outputs(module: nn.Module, *inputs: Tensor) -> None:
+    """Scales each convolution to an output variance of 1 for `inputs` (arXiv 1511.06422).
 
-    Recordings are quiet: as initialised by default, the codec hears little but its own biases, and learns no sound.
+    Recordings are quiet. With the default initialisation, the codec's biases outweigh the audio and
+    it does not learn.
     """
-    spread = []
+    deviations = []
     for part in module.modules():
-        if isinstance(part, (nn.Conv1d, nn.ConvTranspose1d)):
-            hook = part.register_forward_hook(lambda _, __, output: spread.append(output.std()))
+        if isinstance(part, nn.Conv1d | nn.ConvTranspose1d):
+            hook = part.register_forward_hook(lambda _, __, out: deviations.append(out.std()))
             if part.bias is not None:
                 part.bias.zero_()
             module(*inputs)
             hook.remove()
-            part.weight.div_(spread.pop())
+            part.weight.div_(deviations.pop())
 
 
-def train_mimi(audio, features, count: int, batch: int, seed: int) -> MimiModel:
-    """The codec, after `count` steps on segments of `SEGMENT` frames: reconstruction, commitment, distillation."""
-    model = MimiModel(MimiConfig(**MIMI))
-    semantic = model.quantizer.semantic_residual_vector_quantizer
-    acoustic = model.quantizer.acoustic_residual_vector_quantizer
-    some = audio[:16, audio.shape[1] // 2 :][:, : SEGMENT * FRAME].float() / 32768
-    unit_variance(model.encoder, some[:, None])
-    unit_variance(model.decoder, model.encoder(some[:, None]).latents.detach())
-    model.decoder.decoder_seanet.layers[-1].conv.weight.data.mul_(some.std())
-    for rvq in (semantic, acoustic):
-        for layer in rvq.layers:  # nobody uses them yet: the first step draws them from latents
+def _quantizers(model: MimiModel) -> tuple[Any, Any]:
+    quantizer = model.quantizer
+    return (
+        quantizer.semantic_residual_vector_quantizer,
+        quantizer.acoustic_residual_vector_quantizer,
+    )
+
+
+def _initialise_mimi(audio: Tensor) -> MimiModel:
+    model: Any = MimiModel(MimiConfig(**MIMI))
+    middle = audio.shape[1] // 2
+    sample = _to_float(audio[:16, middle : middle + SEGMENT * FRAME])[:, None]
+    normalise_outputs(model.encoder, sample)
+    normalise_outputs(model.decoder, model.encoder(sample).latents.detach())
+    model.decoder.decoder_seanet.layers[-1].conv.weight.data.mul_(sample.std())
+    for quantizer in _quantizers(model):
+        for layer in quantizer.layers:
+            # An unused code is replaced by a latent in the first step.
             layer.codebook.cluster_usage.zero_()
-    predict = nn.Conv1d(model.config.hidden_size, features.shape[1], 1)
-    made, schedule = optimiser([*model.parameters(), *predict.parameters()], 1e-3, count)
+    return model
+
+
+def train_mimi(audio: Tensor, features: Tensor, steps: int, seed: int) -> MimiModel:
+    """Trains the codec for reconstruction, commitment, and prediction of `htsat_features`."""
+    model: Any = _initialise_mimi(audio)
+    semantic, acoustic = _quantizers(model)
+    predictor = nn.Conv1d(model.config.hidden_size, features.shape[1], 1)
+    parameters = [*model.parameters(), *predictor.parameters()]
+    optimizer = Optimizer(parameters, 1e-3, steps)
     generator = torch.Generator().manual_seed(seed)
     model.train()
-    mean, deviation = features.float().mean((0, 2))[:, None], features.float().std((0, 2))[:, None]
+    mean = features.float().mean((0, 2))[:, None]
+    deviation = features.float().std((0, 2))[:, None]
     frames = audio.shape[1] // FRAME
     features = F.interpolate(features.float(), size=frames, mode="linear").half()
-    for bar, _, rows in steps(count, batch, len(audio), seed, "mimi"):
+    for bar, indices in shuffled_batches(steps, MIMI_BATCH_SIZE, len(audio), seed, "mimi"):
         start = int(torch.randint(frames - SEGMENT, (1,), generator=generator))
-        levels = (
-            int(torch.randint(8, (1,), generator=generator))
-            if torch.rand(1, generator=generator) < 0.5
-            else 7
-        )
-        wave = audio[rows, start * FRAME : (start + SEGMENT) * FRAME].float() / 32768
-        target = (features[rows, :, start : start + SEGMENT].float() - mean) / deviation
+        num_acoustic = 7
+        if torch.rand(1, generator=generator) < 0.5:
+            num_acoustic = int(torch.randint(8, (1,), generator=generator))
+        wave = _to_float(audio[indices, start * FRAME : (start + SEGMENT) * FRAME])
+        target = (features[indices, :, start : start + SEGMENT].float() - mean) / deviation
         latents = model.encoder(wave[:, None]).latents
-        first, commitment = quantise(semantic, latents, 1, 0.99)
-        quantised = first
-        if levels:
-            rest, more = quantise(acoustic, latents, levels, 0.99)
-            quantised, commitment = first + rest, commitment + more
-        heard = model.decoder(quantised).audio_values[:, 0, : wave.shape[1]]
-        distance = spectral_distance(heard, wave)
-        distilled = F.mse_loss(predict(first), target)  # of standardised features: 1 says nothing
-        loss = distance + 2 * F.l1_loss(heard, wave) + 0.25 * commitment + 2 * distilled
-        made.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        made.step()
-        schedule.step()
-        bar.set_postfix(distance=f"{distance.item():.3f}", distilled=f"{distilled.item():.3f}")
+        first, commitment = quantize(semantic, latents, 1)
+        quantized = first
+        if num_acoustic:
+            rest, acoustic_commitment = quantize(acoustic, latents, num_acoustic)
+            quantized = first + rest
+            commitment = commitment + acoustic_commitment
+        decoded = model.decoder(quantized).audio_values[:, 0, : wave.shape[1]]
+        distance = spectral_distance(decoded, wave)
+        distillation = F.mse_loss(predictor(first), target)
+        loss = distance + 2 * F.l1_loss(decoded, wave) + 0.25 * commitment + 2 * distillation
+        optimizer.step(loss, clipped_model=model)
+        bar.set_postfix(distance=f"{distance.item():.3f}", distilled=f"{distillation.item():.3f}")
     return model.eval()
 
 
 @torch.no_grad()
-def codec_figures(model: MimiModel, audio) -> dict[str, dict]:
-    """Spectral distance after 1 to 8 levels and unquantised, and the perplexity of each level's codes, on unseen scenes."""
-    wave = audio[:, : audio.shape[1] // FRAME * FRAME].float() / 32768
-    parts = [(part, model.encode(part[:, None]).audio_codes) for part in wave.split(16)]
-    distance = {
-        k: float(
-            np.mean(
-                [
-                    spectral_distance(model.decode(codes[:, :k]).audio_values[:, 0], part)
-                    for part, codes in parts
-                ]
-            )
-        )
-        for k in range(1, 9)
-    }
-    both = (
-        model.quantizer.semantic_residual_vector_quantizer,
-        model.quantizer.acoustic_residual_vector_quantizer,
-    )
-    whole = []
-    for part, _ in parts:
-        latents = model.encoder(part[:, None]).latents
-        heard = model.decoder(
-            sum(rvq.output_proj(rvq.input_proj(latents)) for rvq in both)
-        ).audio_values[:, 0]
-        whole.append(spectral_distance(heard[:, : part.shape[1]], part))
-    distance["unquantised"] = float(np.mean(whole))
-    codes = torch.cat([codes for _, codes in parts])
-    used = [
-        torch.bincount(codes[:, k].flatten(), minlength=MIMI["codebook_size"]).float()
-        for k in range(8)
-    ]
-    perplexity = {
-        k + 1: float(torch.distributions.Categorical(u / u.sum()).entropy().exp())
-        for k, u in enumerate(used)
-    }
-    return {"spectral_distance": distance, "codebook_perplexity": perplexity}
+def codec_figures(model: Any, audio: Tensor) -> dict[str, dict]:
+    """Returns spectral distances by number of codebooks, and the perplexity of each codebook."""
+    waves = _to_float(audio[:, : audio.shape[1] // FRAME * FRAME]).split(16)
+    codes = [model.encode(wave[:, None]).audio_codes for wave in waves]
+    distances = {}
+    for k in range(1, 9):
+        decoded = [model.decode(part[:, :k]).audio_values[:, 0] for part in codes]
+        distances[k] = float(np.mean(list(map(spectral_distance, decoded, waves))))
+    unquantized = []
+    for wave in waves:
+        latents = model.encoder(wave[:, None]).latents
+        latents = sum(q.output_proj(q.input_proj(latents)) for q in _quantizers(model))
+        decoded = model.decoder(latents).audio_values[:, 0]
+        unquantized.append(spectral_distance(decoded[:, : wave.shape[1]], wave))
+    distances["unquantised"] = float(np.mean(unquantized))
+    perplexities = {}
+    for k, used in enumerate(torch.cat(codes).unbind(1), 1):
+        counts = torch.bincount(used.flatten(), minlength=MIMI["codebook_size"]).float()
+        entropy = torch.distributions.Categorical(counts / counts.sum()).entropy()
+        perplexities[k] = float(entropy.exp())
+    return {"spectral_distance": distances, "codebook_perplexity": perplexities}
 
 
-def main(argv=None):
+def build_parser() -> argparse.ArgumentParser:
+    """Builds the command's parser."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    here = Path(__file__).parent
-    parser.add_argument(
-        "--output", type=Path, default=here, help="folder for htsat/ and mimi/; default: demo/"
-    )
-    parser.add_argument(
-        "--scenes", type=int, default=6000, help="training scenes of 5 s (default: 6000)"
-    )
-    parser.add_argument(
-        "--unseen", type=int, default=400, help="scenes for the figures (default: 400)"
-    )
-    parser.add_argument(
-        "--htsat_steps", type=int, default=1000, help="steps of 32 scenes (default: 1000)"
-    )
-    parser.add_argument(
-        "--mimi_steps", type=int, default=7000, help="steps of 8 segments of 1.28 s (default: 7000)"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
+    add = parser.add_argument
+    add("--output", type=Path, default=Path(__file__).parent, help="folder for htsat/ and mimi/")
+    add("--scenes", type=int, default=6000, help="training scenes of 5 s")
+    add("--unseen", type=int, default=400, help="test scenes")
+    add("--htsat_steps", type=int, default=1000, help="steps with batch size 32")
+    add("--mimi_steps", type=int, default=7000, help="steps with batch size 8, segments of 1.28 s")
+    add("--seed", type=int, default=0, help="seed of weights and batches")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Trains and saves both encoders."""
+    args = build_parser().parse_args(argv)
     use_all_of_the_cpu()
-    audio, cells = scenes(0, args.scenes)
-    unseen, unseen_cells = scenes(args.scenes, args.unseen)
+    audio, presence = render_scenes(0, args.scenes)
+    unseen, unseen_presence = render_scenes(args.scenes, args.unseen)
     set_seed(args.seed)
-    encoder, head = train_htsat(audio, cells, args.htsat_steps, 32, args.seed)
-    features = htsat_frames(encoder, audio)
-    figures = htsat_figures(encoder, head, unseen, unseen_cells)
+    encoder, head = train_htsat(audio, presence, args.htsat_steps, args.seed)
+    features = htsat_features(encoder, audio)
+    figures = htsat_figures(encoder, head, unseen, unseen_presence)
     encoder.model.half().save_pretrained(args.output / "htsat")
     ClapFeatureExtractor(
         sampling_rate=SAMPLE_RATE,
@@ -352,18 +326,12 @@ def main(argv=None):
         frequency_max=HTSAT["frequency_max"],
         truncation="rand_trunc",
     ).save_pretrained(args.output / "htsat")
-    record(args.output / "htsat", figures)
-    set_seed(args.seed)  # so that either can be trained alone
-    codec = train_mimi(audio, features, args.mimi_steps, 8, args.seed)
+    write_figures(args.output / "htsat", figures)
+    set_seed(args.seed)
+    codec = train_mimi(audio, features, args.mimi_steps, args.seed)
     figures = codec_figures(codec, unseen)
     codec.half().save_pretrained(args.output / "mimi")
-    record(args.output / "mimi", figures)
-
-
-def record(folder: Path, figures: dict) -> None:
-    """Writes what trained weights reach beside them, and prints it."""
-    (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
-    print(f"{folder}: {json.dumps(figures, indent=2)}", flush=True)
+    write_figures(args.output / "mimi", figures)
 
 
 if __name__ == "__main__":

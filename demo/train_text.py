@@ -1,54 +1,53 @@
-"""Trains the demo's tokenizer and small Llama on soundscapes' text alone: `python -m audiolm.demo.train_text`.
+"""Trains the demo's tokenizer and small Llama on text: `python -m audiolm.demo.train_text`.
 
-The model reads a clip's caption where an AudioLM reads the clip, and learns to answer; what the mapper is left to learn
-is to say in vectors what a caption says in words. The rows are of seeds that no corpus uses. Saved in half precision.
+The model reads a clip's caption where an AudioLM reads its audio tokens, and learns to answer. The
+mapper then only has to express a caption as vectors. Both are saved in half precision.
 """
 
 import argparse
+from itertools import product
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from .. import AudioLMFeatureExtractor, AudioLMProcessor
-from ..data.soundscapes.corpus import draw_corpus
+from ..data.soundscapes.corpus import Split, draw_corpus
 from ..runtime import use_all_of_the_cpu
-from .train_encoders import optimiser, record, steps
+from .training import Optimizer, shuffled_batches, write_figures
 
-SEED = 980_000_000  # apart from any seed of a corpus
-SPECIAL = ["<unk>", "<s>", "<|im_end|>", "<audio>"]  # <audio> is AudioLMConfig's audio_token_id, 3
-ROWS, POOL = 24, 16  # rows of a step; steps whose rows are drawn together
+SEED = 980_000_000  # differs from any seed of a corpus
+# <audio> has AudioLMConfig's audio_token_id, 3.
+SPECIAL_TOKENS = ["<unk>", "<s>", "<|im_end|>", "<audio>"]
+BATCH_SIZE = 24
+BATCHES_PER_POOL = 16  # batches of similar length are formed among so many
 LLAMA = {
-    "hidden_size": 128,
-    "intermediate_size": 384,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 1024,
-    "tie_word_embeddings": True,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 2,
-    "initializer_range": 0.08,  # 0.02 is for widths of a thousand: copying a caption is then not learnt in 1,400 steps
-}
+    "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 1024,
+    "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2,
+    # The default of 0.02 suits widths of a thousand. With it, copying a caption is not learnt.
+    "initializer_range": 0.08,
+}  # fmt: skip
+
+Example = tuple[list[int], list[int]]  # token ids and labels
 
 
-def train_tokenizer(texts: list[str], size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of `size` words."""
-    raw = Tokenizer(models.BPE(unk_token=SPECIAL[0]))
-    raw.pre_tokenizer, raw.decoder = (
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-        decoders.ByteLevel(),
+def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Trains a byte-level BPE tokenizer."""
+    tokenizer = Tokenizer(models.BPE(unk_token=SPECIAL_TOKENS[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(vocab_size=size, special_tokens=SPECIAL, initial_alphabet=alphabet),
-    )
+    tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=raw,
+        tokenizer_object=tokenizer,
         unk_token="<unk>",
         bos_token="<s>",
         eos_token="<|im_end|>",
@@ -57,108 +56,110 @@ def train_tokenizer(texts: list[str], size: int) -> PreTrainedTokenizerFast:
     )
 
 
-def example(processor: AudioLMProcessor, row: dict) -> tuple[list[int], list[int]]:
-    """Ids and labels of a row whose clips are told instead of heard."""
-    told = [
-        processor.answer_ids(row[field])[:-1] for field in ("caption1", "caption2") if row[field]
-    ]
-    captions, prompt = iter(told), []
-    for token in processor.prompt_ids(row["input"], [1] * len(told)):
+def build_example(processor: AudioLMProcessor, row: dict) -> Example:
+    """Returns a row's token ids, with captions in place of audio tokens, and its labels."""
+    fields = [field for field in ("caption1", "caption2") if row[field]]
+    captions = iter([processor.encode_answer(row[field])[:-1] for field in fields])
+    prompt = []
+    for token in processor.encode_prompt(row["input"], [1] * len(fields)):
         prompt += next(captions) if token == processor.audio_token_id else [token]
-    answer = processor.answer_ids(row["answer"])
+    answer = processor.encode_answer(row["answer"])
     return prompt + answer, [-100] * len(prompt) + answer
 
 
-def batch(examples: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
+def collate(examples: list[Example]) -> dict[str, torch.Tensor]:
+    """Pads examples to the longest one."""
     size = max(len(ids) for ids, _ in examples)
-    return {
-        "input_ids": torch.tensor([ids + [0] * (size - len(ids)) for ids, _ in examples]),
-        "attention_mask": torch.tensor(
-            [[1] * len(ids) + [0] * (size - len(ids)) for ids, _ in examples]
-        ),
-        "labels": torch.tensor([labels + [-100] * (size - len(ids)) for ids, labels in examples]),
-    }
+
+    def pad(values: list[list[int]], padding: int) -> torch.Tensor:
+        return torch.tensor([part + [padding] * (size - len(part)) for part in values])
+
+    ids, labels = zip(*examples)
+    mask = [[1] * len(part) for part in ids]
+    return {"input_ids": pad(ids, 0), "attention_mask": pad(mask, 0), "labels": pad(labels, -100)}
 
 
-def row_loss(model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Mean over rows of the mean loss of a row's answer: a yes counts as much as a caption."""
-    wanted = inputs.pop("labels")[:, 1:]
-    logits = model(**inputs).logits[:, :-1]
-    losses = cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").view_as(wanted)
-    return (losses.sum(1) / (wanted != -100).sum(1)).mean()
+def example_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Averages the mean loss of each answer: a "yes" counts as much as a caption."""
+    targets = batch.pop("labels")[:, 1:]
+    logits = model(**batch).logits[:, :-1]
+    losses = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    return (losses.view_as(targets).sum(1) / (targets != -100).sum(1)).mean()
 
 
 @torch.no_grad()
-def exact_answers(model, examples) -> float:
-    """Share of the answers of which every token is the likeliest one."""
-    right = 0
+def exact_answers(model: nn.Module, examples: list[Example]) -> float:
+    """Returns the share of answers of which each token is the most likely one."""
+    num_right = 0
     for start in range(0, len(examples), 64):
-        inputs = batch(examples[start : start + 64])
-        wanted = inputs.pop("labels")[:, 1:]
-        made = model(**inputs).logits[:, :-1].argmax(2)
-        right += int(((made == wanted) | (wanted == -100)).all(1).sum())
-    return right / len(examples)
+        batch = collate(examples[start : start + 64])
+        targets = batch.pop("labels")[:, 1:]
+        predictions = model(**batch).logits[:, :-1].argmax(2)
+        is_right = (predictions == targets) | (targets == -100)
+        num_right += int(is_right.all(1).sum())
+    return num_right / len(examples)
 
 
-def main(argv=None):
+def build_training_rows(split: Split) -> list[dict]:
+    """Returns the rows of a split with the harder ones repeated."""
+    # Copying the caption teaches the model to look things up in it.
+    copies = [
+        {**row, "input": "caption first audio", "answer": f"The audio 1 is {row['caption1']}"}
+        for row in split.rows[::3]
+    ]
+    # Which sounds a clip has is learnt last, and all other questions need it.
+    pairs = zip(split.rows, split.categories)
+    events = [row for row, category in pairs if category == "sound event"]
+    return split.rows + copies + 2 * events
+
+
+def train(model: nn.Module, examples: list[Example], steps: int, seed: int) -> None:
+    """Trains the language model. A pass of a pool of batches is never cut."""
+    optimizer = Optimizer(model.parameters(), 2e-3, steps)
+    num_pools = -(-steps // BATCHES_PER_POOL)
+    pool_size = BATCHES_PER_POOL * BATCH_SIZE
+    for bar, pool in shuffled_batches(num_pools, pool_size, len(examples), seed, "text"):
+        by_length = sorted((examples[i] for i in pool.tolist()), key=lambda e: len(e[0]))
+        for number in torch.randperm(BATCHES_PER_POOL).tolist():
+            batch = collate(by_length[number * BATCH_SIZE : (number + 1) * BATCH_SIZE])
+            loss = example_loss(model, batch)
+            optimizer.step(loss, clipped_model=model)
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Builds the command's parser."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument(
-        "--output", type=Path, default=Path(__file__).parent / "text", help="default: demo/text"
-    )
-    parser.add_argument("--rows", type=int, default=60_000, help="training rows (default: 60000)")
-    parser.add_argument(
-        "--steps", type=int, default=14_000, help="steps of 24 rows (default: 14000)"
-    )
-    parser.add_argument(
-        "--vocabulary", type=int, default=768, help="words of the tokenizer (default: 768)"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
+    add = parser.add_argument
+    add("--output", type=Path, default=Path(__file__).parent / "text", help="output folder")
+    add("--rows", type=int, default=60_000, help="training rows")
+    add("--steps", type=int, default=14_000, help="steps with batch size 24")
+    add("--vocabulary", type=int, default=768, help="size of the tokenizer's vocabulary")
+    add("--seed", type=int, default=0, help="seed of weights and batches")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Trains and saves the tokenizer and the language model."""
+    args = build_parser().parse_args(argv)
     use_all_of_the_cpu()
     set_seed(args.seed)
-    corpus, unseen = (
-        draw_corpus(count, SEED + seed)["train"] for seed, count in enumerate((args.rows, 1000))
-    )
-    rows = corpus.rows
-    texts = [row[field] for row in rows[:20_000] for field in ("input", "answer", "caption1")]
+    split = draw_corpus(args.rows, SEED)["train"]
+    unseen = draw_corpus(1000, SEED + 1)["train"]
+    fields = ("input", "answer", "caption1")
+    texts = [row[field] for row, field in product(split.rows[:20_000], fields)]
     tokenizer = train_tokenizer(texts, args.vocabulary)
     processor = AudioLMProcessor(AudioLMFeatureExtractor(), tokenizer)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **LLAMA))
-    # every third row once more as a caption to be copied, from which the others' looking up is learnt
-    copies = [
-        {**row, "input": "caption first audio", "answer": f"The audio 1 is {row['caption1']}"}
-        for row in rows[::3]
-    ]
-    # and what sounds there are three times: all other questions need it, and it is the slowest to be learnt
-    events = 2 * [
-        row for row, category in zip(rows, corpus.categories) if category == "sound event"
-    ]
-    examples = [example(processor, row) for row in rows + copies + events]
-    made, schedule = optimiser(model.parameters(), 2e-3, args.steps)
-    for bar, _, pool in steps(
-        -(-args.steps // POOL), POOL * ROWS, len(examples), args.seed, "text"
-    ):
-        alike = sorted(
-            (examples[i] for i in pool.tolist()), key=lambda e: len(e[0])
-        )  # batches of one length, little padding
-        for start in torch.randperm(POOL).tolist():
-            loss = row_loss(model, batch(alike[start * ROWS : (start + 1) * ROWS]))
-            made.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            made.step()
-            schedule.step()
-            bar.set_postfix(loss=f"{loss.item():.3f}")
-    figures = {
-        "exact_answers": exact_answers(
-            model.eval(), [example(processor, row) for row in unseen.rows]
-        )
-    }
+    examples = [build_example(processor, row) for row in build_training_rows(split)]
+    train(model, examples, args.steps, args.seed)
+    unseen_examples = [build_example(processor, row) for row in unseen.rows]
+    figures = {"exact_answers": exact_answers(model.eval(), unseen_examples)}
     model.half().save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
-    record(args.output, figures)
+    write_figures(args.output, figures)
 
 
 if __name__ == "__main__":

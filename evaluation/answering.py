@@ -181,7 +181,7 @@ class _Answers:
 def _answers_to_score(row: Mapping, processor: "AudioLMProcessor", with_options: bool) -> _Answers:
     options = candidates(row) if with_options else None
     texts = list(dict.fromkeys([row["answer"].strip(), *(options or {}).values()]))
-    return _Answers(options, texts, [processor.answer_ids(text) for text in texts])
+    return _Answers(options, texts, [processor.encode_answer(text) for text in texts])
 
 
 @torch.no_grad()
@@ -211,7 +211,7 @@ def answer_batch(
     prompts = []
     for row in rows:
         counts = list(islice(frame_counts, len(row["audio"])))
-        prompts.append(processor.prompt_ids(row["input"], counts))
+        prompts.append(processor.encode_prompt(row["input"], counts))
     answers = [_answers_to_score(row, processor, "likelihood" in protocols) for row in rows]
     branches = [answer.tokens for answer in answers]
     batch = build_scoring_batch(prompts, branches, processor.tokenizer.pad_token_id)
@@ -219,7 +219,7 @@ def answer_batch(
 
     audio = model.get_audio_features(input_features=inputs.to(model.device), num_frames=num_frames)
     embeddings = model.get_input_embeddings()(batch.input_ids)
-    embeddings = model.put_audio(embeddings, audio, batch.input_ids)
+    embeddings = model.merge_audio_embeddings(embeddings, audio, batch.input_ids)
     outputs = model.language_model.model(
         inputs_embeds=embeddings,
         attention_mask=batch.attention_bias(embeddings.dtype),

@@ -74,7 +74,7 @@ def mean_audio_features(
     `frames` is the number of frames, or the clip's features or codes.
     """
     if torch.is_tensor(frames) and frames.is_floating_point():
-        return model.mapper.mean(frames.to(model.device)).cpu()
+        return model.mapper.mean_features(frames.to(model.device)).cpu()
     count = frames.shape[-1] if torch.is_tensor(frames) else frames
     return model.mapper.feature_mean.float().cpu().expand(count, -1)
 

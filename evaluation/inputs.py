@@ -145,7 +145,7 @@ def read_data(arguments: EvaluationArguments, max_audio_seconds: float) -> Evalu
             training_rows = [
                 fixes({**row, "question_type": question_type(row)}) for row in training_rows
             ]
-    return EvaluationData(data["test"], fixes.rows(usable), seconds, training_rows)
+    return EvaluationData(data["test"], fixes.apply(usable), seconds, training_rows)
 
 
 def read_test_rows(arguments: EvaluationArguments) -> Dataset:

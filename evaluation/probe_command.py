@@ -177,7 +177,7 @@ def encode(
     encoder: torch.nn.Module, arm: str, paths: list[str], args: ProbeArguments
 ) -> EncodedClips:
     """Encodes all clips with one encoder."""
-    extractor = AudioLMFeatureExtractor.of_encoder(encoder, args.max_audio_seconds)
+    extractor = AudioLMFeatureExtractor.from_encoder(encoder, args.max_audio_seconds)
     with input_errors():
         if args.feature_cache:
             cache = FeatureCache(args.feature_cache, encoder, extractor)

@@ -1,6 +1,5 @@
 """Writes the model card of a trained AudioLM from the record of its run and its results."""
 
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,9 +20,40 @@ LICENCES = {
     "microsoft/msclap": "MIT",
 }
 DATA_SOURCE = "[ReasonAQA](https://zenodo.org/records/15036628)"
+TEXT_ONLY = "This is a text-only model, a baseline: the mean feature replaces all audio.\n"
 RESULTS = "## Results\n"
 NOT_EVALUATED = "Not evaluated yet: `run_eval.py --push_to_hub` fills this in.\n"
 EVAL_FILE = ".eval_results/audiolm.yaml"
+TEMPLATE = """# {name}
+
+Answers questions about one or two audio clips, in text.
+An AudioLM with the `{encoder_type}` encoder: frozen `{encoder}`, a mapper
+and the language model `{text_model}`.
+{notes}
+## How to use it
+
+```python
+{usage}
+```
+
+## What it is
+
+{parts}
+## Licence
+
+The model combines parts and data that have their own licences.
+
+{licences}
+## How it was trained
+
+{settings}
+{results}
+## Limits
+
+The model uses the first {seconds:g} s of a clip. It answers every question, even if
+the audio cannot answer it, and may invent figures and details. It was trained on sounds and does
+not understand speech. It answers in English.
+"""
 # Names of settings in the card, where the record of a run has another one.
 SETTING_NAMES = {
     "rows a step": "batch size",
@@ -56,12 +86,8 @@ def _table(rows: dict[str, Any]) -> str:
 
 
 def _describe_part(facts: dict[str, str]) -> str:
-    text = f"`{facts['name']}`"
-    if "revision" in facts:
-        text += f", revision `{facts['revision']}`"
-    if "sha256" in facts:
-        text += f", SHA-256 `{facts['sha256']}`"
-    return text
+    labels = {"name": "", "revision": ", revision ", "sha256": ", SHA-256 "}
+    return "".join(f"{label}`{facts[name]}`" for name, label in labels.items() if name in facts)
 
 
 def _metadata(facts: CardFacts, repo: str, adapter_of: str | None) -> ModelCardData:
@@ -81,21 +107,6 @@ def _metadata(facts: CardFacts, repo: str, adapter_of: str | None) -> ModelCardD
     )
 
 
-def _introduction(facts: CardFacts, step: int | None) -> str:
-    sentences = [
-        "Answers questions about one or two audio clips, in text.",
-        f"An AudioLM with the `{facts.encoder_type}` encoder: frozen `{facts.encoder['name']}`, a "
-        f"mapper\nand the language model `{facts.text_model['name']}`.",
-    ]
-    if facts.no_audio:
-        sentences.append(
-            "This is a text-only model, trained as a baseline: the mean feature replaces all audio."
-        )
-    if step is not None:
-        sentences.append(f"Training was at step {step:,} when this was pushed.")
-    return "\n".join(sentences)
-
-
 def _usage(facts: CardFacts, repo: str, adapter_of: str | None) -> str:
     model_name = adapter_of or repo
     revision = facts.text_model.get("revision") if adapter_of else None
@@ -113,32 +124,6 @@ output = model.generate(**inputs, max_new_tokens=40)
 print(processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1]:]))"""
 
 
-def _parts_table(facts: CardFacts) -> str:
-    data = facts.data
-    options = {name.replace("_", " "): value for name, value in facts.encoder_options.items()}
-    return _table(
-        {
-            "encoder, frozen": _describe_part(facts.encoder),
-            **options,
-            "language model": _describe_part(facts.text_model),
-            "data": f"{_describe_part(data)}, {data['rows']:,} rows about {data['clips']:,} clips",
-            "parameters": f"{facts.parameters:,}; trained: {facts.trained_parameters:,}",
-            "code": ", ".join(f"{name} {version}" for name, version in facts.code.items()),
-        }
-    )
-
-
-def _licence_table(facts: CardFacts) -> str:
-    return _table(
-        {
-            f"encoder `{facts.encoder['name']}`": facts.encoder["licence"],
-            f"language model `{facts.text_model['name']}`": facts.text_model["licence"],
-            f"data `{facts.data['name']}`": f"if it is {DATA_SOURCE}: see the records of the "
-            "questions and of the recordings",
-        }
-    )
-
-
 def model_card(
     facts: CardFacts, repo: str, step: int | None = None, adapter_of: str | None = None
 ) -> str:
@@ -150,36 +135,39 @@ def model_card(
         step: Training step, if training has not ended.
         adapter_of: Model under the LoRA adapters, if only adapters are pushed.
     """
+    data = facts.data
+    encoder, text_model = facts.encoder["name"], facts.text_model["name"]
+    parts = {
+        "encoder, frozen": _describe_part(facts.encoder),
+        **{name.replace("_", " "): value for name, value in facts.encoder_options.items()},
+        "language model": _describe_part(facts.text_model),
+        "data": f"{_describe_part(data)}, {data['rows']:,} rows about {data['clips']:,} clips",
+        "parameters": f"{facts.parameters:,}; trained: {facts.trained_parameters:,}",
+        "code": ", ".join(f"{name} {version}" for name, version in facts.code.items()),
+    }
+    licences = {
+        f"encoder `{encoder}`": facts.encoder["licence"],
+        f"language model `{text_model}`": facts.text_model["licence"],
+        f"data `{data['name']}`": f"if it is {DATA_SOURCE}: see the records of the questions and "
+        "of the recordings",
+    }
+    notes = TEXT_ONLY if facts.no_audio else ""
+    if step is not None:
+        notes += f"Training was at step {step:,} when this was pushed.\n"
     settings = {SETTING_NAMES.get(name, name): value for name, value in facts.settings.items()}
-    text = f"""# {repo.split("/")[-1]}
-
-{_introduction(facts, step)}
-
-## How to use it
-
-```python
-{_usage(facts, repo, adapter_of)}
-```
-
-## What it is
-
-{_parts_table(facts)}
-## Licence
-
-The model combines parts and data that have their own licences.
-
-{_licence_table(facts)}
-## How it was trained
-
-{_table(settings)}
-{RESULTS}
-{NOT_EVALUATED}
-## Limits
-
-The model uses the first {facts.max_audio_seconds:g} s of a clip. It answers every question, even if
-the audio cannot answer it, and may invent figures and details. It was trained on sounds and does
-not understand speech. It answers in English.
-"""
+    text = TEMPLATE.format(
+        name=repo.split("/")[-1],
+        encoder_type=facts.encoder_type,
+        encoder=encoder,
+        text_model=text_model,
+        notes=notes,
+        usage=_usage(facts, repo, adapter_of),
+        parts=_table(parts),
+        licences=_table(licences),
+        settings=_table(settings),
+        results=f"{RESULTS}\n{NOT_EVALUATED}",
+        seconds=facts.max_audio_seconds,
+    )
     return str(ModelCard(f"---\n{_metadata(facts, repo, adapter_of).to_yaml()}\n---\n{text}"))
 
 
@@ -192,11 +180,6 @@ def _groups(metrics: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _weights_note(test: dict[str, Any]) -> str:
-    commit = test.get("commit")
-    return f" Weights of commit {commit}." if commit else ""
-
-
 def _format_accuracy(group: dict[str, Any] | None) -> str:
     if not group:
         return ""
@@ -204,10 +187,7 @@ def _format_accuracy(group: dict[str, Any] | None) -> str:
 
 
 def results_table(metrics: dict[str, Any]) -> str:
-    """Returns accuracy with 95 % intervals by question type and category, in Markdown.
-
-    Each control that was evaluated has a column of its own.
-    """
+    """Returns accuracy with 95 % intervals in Markdown, with a column for each control."""
     controls = metrics.get("controls", {})
     rows = [["", "n", "accuracy", "unparsed", *controls], ["---"] * (4 + len(controls))]
     for name, group in _groups(metrics).items():
@@ -222,6 +202,12 @@ def results_table(metrics: dict[str, Any]) -> str:
         name = f"{question_type}, loss per answer token"
         rows.append([name, group["n"], loss, *[""] * (1 + len(controls))])
     return "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
+
+
+def _describe_scoring(metrics: dict[str, Any], test: dict[str, Any]) -> str:
+    commit = test.get("commit")
+    weights = f" Weights of commit {commit}." if commit else ""
+    return f"by {metrics['protocol_name']}. An unparsed answer counts as wrong.{weights}"
 
 
 def with_results(card: str, metrics: dict[str, Any], test: dict[str, Any], repo: str) -> str:
@@ -251,33 +237,21 @@ def with_results(card: str, metrics: dict[str, Any], test: dict[str, Any], repo:
     ]
     new_card.data.eval_results = results or None
     section = (
-        f"{RESULTS}\nOn `{test['name']}` (SHA-256 `{test['sha256']}`), {metrics['n']:,} examples,\n"
-        f"by {metrics['protocol_name']}; in brackets 95 % Wilson intervals. An answer that cannot\n"
-        f"be parsed counts as wrong.{_weights_note(test)}\n\n{results_table(metrics)}\n"
+        f"{RESULTS}\nOn {_describe_part(test)}, {metrics['n']:,} examples,\n"
+        f"{_describe_scoring(metrics, test)} In brackets 95 % Wilson intervals.\n\n"
+        f"{results_table(metrics)}\n"
     )
-    earlier_section = re.escape(RESULTS) + r".*?(?=^## |\Z)"
-    text = new_card.text
-    if RESULTS in text:
-        flags = re.DOTALL | re.MULTILINE
-        text = re.sub(earlier_section, lambda _: section, text, count=1, flags=flags)
-    else:
-        text = text.rstrip() + "\n\n" + section
-    new_card.text = text
+    before, heading, after = new_card.text.partition(RESULTS)
+    following = after[after.find("\n## ") + 1 :] if "\n## " in after else ""
+    if not heading:
+        before = before.rstrip() + "\n\n"
+    new_card.text = before + section + following
     return str(new_card)
 
 
 def eval_results(metrics: dict[str, Any], test: dict[str, Any], dataset_id: str) -> str:
-    """Returns the results as a file of `.eval_results/`: accuracy in percent by question type.
-
-    Args:
-        metrics: `metrics.json` of `run_eval.py`.
-        test: As of [`with_results`].
-        dataset_id: Name of the data set in `.eval_results/`.
-    """
-    note = (
-        f"{test['name']}, SHA-256 {test['sha256']}; by {metrics['protocol_name']}, an answer that "
-        f"cannot be parsed counts as wrong.{_weights_note(test)}"
-    )
+    """Returns a file of `.eval_results/` with accuracies in percent. See [`with_results`]."""
+    note = f"{test['name']}, SHA-256 {test['sha256']}; {_describe_scoring(metrics, test)}"
     groups = {**metrics.get("question_type", {}), "all": metrics.get("micro")}
     entries = [
         EvalResultEntry(

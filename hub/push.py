@@ -25,13 +25,7 @@ TIMEOUT = 120  # seconds without an answer. The client would wait forever.
 # Everything that a repository gets from a folder, beside the card. Optimizer and random states stay
 # here, and training_args.bin, which names paths of this machine.
 MODEL_FILES = ["*.safetensors", "*.safetensors.index.json", "*config.json", "*_audiolm.py"]
-TOKENIZER_FILES = [
-    "tokenizer.json",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
-    "*.jinja",
-]
+MODEL_FILES += ["tokenizer.json", "special_tokens_map.json", "vocab.json", "merges.txt", "*.jinja"]
 # What an earlier push of the other kind may have left in a repository.
 ADAPTER_FILES = ["adapter_*"]
 FULL_MODEL_FILES = ["model*.safetensors*", "config.json", "generation_config.json"]
@@ -51,10 +45,6 @@ class PushToHub(TrainerCallback):
         args: Arguments of the run. Their `push_to_hub` is switched off.
         card: Returns the model card for a repository and a step, or None at the end.
         adapter_of: Model of the LoRA adapters, if they are pushed alone. Default: they are merged.
-
-    Raises:
-        UserError: If the Hub refuses the repository, or for another `hub_strategy` than
-            `every_save` and `end`.
     """
 
     def __init__(
@@ -89,20 +79,17 @@ class PushToHub(TrainerCallback):
         except Exception as error:  # A connection fails in many ways. The training need not wait.
             status = getattr(getattr(error, "response", None), "status_code", None)
             if isinstance(error, ValueError) or status in (401, 403):
-                raise UserError(f"--push_to_hub: {self.repo}: {self._redact(error)}") from error
+                reason = redact_token(error, self.token)
+                raise UserError(f"--push_to_hub: {self.repo}: {reason}") from error
             self._warn(error)
-
-    def _redact(self, error: Exception) -> str:
-        return redact_token(error, self.token)
 
     def _warn(self, error: Exception) -> None:
         message = "not pushed to %s: %s. Training continues, and a later push includes this one."
-        logger.warning(message, self.repo, self._redact(error))
+        logger.warning(message, self.repo, redact_token(error, self.token))
 
     def _prepare_repo(self) -> None:
         get_session().timeout = TIMEOUT
-        private = self.args.hub_private_repo
-        revision = self.args.hub_revision
+        private, revision = self.args.hub_private_repo, self.args.hub_revision
         self.repo = self.api.create_repo(self.repo, private=private, exist_ok=True).repo_id
         if self.repo == self.adapter_of:
             raise UserError("it holds the model of the adapter. Use another --hub_model_id.")
@@ -119,7 +106,7 @@ class PushToHub(TrainerCallback):
         is_merged = (folder / "adapter_config.json").is_file() and not self.adapter_of
         files = filter_repo_objects(
             folder.iterdir(),
-            allow_patterns=MODEL_FILES + TOKENIZER_FILES,
+            allow_patterns=MODEL_FILES,
             ignore_patterns=ADAPTER_FILES if is_merged else [],
             key=lambda file: file.name,
         )
@@ -177,11 +164,7 @@ class PushToHub(TrainerCallback):
             self.running_push = self.api.run_as_future(self._push_checkpoint, stage, step)
 
     def finish(self) -> None:
-        """Pushes the trained model and waits until it is on the Hub.
-
-        Raises:
-            PushError: If that fails. It holds the command that pushes the model later.
-        """
+        """Pushes the trained model and waits. A `PushError` holds a command that does it later."""
         if self.args.process_index != 0:
             return
         logger.info("pushing the trained model to %s", self.repo)
@@ -200,7 +183,7 @@ class PushToHub(TrainerCallback):
                 self._push(stage, "End of training")
                 return
             except Exception as error:  # A connection fails in many ways.
-                reason = self._redact(error)
+                reason = redact_token(error, self.token)
         command = ["hf", "upload", self.repo, str(stage), ".", "--commit-message=End of training"]
         if self.args.hub_revision:
             command.append(f"--revision={self.args.hub_revision}")
@@ -228,10 +211,7 @@ def push_results(
         commit: Commit of the weights, if they came from the Hub.
 
     Returns:
-        URL of the commit.
-
-    Raises:
-        PushError: If the Hub does not accept it.
+        URL of the new commit.
     """
     token = get_token()
     api = HfApi(token=token)

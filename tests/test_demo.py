@@ -10,7 +10,8 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, MimiModel
 
 from audiolm import AudioLMFeatureExtractor, AudioLMProcessor
-from audiolm.checkpoints.encoders import load_encoder, randomise_codebooks
+from audiolm.checkpoints.encoders import load_encoder
+from audiolm.checkpoints.random_weights import randomise_codebooks
 from audiolm.configuration_audiolm import default_encoder_config
 from audiolm.data.soundscapes.corpus import draw_corpus
 from audiolm.data.soundscapes.events import CLASSES
@@ -27,13 +28,13 @@ FIGURES = {
 
 @pytest.fixture(scope="module")
 def one_event():
-    """160 clean scenes of one event that no training saw: audio (scenes, samples), and the class of each."""
-    made = [
+    """160 clean, unseen scenes of one event: audio `(scenes, samples)`, and the class of each."""
+    scenes = [
         draw_scene(np.random.default_rng([7, i]), count=1, condition="clean") for i in range(160)
     ]
-    audio = np.stack([np.resize(render(scene), 120_000) for scene in made])
+    audio = np.stack([np.resize(render(scene), 120_000) for scene in scenes])
     return torch.from_numpy(audio), torch.tensor(
-        [list(CLASSES).index(*labels(scene)) for scene in made]
+        [list(CLASSES).index(*labels(scene)) for scene in scenes]
     )
 
 
@@ -54,7 +55,7 @@ def test_shipped_weights_are_small():
 
 
 def events_told_apart(encoder, audio, kinds) -> float:
-    """Nearest class mean of time-averaged features, on the half that the means are not from; chance is 0.05."""
+    """Accuracy of the nearest class mean of time-averaged features. Chance is 0.05."""
     features = encoder.encode(audio).mean(1)
     features = (features - features.mean(0)) / features.std(0).clamp(min=1e-4)
     first = torch.arange(len(kinds)) % 2 == 0
@@ -82,7 +83,7 @@ def test_shipped_encoders_tell_events_apart_that_untrained_ones_mix_up(arm, one_
 
 
 @pytest.mark.slow
-def test_shipped_codec_can_be_listened_to(one_event):
+def test_shipped_codec_reconstructs_audio(one_event):
     audio = one_event[0][:32]
     codec = MimiModel.from_pretrained(DEMO / "mimi", dtype=torch.float32)
     distance = train_encoders.codec_figures(codec, (audio * 32767).short())["spectral_distance"]
@@ -100,13 +101,13 @@ def test_shipped_language_model_answers_what_captions_say():
         for row in rows
     ]
     exact = [
-        train_text.exact_answers(model, [train_text.example(processor, row) for row in some])
+        train_text.exact_answers(model, [train_text.build_example(processor, row) for row in some])
         for some in (rows, untold)
     ]
     assert exact[0] > exact[1] + 0.2 and abs(exact[0] - FIGURES["text"]["exact_answers"]) < 0.08
 
 
-def test_card_gives_the_figures():
+def test_card_shows_the_figures():
     card = (DEMO / "README.md").read_text(encoding="utf-8")
     distance, used = (
         FIGURES["mimi"]["spectral_distance"],
@@ -154,16 +155,16 @@ def test_small_encoders_are_trained_and_load_as_any_checkpoint(tmp_path):
     )
 
 
-def test_scenes_say_what_is_heard_when():
-    audio, cells = train_encoders.scenes(0, 4)
+def test_render_scenes_marks_when_each_class_sounds():
+    audio, cells = train_encoders.render_scenes(0, 4)
     assert audio.shape == (4, 120_000) and cells.shape == (4, len(CLASSES), train_encoders.CELLS)
-    for seed, heard in enumerate(cells):
+    for seed, presence in enumerate(cells):
         scene = draw_scene(np.random.default_rng([train_encoders.SCENE_SEED, seed]))
-        assert {list(CLASSES)[i] for i in heard.amax(1).nonzero()[:, 0]} == labels(scene)
+        assert {list(CLASSES)[i] for i in presence.amax(1).nonzero()[:, 0]} == labels(scene)
         for event in scene.events:
             middle = int((event.onset + event.duration / 2) / 5 * train_encoders.CELLS)
             before = int((event.onset - 0.4) / 5 * train_encoders.CELLS)
-            at = heard[list(CLASSES).index(event.name)]
+            at = presence[list(CLASSES).index(event.name)]
             assert at[middle] and (event.onset < 0.8 or not at[before])
 
 
@@ -176,7 +177,7 @@ def test_mean_average_precision_by_hand():
     )
 
 
-def test_a_codebook_follows_its_points():
+def test_update_codebook_converges_to_the_centres_of_points():
     torch.manual_seed(0)
     model = MimiModel(train_encoders.MimiConfig(**train_encoders.MIMI))
     codebook = model.quantizer.semantic_residual_vector_quantizer.layers[0].codebook
@@ -184,18 +185,18 @@ def test_a_codebook_follows_its_points():
     centres = torch.randn(5, codebook.embed_sum.shape[1]) * 3
     for _ in range(300):
         points = centres[torch.randint(5, (200,))] + 0.01 * torch.randn(200, centres.shape[1])
-        train_encoders.follow(codebook, points, codebook.encode(points), 0.99)
+        train_encoders.update_codebook(codebook, points, codebook.encode(points))
     assert (codebook.decode(codebook.encode(centres)) - centres).abs().max() < 0.1
 
 
-def test_small_language_model(tmp_path):
+def test_train_text_saves_a_model_and_tokenizer_that_load(tmp_path):
     train_text.main(["--rows", "800", "--steps", "16", "--output", str(tmp_path)])
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     assert sum(p.numel() for p in model.parameters()) <= 5_000_000
     processor = AudioLMProcessor(AudioLMFeatureExtractor(), AutoTokenizer.from_pretrained(tmp_path))
     assert processor.tokenizer.convert_tokens_to_ids("<audio>") == processor.audio_token_id == 3
     row = next(row for row in draw_corpus(40, 1)["train"].rows if row["filepath2"])
-    ids, labels = train_text.example(processor, row)
+    ids, labels = train_text.build_example(processor, row)
     text = processor.tokenizer.decode(ids)
     assert (
         row["caption1"] in text

@@ -15,10 +15,9 @@ from support.builders import ARMS, PUSH, TWO_PROCESSES, arguments, run, train, w
 from support.hub_server import READER, WRITER, Hub
 from support.options import options
 
-from audiolm.hub.model_card import EVAL_FILE, model_card
+from audiolm.hub.model_card import EVAL_FILE
 from audiolm.runtime import redact_token
-from audiolm.training.arguments import parse
-from audiolm.training.run_record import part_facts
+from audiolm.training.arguments import parse_arguments
 
 SOURCES = {f"{name}_audiolm.py" for name in ("configuration", "encoders", "modeling", "processing")}
 PUSHED = SOURCES | {
@@ -120,7 +119,7 @@ def test_parse_token_on_the_command_line_is_refused(argv, message, tmp_path, cap
     monkeypatch.chdir(tmp_path)
     Path("c.yaml").write_text("hub_token: hf_secret\n")
     with pytest.raises(SystemExit):
-        parse(options(argv))
+        parse_arguments(options(argv))
     error = capsys.readouterr().err
     assert "hf_secret" not in error
     assert message in error
@@ -350,13 +349,13 @@ def test_train_continues_from_a_pushed_model(pushed, tokenizer):
     cases = {
         "": "ended well",
         "--encoder_type mimi_semantic": (
-            f"{repo} is of the arm mimi_full, but --encoder_type is mimi_semantic"
+            f"{repo} has the encoder mimi_full, but --encoder_type is mimi_semantic"
         ),
         "--model_name_or_path me/none": "--model_name_or_path me/none: ",
-        "--max_audio_seconds 5": f"{repo} was trained with --max_audio_seconds 10.0: give the same",
-        "--no_audio true": f"{repo} was trained with --no_audio false: give the same",
+        "--max_audio_seconds 5": f"{repo} was trained with --max_audio_seconds 10.0: use the same",
+        "--no_audio true": f"{repo} was trained with --no_audio false: use the same",
         f"--model_name_or_path {wide}": (
-            ": not a whole AudioLM: 3 mismatched keys (mapper.linear_1.bias (576,), not (577,)"
+            ": incomplete AudioLM: 3 mismatched keys (mapper.linear_1.bias (576,), not (577,)"
         ),
         f"--model_name_or_path {corpus / 'text'}": "it is a 'llama' model, not an AudioLM",
     }
@@ -509,24 +508,3 @@ def test_push_to_hub_from_two_processes_pushes_once(corpus, tokenizer, hub):
     shared = weights(corpus / "out")
     for name, value in weights(corpus / "alone").items():
         assert torch.allclose(value.float(), shared[name].float(), atol=2e-5), name
-
-
-def test_model_card_names_the_licences_of_published_parts():
-    facts = {
-        "continued_from": None,
-        "encoder_type": "mimi_full",
-        "no_audio": False,
-        "encoder": {"name": "kyutai/mimi", "licence": "CC-BY-4.0"},
-        "text_model": {**part_facts("HuggingFaceTB/SmolLM2-135M-Instruct")},
-        "seconds": 10.0,
-        "settings": {"steps": 1},
-        "data": {"name": "train.json", "sha256": "0" * 64, "rows": 968071, "clips": 54046},
-        "code": {"audiolm": "0.1.0"},
-        "parameters": 2,
-        "trained_parameters": 1,
-    }
-    card = ModelCard(model_card(facts, "me/x"))
-    assert "`kyutai/mimi`; licence: CC-BY-4.0" in card.text
-    assert "licence: Apache-2.0" in card.text
-    assert card.data.base_model == ["kyutai/mimi", "HuggingFaceTB/SmolLM2-135M-Instruct"]
-    assert "968,071 rows" in card.text

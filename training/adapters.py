@@ -20,15 +20,8 @@ NO_TRAINER: Any = None
 def add_lora_adapters(model: AudioLMForConditionalGeneration, r: int, alpha: int) -> "PeftModel":
     """Adds LoRA adapters (arXiv 2106.09685) to every linear layer of the language model.
 
-    The mapper trains and is saved with them. Everything else is frozen.
-
-    Args:
-        model: The model, changed in place.
-        r: Rank of the adapters.
-        alpha: Scale of the adapters, divided by `r`.
-
-    Raises:
-        UserError: If peft is not installed.
+    The mapper trains and is saved with them. Everything else is frozen. The model is changed in
+    place. Adapters of rank `r` are scaled by `alpha / r`.
     """
     try:
         from peft import LoraConfig, get_peft_model
@@ -55,12 +48,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Builds the Trainer's optimizer, with a learning rate for each part.
 
-    As in the Trainer, biases and norms do not decay.
-
-    Args:
-        model: The model, with or without adapters.
-        args: Arguments of the run. Their `learning_rate` is the mapper's.
-        lm_learning_rate: Learning rate of the language model or its adapters.
+    As in the Trainer, biases and norms do not decay. `lm_learning_rate` is the rate of the language
+    model or its adapters, `args.learning_rate` the mapper's.
     """
     decaying = set(Trainer.get_decay_parameter_names(NO_TRAINER, model))
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)

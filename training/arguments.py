@@ -3,10 +3,13 @@
 The module is long because it declares every option with its help.
 """
 
+# ruff: noqa: RUF009
+# The functions that declare an option return a field of the dataclass.
+
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import InitVar, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
 from ..configuration_audiolm import CHOICES, list_encoder_types, parse_encoder_type
 from ..data import QUESTION_TYPES
-from ..modeling_audiolm import TEXT_MODEL
+from ..modeling_audiolm import DEFAULT_TEXT_MODEL
 from ..runtime import SECRET_VALUE, UserError, remove_secrets
 from .resume import checkpoint_to_resume
 
@@ -42,7 +45,10 @@ RECIPES = {
 
 def _option(default: Any, help: str, **argparse_options: Any) -> Any:
     """Declares an option of the command line."""
-    return field(default=default, metadata={"help": help, **argparse_options})
+    metadata = {"help": help, **argparse_options}
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def _stock(name: str, default: Any) -> Any:
@@ -58,76 +64,41 @@ def _check_positive(options: object, names: Iterable[str]) -> None:
             raise UserError(f"--{name} {value}: expected a positive number")
 
 
-def _check_choice(options: object, name: str, choices: Sequence[str]) -> None:
-    value = getattr(options, name)
+def _check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     if value not in choices:
         raise UserError(f"--{name} {value!r}: expected {' or '.join(choices)}")
 
 
-def _check_conflicts(conflicts: dict[str, object]) -> None:
-    """Raises the first message whose condition is true."""
-    for message, is_conflict in conflicts.items():
-        if is_conflict:
-            raise UserError(message)
+def _refuse(is_conflict: object, message: str) -> None:
+    if is_conflict:
+        raise UserError(message)
 
 
 @dataclass
 class ModelArguments:
     """Options of the model: its parts, how it represents audio, and what is trained."""
 
-    encoder_type: str = _option(
-        "htsat", "Encoder configuration (arm): " + ", ".join(list_encoder_types())
-    )
+    encoder_type: str = _option("htsat", "Encoder (arm): " + ", ".join(list_encoder_types()))
     encoder_name_or_path: str | None = _option(
         None, "Encoder weights: Hub name, folder, file or `random`; default: the published ones"
     )
     text_model_name_or_path: str | None = _option(
-        None, f"Language model: Hub name, folder or .gguf file; default: {TEXT_MODEL}"
+        None, f"Language model: Hub name, folder or .gguf file; default: {DEFAULT_TEXT_MODEL}"
     )
-    model_name_or_path: str | None = _option(
-        None,
-        "Initialise from this trained AudioLM (Hub name or folder); the optimizer starts fresh",
-    )
+    model_name_or_path: str | None = _option(None, "Trained AudioLM to start from: name or folder")
     freeze_lm: bool = _option(True, "Freeze the language model and train only the mapper")
-    lm_learning_rate: float | None = _option(
-        None, "Learning rate of the language model or its adapters; default: --learning_rate"
-    )
-    lora_r: int | None = _option(
-        None, "Train LoRA adapters of this rank on the frozen language model"
-    )
-    lora_alpha: int | None = _option(
-        None, "Adapters are scaled by this number / --lora_r; default: twice --lora_r"
-    )
-    lora_push: str = _option(
-        "merged",
-        "Push the full model, `merged`, or only the `adapter` of the model in --model_name_or_path",
-    )
-    audio_tokens: int | None = _option(
-        None,
-        "Pool or repeat the frames of a clip to this many audio tokens; default: one per frame",
-    )
-    learn_code_embeddings: bool = _option(
-        False, "Learn an embedding table per codebook instead of using the codec's"
-    )
-    band_limit: int | None = _option(
-        None, "Low-pass the encoder's input to this sampling rate in Hz, such as Mimi's 24000"
-    )
-    window_seconds: float | None = _option(
-        None, "Seconds of one window of HTSAT; default: the checkpoint's"
-    )
-    mapper_type: str = _option(
-        "mlp", "`mlp`, or `mellow`: Mellow's projection of latents and class posteriors"
-    )
-    prompt_format: str = _option(
-        "audiolm", "`audiolm`, or `mellow`: Mellow's prompt of 129 lower-cased tokens"
-    )
-    recipe: str | None = _option(
-        None,
-        "`mellow`: Mellow's encoder, mapper and prompt, full fine-tuning, learning rate 1e-3",
-    )
-    no_audio: bool = _option(
-        False, "Train a text-only model: the mean feature replaces every audio frame"
-    )
+    lm_learning_rate: float | None = _option(None, "Learning rate of language model or adapters")
+    lora_r: int | None = _option(None, "Train LoRA adapters of this rank on the language model")
+    lora_alpha: int | None = _option(None, "Scale of the adapters; default: twice --lora_r")
+    lora_push: str = _option("merged", "Push the `merged` model, or the `adapter` alone")
+    audio_tokens: int | None = _option(None, "Audio tokens per clip; default: one per frame")
+    learn_code_embeddings: bool = _option(False, "Learn an embedding table for each codebook")
+    band_limit: int | None = _option(None, "Low-pass audio to this sampling rate in Hz")
+    window_seconds: float | None = _option(None, "Window of HTSAT; default: the checkpoint's")
+    mapper_type: str = _option("mlp", "`mlp`, or `mellow`: Mellow's projection")
+    prompt_format: str = _option("audiolm", "`audiolm`, or `mellow`: Mellow's 129 tokens")
+    recipe: str | None = _option(None, "`mellow`: Mellow's parts, prompt and learning rate")
+    no_audio: bool = _option(False, "Train a text-only model: the mean feature replaces audio")
 
     def __post_init__(self):
         try:
@@ -136,37 +107,27 @@ class ModelArguments:
             raise UserError(f"--{error}") from error
         _check_positive(self, vars(self))
         for name, choices in {"lora_push": ("merged", "adapter"), **CHOICES}.items():
-            _check_choice(self, name, choices)
+            _check_choice(name, getattr(self, name), choices)
         self._check_adapters()
         if self.model_name_or_path:
             for name in ("encoder_name_or_path", "text_model_name_or_path", *ENCODER_OVERRIDES):
-                if getattr(self, name):
-                    raise UserError(f"--{name}: the model of --model_name_or_path has its own")
+                message = f"--{name}: the model of --model_name_or_path has its own"
+                _refuse(getattr(self, name), message)
         if self.lora_r and self.lora_alpha is None:
             self.lora_alpha = 2 * self.lora_r
 
     def _check_adapters(self) -> None:
-        trains_lm = self.lora_r or not self.freeze_lm
-        base = self.model_name_or_path
-        pushes_adapter = self.lora_push == "adapter"
-        is_local = base is not None and Path(base).exists()
-        _check_conflicts(
-            {
-                "--lora_r trains adapters on a frozen language model; remove --freeze_lm false": (
-                    self.lora_r and not self.freeze_lm
-                ),
-                "--lm_learning_rate: the language model is frozen; unfreeze it or add --lora_r": (
-                    self.lm_learning_rate and not trains_lm
-                ),
-                "--lora_alpha: add --lora_r": self.lora_alpha and not self.lora_r,
-                "--lora_push adapter: add --lora_r and --model_name_or_path": (
-                    pushes_adapter and not (self.lora_r and base)
-                ),
-                f"--lora_push adapter: {base} is a local folder; push it to the Hub first": (
-                    pushes_adapter and is_local
-                ),
-            }
-        )
+        message = "--lora_r trains adapters on a frozen language model; remove --freeze_lm false"
+        _refuse(self.lora_r and not self.freeze_lm, message)
+        message = "--lm_learning_rate: the language model is frozen; unfreeze it or add --lora_r"
+        _refuse(self.lm_learning_rate and self.freeze_lm and not self.lora_r, message)
+        _refuse(self.lora_alpha and not self.lora_r, "--lora_alpha: add --lora_r")
+        if self.lora_push == "adapter":
+            base = self.model_name_or_path
+            message = "--lora_push adapter: add --lora_r and --model_name_or_path"
+            _refuse(not self.lora_r or not base, message)
+            message = f"--lora_push adapter: {base} is a local folder; push it to the Hub first"
+            _refuse(Path(base).exists(), message)
 
 
 @dataclass
@@ -174,79 +135,30 @@ class DataArguments:
     """Options of the data: files, subsets, and what happens to audio that cannot be read."""
 
     train_file: str | None = _option(None, "ReasonAQA's train.json; default: data/train.json")
-    validation_file: str | None = _option(
-        None, "ReasonAQA's val.json; without it the run does not evaluate"
-    )
-    audio_dir: list[str] = field(
-        default_factory=lambda: ["audio"],
-        metadata={
-            "help": "Folder of the audio, or SOURCE=FOLDER for each first part of the audio paths"
-        },
-    )
+    validation_file: str | None = _option(None, "ReasonAQA's val.json; default: no evaluation")
+    audio_dir: list[str] = _option(["audio"], "Folder of the audio; or several SOURCE=FOLDER")
     max_audio_seconds: float = _option(10.0, "Seconds used of each clip")
-    resume_with_changes: bool = _option(
-        False, "Resume from a checkpoint although its data or settings differ"
-    )
-    max_skipped_steps: int = _option(
-        10, "Stop after more steps than this with a loss or gradients that are not finite"
-    )
-    on_bad_audio: str = _option(
-        "error", "`error`, or `skip` examples whose audio is missing or unreadable"
-    )
-    max_bad_audio: float = _option(
-        0.01,
-        "With --on_bad_audio skip, stop when more than this share of the training clips fails",
-    )
-    audio_timeout: float = _option(60.0, "Seconds until a clip that does not decode counts as bad")
-    subtypes: list[str] | None = field(
-        default=None,
-        metadata={"help": ("Use only examples of these subtypes, such as `Clotho-MCQ CLE`")},
-    )
-    question_types: list[str] | None = field(
-        default=None,
-        metadata={"help": ("Use only these question types: " + ", ".join(QUESTION_TYPES))},
-    )
-    max_rows_per_clip: int | None = _option(
-        None, "Train on at most this many examples of each clip, drawn by --seed"
-    )
-    mix: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": (
-                "Shares of question types or subtypes in training, such as `caption=0.1,mcq=0.5`; "
-                "examples are dropped, never repeated, and unlisted types split the remainder"
-            )
-        },
-    )
-    fix_cle_labels: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": (
-                "Relabel the subtype CLE from AudioEntailment's csv files; without a file, swap "
-                "`definitely false` and `plausible`"
-            )
-        },
-    )
-    shuffle_options: bool = _option(
-        False, "Shuffle the options of multiple-choice questions, by --seed and the example"
-    )
-    dataset_name: str | None = _option(
+    resume_with_changes: bool = _option(False, "Resume although data or settings differ")
+    max_skipped_steps: int = _option(10, "Stop after more steps with NaN or infinity than this")
+    on_bad_audio: str = _option("error", "`error`, or `skip` examples with unreadable audio")
+    max_bad_audio: float = _option(0.01, "Share of bad training clips above which the run stops")
+    audio_timeout: float = _option(60.0, "Seconds after which a clip counts as unreadable")
+    subtypes: list[str] | None = _option(None, "Use only subtypes, such as `Clotho-MCQ CLE`")
+    question_types: list[str] | None = _option(None, "Use only: " + ", ".join(QUESTION_TYPES))
+    max_rows_per_clip: int | None = _option(None, "Most examples of each clip, drawn by --seed")
+    mix: list[str] | None = _option(None, "Shares of types, such as `caption=0.1,mcq=0.5`")
+    fix_cle_labels: list[str] | None = _option(
         None,
-        "Folder or Hub name of a data set of `audiolm prepare convert`; replaces --train_file, "
-        "--validation_file and --audio_dir",
+        "Relabel CLE from csv files of AudioEntailment; without a file, swap two of its labels",
     )
+    shuffle_options: bool = _option(False, "Shuffle the options of questions, by --seed")
+    dataset_name: str | None = _option(None, "Converted data set, not files: folder or Hub name")
     streaming: bool = _option(False, "Stream --dataset_name, which must embed its audio")
-    shuffle_buffer: int = _option(
-        4000, "With --streaming, examples in the shuffle buffer of each worker"
-    )
+    shuffle_buffer: int = _option(4000, "Examples that a worker shuffles with --streaming")
     max_train_samples: int | None = _option(None, "Train on the first examples only")
     max_eval_samples: int = _option(200, "Examples of each question type to evaluate on")
-    num_stats_clips: int = _option(
-        2000, "Training clips from which feature mean and deviation are computed"
-    )
-    feature_cache: str | None = _option(
-        None, "Folder that caches encoder features, so that each clip is encoded once"
-    )
+    num_stats_clips: int = _option(2000, "Clips for the mean and deviation of features")
+    feature_cache: str | None = _option(None, "Folder that caches features of the encoder")
 
     def __post_init__(self):
         for name in ("audio_dir", "subtypes", "question_types", "mix", "fix_cle_labels"):
@@ -256,22 +168,15 @@ class DataArguments:
         if isinstance(self.fix_cle_labels, bool):
             self.fix_cle_labels = [] if self.fix_cle_labels else None
         _check_positive(self, vars(self).keys() - {"max_skipped_steps", "max_bad_audio"})
-        if not 0 <= self.max_bad_audio <= 1:
-            raise UserError(f"--max_bad_audio {self.max_bad_audio}: expected a share from 0 to 1")
-        _check_choice(self, "on_bad_audio", ("error", "skip"))
-        _check_conflicts(
-            {
-                "--dataset_name has its own splits; remove --train_file and --validation_file": (
-                    self.dataset_name and (self.train_file or self.validation_file)
-                ),
-                "--streaming: add --dataset_name, converted with `--audio embedded`": (
-                    self.streaming and not self.dataset_name
-                ),
-                "--streaming reads each clip once; remove --feature_cache": (
-                    self.streaming and self.feature_cache
-                ),
-            }
-        )
+        message = f"--max_bad_audio {self.max_bad_audio}: expected a share from 0 to 1"
+        _refuse(not 0 <= self.max_bad_audio <= 1, message)
+        _check_choice("on_bad_audio", self.on_bad_audio, ("error", "skip"))
+        message = "--dataset_name has its own splits; remove --train_file and --validation_file"
+        _refuse(self.dataset_name and (self.train_file or self.validation_file), message)
+        message = "--streaming: add --dataset_name, converted with `--audio embedded`"
+        _refuse(self.streaming and not self.dataset_name, message)
+        message = "--streaming reads each clip once; remove --feature_cache"
+        _refuse(self.streaming and self.feature_cache, message)
         if self.train_file is None and not self.dataset_name:
             self.train_file = "data/train.json"
 
@@ -289,14 +194,10 @@ class AudioLMTrainingArguments(TrainingArguments):
 
     argv: list[str] | None = field(default=None, init=False)
 
-    output_dir: str = _option(
-        None, "Folder of checkpoints and the trained model; default: outputs/ENCODER_TYPE"
-    )
-    per_device_train_batch_size: int = _option(
-        None, f"Examples per process and forward pass; default: {BATCH_SIZE} / processes"
-    )
+    output_dir: str = _option(None, "Folder of the run; default: outputs/ENCODER_TYPE")
+    per_device_train_batch_size: int = _option(None, f"Default: {BATCH_SIZE} / processes")
     gradient_accumulation_steps: int = _option(
-        None, f"Forward passes per step; only the number that makes the batch size {BATCH_SIZE}"
+        None, f"Only what makes {BATCH_SIZE} examples a step"
     )
     train_sampling_strategy: str = _option(
         "group_by_length",
@@ -305,49 +206,33 @@ class AudioLMTrainingArguments(TrainingArguments):
     )
     learning_rate: float = _stock("learning_rate", 1e-4)
     max_steps: int = _stock("max_steps", 20_000)
-    lr_scheduler_type: SchedulerType | str = field(
-        default="cosine", metadata={"help": "Schedule of the learning rate"}
-    )
+    lr_scheduler_type: SchedulerType | str = _option("cosine", "Schedule of the learning rate")
     warmup_steps: float = _stock("warmup_steps", 0.01)
-    eval_strategy: IntervalStrategy | str = field(
-        default="steps", metadata={"help": "When to evaluate; without --validation_file never"}
-    )
+    eval_strategy: IntervalStrategy | str = _option("steps", "Never without --validation_file")
     eval_steps: float | None = _stock("eval_steps", 1000)
     save_steps: float = _stock("save_steps", 1000)
     save_total_limit: int | None = _stock("save_total_limit", 2)
     logging_steps: float = _stock("logging_steps", 10)
     logging_nan_inf_filter: bool = _stock("logging_nan_inf_filter", False)
     # HfArgumentParser reads the union in this order.
-    report_to: None | str | list[str] = field(  # noqa: RUF036
-        default="none", metadata={"help": "Experiment trackers, such as wandb or tensorboard"}
+    report_to: None | str | list[str] = _option(  # noqa: RUF036
+        "none", "Experiment trackers, such as wandb or tensorboard"
     )
     remove_unused_columns: bool = _stock("remove_unused_columns", False)
-    label_names: list[str] | None = field(
-        default_factory=lambda: ["labels"], metadata={"help": "Names of the model's label inputs"}
-    )
+    label_names: list[str] | None = _option(["labels"], "Names of the model's label inputs")
     seed: int = _stock("seed", 0)
     dataloader_num_workers: int = _stock("dataloader_num_workers", 2)
-    dataloader_pin_memory: bool = _option(
-        None, "Pin the memory of batches; default: true with a GPU"
-    )
-    dataloader_persistent_workers: bool = _option(
-        None, "Keep the data loader's workers between epochs; default: true without --streaming"
-    )
-    torch_compile: bool = _option(
-        False,
-        "Compile the language model's layers; if it is frozen on a GPU, also replay CUDA graphs; "
-        "results are the same up to rounding",
-    )
+    dataloader_pin_memory: bool = _option(None, "Pin memory of batches; default: with a GPU")
+    dataloader_persistent_workers: bool = _option(None, "Default: true without --streaming")
+    torch_compile: bool = _option(False, "Compile the language model, and replay CUDA graphs")
     processes: InitVar[int | None] = None
 
     def __post_init__(self, processes: int | None):
         is_plan = processes is not None
         processes = processes or _count_processes()
         gpus = torch.cuda.device_count()
-        if gpus > 1 and "LOCAL_RANK" not in os.environ and not is_plan:
-            raise UserError(
-                f"found {gpus} GPUs: use `accelerate launch` to start one process for each"
-            )
+        message = f"found {gpus} GPUs: use `accelerate launch` to start one process for each"
+        _refuse(gpus > 1 and "LOCAL_RANK" not in os.environ and not is_plan, message)
         self._split_batch(processes)
         self._fill_defaults()
         if processes > 1 and not torch.accelerator.is_available():
@@ -367,16 +252,12 @@ class AudioLMTrainingArguments(TrainingArguments):
         _check_positive(self, ["per_device_train_batch_size", "per_device_eval_batch_size"])
         forward_size = self.per_device_train_batch_size * processes
         accumulation = BATCH_SIZE // forward_size
-        if BATCH_SIZE % forward_size:
-            raise UserError(
-                f"--per_device_train_batch_size {self.per_device_train_batch_size}: "
-                f"{processes} processes do not divide the batch size {BATCH_SIZE}"
-            )
-        if self.gradient_accumulation_steps not in (None, accumulation):
-            raise UserError(
-                f"--gradient_accumulation_steps {self.gradient_accumulation_steps}: the batch size "
-                f"{BATCH_SIZE} makes it {accumulation}"
-            )
+        message = f"--per_device_train_batch_size {self.per_device_train_batch_size}: "
+        message += f"{processes} processes do not divide the batch size {BATCH_SIZE}"
+        _refuse(BATCH_SIZE % forward_size, message)
+        steps = self.gradient_accumulation_steps
+        message = f"--gradient_accumulation_steps {steps}: batch size {BATCH_SIZE} makes it"
+        _refuse(steps not in (None, accumulation), f"{message} {accumulation}")
         self.gradient_accumulation_steps = accumulation
 
     def _fill_defaults(self) -> None:
@@ -410,23 +291,17 @@ def find_config(name: str) -> Path:
 
 
 def load_config_file(name: str, option_names: set[str]) -> dict[str, Any]:
-    """Reads options from a YAML file, or from the package's config of that name.
-
-    Raises:
-        UserError: The file cannot be read, or holds an option that is not in `option_names`.
-    """
+    """Reads options from a YAML file, or from the package's config of that name."""
     try:
         options = yaml.safe_load(find_config(name).read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"--config {name}: {error}") from error
-    if not isinstance(options, dict):
-        kind = type(options).__name__
-        raise UserError(f"--config {name}: expected options with their values, found a {kind}")
+    kind = type(options).__name__
+    message = f"--config {name}: expected options with their values, found a {kind}"
+    _refuse(kind != "dict", message)
     unknown = sorted(set(map(str, options)) - option_names)
-    if unknown:
-        raise UserError(f"--config {name}: unknown options {', '.join(unknown)}")
-    if "hub_token" in options:
-        raise UserError(f"--config {name}: hub_token: {NO_TOKEN}")
+    _refuse(unknown, f"--config {name}: unknown options {', '.join(unknown)}")
+    _refuse("hub_token" in options, f"--config {name}: hub_token: {NO_TOKEN}")
     return options
 
 
@@ -460,11 +335,11 @@ def _read_options(parser: HfArgumentParser, argv: list[str]) -> dict[str, Any]:
     if first.config:
         options = load_config_file(first.config, {action.dest for action in parser._actions})
     recipe = first.recipe or options.get("recipe")
-    if recipe is not None and recipe not in RECIPES:
-        raise UserError(f"--recipe {recipe!r}: expected {' or '.join(RECIPES)}")
+    if recipe is not None:
+        _check_choice("recipe", recipe, RECIPES)
     parser.set_defaults(**{**RECIPES.get(recipe, {}), **options})
-    if any(word.split("=")[0].replace("-", "_") == "__hub_token" for word in argv):
-        raise UserError(f"--hub_token: {NO_TOKEN}")
+    names = [word.split("=")[0].replace("-", "_") for word in argv]
+    _refuse("__hub_token" in names, f"--hub_token: {NO_TOKEN}")
     namespace, unknown = parser.parse_known_args(argv)
     if unknown:
         hidden = SECRET_VALUE.sub(r"\1***", " ".join(unknown))
@@ -475,41 +350,28 @@ def _read_options(parser: HfArgumentParser, argv: list[str]) -> dict[str, Any]:
 
 
 def _fill_shared_defaults(options: dict[str, Any]) -> None:
-    """Sets training options whose default depends on the model or the data."""
+    """Checks and sets training options that depend on the model or the data."""
+    streaming = options["streaming"]
+    message = "--streaming: a stream has no end; use --max_steps, not --num_train_epochs"
+    _refuse(streaming and options["max_steps"] <= 0, message)
+    message = "--prompt_format mellow pairs clips of the whole corpus; remove --streaming"
+    _refuse(streaming and options["prompt_format"] == "mellow", message)
     if options["output_dir"] is None:
         # The folder's name is also the name of a repository, which has no "=".
         options["output_dir"] = f"outputs/{options['encoder_type'].replace('=', '-')}"
-    if options["streaming"] and options["dataloader_persistent_workers"] is None:
+    if streaming and options["dataloader_persistent_workers"] is None:
         # Each pass over a stream starts new workers.
         options["dataloader_persistent_workers"] = False
     if options["validation_file"] is None and not options["dataset_name"]:
         options["eval_strategy"] = "no"
 
 
-def _check_streaming(options: dict[str, Any]) -> None:
-    streaming = options["streaming"]
-    _check_conflicts(
-        {
-            "--streaming: a stream has no end; use --max_steps, not --num_train_epochs": (
-                streaming and options["max_steps"] <= 0
-            ),
-            "--prompt_format mellow pairs clips of the whole corpus; remove --streaming": (
-                streaming and options["prompt_format"] == "mellow"
-            ),
-        }
-    )
-
-
 def parse_arguments(
     argv: list[str] | None = None, processes: int | None = None
 ) -> tuple[ModelArguments, DataArguments, AudioLMTrainingArguments]:
-    """Parses flags over `--config` over the experiment's defaults.
+    """Parses flags over `--config` over the experiment's defaults. Errors exit with status 2.
 
-    Errors exit with status 2, as those of argparse do.
-
-    Args:
-        argv: Command line. Default: this process's.
-        processes: Number of processes of the run, if another process plans it.
+    `processes` is the number of processes of the run, if another process plans it.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
@@ -517,7 +379,6 @@ def parse_arguments(
         options = _read_options(parser, argv)
         model_args = ModelArguments(**_select(options, ModelArguments))
         data_args = DataArguments(**_select(options, DataArguments))
-        _check_streaming(options)
         _fill_shared_defaults(options)
         selected = _select(options, AudioLMTrainingArguments)
         args = AudioLMTrainingArguments(**selected, processes=processes)
@@ -532,28 +393,8 @@ def _select(options: dict[str, Any], group: Any) -> dict[str, Any]:
     return {f.name: options[f.name] for f in fields(group) if f.init}
 
 
-def pop_compile_options(args: TrainingArguments) -> tuple[str, str | None] | None:
-    """Removes `--torch_compile` from the Trainer's arguments: it would recompile for every length.
-
-    Returns:
-        Backend and mode for [`compile_layers`], or None without `--torch_compile`.
-    """
-    if not args.torch_compile:
-        return None
-    options = (args.torch_compile_backend or "inductor", args.torch_compile_mode)
-    args.torch_compile = False
-    args.torch_compile_backend = None
-    args.torch_compile_mode = None
-    for name in ("BACKEND", "MODE"):
-        os.environ.pop(f"ACCELERATE_DYNAMO_{name}", None)
-    return options
-
-
 TRAINING_DEFAULTS = {
     f.name: f.default
     for f in fields(AudioLMTrainingArguments)
     if f.name in AudioLMTrainingArguments.__annotations__ and f.init
 }
-parse = parse_arguments  # RENAMED
-DEFAULTS = TRAINING_DEFAULTS  # RENAMED
-ROWS_PER_STEP = BATCH_SIZE  # RENAMED

@@ -1,5 +1,6 @@
 """Builds the model to train with its processor, and prepares the model for the Trainer."""
 
+import os
 from typing import Any
 
 from safetensors import SafetensorError
@@ -8,7 +9,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..checkpoints.encoders import load_encoder, with_overrides
 from ..checkpoints.load import load_model
-from ..modeling_audiolm import TEXT_MODEL, AudioLMForConditionalGeneration, text_model_source
+from ..modeling_audiolm import (
+    DEFAULT_TEXT_MODEL,
+    AudioLMForConditionalGeneration,
+    text_model_source,
+)
 from ..processing_audiolm import AudioLMProcessor
 from ..runtime import UserError
 from .adapters import add_lora_adapters
@@ -23,11 +28,7 @@ MODEL_CONFIG_FIELDS = ("audio_tokens", "learn_code_embeddings", "mapper_type", "
 def build_model(
     model_args: ModelArguments, data_args: DataArguments
 ) -> tuple[AudioLMForConditionalGeneration, AudioLMProcessor]:
-    """Builds the model to train and its processor, from its parts or from a trained AudioLM.
-
-    Raises:
-        UserError: A checkpoint cannot be read, or does not fit the options.
-    """
+    """Builds the model to train and its processor, from its parts or from a trained AudioLM."""
     fields = {
         "freeze_lm": model_args.freeze_lm,
         "no_audio": model_args.no_audio,
@@ -49,7 +50,7 @@ def _build_from_parts(
     encoder = load_encoder(model_args.encoder_type, model_args.encoder_name_or_path)
     if model_args.band_limit or model_args.window_seconds:
         encoder = with_overrides(encoder, model_args.band_limit, model_args.window_seconds)
-    text_model = model_args.text_model_name_or_path or TEXT_MODEL
+    text_model = model_args.text_model_name_or_path or DEFAULT_TEXT_MODEL
     model = AudioLMForConditionalGeneration.from_pretrained_parts(
         model_args.encoder_type, encoder, text_model, **fields
     )
@@ -78,6 +79,22 @@ def _load_trained(
     return model, tokenizer
 
 
+def pop_compile_options(args: AudioLMTrainingArguments) -> tuple[str, str | None] | None:
+    """Removes `--torch_compile` from the Trainer's arguments: it would recompile for every length.
+
+    Returns:
+        Backend and mode for [`compile_layers`], or None without `--torch_compile`.
+    """
+    if not args.torch_compile:
+        return None
+    options = (args.torch_compile_backend or "inductor", args.torch_compile_mode)
+    args.torch_compile = False
+    args.torch_compile_backend = args.torch_compile_mode = None
+    for name in ("BACKEND", "MODE"):
+        os.environ.pop(f"ACCELERATE_DYNAMO_{name}", None)
+    return options
+
+
 def prepare_model(
     model: AudioLMForConditionalGeneration,
     model_args: ModelArguments,
@@ -85,12 +102,6 @@ def prepare_model(
     compile_options: tuple[str, str | None] | None,
 ) -> nn.Module:
     """Adds LoRA adapters, caches bfloat16 weights and compiles layers, as the options ask for.
-
-    Args:
-        model: Model whose features are computed.
-        model_args: Options of the model.
-        args: Options of the Trainer.
-        compile_options: From [`pop_compile_options`].
 
     Returns:
         The model, or the `PeftModel` around it.

@@ -34,10 +34,7 @@ class EvaluationStopped(Exception):
 
 
 def is_sync_step(args: TrainingArguments, state: TrainerState, control: TrainerControl) -> bool:
-    """Returns whether processes communicate at the end of this step.
-
-    On a GPU this waits for the step, so they do it in every tenth step and where one is logged.
-    """
+    """Returns whether processes communicate at the end of this step, which waits for the GPU."""
     is_due = state.global_step % GPU_SYNC_INTERVAL == 0
     return args.device.type == "cpu" or control.should_log or is_due
 
@@ -51,22 +48,14 @@ class StopOnSignal(TrainerCallback):
     """Ends the run with a checkpoint after SIGTERM (preemption) or SIGINT (Ctrl-C).
 
     A step runs to its end. An evaluation stops at once in one process. Several processes finish it,
-    because one that left would make the others wait forever. They also agree on the step to stop
-    at. A second signal ends the process immediately.
-
-    transformers' `enable_jit_checkpoint` handles SIGTERM only. It waits 3 s, saves in each process
-    on its own, ignores a second signal and lets an evaluation run to its end.
-
-    Attributes:
-        received: Number of the signal, or None.
+    and agree on the step to stop at, because one that left would make the others wait forever. A
+    second signal ends the process immediately. transformers' own handles SIGTERM only.
     """
 
     def __init__(self):
-        self.received: int | None = None
-        self.previous_handlers = {
-            number: signal.signal(number, self._receive)
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
+        self.received: int | None = None  # number of the signal
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        self.previous_handlers = {n: signal.signal(n, self._receive) for n in numbers}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number
@@ -101,18 +90,14 @@ class SkipNonFinite(TrainerCallback):
     GPU: the fused optimizer reads the flag there. For other optimizers the host reads it.
 
     Args:
-        most: Number of such steps after which the run stops, with a checkpoint. They did not change
-            its weights.
+        most: Number of such steps after which the run stops, with a checkpoint.
         describe: Names the examples of a step. Steps are counted from 1.
-
-    Attributes:
-        skipped: Numbers of the skipped steps.
     """
 
     def __init__(self, most: int, describe: Callable[[int], str] | None = None):
         self.most = most
         self.describe = describe
-        self.skipped: list[int] = []
+        self.skipped: list[int] = []  # steps
         self._pending: dict[int, torch.Tensor] = {}  # step to flag, not read yet
 
     @property
@@ -123,7 +108,9 @@ class SkipNonFinite(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, optimizer: Any = None, **kwargs) -> None:
         """Passes the optimizer a flag that makes it skip the update."""
         optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
-        parameters = _parameters(optimizer)
+        parameters: list[nn.Parameter] = []
+        for group in optimizer.param_groups:
+            parameters += group["params"]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         # The scaler of fp16 skips such steps itself. DeepSpeed has already stepped: no gradients.
         if args.fp16 or not gradients:
@@ -139,51 +126,31 @@ class SkipNonFinite(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs) -> None:
         """Reads the flags if the step is logged or saved, which waits for the GPU anyway."""
         if control.should_log or control.should_save:
-            self._read_flags(control)
+            self.on_train_end(args, state, control)
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
-        """Reads the flags of the last steps."""
-        self._read_flags(control)
-
-    def _read_flags(self, control: TrainerControl) -> None:
-        if not self._pending:
-            return
-        flags = torch.stack(list(self._pending.values())).tolist()
+        """Reads the flags, logs skipped steps, and stops the run if they are too many."""
+        flags = torch.stack(list(self._pending.values())).tolist() if self._pending else []
         for step, is_bad in zip(self._pending, flags):
             if is_bad:
-                self._log_skipped(step)
+                self.skipped.append(step)
+                rows = f"; its rows: {self.describe(step)}" if self.describe else ""
+                message = "step %d: loss or gradients are not finite; its update was skipped%s"
+                logger.warning(message, step, rows)
         self._pending.clear()
         if self.failed:
             _save_and_stop(control)
 
-    def _log_skipped(self, step: int) -> None:
-        self.skipped.append(step)
-        rows = f"; its rows: {self.describe(step)}" if self.describe else ""
-        message = "step %d: loss or gradients are not finite; its update was skipped%s"
-        logger.warning(message, step, rows)
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    parameters = []
-    for group in optimizer.param_groups:
-        parameters += group["params"]
-    return parameters
-
 
 class LossSpikes(TrainerCallback):
-    """Warns about a logged loss far above the losses before it.
+    """Warns about a logged loss far above those before it: one is common, many are not."""
 
-    It only warns: one spike is common in a long run. Many of them mean that the learning rate is
-    too high.
-    """
-
-    WINDOW = 50  # logged losses that one is compared with
     MIN_LOSSES = 10
     MAX_DEVIATIONS = 8.0  # in median absolute deviations
     MIN_RATIO = 1.5  # of the loss to the median
 
     def __init__(self):
-        self.losses: deque[float] = deque(maxlen=self.WINDOW)
+        self.losses: deque[float] = deque(maxlen=50)
         self.last_step = 0  # the step of the last loss
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
@@ -212,17 +179,13 @@ class BadAudio(TrainerCallback):
     Args:
         most: Number of clips after which the run stops, with a checkpoint.
         output_dir: Folder where `bad_audio.txt` gets a line for each clip.
-
-    Attributes:
-        faults: Number of replaced examples for each fault, of this process.
-        clips: Number of bad clips in all processes. 0 between two sync steps.
     """
 
     def __init__(self, most: int, output_dir: str):
         self.most = most
         self.listing = Path(output_dir, "bad_audio.txt")
-        self.faults: dict[str, int] = {}
-        self.clips = 0
+        self.faults: dict[str, int] = {}  # number of replaced examples, of this process
+        self.clips = 0  # in all processes; 0 between two sync steps
 
     @property
     def failed(self) -> bool:
@@ -230,11 +193,7 @@ class BadAudio(TrainerCallback):
         return self.clips > self.most
 
     def report(self, fault: str) -> None:
-        """Logs and lists a clip, once.
-
-        Args:
-            fault: What is wrong with it, beginning with its path.
-        """
+        """Logs and lists a clip once, by its fault, which begins with its path."""
         if fault in self.faults:
             return
         self.faults[fault] = 0
@@ -265,12 +224,8 @@ class BadAudio(TrainerCallback):
             _save_and_stop(control)
 
     def __str__(self) -> str:
-        rows = sum(self.faults.values())
-        return (
-            f"{rows} rows were replaced, since {len(self.faults)} clips turned bad: {self.listing}"
-        )
-
-    found = report  # RENAMED
+        rows, clips = sum(self.faults.values()), len(self.faults)
+        return f"{rows} rows were replaced, since {clips} clips turned bad: {self.listing}"
 
 
 def format_log_line(step: int, steps: int, logs: dict) -> str:

@@ -27,12 +27,8 @@ def compile_layers(
 ) -> None:
     """Compiles the layers of a language model in place, for inputs without a mask.
 
-    In training on a GPU with frozen weights, the forward also replays CUDA graphs of them.
-
-    Args:
-        language_model: A causal language model of transformers. Its inputs must begin at the left.
-        backend: Backend of `torch.compile`.
-        mode: Mode of `torch.compile`.
+    In training on a GPU with frozen weights, the forward also replays CUDA graphs of them. The
+    inputs must begin at the left. `backend` and `mode` are those of `torch.compile`.
 
     Raises:
         UserError: If not all layers have full causal attention.
@@ -48,21 +44,15 @@ def compile_layers(
     AttentionInterface.register(CAUSAL, sdpa_attention_forward)
     language_model.set_attn_implementation(CAUSAL)
     # All layers share one compiled function for any length: 15 s, where the model as a whole takes
-    # minutes. accelerate's `compile_regions` wraps each layer, which renames the weights in a
-    # checkpoint, and also compiles embeddings, norm and head. `mode="reduce-overhead"` would record
-    # a graph for each layer and length, each with a launch and copies of its own. Here a graph
-    # holds all layers.
+    # minutes. accelerate's `compile_regions` renames the weights in a checkpoint.
+    # `mode="reduce-overhead"` would record a graph for each layer. Here a graph holds all layers.
     for layer in body.layers:
         layer.compile(dynamic=True, backend=backend, mode=mode)
     body.forward = _MasklessForward(body, language_model)
 
 
 class _MasklessForward:
-    """The forward of a language model's body without mask and cache. It replays graphs if it can.
-
-    Attributes:
-        graphs: CUDA graphs by input shape and autocast. None for a shape that was seen once.
-    """
+    """The forward of a language model's body without mask and cache, which replays graphs."""
 
     def __init__(self, body: nn.Module, language_model: nn.Module):
         self.body_forward = body.forward
@@ -70,6 +60,7 @@ class _MasklessForward:
         self.cast_layers = [
             module for module in language_model.modules() if isinstance(module, CastLinear)
         ]
+        # By input shape and autocast. None for a shape that was seen once.
         self.graphs: dict[tuple, _RecordedPass | None] = {}
         self.pool: Any = None
         self.stream: torch.cuda.Stream | None = None
@@ -85,9 +76,7 @@ class _MasklessForward:
         **kwargs,
     ) -> BaseModelOutputWithPast:
         if attention_mask is not None or past_key_values is not None:
-            raise ValueError(
-                "a compiled language model takes no attention_mask and no past_key_values"
-            )
+            raise ValueError("a compiled language model takes no mask and no past_key_values")
         for layer in self.cast_layers:
             layer.refresh()
         if position_ids is None and self.can_replay(inputs_embeds):
@@ -114,12 +103,8 @@ class _MasklessForward:
         )
 
     def replay(self, inputs: torch.Tensor) -> torch.Tensor:
-        key = (
-            *inputs.shape,
-            inputs.dtype,
-            torch.is_autocast_enabled("cuda"),
-            torch.get_autocast_dtype("cuda"),
-        )
+        autocast = (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
+        key = (*inputs.shape, inputs.dtype, *autocast)
         if key not in self.graphs:  # Recording pays from the second time on.
             self.graphs[key] = None
             return self.hidden_states(inputs.clone())
@@ -141,11 +126,7 @@ class _MasklessForward:
 class _RecordedPass:
     """CUDA graphs of a function's forward and backward pass, for inputs of one shape.
 
-    Args:
-        function: Maps a tensor to a tensor.
-        inputs: Inputs of the shape to record.
-        stream: Stream to record on.
-        pool: Memory of earlier graphs of the same stream.
+    `pool` is the memory of earlier graphs of the same stream.
     """
 
     def __init__(
@@ -165,16 +146,13 @@ class _RecordedPass:
             torch.autocast("cuda", dtype, enabled=is_autocast, cache_enabled=False),
             torch.enable_grad(),
         ):
-            self._warm_up(function)
+            # Compilation and the set-up of libraries may not happen while recording.
+            for _ in range(2):
+                outputs = function(self.inputs)
+                torch.autograd.grad(outputs, self.inputs, torch.zeros_like(outputs))
+            stream.synchronize()
             self._record(function, stream, pool)
         torch.cuda.current_stream().wait_stream(stream)
-
-    def _warm_up(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Runs what may not happen while recording: compilation and the set-up of libraries."""
-        for _ in range(2):
-            outputs = function(self.inputs)
-            torch.autograd.grad(outputs, self.inputs, torch.zeros_like(outputs))
-        torch.cuda.current_stream().synchronize()
 
     def _record(self, function, stream: torch.cuda.Stream, pool: Any) -> None:
         # A loader's thread pins memory meanwhile, which only the mode `thread_local` allows.
@@ -237,9 +215,7 @@ class CastLinear(nn.Linear):
         if self.cached_version == version:
             return
         if self.bf16_weight is None or self.bf16_weight.device != self.weight.device:
-            self.bf16_weight = torch.empty_like(
-                self.weight, dtype=torch.bfloat16, requires_grad=False
-            )
+            self.bf16_weight = torch.empty_like(self.weight.detach(), dtype=torch.bfloat16)
             # The compiled layer takes its shape as constant, as it does for parameters.
             torch._dynamo.mark_static(self.bf16_weight)
         self.bf16_weight.copy_(self.weight.detach())  # In place: CUDA graphs hold its address.

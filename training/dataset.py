@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from ..data import audio_roots, drop_bad_audio, load_reasonaqa, select_rows
 from ..data.audio_check import inspect_clips
 from ..data.audio_files import Clip
 from ..data.label_fixes import RowFixes
-from ..data.length_sampler import LengthBucketSampler, row_lengths
+from ..data.length_sampler import LengthGroupedSampler, estimate_lengths
 from ..data.second_clips import first_clips, second_clips
 from ..data.shards import dataset_folder, load_shards
-from ..data.streaming import Shards, read_rows_in_order, stream_rows
+from ..data.streaming import Shards, StreamReaders, read_rows_in_order, stream_examples
 from ..data.subsets import first_of_each_type, mix_rows
 from ..runtime import UserError
 from .arguments import AudioLMTrainingArguments, DataArguments, ModelArguments
@@ -26,16 +27,12 @@ class TrainingData:
     """Examples and clips of a run."""
 
     rows: Dataset | IterableDataset
-    # By question type. None without a validation split.
-    eval_rows: dict[str, Dataset] | None
+    eval_rows: dict[str, Dataset] | None  # by question type
     num_rows: int
     num_clips: int
-    # Training clips. Of a stream, only as many as the feature statistics need.
-    clips: list[Clip]
-    # By the name that `eval_rows` have for a clip.
-    eval_clips: dict[str, Clip]
-    # Order of the training examples. None for the Trainer's own order, or a stream's.
-    sampler: LengthBucketSampler | None = None
+    clips: list[Clip]  # for training; of a stream, only those for feature statistics
+    eval_clips: dict[str, Clip]  # by the name that `eval_rows` have for a clip
+    sampler: LengthGroupedSampler | None = None  # None for the Trainer's order, or a stream's
 
 
 def load_training_dataset(
@@ -44,9 +41,6 @@ def load_training_dataset(
     """Loads the examples of a run. A resumed stream starts behind the last trained example.
 
     Without examples to evaluate on, it turns evaluation off in `args`.
-
-    Raises:
-        UserError: The data cannot be read, or no example is left of it.
     """
     try:
         data = _load_stream(data_args, args) if data_args.streaming else _load_rows(data_args, args)
@@ -70,13 +64,7 @@ def unique_clips(rows: Dataset) -> list[str]:
 
 
 def choose_rows(rows: Dataset, data_args: DataArguments, seed: int, is_training: bool) -> Dataset:
-    """Selects the rows that the options ask for.
-
-    Only subtypes and question types apply to rows to evaluate on.
-
-    Raises:
-        UserError: No row is left.
-    """
+    """Selects the rows that the options ask for. Most options apply to training alone."""
     limit = data_args.max_rows_per_clip if is_training else None
     rows = select_rows(rows, data_args.subtypes, data_args.question_types, limit, seed)
     if is_training and data_args.mix:
@@ -86,29 +74,23 @@ def choose_rows(rows: Dataset, data_args: DataArguments, seed: int, is_training:
     return rows
 
 
-def _rows_by_type(rows: Dataset, limit: int) -> dict[str, Dataset]:
+def _rows_by_type(rows: Dataset, limit: int, fixes: RowFixes) -> dict[str, Dataset]:
     first_rows = first_of_each_type(rows, limit)
-    return {question_type: rows.select(indices) for question_type, indices in first_rows.items()}
+    return {name: fixes.apply(rows.select(indices)) for name, indices in first_rows.items()}
 
 
-def build_row_fixes(data_args: DataArguments, seed: int) -> tuple[RowFixes, RowFixes]:
-    """Builds the row transforms of training and of evaluation.
-
-    Raises:
-        UserError: A csv file of labels cannot be read.
-    """
+def _build_row_fixes(data_args: DataArguments, seed: int) -> tuple[RowFixes, RowFixes]:
+    """Builds the row transforms of training and of evaluation."""
     label_files = data_args.fix_cle_labels
     train_fixes = RowFixes(label_files, seed if data_args.shuffle_options else None)
     return train_fixes, RowFixes(label_files)
 
 
-def _read_files(data_args: DataArguments) -> DatasetDict:
-    files = {"train": data_args.train_file, "validation": data_args.validation_file}
-    files = {split: file for split, file in files.items() if file}
-    return load_reasonaqa(files, audio_roots(data_args.audio_dir))
-
-
-def _read_shards(data_args: DataArguments) -> DatasetDict:
+def _read_splits(data_args: DataArguments) -> DatasetDict:
+    if not data_args.dataset_name:
+        files = {"train": data_args.train_file, "validation": data_args.validation_file}
+        files = {split: file for split, file in files.items() if file}
+        return load_reasonaqa(files, audio_roots(data_args.audio_dir))
     data = load_shards(dataset_folder(data_args.dataset_name))
     if "train" not in data:
         raise UserError(
@@ -122,7 +104,7 @@ def _read_shards(data_args: DataArguments) -> DatasetDict:
 
 def _load_rows(data_args: DataArguments, args: AudioLMTrainingArguments) -> TrainingData:
     """Loads rows of files or shards, and checks their audio."""
-    data = _read_shards(data_args) if data_args.dataset_name else _read_files(data_args)
+    data = _read_splits(data_args)
     for split in data:
         data[split] = choose_rows(data[split], data_args, args.seed, split == "train")
     # The other processes read what the main process has cached about the files.
@@ -130,16 +112,15 @@ def _load_rows(data_args: DataArguments, args: AudioLMTrainingArguments) -> Trai
         data = drop_bad_audio(
             data, data_args.max_audio_seconds, data_args.on_bad_audio, args.output_dir
         )
-    train_fixes, eval_fixes = build_row_fixes(data_args, args.seed)
+    train_fixes, eval_fixes = _build_row_fixes(data_args, args.seed)
     clips = unique_clips(data["train"])
     eval_rows = None
     eval_clips: dict[str, Clip] = {}
     if "validation" in data:
-        by_type = _rows_by_type(data["validation"], data_args.max_eval_samples)
-        eval_rows = {name: eval_fixes.rows(rows) for name, rows in by_type.items()}
+        eval_rows = _rows_by_type(data["validation"], data_args.max_eval_samples, eval_fixes)
         for rows in eval_rows.values():
             eval_clips.update((clip, clip) for clip in unique_clips(rows))
-    rows = train_fixes.rows(data["train"])
+    rows = train_fixes.apply(data["train"])
     return TrainingData(rows, eval_rows, len(rows), len(clips), clips, eval_clips)
 
 
@@ -169,21 +150,15 @@ def _load_stream(data_args: DataArguments, args: AudioLMTrainingArguments) -> Tr
 def _open_stream(
     address: str, data_args: DataArguments, args: AudioLMTrainingArguments, batches_done: int
 ) -> TrainingData:
-    train_fixes, eval_fixes = build_row_fixes(data_args, args.seed)
+    train_fixes, eval_fixes = _build_row_fixes(data_args, args.seed)
     shards = Shards(address, "train")
     chosen = choose_rows(shards.selection_columns(), data_args, args.seed, True)
-    options = {"chosen": chosen["row"], "buffer": data_args.shuffle_buffer, "seed": args.seed}
-    rows = stream_rows(
-        shards,
-        **options,
-        processes=args.world_size,
-        workers=args.dataloader_num_workers,
-        batch_size=args.per_device_train_batch_size,
-        batches_done=batches_done,
-        row=train_fixes,
-    )
+    stream = partial(stream_examples, shards, chosen["row"], data_args.shuffle_buffer, args.seed)
+    workers, size = args.dataloader_num_workers, args.per_device_train_batch_size
+    readers = StreamReaders(args.world_size, workers, size, batches_done)
+    rows = stream(readers, train_fixes)
     clip_by_name: dict[str, Clip] = {}
-    for row in islice(stream_rows(shards, **options), len(chosen)):
+    for row in islice(stream(), len(chosen)):
         clip_by_name.update(zip(row["names"], row["audio"]))
         if len(clip_by_name) >= data_args.num_stats_clips:
             break
@@ -191,46 +166,43 @@ def _open_stream(
     eval_clips: dict[str, Clip] = {}
     if shards.has_split("val"):
         held_out = Shards(address, "val")
-        eval_rows, eval_clips = _read_eval_rows(held_out, data_args, args.seed)
-        eval_rows = {name: eval_fixes.rows(rows) for name, rows in eval_rows.items()}
+        eval_rows, eval_clips = _read_eval_rows(held_out, data_args, args.seed, eval_fixes)
     num_clips = len({*chosen["filepath1"], *chosen["filepath2"]} - {""})
     clips = list(clip_by_name.values())
     return TrainingData(rows, eval_rows, len(chosen), num_clips, clips, eval_clips)
 
 
 def _read_eval_rows(
-    shards: Shards, data_args: DataArguments, seed: int
+    shards: Shards, data_args: DataArguments, seed: int, fixes: RowFixes
 ) -> tuple[dict[str, Dataset], dict[str, Clip]]:
     """Reads the rows to evaluate on by question type, and their clips by name."""
     chosen = choose_rows(shards.selection_columns(), data_args, seed, False)
     indices: list[int] = []
-    for rows in _rows_by_type(chosen, data_args.max_eval_samples).values():
-        indices += rows["row"]
+    for positions in first_of_each_type(chosen, data_args.max_eval_samples).values():
+        indices += chosen.select(positions)["row"]
     clips: dict[str, Clip] = {}
     texts = []
     for row in read_rows_in_order(shards, indices):
         clips.update(zip(row["names"], row["audio"]))
         text = {name: value for name, value in row.items() if name not in ("row", "names")}
         texts.append({**text, "audio": row["names"]})
-    return _rows_by_type(Dataset.from_list(texts), len(texts)), clips
+    return _rows_by_type(Dataset.from_list(texts), len(texts), fixes), clips
 
 
 def _add_second_clips(data: TrainingData, seed: int) -> None:
     """Gives each question a second clip, as Mellow's prompt expects."""
     data.rows = second_clips(data.rows, seed)
-    if data.eval_rows is None:
-        return
+    eval_rows = data.eval_rows or {}
     clips: dict[str, str] = {}
-    for rows in data.eval_rows.values():
+    for rows in eval_rows.values():
         clips.update(first_clips(rows))
-    data.eval_rows = {
-        name: second_clips(rows, seed, clips) for name, rows in data.eval_rows.items()
-    }
+    for name, rows in eval_rows.items():
+        eval_rows[name] = second_clips(rows, seed, clips)
 
 
 def _build_sampler(
     data: TrainingData, max_seconds: float, args: AudioLMTrainingArguments
-) -> LengthBucketSampler | None:
+) -> LengthGroupedSampler | None:
     """Builds the order of batches of similar length, if `--train_sampling_strategy` asks for it."""
     if args.train_sampling_strategy != "group_by_length":
         return None
@@ -240,8 +212,8 @@ def _build_sampler(
         return None
     facts = inspect_clips(data.clips, max_seconds)
     seconds = {clip: clip_facts.seconds for clip, clip_facts in facts.items()}
-    lengths = row_lengths(data.rows, seconds, max_seconds)
-    return LengthBucketSampler(lengths, batch_size(args), args.seed)
+    lengths = estimate_lengths(data.rows, seconds, max_seconds)
+    return LengthGroupedSampler(lengths, batch_size(args), args.seed)
 
 
 def batch_size(args: AudioLMTrainingArguments) -> int:
@@ -249,7 +221,7 @@ def batch_size(args: AudioLMTrainingArguments) -> int:
     return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
 
 
-def describe_examples(rows: Dataset, sampler: LengthBucketSampler, step: int) -> str:
+def describe_examples(rows: Dataset, sampler: LengthGroupedSampler, step: int) -> str:
     """Returns the indices and clips of the examples of a training step, counted from 1."""
-    indices = sampler.rows_of(step)
+    indices = sampler.batch_indices(step)
     return "; ".join(f"{i} ({', '.join(map(str, rows[i]['audio']))})" for i in indices)

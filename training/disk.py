@@ -13,11 +13,7 @@ from .arguments import AudioLMTrainingArguments
 
 
 def create_folder(option: str, folder: str) -> None:
-    """Creates the folder of an option.
-
-    Raises:
-        UserError: It cannot be created.
-    """
+    """Creates the folder of an option, or raises a `UserError`."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -27,15 +23,9 @@ def create_folder(option: str, folder: str) -> None:
 def check_disk_space(
     model: nn.Module, args: AudioLMTrainingArguments, saves_adapters: bool
 ) -> None:
-    """Checks that `--output_dir` has space for the checkpoints of a run and the final model.
+    """Raises a `UserError` if `--output_dir` has no space for the checkpoints and the final model.
 
-    Args:
-        model: Model to train.
-        args: Options of the Trainer.
-        saves_adapters: Whether checkpoints hold only the trained weights.
-
-    Raises:
-        UserError: There is not enough space.
+    With `saves_adapters` checkpoints hold only the trained weights.
     """
     model_size = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     trained_size = sum(p.nbytes for p in model.parameters() if p.requires_grad)

@@ -17,10 +17,7 @@ FSDP_SETTINGS = {
 
 
 def sharding_backend(args: TrainingArguments) -> str | None:
-    """Returns `FSDP`, `DeepSpeed`, or None if each process has the full model.
-
-    The choice comes from the options or from the configuration of `accelerate launch`.
-    """
+    """Returns `FSDP`, `DeepSpeed`, or None if each process has the full model."""
     if args.deepspeed_plugin is not None:
         return "DeepSpeed"
     if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
@@ -43,18 +40,20 @@ def precision(args: TrainingArguments) -> str:
 def check_distributed_options(
     args: TrainingArguments, lora_r: int | None, lm_learning_rate: float | None
 ) -> None:
-    """Checks that the options work with FSDP or DeepSpeed, if one of them is used.
-
-    Raises:
-        UserError: If they do not.
-    """
+    """Raises a `UserError` if the options do not work with FSDP or DeepSpeed, if used."""
     backend = sharding_backend(args)
     if backend and args.torch_compile:
         raise UserError(f"--torch_compile does not work with {backend}. Use one of them.")
     if backend == "FSDP":
         _check_fsdp_options(lora_r, lm_learning_rate)
-    if args.deepspeed_plugin is not None:
-        _check_deepspeed_options(args, args.deepspeed_plugin.zero_stage)
+    elif backend == "DeepSpeed":
+        if args.deepspeed_plugin.zero_stage == 3:
+            raise UserError("DeepSpeed ZeRO-3 is not supported. Use FSDP to shard the weights.")
+        if args.bf16 or args.fp16:
+            raise UserError(
+                "--bf16, --fp16 and mixed_precision would round the encoder too under DeepSpeed. "
+                f"{CONFIG_FOLDER}/deepspeed_zero2.yaml computes in bfloat16 by autocast."
+            )
 
 
 def _check_fsdp_options(lora_r: int | None, lm_learning_rate: float | None) -> None:
@@ -72,26 +71,12 @@ def _check_fsdp_options(lora_r: int | None, lm_learning_rate: float | None) -> N
             )
 
 
-def _check_deepspeed_options(args: TrainingArguments, zero_stage: int) -> None:
-    if zero_stage == 3:
-        raise UserError("DeepSpeed ZeRO-3 is not supported. Use FSDP to shard the weights.")
-    if args.bf16 or args.fp16:
-        raise UserError(
-            "--bf16, --fp16 and mixed_precision would round the encoder too under DeepSpeed. "
-            f"{CONFIG_FOLDER}/deepspeed_zero2.yaml computes in bfloat16 by autocast."
-        )
-
-
 def mask_repeated_examples(batch: dict, num_examples: int, args: TrainingArguments) -> None:
     """Takes repeated examples out of the loss in the last batch of an epoch.
 
     accelerate appends the first examples of an epoch to the last ones, so that each process has
-    equally many. It does not know their number in a resumed epoch.
-
-    Args:
-        batch: One process's share of the last batch. Its `labels` and `label_index` change.
-        num_examples: Size of the training set.
-        args: Arguments of the run.
+    equally many. It does not know their number in a resumed epoch. `labels` and `label_index` of
+    `batch`, one process's share of the last batch, change.
     """
     batch_size = args.train_batch_size
     remainder = num_examples % (batch_size * args.world_size)
@@ -116,12 +101,3 @@ def any_not_finite(gradients: list[torch.Tensor]) -> torch.Tensor:
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
         is_bad = flag > 0
     return is_bad
-
-
-def refusal(args, lora_r, lm_learning_rate) -> str | None:  # RENAMED check_distributed_options
-    """Returns the message of `check_distributed_options`, or None."""
-    try:
-        check_distributed_options(args, lora_r, lm_learning_rate)
-    except UserError as error:
-        return str(error)
-    return None

@@ -33,20 +33,20 @@ def encode_audio(
     """Encodes clips before the first step: with a cache all clips, else those of evaluation.
 
     It also sets the mapper's feature statistics. A mapper that was trained before keeps its own.
-
-    Raises:
-        UserError: A clip cannot be decoded, the disk is full, or a resumed run had other features.
-        SystemExit: Ctrl-C was pressed.
     """
     extractor = safeguards.decoder.extractor
-    on_bad = safeguards.bad_audio.found if safeguards.decoder.skip else None
+    on_bad = safeguards.bad_audio.report if safeguards.decoder.skip_bad_clips else None
     cache = data_args.feature_cache
     model.to(args.device)
     _log_audio_cost(model, extractor, dataset, data_args, args)
     try:
         features = precompute_features(model, extractor, dataset, cache, on_bad)
         if not (model_args.model_name_or_path or model_args.learn_code_embeddings):
-            clips = sample_clips(dataset, data_args.num_stats_clips, args.seed)
+            # A random sample of clips that is the same for every encoder.
+            generator = torch.Generator().manual_seed(args.seed)
+            order = torch.randperm(len(dataset.clips), generator=generator)
+            sample = order[: data_args.num_stats_clips].tolist()
+            clips = [dataset.clips[index] for index in sample]
             standardise_features(model, extractor, clips, features, on_bad)
     except (ValueError, OSError, SafetensorError) as error:
         raise UserError(str(error)) from error
@@ -72,20 +72,15 @@ def _log_audio_cost(
     logger.info("%s: %d audio tokens for %g s", model.config.encoder_type, tokens, seconds)
     if data_args.feature_cache or data_args.streaming:
         return
-    times = encodings_per_clip(dataset, args)
-    if times > 2:
-        logger.info(
-            "each clip is encoded %.0f times; with --feature_cache DIR it is encoded once", times
-        )
-
-
-def encodings_per_clip(dataset: TrainingData, args: AudioLMTrainingArguments) -> float:
-    """Returns how often a run without a cache encodes each training clip, on average."""
     examples = args.num_train_epochs * dataset.num_rows
     if args.max_steps > 0:
         examples = args.max_steps * batch_size(args)
     clips_per_example = sum(map(len, dataset.rows["audio"])) / dataset.num_rows
-    return examples * clips_per_example / dataset.num_clips
+    times = examples * clips_per_example / dataset.num_clips
+    if times > 2:
+        logger.info(
+            "each clip is encoded %.0f times; with --feature_cache DIR it is encoded once", times
+        )
 
 
 def precompute_features(
@@ -93,12 +88,11 @@ def precompute_features(
     extractor: AudioLMFeatureExtractor,
     dataset: TrainingData,
     cache_folder: str | None,
-    on_bad: Callable[[str], None] | None = None,
+    on_bad: Callable[[str], None] | None,
 ) -> Features:
     """Returns features by clip, or by the name that the rows have for it.
 
-    Several processes share the work for a cache. A clip that cannot be decoded is reported to
-    `on_bad`, or is an error without it.
+    A clip that cannot be decoded is reported to `on_bad`, or is an error without it.
     """
     # Also for a process that finds all clips in the cache: it may encode later.
     model.encoder.move_conv_sizes_to_cpu()
@@ -112,28 +106,21 @@ def precompute_features(
     return {name: features[clip] for name, clip in dataset.eval_clips.items() if clip in features}
 
 
-def sample_clips(dataset: TrainingData, limit: int, seed: int) -> list[Clip]:
-    """Draws the training clips for feature statistics: the same for every encoder."""
-    order = torch.randperm(len(dataset.clips), generator=torch.Generator().manual_seed(seed))
-    return [dataset.clips[index] for index in order[:limit].tolist()]
-
-
 def standardise_features(
     model: AudioLMForConditionalGeneration,
     extractor: AudioLMFeatureExtractor,
     clips: list[Clip],
     features: Features,
-    on_bad: Callable[[str], None] | None = None,
+    on_bad: Callable[[str], None] | None,
 ) -> None:
     """Sets the mapper's mean and deviation per channel from the features of `clips`."""
-    encoded: Iterable[torch.Tensor]
     if isinstance(features, FeatureCache):
-        encoded = (features[clip] for clip in clips if clip in features)
+        pairs: Iterable = ((clip, features[clip]) for clip in clips if clip in features)
     else:
         pairs = encode_clips(
             model.encoder, extractor, clips, desc="feature statistics", on_bad=on_bad
         )
-        encoded = (clip_features for _, clip_features in pairs)
+    encoded = (clip_features for _, clip_features in pairs)
     mean, deviation = feature_statistics(model.encoder, encoded)
     model.mapper.feature_mean.copy_(mean)
     model.mapper.feature_std.copy_(deviation)

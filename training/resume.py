@@ -16,22 +16,10 @@ from ..modeling_audiolm import AudioLMForConditionalGeneration
 from ..runtime import UserError
 
 logger = logging.getLogger("audiolm.train")
-UNREADABLE = (
-    OSError,
-    SafetensorError,
-    RuntimeError,
-    LookupError,
-    ValueError,
-    EOFError,
-    UnpicklingError,
-    BadZipFile,
-)
+UNREADABLE = (OSError, SafetensorError, RuntimeError, LookupError, ValueError)
+UNREADABLE += (EOFError, UnpicklingError, BadZipFile)
 RECORD_FILE = "training_data.json"  # the `RunRecord` in a checkpoint
 ADAPTER_CONFIG_FILE = "adapter_config.json"
-
-
-# ------------------------------------------------------------------------------------------------
-# Is a checkpoint complete?
 
 
 def _optimizer_files(folder: Path, processes: int) -> list[str]:
@@ -48,13 +36,12 @@ def _optimizer_files(folder: Path, processes: int) -> list[str]:
 
 def _read_file(file: Path) -> None:
     """Reads enough of a checkpoint's file to fail if it is missing or incomplete."""
-    is_random_state = file.name.startswith("rng_state")
     if file.suffix == ".safetensors":
         with safe_open(file, "pt") as tensors:
             tensors.keys()
     elif file.suffix == ".json":
         json.loads(file.read_text())
-    elif is_random_state or file.parent.name.startswith("global_step"):
+    elif file.name.startswith("rng_state") or file.parent.name.startswith("global_step"):
         # The list of a zip file's members stands at its end.
         ZipFile(file).close()
     else:
@@ -83,11 +70,9 @@ def find_checkpoint_problem(folder: str | Path) -> str | None:
 
 
 def checkpoint_to_resume(option: str | None, output_dir: str) -> str | None:
-    """Returns the checkpoint that `--resume_from_checkpoint` names.
+    """Returns the checkpoint that `--resume_from_checkpoint` names, or None for a fresh run.
 
-    Args:
-        option: A folder, or `true` for the last complete one. None and `false`: a fresh run.
-        output_dir: Folder that holds the checkpoints.
+    The option is a folder, `true` for the last complete checkpoint in `output_dir`, or `false`.
 
     Raises:
         UserError: There is no checkpoint, or it is incomplete.
@@ -100,7 +85,8 @@ def checkpoint_to_resume(option: str | None, output_dir: str) -> str | None:
             raise UserError(f"--resume_from_checkpoint {option}: {problem}; use an earlier one")
         return option
     folders = list(Path(output_dir).glob("checkpoint-*[0-9]"))
-    for folder in sorted(folders, key=_checkpoint_step, reverse=True):
+    folders.sort(key=lambda folder: int(folder.name.rpartition("-")[2]), reverse=True)
+    for folder in folders:
         problem = find_checkpoint_problem(folder)
         if not problem:
             return str(folder)
@@ -108,10 +94,6 @@ def checkpoint_to_resume(option: str | None, output_dir: str) -> str | None:
             logger.warning("skipping %s: %s", folder, problem)
     missing = "no complete checkpoint" if folders else "no checkpoint"
     raise UserError(f"--resume_from_checkpoint {option}: {output_dir} holds {missing}")
-
-
-def _checkpoint_step(folder: Path) -> int:
-    return int(folder.name.rpartition("-")[2])
 
 
 def delete_incomplete_checkpoint(output_dir: str, step: int) -> str:
@@ -132,20 +114,12 @@ def delete_incomplete_checkpoint(output_dir: str, step: int) -> str:
     return f"step {step} is {saved}. Free disk space or lower --save_total_limit; {advice}"
 
 
-# ------------------------------------------------------------------------------------------------
-# Does a checkpoint belong to the run?
-
-
 def _read_record(folder: str | Path) -> dict[str, Any]:
     return json.loads(Path(folder, RECORD_FILE).read_text(encoding="utf-8"))
 
 
 def check_settings(folder: str, settings: dict[str, Any]) -> None:
-    """Checks that a checkpoint was trained on this data with these settings.
-
-    Raises:
-        UserError: It names what differs.
-    """
+    """Raises a `UserError` if a checkpoint was trained on other data or with other settings."""
     earlier = _read_record(folder).get("settings", {})
     differing = [
         f"{name} {earlier.get(name)} (now {settings.get(name)})"
@@ -160,17 +134,8 @@ def check_settings(folder: str, settings: dict[str, Any]) -> None:
 
 
 def check_stream(folder: str, settings: dict[str, Any]) -> None:
-    """Checks that the place of a checkpoint in its stream is a place in this stream.
-
-    Raises:
-        UserError: It names what differs, or what is missing.
-    """
-    try:
-        earlier = _read_record(folder)["stream"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"--resume_from_checkpoint {folder}: {RECORD_FILE} is missing or incomplete ({error})"
-        ) from error
+    """Raises a `UserError` if a checkpoint is not a place in this stream."""
+    earlier = _read_record(folder).get("stream")
     if earlier is None:
         raise UserError(f"--resume_from_checkpoint {folder} was trained without --streaming")
     differing = [name for name in settings if earlier.get(name) != settings[name]]
@@ -183,11 +148,7 @@ def check_stream(folder: str, settings: dict[str, Any]) -> None:
 
 
 def check_encoder(model: AudioLMForConditionalGeneration, folder: str) -> None:
-    """Checks that a checkpoint holds the encoder of `model`, whose features are computed first.
-
-    Raises:
-        UserError: A weight differs, or the checkpoint holds adapters.
-    """
+    """Raises a `UserError` if a checkpoint holds another encoder than `model`, or adapters."""
     if Path(folder, ADAPTER_CONFIG_FILE).is_file():
         raise UserError(f"--resume_from_checkpoint {folder} was trained with --lora_r")
     with safe_open(Path(folder, "model.safetensors"), "pt") as file:
@@ -202,11 +163,7 @@ def check_encoder(model: AudioLMForConditionalGeneration, folder: str) -> None:
 
 
 def check_adapters(folder: str, r: int, alpha: int) -> None:
-    """Checks that a checkpoint holds LoRA adapters of this rank and scale.
-
-    Raises:
-        UserError: It holds others, or none.
-    """
+    """Raises a `UserError` if a checkpoint holds no LoRA adapters of this rank and scale."""
     config_file = Path(folder, ADAPTER_CONFIG_FILE)
     if not config_file.is_file():
         raise UserError(f"--resume_from_checkpoint {folder} was trained without --lora_r")
@@ -219,11 +176,7 @@ def check_adapters(folder: str, r: int, alpha: int) -> None:
 
 
 def check_features(model: AudioLMForConditionalGeneration, folder: str) -> None:
-    """Checks that adapters, whose checkpoint has no encoder, were trained on this model's features.
-
-    Raises:
-        UserError: The feature statistics differ.
-    """
+    """Raises a `UserError` if adapters, saved without an encoder, expect other features."""
     with safe_open(Path(folder, "adapter_model.safetensors"), "pt") as file:
         expected = file.get_tensor("base_model.model.mapper.feature_mean")
     mean = model.mapper.feature_mean.cpu()
@@ -233,6 +186,3 @@ def check_features(model: AudioLMForConditionalGeneration, folder: str) -> None:
             "(mapper.feature_mean differs); use the same --encoder_type, --encoder_name_or_path, "
             "--train_file and --max_audio_seconds"
         )
-
-
-RECORD = RECORD_FILE  # RENAMED

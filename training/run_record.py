@@ -14,32 +14,24 @@ from ..checkpoints.encoders import PUBLISHED, checkpoint_file
 from ..configuration_audiolm import parse_encoder_type
 from ..data.shards import MANIFEST, dataset_folder
 from ..hub.model_card import LICENCES, CardFacts
-from ..modeling_audiolm import TEXT_MODEL, AudioLMForConditionalGeneration
+from ..modeling_audiolm import DEFAULT_TEXT_MODEL, AudioLMForConditionalGeneration
 from ..runtime import code_facts, file_facts, public_name, run_info, write_json, write_run_info
-from .arguments import AudioLMTrainingArguments, DataArguments, ModelArguments
+from .arguments import ENCODER_OVERRIDES, AudioLMTrainingArguments, DataArguments, ModelArguments
 from .build import MODEL_CONFIG_FIELDS
 from .dataset import TrainingData, batch_size
 from .distributed import precision
-from .resume import (
-    RECORD_FILE,
-    check_adapters,
-    check_encoder,
-    check_settings,
-    check_stream,
-)
+from .resume import RECORD_FILE, check_adapters, check_encoder, check_settings, check_stream
 
 
 @dataclass
 class RunRecord:
     """What a run trains, on which data, with which settings."""
 
+    card: CardFacts
     model: dict[str, Any]  # encoder type, and options that change the representation of audio
-    settings: dict[str, Any]  # by their names in comparisons and, mostly, in the model card
-    data: dict[str, Any]  # name, SHA-256, rows and clips
     data_changes: dict[str, Any]  # subsets and fixes of the data
     stream: dict[str, Any] | None  # what the place in a stream depends on
     processes: int
-    card: CardFacts
     info: dict[str, Any] = field(default_factory=dict)  # for `run_info.json`
 
     @classmethod
@@ -65,13 +57,11 @@ class RunRecord:
         if dataset.sampler:
             settings["batches"] = f"of one length, order {dataset.sampler.digest()[:16]}"
         record = cls(
+            card=_card_facts(model, model_args, data, settings),
             model=_model_options(model_args),
-            settings=settings,
-            data=data,
             data_changes=changes,
             stream=_stream_settings(data_args, args, data, changes),
             processes=args.world_size,
-            card=_card_facts(model, model_args, data, settings),
         )
         record.info = run_info("run_train.py", args.argv, data=data, settings=record.all_settings)
         model.config.data_changes = changes
@@ -81,7 +71,7 @@ class RunRecord:
     @property
     def all_settings(self) -> dict[str, Any]:
         """Settings that a resumed run must share."""
-        return {**self.model, **self.settings, **self.data}
+        return {**self.model, **self.card.settings, **self.card.data}
 
     def check_resumable(
         self,
@@ -90,11 +80,7 @@ class RunRecord:
         model_args: ModelArguments,
         data_args: DataArguments,
     ) -> None:
-        """Checks that a checkpoint belongs to this run, whose model has no adapters yet.
-
-        Raises:
-            UserError: Encoder, adapters, stream or settings differ.
-        """
+        """Raises a `UserError` if a checkpoint does not belong to this run."""
         if model_args.lora_r:
             check_adapters(checkpoint, model_args.lora_r, model_args.lora_alpha)
         else:
@@ -104,12 +90,11 @@ class RunRecord:
         if not data_args.resume_with_changes:
             check_settings(checkpoint, self.all_settings)
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: Path) -> None:
         """Writes the record and `run_info.json` into a checkpoint, which it creates."""
-        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         record = {
-            "data": self.data,
+            "data": self.card.data,
             "changes": self.data_changes,
             "stream": self.stream,
             "settings": self.all_settings,
@@ -126,12 +111,9 @@ def count_trained_parameters(model: nn.Module) -> int:
 
 def _model_options(model_args: ModelArguments) -> dict[str, Any]:
     """Returns what an encoder configuration is, without options that have their default."""
-    options = {
-        "encoder_type": model_args.encoder_type,
-        "no_audio": model_args.no_audio,
-        "audio_tokens": None,
-    }
-    for name in ("band_limit", "window_seconds", *MODEL_CONFIG_FIELDS):
+    options = {name: getattr(model_args, name) for name in ("encoder_type", "no_audio")}
+    options["audio_tokens"] = None
+    for name in (*ENCODER_OVERRIDES, *MODEL_CONFIG_FIELDS):
         value = getattr(model_args, name)
         if value not in (None, False, "mlp", "audiolm"):
             options[name] = value
@@ -141,13 +123,13 @@ def _model_options(model_args: ModelArguments) -> dict[str, Any]:
 def _training_settings(
     model_args: ModelArguments, data_args: DataArguments, args: AudioLMTrainingArguments
 ) -> dict[str, Any]:
+    has_steps = args.max_steps > 0
     trained_part = "frozen" if model_args.freeze_lm else "all of it"
     adapters = None
     if model_args.lora_r:
         trained_part = "LoRA adapters"
         adapters = f"rank {model_args.lora_r}, alpha {model_args.lora_alpha}"
     optimizer = getattr(args.optim, "value", args.optim)
-    has_steps = args.max_steps > 0
     return {
         "steps": args.max_steps if has_steps else None,
         "epochs": None if has_steps else args.num_train_epochs,
@@ -182,15 +164,10 @@ def _data_changes(data_args: DataArguments, seed: int) -> dict[str, Any]:
     fixes = data_args.fix_cle_labels
     if fixes is not None:
         fixes = [Path(file).name for file in fixes] or "swapped"
-    changes = {
-        "subtypes": data_args.subtypes,
-        "question_types": data_args.question_types,
-        "mix": data_args.mix,
-        "max_rows_per_clip": data_args.max_rows_per_clip,
-        "max_train_samples": data_args.max_train_samples,
-        "fix_cle_labels": fixes,
-        "shuffle_options": f"by seed {seed}" if data_args.shuffle_options else None,
-    }
+    names = ("subtypes", "question_types", "mix", "max_rows_per_clip", "max_train_samples")
+    changes = {name: getattr(data_args, name) for name in names}
+    changes["fix_cle_labels"] = fixes
+    changes["shuffle_options"] = f"by seed {seed}" if data_args.shuffle_options else None
     return {name: value for name, value in changes.items() if value is not None}
 
 
@@ -226,14 +203,13 @@ def _card_facts(
         encoder = part_facts(base)
     else:
         encoder = encoder_facts(model_args.encoder_type, model_args.encoder_name_or_path)
-    options = {name: getattr(model_args, name) for name in ("band_limit", "window_seconds")}
     return CardFacts(
         encoder_type=model_args.encoder_type,
         no_audio=model_args.no_audio,
         initialised_from=base and public_name(base),
         encoder=encoder,
-        encoder_options={name: value for name, value in options.items() if value is not None},
-        text_model=part_facts(base or model_args.text_model_name_or_path or TEXT_MODEL),
+        encoder_options={name: getattr(model_args, name) for name in ENCODER_OVERRIDES},
+        text_model=part_facts(base or model_args.text_model_name_or_path or DEFAULT_TEXT_MODEL),
         data=data,
         settings=settings,
         code=code_facts(),
@@ -246,15 +222,11 @@ def _card_facts(
 def part_facts(name_or_path: str, checkpoint: str | None = None) -> dict[str, str]:
     """Returns name and licence of an encoder or language model, with its Hub commit or SHA-256.
 
-    Args:
-        name_or_path: Hub name, folder or file.
-        checkpoint: File that was read. Default: the folder's weights, or the Hub's `config.json`.
+    `checkpoint` is the file that was read: by default the folder's weights, or the Hub's config.
     """
     path = Path(name_or_path)
-    facts = {
-        "name": public_name(name_or_path),
-        "licence": LICENCES.get(name_or_path, "unknown"),
-    }
+    licence = LICENCES.get(name_or_path, "unknown")
+    facts = {"name": public_name(name_or_path), "licence": licence}
     if path.exists():
         checkpoint = checkpoint or str(path if path.is_file() else path / "model.safetensors")
     elif checkpoint is None:

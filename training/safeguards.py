@@ -15,7 +15,7 @@ from .callbacks import BadAudio, SkipNonFinite, StopOnSignal
 from .dataset import TrainingData, describe_examples
 from .disk import describe_disk_error
 from .resume import delete_incomplete_checkpoint
-from .trainer import BucketTrainer as AudioLMTrainer
+from .trainer import AudioLMTrainer
 
 PROGRAM = "run_train.py"
 
@@ -54,7 +54,7 @@ def run_training(trainer: AudioLMTrainer, safeguards: Safeguards, stop: StopOnSi
 
     Raises:
         UserError: Audio, the disk, a data loader or the loss ended it.
-        SystemExit: A signal ended it, or another process reports the reason.
+        SystemExit: A signal ended it (status 128 + signal), or another process reports the reason.
     """
     try:
         trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
@@ -62,26 +62,30 @@ def run_training(trainer: AudioLMTrainer, safeguards: Safeguards, stop: StopOnSi
         # A worker of the data loader puts its traceback before the message.
         raise UserError(str(error).strip().splitlines()[-1]) from error
     except (OSError, SafetensorError, RuntimeError) as error:
-        report_dead_worker(error, safeguards.decoder)
-        report_disk_error(error, trainer)
+        _report_error(error, trainer)
         raise
     finally:
         stop.restore()
-    report_bad_audio(trainer, safeguards.bad_audio)
-    report_skipped_steps(trainer, safeguards.non_finite)
-    report_signal(trainer, stop)
+    _report_limits(trainer, safeguards)
+    if stop.received:
+        if trainer.is_world_process_zero():
+            print(
+                f"{PROGRAM}: stopped by {signal.Signals(stop.received).name}; "
+                f"step {trainer.state.global_step} is saved. "
+                "To resume, add --resume_from_checkpoint true to the same command.",
+                file=sys.stderr,
+            )
+        sys.exit(128 + stop.received)
 
 
-def report_dead_worker(error: Exception, decoder: ClipDecoder) -> None:
-    """Raises a `UserError` with the clip at which a worker of the data loader died, if one did."""
+def _report_error(error: Exception, trainer: AudioLMTrainer) -> None:
+    """Ends the run if a worker died or the disk caused the error."""
     message = str(error)
     if "DataLoader worker" in message:
-        clip = decoder.at_death(message) or "no clip"
-        raise UserError(f"{message.splitlines()[0]}; it was decoding {clip}") from error
-
-
-def report_disk_error(error: Exception, trainer: AudioLMTrainer) -> None:
-    """Ends the run if the disk caused the error. An incomplete checkpoint is deleted."""
+        raise UserError(
+            f"{message.splitlines()[0]}. A killed worker often ran out of memory. "
+            "Lower --dataloader_num_workers."
+        ) from error
     reason = describe_disk_error(error)
     if reason is None:
         return
@@ -92,37 +96,20 @@ def report_disk_error(error: Exception, trainer: AudioLMTrainer) -> None:
     raise UserError(f"{reason}: {advice}") from error
 
 
-def report_bad_audio(trainer: AudioLMTrainer, bad_audio: BadAudio) -> None:
-    """Prints how many examples were replaced, and raises a `UserError` if they were too many."""
+def _report_limits(trainer: AudioLMTrainer, safeguards: Safeguards) -> None:
+    """Prints how many examples were replaced. Raises if these or skipped steps were too many."""
+    bad_audio, non_finite = safeguards.bad_audio, safeguards.non_finite
+    saved = f"step {trainer.state.global_step} is saved"
     if bad_audio.faults:
         print(f"{PROGRAM}: {bad_audio}", file=sys.stderr)
     if bad_audio.failed:
         raise UserError(
             f"{bad_audio.clips} clips could not be decoded, more than the {bad_audio.most} that "
-            f"--max_bad_audio allows; step {trainer.state.global_step} is saved"
+            f"--max_bad_audio allows; {saved}"
         )
-
-
-def report_skipped_steps(trainer: AudioLMTrainer, non_finite: SkipNonFinite) -> None:
-    """Raises a `UserError` if too many steps were skipped."""
     if non_finite.failed:
         steps = ", ".join(map(str, non_finite.skipped))
         raise UserError(
             f"loss or gradients of the steps {steps} were not finite, more than "
-            f"--max_skipped_steps {non_finite.most}; step {trainer.state.global_step} is saved, "
-            "without their updates"
+            f"--max_skipped_steps {non_finite.most}; {saved}, without their updates"
         )
-
-
-def report_signal(trainer: AudioLMTrainer, stop: StopOnSignal) -> None:
-    """Exits with status 128 + signal if a signal stopped the run."""
-    if not stop.received:
-        return
-    if trainer.is_world_process_zero():
-        name = signal.Signals(stop.received).name
-        print(
-            f"{PROGRAM}: stopped by {name}; step {trainer.state.global_step} is saved. "
-            "To resume, add --resume_from_checkpoint true to the same command.",
-            file=sys.stderr,
-        )
-    sys.exit(128 + stop.received)

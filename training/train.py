@@ -4,36 +4,29 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 
 from ..checkpoints.load import merge_adapters
 from ..data import QUESTION_TYPES, ReasonAQACollator
 from ..hub.model_card import model_card
 from ..hub.push import PushToHub
 from ..modeling_audiolm import AudioLMForConditionalGeneration
-from ..runtime import UserError, use_all_of_the_cpu, write_run_info, write_text
+from ..runtime import use_all_of_the_cpu, write_run_info, write_text
 from .adapters import build_optimizer
-from .arguments import (
-    AudioLMTrainingArguments,
-    DataArguments,
-    ModelArguments,
-    parse_arguments,
-    pop_compile_options,
-)
-from .build import build_model, prepare_model
-from .callbacks import EvaluationStopped, LineLogger, LossSpikes, Progress, StopOnSignal
+from .arguments import AudioLMTrainingArguments, DataArguments, ModelArguments
+from .build import build_model, pop_compile_options, prepare_model
+from .callbacks import EvaluationStopped, LossSpikes, StopOnSignal
 from .compile import PAD_TO
 from .dataset import load_training_dataset
 from .disk import check_disk_space, create_folder
-from .distributed import refusal
+from .distributed import check_distributed_options
 from .encode import encode_audio
 from .loss import token_loss, token_losses
 from .run_record import RunRecord, count_trained_parameters
 from .safeguards import Safeguards, run_training
-from .trainer import BucketTrainer as AudioLMTrainer
+from .trainer import AudioLMTrainer
 
 logger = logging.getLogger("audiolm.train")
 
@@ -49,7 +42,7 @@ def train(
     `callbacks` are called before those of this package. A signal ends the run with `SystemExit`.
     """
     configure_process(args, encodes_audio=not data_args.feature_cache)
-    check_sharding(model_args, args)
+    check_distributed_options(args, model_args.lora_r, model_args.lm_learning_rate)
     dataset = load_training_dataset(model_args, data_args, args)
     model, processor = build_model(model_args, data_args)
     record = RunRecord.create(model, dataset, model_args, data_args, args)
@@ -65,8 +58,10 @@ def train(
     pad_to = PAD_TO if compile_options else 1
     lm_rate = model_args.lm_learning_rate
     optimizer = build_optimizer(model, args, lm_rate) if lm_rate else None
-    guards = [safeguards.non_finite, safeguards.bad_audio, LossSpikes()]
     stop = StopOnSignal()
+    guards = [safeguards.non_finite, safeguards.bad_audio, LossSpikes(), stop]
+    if push is not None:
+        guards.append(push)
     trainer = AudioLMTrainer(
         model=model,
         args=args,
@@ -77,12 +72,11 @@ def train(
         compute_metrics=token_loss,
         preprocess_logits_for_metrics=token_losses,
         optimizers=(optimizer, None),
-        callbacks=[*callbacks, *guards, stop, *push],
+        callbacks=[*callbacks, *guards],
         sampler=dataset.sampler,
         on_bad=safeguards.bad_audio,
         keep_record=record.save,
     )
-    show_progress(trainer)
     run_training(trainer, safeguards, stop)
     finish(trainer, record, model_args, push)
     return trainer
@@ -98,28 +92,13 @@ def configure_process(args: AudioLMTrainingArguments, encodes_audio: bool) -> No
     set_seed(args.seed)
 
 
-def check_sharding(model_args: ModelArguments, args: AudioLMTrainingArguments) -> None:
-    """Checks that FSDP or DeepSpeed, if used, support the options.
-
-    Raises:
-        UserError: They do not.
-    """
-    message = refusal(args, model_args.lora_r, model_args.lm_learning_rate)
-    if message:
-        raise UserError(message)
-
-
 def prepare_output(
     model: AudioLMForConditionalGeneration,
     model_args: ModelArguments,
     data_args: DataArguments,
     args: AudioLMTrainingArguments,
 ) -> None:
-    """Creates the folders of a run, and checks that its checkpoints fit on the disk.
-
-    Raises:
-        UserError: A folder cannot be created, or the disk has not enough space.
-    """
+    """Creates the folders of a run, and checks that its checkpoints fit on the disk."""
     create_folder("output_dir", args.output_dir)
     if data_args.feature_cache:
         create_folder("feature_cache", data_args.feature_cache)
@@ -135,37 +114,18 @@ def prepare_output(
 
 def build_push(
     record: RunRecord, model_args: ModelArguments, args: AudioLMTrainingArguments
-) -> list[PushToHub]:
-    """Returns the callback that pushes to the Hub, or no callback without `--push_to_hub`.
-
-    It contacts the Hub, so that a wrong name or token is found before training.
-    """
+) -> PushToHub | None:
+    """Contacts the Hub, so that a wrong name or token is found before training."""
     if not args.push_to_hub:
-        return []
+        return None
     adapter_of = model_args.model_name_or_path if model_args.lora_push == "adapter" else None
-    return [PushToHub(args, partial(model_card, record.card, adapter_of=adapter_of), adapter_of)]
-
-
-def show_progress(trainer: AudioLMTrainer) -> None:
-    """Replaces the Trainer's progress output by one with the step in each line."""
-    stock, ours = ProgressCallback, Progress
-    if trainer.args.disable_tqdm:
-        stock, ours = PrinterCallback, LineLogger
-    trainer.remove_callback(stock)
-    trainer.add_callback(ours)
+    return PushToHub(args, partial(model_card, record.card, adapter_of=adapter_of), adapter_of)
 
 
 def finish(
-    trainer: AudioLMTrainer,
-    record: RunRecord,
-    model_args: ModelArguments,
-    push: Sequence[PushToHub],
+    trainer: AudioLMTrainer, record: RunRecord, model_args: ModelArguments, push: PushToHub | None
 ) -> None:
-    """Evaluates the last step, saves the model with its card, prints a summary and pushes.
-
-    Raises:
-        UserError: The Hub did not accept the model. The message says how to push it.
-    """
+    """Evaluates the last step, saves the model with its card, prints a summary and pushes."""
     evaluate_last_step(trainer)
     trainer.save_state()
     if not model_args.lora_r:
@@ -173,15 +133,15 @@ def finish(
     if trainer.is_world_process_zero():
         folder = Path(trainer.args.output_dir)
         if model_args.lora_r:
-            save_adapters(trainer, folder)
+            # In one folder, `from_pretrained` would add the adapters to the merged weights again.
+            trainer.model.save_pretrained(folder / "adapter")
+            merge_adapters(trainer.model).save_pretrained(folder)
+            trainer.processing_class.save_pretrained(folder)
         write_run_info(folder, record.info)
         write_text(folder / "README.md", model_card(record.card, folder.name))
         print(summarize(trainer, record))
-    for callback in push:
-        try:
-            callback.finish()
-        except ConnectionError as error:
-            raise UserError(str(error)) from error
+    if push is not None:
+        push.finish()
 
 
 def evaluate_last_step(trainer: AudioLMTrainer) -> None:
@@ -194,16 +154,6 @@ def evaluate_last_step(trainer: AudioLMTrainer) -> None:
     if not any("eval" in key for key in set().union(*last_entries)):
         with suppress(EvaluationStopped):
             trainer.evaluate()
-
-
-def save_adapters(trainer: AudioLMTrainer, folder: Path) -> None:
-    """Saves the model with its adapters merged, and the adapters alone in `adapter/`.
-
-    In one folder, `from_pretrained` would add the adapters to the merged weights once more.
-    """
-    trainer.model.save_pretrained(folder / "adapter")
-    merge_adapters(trainer.model).save_pretrained(folder)
-    trainer.processing_class.save_pretrained(folder)
 
 
 def summarize(trainer: AudioLMTrainer, record: RunRecord) -> str:
@@ -220,13 +170,3 @@ def summarize(trainer: AudioLMTrainer, record: RunRecord) -> str:
         if losses:
             rows[name] = " → ".join(dict.fromkeys([losses[0], losses[-1]]))
     return "\n".join(f"{name:<20} {value}" for name, value in rows.items())
-
-
-def main(argv=None):  # MOVED to audiolm.run_train
-    import_module("audiolm.run_train").main(argv)
-
-
-parse = parse_arguments  # MOVED to training.arguments
-BucketTrainer = AudioLMTrainer  # RENAMED
-if __name__ == "__main__":  # MOVED to audiolm.run_train
-    main()

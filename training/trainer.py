@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer
+from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_utils import TrainOutput, has_length
 
-from ..data.length_sampler import LengthBucketSampler
-from .callbacks import EvaluationStopped
+from ..data.length_sampler import LengthGroupedSampler
+from .callbacks import EvaluationStopped, LineLogger, Progress
 from .distributed import mask_repeated_examples
 
 
@@ -30,7 +30,7 @@ class AudioLMTrainer(Trainer):
     def __init__(
         self,
         *args,
-        sampler: LengthBucketSampler | None = None,
+        sampler: LengthGroupedSampler | None = None,
         on_bad: Callable[[str], None] | None = None,
         keep_record: Callable[[Path], None] | None = None,
         **kwargs,
@@ -41,6 +41,12 @@ class AudioLMTrainer(Trainer):
         self.keep_record = keep_record
         self._flops_per_token: int | None = None
         self._configure_fsdp()
+        # The stock output has no step in its lines.
+        stock, ours = ProgressCallback, Progress
+        if self.args.disable_tqdm:
+            stock, ours = PrinterCallback, LineLogger
+        self.remove_callback(stock)
+        self.add_callback(ours)
 
     def _configure_fsdp(self) -> None:
         """Keeps the frozen encoder out of FSDP: unsharded and in float32."""
@@ -60,11 +66,9 @@ class AudioLMTrainer(Trainer):
         return super()._get_train_sampler(train_dataset) if self.sampler is None else self.sampler
 
     def _get_dataloader(self, *args, **kwargs) -> DataLoader:
-        """Gives a loader a generator of its own.
+        """Gives a loader its own generator. It can go once the Trainer passes one.
 
-        A loader draws the seed of its workers from torch's global generator, which also draws the
-        dropout. A resumed run builds its loaders anew, so its dropout would differ. The method can
-        go once the Trainer passes a generator.
+        Otherwise building the loaders of a resumed run would change its dropout.
         """
         loader = super()._get_dataloader(*args, **kwargs)
         base_loader = getattr(loader, "base_dataloader", loader)
@@ -90,10 +94,7 @@ class AudioLMTrainer(Trainer):
         return batch
 
     def _prepare_inputs(self, inputs: dict) -> dict:
-        """Reports replaced clips, and takes the report out of the batch for the model.
-
-        It can go once a callback receives the batches of training and evaluation.
-        """
+        """Reports replaced clips. It can go once a callback receives all batches."""
         faults = inputs.pop("bad_audio", ())
         if self.on_bad is not None:
             for fault in faults:
@@ -101,10 +102,9 @@ class AudioLMTrainer(Trainer):
         return super()._prepare_inputs(inputs)
 
     def _run_epoch(self, *args, **kwargs) -> None:
-        """Runs an epoch, unless the resumed run had already ended: the Trainer would add a step.
+        """Runs no epoch after the last step, where the Trainer would add one to a resumed run.
 
-        It also tells the sampler the epoch. accelerate does not, if several processes skip batches.
-        The method can go once both are fixed.
+        It also tells the sampler the epoch, which accelerate does not if processes skip batches.
         """
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
@@ -130,19 +130,13 @@ class AudioLMTrainer(Trainer):
         return not metrics or super()._determine_best_metric(metrics, trial)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Logs, and resets the running loss.
-
-        The Trainer subtracts the sum from itself, which would turn one NaN into a run of NaN.
-        """
+        """Logs, and resets the running loss: the Trainer's subtraction would keep a NaN."""
         super().log(logs, start_time)
         if "loss" in logs:
             self._tr_loss.zero_()
 
     def floating_point_ops(self, inputs: dict) -> int:
-        """Returns the Trainer's estimate, for which it would count all parameters in each step.
-
-        Counting takes 2.6 ms of Python, where a step on a GPU takes 10 ms.
-        """
+        """Returns the Trainer's estimate, which takes 2.6 ms of a step's 10 ms on a GPU."""
         num_tokens = inputs["input_ids"].numel()
         if self._flops_per_token is None:
             self._flops_per_token = super().floating_point_ops(inputs) // num_tokens
@@ -151,8 +145,8 @@ class AudioLMTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the model. A checkpoint also gets the record of the run.
 
-        A callback would write it after the Trainer deletes an earlier checkpoint. A run killed in
-        between would have none that is complete.
+        A callback would write it after the Trainer deletes an earlier checkpoint, so that a run
+        killed in between would have none.
         """
         is_checkpoint = output_dir is not None
         if is_checkpoint and self.keep_record is not None and self.is_world_process_zero():
@@ -160,17 +154,13 @@ class AudioLMTrainer(Trainer):
         super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Writes tied weights once and the source of the model's class under FSDP.
-
-        It can go once transformers does both for a model that FSDP2 has wrapped.
-        """
+        """Writes tied weights once and the class's source. It can go once FSDP2 models do both."""
         if state_dict is not None:
             for name in getattr(self.model, "all_tied_weights_keys", {}):
                 state_dict.pop(name, None)
         wrapped_class = type(self.model)
         if isinstance(self.model, FSDPModule):
-            # `save_pretrained` copies the source file of the model's class. FSDP has replaced that
-            # class by a subclass of its own with the bases (FSDPModule, class of the model).
+            # FSDP has replaced it by a class with the bases (FSDPModule, class of the model).
             self.model.__class__ = wrapped_class.__bases__[1]
         try:
             super()._save(output_dir, state_dict)
@@ -178,15 +168,10 @@ class AudioLMTrainer(Trainer):
             self.model.__class__ = wrapped_class
 
     def _finalize_training(self, *args, **kwargs) -> TrainOutput:
-        """Keeps the last checkpoint of a run that stopped early.
+        """Keeps the last checkpoint of a run that stopped early, from which it resumes.
 
-        With `--load_best_model_at_end` the Trainer would delete it, but the run resumes from it.
-        The method can go once the Trainer tells a run that stopped from one that ended.
+        With `--load_best_model_at_end` the Trainer would delete it.
         """
         if self.state.global_step < self.state.max_steps:
             self.state.best_model_checkpoint = None
         return super()._finalize_training(*args, **kwargs)
-
-
-BucketTrainer = AudioLMTrainer  # RENAMED
-ParallelTrainer = AudioLMTrainer  # RENAMED

@@ -173,7 +173,7 @@ def describe_clip(
         none. A missing clip is no error: the report of the numbers is worth having without it.
     """
     used = min(seconds, max_seconds)
-    clip = {"name": filepath, "whole": seconds, "used": used, "picture": None, "why": ""}
+    clip = {"name": filepath, "duration": seconds, "used": used, "picture": None, "why": ""}
     if audio_dir is not None:
         try:
             source = open_clip(resolve_path(filepath, audio_dir))

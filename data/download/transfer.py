@@ -74,7 +74,7 @@ class ResumingDownloader:
                     "proxy or a login page in between, or has the file changed?"
                 )
             with open(self.part, "ab") as file, self._progress(start) as bar:
-                file.truncate(start)
+                file.seek(file.truncate(start))
                 for chunk in response.iter_content(CHUNK_BYTES):
                     file.write(chunk[: self.size - file.tell()])
                     bar.update(len(chunk))

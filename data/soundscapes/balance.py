@@ -6,7 +6,7 @@ another scene. Wrong options are those that were right too often, and the right 
 that it had least. The next answer can be predicted from earlier rows, but training shuffles rows.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import chain
 
@@ -37,7 +37,7 @@ class Balance:
 
     def __init__(self, rng: np.random.Generator):
         self.rng = rng
-        self.excesses = Counter()
+        self.excesses: defaultdict[tuple[str, str], float] = defaultdict(float)
         self.letters = Counter()
 
     def excess(self, question: Question, answer: str) -> float:

@@ -5,6 +5,8 @@ Longer than 350 lines, because each class is a function.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -26,8 +28,8 @@ class Event:
     name: str
     onset: float  # s
     duration: float  # s
-    pitch: float | None  # Hz
-    tempo: float | None  # hits per second
+    pitch: Any  # float, Hz
+    tempo: Any  # float, hits per second
     glide: str | None  # "rising", "falling" or "steady" pitch
     gain_db: float
     distance: str  # "near", "middle" or "far"
@@ -41,9 +43,10 @@ class Event:
     @property
     def pitch_word(self) -> str | None:
         """Returns "high" or "low" for its class."""
-        if self.pitch is None:
+        pitch_range = CLASSES[self.name].pitch
+        if self.pitch is None or pitch_range is None:
             return None
-        low, high = CLASSES[self.name].pitch
+        low, high = pitch_range
         return "high" if self.pitch > np.sqrt(low * high) else "low"
 
     @property
@@ -78,9 +81,8 @@ def ramp(samples: int) -> np.ndarray:
 
 
 # Even lengths without a prime factor over 5, whose transform is quick.
-_FFT_SIZES = np.unique(
-    [2 * 2**a * 3**b * 5**c for a in range(17) for b in range(11) for c in range(8)]
-)
+_POWERS = product(range(17), range(11), range(8))
+_FFT_SIZES = np.unique([2 * 2**a * 3**b * 5**c for a, b, c in _POWERS])
 
 
 def fft_size(samples: int) -> int:

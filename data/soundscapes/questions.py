@@ -52,8 +52,8 @@ def place_phrase(scene: Scene) -> str:
 
 def event_words(event: Event) -> str:
     """Describes an event, such as "near high rising siren"."""
-    words = (event.distance, event.pitch_word, event.tempo_word, event.glide, event.name)
-    return " ".join(word for word in words if word)
+    properties = (event.distance, event.pitch_word, event.tempo_word, event.glide, event.name)
+    return " ".join(word for word in properties if word)
 
 
 def _event_sequence(scene: Scene) -> str:
@@ -241,10 +241,10 @@ def _entailment(scene: Scene) -> Iterator[Question]:
     distances = {event.name: event.distance for event in scene.events}
     true, false, plausible, undetermined = ENTAILMENT
     for name in CLASSES:
-        for hypothesis, words in (("near", "near"), ("far", "far away")):
+        for hypothesis, phrase in (("near", "near"), ("far", "far away")):
             distance = distances.get(name)
             right = {None: undetermined, "middle": plausible, hypothesis: true}.get(distance, false)
-            yield _choice(f"The sound of the {name} is {words}.", right, ENTAILMENT)
+            yield _choice(f"The sound of the {name} is {phrase}.", right, ENTAILMENT)
 
 
 # Open questions. Each function returns a question and its answer.

@@ -1,4 +1,4 @@
-"""The step that run_benchmark.py measures is the package's own, and its figures come out as worked out by hand."""
+"""The measured step is the package's own, and its results come out as worked out by hand."""
 
 import json
 import os
@@ -7,27 +7,43 @@ import subprocess
 import sys
 import time
 from functools import partial
-from itertools import pairwise
 
 import pytest
 import torch
+from support.builders import SMALL_HTSAT, SMALL_MIMI, TEXT
 
 from audiolm import AudioLMConfig
-from audiolm.benchmark import cli as run_benchmark
-from audiolm.benchmark import measure as benchmark_measures
-from audiolm.benchmark import workload as benchmark_steps
-from audiolm.checkpoints.encoders import randomise_codebooks
+from audiolm.benchmark import cli, measure, workload
+from audiolm.checkpoints.random_weights import randomise_codebooks
 from audiolm.encoders_audiolm import MimiEncoder
+from audiolm.runtime import resident_memory
 from audiolm.training.compile import PAD_TO, compile_layers
 
-ENCODERS = ["htsat", "mimi_full"]
-CLIPS = benchmark_steps.clip_files("clips")
-SMALL = ["--small", "--steps", "1", "--batch_size", "4", "--seconds", "1.3"]
-# in each process of Python: these packages are not there
+ENCODERS = {"htsat": SMALL_HTSAT, "mimi_full": SMALL_MIMI}
+CLIPS = workload.clip_files("clips")
+COMMAND = ["--steps", "1", "--batch_size", "4", "--seconds", "1.3"]
+TEXT_CONFIG = {**TEXT, "max_position_embeddings": 2048}
+RESULTS = (
+    "seconds",
+    "samples_per_second",
+    "tokens_per_step",
+    "tokens_per_second",
+    "peak_memory_bytes",
+    "flops_per_step",
+    "tflops",
+    "peak_tflops",
+    "mfu",
+    "run_seconds",
+    "losses",
+)
+# Hides these packages in each Python process.
 WITHOUT = """
 import sys
 from importlib.machinery import PathFinder
-MISSING = {"datasets", "evaluate", "sklearn", "scipy", "soundfile", "pyarrow", "pandas", "peft", "sacrebleu", "rouge_score"}
+MISSING = {
+    "datasets", "evaluate", "sklearn", "scipy", "soundfile", "pyarrow", "pandas", "peft",
+    "sacrebleu", "rouge_score",
+}
 class Finder(PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
@@ -36,201 +52,151 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
 """
 
 
+def small_sizes(encoder_type, **text_fields):
+    """Options for tiny dimensions."""
+    sizes = {
+        "encoder_config": ENCODERS[encoder_type],
+        "text_config": {**TEXT_CONFIG, **text_fields},
+        "mapper_hidden_size": 32,
+    }
+    return ["--encoder_type", encoder_type, "--config_overrides", json.dumps(sizes)]
+
+
+def parse_small(*more, encoder_type="mimi_full"):
+    return cli.parse([*COMMAND, *small_sizes(encoder_type), *more])
+
+
 @pytest.fixture(params=ENCODERS)
 def options(request):
-    return run_benchmark.parse([*SMALL, "--encoder_type", request.param])
+    return parse_small(encoder_type=request.param)
 
 
 @pytest.fixture
 def varied_codes(monkeypatch):
     """Mimi's random weights give few codes, which would hide errors."""
-    inner = benchmark_measures.build
+    build_model = measure.build_model
 
     def build(options):
-        model, processor = inner(options)
+        model, processor = build_model(options)
         if isinstance(model.encoder, MimiEncoder):
             randomise_codebooks(model.encoder)
         return model, processor
 
-    monkeypatch.setattr(benchmark_measures, "build", build)
+    monkeypatch.setattr(measure, "build_model", build)
 
 
-def drawn(options, folder, count=6, **fields):
-    benchmark_measures.prepare(options, folder, cached=True)
-    return benchmark_steps.draw_rows(count, 0, 300, benchmark_steps.clip_files(folder), **fields)
-
-
-def gradients(model, batch, loss_of):
-    benchmark_steps.encode(model, batch)
+def gradients(model, batch, loss_function):
+    workload.encode_batch(model, batch)
     model.zero_grad()
-    loss = loss_of(model, batch)
+    loss = loss_function(model, batch)
     loss.backward()
     return loss, {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def assert_same(found, expected, close):
-    assert abs(found[0] - expected[0]) < 1e-4
-    assert found[1].keys() == expected[1].keys() and any("mapper" in name for name in found[1])
-    for name, gradient in found[1].items():
-        assert (gradient - expected[1][name]).norm() <= close * expected[1][name].norm() + 1e-8, (
-            name
-        )
+def baseline_gradients(model, processor, examples):
+    batch = workload.collate_baseline(examples, processor)
+    return gradients(model, batch, workload.baseline_loss)
 
 
 @pytest.mark.parametrize("freeze_lm", [True, False])
 @pytest.mark.parametrize("cached", [True, False])
-def test_our_step_learns_what_the_naive_step_learns(
+def test_our_step_has_the_baselines_loss_and_gradients(
     options, cached, freeze_lm, tmp_path, varied_codes
 ):
     options.freeze_lm = freeze_lm
-    rows = drawn(options, tmp_path)
-    assert {len(row["audio"]) for row in rows} == {1, 2}
-    model, processor = benchmark_measures.build(options)
+    measure.prepare(options, tmp_path, cached=True)
+    examples = workload.draw_examples(6, 0, 300, workload.clip_files(tmp_path))
+    assert {len(example["audio"]) for example in examples} == {1, 2}
+    model, processor = measure.build_model(options)
     model.train()
-    make = benchmark_measures.collator(options, model, processor, tmp_path, cached)
-    ours = gradients(model, make(rows), benchmark_steps.our_loss)
-    naive = gradients(
-        model, benchmark_steps.naive_batch(rows, processor), benchmark_steps.naive_loss
-    )
-    assert any("language_model" in name for name in ours[1]) is not freeze_lm
-    assert_same(
-        ours, naive, 2e-2 if cached and options.encoder_type == "htsat" else 1e-4
-    )  # its cache holds bfloat16
-    rows = [
-        {**row, "audio": row["audio"][::-1]} for row in rows
-    ]  # what the comparison would notice
-    other = gradients(
-        model, benchmark_steps.naive_batch(rows, processor), benchmark_steps.naive_loss
-    )
-    assert (other[1]["mapper.linear_1.weight"] - naive[1]["mapper.linear_1.weight"]).norm() > 0
+    collate = measure.build_collator(options, model, processor, tmp_path if cached else None)
+    loss, ours = gradients(model, collate(examples), workload.model_loss)
+    expected_loss, expected = baseline_gradients(model, processor, examples)
+    assert abs(loss - expected_loss) < 1e-4
+    assert ours.keys() == expected.keys()
+    assert any("mapper" in name for name in ours)
+    assert any("language_model" in name for name in ours) is not freeze_lm
+    # HTSAT's cache holds bfloat16.
+    tolerance = 2e-2 if cached and options.encoder_type == "htsat" else 1e-4
+    for name, gradient in ours.items():
+        error = (gradient - expected[name]).norm()
+        assert error <= tolerance * expected[name].norm() + 1e-8, name
+    # The comparison notices swapped clips.
+    swapped = [{**example, "audio": example["audio"][::-1]} for example in examples]
+    _, other = baseline_gradients(model, processor, swapped)
+    weight = "mapper.linear_1.weight"
+    assert (other[weight] - expected[weight]).norm() > 0
 
 
-def packed_batch(options, folder):
-    rows = drawn(options, folder)
-    model, processor = benchmark_measures.build(options)
-    batch = benchmark_measures.collator(options, model, processor, folder, cached=True)(rows)
-    frames = iter(batch["num_frames"])
-    counts = [[next(frames) for _ in row["audio"]] for row in rows]
-    lengths = [
-        len(processor.prompt_ids(row["input"], n) + processor.answer_ids(row["answer"]))
-        for row, n in zip(rows, counts)
-    ]
-    return (
-        model.train(),
-        batch,
-        benchmark_steps.packed(batch, lengths, processor.audio_token_id),
-        lengths,
-    )
+def test_draw_examples_depends_on_the_seed_only():
+    examples = workload.draw_examples(400, 1, 49152, CLIPS)
+    assert examples == workload.draw_examples(400, 1, 49152, CLIPS)
+    assert examples != workload.draw_examples(400, 2, 49152, CLIPS)
 
 
-def test_packed_rows_learn_what_padded_ones_do(options, tmp_path, varied_codes):
-    model, batch, packed, lengths = packed_batch(options, tmp_path)
-    assert packed["input_ids"].shape == (1, sum(lengths)) and batch["input_ids"].numel() > sum(
-        lengths
-    )
-    found, expected = (
-        gradients(model, given, benchmark_steps.our_loss) for given in (packed, batch)
-    )
-    assert_same(found, expected, 1e-4)
-
-
-def test_packed_rows_do_not_see_each_other(options, tmp_path, varied_codes):
-    model, _, packed, lengths = packed_batch(options, tmp_path)
-    benchmark_steps.encode(model, packed)
-    ids = packed.pop("input_ids")
-    audio = model.get_audio_features(
-        input_features=packed.pop("input_features"), num_frames=packed.pop("num_frames")
-    )
-    embeds = model.put_audio(
-        model.get_input_embeddings()(ids), audio, ids, packed.pop("audio_index")
-    ).detach()
-    starts = [sum(lengths[:row]) for row in range(len(lengths) + 1)]
-    for row, (start, end) in enumerate(pairwise(starts)):
-        inside = packed["label_index"][
-            (packed["label_index"] >= start) & (packed["label_index"] < end)
-        ]
-        read = embeds.clone().requires_grad_()
-        model(inputs_embeds=read, **{**packed, "label_index": inside}).loss.backward()
-        seen = read.grad[0].norm(dim=-1) > 0
-        assert seen[start : end - 1].all() and not seen[:start].any() and not seen[end:].any(), row
-    seen_by_all = (
-        embeds.clone().requires_grad_()
-    )  # keys and values kept: transformers does not look for packed rows
-    model(
-        inputs_embeds=seen_by_all, **{**packed, "label_index": inside, "use_cache": True}
-    ).loss.backward()
-    assert (seen_by_all.grad[0].norm(dim=-1) > 0)[:start].any()
-
-
-def test_rows_are_reasonaqas():
-    rows = benchmark_steps.draw_rows(4000, 1, 49152, CLIPS)
-    assert rows == benchmark_steps.draw_rows(
-        4000, 1, 49152, CLIPS
-    ) and rows != benchmark_steps.draw_rows(4000, 2, 49152, CLIPS)
+def test_draw_examples_has_reasonaqas_lengths():
+    examples = workload.draw_examples(4000, 1, 49152, CLIPS)
     questions, answers = (
-        [len(re.findall("w", row[part])) for row in rows] for part in ("input", "answer")
+        [len(re.findall("w", example[part])) for example in examples]
+        for part in ("input", "answer")
     )
-    two = sum(len(row["audio"]) == 2 for row in rows) / len(rows)
-    assert two == pytest.approx(3 * 67_855 / 968_071, abs=0.02)
-    assert sum(questions) / len(rows) == pytest.approx(
-        17.2, abs=0.6
-    )  # shares of the kinds by their means
-    assert sum(answers) / len(rows) == pytest.approx(41.5, abs=2)
-    assert max(answers) > 250 and min(answers) == 1
-    assert {
-        len(row["audio"]) for row in benchmark_steps.draw_rows(200, 1, 300, CLIPS, one_clip=True)
-    } == {1}
+    pairs = sum(len(example["audio"]) == 2 for example in examples) / len(examples)
+    assert pairs == pytest.approx(3 * 67_855 / 968_071, abs=0.02)
+    # Shares of the kinds by their means.
+    assert sum(questions) / len(examples) == pytest.approx(17.2, abs=0.6)
+    assert sum(answers) / len(examples) == pytest.approx(41.5, abs=2)
+    assert max(answers) > 250
+    assert min(answers) == 1
 
 
-def test_prompts_have_the_templates_tokens():
-    # by SmolLM2's tokenizer "Audio 1: " is five tokens, "\n" one and "\nAnswer:" three
-    options = run_benchmark.parse([*SMALL, "--encoder_type", "mimi_full"])
-    _, processor = benchmark_steps.build(options)
-    assert len(processor.prompt_ids("w5w6", [4])) == 5 + 4 + 1 + 2 + 3
-    assert processor.answer_ids("w7w8") == [7, 8, 2]
+def test_draw_examples_one_clip_leaves_out_pairs():
+    examples = workload.draw_examples(200, 1, 300, CLIPS, one_clip=True)
+    assert {len(example["audio"]) for example in examples} == {1}
 
 
-def test_tokens_by_hand(monkeypatch, tmp_path):
-    clips = benchmark_steps.clip_files(tmp_path)
-    one = {
-        "audio": clips[:1],
-        "input": "w5w6w7",
-        "answer": "w8",
-    }  # 5 + 5 frames + 1, 3 + 3, 1 and EOS: 19
-    two = {"audio": clips[1:3], "input": "w5", "answer": "w8" * 4}  # 2 x 11, 1 + 3, 4 and EOS: 31
-    long = {"audio": clips[3:4], "input": "w5w6w7", "answer": "w8" * 20}  # 38, in the warm-up
-    monkeypatch.setattr(benchmark_measures, "draw_rows", lambda *_: [long, one, one, two])
-    options = run_benchmark.parse(
-        [*SMALL, "--batch_size", "2", "--seconds", "0.4", "--encoder_type", "mimi_full"]
+def test_prompt_template_has_as_many_tokens_as_with_smollm2():
+    # With SmolLM2's tokenizer "Audio 1: " is five tokens, "\n" one and "\nAnswer:" three.
+    _, processor = workload.build_model(parse_small())
+    assert len(processor.encode_prompt("w5w6", [4])) == 5 + 4 + 1 + 2 + 3
+    assert processor.encode_answer("w7w8") == [7, 8, 2]
+
+
+@pytest.fixture
+def few_examples(monkeypatch, tmp_path):
+    """Two steps of two examples whose tokens are counted by hand. The first step is a warm-up."""
+    clips = workload.clip_files(tmp_path)
+    # 5 + 5 frames + 1, 3 + 3, 1 and EOS: 19 tokens
+    short = {"audio": clips[:1], "input": "w5w6w7", "answer": "w8"}
+    # 2 x 11, 1 + 3, 4 and EOS: 31 tokens
+    pair = {"audio": clips[1:3], "input": "w5", "answer": "w8" * 4}
+    warmup = {"audio": clips[3:4], "input": "w5w6w7", "answer": "w8" * 20}
+    examples = [warmup, short, short, pair]
+    monkeypatch.setattr(measure, "draw_examples", lambda *_: [dict(each) for each in examples])
+
+
+def test_tokens_by_hand(few_examples, tmp_path):
+    options = parse_small("--batch_size", "2", "--seconds", "0.4")
+    measure.prepare(options, tmp_path, cached=False)
+    ours, baseline = (
+        measure.measure(options, is_baseline, tmp_path) for is_baseline in (False, True)
     )
-    benchmark_measures.prepare(options, tmp_path, cached=False)
-    ours, naive = (benchmark_measures.measure(options, naive, tmp_path) for naive in (False, True))
     assert ours["tokens_per_step"] == {"real": 19 + 31, "padded": 2 * 31, "labels": 2 + 5}
-    assert naive["tokens_per_step"] == {"real": 19 + 31, "padded": 2 * 31, "labels": 2 + 5}
-    assert ours["clips_per_step"] == 3 and ours["flops_per_step"] == naive["flops_per_step"]
+    assert baseline["tokens_per_step"] == {"real": 19 + 31, "padded": 2 * 31, "labels": 2 + 5}
+    assert ours["clips_per_step"] == 3
+    assert ours["flops_per_step"] == baseline["flops_per_step"]
     assert ours["samples_per_second"] == pytest.approx(2 / ours["mean_step_seconds"])
-    assert ours["arm_seconds"] == pytest.approx(20_000 * ours["mean_step_seconds"])
+    assert ours["run_seconds"] == pytest.approx(20_000 * ours["mean_step_seconds"])
 
 
-def test_our_steps_are_of_one_length_and_hold_the_naive_rows(tmp_path):
-    options = run_benchmark.parse([*SMALL, "--steps", "6", "--encoder_type", "mimi_full"])
-    benchmark_measures.prepare(options, tmp_path, cached=False)
-    grouped, naive = (
-        benchmark_measures.measure(options, naive, tmp_path) for naive in (False, True)
+def test_our_batches_hold_the_baselines_examples_sorted_by_length(tmp_path):
+    options = parse_small("--steps", "6")
+    measure.prepare(options, tmp_path, cached=False)
+    ours, baseline = (
+        measure.measure(options, is_baseline, tmp_path)["tokens_per_step"]
+        for is_baseline in (False, True)
     )
-    options.packed = True
-    packed = benchmark_measures.measure(options, False, tmp_path)
-    assert (
-        packed["tokens_per_step"]["padded"]
-        == packed["tokens_per_step"]["real"]
-        == grouped["tokens_per_step"]["real"]
-    )
-    assert packed["losses"] == pytest.approx(grouped["losses"], abs=1e-4)
-    options.train_sampling_strategy, options.packed = "random", False
-    drawn = benchmark_measures.measure(options, False, tmp_path)
-    tokens = [found["tokens_per_step"] for found in (grouped, drawn, naive)]
-    assert tokens[0]["real"] == tokens[1]["real"] == tokens[2]["real"] and tokens[1] == tokens[2]
-    assert tokens[0]["padded"] < 0.9 * tokens[1]["padded"]
+    assert ours["real"] == baseline["real"]
+    assert ours["padded"] < 0.9 * baseline["padded"]
 
 
 def test_flops_by_hand():
@@ -244,227 +210,214 @@ def test_flops_by_hand():
         "vocab_size": 20,
     }
     config = AudioLMConfig("mimi_full", text_config=text, mapper_hidden_size=6)
-    # q and o 64 each, k and v 32 each, MLP 240: 432 weights at 7 tokens, the head's 160 at 2 labels; 4 FLOPs each
-    assert 4 * (432 * 7 + 160 * 2) == 13_376
-    # attention 6 x 8 x (3² + 4²); the mapper at 4 frames 6 x 5 weights of 4 FLOPs and 6 x 8 of 6
-    assert benchmark_steps.step_flops(config, 5, [3, 4], 2, 4) == 13_376 + 1200 + 4 * (
-        30 * 4 + 48 * 6
-    )
+    # q and o have 64 weights each, k and v 32 each, the MLP 240: 432 weights at 7 tokens. The head
+    # has 160 at 2 labels. Each costs 4 FLOPs.
+    language_model = 4 * (432 * 7 + 160 * 2)
+    attention = 6 * 8 * (3**2 + 4**2)
+    # 6 x 5 weights of 4 FLOPs and 6 x 8 of 6, at 4 frames
+    mapper = 4 * (30 * 4 + 48 * 6)
+    assert workload.step_flops(config, 5, [3, 4], 2, 4) == language_model + attention + mapper
     config.freeze_lm = False
-    assert benchmark_steps.step_flops(config, 5, [3, 4], 2, 4) == 6 * 3344 + 1200 + 1632
+    assert workload.step_flops(config, 5, [3, 4], 2, 4) == 6 * 3344 + attention + mapper
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_measures(options, cached, tmp_path):
+def test_measure_returns_consistent_results(options, cached, tmp_path):
     options.precision, options.peak_tflops = "bf16", 2.0
-    clip_seconds = benchmark_measures.prepare(options, tmp_path, cached)
+    clip_seconds = measure.prepare(options, tmp_path, cached)
     assert clip_seconds > 0 if cached else clip_seconds is None
-    found = benchmark_measures.measure(options, False, tmp_path, cached)
-    assert list(found["seconds"]) == [*run_benchmark.PARTS, "step"] and found["precision"] == "bf16"
-    assert all(low <= median <= high for low, median, high in found["seconds"].values())
-    parts = sum(found["seconds"][part][1] for part in run_benchmark.PARTS)
-    assert (
-        parts
-        == pytest.approx(found["seconds"]["step"][1])
-        == pytest.approx(found["mean_step_seconds"])
-    )
-    assert found["mfu"] == pytest.approx(
-        found["flops_per_step"] / found["mean_step_seconds"] / 2e12
-    )
-    assert len(found["losses"]) == 2  # with the warm-up
+    result = measure.measure(options, False, tmp_path, cached)
+    assert result["precision"] == "bf16"
+    assert list(result["seconds"]) == [*measure.PARTS, "step"]
+    assert all(low <= median <= high for low, median, high in result["seconds"].values())
+    parts = sum(result["seconds"][part][1] for part in measure.PARTS)
+    assert parts == pytest.approx(result["seconds"]["step"][1])
+    assert parts == pytest.approx(result["mean_step_seconds"])
+    flops_per_second = result["flops_per_step"] / result["mean_step_seconds"]
+    assert result["mfu"] == pytest.approx(flops_per_second / 2e12)
+    assert len(result["losses"]) == 2  # with the warm-up
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_generation_rates_are_positive(options, cached, tmp_path):
     options.new_tokens = 3
-    rates = benchmark_measures.generation_rates(options, tmp_path, cached)
-    assert list(rates) == ["dynamic", "static"] and min(rates.values()) > 0
+    measure.prepare(options, tmp_path, cached)
+    rates = measure.generation_rates(options, tmp_path, cached)
+    assert list(rates) == ["dynamic", "static"]
+    assert min(rates.values()) > 0
 
 
-def test_loader_rate_counts_rows(options, tmp_path, monkeypatch):
-    benchmark_measures.prepare(options, tmp_path, cached=True)
-    make = benchmark_measures.ReasonAQACollator.__call__
-    monkeypatch.setattr(
-        benchmark_measures.ReasonAQACollator,
-        "__call__",
-        lambda self, rows: time.sleep(0.02) or make(self, rows),
-    )
-    monkeypatch.setattr(benchmark_measures, "LOADER_BATCHES", 20)
-    assert 100 < benchmark_measures.loader_rate(options, tmp_path) < 4 / 0.02
+def test_loader_rate_counts_examples(options, tmp_path, monkeypatch):
+    measure.prepare(options, tmp_path, cached=True)
+    collate = measure.ReasonAQACollator.__call__
+
+    def collate_slowly(self, examples):
+        time.sleep(0.02)
+        return collate(self, examples)
+
+    monkeypatch.setattr(measure.ReasonAQACollator, "__call__", collate_slowly)
+    monkeypatch.setattr(measure, "LOADER_BATCHES", 20)
+    assert 100 < measure.loader_rate(options, tmp_path) < 4 / 0.02
+
+
+@pytest.fixture(scope="module")
+def lean_run(tmp_path_factory):
+    """The command's output and JSON file, without the packages of `WITHOUT`."""
+    folder = tmp_path_factory.mktemp("lean")
+    (folder / "sitecustomize.py").write_text(WITHOUT)
+    paths = [str(folder), os.environ.get("PYTHONPATH", "")]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "HF_HUB_OFFLINE": "1",
+    }
+    probe = [sys.executable, "-c", "import soundfile"]
+    probed = subprocess.run(probe, env=environment, capture_output=True)
+    assert b"ModuleNotFoundError" in probed.stderr
+    options = [*COMMAND, *small_sizes("mimi_full"), "--naive", "--new_tokens", "2"]
+    command = [sys.executable, "-m", "audiolm", "benchmark", *options]
+    command += ["--json", folder / "results.json"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout, json.loads((folder / "results.json").read_text())
 
 
 @pytest.mark.slow
-def test_runs_with_four_packages_alone(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(WITHOUT)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    probe = [sys.executable, "-c", "import soundfile"]
-    assert (
-        b"ModuleNotFoundError" in subprocess.run(probe, env=environment, capture_output=True).stderr
-    )
-    words = [
-        run_benchmark.__file__,
-        *SMALL,
-        "--encoder_type",
-        "mimi_full",
-        "--naive",
-        "--new_tokens",
-        "2",
-        "--json",
-        tmp_path / "figures.json",
-    ]
-    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert re.search(
-        r"^ours to naive: [\d.]+x samples/s \([\d.]+x with .*\), [\d.]+x peak memory$",
-        done.stdout,
-        re.MULTILINE,
-    )
-    for part in (*run_benchmark.PARTS, "step"):
-        assert re.search(
-            rf"^{part}, ms( +[\d.,]+ \([\d.,]+-[\d.,]+\)){{2}}$", done.stdout, re.MULTILINE
-        )
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    assert list(figures) == [
+def test_command_without_optional_packages_prints_a_table(lean_run):
+    output, _ = lean_run
+    ratio = r"^ours to baseline: [\d.]+x samples/s \([\d.]+x with .*\), [\d.]+x peak memory$"
+    assert re.search(ratio, output, re.MULTILINE)
+    for part in (*measure.PARTS, "step"):
+        line = rf"^{part}, ms( +[\d.,]+ \([\d.,]+-[\d.,]+\)){{2}}$"
+        assert re.search(line, output, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_command_without_optional_packages_writes_all_results(lean_run):
+    _, results = lean_run
+    assert list(results) == [
         "settings",
         "environment",
         "variants",
         "encode_seconds_per_clip",
-        "loader_rows_per_second",
+        "loader_examples_per_second",
         "generated_tokens_per_second",
         "ratio",
     ]
-    assert figures["loader_rows_per_second"] > 0 and list(
-        figures["generated_tokens_per_second"]
-    ) == ["dynamic", "static"]
-    ours, naive = figures["variants"].values()
-    assert (
-        ours.keys()
-        == naive.keys()
-        >= {
-            "seconds",
-            "samples_per_second",
-            "tokens_per_step",
-            "tokens_per_second",
-            "peak_memory_bytes",
-            "flops_per_step",
-            "tflops",
-            "peak_tflops",
-            "mfu",
-            "arm_seconds",
-            "losses",
-        }
-    )
-    assert ours["losses"] == pytest.approx(
-        naive["losses"], abs=1e-4
-    )  # of both steps: the optimizer did the same too
-    assert ours["mfu"] is None and ours["peak_memory_bytes"] > 0
-    speed = ours["samples_per_second"] / naive["samples_per_second"]
-    assert figures["ratio"]["samples_per_second"] == pytest.approx(speed)
-    assert 0 < figures["ratio"]["samples_per_second_with_encoding"] < speed
-
-
-def test_peaks_are_of_the_device():
-    names = [
-        "NVIDIA H200",
-        "NVIDIA H100 80GB HBM3",
-        "NVIDIA A100-SXM4-40GB",
-        "NVIDIA L4",
-        "NVIDIA L40S",
-        "CPU (AVX512)",
-    ]
-    assert [benchmark_measures.peak_tflops(name) for name in names] == [
-        989,
-        989,
-        312,
-        121,
-        None,
-        None,
-    ]
-
-
-def test_memory_counts_what_is_taken():
-    before = benchmark_measures.resident("VmRSS")
-    held = torch.ones(
-        60_000_000
-    )  # 240 MB, some of which earlier tests may have left to the process
-    assert (
-        benchmark_measures.resident("VmRSS") - before < 280e6
-        and benchmark_measures.resident("VmHWM") > 240e6
-    )
-    assert len(held) and benchmark_measures.resident("VmNothing") is None
+    assert results["loader_examples_per_second"] > 0
+    assert list(results["generated_tokens_per_second"]) == ["dynamic", "static"]
+    ours, baseline = results["variants"].values()
+    assert ours.keys() == baseline.keys()
+    assert ours.keys() >= set(RESULTS)
+    # Of both steps, so the optimizer did the same too.
+    assert ours["losses"] == pytest.approx(baseline["losses"], abs=1e-4)
+    assert ours["mfu"] is None
+    assert ours["peak_memory_bytes"] > 0
+    speed = ours["samples_per_second"] / baseline["samples_per_second"]
+    assert results["ratio"]["samples_per_second"] == pytest.approx(speed)
+    assert 0 < results["ratio"]["samples_per_second_with_encoding"] < speed
 
 
 @pytest.mark.parametrize(
-    "words, message",
+    ("device", "peak"),
     [
-        (["--batch_size", "0"], "--batch_size: 0: a number above 0 is wanted"),
-        (["--steps", "2.5"], "--steps: invalid number value: '2.5'"),
-        (["--seconds", "nan"], "--seconds: nan: a number above 0 is wanted"),
-        (["--precision", "fp16"], "--precision: invalid choice: 'fp16'"),
-        (["--dataloader_num_workers", "-1"], "--dataloader_num_workers -1: 0 or more are wanted"),
-        (
-            ["--torch_compile", "--packed"],
-            "--torch_compile: packed rows need a mask, which compiled layers do without",
-        ),
-        (["--json", "nowhere/x.json"], "--json nowhere/x.json: its folder is not there"),
-        (["--json", "."], "--json .: a file is wanted, and this is a folder"),
+        ("NVIDIA H200", 989),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA A100-SXM4-40GB", 312),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40S", None),
+        ("CPU (AVX512)", None),
     ],
 )
-def test_refuses_wrong_numbers(words, message, capsys):
+def test_peak_tflops_is_the_devices(device, peak):
+    assert workload.peak_tflops(device) == peak
+
+
+def test_resident_memory_counts_allocated_memory():
+    before = resident_memory("VmRSS")
+    held = torch.ones(60_000_000)  # 240 MB. Earlier tests may have left some to the process.
+    assert resident_memory("VmRSS") - before < 280e6
+    assert resident_memory("VmHWM") > 240e6
+    assert len(held)
+    assert resident_memory("VmNothing") is None
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--batch_size", "0"], "--batch_size: 0: expected a positive number"),
+        (["--steps", "2.5"], "--steps: invalid number value: '2.5'"),
+        (["--seconds", "nan"], "--seconds: nan: expected a positive number"),
+        (["--precision", "fp16"], "--precision: invalid choice: 'fp16'"),
+        (["--dataloader_num_workers", "-1"], "--dataloader_num_workers: expected a number from 0"),
+        (["--json", "nowhere/x.json"], "--json nowhere/x.json: its folder does not exist"),
+        (["--json", "."], "--json .: expected a file, but this is a folder"),
+        (["--encoder_type", "nothing"], "--encoder_type"),
+    ],
+)
+def test_parse_wrong_option_is_refused(argv, message, capsys):
     with pytest.raises(SystemExit):
-        run_benchmark.parse(words)
+        cli.parse(argv)
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_compiled_steps_are_measured(tmp_path, monkeypatch):
-    words = [
-        "--small",
-        "--steps",
-        "2",
-        "--batch_size",
-        "4",
-        "--seconds",
-        "1",
-        "--precision",
-        "bf16",
-    ]
-    found = []
-    monkeypatch.setattr(
-        benchmark_measures, "compile_layers", partial(compile_layers, backend="eager")
+def measure_compiled(folder, *more):
+    argv = ["--steps", "2", "--batch_size", "4", "--seconds", "1", "--precision", "bf16"]
+    options = cli.parse([*argv, *small_sizes("htsat"), *more])
+    measure.prepare(options, str(folder), True)
+    return measure.measure(options, False, str(folder), True)
+
+
+def test_compiled_steps_have_the_losses_of_plain_ones(tmp_path, monkeypatch):
+    eager = partial(compile_layers, backend="eager")
+    monkeypatch.setattr(measure, "compile_layers", eager)
+    plain = measure_compiled(tmp_path)
+    compiled = measure_compiled(tmp_path, "--torch_compile")
+    assert compiled["losses"] == pytest.approx(plain["losses"], rel=1e-3)
+    tokens, plain_tokens = compiled["tokens_per_step"], plain["tokens_per_step"]
+    assert tokens["real"] == plain_tokens["real"]
+    assert tokens["padded"] % (4 * PAD_TO / 2) == 0
+    assert tokens["padded"] > plain_tokens["padded"] >= tokens["real"]
+    # One graph serves all layers and lengths.
+    assert compiled["compiled_graphs"] == 1
+    assert plain["compiled_graphs"] == 0
+    table = cli.format_table({"plain": plain, "compiled": compiled})
+    assert re.search(r"^compiled graphs +0 +1$", table, re.MULTILINE)
+
+
+@pytest.fixture
+def in_one_process(monkeypatch):
+    """Runs each part in this process, as on a GPU."""
+
+    def run(function, *arguments, environment):
+        return measure.in_this_process(function, *arguments)
+
+    monkeypatch.setattr(measure, "run_isolated", run)
+    monkeypatch.setattr(measure, "LOADER_BATCHES", 20)
+
+
+def test_too_short_clips_are_refused(in_one_process):
+    argv = [*COMMAND, *small_sizes("htsat"), "--seconds", "1e-6", "--no_feature_cache"]
+    message = r"^audiolm benchmark: --seconds 1e-06: shorter than a sample at 44100 Hz$"
+    with pytest.raises(SystemExit, match=message):
+        cli.main(argv)
+
+
+def test_too_long_examples_are_refused(in_one_process):
+    argv = [*COMMAND, *small_sizes("htsat", max_position_embeddings=20)]
+    message = (
+        r"^audiolm benchmark: --seconds 1.3: an example has \d+ tokens, "
+        r"but the language model takes at most 20$"
     )
-    for more in ([], ["--torch_compile"]):
-        options = run_benchmark.parse([*words, *more])
-        benchmark_measures.prepare(options, str(tmp_path), True)
-        found.append(benchmark_measures.measure(options, False, str(tmp_path), True))
-    assert found[1]["losses"] == pytest.approx(found[0]["losses"], rel=1e-3)
-    padded, real = (
-        [each["tokens_per_step"][kind] for each in found] for kind in ("padded", "real")
-    )
-    assert padded[1] % (4 * PAD_TO / 2) == 0 and padded[1] > padded[0] >= real[0] == real[1]
-    assert [each["compiled_graphs"] for each in found] == [0, 1]  # of all layers and lengths
-    assert ("1 compiled" in run_benchmark.table({"ours": found[1]})) > (
-        "compiled" in run_benchmark.table({"ours": found[0]})
-    )
+    with pytest.raises(SystemExit, match=message):
+        cli.main(argv)
 
 
-def test_errors_take_one_line(monkeypatch):
-    def here(function, *arguments, **environment):  # as on a GPU
-        return benchmark_measures.in_this_process(function, *arguments)
-
-    monkeypatch.setattr(run_benchmark, "apart", here)
-    monkeypatch.setattr(benchmark_measures, "LOADER_BATCHES", 20)
-    with pytest.raises(
-        SystemExit, match=r"^run_benchmark.py: --seconds 1e-06: at 44100 Hz that is no sample$"
-    ):
-        run_benchmark.main([*SMALL, "--seconds", "1e-6", "--no_feature_cache"])
-    monkeypatch.setitem(benchmark_steps.SMALL["text"], "max_position_embeddings", 20)
-    with pytest.raises(
-        SystemExit,
-        match=r"^run_benchmark.py: --seconds 1.3: a row has \d+ tokens, but the language model takes 20$",
-    ):
-        run_benchmark.main(SMALL)
-
-    def full(*_):
+def test_out_of_memory_is_one_line(in_one_process, monkeypatch):
+    def run_out_of_memory(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(run_benchmark, "measure", full)
-    with pytest.raises(
-        SystemExit, match=r"^run_benchmark.py: the memory does not suffice, .* --batch_size$"
-    ):
-        run_benchmark.main(SMALL)
+    monkeypatch.setattr(measure, "measure", run_out_of_memory)
+    message = r"^audiolm benchmark: out of memory: take a smaller --batch_size$"
+    with pytest.raises(SystemExit, match=message):
+        cli.main([*COMMAND, *small_sizes("htsat")])

@@ -137,7 +137,9 @@ def test_run_on_a_lost_machine_ends_on_another_one(config):
     machine = cluster.add_node(num_cpus=1, include_dashboard=False)
 
     def lose_machine():
-        wait_for(lambda: all(list(folder.glob(f"checkpoint-*/{RECORD_FILE}")) for folder in folders))
+        wait_for(
+            lambda: all(list(folder.glob(f"checkpoint-*/{RECORD_FILE}")) for folder in folders)
+        )
         cluster.remove_node(machine, allow_graceful=False)
 
     thread = threading.Thread(target=lose_machine)

@@ -16,7 +16,7 @@ from audiolm.comparison.plan import (
 from audiolm.comparison.planned_run import Setting
 from audiolm.evaluation.probe_command import parse as parse_probe_arguments
 from audiolm.runtime import UserError
-from audiolm.training.arguments import parse
+from audiolm.training.arguments import parse_arguments as parse
 
 ROOT = Path(__file__).parents[2]
 

@@ -234,7 +234,7 @@ def test_browse_examples_has_losses_of_open_questions(examples):
 def test_browse_examples_has_every_clip_with_its_used_seconds(examples):
     assert len(examples[6]["clips"]) == 2
     clip = examples[7]["clips"][0]
-    assert (clip["whole"], clip["used"]) == (1.6, 1.0)
+    assert (clip["duration"], clip["used"]) == (1.6, 1.0)
 
 
 def test_build_filters_has_groups_for_questions_and_arms(runs):

@@ -32,7 +32,7 @@ def make_examples(files):
 
 
 def small_extractor(model):
-    return AudioLMFeatureExtractor.of_encoder(model.encoder, 10.0)
+    return AudioLMFeatureExtractor.from_encoder(model.encoder, 10.0)
 
 
 def small_cache(folder, model):

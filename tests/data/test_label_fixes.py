@@ -9,8 +9,8 @@ from support.builders import SHARED, arguments, needs_shared
 from audiolm.data import load_reasonaqa
 from audiolm.data.answer_parsing import option_texts, parse_answer
 from audiolm.data.label_fixes import RowFixes, entailment_labels, fix_cle_label, shuffle_options
+from audiolm.run_train import main as train
 from audiolm.runtime import UserError
-from audiolm.training.train import main as train
 
 FOUR = "a) It is definitely true b) It is definitely false c) It is plausible d) I cannot determine"
 

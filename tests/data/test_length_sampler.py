@@ -125,14 +125,15 @@ def test_estimate_lengths_counts_used_seconds_and_text():
 # Training that writes the rows of each batch, by process, in the order of training.
 RECORDER = """
 import os, sys
-from audiolm.training import train as run_train
-inner = run_train.ReasonAQACollator.__call__
+from audiolm import run_train
+from audiolm.data import ReasonAQACollator
+inner = ReasonAQACollator.__call__
 def call(self, rows):
     if "answer" in rows[0] and not self.generate:
         with open(os.environ["SEEN"] + os.environ.get("RANK", ""), "a") as file:
             file.write(" ".join(row["filepath1"] for row in rows) + "\\n")
     return inner(self, rows)
-run_train.ReasonAQACollator.__call__ = call
+ReasonAQACollator.__call__ = call
 run_train.main(sys.argv[1:])
 """
 

@@ -1,4 +1,4 @@
-"""The demo corpus: what is heard, what is asked, what the text gives away, and what an interrupted run leaves behind."""
+"""The synthetic corpus: its audio, its questions, what their text gives away, and its files."""
 
 import csv
 import dataclasses
@@ -50,13 +50,13 @@ def contents(output):
 # Sound
 
 
-def test_a_scene_always_sounds_the_same_and_no_other_like_it():
-    one, other = (draw_scene(np.random.default_rng(seed)) for seed in (0, 1))
-    sound = render(one)
-    assert sound.dtype == np.float32 and len(sound) == int(one.seconds * SAMPLE_RATE)
-    assert np.array_equal(sound, render(one))
+def test_render_depends_on_the_scene_only():
+    first, other = (draw_scene(np.random.default_rng(seed)) for seed in (0, 1))
+    sound = render(first)
+    assert sound.dtype == np.float32 and len(sound) == int(first.seconds * SAMPLE_RATE)
+    assert np.array_equal(sound, render(first))
     assert not np.array_equal(sound[:96000], render(other)[:96000])
-    assert not np.array_equal(sound, render(dataclasses.replace(one, seed=one.seed + 1)))
+    assert not np.array_equal(sound, render(dataclasses.replace(first, seed=first.seed + 1)))
 
 
 def test_recordings_are_as_loud_as_their_scene_says():
@@ -74,7 +74,7 @@ def test_recordings_are_as_loud_as_their_scene_says():
 def test_far_is_quieter_and_duller(name):
     scene = draw_scene(np.random.default_rng(4), 1, [name], "clean", "outdoors")
 
-    def heard(distance):
+    def energy_and_centroid(distance):
         spectrum = np.square(
             np.abs(
                 np.fft.rfft(render_event(dataclasses.replace(scene.events[0], distance=distance)))
@@ -83,13 +83,13 @@ def test_far_is_quieter_and_duller(name):
         hertz = np.linspace(0, SAMPLE_RATE / 2, len(spectrum))
         return spectrum.sum(), (spectrum * hertz).sum() / spectrum.sum()
 
-    near, middle, far = map(heard, ("near", "middle", "far"))
+    near, middle, far = map(energy_and_centroid, ("near", "middle", "far"))
     assert near[0] > 2 * middle[0] > 4 * far[0]
     assert near[1] > far[1]
 
 
 def timbre(sound):
-    """Spectrum of the loud frames, how bands vary, and at what pace loudness varies: none depends on level."""
+    """Spectrum of the loud frames, variation of bands and pace of loudness, whatever the level."""
     frames = np.lib.stride_tricks.sliding_window_view(sound, 1024)[::480] * np.hanning(1024).astype(
         np.float32
     )
@@ -127,7 +127,7 @@ def test_classes_sound_different():
     assert accuracy > 0.7, accuracy  # chance: 0.05
 
 
-def test_rendering_is_much_faster_than_listening():
+def test_render_is_much_faster_than_real_time():
     random = np.random.default_rng(0)
     scenes = [draw_scene(random) for _ in range(20)]
     render(scenes[0])
@@ -177,9 +177,10 @@ def test_splits_share_no_scene_and_no_parameter(drawn):
             (e.onset, e.duration, e.pitch) for e in events
         }
 
-    found = [parameters(split) for split in drawn.values()]
+    used = [parameters(split) for split in drawn.values()]
     for i, j in ((0, 1), (0, 2), (1, 2)):
-        assert not found[i][0] & found[j][0] and not found[i][1] & found[j][1]
+        assert not used[i][0] & used[j][0]
+        assert not used[i][1] & used[j][1]
 
 
 def test_answers_agree_with_the_scenes(drawn):
@@ -191,12 +192,12 @@ def test_answers_agree_with_the_scenes(drawn):
             named = re.sub(r"^[A-Da-d]\) ", "", row["answer"])
             at = {event.name: event for event in scene.events}
             if text.startswith("Which sound can be heard?"):
-                wanted = [name for name in options(text).values() if name in at]
-                assert wanted == [named]
-            elif found := re.match(r"Can the (\w+) be heard\?", text):
-                assert row["answer"] == ("yes" if found[1] in at else "no")
-            elif found := re.match(r"Can the (\w+) be heard before the (\w+)\?", text):
-                assert row["answer"] == ("yes" if at[found[1]].onset < at[found[2]].onset else "no")
+                right = [name for name in options(text).values() if name in at]
+                assert right == [named]
+            elif match := re.match(r"Can the (\w+) be heard\?", text):
+                assert row["answer"] == ("yes" if match[1] in at else "no")
+            elif match := re.match(r"Can the (\w+) be heard before the (\w+)\?", text):
+                assert row["answer"] == ("yes" if at[match[1]].onset < at[match[2]].onset else "no")
             elif text.startswith("How many sounds"):
                 assert named == ["one", "two", "three", "four"][len(at) - 1]
             elif text.startswith("Which sound is the loudest?"):
@@ -206,22 +207,22 @@ def test_answers_agree_with_the_scenes(drawn):
                     named
                     == {"dry": "outdoors", "small": "small room", "large": "large room"}[scene.room]
                 )
-            elif found := re.search(r"The sound of the (\w+) is (near|far)", text):
-                event = at.get(found[1])
-                wanted = (
+            elif match := re.search(r"The sound of the (\w+) is (near|far)", text):
+                event = at.get(match[1])
+                right = (
                     "I cannot determine"
                     if event is None
                     else "It is plausible"
                     if event.distance == "middle"
                     else (
                         "It is definitely true"
-                        if event.distance == found[2]
+                        if event.distance == match[2]
                         else "It is definitely false"
                     )
                 )
-                assert named == wanted
-            elif found := re.match(r"Which audio has the (\w+)\?", text):
-                has = found[1] in at, found[1] in labels(scenes[row["filepath2"]])
+                assert named == right
+            elif match := re.match(r"Which audio has the (\w+)\?", text):
+                has = match[1] in at, match[1] in labels(scenes[row["filepath2"]])
                 assert (
                     named
                     == {
@@ -231,9 +232,9 @@ def test_answers_agree_with_the_scenes(drawn):
                         (0, 0): "neither",
                     }[has]
                 )
-            elif found := re.match(r"Is audio 1 (louder|quieter)", text):
+            elif match := re.match(r"Is audio 1 (louder|quieter)", text):
                 louder = scene.level_db > scenes[row["filepath2"]].level_db
-                assert row["answer"] == ("yes" if louder == (found[1] == "louder") else "no")
+                assert row["answer"] == ("yes" if louder == (match[1] == "louder") else "no")
             else:
                 continue
             checked[text.split("?")[0].split(" the ")[0]] += 1
@@ -254,20 +255,20 @@ def closed_rows(split):
 def by_letter(train, questions):
     """Naive Bayes of the answer (letter, yes or no) on words and pairs of them."""
 
-    def words(text):
-        found = re.findall(r"[\w-]+|\)", text.lower())
-        return {*found, *itertools.pairwise(found)}
+    def word_pairs(text):
+        tokens = re.findall(r"[\w-]+|\)", text.lower())
+        return {*tokens, *itertools.pairwise(tokens)}
 
     n, counts = Counter(a for _, a in train), defaultdict(Counter)
     for text, answer in train:
-        counts[answer].update(words(text))
-    known = set().union(*counts.values())
+        counts[answer].update(word_pairs(text))
+    vocabulary = set().union(*counts.values())
     return [
         max(
             sorted(n),
             key=lambda a: np.log(n[a]) + sum(np.log((counts[a][w] + 1) / (n[a] + 2)) for w in seen),
         )
-        for seen in (words(text) & known for text in questions)
+        for seen in (word_pairs(text) & vocabulary for text in questions)
     ]
 
 
@@ -296,26 +297,28 @@ def by_majority(train, questions):
 
 
 def deviations(train, test):
-    """How many standard deviations above chance each reader of the text alone gets, by question type and category."""
-    found = {}
+    """Standard deviations above chance of each text-only reader, by type and category."""
+    results = {}
     for kind in CLOSED:
-        known = [(text, answer) for k, _, text, answer in train if k == kind]
-        asked = [row for row in test if row[0] == kind]
-        chance = np.array([1 / (len(options(text)) or 2) for _, _, text, _ in asked])
+        examples = [(text, answer) for k, _, text, answer in train if k == kind]
+        questions = [row for row in test if row[0] == kind]
+        chance = np.array([1 / (len(options(text)) or 2) for _, _, text, _ in questions])
         for reader in (by_majority, by_letter, by_content)[: 3 if kind == "mcq" else 2]:
-            given = reader(known, [text for _, _, text, _ in asked])
-            hits = np.array([a == row[3] for a, row in zip(given, asked)])
-            for meant in {row[1] for row in asked} | {"all"}:
-                of = np.array([meant in (row[1], "all") for row in asked])
-                deviation = (hits - chance)[of].sum() / np.sqrt((chance * (1 - chance))[of].sum())
-                found[kind, meant, reader.__name__] = float(deviation)
-    return found
+            guesses = reader(examples, [text for _, _, text, _ in questions])
+            hits = np.array([a == row[3] for a, row in zip(guesses, questions)])
+            for meant in {row[1] for row in questions} | {"all"}:
+                mask = np.array([meant in (row[1], "all") for row in questions])
+                deviation = (hits - chance)[mask].sum() / np.sqrt(
+                    (chance * (1 - chance))[mask].sum()
+                )
+                results[kind, meant, reader.__name__] = float(deviation)
+    return results
 
 
 def test_the_text_alone_says_nothing(drawn):
-    found = deviations(closed_rows(drawn["train"]), closed_rows(drawn["test"]))
-    assert len(found) > 30
-    assert not {key: z for key, z in found.items() if abs(z) > 3}
+    results = deviations(closed_rows(drawn["train"]), closed_rows(drawn["test"]))
+    assert len(results) > 30
+    assert not {key: z for key, z in results.items() if abs(z) > 3}
 
 
 def test_a_leak_in_the_text_would_be_noticed(drawn):
@@ -327,10 +330,10 @@ def test_a_leak_in_the_text_would_be_noticed(drawn):
     favoured = set(list(CLASSES)[:10])
 
     def named(text, answer):
-        found = re.search(
+        match = re.search(
             "|".join(CLASSES), text if answer in ("yes", "no") else options(text)[answer]
         )
-        return found and found[0] in favoured
+        return match and match[0] in favoured
 
     leaks = {
         ("yes_no", "sound event", "by_letter"): lambda k, c, text, a: (
@@ -365,17 +368,18 @@ def test_corpus_loads_like_reasonaqa(corpus, tmp_path):
     assert set(truth["scenes"]) == {p for p in truth["files"] if p.startswith("audio/")}
 
 
-def test_the_same_seed_gives_the_same_bytes(corpus, tmp_path):
+def test_make_soundscapes_same_seed_writes_the_same_bytes(corpus, tmp_path):
     output, _ = corpus
     make_soundscapes(tmp_path / "again", rows=200, seed=3)
     assert contents(tmp_path / "again") == contents(output)
     make_soundscapes(tmp_path / "other", rows=40, seed=4)
     make_soundscapes(tmp_path / "third", rows=40, seed=5)
-    one, two = contents(tmp_path / "other"), contents(tmp_path / "third")
-    assert set(one) == set(two) and not [name for name in one if one[name] == two[name]]
+    other, third = contents(tmp_path / "other"), contents(tmp_path / "third")
+    assert set(other) == set(third)
+    assert not [name for name in other if other[name] == third[name]]
 
 
-def test_what_is_missing_or_broken_is_made_again_and_nothing_else(corpus):
+def test_make_soundscapes_rewrites_missing_and_broken_files_only(corpus):
     output, _ = corpus
     before, times = contents(output), {p: p.stat().st_mtime_ns for p in output.rglob("*.flac")}
     short, gone, flipped = sorted(times)[:3]
@@ -394,13 +398,13 @@ def test_what_is_missing_or_broken_is_made_again_and_nothing_else(corpus):
     assert contents(output) == before
 
 
-def test_a_complete_corpus_is_left_alone(corpus, monkeypatch):
+def test_make_soundscapes_complete_corpus_is_only_read(corpus, monkeypatch):
     output, files = corpus
     monkeypatch.setattr(soundscapes, "draw_corpus", None)
     assert make_soundscapes(output, rows=200, seed=3) == files
 
 
-def test_another_corpus_or_other_files_are_an_error_in_one_line(corpus, tmp_path):
+def test_main_folder_with_other_files_is_an_error_in_one_line(corpus, tmp_path):
     output, _ = corpus
     for arguments in (["--rows", "200", "--seed", "4"], ["--rows", "400", "--seed", "3"]):
         with pytest.raises(
@@ -418,24 +422,23 @@ def test_another_corpus_or_other_files_are_an_error_in_one_line(corpus, tmp_path
         main(["--output", str(tmp_path / "train.json"), "--rows", "40"])
 
 
-def test_labels_of_the_clips(tmp_path):
-    """What is heard in a scene, how it was recorded and where, for the probes."""
+def test_write_labels_agrees_with_the_scenes(tmp_path):
     make_soundscapes(tmp_path, rows=80, seed=3)
     scenes = json.loads((tmp_path / "soundscapes.json").read_text())["scenes"]
     files = write_labels(tmp_path)
-    found = {}
+    labelled = {}
     for kind, file in files.items():
         with open(file, newline="") as lines:
-            found[kind] = {
+            labelled[kind] = {
                 row["filename"]: (row["split"], row["label"]) for row in csv.DictReader(lines)
             }
-    assert set(found["room"]) == set(found["quality"]) == set(scenes)
+    assert set(labelled["room"]) == set(labelled["quality"]) == set(scenes)
     for path, scene in scenes.items():
-        assert found["room"][path] == (path.split("/")[1], scene["room"])
+        assert labelled["room"][path] == (path.split("/")[1], scene["room"])
         names = {event["name"] for event in scene["events"]}
-        assert (path in found["sound"]) == (len(names) == 1)
-        assert found["sound"].get(path, (None, *names))[1] in names
-    assert {label for _, label in found["quality"].values()} <= {
+        assert (path in labelled["sound"]) == (len(names) == 1)
+        assert labelled["sound"].get(path, (None, *names))[1] in names
+    assert {label for _, label in labelled["quality"].values()} <= {
         "clean",
         "noisy",
         "clipped",

@@ -29,9 +29,9 @@ from audiolm.data.streaming import (
     shuffle_numbers,
     stream_examples,
 )
-from audiolm.training import train as run_train
-from audiolm.training.arguments import parse
-from audiolm.training.train import main as train
+from audiolm.run_train import main as train
+from audiolm.training import train as train_module
+from audiolm.training.arguments import parse_arguments as parse
 
 
 @pytest.fixture(autouse=True)
@@ -248,8 +248,8 @@ def test_stream_with_more_readers_than_row_groups_is_refused(embedded):
 
 def stream_options(corpus, tokenizer, folder: str, *more: str) -> list[str]:
     """Options of a run on a converted data set."""
-    words = arguments(corpus, "mimi_semantic", tokenizer)
-    options = dict(zip(words[::2], words[1::2]))
+    argv = arguments(corpus, "mimi_semantic", tokenizer)
+    options = dict(zip(argv[::2], argv[1::2]))
     for name in ("--train_file", "--validation_file", "--audio_dir"):
         del options[name]
     options |= {"--dataset_name": folder, **dict(zip(more[::2], more[1::2]))}
@@ -344,7 +344,7 @@ def test_streamed_run_trains_on_the_selected_parts(
             trained.extend(row for row in rows if "row" in row)
             return super().__call__(rows)
 
-    monkeypatch.setattr(run_train, "ReasonAQACollator", Recorder)
+    monkeypatch.setattr(train_module, "ReasonAQACollator", Recorder)
     steps = sum(counts.values()) // 16
     more = ["--streaming", "true", "--max_steps", str(steps), "--eval_steps", "1", *more]
     train(stream_options(corpus, tokenizer, embedded, *more))
@@ -366,14 +366,14 @@ def test_streamed_run_trains_on_the_selected_parts(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--streaming", "true"], "--streaming: give --dataset_name"),
+        (["--streaming", "true"], "--streaming: add --dataset_name"),
         (
             ["--streaming", "true", "--dataset_name", "x", "--feature_cache", "x"],
-            "--streaming: its clips pass by once; leave --feature_cache out",
+            "--streaming reads each clip once; remove --feature_cache",
         ),
         (
             ["--dataset_name", "x", "--train_file", "x"],
-            "--dataset_name: it has splits of its own",
+            "--dataset_name has its own splits",
         ),
     ],
 )
@@ -405,19 +405,20 @@ def test_streamed_run_on_a_wrong_data_set_is_refused_in_one_line(corpus, tokeniz
 RECORDING = """
 import os, sys, torch
 from torch.utils.data import get_worker_info
-from audiolm.training import train as run_train
-class Recorder(run_train.ReasonAQACollator):
+from audiolm import run_train
+from audiolm.training import train as train_module
+class Recorder(train_module.ReasonAQACollator):
     def __call__(self, rows):
         if "row" not in rows[0]:  # of evaluation
             return super().__call__(rows)
         numbers = torch.tensor([get_worker_info().id, *(row["row"] for row in rows)])
         return {**super().__call__(rows), "rows": numbers}
-class Trainer(run_train.BucketTrainer):
+class Trainer(train_module.AudioLMTrainer):
     def training_step(self, model, inputs, *rest):
         with open(os.environ["RECORD"] + os.environ["RANK"], "a") as file:
             print(*inputs.pop("rows").tolist(), file=file)
         return super().training_step(model, inputs, *rest)
-run_train.ReasonAQACollator, run_train.BucketTrainer = Recorder, Trainer
+train_module.ReasonAQACollator, train_module.AudioLMTrainer = Recorder, Trainer
 run_train.main()
 """
 

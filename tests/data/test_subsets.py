@@ -10,8 +10,8 @@ from support.builders import arguments
 
 from audiolm.data import load_reasonaqa, select_rows
 from audiolm.data.subsets import mix_rows
+from audiolm.run_train import main as train
 from audiolm.runtime import UserError
-from audiolm.training.train import main as train
 
 
 @pytest.fixture(scope="module")

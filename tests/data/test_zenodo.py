@@ -293,6 +293,6 @@ def test_the_command_says_what_is_there_of_audiocaps(zenodo, tmp_path, capsys):
         and (tmp_path / "data" / "ClothoV21" / "evaluation").is_dir()
     )
     with pytest.raises(
-        SystemExit, match=r"run_prepare.py download: --audiocaps nowhere: no folder is there"
+        SystemExit, match=r"audiolm prepare download: --audiocaps nowhere: folder not found"
     ):
         main([*argv[:-1], "nowhere"])

@@ -15,7 +15,7 @@ from audiolm.evaluation.controls import (
     shift_option_letters,
 )
 from audiolm.evaluation.evaluate import main as evaluate
-from audiolm.training.train import main as train
+from audiolm.run_train import main as train
 
 
 def test_noise_of_equal_power_shares_only_power_with_the_clip():

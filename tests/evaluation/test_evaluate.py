@@ -17,7 +17,7 @@ from audiolm.evaluation import predict
 from audiolm.evaluation.arguments import parse_arguments
 from audiolm.evaluation.evaluate import main as evaluate
 from audiolm.evaluation.predict import split_into_chunks
-from audiolm.training.train import main as train
+from audiolm.run_train import main as train
 
 
 @pytest.fixture(scope="module")

@@ -130,7 +130,7 @@ def test_config_of_another_encoder_is_refused(encoder_type, encoder_config, mess
         ({"prompt_format": "chat"}, "expected one of audiolm, mellow"),
         ({"encoder_type": PAIR, "no_audio": True}, "two kinds of frames"),
         ({"encoder_type": "htsat_posteriors", "no_audio": True}, "two kinds of frames"),
-        ({"encoder_type": "silence", "no_audio": True}, "do not have them"),
+        ({"encoder_type": "silence", "no_audio": True}, "silence have none"),
         ({"audio_token_id": 49152}, "audio_token_id 49152: expected an id from 0 to 49151"),
         ({"audio_token_id": -1}, "audio_token_id -1: expected an id from 0 to 49151"),
         ({"audio_tokens": 0}, "audio_tokens 0: expected a number above 0"),

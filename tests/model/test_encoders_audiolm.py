@@ -31,7 +31,7 @@ from audiolm.checkpoints.load import load_model
 from audiolm.configuration_audiolm import default_encoder_config
 from audiolm.data import FeatureCache
 from audiolm.encoders_audiolm import build_encoder
-from audiolm.training.train import main as train
+from audiolm.run_train import main as train
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ from audiolm.data.second_clips import first_clips, second_clips
 from audiolm.encoders_audiolm import build_encoder
 from audiolm.evaluation.evaluate import main as evaluate
 from audiolm.modeling_audiolm import MellowMapper
+from audiolm.run_train import main as train
 from audiolm.runtime import UserError
-from audiolm.training.train import main as train
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "data" / "mellow_reference"
 needed = pytest.mark.skipif(
@@ -167,7 +167,7 @@ def test_second_clips_depend_on_the_seed_alone(rows):
 
 
 def test_second_clips_of_a_single_row_need_others(rows):
-    with pytest.raises(ValueError, match="one alone"):
+    with pytest.raises(ValueError, match="only one clip"):
         second_clips(rows.select([0]), 0)
     paired = second_clips(rows.select([0]), 0, first_clips(rows))["audio"]
     assert len(set(paired[0])) == 2

@@ -8,7 +8,8 @@ import pytest
 import torch
 from support.builders import SHARED, needs_shared
 
-from audiolm.checkpoints.encoders import load_encoder, randomise_codebooks
+from audiolm.checkpoints.encoders import load_encoder
+from audiolm.checkpoints.random_weights import randomise_codebooks
 from audiolm.checkpoints.reference import MSClapReference
 from audiolm.encoders_audiolm import HTSATEncoder, MimiEncoder
 

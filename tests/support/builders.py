@@ -66,7 +66,7 @@ TEXT = {
 
 def small_model(arm: str, seed: int = 0, **fields):
     from audiolm import AudioLMConfig, AudioLMForConditionalGeneration
-    from audiolm.checkpoints.encoders import randomise_codebooks
+    from audiolm.checkpoints.random_weights import randomise_codebooks
     from audiolm.encoders_audiolm import MimiEncoder
 
     torch.manual_seed(seed)

@@ -14,10 +14,10 @@ from transformers import TrainingArguments
 from audiolm import AudioLMForConditionalGeneration
 from audiolm.checkpoints.load import merge_adapters
 from audiolm.evaluation.evaluate import main as evaluate
+from audiolm.run_train import main as train
 from audiolm.training.adapters import add_lora_adapters, build_optimizer
-from audiolm.training.arguments import parse
+from audiolm.training.arguments import parse_arguments
 from audiolm.training.compile import cache_bf16_weights
-from audiolm.training.train import main as train
 
 LORA = options("--freeze_lm true --lora_r 4 --eval_strategy no")
 State = dict[str, torch.Tensor]
@@ -180,13 +180,13 @@ def test_train_lm_learning_rate_reaches_the_language_model(corpus, tokenizer):
     [
         ("--lora_r 4 --freeze_lm false", "--lora_r trains adapters on a frozen language model"),
         ("--lm_learning_rate 1e-5", "--lm_learning_rate: the language model is frozen"),
-        ("--lora_alpha 8", "--lora_alpha: give --lora_r with it"),
+        ("--lora_alpha 8", "--lora_alpha: add --lora_r"),
         (
             "--lora_r 4 --lora_push adapter",
-            "--lora_push adapter: an adapter names the model under it",
+            "--lora_push adapter: add --lora_r and --model_name_or_path",
         ),
-        ("--lora_r 4 --lora_push both", "--lora_push 'both' is neither merged nor adapter"),
-        ("--lora_r 0", "--lora_r 0: a number above 0 is wanted"),
+        ("--lora_r 4 --lora_push both", "--lora_push 'both': expected merged or adapter"),
+        ("--lora_r 0", "--lora_r 0: expected a positive number"),
         (
             "--model_name_or_path me/x --encoder_name_or_path random",
             "--encoder_name_or_path: the model of",
@@ -195,7 +195,7 @@ def test_train_lm_learning_rate_reaches_the_language_model(corpus, tokenizer):
 )
 def test_parse_contradicting_options_are_refused(argv, message, capsys):
     with pytest.raises(SystemExit):
-        parse(options(argv))
+        parse_arguments(options(argv))
     assert message in capsys.readouterr().err
 
 

@@ -15,8 +15,8 @@ from audiolm.data import decoder as decoder_module
 from audiolm.data.decoder import BadClip, ClipDecoder, replace_bad_examples
 from audiolm.data.features import FeatureCache
 from audiolm.processing_audiolm import AudioLMFeatureExtractor
+from audiolm.run_train import main as train
 from audiolm.training.callbacks import BadAudio, StopOnSignal
-from audiolm.training.train import main as train
 
 SKIP = {
     "--on_bad_audio": "skip",
@@ -87,9 +87,9 @@ def test_run_with_skip_replaces_names_and_counts_a_clip_that_turns_bad(
 
 def test_bad_audio_of_two_processes_counts_a_clip_once(tmp_path, monkeypatch):
     bad_audio, other = BadAudio(1, str(tmp_path)), BadAudio(1, str(tmp_path))
-    bad_audio.found("3.wav: torn")
-    other.found("3.wav: torn")
-    bad_audio.found("4.wav: gone")
+    bad_audio.report("3.wav: torn")
+    other.report("3.wav: torn")
+    bad_audio.report("4.wav: gone")
     bad_audio("3.wav: torn")
     lines = (tmp_path / "bad_audio.txt").read_text().splitlines()
     assert lines == ["3.wav: torn", "4.wav: gone"]
@@ -115,7 +115,7 @@ def test_bad_audio_of_two_processes_counts_a_clip_once(tmp_path, monkeypatch):
 def test_feature_cache_with_a_bad_clip_reports_it_once(corpus, damage):
     damage_clip_3(corpus, damage)
     encoder = small_model("mimi_full").encoder
-    extractor = AudioLMFeatureExtractor.of_encoder(encoder, 10.0)
+    extractor = AudioLMFeatureExtractor.from_encoder(encoder, 10.0)
     cache = FeatureCache(corpus / "cache", encoder, extractor)
     clips = [str(corpus / f"{i}.wav") for i in range(5)]
     faults = []
@@ -149,7 +149,7 @@ def test_run_with_skip_replaces_the_same_examples_each_time(corpus, tokenizer, m
 def test_run_with_too_many_bad_clips_stops_with_its_step_saved(corpus, tokenizer, monkeypatch):
     options = options_without_evaluation(corpus, tokenizer, *SKIP_OPTIONS)
     call_after_step(monkeypatch, 2, lambda: [(corpus / f"{i}.wav").unlink() for i in (3, 5, 7, 9)])
-    message = r"4 clips turned bad, more than --max_bad_audio 0.2 of 16; step \d+ is saved"
+    message = r"4 clips could not be decoded, more than the 3 .* allows; step \d+ is saved"
     with pytest.raises(SystemExit, match=message):
         train(options)
     checkpoints = (corpus / "out").glob("checkpoint-*")

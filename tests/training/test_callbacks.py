@@ -12,8 +12,8 @@ from support.builders import Waits, arguments, weights
 from support.options import logged_values, options
 from transformers import TrainerState
 
+from audiolm.run_train import main as train
 from audiolm.training.callbacks import LossSpikes, SkipNonFinite
-from audiolm.training.train import main as train
 from audiolm.training.trainer import AudioLMTrainer
 
 SIX_STEPS = options(

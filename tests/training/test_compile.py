@@ -8,9 +8,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from audiolm import AudioLMProcessor
 from audiolm.data import ReasonAQACollator
+from audiolm.run_train import main as train
 from audiolm.runtime import UserError
 from audiolm.training.compile import PAD_TO, cache_bf16_weights, compile_layers
-from audiolm.training.train import main as train
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs need a GPU")
 

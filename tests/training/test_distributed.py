@@ -21,16 +21,16 @@ from support.options import logged_values, options
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
+from audiolm.run_train import main as train
 from audiolm.runtime import UserError
-from audiolm.training.arguments import parse
+from audiolm.training.arguments import parse_arguments
 from audiolm.training.distributed import (
     any_not_finite,
     check_distributed_options,
     mask_repeated_examples,
     precision,
 )
-from audiolm.training.resume import RECORD, find_checkpoint_problem
-from audiolm.training.train import main as train
+from audiolm.training.resume import RECORD_FILE, find_checkpoint_problem
 from audiolm.training.trainer import AudioLMTrainer
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +87,7 @@ def assert_same_run(folder: Path, expected: Path) -> None:
 # run_train.py, and again without an end
 TWICE = """
 import sys
-from audiolm.training.train import main
+from audiolm.run_train import main
 main(sys.argv[1:])
 endless = ["--output_dir", sys.argv[-1] + "_endless", "--max_steps", "100000", "--save_steps", "1"]
 main([*sys.argv[1:], *endless])
@@ -151,7 +151,7 @@ def test_train_on_two_nodes_ends_as_one_process(nodes):
 
 def test_train_process_that_dies_ends_the_job(nodes):
     corpus, _, launchers = nodes
-    wait_for(corpus / "out0_endless" / "checkpoint-2" / RECORD, launchers)
+    wait_for(corpus / "out0_endless" / "checkpoint-2" / RECORD_FILE, launchers)
     (worker,) = psutil.Process(launchers[1].pid).children()
     worker.kill()
     assert all(launcher.wait(60) for launcher in launchers)
@@ -226,7 +226,7 @@ state.AcceleratorState.__init__ = with_fsdp
 
 sys.path[:0] = sys.argv[1:3]
 import test_distributed
-from audiolm.training.train import main
+from audiolm.run_train import main
 from audiolm.training.trainer import AudioLMTrainer
 AudioLMTrainer.__init__ = test_distributed.initialise_observed_trainer
 
@@ -307,7 +307,7 @@ def test_fsdp_run_is_saved_and_resumed(sharded):
     optimizer = corpus / "two" / "checkpoint-2" / "optimizer.bin"
     optimizer.write_bytes(optimizer.read_bytes()[:1000])
     problem = find_checkpoint_problem(corpus / "two" / "checkpoint-2")
-    assert problem.startswith("optimizer.bin is missing or torn")
+    assert problem.startswith("optimizer.bin is missing or incomplete")
 
 
 @pytest.mark.slow
@@ -429,7 +429,7 @@ def test_fsdp_configuration_shards_each_layer(fsdp_environment):
 
 
 def test_check_distributed_options_under_fsdp(fsdp_environment, monkeypatch):
-    _, _, args = parse(["--use_cpu", "true"])
+    _, _, args = parse_arguments(["--use_cpu", "true"])
     assert args.bf16
     check_distributed_options(args, None, None)
     with pytest.raises(UserError, match=r"^--lora_r does not work with FSDP"):
@@ -474,7 +474,7 @@ def test_find_checkpoint_problem_of_deepspeed(tmp_path):
     names += ["global_step2/mp_rank_00_model_states.pt", *shards]
     for name in names:
         torch.save({"state": torch.zeros(3)}, tmp_path / name)
-    for name in ("trainer_state.json", RECORD):
+    for name in ("trainer_state.json", RECORD_FILE):
         (tmp_path / name).write_text("{}")
     # `latest` is written last.
     assert find_checkpoint_problem(tmp_path).startswith("optimizer.pt is missing")
@@ -482,4 +482,4 @@ def test_find_checkpoint_problem_of_deepspeed(tmp_path):
     assert find_checkpoint_problem(tmp_path) is None
     (tmp_path / shards[1]).write_bytes((tmp_path / shards[1]).read_bytes()[:300])
     problem = find_checkpoint_problem(tmp_path)
-    assert problem.startswith(f"{shards[1]} is missing or torn")
+    assert problem.startswith(f"{shards[1]} is missing or incomplete")

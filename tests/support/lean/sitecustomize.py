@@ -1,5 +1,7 @@
-"""On the path of the processes that tests start: those that train no adapters do without peft, as users without the extra
-`lora` do. Where it is installed, transformers imports it whether it is used or not, which is a third of a process's start."""
+"""Processes that tests start and that train no adapters run without peft.
+
+Where peft is installed, transformers imports it, which is a third of a process's start.
+"""
 
 import sys
 
