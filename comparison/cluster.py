@@ -135,11 +135,6 @@ def plan_resources(
 
     Ray takes all resources of one task from one machine, as from a placement group with a single
     bundle, so the processes of a run need no placement group of their own.
-
-    Args:
-        machines: Ray's resources of each machine.
-        parallel: Runs at once on each machine. Default: as many as it has GPUs for, or one.
-        processes: Processes of each run.
     """
     cpus = [int(machine["CPU"]) for machine in machines if machine.get("CPU")]
     gpus = [int(machine.get("GPU", 0)) for machine in machines]

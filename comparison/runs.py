@@ -13,7 +13,13 @@ from transformers.utils import flatten_dict
 
 from ..configuration_audiolm import ARM_FIELDS, AudioLMConfig
 from ..data.reasonaqa import FIELDS, QUESTION_TYPES
-from ..encoders_audiolm import AudioEncoder, PairEncoder, build_encoder
+from ..encoders_audiolm import (
+    AudioEncoder,
+    HTSATEncoder,
+    PairEncoder,
+    QuantizedEncoder,
+    build_encoder,
+)
 from ..processing_audiolm import AudioLMProcessor
 from ..runtime import UserError
 
@@ -90,21 +96,17 @@ def check_comparable(runs: Mapping[str, list[Run]], may_differ: tuple[str, ...] 
     for arm, arm_runs in runs.items():
         if arm_runs[0].is_published and len(arm_runs) == len(reference):
             continue
-        _check_seeds(runs, arm, reference)
+        seeds = [run.seed for run in arm_runs]
+        if seeds != [run.seed for run in reference]:
+            by_arm = {name: [run.seed for run in runs[name]] for name in runs}
+            raise UserError(f"expected the same seeds in the same order for each arm, not {by_arm}")
+        if len(set(seeds)) != len(seeds):
+            raise UserError(f"{arm}: seed {seeds[0]} occurs twice. Train it with another seed.")
         for run in arm_runs[1:]:
             _check_pair(arm_runs[0], run, training | of_seeds)
     for arm in arms[1:]:
         for first, second in zip(reference, runs[arm]):
             _check_pair(first, second, training | set(ARM_FIELDS))
-
-
-def _check_seeds(runs: Mapping[str, list[Run]], arm: str, reference: list[Run]) -> None:
-    seeds = [run.seed for run in runs[arm]]
-    if seeds != [run.seed for run in reference]:
-        by_arm = {name: [run.seed for run in arm_runs] for name, arm_runs in runs.items()}
-        raise UserError(f"expected the same seeds in the same order for each arm, not {by_arm}")
-    if len(set(seeds)) != len(seeds):
-        raise UserError(f"{arm}: seed {seeds[0]} occurs twice. Train the arm with another seed.")
 
 
 def _check_pair(first: Run, second: Run, ignored: set[str]) -> None:
@@ -165,14 +167,13 @@ def bits_per_second(encoder: AudioEncoder) -> float:
     """
     if isinstance(encoder, PairEncoder):
         return bits_per_second(encoder.first) + bits_per_second(encoder.second)
-    if hasattr(encoder, "codes"):
+    if isinstance(encoder, QuantizedEncoder):
         return encoder.frame_rate * encoder.num_levels * math.log2(encoder.codebook_size)
-    if len(encoder.dims) > 1:
+    if isinstance(encoder, HTSATEncoder) and len(encoder.dims) > 1:
         # Posteriors are repeated for each frame of a time cell, which adds no information.
         latent, classes = encoder.dims
-        return (
-            16.0 * (latent + encoder.geometry.time_cells * classes) / encoder.config.window_seconds
-        )
+        per_window = latent + encoder.geometry.time_cells * classes
+        return 16.0 * per_window / encoder.config.window_seconds
     return encoder.frame_rate * encoder.dim * 16.0
 
 
@@ -226,11 +227,7 @@ def _read_log_history(folder: str | Path) -> list[dict]:
 
 
 def validation_loss(folder: str | Path) -> float:
-    """Returns the validation loss per answer token at the last step, averaged over question types.
-
-    Raises:
-        UserError: If the model was never evaluated in training.
-    """
+    """Returns the validation loss per answer token at the last step, over question types."""
     curves = learning_curves(_read_log_history(folder))["eval_loss"]
     if not curves:
         raise UserError(f"{folder}/trainer_state.json: no loss on a validation split")
