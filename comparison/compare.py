@@ -19,14 +19,7 @@ TEXT_METRICS = ("bleu_4", "rouge_l", "cider_d", "meteor", "spice", "spider")
 
 
 def compare(runs: Mapping[str, list[Run]]) -> dict:
-    """Compares the arms of comparable runs.
-
-    Args:
-        runs: Evaluations of each arm, one for each seed.
-
-    Returns:
-        The entries of `comparison.json` that depend on the evaluations alone.
-    """
+    """Returns the entries of `comparison.json` that depend on the evaluations alone."""
     reference = next(iter(runs.values()))
     first = reference[0]
     comparison: dict = {

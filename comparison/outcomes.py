@@ -89,11 +89,6 @@ def _control_outcomes(seeds: list[Run], indices: list[int]) -> dict[str, np.ndar
 def arm_accuracies(outcomes: Outcomes, max_audio_seconds: float, resamples: int) -> dict[str, dict]:
     """Returns the accuracies of each arm with their bootstrap intervals over clips.
 
-    Args:
-        outcomes: Outcomes of all arms.
-        max_audio_seconds: Seconds that a model uses of each clip.
-        resamples: Bootstrap resamples.
-
     Returns:
         For each arm, accuracies by `question_type` and every other grouping, `micro` over all rows,
         and the mean over question types: `macro`, `macro_accuracy` and `macro_by_seed`.
@@ -113,7 +108,12 @@ def arm_accuracies(outcomes: Outcomes, max_audio_seconds: float, resamples: int)
                 cells[name] = _cell(len(values), values.mean(), samples[:, group, column])
             accuracies[arm][grouping] = cells
             if grouping == "question_type":
-                accuracies[arm] |= _macro_accuracy(outcomes, arm, samples[:, :, column])
+                mean = outcomes.type_means(outcomes.by_arm[arm]).mean()
+                macro = _cell(len(outcomes.rows), mean, samples[:, :, column].mean(1))
+                by_seed = [outcomes.type_means(seed).mean() for seed in outcomes.by_seed[arm]]
+                accuracies[arm]["macro_accuracy"] = macro["accuracy"]
+                accuracies[arm]["macro"] = macro
+                accuracies[arm]["macro_by_seed"] = [float(mean) for mean in by_seed]
     for cells in accuracies.values():
         cells["micro"] = cells["micro"][""]
     return accuracies
@@ -134,10 +134,3 @@ def bounds(samples: np.ndarray) -> tuple[float, float]:
 def _cell(count: int, accuracy: float, samples: np.ndarray) -> dict:
     low, high = bounds(samples)
     return {"n": count, "accuracy": float(accuracy), "ci95_low": low, "ci95_high": high}
-
-
-def _macro_accuracy(outcomes: Outcomes, arm: str, type_samples: np.ndarray) -> dict:
-    mean = outcomes.type_means(outcomes.by_arm[arm]).mean()
-    macro = _cell(len(outcomes.rows), mean, type_samples.mean(1))
-    by_seed = [float(outcomes.type_means(seed).mean()) for seed in outcomes.by_seed[arm]]
-    return {"macro_accuracy": macro["accuracy"], "macro": macro, "macro_by_seed": by_seed}
