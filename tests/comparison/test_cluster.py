@@ -79,7 +79,7 @@ def test_run_that_fails_beside_another_is_reported_at_the_end(in_turn, config, c
         assert list(comparison["arms"]) == ["mimi_full"]
         assert comparison["left_out"] == ["broken"]
     report = (output / "report.html").read_text()
-    assert "Left out, as a run of theirs failed: broken." in report
+    assert "Excluded because a run failed: broken." in report
     assert "mcq loss" in (output / "mimi_full" / "train.log").read_text()
     expected = read_run(in_turn / "mimi_full" / "seed-0" / "evaluation")
     assert read_run(output / "mimi_full" / "evaluation").rows == expected.rows
