@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import cross_entropy
 
-from ..data.answer_parsing import option_spans
+from ..data.answer_parsing import find_options
 from ..data.audio_files import Clip
 from ..data.features import pad_features
 
@@ -47,7 +47,7 @@ def candidates(row: Mapping) -> dict[str, str]:
     if row["question_type"] in ("mcq", "entailment"):
         return {
             option.letter.lower(): f"{option.letter}) {option.text}"
-            for option in option_spans(row["input"])
+            for option in find_options(row["input"])
         }
     return {}
 

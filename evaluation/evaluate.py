@@ -270,6 +270,3 @@ def push(arguments: EvaluationArguments, evaluation: Evaluation) -> str:
         )
     except ConnectionError as error:
         raise UserError(f"{error}. The results are in {arguments.output_dir}") from error
-
-
-parse = parse_arguments  # RENAMED

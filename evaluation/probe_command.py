@@ -257,7 +257,5 @@ def _with_interval(entry: dict, key: str, sign: str = "") -> str:
     return f"{entry[key]:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
 
 
-parse = parse_arguments  # RENAMED
-
 if __name__ == "__main__":
     main()
