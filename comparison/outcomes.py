@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..evaluation.metric import SCORED
+from ..data.reasonaqa import CLOSED_QUESTION_TYPES
 from ..evaluation.scores import (
     NO_AUDIO_CONTROLS,
     gain_over_best_baseline,
@@ -24,7 +24,7 @@ class Outcomes:
     """Outcomes of the closed questions: 1 for a right answer and 0 for a wrong one."""
 
     rows: list[dict]  # of the first arm's predictions
-    question_types: list[str]  # those that occur, in the order of `SCORED`
+    question_types: list[str]  # those that occur, in the order of `CLOSED_QUESTION_TYPES`
     type_index: np.ndarray  # each row's question type, shape `(rows,)`
     clips: list[tuple[str, ...]]  # file names of each row's one or two clips
     by_arm: dict[str, np.ndarray]  # means over the seeds of each arm, shape `(rows,)`
@@ -47,10 +47,12 @@ class Outcomes:
 def collect_outcomes(runs: Mapping[str, list[Run]]) -> Outcomes:
     """Returns the outcomes of comparable runs. Text-only arms are baselines of the other arms."""
     first = next(iter(runs.values()))[0]
-    indices = [i for i, row in enumerate(first.rows) if row["question_type"] in SCORED]
+    indices = [
+        i for i, row in enumerate(first.rows) if row["question_type"] in CLOSED_QUESTION_TYPES
+    ]
     rows = [first.rows[i] for i in indices]
     present = {row["question_type"] for row in rows}
-    question_types = [name for name in SCORED if name in present]
+    question_types = [name for name in CLOSED_QUESTION_TYPES if name in present]
     by_seed = {}
     for arm, seeds in runs.items():
         by_seed[arm] = np.array([_run_outcomes(run, indices) for run in seeds])

@@ -27,7 +27,7 @@ from audiolm.ask.model import LoadedModel
 from audiolm.data.answer_parsing import options, parse_answer, question_kind, with_options
 from audiolm.data.soundscapes.corpus import make_soundscapes
 from audiolm.demo import MODEL_NAMES, models
-from audiolm.evaluation.scores import probabilities
+from audiolm.evaluation.scores import softmax_scores
 
 ROOT = Path(__file__).parents[2]
 ALARM = ["Which sound can be heard?", "--options", "cricket", "engine", "footsteps", "alarm"]
@@ -84,8 +84,8 @@ def test_options_are_read_as_they_were_given_or_refused(given_options):
 
 
 def test_probabilities_are_of_the_sums():
-    actual = probabilities({"a": (-1000.0, 3), "b": (-1000.0 - np.log(3), 1)})
-    assert actual == pytest.approx({"a": 0.75, "b": 0.25}) and probabilities({}) == {}
+    actual = softmax_scores({"a": (-1000.0, 3), "b": (-1000.0 - np.log(3), 1)})
+    assert actual == pytest.approx({"a": 0.75, "b": 0.25}) and softmax_scores({}) == {}
 
 
 def test_a_question(scenes, capsys):
