@@ -17,7 +17,7 @@ from support.builders import free_port
 
 from audiolm.ask import app
 from audiolm.ask.model import LoadedModel
-from audiolm.data.answer_parsing import with_options
+from audiolm.data.answer_parsing import add_options
 from audiolm.data.soundscapes.corpus import make_soundscapes
 from audiolm.demo import MODEL_NAMES
 
@@ -157,7 +157,7 @@ def test_muted_it_says_what_the_control_says(opened, corpus):
     texts, actual = answered(opened), shares(opened)
     for arm, text, entry in zip(MODEL_NAMES, texts, actual):
         model = LoadedModel(arm)
-        encoded, question = [model.encode([clip(corpus)])], [with_options(*ALARM)]
+        encoded, question = [model.encode([clip(corpus)])], [add_options(*ALARM)]
         (expected,), (unmuted,) = (
             model.ask(question, encoded, no_audio=True),
             model.ask(question, encoded),

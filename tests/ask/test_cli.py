@@ -24,7 +24,12 @@ from audiolm import __version__
 from audiolm.ask import cli as run_ask
 from audiolm.ask import table as question_table
 from audiolm.ask.model import LoadedModel
-from audiolm.data.answer_parsing import options, parse_answer, question_kind, with_options
+from audiolm.data.answer_parsing import (
+    add_options,
+    infer_answer_format,
+    option_texts,
+    parse_answer,
+)
 from audiolm.data.soundscapes.corpus import make_soundscapes
 from audiolm.demo import MODEL_NAMES, models
 from audiolm.evaluation.scores import softmax_scores
@@ -52,19 +57,19 @@ def clip(scenes, number: int = 0) -> str:
 
 
 def test_options_become_reasonaqas_words():
-    assert with_options(" Which? ", []) == "Which?" and question_kind("Which?") == "open"
-    requested = with_options("Which?", ["rain", " a dog ", ""])
-    assert requested == "Which? A) rain B) a dog" and question_kind(requested) == "mcq"
-    requested = with_options("Is it rain?", ["No", "yes"])
+    assert add_options(" Which? ", []) == "Which?" and infer_answer_format("Which?") == "open"
+    requested = add_options("Which?", ["rain", " a dog ", ""])
+    assert requested == "Which? A) rain B) a dog" and infer_answer_format(requested) == "mcq"
+    requested = add_options("Is it rain?", ["No", "yes"])
     assert (
         requested == "Is it rain? Answer only using yes or no."
-        and question_kind(requested) == "yes_no"
+        and infer_answer_format(requested) == "yes_no"
     )
     for wrong in (["rain"], ["rain", "Rain"], [str(i) for i in range(27)], ["a b) c", "d"]):
         with pytest.raises(ValueError):
-            with_options("Which?", wrong)
+            add_options("Which?", wrong)
     with pytest.raises(ValueError, match="options already"):
-        with_options(requested, ["a", "b"])
+        add_options(requested, ["a", "b"])
 
 
 @given(
@@ -74,11 +79,11 @@ def test_options_become_reasonaqas_words():
 )
 def test_options_are_read_as_they_were_given_or_refused(given_options):
     try:
-        requested = with_options("Which?", given_options)
+        requested = add_options("Which?", given_options)
     except ValueError:
         return
-    if question_kind(requested) == "mcq":
-        assert list(options(requested).values()) == [
+    if infer_answer_format(requested) == "mcq":
+        assert list(option_texts(requested).values()) == [
             option.strip() for option in given_options if option.strip()
         ]
 
@@ -119,7 +124,7 @@ def test_several_models_as_json(scenes, capsys):
 
 def test_muted_only_the_clips_length_is_known(scenes, model):
     question, features = (
-        with_options(ALARM[0], ALARM[2:]),
+        add_options(ALARM[0], ALARM[2:]),
         {i: model.encode([clip(scenes, i)]) for i in range(8)},
     )
     by_frames: dict[int, set] = {}
@@ -411,7 +416,7 @@ def test_the_demos_models_are_whole():
 def test_the_demos_models_listen(scenes):
     """They answer many more of 72 closed questions about new scenes with the audio than without."""
     folder, rows = scenes
-    rows = [row for row in rows if question_kind(row["input"]) != "open"]
+    rows = [row for row in rows if infer_answer_format(row["input"]) != "open"]
     clips = [
         [str(folder / row[name]) for name in ("filepath1", "filepath2") if row[name]]
         for row in rows
@@ -430,7 +435,7 @@ def test_the_demos_models_listen(scenes):
             right.append(
                 sum(
                     answer.choice
-                    == parse_answer(question_kind(row["input"]), row["input"], row["answer"])
+                    == parse_answer(infer_answer_format(row["input"]), row["input"], row["answer"])
                     for row, answer in zip(rows, answers)
                 )
             )

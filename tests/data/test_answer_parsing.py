@@ -1,24 +1,66 @@
 """Parses of generated texts: a table labelled by a careful reader, rules, random texts."""
 
 import csv
-import doctest
 import random
 import time
 from pathlib import Path
 
 import pytest
 
-from audiolm.data.answer_parsing import letter_rules, option_texts, parse_answer, parse_option
+from audiolm.data import answer_parsing
+from audiolm.data.answer_parsing import (
+    letter_context,
+    names_an_option,
+    option_texts,
+    parse_answer,
+    parse_option,
+    tokenize,
+)
 
 QUESTION = "What is it? A) rain B) heavy rain C) a dog barking D) wind"
 with open(Path(__file__).with_name("generated_texts.tsv"), encoding="utf-8", newline="") as table:
     TEXTS = list(csv.DictReader(table, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
-def test_letter_rules_examples_hold():
-    results = doctest.testmod(letter_rules)
-    assert results.failed == 0
-    assert results.attempted > 15
+def find_letter(text: str, **options) -> answer_parsing.LetterContext:
+    """Returns the context of the first single letter in a text."""
+    tokenized = tokenize(text)
+    i = next(i for i, token in enumerate(tokenized.tokens) if len(token) == 1)
+    return letter_context(tokenized, i, **options)
+
+
+@pytest.mark.parametrize(
+    ("rule", "text", "expected"),
+    [
+        ("is_part_of_a_word", "sound(s) of rain", True),
+        ("is_set_off", "b: rain", True),
+        ("is_set_off", "e.g. rain", False),
+        ("is_quoted", "It says 'E' here.", True),
+        ("opens_the_text", "E: thunder", True),
+        ("follows_a_cue", "option E here", True),
+        ("follows_a_cue", "The answer is E.", True),
+        ("follows_a_choice", "pick B please", True),
+        ("precedes_a_clause", "B because it rains", True),
+        ("is_chosen_article", "pick A.", True),
+        ("is_chosen_article", "it is a dog", False),
+        ("is_article_before_a_clause", "so A is right", True),
+        ("is_article_label", "maybe A/B", True),
+    ],
+)
+def test_letter_rule_of_its_example(rule, text, expected):
+    assert getattr(answer_parsing, rule)(find_letter(text)) is expected
+
+
+def test_precedes_option_text_before_a_covered_word():
+    assert answer_parsing.precedes_option_text(find_letter("B rain", covered={1}))
+
+
+def test_names_an_option_of_an_article_before_a_noun_is_false():
+    assert not names_an_option(find_letter("it is a dog"), ["a"])
+
+
+def test_parse_option_the_last_one_is_the_last_option():
+    assert parse_option({"a": "x", "b": "y"}, "the last one") == "b"
 
 
 def test_table_of_texts_is_large_and_without_repetition():

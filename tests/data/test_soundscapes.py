@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from audiolm.data import QUESTION_TYPES, check_audio, load_reasonaqa
-from audiolm.data.answer_parsing import options, parse_answer
+from audiolm.data.answer_parsing import option_texts, parse_answer
 from audiolm.data.reasonaqa import question_type
 from audiolm.data.soundscapes import corpus as soundscapes
 from audiolm.data.soundscapes.corpus import draw_corpus, main, make_soundscapes, write_labels
@@ -166,8 +166,8 @@ def test_every_closed_answer_is_one_of_the_options(drawn):
         kind = question_type(row)
         if kind in CLOSED:
             answer = parse_answer(kind, row["input"], row["answer"])
-            assert answer in (("yes", "no") if kind == "yes_no" else options(row["input"]))
-            assert len(set(options(row["input"]).values())) == len(options(row["input"]))
+            assert answer in (("yes", "no") if kind == "yes_no" else option_texts(row["input"]))
+            assert len(set(option_texts(row["input"]).values())) == len(option_texts(row["input"]))
 
 
 def test_splits_share_no_scene_and_no_parameter(drawn):
@@ -192,7 +192,7 @@ def test_answers_agree_with_the_scenes(drawn):
             named = re.sub(r"^[A-Da-d]\) ", "", row["answer"])
             at = {event.name: event for event in scene.events}
             if text.startswith("Which sound can be heard?"):
-                right = [name for name in options(text).values() if name in at]
+                right = [name for name in option_texts(text).values() if name in at]
                 assert right == [named]
             elif match := re.match(r"Can the (\w+) be heard\?", text):
                 assert row["answer"] == ("yes" if match[1] in at else "no")
@@ -280,12 +280,12 @@ def by_content(train, questions):
 
     right, wrong = Counter(), Counter()
     for text, answer in train:
-        for letter, option in options(text).items():
+        for letter, option in option_texts(text).items():
             (right if letter == answer else wrong).update(features(text, option))
     odds = {f: np.log((right[f] + 1) / (wrong[f] + 3)) for f in {*right, *wrong}}
     return [
         max(
-            options(text).items(),
+            option_texts(text).items(),
             key=lambda option: sum(odds.get(f, np.log(1 / 3)) for f in features(text, option[1])),
         )[0]
         for text in questions
@@ -302,7 +302,7 @@ def deviations(train, test):
     for kind in CLOSED:
         examples = [(text, answer) for k, _, text, answer in train if k == kind]
         questions = [row for row in test if row[0] == kind]
-        chance = np.array([1 / (len(options(text)) or 2) for _, _, text, _ in questions])
+        chance = np.array([1 / (len(option_texts(text)) or 2) for _, _, text, _ in questions])
         for reader in (by_majority, by_letter, by_content)[: 3 if kind == "mcq" else 2]:
             guesses = reader(examples, [text for _, _, text, _ in questions])
             hits = np.array([a == row[3] for a, row in zip(guesses, questions)])
@@ -331,7 +331,7 @@ def test_a_leak_in_the_text_would_be_noticed(drawn):
 
     def named(text, answer):
         match = re.search(
-            "|".join(CLASSES), text if answer in ("yes", "no") else options(text)[answer]
+            "|".join(CLASSES), text if answer in ("yes", "no") else option_texts(text)[answer]
         )
         return match and match[0] in favoured
 

@@ -1,0 +1,428 @@
+"""The options in a question, and the option that a generated text names.
+
+A text that names no option, or more than one, is unparsed and counts as wrong. The module is
+long because each rule is a function of its own.
+"""
+
+import re
+from collections.abc import Collection, Mapping
+from string import ascii_uppercase as LETTERS
+from typing import NamedTuple
+
+from ..runtime import UserError
+
+# ReasonAQA ends its yes/no questions with this sentence.
+YES_NO_INSTRUCTION = "Answer only using yes or no."
+
+# An option ends where white space begins. Trying each space of a run would take quadratic time.
+_OPTION = re.compile(r"(?:(?<=\s)|^)\(?([a-zA-Z])\)\s*(.*?)(?=(?<!\s)\s+\(?[a-zA-Z]\)\s|$)", re.S)
+# "isn't" and "C#" are one word.
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*[#♯♭]*")
+_DASH = re.compile(r"\s+[-\u2013\u2014:=]")
+_OPENING_QUOTES = tuple("([{<*\"'`«\u201c\u2018")
+_LEADING_LETTER = re.compile(r"\s*\(?([a-zA-Z])(?:[).:]|\s*$)")
+# Punctuation that ends a clause, and so ends what a "not" governs.
+_CLAUSE_END = re.compile(r"[,;.!?\n\u2013\u2014\u2026]|\s-+\s")
+# Words at the start of an option that an answer may omit.
+_OMISSIBLE = re.compile(r"^(a|an|the|i|it is|there is) ")
+
+# fmt: off
+CUES = {"option", "answer", "choice", "letter"}
+BEFORE_LETTER = {"is", "it's", "be", "not", "or", "and", "either", "neither", "nor", "choose",
+                 "pick", "select", "say"}
+# None of these follows the article "a".
+AFTER_LETTER = {"is", "was", "or", "and", "because", "but", "since", "instead"}
+ORDINALS = {"first": 0, "second": 1, "third": 2, "fourth": 3, "fifth": 4, "sixth": 5, "last": -1}
+NUMBERS = {"one": 0, "two": 1, "three": 2, "four": 3, "five": 4, "six": 5}
+NUMBERS |= {str(place + 1): place for place in NUMBERS.values()}
+NEGATIONS = {"not", "no", "never", "neither", "nor", "without", "cannot", "except", "unlike",
+             "none", "nothing"}
+NEGATING_PAIRS = {("instead", "of"), ("rather", "than"), ("other", "than"), ("apart", "from")}
+# A "no" before these words is an answer. Before other words it is a determiner.
+AFTER_NO = {"it", "there", "they", "he", "she", "that", "this", "i", "we", "you", "not",
+            "because", "since", "the", "a", "an"}
+CLAUSE_STARTS = {"but", "because", "since", "however", "though", "although", "whereas", "while"}
+VERBS = {"is", "are", "was", "were", "do", "does", "did", "can", "could"}
+DENIALS = {"not", "never", "wrong", "incorrect", "false", "absent", "missing"}
+# fmt: on
+
+
+class Option(NamedTuple):
+    """An option in a question."""
+
+    letter: str  # As written.
+    text: str  # Without surrounding white space.
+    start: int  # Where the text starts in the question.
+    end: int  # Where it ends, with trailing white space.
+
+
+class TokenizedText(NamedTuple):
+    """The lower-case words of a text, and what stands before each and after the last."""
+
+    tokens: list[str]
+    gaps: list[str]
+
+
+class Mention(NamedTuple):
+    """Words of a text, from `start` to before `end`, which name an option. "?" is no option."""
+
+    start: int
+    end: int
+    letter: str
+
+
+class LetterContext(NamedTuple):
+    """A single letter in a generated text, with what stands around it. Missing words are ""."""
+
+    letter: str
+    second_word_before: str
+    word_before: str
+    word_after: str
+    text_before: str  # Punctuation and spaces.
+    text_after: str
+    precedes_option_text: bool
+
+
+def find_options(question: str) -> list[Option]:
+    """Returns the options of a question, in order: "A) … B) …", "a) … b) …" or "(a) … (b) …".
+
+    If a letter occurs twice, its last option counts.
+    """
+    by_letter = {
+        match[1].lower(): Option(match[1], match[2].strip(), *match.span(2))
+        for match in _OPTION.finditer(question)
+    }
+    expected_letters = LETTERS.lower()[: len(by_letter)]
+    options = [option for letter, option in by_letter.items() if letter in expected_letters]
+    return sorted(options, key=lambda option: option.start)
+
+
+def option_texts(question: str) -> dict[str, str]:
+    """Returns the texts of a question's options by lower-case letter."""
+    return {option.letter.lower(): option.text for option in find_options(question)}
+
+
+def infer_answer_format(question: str) -> str:
+    """Returns `mcq` for a question with two or more options, `yes_no` or `open`."""
+    if len(find_options(question)) > 1:
+        return "mcq"
+    return "yes_no" if question.strip().lower().endswith("using yes or no.") else "open"
+
+
+def add_options(question: str, options: list[str]) -> str:
+    """Returns a question with its options as ReasonAQA writes them: "… A) rain B) wind".
+
+    The options "yes" and "no" become a sentence that asks for one of them.
+
+    Raises:
+        UserError: The question has options already, there are fewer than 2 or more than 26, two
+            are equal, or a text cannot be written as an option.
+    """
+    question = question.strip()
+    options = [option.strip() for option in options if option.strip()]
+    try:
+        " ".join([question, *options]).encode()
+    except UnicodeEncodeError as error:
+        raise UserError("the question is not valid UTF-8 text") from error
+    if not options:
+        return question
+    distinct = {option.casefold() for option in options}
+    if infer_answer_format(question) != "open":
+        raise UserError("the question names options already: remove them or pass no other options")
+    if not 2 <= len(options) <= len(LETTERS) or len(distinct) < len(options):
+        raise UserError(f"expected 2 to {len(LETTERS)} different options")
+    if any(re.match(r"\(?[A-Za-z]\)\s", option) for option in options):
+        raise UserError("pass the options without letters: they are added")
+    if distinct == {"yes", "no"}:
+        return f"{question} {YES_NO_INSTRUCTION}"
+    lettered = [f"{letter}) {option}" for letter, option in zip(LETTERS, options)]
+    full_question = " ".join([question, *lettered])
+    if [option.text for option in find_options(full_question)] != options:
+        raise UserError('an option contains the start of another option, such as "b) "')
+    return full_question
+
+
+def is_part_of_a_word(context: LetterContext) -> bool:
+    """The letter belongs to the word before it: "sound(s)"."""
+    return bool(context.word_before) and bool(re.fullmatch(r"\S*[(.&-]", context.text_before))
+
+
+def is_set_off(context: LetterContext) -> bool:
+    """Punctuation or a dash or the end of the text follows: "b: rain", but not "e.g."."""
+    if not context.word_after or _DASH.match(context.text_after):
+        return True
+    return context.text_after != "." and context.text_after[:1] not in (" ", "-", "&")
+
+
+def is_quoted(context: LetterContext) -> bool:
+    """The letter stands in brackets or quotes or asterisks: "It says 'E' here."."""
+    return is_set_off(context) and context.text_before.endswith(_OPENING_QUOTES)
+
+
+def opens_the_text(context: LetterContext) -> bool:
+    """The text is the letter, or starts with it and a bracket or dot or colon: "E: thunder"."""
+    is_label = not context.word_after or context.text_after[:1] in (")", ".", ":")
+    return not context.word_before and is_label and is_set_off(context)
+
+
+def follows_a_cue(context: LetterContext) -> bool:
+    """The text announces an option: "option E here", "The answer is E."."""
+    if context.word_before in CUES:
+        return True
+    is_announced = context.word_before in ("is", "was") and context.second_word_before in CUES
+    return is_announced and is_set_off(context)
+
+
+def follows_a_choice(context: LetterContext) -> bool:
+    """A word such as "pick" or "either" precedes: "pick B please"."""
+    return context.word_before in BEFORE_LETTER
+
+
+def precedes_a_clause(context: LetterContext) -> bool:
+    """A word such as "is" or "because" follows: "B because it rains"."""
+    return context.word_after in AFTER_LETTER
+
+
+def precedes_option_text(context: LetterContext) -> bool:
+    """The text of an option follows: "B rain"."""
+    return context.precedes_option_text
+
+
+def is_chosen_article(context: LetterContext) -> bool:
+    """A word such as "pick" precedes "a" or "i", and no noun follows: "pick A."."""
+    return follows_a_choice(context) and is_set_off(context)
+
+
+def is_article_before_a_clause(context: LetterContext) -> bool:
+    """A word such as "is" follows "a": "so A is right"."""
+    return context.letter == "a" and precedes_a_clause(context)
+
+
+def is_article_label(context: LetterContext) -> bool:
+    """An "a" or "i" starts the text, or a closing bracket or colon or slash follows: "A/B"."""
+    is_label = not context.word_before or context.text_after[:1] in (")", "]", ":", "/")
+    return is_label and is_set_off(context)
+
+
+# One of these is enough for any letter. A letter of no option makes the text unparsed.
+ANY_LETTER_RULES = (is_quoted, opens_the_text, follows_a_cue)
+# One of these is enough for a letter of an option.
+OPTION_LETTER_RULES = (is_set_off, follows_a_choice, precedes_a_clause, precedes_option_text)
+# "a" and "i" are words too, and a truncated text may end with "a".
+ARTICLES = ("a", "i")
+ARTICLE_RULES = (is_chosen_article, is_article_before_a_clause, is_article_label)
+
+
+def names_an_option(context: LetterContext, letters: Collection[str]) -> bool:
+    """Decides by the rules above whether a letter names one of the options `letters`."""
+    if is_part_of_a_word(context):
+        return False
+    if any(rule(context) for rule in ANY_LETTER_RULES):
+        return True
+    rules = ARTICLE_RULES if context.letter in ARTICLES else OPTION_LETTER_RULES
+    return context.letter in letters and any(rule(context) for rule in rules)
+
+
+def parse_answer(question_type: str, question: str, text: str) -> str | None:
+    """Returns the option letter or "yes" or "no" that a text names, or None.
+
+    - A text names an option by its letter, by its place ("the second option") or by its full text.
+    - A letter counts by the rules of `names_an_option`.
+    - The full text counts in any case and punctuation, without a leading article or "it is".
+      Where one option's text contains another's, the longest match counts.
+    - A negated option is not named: "not B", "rather than rain", "B is wrong".
+      A negation ends with its clause. "No doubt" and "not only" negate nothing.
+    - Two options, an unused letter or a negation alone give None. So do open question types.
+    - "no" does not count if it belongs to the next word ("no dog", "no doubt").
+    """
+    if question_type == "yes_no":
+        return _parse_yes_no(tokenize(text))
+    if question_type in ("mcq", "entailment"):
+        return parse_option(option_texts(question), text)
+    return None
+
+
+def parse_option(options: Mapping[str, str], text: str) -> str | None:
+    """Returns the letter of the option that a text names by the rules of `parse_answer`, or None.
+
+    Args:
+        options: Option texts by lower-case letter.
+        text: A generated text.
+    """
+    if not options:
+        return None
+    tokenized = tokenize(text)
+    option_tokens = {letter: tokenize(option).tokens for letter, option in options.items()}
+    leading = _LEADING_LETTER.match(text)
+    letter = leading[1].lower() if leading else ""
+    if letter in options and tokenized.tokens[1:] in ([], option_tokens[letter]):
+        return letter
+    exact = [letter for letter, option in option_tokens.items() if option == tokenized.tokens]
+    if tokenized.tokens and len(exact) == 1:
+        return exact[0]
+    mentions, covered = _find_option_texts(option_tokens, tokenized.tokens)
+    mentions += _find_letters(tokenized, list(options), covered)
+    is_negated = _find_negated_words(tokenized, covered)
+    named = {
+        mention.letter
+        for mention in _merge_adjacent(mentions)
+        if not is_negated[mention.start] and not _is_denied(tokenized, mention.end)
+    }
+    return named.pop() if len(named) == 1 and named <= options.keys() else None
+
+
+def _parse_yes_no(text: TokenizedText) -> str | None:
+    answers = {
+        i
+        for i, word in enumerate(text.tokens)
+        if word == "yes" or (word == "no" and _is_answer_no(text, i))
+    }
+    is_negated = _find_negated_words(text, answers)
+    named = {text.tokens[i] for i in answers if not is_negated[i]}
+    return named.pop() if len(named) == 1 else None
+
+
+def _is_answer_no(text: TokenizedText, i: int) -> bool:
+    if i + 1 == len(text.tokens) or text.tokens[i + 1] in AFTER_NO:
+        return True
+    gap = text.gaps[i + 1]
+    return bool(gap.strip(" ")) and gap != "-"
+
+
+def tokenize(text: str) -> TokenizedText:
+    """Splits a text into lower-case words and gaps."""
+    text = text.lower().replace("\u2019", "'")
+    spans = [match.span() for match in _WORD.finditer(text)]
+    starts = [start for start, _ in spans]
+    ends = [end for _, end in spans]
+    gaps = [text[end:start] for end, start in zip([0, *ends], [*starts, len(text)])]
+    return TokenizedText([text[start:end] for start, end in spans], gaps)
+
+
+def letter_context(text: TokenizedText, i: int, covered: Collection[int] = ()) -> LetterContext:
+    """Returns the context of word `i`. `covered` are the words of option texts."""
+    tokens = text.tokens
+    return LetterContext(
+        letter=tokens[i],
+        second_word_before=tokens[i - 2] if i > 1 else "",
+        word_before=tokens[i - 1] if i > 0 else "",
+        word_after=tokens[i + 1] if i + 1 < len(tokens) else "",
+        text_before=text.gaps[i],
+        text_after=text.gaps[i + 1],
+        precedes_option_text=i + 1 in covered,
+    )
+
+
+def _find_letters(text: TokenizedText, letters: list[str], covered: set[int]) -> list[Mention]:
+    """Finds what names an option by letter or place, outside of the `covered` option texts."""
+    mentions = []
+    for i, token in enumerate(text.tokens):
+        if i in covered:
+            continue
+        mention = _place_mention(text.tokens, i, letters)
+        is_letter = len(token) == 1 and token.isalpha()
+        if mention:
+            mentions.append(mention)
+        elif is_letter and names_an_option(letter_context(text, i, covered), letters):
+            mentions.append(Mention(i, i + 1, token))
+    return mentions
+
+
+def _place_mention(tokens: list[str], i: int, letters: list[str]) -> Mention | None:
+    """Returns what word `i` names by place: "second option", "option two"."""
+    token = tokens[i]
+    next_token = tokens[i + 1] if i + 1 < len(tokens) else ""
+    if token in ORDINALS:
+        is_place = next_token in CUES or next_token == "one" or tokens in ([token], ["the", token])
+        place, end = ORDINALS[token], min(i + 2, len(tokens))
+    else:
+        is_place = token in NUMBERS and i > 0 and tokens[i - 1] in CUES
+        place, end = NUMBERS.get(token, 0), i + 1
+    if not is_place:
+        return None
+    return Mention(i, end, letters[place] if place < len(letters) else "?")
+
+
+def _find_option_texts(
+    option_tokens: Mapping[str, list[str]], tokens: list[str]
+) -> tuple[list[Mention], set[int]]:
+    """Finds full option texts, except those within a longer one, and the words in them."""
+    line = f" {' '.join(tokens)} "
+    mentions = []
+    for letter, option in option_tokens.items():
+        core = _OMISSIBLE.sub("", " ".join(option))
+        if option and f" {core} " in line:
+            part = core.split(" ")
+            starts = _find_part(part, tokens)
+            mentions += [Mention(start, start + len(part), letter) for start in starts]
+    mentions.sort(key=lambda mention: (mention.start, -mention.end, mention.letter))
+    outermost: list[Mention] = []
+    covered: set[int] = set()
+    last = Mention(0, 0, "")
+    for mention in mentions:
+        if mention.end > last.end or (mention.start, mention.end) == (last.start, last.end):
+            outermost.append(mention)
+            covered.update(range(max(mention.start, last.end), mention.end))
+            last = mention
+    return outermost, covered
+
+
+def _find_part(part: list[str], tokens: list[str]) -> list[int]:
+    """Returns where `part` starts in `tokens`, in linear time (Knuth, Morris and Pratt)."""
+    line = [*part, None, *tokens]
+    # How many words before each position, itself included, equal the first words of `line`.
+    borders = [0]
+    for word in line[1:]:
+        border = borders[-1]
+        while border and line[border] != word:
+            border = borders[border - 1]
+        if line[border] == word:
+            border += 1
+        borders.append(border)
+    return [end - 2 * len(part) for end, border in enumerate(borders) if border == len(part)]
+
+
+def _merge_adjacent(mentions: list[Mention]) -> list[Mention]:
+    """Merges mentions of an option that follow one another: "A) rain", "rain (A)"."""
+    merged: list[Mention] = []
+    for mention in sorted(mentions):
+        if merged and (merged[-1].end, merged[-1].letter) == (mention.start, mention.letter):
+            mention = mention._replace(start=merged.pop().start)
+        merged.append(mention)
+    return merged
+
+
+def _find_negated_words(text: TokenizedText, covered: set[int]) -> list[bool]:
+    """Returns for each word whether a negation outside of `covered` precedes it in its clause."""
+    is_negated = []
+    is_active = False
+    for i, word in enumerate(text.tokens):
+        if _CLAUSE_END.search(text.gaps[i]) or (word in CLAUSE_STARTS and i not in covered):
+            is_active = False
+        is_negated.append(is_active)
+        if not is_active and i not in covered:
+            is_active = _is_negation(word, text.tokens[i + 1 : i + 3])
+    return is_negated
+
+
+def _is_negation(word: str, next_tokens: list[str]) -> bool:
+    next_token = next_tokens[0] if next_tokens else ""
+    if (word, next_token) in NEGATING_PAIRS:
+        return True
+    is_negative = word in NEGATIONS or word.endswith("n't")
+    return is_negative and "doubt" not in next_tokens and next_token not in ("only", "just")
+
+
+def _is_denied(text: TokenizedText, end: int) -> bool:
+    """Whether "is not", "isn't" or "is wrong" follows a mention that ends before word `end`."""
+    clause = []
+    for word, gap in zip(text.tokens[end : end + 3], text.gaps[end : end + 3]):
+        if _CLAUSE_END.search(gap):
+            break
+        clause.append(word)
+    verb = clause[0] if clause else ""
+    is_negative = verb == "cannot" or verb.endswith("n't")
+    return is_negative or (verb in VERBS and not DENIALS.isdisjoint(clause[1:]))
+
+
+option_spans = find_options  # RENAMED
