@@ -211,6 +211,6 @@ def parse_options(parser: HfArgumentParser, argv: list[str] | None = None) -> An
     (arguments_class,) = parser.dataclass_types
     options = vars(parser.parse_args(argv))
     try:
-        return arguments_class(**options)
+        return arguments_class(**options)  # ty: ignore[not-callable]
     except UserError as error:
         parser.error(str(error))

@@ -2,10 +2,13 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
+
+pc: Any = pyarrow.compute  # its functions are made at import, so a type checker sees none
 
 CATEGORIES = (
     "sound event",

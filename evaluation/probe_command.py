@@ -5,6 +5,7 @@ import hashlib
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -145,7 +146,7 @@ def run_probes(
     entries: dict = {
         "encoders": {},
         "results": {pooling: {} for pooling in args.pooling},
-        "shuffled_labels": {pooling: {} for pooling in args.controls},
+        "shuffled_labels": {pooling: {} for pooling in args.controls},  # ty: ignore[not-iterable]
         "differences": {},
     }
     predicted = {pooling: {} for pooling in args.pooling}
@@ -161,7 +162,7 @@ def run_probes(
             predictions, settings = task.run(pooling, features[pooling], desc=arm)
             predicted[pooling][arm] = predictions
             entries["results"][pooling][arm] = task.score(predictions, settings)
-        for pooling in args.controls:
+        for pooling in args.controls:  # ty: ignore[not-iterable]
             predictions, settings = task.run(pooling, features[pooling], shuffle=True, desc=arm)
             entries["shuffled_labels"][pooling][arm] = task.score(predictions, settings)
     # Shuffled labels get no interval: a shuffle moves similar clips together, so shuffles vary more
@@ -198,7 +199,8 @@ def encode(
             # Rounded as in the cache, which then changes no result.
             features = clip.bfloat16().float()
         else:
-            features = encoder.decode_codes(clip[None].to(encoder.device))[0].cpu()
+            codec: Any = encoder
+            features = codec.decode_codes(clip[None].to(encoder.device))[0].cpu()
         means[path] = features.mean(0).numpy()
         num_frames[path] = len(features)
         if "attention" in args.pooling:
