@@ -96,11 +96,10 @@ def clip_features(
 
 
 def shift_option_letters(row: dict) -> tuple[dict, dict[str, str]] | None:
-    """Moves the text of each option under the next letter.
+    """Moves the text of each option under the next letter, and the right answer with its text.
 
-    Returns:
-        The row, whose right answer follows its text, and the old letter of each new one. None if
-        the row has no options, or if an option mentions others ("both A and B").
+    Returns the row and the old letter of each new one. None if the row has no options, or if an
+    option mentions others ("both A and B").
     """
     options = find_options(row["input"])
     has_options = row["question_type"] in ("mcq", "entailment") and len(options) >= 2
