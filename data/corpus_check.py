@@ -156,7 +156,8 @@ class _Contradiction(Finding):
         row = checked.row
         if not checked.is_closed:
             return
-        answer = _normalize(checked.options.get(checked.answer) or checked.answer or row["answer"])
+        option = checked.options.get(checked.answer)
+        answer = _normalize(option or checked.answer or row["answer"])
         key = "\0".join([checked.split, *row["audio"], _normalize(row["input"])])
         digest = hashlib.blake2b(key.encode(), digest_size=12).digest()
         first = self.answers.setdefault(digest, answer)
@@ -300,10 +301,11 @@ def _count_clips(rows: Dataset, facts: Mapping[str, ClipFacts], max_seconds: flo
     """Returns the numbers of rows and clips of each subtype of a split, and of "all"."""
     num_rows: Counter[str] = Counter()
     clips_by_subtype: dict[str, set[str]] = defaultdict(set)
-    for subtype, clips in zip(rows["subtype"], rows["audio"]):
-        for name in {subtype.removesuffix(".json"), "all"}:
-            num_rows[name] += 1
-            clips_by_subtype[name].update(clips)
+    for batch in rows.select_columns(["subtype", "audio"]).iter(10_000):
+        for subtype, clips in zip(batch["subtype"], batch["audio"]):
+            for name in {subtype.removesuffix(".json"), "all"}:
+                num_rows[name] += 1
+                clips_by_subtype[name].update(clips)
     counts = {}
     for name in sorted(num_rows, key=lambda name: (name == "all", name)):
         clips = [facts[clip] for clip in clips_by_subtype[name]]
