@@ -17,7 +17,7 @@ from ..data.features import encode_clips
 from ..demo import models as demo_models
 from ..evaluation.answering import answer_batch, most_likely_option
 from ..evaluation.controls import mean_audio_features
-from ..evaluation.scores import probabilities
+from ..evaluation.scores import softmax_scores
 from ..processing_audiolm import AudioLMProcessor, open_file
 from ..runtime import UserError
 
@@ -213,7 +213,7 @@ class LoadedModel:
 
 def _answer(result: dict, seconds: float) -> Answer:
     scores = result["scores"]
-    return Answer(result["text"], probabilities(scores), most_likely_option(scores), seconds)
+    return Answer(result["text"], softmax_scores(scores), most_likely_option(scores), seconds)
 
 
 def clip_duration(clip: Clip) -> float:

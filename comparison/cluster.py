@@ -36,7 +36,7 @@ LAUNCHER = (
 class RayCluster:
     """Machines that do several runs at once, as a context. On exit, unfinished runs are cancelled.
 
-    Within it, SIGINT, SIGTERM and SIGHUP raise `SystemExit`.
+    Within it, SIGINT, SIGTERM and SIGHUP end `do` by `SystemExit`.
 
     Args:
         parallel: Runs at once on each machine. Default: as many as it has GPUs for, or one.
@@ -53,11 +53,22 @@ class RayCluster:
         self.address = address
         self.slots = 0
         self._pending: list = []
+        self._signal = 0
 
     def __enter__(self) -> "RayCluster":
         self._ray = self._start_ray()
-        self._handlers = {number: signal.signal(number, _exit_by_signal) for number in SIGNALS}
+        self._handlers = {number: signal.signal(number, self._stop) for number in SIGNALS}
         return self
+
+    def _stop(self, number: int, frame: object) -> None:
+        # Ray would replace the exit status of an exception that is raised here. A second signal
+        # acts as usual.
+        self._signal = number
+        self._restore_handlers()
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
     def __exit__(self, *error: object) -> None:
         try:
@@ -68,8 +79,7 @@ class RayCluster:
                 self._ray.wait(self._pending, num_returns=len(self._pending))
         finally:
             self._ray.shutdown()
-            for number, handler in self._handlers.items():
-                signal.signal(number, handler)
+            self._restore_handlers()
 
     def _start_ray(self) -> Any:
         """Connects to a cluster, or starts Ray on this machine. Returns the module `ray`."""
@@ -104,8 +114,9 @@ class RayCluster:
         runs_by_task = {do_run.remote(run, os.getcwd()): run for run in runs}
         self._pending = list(runs_by_task)
         while self._pending:
-            # The timeout lets Python handle signals.
             finished, self._pending = self._ray.wait(self._pending, timeout=1)
+            if self._signal:
+                sys.exit(128 + self._signal)
             for task in finished:
                 run = runs_by_task[task]
                 try:
@@ -124,11 +135,6 @@ def plan_resources(
 
     Ray takes all resources of one task from one machine, as from a placement group with a single
     bundle, so the processes of a run need no placement group of their own.
-
-    Args:
-        machines: Ray's resources of each machine.
-        parallel: Runs at once on each machine. Default: as many as it has GPUs for, or one.
-        processes: Processes of each run.
     """
     cpus = [int(machine["CPU"]) for machine in machines if machine.get("CPU")]
     gpus = [int(machine.get("GPU", 0)) for machine in machines]
@@ -144,10 +150,6 @@ def plan_resources(
         return {"num_cpus": num_cpus, "num_gpus": 0}, slots
     slots = min(slots, sum(count // processes for count in gpus))
     return {"num_cpus": num_cpus, "num_gpus": processes}, slots
-
-
-def _exit_by_signal(number: int, frame: object) -> None:
-    sys.exit(128 + number)
 
 
 def do_stages(run: PlannedRun, working_folder: str) -> Failure | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..evaluation.metric import SCORED
+from ..data.reasonaqa import CLOSED_QUESTION_TYPES
 from ..evaluation.scores import option_probabilities
 from ..evaluation.statistics import expected_calibration_error
 from .conclusion import conclusion
@@ -19,14 +19,7 @@ TEXT_METRICS = ("bleu_4", "rouge_l", "cider_d", "meteor", "spice", "spider")
 
 
 def compare(runs: Mapping[str, list[Run]]) -> dict:
-    """Compares the arms of comparable runs.
-
-    Args:
-        runs: Evaluations of each arm, one for each seed.
-
-    Returns:
-        The entries of `comparison.json` that depend on the evaluations alone.
-    """
+    """Returns the entries of `comparison.json` that depend on the evaluations alone."""
     reference = next(iter(runs.values()))
     first = reference[0]
     comparison: dict = {
@@ -37,7 +30,7 @@ def compare(runs: Mapping[str, list[Run]]) -> dict:
         "statistics": {},
         "majority": first.metrics.get("controls", {}).get("majority", {}),
     }
-    if any(row["question_type"] in SCORED for row in first.rows):
+    if any(row["question_type"] in CLOSED_QUESTION_TYPES for row in first.rows):
         outcomes = collect_outcomes(runs)
         seconds = first.metrics["max_audio_seconds"]
         for arm, accuracies in arm_accuracies(outcomes, seconds, RESAMPLES).items():

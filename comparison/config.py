@@ -14,17 +14,8 @@ PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
 # These options change the representation, which is what a comparison is about.
 ARM_OPTIONS = {"encoder_name_or_path", *ARM_FIELDS}
 RESERVED_FOLDERS = ("corpus", "features")
-RESERVED_OPTIONS = {
-    "config",
-    "output_dir",
-    "seed",
-    "feature_cache",
-    "model_name_or_path",
-    "resume_from_checkpoint",
-    "encoder_type",
-    "encoder_name_or_path",
-    "no_audio",
-}
+SWEEP_OPTIONS = {"config", "output_dir", "seed", "feature_cache", "model_name_or_path"}
+RESERVED_OPTIONS = {"resume_from_checkpoint", "encoder_type", "encoder_name_or_path", "no_audio"}
 CORPUS_OPTIONS = {"train_file", "validation_file", "test_file", "audio_dir"}
 LISTS = {
     "seeds": (int, "integers"),
@@ -100,7 +91,7 @@ def _check_shared_options(section: str, options: dict[str, Any], has_corpus: boo
         raise UserError(
             f"{section} sets {', '.join(pushing)}. Push a model with run_train.py instead."
         )
-    reserved = RESERVED_OPTIONS | (CORPUS_OPTIONS if has_corpus else set())
+    reserved = SWEEP_OPTIONS | RESERVED_OPTIONS | (CORPUS_OPTIONS if has_corpus else set())
     conflicts = [name for name in names if name in reserved]
     if conflicts:
         raise UserError(
@@ -124,12 +115,7 @@ def find_preset(name: str) -> str:
 def read_config(
     path: str, seeds: list[int] | None = None, output_dir: str | None = None
 ) -> ComparisonConfig:
-    """Returns the comparison that a YAML file describes.
-
-    Args:
-        path: A file, or a preset. See `find_preset`.
-        seeds: Override those of the file.
-        output_dir: Overrides that of the file.
+    """Returns the comparison of a YAML file or preset. `seeds` and `output_dir` override its own.
 
     Raises:
         UserError: If the file cannot be read or is wrong.

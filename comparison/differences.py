@@ -20,11 +20,6 @@ ALPHA = 0.05
 class PairedOutcomes:
     """Outcomes of every pair of arms, `b` minus `a`.
 
-    Args:
-        outcomes: Outcomes of all arms.
-        arms: Arms to compare, at least two.
-        resamples: Bootstrap resamples, and permutations of a test.
-
     Attributes:
         pairs: Names of `a` and `b`.
         values: Differences, shape `(rows, pairs)`.
@@ -75,63 +70,59 @@ def compare_arms(
         families of tests. `by_category`: exploratory differences without tests. `resamples`.
     """
     paired = PairedOutcomes(outcomes, arms, resamples)
-    statistics = {
-        "primary": _primary_differences(paired),
-        "by_type": _differences_by_question_type(paired),
-        "by_category": _differences_by_category(paired, max_audio_seconds),
+    primary = []
+    by_type = []
+    for column in range(len(paired.pairs)):
+        primary.append(_primary_difference(paired, column))
+        for index in range(len(outcomes.question_types)):
+            by_type.append(_type_difference(paired, column, index))
+    for family in (primary, by_type, [difference["mcnemar"] for difference in by_type]):
+        for test, p in zip(family, holm([test["p"] for test in family])):
+            test["p_holm"] = p
+    by_category = _differences_by_category(paired, max_audio_seconds)
+    return {
+        "primary": primary,
+        "by_type": by_type,
+        "by_category": by_category,
         "resamples": resamples,
     }
-    _add_holm([difference["mcnemar"] for difference in statistics["by_type"]])
-    _add_holm(statistics["by_type"])
-    _add_holm(statistics["primary"])
-    return statistics
 
 
-def _add_holm(tests: list[dict]) -> None:
-    for test, p in zip(tests, holm([test["p"] for test in tests])):
-        test["p_holm"] = p
-
-
-def _primary_differences(paired: PairedOutcomes) -> list[dict]:
+def _primary_difference(paired: PairedOutcomes, column: int) -> dict:
     outcomes = paired.outcomes
+    a, b = paired.pairs[column]
+    samples = paired.type_samples[:, :, column].mean(1)
+    standard_error = float(np.nanstd(samples, ddof=1))
     all_rows = np.ones(len(outcomes.rows), bool)
-    differences = []
-    for column, (a, b) in enumerate(paired.pairs):
-        samples = paired.type_samples[:, :, column].mean(1)
-        standard_error = float(np.nanstd(samples, ddof=1))
-        by_seed = []
-        for seed_a, seed_b in zip(outcomes.by_seed[a], outcomes.by_seed[b]):
-            means = outcomes.type_means(seed_b) - outcomes.type_means(seed_a)
-            by_seed.append(float(means.mean()))
-        difference = paired.describe(column, paired.type_means[:, column].mean(), samples)
-        difference["p"] = paired.test(column, all_rows, outcomes.type_index)
-        difference["by_seed"] = by_seed
-        difference["minimum_detectable_difference"] = minimum_detectable_difference(
-            standard_error, len(paired.pairs), ALPHA
-        )
-        differences.append(difference)
-    return differences
+    by_seed = []
+    for seed_a, seed_b in zip(outcomes.by_seed[a], outcomes.by_seed[b]):
+        means = outcomes.type_means(seed_b) - outcomes.type_means(seed_a)
+        by_seed.append(float(means.mean()))
+    detectable = minimum_detectable_difference(standard_error, len(paired.pairs), ALPHA)
+    return {
+        **paired.describe(column, paired.type_means[:, column].mean(), samples),
+        "p": paired.test(column, all_rows, outcomes.type_index),
+        "by_seed": by_seed,
+        "minimum_detectable_difference": detectable,
+    }
 
 
-def _differences_by_question_type(paired: PairedOutcomes) -> list[dict]:
+def _type_difference(paired: PairedOutcomes, column: int, index: int) -> dict:
     outcomes = paired.outcomes
-    differences = []
-    for column, (a, b) in enumerate(paired.pairs):
-        for index, question_type in enumerate(outcomes.question_types):
-            selected = outcomes.type_index == index
-            count = int(selected.sum())
-            samples = paired.type_samples[:, index, column]
-            difference = paired.describe(column, paired.type_means[index, column], samples)
-            difference["question_type"] = question_type
-            difference["n"] = count
-            clips = [clips[0] for clips, keep in zip(outcomes.clips, selected) if keep]
-            difference["clips"] = len(set(clips))
-            difference["p"] = paired.test(column, selected, np.zeros(count, int))
-            # McNemar's test is that of the first seed.
-            first_seeds = [outcomes.by_seed[arm][0][selected] > 0 for arm in (a, b)]
-            difference["mcnemar"] = dict(mcnemar(*first_seeds))
-            differences.append(difference)
-    return differences
+    selected = outcomes.type_index == index
+    count = int(selected.sum())
+    clips = [clips[0] for clips, keep in zip(outcomes.clips, selected) if keep]
+    mean = paired.type_means[index, column]
+    # McNemar's test is that of the first seed.
+    first_seeds = [outcomes.by_seed[arm][0][selected] > 0 for arm in paired.pairs[column]]
+    return {
+        **paired.describe(column, mean, paired.type_samples[:, index, column]),
+        "question_type": outcomes.question_types[index],
+        "n": count,
+        "clips": len(set(clips)),
+        "p": paired.test(column, selected, np.zeros(count, int)),
+        "mcnemar": mcnemar(*first_seeds),
+    }
 
 
 def _differences_by_category(paired: PairedOutcomes, max_audio_seconds: float) -> list[dict]:

@@ -82,11 +82,7 @@ def generate_corpus(config: ComparisonConfig) -> None:
 
 
 def compare_finished_runs(config: ComparisonConfig, plan: Plan, sweep: Sweep) -> ComparisonResult:
-    """Compares the arms of which no run failed.
-
-    Raises:
-        UserError: If runs are not comparable or incomplete.
-    """
+    """Compares the arms of which no run failed."""
     output = Path(config.output_dir)
     main = main_setting(config)
     finished = sweep.without_failures(sweep.runs)
@@ -116,10 +112,7 @@ def build_comparison(
     main_runs: list[PlannedRun],
     runs: Mapping[str, list[Run]],
 ) -> dict:
-    """Returns `comparison.json` of the main comparison.
-
-    Durations and folders are left out, so that the same command writes the same bytes.
-    """
+    """Returns `comparison.json`, without durations, so that a repeated command writes the same."""
     seeds = " ".join(map(str, config.seeds))
     corpus = config.corpus
     comparison: dict = {
@@ -186,11 +179,7 @@ def run_probes(config: ComparisonConfig) -> dict[str, dict]:
 
 
 def choose_learning_rates(runs: list[PlannedRun]) -> dict[str, dict]:
-    """Chooses each arm's learning rate by the validation loss at the last step.
-
-    Returns:
-        For each arm the `best` rate, and the `loss` of each rate, averaged over seeds.
-    """
+    """Returns each arm's `best` rate by the validation `loss` at the last step, over seeds."""
     losses: dict[str, dict[float, list[float]]] = {}
     for run in runs:
         by_rate = losses.setdefault(run.arm, {})
@@ -204,11 +193,7 @@ def choose_learning_rates(runs: list[PlannedRun]) -> dict[str, dict]:
 
 
 def compare_learning_rates(runs: list[PlannedRun], sweep: Sweep) -> dict:
-    """Compares the arms at their best learning rates, after evaluating those runs.
-
-    Raises:
-        UserError: If no such evaluation finished.
-    """
+    """Compares the arms at their best learning rates, after evaluating those runs."""
     rates = choose_learning_rates(runs)
     arms = list(rates)
     best = [run for run in runs if run.setting.learning_rate == rates[run.arm]["best"]]

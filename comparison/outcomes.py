@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..evaluation.metric import SCORED
+from ..data.reasonaqa import CLOSED_QUESTION_TYPES
 from ..evaluation.scores import (
     NO_AUDIO_CONTROLS,
     gain_over_best_baseline,
@@ -24,7 +24,7 @@ class Outcomes:
     """Outcomes of the closed questions: 1 for a right answer and 0 for a wrong one."""
 
     rows: list[dict]  # of the first arm's predictions
-    question_types: list[str]  # those that occur, in the order of `SCORED`
+    question_types: list[str]  # those that occur, in the order of `CLOSED_QUESTION_TYPES`
     type_index: np.ndarray  # each row's question type, shape `(rows,)`
     clips: list[tuple[str, ...]]  # file names of each row's one or two clips
     by_arm: dict[str, np.ndarray]  # means over the seeds of each arm, shape `(rows,)`
@@ -47,10 +47,12 @@ class Outcomes:
 def collect_outcomes(runs: Mapping[str, list[Run]]) -> Outcomes:
     """Returns the outcomes of comparable runs. Text-only arms are baselines of the other arms."""
     first = next(iter(runs.values()))[0]
-    indices = [i for i, row in enumerate(first.rows) if row["question_type"] in SCORED]
+    indices = [
+        i for i, row in enumerate(first.rows) if row["question_type"] in CLOSED_QUESTION_TYPES
+    ]
     rows = [first.rows[i] for i in indices]
     present = {row["question_type"] for row in rows}
-    question_types = [name for name in SCORED if name in present]
+    question_types = [name for name in CLOSED_QUESTION_TYPES if name in present]
     by_seed = {}
     for arm, seeds in runs.items():
         by_seed[arm] = np.array([_run_outcomes(run, indices) for run in seeds])
@@ -89,11 +91,6 @@ def _control_outcomes(seeds: list[Run], indices: list[int]) -> dict[str, np.ndar
 def arm_accuracies(outcomes: Outcomes, max_audio_seconds: float, resamples: int) -> dict[str, dict]:
     """Returns the accuracies of each arm with their bootstrap intervals over clips.
 
-    Args:
-        outcomes: Outcomes of all arms.
-        max_audio_seconds: Seconds that a model uses of each clip.
-        resamples: Bootstrap resamples.
-
     Returns:
         For each arm, accuracies by `question_type` and every other grouping, `micro` over all rows,
         and the mean over question types: `macro`, `macro_accuracy` and `macro_by_seed`.
@@ -113,7 +110,12 @@ def arm_accuracies(outcomes: Outcomes, max_audio_seconds: float, resamples: int)
                 cells[name] = _cell(len(values), values.mean(), samples[:, group, column])
             accuracies[arm][grouping] = cells
             if grouping == "question_type":
-                accuracies[arm] |= _macro_accuracy(outcomes, arm, samples[:, :, column])
+                mean = outcomes.type_means(outcomes.by_arm[arm]).mean()
+                macro = _cell(len(outcomes.rows), mean, samples[:, :, column].mean(1))
+                by_seed = [outcomes.type_means(seed).mean() for seed in outcomes.by_seed[arm]]
+                accuracies[arm]["macro_accuracy"] = macro["accuracy"]
+                accuracies[arm]["macro"] = macro
+                accuracies[arm]["macro_by_seed"] = [float(mean) for mean in by_seed]
     for cells in accuracies.values():
         cells["micro"] = cells["micro"][""]
     return accuracies
@@ -134,10 +136,3 @@ def bounds(samples: np.ndarray) -> tuple[float, float]:
 def _cell(count: int, accuracy: float, samples: np.ndarray) -> dict:
     low, high = bounds(samples)
     return {"n": count, "accuracy": float(accuracy), "ci95_low": low, "ci95_high": high}
-
-
-def _macro_accuracy(outcomes: Outcomes, arm: str, type_samples: np.ndarray) -> dict:
-    mean = outcomes.type_means(outcomes.by_arm[arm]).mean()
-    macro = _cell(len(outcomes.rows), mean, type_samples.mean(1))
-    by_seed = [float(outcomes.type_means(seed).mean()) for seed in outcomes.by_seed[arm]]
-    return {"macro_accuracy": macro["accuracy"], "macro": macro, "macro_by_seed": by_seed}

@@ -131,11 +131,7 @@ def _eval_options(config: ComparisonConfig, arm: str) -> dict[str, Any]:
 
 
 def find_demo_checkpoint(name: str) -> str:
-    """Returns a checkpoint's name. Without a folder `demo/` here, `demo/...` is the package's.
-
-    Args:
-        name: Hub name or path, or two of them joined by +.
-    """
+    """Returns the names of checkpoints joined by +. `demo/...`, if not here, is the package's."""
     paths = []
     for path in str(name).split("+"):
         packaged = PACKAGE_FOLDER / path
@@ -157,12 +153,7 @@ def to_argv(options: dict[str, Any]) -> list[str]:
 
 
 def probe_argv(config: ComparisonConfig, labels: dict[str, Path]) -> dict[str, list[str]]:
-    """Returns the command line of `run_probe.py` for each topic, with each encoder once.
-
-    Args:
-        config: The comparison.
-        labels: CSV file of labels for each topic.
-    """
+    """Returns the command line of `run_probe.py` for each topic's CSV, with each encoder once."""
     output = Path(config.output_dir)
     encoders: dict[str, str | None] = {}
     for arm, options in config.arms.items():
@@ -190,10 +181,6 @@ def probe_argv(config: ComparisonConfig, labels: dict[str, Path]) -> dict[str, l
 
 def plan_comparison(config: ComparisonConfig, processes: int = 1) -> Plan:
     """Returns the runs and what they read, after checking every command line.
-
-    Args:
-        config: The comparison.
-        processes: Processes of each run.
 
     Raises:
         UserError: If an option is unknown or wrong, or a data file does not exist.

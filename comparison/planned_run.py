@@ -16,8 +16,10 @@ from ..training.resume import checkpoint_to_resume
 
 # Runs a module with a command line and a log file. Returns a message if it failed, else None.
 Execute = Callable[[str, list[str], Path], str | None]
-# Launchers report only that one of their processes failed.
-LAUNCHER_ERRORS = ("ChildFailedError", "CalledProcessError")
+# A line that names an error. Launchers report only that one of their processes failed.
+ERROR = re.compile(
+    r"(?!.*(ChildFailedError|CalledProcessError))(run_\w+\.py: |[\w.]*(Error|Exception)\b)"
+)
 
 
 class Stage(NamedTuple):
@@ -75,12 +77,10 @@ class PlannedRun:
     def do(self, stage: str, execute: Execute) -> "Failure | None":
         """Does a stage and records it."""
         started_at = time.perf_counter()
-        argv = self.prepare(stage)
-        log = self.log(stage)
-        result = self.folder / STAGES[stage].result
-        message = execute(STAGES[stage].module, argv, log)
-        if message is None and not result.is_file():
-            message = f"it ended without {STAGES[stage].result}; {last_line(log)}"
+        module, _, result = STAGES[stage]
+        message = execute(module, self.prepare(stage), self.log(stage))
+        if message is None and not (self.folder / result).is_file():
+            message = f"it ended without {result}; {last_line(self.log(stage))}"
         if message is not None:
             return Failure(self, stage, message)
         seconds = round(time.perf_counter() - started_at, 1)
@@ -100,16 +100,16 @@ class PlannedRun:
         argv = self.argv[stage]
         if stage == "evaluate":
             return argv
-        checkpoints_record = self.folder / "begun.json"
+        begun = self.folder / "begun.json"
         record = {**self._record(), "processes": self.processes}
-        if _read(checkpoints_record) == record:
+        if _read(begun) == record:
             # Without a complete checkpoint, the training starts again.
             with contextlib.suppress(ValueError):
                 checkpoint_to_resume("true", str(self.folder))
                 return [*argv, "--resume_from_checkpoint", "true"]
         for checkpoint in self.folder.glob("checkpoint-*[0-9]"):
             shutil.rmtree(checkpoint)
-        write_json(checkpoints_record, record)
+        write_json(begun, record)
         return argv
 
     def _record(self) -> dict:
@@ -135,13 +135,7 @@ def _read(path: Path) -> dict | None:
 
 def last_line(log: Path) -> str:
     """Returns the last line of a log that names an error, or else its last line."""
-    lines = []
-    for line in re.split(r"[\r\n]+", log.read_text(encoding="utf-8", errors="replace")):
-        lines.append(re.sub(r"^\[rank\d+\]: ?", "", line).strip())
-    lines = [line for line in lines if line]
-    errors = []
-    for line in lines:
-        is_error = re.match(r"run_\w+\.py: |[\w.]*(Error|Exception)\b", line)
-        if is_error and not any(name in line for name in LAUNCHER_ERRORS):
-            errors.append(line)
-    return (errors or lines or ["it wrote nothing"])[-1]
+    text = log.read_text(encoding="utf-8", errors="replace")
+    lines = [re.sub(r"^\[rank\d+\]:", "", line).strip() for line in re.split(r"[\r\n]", text)]
+    errors = [line for line in lines if ERROR.match(line)]
+    return (errors or list(filter(None, lines)) or ["it wrote nothing"])[-1]

@@ -13,7 +13,13 @@ from transformers.utils import flatten_dict
 
 from ..configuration_audiolm import ARM_FIELDS, AudioLMConfig
 from ..data.reasonaqa import FIELDS, QUESTION_TYPES
-from ..encoders_audiolm import AudioEncoder, PairEncoder, build_encoder
+from ..encoders_audiolm import (
+    AudioEncoder,
+    HTSATEncoder,
+    PairEncoder,
+    QuantizedEncoder,
+    build_encoder,
+)
 from ..processing_audiolm import AudioLMProcessor
 from ..runtime import UserError
 
@@ -76,16 +82,8 @@ def read_run(folder: str | Path) -> Run:
     return run
 
 
-# ------------------------------------------------------------------------------------------------
-# Comparability
-
-
 def check_comparable(runs: Mapping[str, list[Run]], may_differ: tuple[str, ...] = ()) -> None:
-    """Checks that evaluations differ only in their arm and seed.
-
-    Args:
-        runs: Evaluations of each arm, one for each seed.
-        may_differ: Names of facts of a training that may differ, such as `learning rate`.
+    """Checks that evaluations differ only in arm and seed, and in the named facts of a training.
 
     Raises:
         UserError: If arms have other seeds, or two evaluations differ in other settings.
@@ -98,21 +96,17 @@ def check_comparable(runs: Mapping[str, list[Run]], may_differ: tuple[str, ...] 
     for arm, arm_runs in runs.items():
         if arm_runs[0].is_published and len(arm_runs) == len(reference):
             continue
-        _check_seeds(runs, arm, reference)
+        seeds = [run.seed for run in arm_runs]
+        if seeds != [run.seed for run in reference]:
+            by_arm = {name: [run.seed for run in runs[name]] for name in runs}
+            raise UserError(f"expected the same seeds in the same order for each arm, not {by_arm}")
+        if len(set(seeds)) != len(seeds):
+            raise UserError(f"{arm}: seed {seeds[0]} occurs twice. Train it with another seed.")
         for run in arm_runs[1:]:
             _check_pair(arm_runs[0], run, training | of_seeds)
     for arm in arms[1:]:
         for first, second in zip(reference, runs[arm]):
             _check_pair(first, second, training | set(ARM_FIELDS))
-
-
-def _check_seeds(runs: Mapping[str, list[Run]], arm: str, reference: list[Run]) -> None:
-    seeds = [run.seed for run in runs[arm]]
-    if seeds != [run.seed for run in reference]:
-        by_arm = {name: [run.seed for run in arm_runs] for name, arm_runs in runs.items()}
-        raise UserError(f"expected the same seeds in the same order for each arm, not {by_arm}")
-    if len(set(seeds)) != len(seeds):
-        raise UserError(f"{arm}: seed {seeds[0]} occurs twice. Train the arm with another seed.")
 
 
 def _check_pair(first: Run, second: Run, ignored: set[str]) -> None:
@@ -142,10 +136,7 @@ def _check_pair(first: Run, second: Run, ignored: set[str]) -> None:
 
 
 def _comparable_settings(run: Run) -> dict[str, object]:
-    """Returns what must be equal for two evaluations to be comparable.
-
-    Nested names are joined by dots, such as `training.learning rate`.
-    """
+    """Returns what must be equal. Nested names are joined by dots: `training.learning rate`."""
     settings = dict(run.metrics["settings"])
     model = MODEL_DEFAULTS | {k: v for k, v in settings.pop("model").items() if v is not None}
     settings = {k: v for k, v in settings.items() if k not in IRRELEVANT_SETTINGS}
@@ -153,29 +144,18 @@ def _comparable_settings(run: Run) -> dict[str, object]:
     return flatten_dict({"protocol": run.metrics["protocol"], **settings})
 
 
-# ------------------------------------------------------------------------------------------------
-# Facts of a trained model
-
-
 def learning_curves(log_history: list[dict]) -> dict:
-    """Returns the loss curves of a `trainer_state.json`, as lists of [step, loss] pairs.
+    """Returns `train_loss`, and `eval_loss` per answer token by question type.
 
-    Args:
-        log_history: Its entry of that name.
-
-    Returns:
-        `train_loss`, and `eval_loss` per answer token by question type.
+    Each is a list of [step, loss] pairs from the `log_history` of a `trainer_state.json`.
     """
-    eval_loss = {}
-    for question_type in QUESTION_TYPES:
-        points = _curve(log_history, f"eval_{question_type}_token_loss")
-        if points:
-            eval_loss[question_type] = points
-    return {"train_loss": _curve(log_history, "loss"), "eval_loss": eval_loss}
 
+    def curve(key: str) -> list[list[float]]:
+        return [[entry["step"], float(entry[key])] for entry in log_history if key in entry]
 
-def _curve(log_history: list[dict], key: str) -> list[list[float]]:
-    return [[entry["step"], float(entry[key])] for entry in log_history if key in entry]
+    curves = {name: curve(f"eval_{name}_token_loss") for name in QUESTION_TYPES}
+    eval_loss = {name: points for name, points in curves.items() if points}
+    return {"train_loss": curve("loss"), "eval_loss": eval_loss}
 
 
 def bits_per_second(encoder: AudioEncoder) -> float:
@@ -187,24 +167,18 @@ def bits_per_second(encoder: AudioEncoder) -> float:
     """
     if isinstance(encoder, PairEncoder):
         return bits_per_second(encoder.first) + bits_per_second(encoder.second)
-    if hasattr(encoder, "codes"):
+    if isinstance(encoder, QuantizedEncoder):
         return encoder.frame_rate * encoder.num_levels * math.log2(encoder.codebook_size)
-    if len(encoder.dims) > 1:
+    if isinstance(encoder, HTSATEncoder) and len(encoder.dims) > 1:
         # Posteriors are repeated for each frame of a time cell, which adds no information.
         latent, classes = encoder.dims
-        return (
-            16.0 * (latent + encoder.geometry.time_cells * classes) / encoder.config.window_seconds
-        )
+        per_window = latent + encoder.geometry.time_cells * classes
+        return 16.0 * per_window / encoder.config.window_seconds
     return encoder.frame_rate * encoder.dim * 16.0
 
 
 def model_facts(folder: str | Path) -> dict:
-    """Returns facts of a saved model for `comparison.json`.
-
-    Returns:
-        Number of trained parameters, seconds used of each clip, audio tokens per clip and per
-        second, bits per second of its encoder's output (None for a text-only model), and learning
-        curves.
+    """Returns facts of a saved model for `comparison.json`, such as its audio tokens per second.
 
     Raises:
         UserError: If the folder holds no complete model.
@@ -253,11 +227,7 @@ def _read_log_history(folder: str | Path) -> list[dict]:
 
 
 def validation_loss(folder: str | Path) -> float:
-    """Returns the validation loss per answer token at the last step, averaged over question types.
-
-    Raises:
-        UserError: If the model was never evaluated in training.
-    """
+    """Returns the validation loss per answer token at the last step, over question types."""
     curves = learning_curves(_read_log_history(folder))["eval_loss"]
     if not curves:
         raise UserError(f"{folder}/trainer_state.json: no loss on a validation split")

@@ -20,14 +20,9 @@ STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 class Sweep:
-    """Does the stages of planned runs that are not done, and reports progress.
+    """Does what is not done of a comparison's runs, and reports progress. Collects `failures`.
 
-    Args:
-        runs: All runs of the comparison.
-        cluster: Does several runs at once. Default: one after another in this process.
-
-    Attributes:
-        failures: Stages that failed.
+    Without a cluster, runs go one after another in this process.
     """
 
     def __init__(self, runs: list[PlannedRun], cluster: RayCluster | None = None):
@@ -103,11 +98,7 @@ class Sweep:
 
 
 def run_in_process(module: str, argv: list[str], log: Path) -> str | None:
-    """Runs a command in this process. Returns its error message, or None.
-
-    Raises:
-        SystemExit: If a signal stopped the command.
-    """
+    """Runs a command in this process, unless a signal stops it. Returns its error message."""
     with open(log, "w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         try:
             import_module(module).main(argv)

@@ -12,6 +12,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import soundfile
 from datasets import DatasetDict
 from tqdm import tqdm
 
@@ -26,8 +27,14 @@ MAX_PEAK = 1.5  # A larger |sample| is no overshoot of a resampler but a broken 
 SILENCE_PEAK = 1e-4  # -80 dB of full scale.
 MIN_SECONDS = 0.5
 AT_ONCE = 256  # Facts are saved after so many files.
-# LibsndfileError is a RuntimeError.
-DECODING_ERRORS = (RuntimeError, OSError, ValueError, MemoryError, pa.ArrowException)
+DECODING_ERRORS = (
+    soundfile.LibsndfileError,
+    RuntimeError,
+    OSError,
+    ValueError,
+    MemoryError,
+    pa.ArrowException,
+)
 
 
 class ClipFacts(NamedTuple):
@@ -68,9 +75,8 @@ def clip_facts(clip: str, max_seconds: float = 10.0) -> ClipFacts:
 
 
 def _decoded_facts(source: str | BinaryIO, raw: BinaryIO, max_seconds: float) -> ClipFacts:
-    size = raw.seek(0, os.SEEK_END)
-    raw.seek(0)
     header = raw.read(8)
+    size = raw.seek(0, os.SEEK_END)
     raw.seek(0)
     if size == 0:
         return ClipFacts("empty file")
@@ -104,13 +110,7 @@ def inspect_clips(
     """Returns the facts of all clips, by clip.
 
     Files are read in parallel. Facts are cached by path, size and modification time, also when
-    the check is interrupted.
-
-    Args:
-        clips: Paths, or rows of shards.
-        max_seconds: Seconds that are used of each clip.
-        cache_file: SQLite file. Default: in the user's cache directory.
-        look: Computes the facts of a clip.
+    the check is interrupted. `look` computes the facts of a clip.
     """
     facts: dict[str, ClipFacts] = {}
     keys: dict[str, str] = {}
@@ -157,18 +157,11 @@ def drop_bad_audio(
 ) -> DatasetDict:
     """Drops the rows with unusable audio, and lists the faults in `output_dir`/bad_audio.txt.
 
-    Args:
-        data: Rows with `audio`, the paths of their clips.
-        seconds: Seconds that are used of each clip.
-        on_bad_audio: "error" or "skip".
-        output_dir: Folder of the list.
-
     Raises:
         UserError: If there is a fault and `on_bad_audio` is "error", or if a split loses all rows.
     """
-    rows = chain.from_iterable(split["audio"] for split in data.values())
-    paths = list(chain.from_iterable(rows))
-    faults = check_audio(paths, seconds)
+    clips = chain.from_iterable(split["audio"] for split in data.values())
+    faults = check_audio(list(chain.from_iterable(clips)), seconds)
     if not faults:
         return data
     listing = Path(output_dir, "bad_audio.txt")

@@ -37,9 +37,8 @@ def open_clip(clip: Clip) -> str | io.BytesIO:
 def clip_audio(clip, seconds: float):
     """Returns what the feature extractor takes: a path, or samples and their rate in Hz.
 
-    Args:
-        clip: A clip, or samples and their rate, which are returned as they are.
-        seconds: Seconds to read of a clip that is not a file.
+    Samples and their rate are returned as they are. Of a clip that is not a file, the first
+    seconds are read.
     """
     source = open_clip(clip) if isinstance(clip, (str, bytes)) else clip
     if not isinstance(source, io.BytesIO):
@@ -88,7 +87,10 @@ def _read_from_shard(path: str, row: int, position: int) -> bytes:
         metadata = _open_shard(path, _reader()).metadata
         group, row_in_group = divmod(row, metadata.row_group(0).num_rows)
         audio = _read_audio(path, group, _reader())[row_in_group].as_py()
-        return (audio[position] if isinstance(audio, list) else audio)["bytes"]
-    # Arrow's errors are ValueErrors.
-    except (LookupError, TypeError, ValueError) as error:
+        content = (audio[position] if isinstance(audio, list) else audio)["bytes"]
+    # Arrow's errors are ValueErrors, and it cannot count to some numbers.
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise OSError(f"{path}: no shard that holds the audio of row {row} ({error})") from error
+    if not isinstance(content, bytes):
+        raise OSError(f"{path}: row {row} holds no audio")
+    return content

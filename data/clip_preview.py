@@ -37,7 +37,7 @@ class ClipPreview(NamedTuple):
 
     audio: str  # data URI, or empty
     spectrogram: str  # data URI of a PNG
-    duration: float  # seconds of the file
+    seconds: float  # of the file
     used: float  # seconds that the models use
     hertz: list[tuple[float, str]]  # ticks: per cent from the top, kHz
     times: list[tuple[float, str]]  # ticks: per cent from the left, seconds
@@ -46,12 +46,7 @@ class ClipPreview(NamedTuple):
 def preview_clip(
     source: str | io.BytesIO, max_seconds: float, playable: bool = True
 ) -> ClipPreview:
-    """Renders the first seconds of a clip, with its channels averaged.
-
-    Args:
-        source: What soundfile reads.
-        max_seconds: Seconds to render.
-        playable: Whether to include the audio.
+    """Renders the first seconds of a clip, with its channels averaged and playable or not.
 
     Raises:
         soundfile.LibsndfileError: If the file cannot be decoded.

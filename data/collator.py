@@ -81,8 +81,8 @@ class ReasonAQACollator:
             decoded.append({**example, "samples": samples})
         if faults:
             decoded = replace_bad_examples(decoded, faults)
-        samples = list(chain.from_iterable(example["samples"] for example in decoded))
-        return decoded, samples, list(faults.values())
+        samples = chain.from_iterable(example["samples"] for example in decoded)
+        return decoded, list(samples), list(faults.values())
 
     def _encoded_inputs(self, clips: list[str]) -> tuple[dict, list[int]]:
         features, num_frames = pad_features([self.features[clip] for clip in clips])

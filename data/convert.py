@@ -23,7 +23,7 @@ from ..processing_audiolm import read_file, resample
 from ..runtime import UserError, atomic_file, write_json, write_text
 from .audio_files import open_clip
 from .reasonaqa import FIELDS
-from .shards import MANIFEST, PLAN, ROW_COLUMNS, VERSION
+from .shards import MANIFEST, PLAN, ROW_COLUMNS
 
 CLIPS_PER_SHARD = 1000
 CLIPS_PER_GROUP = 16  # Small, because a whole group is read for one clip.
@@ -100,7 +100,7 @@ class Conversion:
     def _describe(self) -> dict:
         """Returns what the content of the shards follows from."""
         return {
-            "version": VERSION,
+            "version": 1,  # of the layout
             "audio": "embedded" if self.embedded else "referenced",
             "format": self.format,
             "sampling_rate": self.sampling_rate,

@@ -99,9 +99,7 @@ def _serve(jobs: queue.SimpleQueue) -> None:
 def replace_bad_examples(examples: list[dict], faults: dict[int, str]) -> list[dict]:
     """Replaces each bad example by the next valid one of its batch, from the start after the end.
 
-    Args:
-        examples: Examples of a batch.
-        faults: What is wrong with a bad example, by its index.
+    `faults` has what is wrong with a bad example, by its index.
 
     Raises:
         BadClip: If no example is valid.

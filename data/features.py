@@ -52,17 +52,9 @@ def encode_clips(
 ) -> Iterator[tuple[Clip, torch.Tensor]]:
     """Yields each clip with its codes or float32 features, on the CPU and without padding.
 
-    Args:
-        encoder: Frozen encoder.
-        extractor: Feature extractor of the encoder.
-        clips: Clips in the order in which they are yielded.
-        desc: Name of the progress bar. Default: no bar.
-        alter: Replaces the samples of a clip, both of shape `(samples,)`, before encoding.
-        on_bad: Called with what is wrong with a clip that cannot be decoded. Such clips are
-            left out. Default: the `BadClip` is raised.
-
-    Raises:
-        BadClip: If a clip cannot be decoded and there is no `on_bad`.
+    The progress bar has the name `desc`. `alter` replaces the samples of a clip, both of shape
+    `(samples,)`, before encoding. `on_bad` gets what is wrong with a clip that cannot be decoded,
+    and the clip is left out. Without it, the [`BadClip`] is raised.
     """
     decoder = ClipDecoder(extractor)
 
@@ -237,15 +229,11 @@ class FeatureCache:
     ) -> list[str]:
         """Encodes the clips that are missing, and returns those that cannot be decoded.
 
-        Args:
-            paths: Clips, the same in all processes. Each process encodes a part of them.
-            process: Index of this process.
-            processes: Number of processes. Call `refresh` when all are done.
-            on_bad: As in [`encode_clips`].
+        Each of several processes encodes a part of the paths. Call `refresh` when all are done.
 
         Raises:
             UserError: If the disk has no room, the cache cannot be written, or a clip is bad and
-                there is no `on_bad`.
+                there is no `on_bad`, which is as in [`encode_clips`].
         """
         missing = [path for path in sorted(set(paths))[process::processes] if path not in self]
         if not missing:

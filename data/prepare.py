@@ -20,7 +20,7 @@ from .download.audiocaps import NAME, youtube_index
 from .download.zenodo import get
 from .json_table import stream_array
 from .label_fixes import entailment_labels
-from .shards import MANIFEST, PUSHED, split_files
+from .shards import MANIFEST, PUSHED, read_manifest
 
 SPLITS = ("train", "val", "test")
 SOURCES = ("reasonaqa", "clotho", "clothoaqa")
@@ -215,7 +215,7 @@ def convert(args: argparse.Namespace) -> int:
 def push(args: argparse.Namespace) -> int:
     """Runs `audiolm prepare push` and returns the exit status."""
     # Raises an error for a folder without a complete conversion.
-    split_files(Path(args.data))
+    read_manifest(Path(args.data))
     try:
         name = _upload(args)
     except UserError:

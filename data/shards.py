@@ -18,7 +18,6 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from ..runtime import UserError
 from .reasonaqa import FIELDS
 
-VERSION = 1  # Version of the layout.
 MANIFEST = "audiolm.json"
 PLAN = ".conversion.json"
 PUSHED = ("rows/*.parquet", "clips/*.parquet", MANIFEST, "README.md")
@@ -36,13 +35,7 @@ def read_manifest(folder: Path) -> dict:
         if (folder / PLAN).is_file():
             raise UserError(f"{folder}: its conversion is incomplete. Run it again to resume.")
         raise UserError(f"{folder}: no converted data set ({MANIFEST} not found)")
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    version = manifest.get("version")
-    if version != VERSION:
-        raise UserError(
-            f"{folder}: layout version {version}, expected {VERSION}. Convert it again."
-        )
-    return manifest
+    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
 
 
 def check_row_count(where: str | Path, split: str, num_rows: int, manifest: dict) -> None:
@@ -64,13 +57,9 @@ def _add_audio(batch: dict, folder: str) -> dict:
 
 
 def load_shards(folder: str | Path, splits: list[str] | None = None) -> DatasetDict:
-    """Loads a converted data set with the columns of [`load_reasonaqa`].
+    """Loads splits of a converted data set, by default all, as [`load_reasonaqa`] does.
 
     `audio` names each clip as `SHARD.parquet#ROW`.
-
-    Args:
-        folder: Folder of the data set.
-        splits: Splits to load. Default: all.
 
     Raises:
         UserError: If there is no data set, it has no such split, or a shard cannot be read.
@@ -104,11 +93,9 @@ def load_shards(folder: str | Path, splits: list[str] | None = None) -> DatasetD
 
 
 def dataset_folder(name: str, streaming: bool = False) -> str:
-    """Returns the folder of a converted data set, downloaded from the Hub if necessary.
+    """Returns a local folder, or that of a data set downloaded from the Hub.
 
-    Args:
-        name: Local folder, or name on the Hub.
-        streaming: Whether to return the Hub's address in place of a download.
+    For `streaming`, returns the Hub's address in place of a download.
 
     Raises:
         UserError: If the Hub has no data set of this name.
@@ -124,6 +111,3 @@ def dataset_folder(name: str, streaming: bool = False) -> str:
         raise UserError(
             f"--dataset_name {name}: neither a folder nor a data set on the Hub ({reason})"
         ) from error
-
-
-split_files = read_manifest  # RENAMED

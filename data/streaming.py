@@ -146,12 +146,8 @@ def repeat_shuffled(
 ) -> Iterator[dict]:
     """Yields selected rows without end, in a new order for each pass.
 
-    Args:
-        shards: Where the rows are.
-        groups: Numbers of the selected rows, by row group.
-        buffer: As in [`shuffle_numbers`].
-        seed: Seed of the order.
-        num_done: Number of rows that an interrupted run has used.
+    `groups` has the numbers of the selected rows by row group. An interrupted run has used
+    `num_done` rows. The rest is as in [`shuffle_numbers`].
     """
     first_pass, num_skipped = divmod(num_done, sum(map(len, groups)))
     for pass_number in count(first_pass):
@@ -187,15 +183,8 @@ def stream_examples(
     """Returns an endless data set of selected rows, shared by the readers of all processes.
 
     Row groups are assigned to readers once. Each reader repeats its own, in a new order for each
-    pass. accelerate and the data loader give each reader its share of the data set.
-
-    Args:
-        shards: Where the rows are.
-        numbers: Numbers of the selected rows.
-        buffer: Number of rows among which a reader draws the next one.
-        seed: Seed of the order.
-        readers: Default: one process without workers.
-        transform: Applied to each row.
+    pass, and draws the next row among the next `buffer`. accelerate and the data loader give
+    each reader its share of the data set. `transform` is applied to each row.
 
     Raises:
         UserError: If there are fewer row groups than readers.

@@ -18,6 +18,7 @@ PARSERS = COMMANDS | {
     "train": "training.arguments",
     "eval": "evaluation.arguments",
     "compare": "comparison.run",
+    "probe": "evaluation.probe_arguments",
 }
 INTRO = """# Commands and their options
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import cross_entropy
 
-from ..data.answer_parsing import option_spans
+from ..data.answer_parsing import find_options
 from ..data.audio_files import Clip
 from ..data.features import pad_features
 
@@ -47,7 +47,7 @@ def candidates(row: Mapping) -> dict[str, str]:
     if row["question_type"] in ("mcq", "entailment"):
         return {
             option.letter.lower(): f"{option.letter}) {option.text}"
-            for option in option_spans(row["input"])
+            for option in find_options(row["input"])
         }
     return {}
 
@@ -106,13 +106,7 @@ class ScoringBatch:
 def build_scoring_batch(
     prompts: list[list[int]], branches: list[list[list[int]]], pad: int
 ) -> ScoringBatch:
-    """Builds a batch from token ids.
-
-    Args:
-        prompts: Tokens of each example's prompt.
-        branches: Tokens of each answer to score, by example.
-        pad: Token id of padding.
-    """
+    """Builds a batch from the tokens of each example's prompt and of each of its answers."""
     prompt_length = max(map(len, prompts))
     answer_length = max(sum(map(len, answers)) for answers in branches)
     length = prompt_length + answer_length
@@ -156,7 +150,7 @@ def _visible_tokens(group: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class _Answers:
-    """The answers to score for one example: the right one first, then the options, if any."""
+    # The right answer comes first, then the options, if any.
 
     options: dict[str, str] | None
     texts: list[str]
@@ -171,9 +165,9 @@ class _Answers:
         log_likelihood, num_tokens = scores[self.texts[0]]
         result: dict = {"loss": round(-log_likelihood, 6), "n_tokens": num_tokens}
         if self.options is not None:
+            by_option = {option: scores[text] for option, text in self.options.items()}
             result["scores"] = {
-                option: (round(scores[text][0], 6), scores[text][1])
-                for option, text in self.options.items()
+                option: (round(total, 6), count) for option, (total, count) in by_option.items()
             }
         return result
 

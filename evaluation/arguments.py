@@ -203,9 +203,14 @@ def allow_no_value(parser: HfArgumentParser, name: str) -> None:
 
 def parse_arguments(argv: list[str] | None = None) -> EvaluationArguments:
     """Parses and checks a command line. Wrong options end the process with a usage message."""
-    parser = build_parser()
+    return parse_options(build_parser(), argv)
+
+
+def parse_options(parser: HfArgumentParser, argv: list[str] | None = None) -> Any:
+    """Parses a command line into the parser's dataclass, whose errors become usage messages."""
+    (arguments_class,) = parser.dataclass_types
     options = vars(parser.parse_args(argv))
     try:
-        return EvaluationArguments(**options)
+        return arguments_class(**options)
     except UserError as error:
         parser.error(str(error))

@@ -14,14 +14,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ..data.answer_parsing import parse_answer
 from ..data.benchmarks import (
-    _CHOICES,
-    _COLUMNS,
-    _is_yes_no,
-    _known,
-    _majority,
-    _named_choice,
-    _pairs,
-    _plain,
+    CHOICE_BENCHMARKS,
+    CLOTHO_COLUMNS,
+    check_benchmark_name,
+    find_named_choice,
+    is_yes_no,
+    majority_answer,
+    normalize,
+    pair_predictions,
 )
 
 
@@ -104,8 +104,12 @@ def submission(
     Raises:
         ValueError: If there are not as many predictions as rows.
     """
-    pairs = _pairs(rows, predictions)
-    return _clotho_csv(pairs) if _known(name) == "clothoaqa" else _choice_items(name, pairs)
+    pairs = pair_predictions(rows, predictions)
+    return (
+        _clotho_csv(pairs)
+        if check_benchmark_name(name) == "clothoaqa"
+        else _choice_items(name, pairs)
+    )
 
 
 def _choice_items(name: str, pairs: list[tuple[Mapping, str | None]]) -> list[dict]:
@@ -113,8 +117,8 @@ def _choice_items(name: str, pairs: list[tuple[Mapping, str | None]]) -> list[di
     for row, text in pairs:
         item = json.loads(row["item"])
         if text is not None:
-            answer = _named_choice(row, text) or text
-            item |= dict.fromkeys(_CHOICES[name][4], answer)
+            answer = find_named_choice(row, text) or text
+            item |= dict.fromkeys(CHOICE_BENCHMARKS[name].prediction_keys, answer)
         items.append(item)
     return items
 
@@ -122,7 +126,7 @@ def _choice_items(name: str, pairs: list[tuple[Mapping, str | None]]) -> list[di
 def _clotho_csv(pairs: list[tuple[Mapping, str | None]]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(_COLUMNS[:3])
+    writer.writerow(CLOTHO_COLUMNS[:3])
     for row, text in pairs:
         item = json.loads(row["item"])
         option = parse_answer(row["question_type"], row["input"], text or "")
@@ -143,17 +147,19 @@ def official_metrics(name: str, rows: Iterable[Mapping], predictions: Sequence[s
     Raises:
         ValueError: If there are not as many predictions as rows.
     """
-    pairs = _pairs(rows, predictions)
-    if _known(name) == "clothoaqa":
+    pairs = pair_predictions(rows, predictions)
+    if check_benchmark_name(name) == "clothoaqa":
         return {
             "protocol": "ClothoAQA exact match",
             "yes_no": _clotho_metrics("yes_no", pairs),
             "detail": _clotho_metrics("detail", pairs),
         }
-    title, _, _, groups, keys = _CHOICES[name]
-    unparsed = sum(_named_choice(row, text or "") is None for row, text in pairs)
-    metrics = official_accuracy(_choice_items(name, pairs), keys[0], groups)
-    return {"protocol": f"{title} string match", "n_unparsed": unparsed, **metrics}
+    benchmark = CHOICE_BENCHMARKS[name]
+    unparsed = sum(find_named_choice(row, text or "") is None for row, text in pairs)
+    metrics = official_accuracy(
+        _choice_items(name, pairs), benchmark.prediction_keys[0], benchmark.groups
+    )
+    return {"protocol": f"{benchmark.title} string match", "n_unparsed": unparsed, **metrics}
 
 
 def _clotho_metrics(question_type: str, pairs: list[tuple[Mapping, str | None]]) -> dict:
@@ -166,12 +172,12 @@ def _clotho_metrics(question_type: str, pairs: list[tuple[Mapping, str | None]])
         if is_closed:
             prediction = parse_answer(question_type, row["input"], text or "") or ""
         else:
-            prediction = _plain(text or "")
+            prediction = normalize(text or "")
         predictions.append(prediction)
-        answers = [_plain(answer) for answer in json.loads(row["item"])["answers"]]
-        answers = [answer for answer in answers if answer and _is_yes_no(answer) == is_closed]
+        answers = [normalize(answer) for answer in json.loads(row["item"])["answers"]]
+        answers = [answer for answer in answers if answer and is_yes_no(answer) == is_closed]
         outcomes["all_answers"] += [prediction == answer for answer in answers]
-        most = _majority(answers)
+        most = majority_answer(answers)
         if most:
             outcomes["majority"].append(prediction == most)
         if len(answers) >= 3 and len(set(answers)) == 1:

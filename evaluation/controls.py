@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..data.answer_parsing import option_spans, parse_answer
+from ..data.answer_parsing import find_options, parse_answer
 from ..data.audio_files import Clip, clip_audio
 from ..data.features import encode_clips
-from ..data.label_fixes import speaks_of_others
+from ..data.label_fixes import refers_to_options
 from ..data.reasonaqa import question_type
 
 if TYPE_CHECKING:
@@ -102,9 +102,9 @@ def shift_option_letters(row: dict) -> tuple[dict, dict[str, str]] | None:
         The row, whose right answer follows its text, and the old letter of each new one. None if
         the row has no options, or if an option mentions others ("both A and B").
     """
-    options = option_spans(row["input"])
+    options = find_options(row["input"])
     has_options = row["question_type"] in ("mcq", "entailment") and len(options) >= 2
-    if not has_options or speaks_of_others(options):
+    if not has_options or refers_to_options(options):
         return None
     right = parse_answer(row["question_type"], row["input"], row["answer"])
     answer = row["answer"]

@@ -61,31 +61,17 @@ def main(argv: list[str] | None = None) -> None:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results of an evaluation.
+    """The results of an evaluation."""
 
-    Attributes:
-        metrics: The content of `metrics.json`.
-        rows: The content of `predictions.jsonl`.
-        seconds: Time that answering took, in all.
-        seconds_by_activity: The same for the evaluated model, by activity.
-        submission: The file to submit to a benchmark: items, or the text of a CSV.
-        weights_commit: Commit of the weights on the Hub.
-    """
-
-    metrics: dict
-    rows: list[dict]
-    seconds: float
-    seconds_by_activity: dict[str, float]
-    submission: list[dict] | str | None = None
-    weights_commit: str | None = None
+    metrics: dict  # metrics.json
+    rows: list[dict]  # predictions.jsonl
+    seconds: float  # time that answering took
+    seconds_by_activity: dict[str, float]  # the same for the evaluated model
+    submission: list[dict] | str | None = None  # to a benchmark: items, or the text of a CSV
+    weights_commit: str | None = None  # on the Hub
 
     def save(self, folder: str | Path, argv: list[str] | None = None) -> None:
-        """Writes the results into the output folder, and deletes the partial answers there.
-
-        Args:
-            folder: Gets `predictions.jsonl`, `metrics.json`, `run_info.json` and the submission.
-            argv: The command line. Default: this process's.
-        """
+        """Writes the results into the output folder, and deletes the partial answers there."""
         folder = Path(folder)
         if isinstance(self.submission, str):
             write_text(folder / "submission.csv", self.submission)
@@ -108,11 +94,7 @@ class Evaluation:
 
 
 def evaluate(arguments: EvaluationArguments) -> Evaluation | None:
-    """Evaluates a model. Returns None in other processes than the main one.
-
-    Raises:
-        UserError: If the model, the data or the options are wrong.
-    """
+    """Evaluates a model. Returns None in other processes than the main one."""
     use_all_of_the_cpu()
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=WAIT_LIMIT)
     output = Path(arguments.output_dir)
@@ -125,7 +107,13 @@ def evaluate(arguments: EvaluationArguments) -> Evaluation | None:
     warn_about_labels(arguments, evaluated)
 
     with input_errors():
-        plan = possible_controls(arguments.plan_controls(), evaluated, data)
+        plan = arguments.plan_controls()
+        if not evaluated.model.mapper.feature_mean.any():
+            plan = plan.without(
+                "no_audio", "the model does not hold the mean of training's features"
+            )
+        if len(data.clips) < 2:
+            plan = plan.without("mismatched_audio", "there is one clip")
         is_mellow = evaluated.processor.prompt_format == "mellow"
         answerer = build_answerer(arguments, evaluated, arguments.protocol)
         answerer.controls = plan.input_controls
@@ -137,7 +125,7 @@ def evaluate(arguments: EvaluationArguments) -> Evaluation | None:
         answerers["question_only"] = build_answerer(arguments, text_only, arguments.protocol[:1])
         settings["question_only"] = text_only.facts
     if arguments.feature_cache:
-        answerer.cache = fill_feature_cache(arguments.feature_cache, evaluated, data)
+        answerer.cache = _fill_feature_cache(arguments.feature_cache, evaluated, data.clips)
 
     start = time.perf_counter()
     outputs = answer_rows(data.rows, answerers, output, settings, state)
@@ -152,16 +140,13 @@ def evaluate(arguments: EvaluationArguments) -> Evaluation | None:
     return Evaluation(metrics | official, rows, seconds, answerer.seconds, to_submit, commit)
 
 
-def possible_controls(
-    plan: ControlPlan, evaluated: EvaluatedModel, data: EvaluationData
-) -> ControlPlan:
-    """Removes the controls that this model and these clips do not allow."""
-    if not evaluated.model.mapper.feature_mean.any():
-        reason = "the model does not hold the mean of training's features"
-        plan = plan.without("no_audio", reason)
-    if len(data.clips) < 2:
-        plan = plan.without("mismatched_audio", "there is one clip")
-    return plan
+def _fill_feature_cache(folder: str, evaluated: EvaluatedModel, clips: list[str]) -> FeatureCache:
+    with input_errors():
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        extractor = evaluated.processor.feature_extractor
+        cache = FeatureCache(folder, evaluated.model.encoder, extractor)
+        cache.fill_together(clips)
+    return cache
 
 
 def build_answerer(
@@ -198,22 +183,6 @@ def describe_settings(
         # A cache rounds HTSAT's features to bfloat16.
         "features": "of a cache" if arguments.feature_cache else "encoded here",
     }
-
-
-def fill_feature_cache(
-    folder: str, evaluated: EvaluatedModel, data: EvaluationData
-) -> FeatureCache:
-    """Encodes the clips that the cache does not hold yet, in all processes together.
-
-    Raises:
-        UserError: If the disk is full, or a clip has disappeared.
-    """
-    with input_errors():
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        extractor = evaluated.processor.feature_extractor
-        cache = FeatureCache(folder, evaluated.model.encoder, extractor)
-        cache.fill_together(data.clips)
-    return cache
 
 
 def compute_metrics(
@@ -253,11 +222,7 @@ def official_results(
 
 
 def push(arguments: EvaluationArguments, evaluation: Evaluation) -> str:
-    """Adds the results to the model's repository on the Hub. Returns the address of the commit.
-
-    Raises:
-        UserError: If the Hub refuses them.
-    """
+    """Adds the results to the model's repository on the Hub. Returns the address of the commit."""
     test_file = arguments.test_file or Path(dataset_folder(arguments.dataset_name), MANIFEST)
     try:
         return push_results(
@@ -270,6 +235,3 @@ def push(arguments: EvaluationArguments, evaluation: Evaluation) -> str:
         )
     except ConnectionError as error:
         raise UserError(f"{error}. The results are in {arguments.output_dir}") from error
-
-
-parse = parse_arguments  # RENAMED

@@ -41,19 +41,12 @@ class EvaluatedModel:
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """The examples of an evaluation.
+    """The examples of an evaluation."""
 
-    Attributes:
-        all_rows: Every row, also those with unusable audio.
-        rows: The rows to answer.
-        seconds: Length of each clip's file.
-        training_rows: Rows for the control `majority`, if it runs.
-    """
-
-    all_rows: Dataset
-    rows: Dataset
-    seconds: dict[str, float]
-    training_rows: list[dict] | None
+    all_rows: Dataset  # also those with unusable audio
+    rows: Dataset  # to answer
+    seconds: dict[str, float]  # of each clip's file
+    training_rows: list[dict] | None  # for the control `majority`, if it runs
 
     @cached_property
     def clips(self) -> list[str]:
@@ -73,11 +66,7 @@ def input_errors() -> Generator[None]:
 def load_evaluated_model(
     name: str, revision: str | None, device: torch.device, prompt_format: str | None = None
 ) -> EvaluatedModel:
-    """Loads a model. By default it is asked with the prompt format of its training.
-
-    Raises:
-        UserError: If it is not a complete AudioLM.
-    """
+    """Loads a model. By default it is asked with the prompt format of its training."""
     with input_errors():
         model, tokenizer = load_model(name, revision)
     if "flash" in str(model.config.text_config._attn_implementation):
@@ -98,11 +87,7 @@ def load_evaluated_model(
 
 
 def load_text_only_model(name: str, device: torch.device) -> EvaluatedModel:
-    """Loads the model of the control `question_only`.
-
-    Raises:
-        UserError: If it was trained with audio, or on Mellow's prompts.
-    """
+    """Loads the model of the control `question_only`."""
     text_only = load_evaluated_model(name, None, device)
     if not text_only.model.config.no_audio:
         raise UserError(f"--question_only_model {name} was trained without --no_audio")
@@ -125,11 +110,7 @@ def input_overrides(config: PreTrainedConfig) -> dict:
 
 
 def read_data(arguments: EvaluationArguments, max_audio_seconds: float) -> EvaluationData:
-    """Reads the examples to answer, and checks their audio.
-
-    Raises:
-        UserError: If a file is missing or broken.
-    """
+    """Reads the examples to answer, and checks their audio."""
     with input_errors():
         data = DatasetDict(test=read_test_rows(arguments))
         usable = drop_bad_audio(
@@ -140,7 +121,11 @@ def read_data(arguments: EvaluationArguments, max_audio_seconds: float) -> Evalu
     seconds = {clip: fact.seconds for clip, fact in facts.items()}
     training_rows = None
     if arguments.train_file:
-        training_rows = read_training_rows(arguments.train_file)
+        path = arguments.train_file
+        try:
+            training_rows = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            raise UserError(f"--train_file {path}: not a readable JSON file ({error})") from error
         if arguments.fix_cle_labels is not None:
             training_rows = [
                 fixes({**row, "question_type": question_type(row)}) for row in training_rows
@@ -162,18 +147,6 @@ def read_test_rows(arguments: EvaluationArguments) -> Dataset:
         indices = first_of_each_type(rows, arguments.max_samples).values()
         rows = rows.select(sorted(chain.from_iterable(indices)))
     return rows
-
-
-def read_training_rows(path: str) -> list[dict]:
-    """Reads ReasonAQA's train.json.
-
-    Raises:
-        UserError: If it cannot be read.
-    """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"--train_file {path}: not a readable JSON file ({error})") from error
 
 
 def warn_about_labels(arguments: EvaluationArguments, evaluated: EvaluatedModel) -> None:

@@ -24,11 +24,7 @@ class NotRun(Exception):
 
 
 def meteor(items: Sequence[Texts]) -> float:
-    """Returns METEOR 1.5 of a set of items.
-
-    Raises:
-        NotRun: If Java or the program is missing, or fails.
-    """
+    """Returns METEOR 1.5 of a set of items, or raises [`NotRun`]."""
     # The program reads equally many references for each item. It uses the best one, so repeats
     # change nothing.
     count = max(len(references) for _, references in items)
@@ -46,11 +42,7 @@ def meteor(items: Sequence[Texts]) -> float:
 
 
 def spice(items: Sequence[Texts]) -> float:
-    """Returns SPICE 1.0, averaged over items, to three decimals.
-
-    Raises:
-        NotRun: If Java, the program or its models are missing, or it fails.
-    """
+    """Returns SPICE 1.0, averaged over items, to three decimals, or raises [`NotRun`]."""
     library = program_folder("spice.spice") / "lib"
     find_java()
     missing = [name for name in SPICE_MODELS if not (library / name).exists()]
@@ -73,11 +65,7 @@ def spice(items: Sequence[Texts]) -> float:
 
 
 def import_pycocoevalcap(module: str) -> ModuleType:
-    """Imports a module of pycocoevalcap.
-
-    Raises:
-        NotRun: If it is not installed.
-    """
+    """Imports a module of pycocoevalcap, or raises [`NotRun`]."""
     try:
         return importlib.import_module(f"pycocoevalcap.{module}")
     except ImportError as error:
@@ -90,11 +78,7 @@ def program_folder(module: str) -> Path:
 
 
 def find_java() -> str:
-    """Returns the path of `java`.
-
-    Raises:
-        NotRun: If it is not installed.
-    """
+    """Returns the path of `java`, or raises [`NotRun`]."""
     java = shutil.which("java")
     if java is None:
         raise NotRun(
@@ -107,8 +91,7 @@ def find_java() -> str:
 def _run_java(module: str, options: list[str], pattern: str, items: Sequence[Texts]) -> float:
     """Runs a program in the folder of a pycocoevalcap module, and reads the number it prints."""
     folder = program_folder(module)
-    num_texts = sum(1 + len(references) for _, references in items)
-    seconds = START_SECONDS + SECONDS_PER_TEXT * num_texts
+    seconds = START_SECONDS + SECONDS_PER_TEXT * sum(1 + len(texts) for _, texts in items)
     try:
         done = subprocess.run(
             [find_java(), *options],

@@ -15,7 +15,7 @@ import datasets
 import evaluate
 from sklearn.metrics import f1_score, recall_score
 
-SCORED = ("mcq", "yes_no", "entailment")
+from ..data.reasonaqa import CLOSED_QUESTION_TYPES
 
 
 def wilson(correct: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
@@ -93,7 +93,7 @@ class ReasonAQAMetric(evaluate.Metric):
             return [predictions[i] for i in indices], [references[i] for i in indices]
 
         by_type = {}
-        for name in SCORED:
+        for name in CLOSED_QUESTION_TYPES:
             if name in question_type:
                 answers = rows_in(name, question_type)
                 by_type[name] = accuracy(*answers)

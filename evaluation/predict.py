@@ -9,12 +9,12 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 import torch
 from datasets import Dataset
@@ -83,42 +83,33 @@ def _hash_order(name: str) -> tuple[bytes, str]:
 
 @dataclass
 class Answerer:
-    """A model with the conditions under which it answers.
-
-    Attributes:
-        model: A trained AudioLM.
-        processor: Its processor.
-        protocols: Any of "likelihood" and "generate".
-        controls: Those of `CONTROLS` that change this model's input.
-        batch_size: Examples per forward pass.
-        max_new_tokens: Longest generated answer.
-        precision: "fp32", or "bf16" for autocast.
-        cache: A cache that holds all clips. Default: clips are encoded when they are needed.
-        rows: Rows to ask in place of those of the evaluation, as many.
-        seconds: Time spent so far, by activity.
-    """
+    """A model with the conditions under which it answers."""
 
     model: "AudioLMForConditionalGeneration"
     processor: "AudioLMProcessor"
     protocols: tuple[str, ...]
+    # Those of `CONTROLS` that change this model's input.
     controls: tuple[str, ...] = ()
     batch_size: int = 16
     max_new_tokens: int = 64
     precision: str = "fp32"
+    # Holds all clips. Without it clips are encoded when they are needed.
     cache: "FeatureCache | None" = None
+    # Rows to ask in place of those of the evaluation, as many.
     rows: Dataset | None = None
+    # Time spent so far, by activity.
     seconds: dict[str, float] = field(
         default_factory=lambda: {"encoding": 0.0, "answering": 0.0, "controls": 0.0}
     )
 
     def answer_chunk(self, rows: list[dict], bar: tqdm) -> list[dict[str, dict]]:
-        """Returns the output of `answer_batch` for each row, by condition.
-
-        The conditions are "audio" and the names of the controls.
-        """
+        """Returns the output of `answer_batch` for each row, under "audio" and each control."""
         clips = list(dict.fromkeys(chain.from_iterable(row["audio"] for row in rows)))
         with self._timed("encoding"):
-            features = self._encode(clips)
+            if self.cache is not None:
+                features = {clip: self.cache[clip] for clip in clips}
+            else:
+                features = clip_features(self.model, self.processor.feature_extractor, clips)
         results: list[dict[str, dict]] = [{} for _ in rows]
         with self._timed("answering"):
             answers = self._answer(dict(enumerate(rows)), features, self.protocols, bar)
@@ -138,15 +129,9 @@ class Answerer:
         yield
         self.seconds[activity] += time.perf_counter() - start
 
-    def _encode(self, clips: list[Clip]) -> dict[Clip, torch.Tensor]:
-        if self.cache is not None:
-            return {clip: self.cache[clip] for clip in clips}
-        return clip_features(self.model, self.processor.feature_extractor, clips)
-
     def _apply_control(
         self, control: str, rows: list[dict], features: dict[Clip, torch.Tensor]
     ) -> tuple[dict[int, dict], dict[Clip, torch.Tensor]]:
-        """Returns the rows to answer, by index, and the features of their clips."""
         questions = dict(enumerate(rows))
         clips = list(features)
         if control == "no_audio":
@@ -168,12 +153,8 @@ class Answerer:
         protocols: tuple[str, ...],
         bar: tqdm,
     ) -> Iterator[tuple[int, dict]]:
-        """Yields each row's index and answer, in batches of similar examples.
-
-        Answers of one question type stop at about the same length. Prompts of one length need no
-        padding.
-        """
-
+        # Answers of one question type stop at about the same length. Prompts of one length need no
+        # padding.
         def similarity(index: int) -> tuple:
             row = questions[index]
             frames = sum(_num_frames(features[clip]) for clip in row["audio"])
@@ -202,11 +183,8 @@ class PartialAnswers:
     """The answered chunks of an evaluation, in files that survive an interruption.
 
     Each process appends to a file of its own. The first line of a file holds the settings of the
-    evaluation, every other one a chunk: its number, and its answers by row index.
-
-    Attributes:
-        folder: The output folder.
-        settings: What the answers depend on. Files with other settings are ignored.
+    evaluation, every other one a chunk: its number, and its answers by row index. Files with other
+    settings are ignored.
     """
 
     folder: Path
@@ -243,19 +221,14 @@ class PartialAnswers:
             if file != merged:
                 file.unlink()
 
-    @contextmanager
-    def open_file(self, process: int) -> Generator[TextIO]:
-        """Opens the file of a process, for [`append`]."""
+    def append(self, process: int, chunks: Iterable[tuple[int, dict[str, dict]]]) -> None:
+        """Writes chunks to the file of a process, each at once."""
         path = self.folder / f"predictions.part{process}.jsonl"
         with open(path, "w", encoding="utf-8") as file:
             file.write(json.dumps(self.settings) + "\n")
-            yield file
-
-    @staticmethod
-    def append(file: TextIO, number: int, answers: dict[str, dict]) -> None:
-        """Writes a chunk to a file at once."""
-        file.write(_chunk_line(number, answers))
-        file.flush()
+            for number, answers in chunks:
+                file.write(_chunk_line(number, answers))
+                file.flush()
 
     def delete(self) -> None:
         """Deletes the files."""
@@ -305,10 +278,9 @@ def answer_rows(
         unit="row",
         disable=None if state.is_main_process else True,
     )
-    with partial.open_file(state.process_index) as file, bar:
-        for number in own:
-            answers = _answer_under_all_conditions(rows, chunks[number], answerers, bar)
-            partial.append(file, number, answers)
+    with bar:
+        answers = (_answer_chunk(rows, chunks[number], answerers, bar) for number in own)
+        partial.append(state.process_index, zip(own, answers))
     state.wait_for_everyone()
     if not state.is_main_process:
         return None
@@ -318,7 +290,7 @@ def answer_rows(
     return [results[str(index)] for index in range(len(rows))]
 
 
-def _answer_under_all_conditions(
+def _answer_chunk(
     rows: Dataset, indices: list[int], answerers: dict[str, Answerer], bar: tqdm
 ) -> dict[str, dict]:
     answers: dict[str, dict] = {str(index): {} for index in indices}

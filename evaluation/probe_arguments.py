@@ -3,34 +3,16 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from transformers import HfArgumentParser
-
 from ..configuration_audiolm import ENCODER_TYPES, list_encoder_types, parse_encoder_type
 from ..runtime import UserError
-from . import probes
-from .arguments import allow_no_value, option
+from .arguments import option
 from .probe_folds import LABEL_COLUMNS
-
-DESCRIPTION = """Tests what frozen features contain: linear probes on labelled clips.
-
-`audiolm probe --encoder_type htsat mimi_full --labels labels.csv --audio_dir A --output_dir OUT`
-prints one table, and writes `probes.json` and `probe_predictions.csv`. The same command writes the
-same files.
-
-The CSV has a column `filename` (below --audio_dir), a column of labels, and `fold` (each is tested
-after training on the others) or `split` (train, val, test). ESC-50's folder needs no CSV."""
+from .probes import PROBES
 
 
 @dataclass(kw_only=True)
 class ProbeArguments:
-    """The options of `audiolm probe`.
-
-    Attributes:
-        encoders: The weights of each arm, or None for the published ones.
-
-    Raises:
-        UserError: If options are wrong or conflict.
-    """
+    """The options of `audiolm probe`. Wrong ones raise a `UserError`."""
 
     encoder_type: list[str] = field(
         metadata={"help": f"Any of {', '.join(list_encoder_types())}.", "metavar": "ARM"}
@@ -60,7 +42,7 @@ class ProbeArguments:
             "help": "mean: logistic regression on the mean over frames, with C chosen on "
             "validation clips. attention: one learned query weighs the frames. Needs 0.3 MB per "
             "clip of 10 s.",
-            "choices": probes.POOLINGS,
+            "choices": tuple(PROBES),
         },
     )
     controls: list[str] | None = field(
@@ -68,17 +50,18 @@ class ProbeArguments:
         metadata={
             "help": "Poolings to repeat with shuffled training labels, which gives chance "
             "accuracy. By default mean.",
-            "choices": probes.POOLINGS,
+            "choices": tuple(PROBES),
         },
     )
     feature_cache: str | None = option("Folder of encoded clips, as in run_train.py.")
     max_audio_seconds: float = option("Seconds used of each clip.", 10.0)
     on_bad_audio: Literal["error", "skip"] = option("What to do about broken files.", "error")
     seed: int = option("Seed of all draws.", 0)
+    # The weights of each arm, or None for the published ones.
     encoders: dict[str, str | None] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Checks the options, and brings the controls into the order of the poolings."""
+        """Checks the options. The controls get the order of the poolings."""
         self.encoders = match_weights(self.encoder_type, self.encoder_name_or_path)
         for name in sorted(set(self.controls or []) - set(self.pooling)):
             raise UserError(f"--controls {name}: not in --pooling")
@@ -88,36 +71,12 @@ class ProbeArguments:
         has_few_folds = self.folds is not None and self.folds < 2
         if not self.max_audio_seconds > 0 or has_few_folds or self.seed < 0:
             raise UserError(
-                "expected --max_audio_seconds above 0, --folds of 2 or more and a --seed of 0 or "
-                "more"
+                "expected --max_audio_seconds above 0, --folds of 2 or more, --seed >= 0"
             )
 
 
-def build_parser() -> HfArgumentParser:
-    """Builds the parser of `audiolm probe`."""
-    parser = HfArgumentParser(
-        ProbeArguments, prog="audiolm probe", description=DESCRIPTION, allow_abbrev=False
-    )
-    allow_no_value(parser, "controls")
-    return parser
-
-
-def parse_arguments(argv: list[str] | None = None) -> ProbeArguments:
-    """Parses and checks a command line. Wrong options end the process with a usage message."""
-    parser = build_parser()
-    options = vars(parser.parse_args(argv))
-    try:
-        return ProbeArguments(**options)
-    except UserError as error:
-        parser.error(str(error))
-
-
 def match_weights(arms: list[str], names: list[str]) -> dict[str, str | None]:
-    """Returns the weights of each arm.
-
-    Args:
-        arms: Encoder types.
-        names: One name per arm, or ARM=NAME for any of them.
+    """Returns the weights of each arm. `names` has one per arm, or ARM=NAME for any of them.
 
     Raises:
         UserError: If an arm is unknown or occurs twice, or names and arms do not match.

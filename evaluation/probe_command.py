@@ -1,18 +1,15 @@
-"""Tests what frozen features contain: linear probes on labelled clips, for each encoder.
-
-`probe_arguments.py` describes the command.
-"""
+"""Tests what frozen features contain: linear probes on labelled clips, for each encoder."""
 
 import csv
 import hashlib
 import sys
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
+from transformers import HfArgumentParser
 
 from ..checkpoints.encoders import load_encoder
 from ..data import FeatureCache, drop_bad_audio, encode_clips
@@ -25,9 +22,10 @@ from ..runtime import (
     write_run_info,
 )
 from . import probes
+from .arguments import allow_no_value, parse_options
 from .inputs import input_errors
-from .probe_arguments import ProbeArguments, parse_arguments
-from .probe_folds import build_folds, find_labelled_clips
+from .probe_arguments import ProbeArguments
+from .probe_folds import Fold, build_folds, find_labelled_clips
 from .tables import format_table
 
 NOTE = (
@@ -35,7 +33,15 @@ NOTE = (
     "22 audio tasks, then contrastively on captions, and possibly on clips tested here. Mimi was "
     "trained on speech, and its audio ends at 12 kHz."
 )
-REPORTED_OPTIONS = (
+DESCRIPTION = """Tests what frozen features contain: linear probes on labelled clips.
+
+`audiolm probe --encoder_type htsat mimi_full --labels labels.csv --audio_dir A --output_dir OUT`
+prints one table, and writes `probes.json` and `probe_predictions.csv`. The same command writes the
+same files.
+
+The CSV has a column `filename` (below --audio_dir), a column of labels, and `fold` (each is tested
+after training on the others) or `split` (train, val, test). ESC-50's folder needs no CSV."""
+REPORTED_OPTIONS = [
     "label_column",
     "folds",
     "max_audio_seconds",
@@ -43,7 +49,21 @@ REPORTED_OPTIONS = (
     "pooling",
     "controls",
     "seed",
-)
+]
+
+
+def build_parser() -> HfArgumentParser:
+    """Builds the parser of `audiolm probe`."""
+    parser = HfArgumentParser(
+        ProbeArguments, prog="audiolm probe", description=DESCRIPTION, allow_abbrev=False
+    )
+    allow_no_value(parser, "controls")
+    return parser
+
+
+def parse_arguments(argv: list[str] | None = None) -> ProbeArguments:
+    """Parses and checks a command line. Wrong options end the process with a usage message."""
+    return parse_options(build_parser(), argv)
 
 
 @report_user_errors("audiolm probe")
@@ -56,8 +76,10 @@ def main(argv: list[str] | None = None) -> None:
         output.mkdir(parents=True, exist_ok=True)
         if args.feature_cache:
             Path(args.feature_cache).mkdir(parents=True, exist_ok=True)
-        source = find_labelled_clips(args.audio_dir, args.labels, args.label_column, args.folds)
-        data = DatasetDict(clips=Dataset.from_list(source.clips))
+        clips, origin = find_labelled_clips(
+            args.audio_dir, args.labels, args.label_column, args.folds
+        )
+        data = DatasetDict(clips=Dataset.from_list(clips))
         data = drop_bad_audio(data, args.max_audio_seconds, args.on_bad_audio, output)
         clips = list(data["clips"])
         labels, folds = build_folds(clips, args.folds, args.seed)
@@ -67,8 +89,8 @@ def main(argv: list[str] | None = None) -> None:
         "clips": len(clips),
         "classes": dict(sorted(Counter(labels).items())),
         "labels_sha256": labels_digest(clips, task),
-        "folds_from": source.origin,
-        "folds": {fold.name: fold.sizes() for fold in folds},
+        "folds_from": origin,
+        "folds": {fold.name: _fold_sizes(fold) for fold in folds},
         "settings": {name: getattr(args, name) for name in REPORTED_OPTIONS},
         "hyperparameters": {
             "mean": probes.MEAN,
@@ -88,19 +110,8 @@ def main(argv: list[str] | None = None) -> None:
     print(format_report(report))
 
 
-@dataclass(frozen=True)
-class EncodedClips:
-    """The features of all clips, as probes read them.
-
-    Attributes:
-        mean: Shape `(clips, dim)`. Means over frames.
-        attention: Each clip, shape `(frames, dim)`. Empty if no probe needs them.
-        num_frames: Frames of each clip.
-    """
-
-    mean: np.ndarray
-    attention: list[torch.Tensor]
-    num_frames: list[int]
+def _fold_sizes(fold: Fold) -> dict[str, int]:
+    return {name: len(getattr(fold, name)) for name in ("train", "validation", "test")}
 
 
 def load_encoders(args: ProbeArguments) -> dict[str, torch.nn.Module]:
@@ -127,16 +138,9 @@ def labels_digest(clips: list[dict], task: probes.ProbeTask) -> str:
 def run_probes(
     args: ProbeArguments, task: probes.ProbeTask, encoders: dict, paths: list[str]
 ) -> tuple[dict, dict[str, np.ndarray]]:
-    """Runs the probes of all arms.
+    """Runs the probes of all arms on the clips at `paths`.
 
-    Args:
-        args: The options.
-        task: The labels and folds.
-        encoders: The encoder of each arm.
-        paths: The clips.
-
-    Returns:
-        The entries of `probes.json` about arms, and the predictions by "pooling_arm".
+    Returns the entries of `probes.json` about arms, and the predictions by "pooling_arm".
     """
     entries: dict = {
         "encoders": {},
@@ -146,21 +150,19 @@ def run_probes(
     }
     predicted = {pooling: {} for pooling in args.pooling}
     for arm, encoder in encoders.items():
-        clips = encode(encoder, arm, paths, args)
+        features, num_frames = encode(encoder, arm, paths, args)
         entries["encoders"][arm] = {
             "name_or_path": args.encoders[arm],
-            "tokens_per_clip": float(np.mean(clips.num_frames)),
+            "tokens_per_clip": float(np.mean(num_frames)),
             "dim": encoder.dim,
             "sample_rate": encoder.sample_rate,
         }
         for pooling in args.pooling:
-            features = getattr(clips, pooling)
-            predictions, settings = task.run(pooling, features, desc=arm)
+            predictions, settings = task.run(pooling, features[pooling], desc=arm)
             predicted[pooling][arm] = predictions
             entries["results"][pooling][arm] = task.score(predictions, settings)
         for pooling in args.controls:
-            features = getattr(clips, pooling)
-            predictions, settings = task.run(pooling, features, shuffle=True, desc=arm)
+            predictions, settings = task.run(pooling, features[pooling], shuffle=True, desc=arm)
             entries["shuffled_labels"][pooling][arm] = task.score(predictions, settings)
     # Shuffled labels get no interval: a shuffle moves similar clips together, so shuffles vary more
     # than a bootstrap over clips shows.
@@ -175,8 +177,12 @@ def run_probes(
 
 def encode(
     encoder: torch.nn.Module, arm: str, paths: list[str], args: ProbeArguments
-) -> EncodedClips:
-    """Encodes all clips with one encoder."""
+) -> tuple[dict, list[int]]:
+    """Encodes all clips with one encoder.
+
+    Returns the features that each pooling reads, and the number of frames of each clip. Those of
+    "mean" have the shape `(clips, dim)`, those of "attention" `(frames, dim)` for each clip.
+    """
     extractor = AudioLMFeatureExtractor.from_encoder(encoder, args.max_audio_seconds)
     with input_errors():
         if args.feature_cache:
@@ -197,11 +203,11 @@ def encode(
         num_frames[path] = len(features)
         if "attention" in args.pooling:
             frames[path] = features
-    return EncodedClips(
-        np.stack([means[path] for path in paths]),
-        [frames[path] for path in paths if path in frames],
-        [num_frames[path] for path in paths],
-    )
+    features = {
+        "mean": np.stack([means[path] for path in paths]),
+        "attention": [frames[path] for path in paths if path in frames],
+    }
+    return features, [num_frames[path] for path in paths]
 
 
 def write_predictions(
@@ -256,8 +262,6 @@ def _with_interval(entry: dict, key: str, sign: str = "") -> str:
     low, high = entry["ci95_low"], entry["ci95_high"]
     return f"{entry[key]:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
 
-
-parse = parse_arguments  # RENAMED
 
 if __name__ == "__main__":
     main()

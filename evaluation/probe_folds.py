@@ -4,7 +4,6 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,38 +18,12 @@ ESC_NAME = re.compile(r"(\d+)-(\d+)-[A-Z](?:-(\d+))?\.(?:wav|ogg|flac|mp3)")
 
 
 class Fold(NamedTuple):
-    """One test of a probe, as indices of clips.
-
-    Attributes:
-        name: Name of the fold.
-        train: Clips to train on.
-        validation: The part of `train` on which C is chosen.
-        test: Clips to test on, none of which is in `train`.
-    """
+    """One test of a probe, as indices of clips."""
 
     name: str
     train: np.ndarray
-    validation: np.ndarray
+    validation: np.ndarray  # the part of `train` on which C is chosen
     test: np.ndarray
-
-    def sizes(self) -> dict[str, int]:
-        """Returns the number of clips in each part."""
-        parts = (self.train, self.validation, self.test)
-        return dict(zip(("train", "validation", "test"), map(len, parts)))
-
-
-@dataclass(frozen=True)
-class LabelledClips:
-    """The clips of a probe.
-
-    Attributes:
-        clips: Each with `filename`, `label`, `audio` (its path in a list), `group`, and `fold` or
-            `split` if they are given.
-        origin: Where the folds come from: "fold", "split", "--folds" or "ESC".
-    """
-
-    clips: list[dict]
-    origin: str
 
 
 def find_labelled_clips(
@@ -58,8 +31,12 @@ def find_labelled_clips(
     labels: str | None = None,
     label_column: str | None = None,
     num_folds: int | None = None,
-) -> LabelledClips:
+) -> tuple[list[dict], str]:
     """Finds the clips with their labels, groups and folds. ESC-50 has a CSV of its own.
+
+    Returns:
+        Clips with `filename`, `label`, `audio` (the path in a list), `group`, and `fold` or `split`
+        if they are given. And where the folds come from: "fold", "split", "--folds" or "ESC".
 
     Raises:
         UserError: If labels are wrong, or the folds are given twice or not at all.
@@ -88,7 +65,7 @@ def find_labelled_clips(
         if name and not origins:
             clip["fold"] = name[1]
         clip["audio"] = [str(folder / clip["filename"])]
-    return LabelledClips(clips, origins[0] if origins and labels else "ESC")
+    return clips, origins[0] if origins and labels else "ESC"
 
 
 def read_labels(path: str | Path, label_column: str | None = None) -> list[dict]:

@@ -27,8 +27,7 @@ ATTENTION: dict = {"epochs": 100, "batch_size": 64, "learning_rate": 1e-2, "weig
 RESAMPLES = 2000
 
 
-def logistic_regression(c: float) -> Pipeline:
-    """Returns a multinomial logistic regression on standardised channels."""
+def _logistic_regression(c: float) -> Pipeline:
     return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=MEAN["max_iter"]))
 
 
@@ -45,12 +44,11 @@ def probe_mean(
     if len(fold.validation) and len(set(labels[inner])) > 1:
         accuracies = []
         for candidate in MEAN["C"]:
-            probe = logistic_regression(candidate).fit(means[inner], labels[inner])
-            is_right = probe.predict(means[fold.validation]) == labels[fold.validation]
-            accuracies.append(np.mean(is_right))
+            probe = _logistic_regression(candidate).fit(means[inner], labels[inner])
+            accuracies.append(probe.score(means[fold.validation], labels[fold.validation]))
         # Of equally good ones the smallest, with the strongest regularisation.
         c = MEAN["C"][int(np.argmax(accuracies))]
-    probe = logistic_regression(c).fit(means[fold.train], labels[fold.train])
+    probe = _logistic_regression(c).fit(means[fold.train], labels[fold.train])
     is_converged = bool(probe[-1].n_iter_.max() < MEAN["max_iter"])
     return probe.predict(means[fold.test]), {"C": c, "converged": is_converged}
 
@@ -58,12 +56,8 @@ def probe_mean(
 class AttentionProbe(nn.Module):
     """Weighs standardised frames by one learned query, then classifies their sum linearly.
 
-    It starts as the mean over frames.
-
-    Args:
-        mean: Shape `(dim,)`. Mean of each channel in training.
-        deviation: Shape `(dim,)`. Standard deviation of each channel in training.
-        classes: Number of classes.
+    It starts as the mean over frames. `mean` and `deviation` are those of each channel in training,
+    shape `(dim,)`.
     """
 
     def __init__(self, mean: torch.Tensor, deviation: torch.Tensor, classes: int):
@@ -113,9 +107,8 @@ def probe_attention(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    num_batches = -(-len(fold.test) // ATTENTION["batch_size"])
     with torch.no_grad():
-        batches = np.array_split(fold.test, num_batches)
+        batches = np.array_split(fold.test, -(-len(fold.test) // ATTENTION["batch_size"]))
         best = torch.cat([probe([features[i] for i in batch]).argmax(1) for batch in batches])
     return classes[best.cpu().numpy()], {"loss": loss.item()}
 
@@ -128,20 +121,13 @@ def _channel_statistics(clips: list[torch.Tensor]) -> tuple[torch.Tensor, torch.
 
 
 PROBES = {"mean": probe_mean, "attention": probe_attention}
-POOLINGS = tuple(PROBES)
 
 
 @dataclass(frozen=True)
 class ProbeTask:
-    """The labels that a probe predicts.
+    """The labels that a probe predicts."""
 
-    Attributes:
-        labels: Shape `(clips,)`.
-        folds: Which clips train and test.
-        seed: Seed of all draws.
-    """
-
-    labels: np.ndarray
+    labels: np.ndarray  # shape (clips,)
     folds: list[Fold]
     seed: int
 
@@ -164,8 +150,8 @@ class ProbeTask:
     ) -> tuple[np.ndarray, dict]:
         """Trains and tests a probe on every fold, with shuffled training labels as a control.
 
-        Returns the predictions for all test clips, in the order of the folds, and the settings that
-        each fold chose. There is a progress bar if `desc` gives its title.
+        Returns the predictions for `test_clips`, and the settings that each fold chose. There is a
+        progress bar if `desc` gives its title.
         """
         predicted, settings = [], {}
         bar = tqdm(self.folds, f"probing {desc}", unit="fold", disable=None if desc else True)

@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 
 from ..data.answer_parsing import parse_answer
-from ..data.reasonaqa import FIELDS, QUESTION_TYPES
+from ..data.reasonaqa import CLOSED_QUESTION_TYPES, FIELDS, QUESTION_TYPES
 from .answering import PROTOCOL_NAMES, most_likely_option
 from .categories import categories
 from .controls import CONTROLS, commonest_answers, shift_option_letters
-from .metric import SCORED, ReasonAQAMetric
+from .metric import ReasonAQAMetric
 from .statistics import clip_bootstrap, interval
 from .text_metrics import text_metrics
 
@@ -36,7 +36,7 @@ def parse_answers(
         question: The question that was asked.
         old_letters: The original letter of each option, if the options were relabelled.
     """
-    if row["question_type"] not in SCORED:
+    if row["question_type"] not in CLOSED_QUESTION_TYPES:
         if "text" not in output:
             return {}
         return {"generate": {"text": output["text"], "parsed": None, "correct": None}}
@@ -77,7 +77,7 @@ def predicted_rows(
         row["category"] = category
     if training_rows is not None:
         for row, answer in zip(predictions, commonest_answers(training_rows, predictions)):
-            if row["question_type"] in SCORED:
+            if row["question_type"] in CLOSED_QUESTION_TYPES:
                 is_correct = answer is not None and answer == row["reference"]
                 majority = {"parsed": answer, "correct": is_correct}
                 row["controls"]["majority"] = {"answers": dict.fromkeys(row["answers"], majority)}
@@ -158,7 +158,7 @@ def closed_metrics(
 
     Those of a control are of the rows that have an answer under it.
     """
-    rows = [row for row in rows if row["question_type"] in SCORED]
+    rows = [row for row in rows if row["question_type"] in CLOSED_QUESTION_TYPES]
     if control is None:
         answers = [row["answers"][protocol] for row in rows]
     else:
@@ -182,7 +182,7 @@ def relabel_consistency(rows: list[dict], protocol: str) -> dict[str, dict]:
     An unparsed answer counts as another option.
     """
     consistency = {}
-    for question_type in SCORED:
+    for question_type in CLOSED_QUESTION_TYPES:
         is_same = []
         for row in rows:
             relabelled = control_answer(row, "option_relabel", protocol)
@@ -245,9 +245,9 @@ def audio_gain(rows: list[dict], protocol: str) -> dict[str, dict]:
 
     Controls without an answer to every closed question are left out.
     """
-    rows = [row for row in rows if row["question_type"] in SCORED]
+    rows = [row for row in rows if row["question_type"] in CLOSED_QUESTION_TYPES]
     present = {row["question_type"] for row in rows}
-    question_types = [name for name in SCORED if name in present]
+    question_types = [name for name in CLOSED_QUESTION_TYPES if name in present]
 
     correct = np.array([row["answers"][protocol]["correct"] for row in rows], float)
     controls = {}
@@ -268,7 +268,7 @@ def open_metrics(rows: list[dict], java: bool = False) -> dict[str, dict]:
     metrics = {}
     for question_type in QUESTION_TYPES:
         selected = [row for row in rows if row["question_type"] == question_type]
-        if question_type in SCORED or not selected:
+        if question_type in CLOSED_QUESTION_TYPES or not selected:
             continue
         num_tokens = sum(row["n_tokens"] for row in selected)
         control_loss = {
@@ -298,7 +298,7 @@ def score(rows: list[dict], protocol: str, max_audio_seconds: float, java: bool 
         max_audio_seconds: Seconds that the model uses of each clip.
         java: Whether to add METEOR, SPICE and SPIDEr of open questions.
     """
-    closed = [row for row in rows if row["question_type"] in SCORED]
+    closed = [row for row in rows if row["question_type"] in CLOSED_QUESTION_TYPES]
     metrics: dict = {
         "n": len(rows),
         "protocol": protocol,
@@ -321,8 +321,3 @@ def score(rows: list[dict], protocol: str, max_audio_seconds: float, java: bool 
             metrics["controls"]["option_relabel"]["consistency"] = consistency
         metrics["audio_gain"] = audio_gain(closed, protocol)
     return metrics | {"text": open_metrics(rows, java)}
-
-
-groups = groups_of_rows  # RENAMED
-clips_of = recording_names  # RENAMED
-probabilities = softmax_scores  # RENAMED

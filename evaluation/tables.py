@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
+from ..data.reasonaqa import CLOSED_QUESTION_TYPES
 from ..runtime import UserError, report_user_errors
 from .answering import PROTOCOL_NAMES
 from .categories import CATEGORIES
-from .metric import SCORED
 
 MAJORITY = "majority"
 MEAN = "mean of types"
@@ -171,7 +171,7 @@ def comparison_rows(comparison: dict) -> list[dict]:
     rows = []
     categories = names_in("category")
     known_first = [*CATEGORIES, *(name for name in categories if name not in CATEGORIES)]
-    for section, order in (("question_type", SCORED), ("category", known_first)):
+    for section, order in (("question_type", CLOSED_QUESTION_TYPES), ("category", known_first)):
         present = names_in(section)
         rows += [_row(section, name, cells_of(section, name)) for name in order if name in present]
     if any("micro" in column for column in columns.values()):
@@ -227,13 +227,13 @@ def main(argv: list[str] | None = None) -> None:
         rows = [json.loads(line) for line in lines if line]
     except (OSError, ValueError) as error:
         raise UserError(f"{args.predictions}: {error}") from error
-    if any(row["question_type"] in SCORED and args.protocol not in row["answers"] for row in rows):
+    if any(
+        row["question_type"] in CLOSED_QUESTION_TYPES and args.protocol not in row["answers"]
+        for row in rows
+    ):
         raise UserError(f"{args.predictions} holds no answers by {args.protocol}")
     print(format_metrics(score(rows, args.protocol, args.max_audio_seconds)))
 
-
-columns_of = comparison_columns  # RENAMED
-table_rows = comparison_rows  # RENAMED
 
 if __name__ == "__main__":
     main()

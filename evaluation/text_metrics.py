@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from itertools import chain, zip_longest
 from types import SimpleNamespace
 
@@ -22,8 +22,6 @@ from sacrebleu.metrics.bleu import BLEU, BLEUScore
 from .java_metrics import NotRun, Texts, import_pycocoevalcap, meteor, spice
 
 TEXT_TYPES = ("difference", "caption", "detail")
-# Groups of items by the words of their first reference, with the most words of each.
-LENGTHS = {"1-3": 3, "4-10": 10, "11-25": 25, "26+": math.inf}
 _WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+|(?<=\d)[.,]\d[^\W_]*)*")
 
 
@@ -79,12 +77,10 @@ def text_items(rows: Iterable[Mapping]) -> list[dict]:
     Those of another item are the answers of its own rows. An item's first row is the one whose
     answer comes first in the alphabet, so the order of rows only decides the order of items.
 
-    Args:
-        rows: Rows of predictions.jsonl. Other question types are skipped.
+    Rows of other question types are skipped.
 
     Returns:
-        `prediction`, `question_type`, `subtype`, `category` and `clips` (their number) of each
-        item's first row, and its sorted `references`.
+        `prediction`, `question_type` and the sorted `references` of each item.
 
     Raises:
         ValueError: If a row has no generated text.
@@ -104,73 +100,31 @@ def text_items(rows: Iterable[Mapping]) -> list[dict]:
         question = row["subtype"] if question_type == "caption" else row["input"]
         key = (question_type, row["filepath1"], row["filepath2"], question)
         references[key].append(row["answer"])
-        candidates[key, row["input"]].append((row["answer"], text, row["subtype"], row["category"]))
+        candidates[key, row["input"]].append((row["answer"], text))
     items = []
-    for (key, _), group in candidates.items():
-        question_type, _, second_clip, _ = key
-        _, text, subtype, category = min(group)
-        items.append(
-            {
-                "prediction": text,
-                "references": sorted(references[key]),
-                "question_type": question_type,
-                "subtype": subtype,
-                "category": category,
-                "clips": 2 if second_clip else 1,
-            }
-        )
+    for (key, _), answered in candidates.items():
+        _, text = min(answered)
+        item = {"prediction": text, "references": sorted(references[key]), "question_type": key[0]}
+        items.append(item)
     return items
 
 
 def text_metrics(rows: Iterable[Mapping], java: bool = True) -> dict:
-    """Returns the metrics of generated texts, by question type.
+    """Returns the values of [`TextMetric`], by question type.
 
     Args:
         rows: Rows of predictions.jsonl, see [`text_items`].
         java: Whether to add METEOR, SPICE and SPIDEr: half a minute and more per question type.
-
-    Returns:
-        The values of [`TextMetric`] for each question type. `by` has them without Java's for each
-        `subtype`, `category`, number of `clips` and `answer_words` (of the first reference). Each
-        group has its own CIDEr-D weights.
     """
-    described = text_items(rows)
+    items = text_items(rows)
     metrics = {}
     for question_type in TEXT_TYPES:
-        selected = [item for item in described if item["question_type"] == question_type]
+        selected = [item for item in items if item["question_type"] == question_type]
         if selected:
             predictions = [item["prediction"] for item in selected]
-            items = _build_items(predictions, [item["references"] for item in selected])
-            metrics[question_type] = _compute_metrics(items, java)
-            metrics[question_type]["by"] = _metrics_by_group(
-                selected, items, metrics[question_type]
-            )
+            references = [item["references"] for item in selected]
+            metrics[question_type] = _compute_metrics(_build_items(predictions, references), java)
     return metrics
-
-
-def _metrics_by_group(described: list[dict], items: list[Texts], metrics: dict) -> dict:
-    by_grouping = {}
-    for grouping in ("subtype", "category", "clips", "answer_words"):
-        groups = defaultdict(list)
-        for description, item in zip(described, items):
-            groups[_group_name(description, grouping)].append(item)
-        order = list(LENGTHS) if grouping == "answer_words" else sorted(groups)
-        names = [name for name in order if name in groups]
-        if len(names) == 1:
-            # CIDEr-D takes minutes. A group of all items needs no second count.
-            by_grouping[grouping] = {names[0]: _without_java(metrics)}
-        else:
-            by_grouping[grouping] = {
-                name: _compute_metrics(groups[name], java=False) for name in names
-            }
-    return by_grouping
-
-
-def _group_name(description: dict, grouping: str) -> str:
-    if grouping == "answer_words":
-        count = len(description["references"][0].split())
-        return next(name for name, most in LENGTHS.items() if count <= most)
-    return str(description[grouping])
 
 
 def _build_items(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[Texts]:
@@ -205,11 +159,6 @@ def _compute_metrics(items: list[Texts], java: bool) -> dict:
     return {**metrics, "not_run": not_run}
 
 
-def _without_java(metrics: dict) -> dict:
-    not_run = {name: reason for name, reason in metrics["not_run"].items() if name in PLAIN}
-    return {"n": metrics["n"], **{name: metrics[name] for name in PLAIN}, "not_run": not_run}
-
-
 def _corpus_bleu(items: list[Texts]) -> BLEUScore:
     predictions, references = zip(*items)
     metric = BLEU(tokenize="none", smooth_method="none")
@@ -230,10 +179,6 @@ def _bleu_4(items: list[Texts]) -> float:
     return min(1.0, _corpus_bleu(items).score / 100)
 
 
-def _rouge_l(items: list[Texts]) -> float:
-    return math.fsum(_item_rouge_l(item) for item in items) / len(items)
-
-
 @cache
 def _rouge_scorer():
     # rouge_score imports all of nltk, which takes seconds.
@@ -242,11 +187,10 @@ def _rouge_scorer():
     return RougeScorer(["rougeL"], tokenizer=SimpleNamespace(tokenize=str.split))
 
 
-# Every item is in one group of each grouping.
-@lru_cache(maxsize=2**17)
-def _item_rouge_l(item: Texts) -> float:
-    prediction, references = item
-    return _rouge_scorer().score_multi(references, prediction)["rougeL"].fmeasure
+def _rouge_l(items: list[Texts]) -> float:
+    scorer = _rouge_scorer()
+    scores = [scorer.score_multi(references, text)["rougeL"] for text, references in items]
+    return math.fsum(score.fmeasure for score in scores) / len(items)
 
 
 def _cider_d(items: list[Texts]) -> float:

@@ -28,7 +28,7 @@ from support.hub_server import Hub
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """The tests of a file run in one process, and files that share what is pushed in the same one."""
+    """Tests of a file run in one process, and so do files that share the pushed models."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
@@ -41,7 +41,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.fixture(scope="session", autouse=True)
 def kept_memory():
-    """Of this process, as of a run: an encoder loses half its time where freed memory goes back to the system."""
+    """Sets the allocator as a run does: an encoder loses half its time without."""
     from audiolm.runtime import use_all_of_the_cpu
 
     threads = torch.get_num_threads()
@@ -60,7 +60,7 @@ def lean_processes():
 
 @pytest.fixture(autouse=True)
 def as_many_threads():
-    """No test leaves another number of threads behind, with which the next one's numbers would not be a fresh process's."""
+    """No test changes the number of threads, which would change the next one's numbers."""
     before = torch.get_num_threads()
     yield
     assert torch.get_num_threads() == before
@@ -103,7 +103,7 @@ def corpus(tmp_path):
 
 @pytest.fixture(scope="session")
 def pushed(tmp_path_factory, tokenizer):
-    """A Hub with a private model of each arm, pushed at each save of its training, and the folder of each run."""
+    """A Hub with a private model per encoder, pushed at each save, and the folder of each run."""
     folder, runs = tmp_path_factory.mktemp("pushed"), {}
     with Hub(folder / "hub") as hub:
         for arm in ARMS:
@@ -127,7 +127,7 @@ def pushed(tmp_path_factory, tokenizer):
 
 @pytest.fixture
 def same_examples(monkeypatch):
-    """hypothesis also draws constants of the modules that are loaded, which other test files change."""
+    """Keeps hypothesis from drawing constants of loaded modules, which other tests change."""
     from hypothesis.internal.conjecture import providers
 
     monkeypatch.setattr(providers, "_get_local_constants", providers.Constants)

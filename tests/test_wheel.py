@@ -1,4 +1,4 @@
-"""The wheel in an environment that has nothing else of the project, and a script beside another checkout's package."""
+"""The wheel in an environment of its own, and a script beside another checkout's package."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
     "OMP_NUM_THREADS": "1",
 }
-# A preset of the demo that takes seconds: one encoder and the text-only model, a few steps, few examples.
+# The demo in seconds: one encoder and the text-only model, a few steps and examples.
 QUICK = {
     "corpus": {"rows": 120, "seed": 0},
     "train": {"max_steps": 2, "max_eval_samples": 1, "eval_steps": 2},
@@ -66,14 +66,14 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory) -> Path:
-    """Folder of the commands of an environment with the wheel; its dependencies are this environment's."""
+    """Commands of an environment with the wheel, whose dependencies are this one's."""
     folder = tmp_path_factory.mktemp("environment")
     uv = shutil.which("uv")
     subprocess.run([uv, "venv", "-q", "--python", sys.executable, str(folder)], check=True)
     python = folder / "bin" / "python"
     install = [uv, "pip", "install", "-q", "--no-deps", "--python", str(python), str(wheel)]
     subprocess.run(install, check=True)
-    # A .pth file adds a folder without reading the .pth files in it, so no editable install is seen.
+    # A folder of a .pth file is added without its own .pth files: no editable install is seen.
     (site,) = (folder / "lib").glob("python*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return folder / "bin"

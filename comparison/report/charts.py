@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from matplotlib.ticker import MaxNLocator
 
-from ...evaluation.tables import MAJORITY, table_rows
+from ...evaluation.tables import MAJORITY, comparison_rows
 
 MINUS = "\N{MINUS SIGN}"  # as wide as the plus sign
 SECTIONS = {"overall": "Overall", "question_type": "By question type", "category": "By category"}
@@ -64,11 +64,11 @@ def control_accuracy(arm: Mapping, control: Mapping, section: str, name: str) ->
 
 
 def accuracy_rows(comparison: dict) -> list[dict]:
-    """Returns the rows of `table_rows` for questions with options, in the order of `SECTIONS`.
+    """Returns the rows of `comparison_rows` for questions with options, in the order of `SECTIONS`.
 
     The rows of the section "overall" are renamed to "macro", the primary metric, and "micro".
     """
-    rows = [row for row in table_rows(comparison) if row["section"] in SECTIONS]
+    rows = [row for row in comparison_rows(comparison) if row["section"] in SECTIONS]
     for row in rows:
         if row["section"] == "overall":
             row["name"] = "micro" if row["n"] else "macro"

@@ -8,10 +8,9 @@ import soundfile
 
 from ...data.audio_files import open_clip
 from ...data.clip_preview import preview_clip
-from ...data.reasonaqa import QUESTION_TYPES, AudioDir, resolve_path
+from ...data.reasonaqa import CLOSED_QUESTION_TYPES, QUESTION_TYPES, AudioDir, resolve_path
 from ...evaluation.answering import candidates
 from ...evaluation.controls import CONTROLS
-from ...evaluation.metric import SCORED
 from ...evaluation.scores import option_probabilities
 from ..runs import Run
 
@@ -141,7 +140,7 @@ def list_conditions(rows: Mapping[str, Mapping], protocol: str) -> list[dict]:
         arm was not evaluated so.
     """
     first = next(iter(rows.values()))
-    is_open = first["question_type"] not in SCORED
+    is_open = first["question_type"] not in CLOSED_QUESTION_TYPES
     conditions = []
     for name in (protocol,) if is_open else dict.fromkeys((protocol, *first["answers"])):
         cells = {arm: _condition_cell(row, row, name) for arm, row in rows.items()}
@@ -157,7 +156,7 @@ def list_conditions(rows: Mapping[str, Mapping], protocol: str) -> list[dict]:
 
 
 def _condition_cell(row: Mapping, results: Mapping, protocol: str) -> dict | None:
-    if row["question_type"] in SCORED:
+    if row["question_type"] in CLOSED_QUESTION_TYPES:
         return results.get("answers", {}).get(protocol)
     loss = results.get("loss")
     return None if loss is None else {"loss": loss / row["n_tokens"]}

@@ -1,4 +1,4 @@
-"""The page, in a browser and by its interface: asked, compared, given no audio, by two at once, on a phone, by keyboard."""
+"""The page in a browser and by its API: answers, ablation, two users, a phone, the keyboard."""
 
 import json
 import os
@@ -27,7 +27,10 @@ ALARM = (
     ["cricket", "engine", "footsteps", "alarm"],
 )  # of the demo's test scene 0 of seed 7
 # the page, whose uploads grow old at once
-QUICK = "from audiolm.ask import app; app.CLEANUP_INTERVAL, app.MAX_UPLOAD_AGE = 1, 5; app.main({words})"
+QUICK = (
+    "from audiolm.ask import app; app.CLEANUP_INTERVAL, app.MAX_UPLOAD_AGE = 1, 5; "
+    "app.main({words})"
+)
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +240,8 @@ def test_by_keyboard(opened, corpus):
         opened.keyboard.press("Tab")
         reached.append(
             opened.evaluate("""(() => { const of = document.activeElement;
-            return ['options', 'muted', 'ask'].find(id => of.closest('#' + id)) ?? of.tagName; })()""")
+            const ids = ['options', 'muted', 'ask'];
+            return ids.find(id => of.closest('#' + id)) ?? of.tagName; })()""")
         )
     order = [reached.index(name) for name in ("options", "muted", "ask")]
     assert order == sorted(order)
@@ -322,7 +326,8 @@ def test_uploads_are_deleted_and_examples_are_not(tmp_path, corpus):
     try:
         content, boundary = Path(clip(corpus)).read_bytes(), "xyz"
         body = (
-            f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="mine.flac"\r\n\r\n'.encode()
+            f"--{boundary}\r\nContent-Disposition: form-data; ".encode()
+            + b'name="files"; filename="mine.flac"\r\n\r\n'
             + content
             + f"\r\n--{boundary}--\r\n".encode()
         )
@@ -393,7 +398,7 @@ def test_a_space_is_written(tmp_path):
     space = written_space(tmp_path / "space")
     with pytest.raises(SystemExit, match="exists already"):
         app.main(["--space", str(space)])
-    with pytest.raises(SystemExit, match="push it to the Hub"):
+    with pytest.raises(SystemExit, match="is not on the Hub"):
         app.main(["--space", str(tmp_path / "other"), str(space)])
     card = (space / "README.md").read_text()
     assert (
@@ -417,7 +422,10 @@ def test_a_space_is_written(tmp_path):
 @pytest.mark.slow
 def test_a_space_runs_by_itself(tmp_path, browser, corpus):
     space = written_space(tmp_path / "space")
-    served_from = "import audiolm, runpy, sys; print(audiolm.__file__, flush=True); sys.argv[0] = 'app.py'; runpy.run_path('app.py')"
+    served_from = (
+        "import audiolm, runpy, sys; print(audiolm.__file__, flush=True); "
+        "sys.argv[0] = 'app.py'; runpy.run_path('app.py')"
+    )
     port = free_port()
     environment = {
         **os.environ,

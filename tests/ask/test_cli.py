@@ -1,4 +1,4 @@
-"""Asking: questions with options, one model and several, tables that are torn or go on, and the one entry point."""
+"""Asking: questions with options, several models, tables that resume, the one entry point."""
 
 import csv
 import importlib.util
@@ -32,7 +32,7 @@ from audiolm.data.answer_parsing import (
 )
 from audiolm.data.soundscapes.corpus import make_soundscapes
 from audiolm.demo import MODEL_NAMES, models
-from audiolm.evaluation.scores import probabilities
+from audiolm.evaluation.scores import softmax_scores
 
 ROOT = Path(__file__).parents[2]
 ALARM = ["Which sound can be heard?", "--options", "cricket", "engine", "footsteps", "alarm"]
@@ -89,8 +89,8 @@ def test_options_are_read_as_they_were_given_or_refused(given_options):
 
 
 def test_probabilities_are_of_the_sums():
-    actual = probabilities({"a": (-1000.0, 3), "b": (-1000.0 - np.log(3), 1)})
-    assert actual == pytest.approx({"a": 0.75, "b": 0.25}) and probabilities({}) == {}
+    actual = softmax_scores({"a": (-1000.0, 3), "b": (-1000.0 - np.log(3), 1)})
+    assert actual == pytest.approx({"a": 0.75, "b": 0.25}) and softmax_scores({}) == {}
 
 
 def test_a_question(scenes, capsys):
@@ -414,7 +414,7 @@ def test_the_demos_models_are_whole():
 
 
 def test_the_demos_models_listen(scenes):
-    """Of 72 closed questions about scenes that none of them was trained on, they answer many more than muted."""
+    """They answer many more of 72 closed questions about new scenes with the audio than without."""
     folder, rows = scenes
     rows = [row for row in rows if infer_answer_format(row["input"]) != "open"]
     clips = [
@@ -462,7 +462,10 @@ def test_one_entry_point(capsys):
         with pytest.raises(SystemExit) as ended:
             entry.main(argv)
         assert ended.value.code == 2 and capsys.readouterr().err.startswith(message)
-    light = "import sys; from audiolm import __main__; from audiolm.ask import cli; __main__.help_text(); assert 'torch' not in sys.modules"
+    light = (
+        "import sys; from audiolm import __main__; from audiolm.ask import cli; "
+        "__main__.help_text(); assert 'torch' not in sys.modules"
+    )
     assert subprocess.run([sys.executable, "-c", light]).returncode == 0
 
 

@@ -7,7 +7,7 @@ from audiolm.comparison.compare import compare
 from audiolm.comparison.conclusion import conclusion
 from audiolm.comparison.tables import comparison_table
 from audiolm.evaluation.metric import wilson
-from audiolm.evaluation.tables import table_rows
+from audiolm.evaluation.tables import comparison_rows
 
 
 def group(correct, n, unparsed=0):
@@ -51,7 +51,7 @@ def find_line(lines, name):
 
 
 def test_table_rows_of_a_comparison_have_cells_of_each_column(comparison):
-    rows = {row["name"]: row for row in table_rows(comparison)}
+    rows = {row["name"]: row for row in comparison_rows(comparison)}
     assert list(rows) == ["mcq", "yes_no", "count", "all closed rows", "mean of types", "caption"]
     assert rows["mcq"]["n"] == 8
     assert rows["mcq"]["cells"]["htsat"]["accuracy"] == 0.75

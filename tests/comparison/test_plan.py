@@ -14,7 +14,7 @@ from audiolm.comparison.plan import (
     probe_argv,
 )
 from audiolm.comparison.planned_run import Setting
-from audiolm.evaluation.probe_command import parse as parse_probe_arguments
+from audiolm.evaluation.probe_command import parse_arguments as parse_probe_arguments
 from audiolm.runtime import UserError
 from audiolm.training.arguments import parse_arguments as parse
 

@@ -85,7 +85,7 @@ def test_encode_png_keeps_shades_and_has_magmas_colours():
 
 def test_preview_of_a_long_clip_is_small_and_as_long_as_what_is_used(noise_file):
     preview = preview_clip(noise_file, 10.0)
-    assert (preview.duration, preview.used) == (12, 10)
+    assert (preview.seconds, preview.used) == (12, 10)
     assert preview.audio.startswith("data:audio/mpeg;base64,")
     samples, rate = decode(preview.audio)
     assert samples.shape[1] == 1

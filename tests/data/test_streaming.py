@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import datasets
@@ -253,7 +253,7 @@ def stream_options(corpus, tokenizer, folder: str, *more: str) -> list[str]:
     for name in ("--train_file", "--validation_file", "--audio_dir"):
         del options[name]
     options |= {"--dataset_name": folder, **dict(zip(more[::2], more[1::2]))}
-    return [word for option in options.items() for word in option]
+    return list(chain.from_iterable(options.items()))
 
 
 def losses_and_weights(corpus) -> tuple[list, dict]:
@@ -298,7 +298,7 @@ def test_streamed_run_resumed_ends_the_same_and_refuses_other_settings(
         "--max_eval_samples": "2",
         "--num_stats_clips": "4",
     }
-    more = [word for option in more.items() for word in option]
+    more = list(chain.from_iterable(more.items()))
     options = stream_options(corpus, tokenizer, embedded, *more)
     train(options)
     expected_losses, expected_weights = losses_and_weights(corpus)
@@ -317,13 +317,13 @@ def test_streamed_run_resumed_ends_the_same_and_refuses_other_settings(
         (["--dataloader_num_workers", "0"], "dataloader_num_workers 2"),
         (["--mix", "mcq=0.5"], "changes {}"),
     ]:
-        message = rf"was trained on a stream with {setting}; give the same, or rows come twice"
+        message = rf"was trained on a stream with {setting}; use the same options"
         with pytest.raises(SystemExit, match=message):
             train([*resumed, *changes])
     (checkpoint / "training_data.json").unlink()
     with pytest.raises(SystemExit):
         train(resumed)
-    assert "training_data.json is missing or torn" in capsys.readouterr().err
+    assert "training_data.json is missing or incomplete" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -433,7 +433,7 @@ def test_stream_of_two_processes_gives_every_row_once(corpus, tokenizer, embedde
         "--per_device_train_batch_size": "2",
         "--max_eval_samples": "4",
     }
-    more = [word for option in more.items() for word in option]
+    more = list(chain.from_iterable(more.items()))
     options = stream_options(corpus, tokenizer, embedded, *more)
     run = subprocess.run(
         [sys.executable, *TWO_PROCESSES, str(corpus / "recording.py"), *options],
@@ -477,4 +477,4 @@ def test_data_set_with_a_truncated_shard_is_refused(embedded):
 def test_streaming_without_max_steps_is_refused(capsys):
     with pytest.raises(SystemExit):
         parse(["--dataset_name", "x", "--streaming", "true", "--max_steps", "-1"])
-    assert "a stream has no end; give --max_steps with it" in capsys.readouterr().err
+    assert "a stream has no end; use --max_steps" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""ReasonAQA and its audio from the records of an archive that keeps to its word, and of one that does not."""
+"""Downloads from records that hold what is expected, and from records that do not."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ def server(monkeypatch):
 
 @pytest.fixture
 def zenodo(server, monkeypatch):
-    """The three records with archives of the layout that they have; their pinned checksums are those of the archives here."""
+    """The three records with archives of their layout, and the checksums pinned to these."""
     built = {
         "reasonaqa.zip": zip_of(ROWS),
         **{
@@ -238,7 +238,10 @@ def test_a_missing_py7zr_is_said_before_anything_is_downloaded(zenodo, tmp_path,
 
 
 def test_two_processes_do_not_fill_one_folder(zenodo, tmp_path):
-    hold = "import sys; from filelock import FileLock\nwith FileLock(sys.argv[1]): print('held', flush=True); input()"
+    hold = (
+        "import sys; from filelock import FileLock\n"
+        "with FileLock(sys.argv[1]): print('held', flush=True); input()"
+    )
     (tmp_path / "archives").mkdir()
     argv = [sys.executable, "-c", hold, str(tmp_path / "archives" / ".lock")]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:

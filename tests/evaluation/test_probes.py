@@ -12,7 +12,7 @@ import torch
 from support.builders import ARMS, SHARED, clip, needs_shared
 
 from audiolm.evaluation import probe_command, probes
-from audiolm.evaluation.probe_arguments import parse_arguments
+from audiolm.evaluation.probe_command import parse_arguments
 from audiolm.evaluation.probe_folds import (
     Fold,
     cross_validation,
@@ -339,7 +339,7 @@ FAULTS = {
         ["--encoder_name_or_path", str(DEMO / "htsat")],
     ),
     "no encoder": (
-        "is no file, nor a folder",
+        "no file, and no folder or Hub repository with model.safetensors",
         (HEADER, GOOD),
         ["--encoder_name_or_path", "/no/such/encoder"],
     ),
@@ -436,9 +436,8 @@ def test_find_labelled_clips_reads_esc50(tmp_path):
     header = "filename,fold,target,category,esc10,src_file,take"
     row = ("1-100032-A-0.wav", 1, 0, "dog", True, 100032, "A")
     write_csv(tmp_path / "meta" / "esc50.csv", header, [row])
-    source = find_labelled_clips(str(tmp_path))
-    assert source.origin == "ESC"
-    (clip,) = source.clips
+    (clip,), origin = find_labelled_clips(str(tmp_path))
+    assert origin == "ESC"
     assert clip["label"] == "dog"
     assert clip["fold"] == "1"
     assert clip["group"] == "100032"
@@ -452,16 +451,16 @@ def esc_names(tmp_path) -> str:
 
 
 def test_find_labelled_clips_takes_folds_from_esc_names(tmp_path, esc_names):
-    source = find_labelled_clips(str(tmp_path), esc_names)
-    assert source.origin == "ESC"
-    assert [clip["fold"] for clip in source.clips] == ["1", "2"]
-    assert [clip["group"] for clip in source.clips] == ["100032", "5"]
+    clips, origin = find_labelled_clips(str(tmp_path), esc_names)
+    assert origin == "ESC"
+    assert [clip["fold"] for clip in clips] == ["1", "2"]
+    assert [clip["group"] for clip in clips] == ["100032", "5"]
 
 
 def test_find_labelled_clips_with_folds_to_draw_has_none(tmp_path, esc_names):
-    source = find_labelled_clips(str(tmp_path), esc_names, num_folds=2)
-    assert source.origin == "--folds"
-    assert "fold" not in source.clips[0]
+    clips, origin = find_labelled_clips(str(tmp_path), esc_names, num_folds=2)
+    assert origin == "--folds"
+    assert "fold" not in clips[0]
 
 
 @pytest.mark.parametrize("label_column", [None, "target"])

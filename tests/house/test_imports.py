@@ -45,7 +45,7 @@ def is_module(name: str) -> bool:
 
 
 def imported_modules(file: Path) -> set[str]:
-    """Modules of the package that a file imports, at any depth of its code, as names below the package."""
+    """Modules of the package that a file imports anywhere, as names below the package."""
     parents = file.relative_to(ROOT).parts[:-1]
     modules = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

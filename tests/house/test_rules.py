@@ -19,8 +19,8 @@ REASON = "Longer than 350 lines"
 EMPTY_NAMES = frozenset(
     re.findall(
         r"\w+",
-        "found made of said heard kept known taken its one there none wanted words given asked whole "
-        "told which such",
+        "found made of said heard kept known taken its one there none wanted words given asked "
+        "whole told which such",
     )
 )
 TEXT_IN_PYTHON = re.compile(

@@ -186,11 +186,11 @@ train(*parse_arguments(sys.argv[1:]), callbacks=[Probe()])
 """
 
 
-# `accelerate launch` starts one process on a CPU, whatever --num_processes says; this is what it runs on GPUs
+# On CPUs, `accelerate launch` ignores --num_processes. This is what it runs on GPUs.
 
 
 class Waits(TorchDispatchMode):
-    """The places where Python asks for a value of a tensor, or for how many there are: on a GPU it waits for them."""
+    """Collects the places where Python reads a value of a tensor, for which it waits on a GPU."""
 
     def __init__(self):
         super().__init__()

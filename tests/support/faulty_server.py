@@ -23,11 +23,12 @@ def md5(content: bytes) -> str:
 
 
 class Server:
-    """Files and records by their path; `orders` are the faults of the next requests for files, one each, `always` those of all.
+    """Serves files and records by their path, with faults to order.
 
-    What may be ordered: `cut`: bytes after which the connection breaks; `status`; `headers` beside its own or instead; `body`
-    instead of the file; `ranges=False`: all is sent whatever was asked; `start`: it is sent from there whatever was asked;
-    `length`: what is said of it (None: nothing); `pause`: seconds before each block. An order with `record` is for records.
+    `orders` are the faults of the next requests for files, one each. `always` holds those of all.
+    `cut`: bytes after which the connection breaks. `status`, `headers`, `body`: in place of its
+    own. `ranges=False`: sends everything. `start`: sends from there. `length`: the stated length
+    (None: none). `pause`: seconds before each block. An order with `record` is for records.
     `asked` has the Range, the If-Range and the bytes that were sent of each request for a file.
     """
 
