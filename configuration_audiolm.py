@@ -1,4 +1,7 @@
-"""Configuration of AudioLM: the encoder, the language model and the mapper between them."""
+"""Configuration of AudioLM: the encoder, the language model and the mapper between them.
+
+The module is long because it also holds the table of encoder types.
+"""
 
 from typing import Any, NamedTuple
 

@@ -423,6 +423,3 @@ def _is_denied(text: TokenizedText, end: int) -> bool:
     verb = clause[0] if clause else ""
     is_negative = verb == "cannot" or verb.endswith("n't")
     return is_negative or (verb in VERBS and not DENIALS.isdisjoint(clause[1:]))
-
-
-option_spans = find_options  # RENAMED

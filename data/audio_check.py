@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..processing_audiolm import open_file
 from ..runtime import UserError, write_text
 from .audio_files import clip_identity, open_clip
-from .cache import Remembered, cache_folder
+from .cache import JsonCache, cache_folder
 
 logger = logging.getLogger(__name__)
 VERSION = 1  # Version of the facts in the cache.
@@ -119,7 +119,7 @@ def inspect_clips(
             keys[clip] = f"{VERSION}|{clip_identity(clip)}|{max_seconds:g}"
         except (OSError, ValueError):  # A NUL in a name is a ValueError.
             facts[clip] = ClipFacts("missing")
-    cache = Remembered(cache_file or cache_folder() / "audio_checks.sqlite")
+    cache = JsonCache(cache_file or cache_folder() / "audio_checks.sqlite")
     cached: dict[str, Any] = cache.get(list(keys.values()))
     facts.update((clip, ClipFacts(*cached[key])) for clip, key in keys.items() if key in cached)
     new = [clip for clip in keys if clip not in facts]

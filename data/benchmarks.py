@@ -325,13 +325,3 @@ def _audio_path(published: str, audio_dir: str | Path, where: str, folder: str =
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     return next((path for path in paths if os.path.exists(path)), paths[0])
-
-
-_CHOICES = CHOICE_BENCHMARKS  # RENAMED
-_COLUMNS = CLOTHO_COLUMNS  # RENAMED
-_is_yes_no = is_yes_no  # RENAMED
-_known = check_benchmark_name  # RENAMED
-_majority = majority_answer  # RENAMED
-_named_choice = find_named_choice  # RENAMED
-_pairs = pair_predictions  # RENAMED
-_plain = normalize  # RENAMED

@@ -78,6 +78,3 @@ class JsonCache:
             except (sqlite3.Error, OSError) as second_error:
                 self._database, error = None, second_error
         logger.warning("%s: the cache cannot be used (%s)", self.file, error)
-
-
-Remembered = JsonCache  # RENAMED

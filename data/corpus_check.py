@@ -1,13 +1,10 @@
-"""Audits a corpus before training: audio, leakage between splits, answers and labels.
-
-The module is long because each finding is a class of its own.
-"""
+"""Audits a corpus before training: audio, leakage between splits, answers and labels."""
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
 from itertools import combinations
+from typing import NamedTuple
 
 from datasets import Dataset, DatasetDict
 
@@ -28,40 +25,23 @@ CLIP_PROBLEMS = {
 }
 
 
-@dataclass(frozen=True)
-class CheckedRow:
-    """A row with what several findings need.
-
-    Attributes:
-        split: Name of the split.
-        place: Split and number, for examples.
-        row: The row of `load_reasonaqa`.
-        subtype: Subtype without ".json".
-        is_closed: Whether the answer names an option.
-        options: Options by letter, or by "yes" and "no". Empty for open questions.
-        answer: What the answer names: a letter, "yes", "no" or "" for nothing.
-    """
+class CheckedRow(NamedTuple):
+    """A row with what several findings need."""
 
     split: str
-    place: str
+    place: str  # Split and number.
     row: dict
-    subtype: str
-    is_closed: bool
-    options: dict[str, str]
-    answer: str
+    subtype: str  # Without ".json".
+    is_closed: bool  # Whether the answer names an option.
+    options: dict[str, str]  # By letter, or by "yes" and "no". Empty for open questions.
+    answer: str  # What the answer names: a letter, "yes", "no" or "" for nothing.
 
 
 class Finding:
-    """A problem of a corpus: how often it occurs, and the first examples.
-
-    Attributes:
-        name: Name in the report.
-        is_error: Whether a corpus with it should not be used for training.
-        remedy: What to do about it.
-    """
+    """A problem of a corpus: how often it occurs, and the first examples."""
 
     name = ""
-    is_error = True
+    is_error = True  # Whether a corpus with it should not be used for training.
     remedy = ""
 
     def __init__(self):
@@ -79,15 +59,6 @@ class Finding:
 
     def finish(self) -> None:
         """Checks what needs all rows."""
-
-    def report(self, allowed: Iterable[str]) -> dict:
-        """Returns the entry of the report. An `allowed` finding is no error."""
-        return {
-            "count": self.count,
-            "wrong": self.is_error and self.name not in allowed,
-            "what_to_do": self.remedy,
-            "examples": self.examples,
-        }
 
 
 class _BadClips(Finding):
@@ -185,8 +156,8 @@ class _Contradiction(Finding):
         row = checked.row
         if not checked.is_closed:
             return
-        answer = checked.options.get(checked.answer) or checked.answer or row["answer"]
-        answer = _normalize(answer)
+        option = checked.options.get(checked.answer)
+        answer = _normalize(option or checked.answer or row["answer"])
         key = "\0".join([checked.split, *row["audio"], _normalize(row["input"])])
         digest = hashlib.blake2b(key.encode(), digest_size=12).digest()
         first = self.answers.setdefault(digest, answer)
@@ -218,80 +189,48 @@ class _AnswerPositionBias(Finding):
 
     def __init__(self):
         super().__init__()
-        self.letters: dict[str, dict[str, Counter]] = defaultdict(lambda: defaultdict(Counter))
+        self.letters: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
         self.expected: dict[tuple[str, str], float] = defaultdict(float)
+        # Letters by split and subtype, and the accuracy of the most common one.
+        self.statistics: dict[str, dict[str, dict]] = {}
 
     def update(self, checked: CheckedRow) -> None:
-        letters = self.letters[checked.split]
+        self.statistics.setdefault(checked.split, {})
         has_letters = checked.is_closed and checked.row["question_type"] != "yes_no"
         if has_letters and checked.answer and len(checked.options) >= 2:
-            letters[checked.subtype][checked.answer] += 1
+            self.letters[checked.split, checked.subtype][checked.answer] += 1
             self.expected[checked.split, checked.subtype] += 1 / len(checked.options)
 
-    def statistics(self) -> dict[str, dict[str, dict]]:
-        """Returns letters by split and subtype, and the accuracy of the most common one."""
-        statistics: dict[str, dict[str, dict]] = {split: {} for split in self.letters}
-        for split, subtypes in self.letters.items():
-            for subtype, letters in subtypes.items():
-                letter, count = letters.most_common(1)[0]
-                statistics[split][subtype] = {
-                    "letters": dict(sorted(letters.items())),
-                    "commonest": letter,
-                    "accuracy_of_commonest": count / letters.total(),
-                    "chance": self.expected[split, subtype] / letters.total(),
-                }
-        return statistics
-
     def finish(self) -> None:
-        for split, subtypes in self.statistics().items():
-            for subtype, entry in subtypes.items():
-                letter, chance = entry["commonest"], entry["chance"]
-                count, total = entry["letters"][letter], sum(entry["letters"].values())
-                standard_error = (chance * (1 - chance) / total) ** 0.5
-                if entry["accuracy_of_commonest"] - chance > 3 * standard_error:
-                    text = f"{letter!r} is correct in {count} of {total}, by chance {chance:.3f}"
-                    self.add(f"{split} {subtype}: {text}")
+        for (split, subtype), letters in self.letters.items():
+            letter, count = letters.most_common(1)[0]
+            total = letters.total()
+            accuracy = count / total
+            chance = self.expected[split, subtype] / total
+            self.statistics[split][subtype] = {
+                "letters": dict(sorted(letters.items())),
+                "commonest": letter,
+                "accuracy_of_commonest": accuracy,
+                "chance": chance,
+            }
+            standard_error = (chance * (1 - chance) / total) ** 0.5
+            if accuracy - chance > 3 * standard_error:
+                text = f"{letter!r} is correct in {count} of {total}, by chance {chance:.3f}"
+                self.add(f"{split} {subtype}: {text}")
 
 
 ERRORS = (*CLIP_PROBLEMS, _SameClip.name, _SameAudio.name, _Unparsable.name, _WrongLabel.name)
 
 
-class _SplitCounts:
-    """Counts rows and clips by split and subtype."""
-
-    def __init__(self, facts: Mapping[str, ClipFacts], max_seconds: float):
-        self.facts = facts
-        self.max_seconds = max_seconds
-        self.rows: dict[str, Counter[str]] = defaultdict(Counter)
-        self.clips: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-
-    def update(self, checked: CheckedRow) -> None:
-        self.rows[checked.split][checked.subtype] += 1
-        self.clips[checked.split][checked.subtype].update(checked.row["audio"])
-
-    def report(self) -> dict[str, dict[str, dict]]:
-        report = {}
-        for split, rows in self.rows.items():
-            clips = self.clips[split]
-            report[split] = {name: self._entry(rows[name], clips[name]) for name in sorted(rows)}
-            report[split]["all"] = self._entry(rows.total(), set().union(*clips.values()))
-        return report
-
-    def _entry(self, num_rows: int, clips: set[str]) -> dict:
-        facts = [self.facts[clip] for clip in clips]
-        kinds = Counter(clip.kind for clip in facts)
-        used_seconds = [min(clip.seconds, self.max_seconds) for clip in facts if not clip.fault]
-        return {
-            "rows": num_rows,
-            "clips": len(clips),
-            "found": len(clips) - kinds["missing"],
-            **{kind: kinds[kind] for kind in CLIP_PROBLEMS},
-            "seconds": round(sum(used_seconds), 1),
-        }
-
-
-class CorpusCheck:
-    """Checks all rows of all splits. `report` returns the results.
+def check_corpus(
+    data: DatasetDict,
+    facts: Mapping[str, ClipFacts],
+    max_seconds: float = 10.0,
+    max_answer_words: int = 300,
+    labels: EntailmentLabels | None = None,
+    allowed: Collection[str] = (),
+) -> dict:
+    """Checks all rows of all splits and returns counts and findings as JSON.
 
     Args:
         data: Splits of `load_reasonaqa`.
@@ -299,88 +238,95 @@ class CorpusCheck:
         max_seconds: Seconds that the model uses of a clip.
         max_answer_words: Longer answers are a finding.
         labels: Labels of `entailment_labels` to compare with.
+        allowed: Names of errors that do not count. The other ones are listed under `wrong`.
     """
-
-    def __init__(
-        self,
-        data: DatasetDict,
-        facts: Mapping[str, ClipFacts],
-        max_seconds: float = 10.0,
-        max_answer_words: int = 300,
-        labels: EntailmentLabels | None = None,
-    ):
-        self.counts = _SplitCounts(facts, max_seconds)
-        self.wrong_labels = _WrongLabel(labels)
-        self.positions = _AnswerPositionBias()
-        self.findings: list[Finding] = [
-            *(_BadClips(name, facts) for name in CLIP_PROBLEMS),
-            _SameClip(facts),
-            _SameAudio(facts),
-            _Unparsable(),
-            self.wrong_labels,
-            _Contradiction(),
-            _LongAnswer(max_answer_words),
-            self.positions,
-        ]
-        for split, rows in data.items():
-            for number, row in enumerate(_iterate(rows)):
-                checked = _parse_row(split, number, row)
-                self.counts.update(checked)
-                for finding in self.findings:
-                    finding.update(checked)
-        for finding in self.findings:
-            finding.finish()
-
-    def report(self, allowed: Iterable[str] = ()) -> dict:
-        """Returns counts and findings as JSON.
-
-        Args:
-            allowed: Names of errors that do not count. The other ones are listed under `wrong`.
-        """
-        statistics = self.positions.statistics()
-        findings = {
-            finding.name: finding.report(allowed) for finding in self.findings if finding.count
-        }
-        return {
-            "splits": self.counts.report(),
-            "options": {split: dict(sorted(part.items())) for split, part in statistics.items()},
-            "entailment_labels": dict(self.wrong_labels.counts) or None,
-            "findings": findings,
-            "wrong": [name for name, finding in findings.items() if finding["wrong"]],
-        }
+    wrong_labels, positions = _WrongLabel(labels), _AnswerPositionBias()
+    findings: list[Finding] = [
+        *(_BadClips(name, facts) for name in CLIP_PROBLEMS),
+        _SameClip(facts),
+        _SameAudio(facts),
+        _Unparsable(),
+        wrong_labels,
+        _Contradiction(),
+        _LongAnswer(max_answer_words),
+        positions,
+    ]
+    for split, rows in data.items():
+        for checked in _parse_rows(split, rows):
+            for finding in findings:
+                finding.update(checked)
+    for finding in findings:
+        finding.finish()
+    findings = [finding for finding in findings if finding.count]
+    errors = [f.name for f in findings if f.is_error and f.name not in allowed]
+    options = {split: dict(sorted(part.items())) for split, part in positions.statistics.items()}
+    return {
+        "splits": {split: _count_clips(rows, facts, max_seconds) for split, rows in data.items()},
+        "options": options,
+        "entailment_labels": dict(wrong_labels.counts) or None,
+        "findings": {
+            finding.name: {
+                "count": finding.count,
+                "wrong": finding.name in errors,
+                "what_to_do": finding.remedy,
+                "examples": finding.examples,
+            }
+            for finding in findings
+        },
+        "wrong": errors,
+    }
 
 
-def _iterate(rows: Dataset) -> Iterator[dict]:
+def _parse_rows(split: str, rows: Dataset) -> Iterator[CheckedRow]:
+    number = 0
     for batch in rows.iter(10_000):
         for values in zip(*batch.values()):
-            yield dict(zip(batch, values))
+            row = dict(zip(batch, values))
+            question_type = row["question_type"]
+            is_closed = question_type in CLOSED_QUESTION_TYPES
+            options = option_texts(row["input"]) if is_closed else {}
+            yield CheckedRow(
+                split=split,
+                place=f"{split} row {number}",
+                row=row,
+                subtype=row["subtype"].removesuffix(".json"),
+                is_closed=is_closed,
+                options={"yes": "", "no": ""} if question_type == "yes_no" else options,
+                answer=parse_answer(question_type, row["input"], row["answer"]) or "",
+            )
+            number += 1
 
 
-def _parse_row(split: str, number: int, row: dict) -> CheckedRow:
-    question_type = row["question_type"]
-    is_closed = question_type in CLOSED_QUESTION_TYPES
-    options = option_texts(row["input"]) if is_closed else {}
-    return CheckedRow(
-        split=split,
-        place=f"{split} row {number}",
-        row=row,
-        subtype=row["subtype"].removesuffix(".json"),
-        is_closed=is_closed,
-        options={"yes": "", "no": ""} if question_type == "yes_no" else options,
-        answer=parse_answer(question_type, row["input"], row["answer"]) or "",
-    )
+def _count_clips(rows: Dataset, facts: Mapping[str, ClipFacts], max_seconds: float) -> dict:
+    """Returns the numbers of rows and clips of each subtype of a split, and of "all"."""
+    num_rows: Counter[str] = Counter()
+    clips_by_subtype: dict[str, set[str]] = defaultdict(set)
+    for batch in rows.select_columns(["subtype", "audio"]).iter(10_000):
+        for subtype, clips in zip(batch["subtype"], batch["audio"]):
+            for name in {subtype.removesuffix(".json"), "all"}:
+                num_rows[name] += 1
+                clips_by_subtype[name].update(clips)
+    counts = {}
+    for name in sorted(num_rows, key=lambda name: (name == "all", name)):
+        clips = [facts[clip] for clip in clips_by_subtype[name]]
+        kinds = Counter(clip.kind for clip in clips)
+        used_seconds = [min(clip.seconds, max_seconds) for clip in clips if not clip.fault]
+        counts[name] = {
+            "rows": num_rows[name],
+            "clips": len(clips),
+            "found": len(clips) - kinds["missing"],
+            **{kind: kinds[kind] for kind in CLIP_PROBLEMS},
+            "seconds": round(sum(used_seconds), 1),
+        }
+    return counts
 
 
 def _normalize(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-# ------------------------------------------------------------------------------------------------
-# The report as text
-
-
 def format_report(report: Mapping) -> str:
-    """Formats a report of `CorpusCheck` as text."""
+    """Formats a report of `check_corpus` as text."""
     lines = [*_format_splits(report["splits"]), "", *_format_options(report["options"])]
     if report["entailment_labels"]:
         counts = sorted(report["entailment_labels"].items())

@@ -176,7 +176,3 @@ class RowFixes:
             return batch
         rows = [self(dict(zip(batch, values))) for values in zip(*batch.values())]
         return {name: [row[name] for row in rows] for name in batch}
-
-
-right_label = correct_label  # RENAMED
-speaks_of_others = refers_to_options  # RENAMED

@@ -15,7 +15,7 @@ from ..runtime import UserError, format_bytes, redact_token, report_user_errors,
 from . import audio_roots, drop_bad_audio, load_reasonaqa, resolve_path, select_rows
 from .audio_check import inspect_clips
 from .convert import Conversion
-from .corpus_check import ERRORS, CorpusCheck, format_report
+from .corpus_check import ERRORS, check_corpus, format_report
 from .download.audiocaps import NAME, youtube_index
 from .download.zenodo import get
 from .json_table import stream_array
@@ -177,8 +177,9 @@ def check(args: argparse.Namespace) -> int:
         for paths in rows["audio"]:
             clips.update(paths)
     facts = inspect_clips(sorted(clips), args.max_audio_seconds)
-    corpus_check = CorpusCheck(data, facts, args.max_audio_seconds, args.max_answer_words, labels)
-    report = corpus_check.report(args.allow)
+    report = check_corpus(
+        data, facts, args.max_audio_seconds, args.max_answer_words, labels, args.allow
+    )
     print(format_report(report))
     try:
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from support.builders import EMPTY, MCQ, SHARED, YES_NO, clip, needs_shared
 from audiolm.data import audio_check, cache, check_audio, load_reasonaqa, prepare
 from audiolm.data.audio_check import clip_facts, inspect_clips
 from audiolm.data.cache import JsonCache
-from audiolm.data.corpus_check import CLIP_PROBLEMS, CorpusCheck, format_report
+from audiolm.data.corpus_check import CLIP_PROBLEMS, check_corpus, format_report
 
 RATE = 8000
 CAPTION = {"subtype": "T.json", "input": "caption first audio"}
@@ -446,7 +446,7 @@ def test_report_does_not_depend_on_the_order_of_workers(folder, monkeypatch):
     for number, order in enumerate((clips, clips[::-1])):
         monkeypatch.setenv("XDG_CACHE_HOME", str(folder / f"cache{number}"))
         delays = {path: 0.01 * i for i, path in enumerate(order)}
-        reports.append(CorpusCheck(data, inspect(folder, delays=delays).facts).report())
+        reports.append(check_corpus(data, inspect(folder, delays=delays).facts))
     first, second = reports
     assert first["findings"]["silent"]["count"] == 9
     assert json.dumps(first) == json.dumps(second)
