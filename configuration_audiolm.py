@@ -1,4 +1,7 @@
-"""Configuration of AudioLM: the encoder, the language model and the mapper between them."""
+"""Configuration of AudioLM: the encoder, the language model and the mapper between them.
+
+The module is long because it also holds the table of encoder types.
+"""
 
 from typing import Any, NamedTuple
 
@@ -19,7 +22,6 @@ class EncoderType(NamedTuple):
         return self.numbered_option is not None and self.numbered_option not in self.options
 
 
-# fmt: off
 # The first three are those of the experiment. docs/arms.md describes all of them.
 ENCODER_TYPES: dict[str, EncoderType] = {
     "htsat": EncoderType("clap_audio_model"),
@@ -36,15 +38,27 @@ ENCODER_TYPES: dict[str, EncoderType] = {
     ),
     "htsat_layer": EncoderType("clap_audio_model", {}, "layer", range(1, 4)),
     "silence": EncoderType("audiolm_silence", {"num_tokens": 125}, "num_tokens", range(1, 1000)),
-    "mellow": EncoderType("clap_audio_model", {
-        "posteriors": True, "posterior_repeats": 4, "whole_windows": True,
-        "sampling_rate": 32000, "window_seconds": 10.0,
-    }),
+    "mellow": EncoderType(
+        "clap_audio_model",
+        {
+            "posteriors": True,
+            "posterior_repeats": 4,
+            "whole_windows": True,
+            "sampling_rate": 32000,
+            "window_seconds": 10.0,
+        },
+    ),
 }
 # Options that no encoder's own configuration has.
 ENCODER_OPTION_FIELDS = (
-    "num_levels", "first_level", "transformer_layer", "layer",
-    "posteriors", "posterior_repeats", "whole_windows", "num_tokens",
+    "num_levels",
+    "first_level",
+    "transformer_layer",
+    "layer",
+    "posteriors",
+    "posterior_repeats",
+    "whole_windows",
+    "num_tokens",
 )
 # Options that select a part of an encoder: what they count, and fields that hold the number.
 DEPTH_FIELDS = {
@@ -54,17 +68,31 @@ DEPTH_FIELDS = {
 }
 # MS-CLAP 2023 reads 44.1 kHz audio through the mel filters of a 32 kHz bank, in windows of 7 s.
 MSCLAP_FRONT_END = {
-    "sampling_rate": 44100, "mel_sampling_rate": 32000, "n_fft": 1024, "hop_length": 320,
-    "frequency_min": 50.0, "frequency_max": 14000.0, "window_seconds": 7.0,
+    "sampling_rate": 44100,
+    "mel_sampling_rate": 32000,
+    "n_fft": 1024,
+    "hop_length": 320,
+    "frequency_min": 50.0,
+    "frequency_max": 14000.0,
+    "window_seconds": 7.0,
 }
 # SmolLM2-135M.
 DEFAULT_TEXT_CONFIG = {
-    "model_type": "llama", "vocab_size": 49152, "tie_word_embeddings": True,
-    "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-    "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64,
-    "max_position_embeddings": 8192, "rms_norm_eps": 1e-5,
+    "model_type": "llama",
+    "vocab_size": 49152,
+    "tie_word_embeddings": True,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
     "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0},
-    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
 }
 MODEL_CLASS = "modeling_audiolm.AudioLMForConditionalGeneration"
 # A pushed model can be loaded with each of these auto classes.
@@ -77,10 +105,13 @@ AUTO_MAP = {
 CHOICES = {"mapper_type": ("mlp", "mellow"), "prompt_format": ("audiolm", "mellow")}
 # What defines an arm beside its weights: options of run_train.py, and fields of configurations.
 ARM_FIELDS = (
-    "encoder_type", "no_audio", "audio_tokens", "band_limit", "window_seconds",
+    "encoder_type",
+    "no_audio",
+    "audio_tokens",
+    "band_limit",
+    "window_seconds",
     "learn_code_embeddings",
 )
-# fmt: on
 
 
 class SilenceConfig(PreTrainedConfig):

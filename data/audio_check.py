@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -120,7 +120,7 @@ def inspect_clips(
         except (OSError, ValueError):  # A NUL in a name is a ValueError.
             facts[clip] = ClipFacts("missing")
     cache = JsonCache(cache_file or cache_folder() / "audio_checks.sqlite")
-    cached = cache.get(list(keys.values()))
+    cached: dict[str, Any] = cache.get(list(keys.values()))
     facts.update((clip, ClipFacts(*cached[key])) for clip, key in keys.items() if key in cached)
     new = [clip for clip in keys if clip not in facts]
     new_facts: dict[str, ClipFacts] = {}

@@ -5,6 +5,7 @@ Audio is decoded here, unless the features of all clips of a batch were computed
 
 from collections.abc import Callable, Mapping
 from itertools import chain
+from typing import Any
 
 import torch
 from torch.utils.data import get_worker_info
@@ -85,7 +86,8 @@ class ReasonAQACollator:
         return decoded, list(samples), list(faults.values())
 
     def _encoded_inputs(self, clips: list[str]) -> tuple[dict, list[int]]:
-        features, num_frames = pad_features([self.features[clip] for clip in clips])
+        cached: Any = self.features
+        features, num_frames = pad_features([cached[clip] for clip in clips])
         inputs: dict = {"input_features": features}
         if self.generate:
             positions = torch.arange(max(num_frames))

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -113,12 +114,13 @@ def feature_statistics(
     encoder: AudioEncoder, clips: Iterable[torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns mean and deviation per channel of [`encode_clips`], each `(dim,)` in float64."""
-    total = square = 0.0
+    total: Any = 0.0
+    square: Any = 0.0
     num_frames: int | torch.Tensor = 0
     for clip in clips:
         features = clip.to(encoder.device)
         if not features.is_floating_point():
-            features = encoder.decode_codes(features[None])[0]
+            features = encoder.decode_codes(features[None])[0]  # ty: ignore[not-callable]
         features = features.double()
         total = total + features.sum(0)
         square = square + features.square().sum(0)
@@ -217,7 +219,7 @@ class FeatureCache:
         extractor = self.extractor
         samples = int(extractor.max_audio_seconds * extractor.sampling_rate)
         has_codes = hasattr(self.encoder, "codes")
-        values_per_frame = self.encoder.num_levels if has_codes else self.encoder.dim
+        values_per_frame: Any = self.encoder.num_levels if has_codes else self.encoder.dim
         return 2 * values_per_frame * self.encoder.num_frames(samples)
 
     def fill(
@@ -241,7 +243,7 @@ class FeatureCache:
         self._check_room(processes * len(missing))
         desc = "encoding clips" if process == 0 else ""
         encoded = encode_clips(self.encoder, self.extractor, missing, desc, on_bad=on_bad)
-        pending: dict[str, torch.Tensor] = {}
+        pending: dict[Clip, torch.Tensor] = {}
         try:
             for path, features in encoded:
                 is_codes = not features.is_floating_point()

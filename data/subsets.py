@@ -1,12 +1,16 @@
 """Selects examples by subtype, question type and clip, and mixes them in given shares."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 from datasets import Dataset
 
 from ..runtime import UserError
 from .reasonaqa import QUESTION_TYPES
+
+pc: Any = pyarrow.compute  # its functions are made at import, so a type checker sees none
 
 
 def select_rows(
@@ -146,5 +150,6 @@ def _strings(rows: Dataset, name: str) -> np.ndarray:
 
 
 def _subtypes(rows: Dataset) -> np.ndarray:
-    names = pc.replace_substring_regex(_column(rows, "subtype"), r"\.json$", "")
+    subtypes = _column(rows, "subtype")
+    names = pc.replace_substring_regex(subtypes, r"\.json$", "")
     return names.to_numpy(zero_copy_only=False)

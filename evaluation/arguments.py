@@ -30,12 +30,7 @@ def option(help_text: str, default: Any = None, **more: Any) -> Any:
 
 @dataclass(frozen=True)
 class ControlPlan:
-    """The controls to run, and why others are not run.
-
-    Attributes:
-        controls: In the order of `CONTROLS`.
-        not_run: The reason, by control.
-    """
+    """The controls to run in the order of `CONTROLS`, and why others are not run."""
 
     controls: list[str]
     not_run: dict[str, str]
@@ -58,11 +53,7 @@ class ControlPlan:
 
 @dataclass(kw_only=True)
 class EvaluationArguments:
-    """The options of an evaluation.
-
-    Raises:
-        UserError: If options are missing or conflict.
-    """
+    """The options of an evaluation. Conflicting ones raise a `UserError`."""
 
     model_name_or_path: str = field(
         metadata={
@@ -211,6 +202,6 @@ def parse_options(parser: HfArgumentParser, argv: list[str] | None = None) -> An
     (arguments_class,) = parser.dataclass_types
     options = vars(parser.parse_args(argv))
     try:
-        return arguments_class(**options)
+        return arguments_class(**options)  # ty: ignore[not-callable]
     except UserError as error:
         parser.error(str(error))

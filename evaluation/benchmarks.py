@@ -53,8 +53,8 @@ def official_accuracy(
 
     Args:
         items: With `answer`, `choices`, the prediction, and the groups that it belongs to. An empty
-            text is a prediction, and wrong.
-        prediction_key: Key of the prediction. If it is missing or None, there is no prediction.
+            text is a prediction, and wrong. None, or no key, is no prediction.
+        prediction_key: Key of the prediction.
         groups: Keys of the groupings.
 
     Returns:

@@ -9,7 +9,7 @@
 """
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -36,13 +36,13 @@ def commonest_answers(
     It is the most common one of the row's subtype. If training lacks the subtype, it is that of
     the question type. Ties go to the first in the alphabet. Without any answer it is None.
     """
-    counts: dict[tuple, Counter] = {}
+    counts: dict[tuple, Counter] = defaultdict(Counter)
     for row in training_rows:
         kind = question_type(row)
         answer = parse_answer(kind, row["input"], row["answer"])
         if answer:
-            for group in ((kind, row["subtype"]), (kind, None)):
-                counts.setdefault(group, Counter())[answer] += 1
+            counts[kind, row["subtype"]][answer] += 1
+            counts[kind, None][answer] += 1
     commonest = {
         group: min(counter, key=lambda answer: (-counter[answer], answer))
         for group, counter in counts.items()
@@ -96,11 +96,10 @@ def clip_features(
 
 
 def shift_option_letters(row: dict) -> tuple[dict, dict[str, str]] | None:
-    """Moves the text of each option under the next letter.
+    """Moves the text of each option under the next letter, and the right answer with its text.
 
-    Returns:
-        The row, whose right answer follows its text, and the old letter of each new one. None if
-        the row has no options, or if an option mentions others ("both A and B").
+    Returns the row and the old letter of each new one. None if the row has no options, or if an
+    option mentions others ("both A and B").
     """
     options = find_options(row["input"])
     has_options = row["question_type"] in ("mcq", "entailment") and len(options) >= 2

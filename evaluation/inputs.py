@@ -138,7 +138,7 @@ def read_test_rows(arguments: EvaluationArguments) -> Dataset:
     if arguments.dataset_name:
         rows = load_shards(dataset_folder(arguments.dataset_name), ["test"])["test"]
     elif arguments.benchmark:
-        folder = arguments.audio_dir[0]
+        folder = arguments.audio_dir[0]  # ty: ignore[not-subscriptable]
         rows = read_benchmark(arguments.benchmark, arguments.test_file, folder, "keep")
     else:
         files = {"test": arguments.test_file}

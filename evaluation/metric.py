@@ -81,7 +81,7 @@ class ReasonAQAMetric(evaluate.Metric):
             features=datasets.Features(dict.fromkeys(names, text)),
         )
 
-    def _compute(
+    def _compute(  # ty: ignore[incompatible-method-override]
         self,
         predictions: list[str],
         references: list[str],

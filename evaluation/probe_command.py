@@ -1,12 +1,13 @@
 """Tests what frozen features contain: linear probes on labelled clips, for each encoder."""
 
-import csv
 import hashlib
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from datasets import Dataset, DatasetDict
 from transformers import HfArgumentParser
@@ -26,7 +27,7 @@ from .arguments import allow_no_value, parse_options
 from .inputs import input_errors
 from .probe_arguments import ProbeArguments
 from .probe_folds import Fold, build_folds, find_labelled_clips
-from .tables import format_table
+from .tables import format_share, format_table
 
 NOTE = (
     "These weights do not show what their kinds of encoder can do. MS-CLAP's HTSAT was trained on "
@@ -85,10 +86,11 @@ def main(argv: list[str] | None = None) -> None:
         labels, folds = build_folds(clips, args.folds, args.seed)
         encoders = load_encoders(args)
     task = probes.ProbeTask(labels, folds, args.seed)
+    digest = labels_digest(clips, task)
     report = {
         "clips": len(clips),
         "classes": dict(sorted(Counter(labels).items())),
-        "labels_sha256": labels_digest(clips, task),
+        "labels_sha256": digest,
         "folds_from": origin,
         "folds": {fold.name: _fold_sizes(fold) for fold in folds},
         "settings": {name: getattr(args, name) for name in REPORTED_OPTIONS},
@@ -104,7 +106,6 @@ def main(argv: list[str] | None = None) -> None:
     report["note"] = NOTE
     write_json(output / "probes.json", report)
     options = sys.argv[1:] if argv is None else argv
-    digest = report["labels_sha256"]
     write_run_info(output, run_info("audiolm", ["probe", *options], labels_sha256=digest))
     write_predictions(output / "probe_predictions.csv", clips, task, predicted)
     print(format_report(report))
@@ -127,12 +128,11 @@ def load_encoders(args: ProbeArguments) -> dict[str, torch.nn.Module]:
 
 def labels_digest(clips: list[dict], task: probes.ProbeTask) -> str:
     """Returns the SHA-256 of the test clips, their labels and their folds."""
-    digest = hashlib.sha256()
+    lines = []
     for fold in task.folds:
         for index in fold.test:
-            line = f"{clips[index]['filename']}\t{task.labels[index]}\t{fold.name}\n"
-            digest.update(line.encode())
-    return digest.hexdigest()
+            lines.append(f"{clips[index]['filename']}\t{task.labels[index]}\t{fold.name}\n")
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def run_probes(
@@ -145,7 +145,7 @@ def run_probes(
     entries: dict = {
         "encoders": {},
         "results": {pooling: {} for pooling in args.pooling},
-        "shuffled_labels": {pooling: {} for pooling in args.controls},
+        "shuffled_labels": {pooling: {} for pooling in args.controls},  # ty: ignore[not-iterable]
         "differences": {},
     }
     predicted = {pooling: {} for pooling in args.pooling}
@@ -161,7 +161,7 @@ def run_probes(
             predictions, settings = task.run(pooling, features[pooling], desc=arm)
             predicted[pooling][arm] = predictions
             entries["results"][pooling][arm] = task.score(predictions, settings)
-        for pooling in args.controls:
+        for pooling in args.controls:  # ty: ignore[not-iterable]
             predictions, settings = task.run(pooling, features[pooling], shuffle=True, desc=arm)
             entries["shuffled_labels"][pooling][arm] = task.score(predictions, settings)
     # Shuffled labels get no interval: a shuffle moves similar clips together, so shuffles vary more
@@ -198,7 +198,8 @@ def encode(
             # Rounded as in the cache, which then changes no result.
             features = clip.bfloat16().float()
         else:
-            features = encoder.decode_codes(clip[None].to(encoder.device))[0].cpu()
+            codec: Any = encoder
+            features = codec.decode_codes(clip[None].to(encoder.device))[0].cpu()
         means[path] = features.mean(0).numpy()
         num_frames[path] = len(features)
         if "attention" in args.pooling:
@@ -216,10 +217,8 @@ def write_predictions(
     """Writes the predictions for all test clips as CSV, a column for each pooling and arm."""
     folds = np.repeat([fold.name for fold in task.folds], [len(fold.test) for fold in task.folds])
     names = [clips[index]["filename"] for index in task.test_clips]
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["clip", "fold", "label", *predicted])
-        writer.writerows(zip(names, folds, task.test_labels, *predicted.values()))
+    columns = {"clip": names, "fold": folds, "label": task.test_labels, **predicted}
+    pd.DataFrame(columns).to_csv(path, index=False, lineterminator="\n")
 
 
 def format_report(report: dict) -> str:
@@ -244,17 +243,17 @@ def _pooling_rows(results: dict[str, dict], shuffled: dict[str, dict] | None) ->
     metrics = list(results.values())
     rows: list[tuple] = [
         ("  accuracy (95 %)", *(_with_interval(arm, "accuracy") for arm in metrics)),
-        ("  macro F1", *(f"{arm['macro_f1']:.3f}" for arm in metrics)),
+        ("  macro F1", *(format_share(arm["macro_f1"]) for arm in metrics)),
     ]
     folds = metrics[0]["folds"]
     if len(folds) > 1:
         for fold in folds:
-            accuracies = [f"{arm['folds'][fold]['accuracy']:.3f}" for arm in metrics]
-            rows.append((f"  fold {fold}", *accuracies))
-        rows.append(("  mean of folds", *(f"{arm['mean_of_folds']:.3f}" for arm in metrics)))
+            accuracies = [arm["folds"][fold]["accuracy"] for arm in metrics]
+            rows.append((f"  fold {fold}", *map(format_share, accuracies)))
+        rows.append(("  mean of folds", *(format_share(arm["mean_of_folds"]) for arm in metrics)))
     if shuffled:
-        accuracies = [f"{arm['accuracy']:.3f}" for arm in shuffled.values()]
-        rows.append(("  with shuffled labels", *accuracies))
+        accuracies = [arm["accuracy"] for arm in shuffled.values()]
+        rows.append(("  with shuffled labels", *map(format_share, accuracies)))
     return rows
 
 

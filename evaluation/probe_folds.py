@@ -120,7 +120,8 @@ def build_folds(clips: list[dict], count: int | None, seed: int) -> tuple[np.nda
     Raises:
         UserError: If there is one class, a class has one clip, or the folds are impossible.
     """
-    labels, groups = _column(clips, "label"), _column(clips, "group")
+    labels = _column(clips, "label")
+    groups = _column(clips, "group")
     class_sizes = Counter(labels)
     if len(class_sizes) < 2:
         raise UserError(f"all clips have the label {labels[0]!r}: expected two classes or more")
@@ -212,10 +213,7 @@ def one_split(labels: np.ndarray, splits: np.ndarray, groups: np.ndarray, seed: 
 
 
 def hold_out(labels: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
-    """Returns indices of about a fifth of the clips, with complete groups and similar classes.
-
-    Empty if a class has only one clip.
-    """
+    """Returns indices of about a fifth of the clips, or none if a class has only one clip."""
     count = min(5, *Counter(labels).values(), len(set(groups)))
     if count < 2:
         return np.array([], dtype=int)

@@ -60,6 +60,9 @@ class AttentionProbe(nn.Module):
     shape `(dim,)`.
     """
 
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
     def __init__(self, mean: torch.Tensor, deviation: torch.Tensor, classes: int):
         super().__init__()
         dim = len(mean)

@@ -28,13 +28,8 @@ def parse_answers(
 ) -> dict:
     """Returns the option that each protocol chose (`parsed`) and whether it is `correct`.
 
-    An open question has its text only.
-
-    Args:
-        row: With `question_type` and `reference`.
-        output: Of `answer_batch`.
-        question: The question that was asked.
-        old_letters: The original letter of each option, if the options were relabelled.
+    An open question has its text only. `old_letters` has the original letter of each option, if the
+    options were relabelled.
     """
     if row["question_type"] not in CLOSED_QUESTION_TYPES:
         if "text" not in output:
@@ -47,7 +42,7 @@ def parse_answers(
 
     answers = {}
     if "scores" in output:
-        scores = {option: tuple(score) for option, score in output["scores"].items()}
+        scores = output["scores"]
         letters = old_letters or {}
         original = {letters.get(option, option): list(score) for option, score in scores.items()}
         answers["likelihood"] = judge(most_likely_option(scores))
@@ -158,7 +153,6 @@ def closed_metrics(
 
     Those of a control are of the rows that have an answer under it.
     """
-    rows = [row for row in rows if row["question_type"] in CLOSED_QUESTION_TYPES]
     if control is None:
         answers = [row["answers"][protocol] for row in rows]
     else:
@@ -292,11 +286,8 @@ def open_metrics(rows: list[dict], java: bool = False) -> dict[str, dict]:
 def score(rows: list[dict], protocol: str, max_audio_seconds: float, java: bool = False) -> dict:
     """Returns the numbers of `metrics.json`.
 
-    Args:
-        rows: Of [`predicted_rows`].
-        protocol: How closed questions are scored. Other protocols are under `other_protocols`.
-        max_audio_seconds: Seconds that the model uses of each clip.
-        java: Whether to add METEOR, SPICE and SPIDEr of open questions.
+    Closed questions are scored by `protocol`. The others are under `other_protocols`. With `java`
+    open questions get METEOR, SPICE and SPIDEr.
     """
     closed = [row for row in rows if row["question_type"] in CLOSED_QUESTION_TYPES]
     metrics: dict = {
@@ -312,10 +303,11 @@ def score(rows: list[dict], protocol: str, max_audio_seconds: float, java: bool 
             for name in closed[0]["answers"]
             if name != protocol
         }
-        controls = {
-            name: closed_metrics(closed, protocol, max_audio_seconds, name) for name in CONTROLS
-        }
-        metrics["controls"] = {name: values for name, values in controls.items() if values}
+        metrics["controls"] = {}
+        for name in CONTROLS:
+            values = closed_metrics(closed, protocol, max_audio_seconds, name)
+            if values:
+                metrics["controls"][name] = values
         if "option_relabel" in metrics["controls"]:
             consistency = relabel_consistency(closed, protocol)
             metrics["controls"]["option_relabel"]["consistency"] = consistency

@@ -9,6 +9,7 @@ from itertools import chain, pairwise
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.stats import binomtest, norm
@@ -148,7 +149,7 @@ def clip_permutation_test(
     return (1 + num_extreme) / (1 + permutations)
 
 
-def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> dict:
+def mcnemar(first: ArrayLike, second: ArrayLike) -> dict:
     """Runs McNemar's exact test of two arms' right answers to the same rows, as if independent.
 
     Returns:
@@ -171,7 +172,7 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> dict:
     return {"only_first": only_first, "only_second": only_second, "p": p}
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: ArrayLike) -> list[float]:
     """Corrects the p-values of one family by Holm's method. Returns them in their order.
 
     Raises:
@@ -201,7 +202,7 @@ def minimum_detectable_difference(
 
 
 def expected_calibration_error(
-    probabilities: Sequence[float], correct: Sequence[bool], bins: int = 10
+    probabilities: ArrayLike, correct: ArrayLike, bins: int = 10
 ) -> dict:
     """Returns how far the probability of the chosen answer is from its accuracy.
 

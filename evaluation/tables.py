@@ -192,27 +192,9 @@ def _row(section: str, name: str, cells: dict[str, dict | None]) -> dict:
 
 
 def _macro_cell(column: dict) -> dict | None:
-    if column.get("macro"):
-        return column["macro"]
-    return {"accuracy": column["macro_accuracy"]} if "macro_accuracy" in column else None
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Builds the parser of `python -m audiolm.evaluation.tables`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("predictions", help="predictions.jsonl of run_eval.py")
-    parser.add_argument(
-        "--protocol",
-        default="likelihood",
-        choices=tuple(PROTOCOL_NAMES),
-        help="How closed questions are answered.",
-    )
-    parser.add_argument(
-        "--max_audio_seconds", type=float, default=10.0, help="Seconds used of each clip."
-    )
-    return parser
+    if "macro_accuracy" in column and not column.get("macro"):
+        return {"accuracy": column["macro_accuracy"]}
+    return column.get("macro") or None
 
 
 @report_user_errors("tables")
@@ -221,7 +203,20 @@ def main(argv: list[str] | None = None) -> None:
     # Scoring imports much more than formatting needs.
     from .scores import score
 
-    args = build_parser().parse_args(argv)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("predictions", help="predictions.jsonl of run_eval.py")
+    parser.add_argument(
+        "--protocol",
+        default="likelihood",
+        choices=tuple(PROTOCOL_NAMES),
+        help="of closed questions",
+    )
+    parser.add_argument(
+        "--max_audio_seconds", type=float, default=10.0, help="seconds used of each clip"
+    )
+    args = parser.parse_args(argv)
     try:
         lines = Path(args.predictions).read_text(encoding="utf-8").split("\n")
         rows = [json.loads(line) for line in lines if line]

@@ -64,7 +64,7 @@ class TextMetric(evaluate.Metric):
             features=datasets.Features({"predictions": text, "references": datasets.List(text)}),
         )
 
-    def _compute(
+    def _compute(  # ty: ignore[incompatible-method-override]
         self, predictions: list[str], references: list[list[str]], java: bool = True
     ) -> dict:
         return _compute_metrics(_build_items(predictions, references), java)

@@ -220,7 +220,7 @@ def with_results(card: str, metrics: dict[str, Any], test: dict[str, Any], repo:
         repo: Name of the model on the Hub.
     """
     new_card = ModelCard(card)
-    new_card.data.model_name = repo.split("/")[-1]
+    new_card.data.model_name = repo.split("/")[-1]  # ty: ignore[missing-attribute]
     results = [
         EvalResult(
             task_type="audio-text-to-text",
@@ -235,7 +235,7 @@ def with_results(card: str, metrics: dict[str, Any], test: dict[str, Any], repo:
         for name, group in _groups(metrics).items()
         if group
     ]
-    new_card.data.eval_results = results or None
+    new_card.data.eval_results = results or None  # ty: ignore[missing-attribute]
     section = (
         f"{RESULTS}\nOn {_describe_part(test)}, {metrics['n']:,} examples,\n"
         f"{_describe_scoring(metrics, test)} In brackets 95 % Wilson intervals.\n\n"

@@ -194,7 +194,9 @@ class AudioLMTrainingArguments(TrainingArguments):
 
     argv: list[str] | None = field(default=None, init=False)
 
-    output_dir: str = _option(None, "Folder of the run; default: outputs/ENCODER_TYPE")
+    output_dir: str = _option(  # ty: ignore[incompatible-mutable-override]
+        None, "Folder of the run; default: outputs/ENCODER_TYPE"
+    )
     per_device_train_batch_size: int = _option(None, f"Default: {BATCH_SIZE} / processes")
     gradient_accumulation_steps: int = _option(
         None, f"Only what makes {BATCH_SIZE} examples a step"

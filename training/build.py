@@ -54,7 +54,8 @@ def _build_from_parts(
     model = AudioLMForConditionalGeneration.from_pretrained_parts(
         model_args.encoder_type, encoder, text_model, **fields
     )
-    return model, AutoTokenizer.from_pretrained(**text_model_source(text_model))
+    tokenizer: Any = AutoTokenizer.from_pretrained(**text_model_source(text_model))
+    return model, tokenizer
 
 
 def _load_trained(

@@ -129,7 +129,7 @@ def _load_stream(data_args: DataArguments, args: AudioLMTrainingArguments) -> Tr
 
     It makes each process read its own part of the stream, and the Trainer skip nothing of it.
     """
-    args.accelerator_config.dispatch_batches = False
+    args.accelerator_config.dispatch_batches = False  # ty: ignore[invalid-assignment]
     args.ignore_data_skip = True
     batches_done = 0
     if args.resume_from_checkpoint:

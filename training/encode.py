@@ -4,6 +4,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -115,7 +116,8 @@ def standardise_features(
 ) -> None:
     """Sets the mapper's mean and deviation per channel from the features of `clips`."""
     if isinstance(features, FeatureCache):
-        pairs: Iterable = ((clip, features[clip]) for clip in clips if clip in features)
+        cache: Any = features
+        pairs: Iterable = ((clip, cache[clip]) for clip in clips if clip in cache)
     else:
         pairs = encode_clips(
             model.encoder, extractor, clips, desc="feature statistics", on_bad=on_bad

@@ -7,6 +7,7 @@ from typing import Any
 
 import fsspec
 from torch import nn
+from transformers import SchedulerType
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
@@ -136,7 +137,7 @@ def _training_settings(
         "rows a step": batch_size(args),
         "learning rate": args.learning_rate,
         "learning rate of the language model": model_args.lm_learning_rate,
-        "schedule": f"{args.lr_scheduler_type.value}, warm-up {args.warmup_steps:g}",
+        "schedule": f"{SchedulerType(args.lr_scheduler_type).value}, warm-up {args.warmup_steps:g}",
         "optimizer": f"{optimizer}, weight decay {args.weight_decay:g}",
         "language model trains": trained_part,
         "LoRA": adapters,

@@ -134,7 +134,7 @@ def finish(
         folder = Path(trainer.args.output_dir)
         if model_args.lora_r:
             # In one folder, `from_pretrained` would add the adapters to the merged weights again.
-            trainer.model.save_pretrained(folder / "adapter")
+            trainer.model.save_pretrained(folder / "adapter")  # ty: ignore[not-callable]
             merge_adapters(trainer.model).save_pretrained(folder)
             trainer.processing_class.save_pretrained(folder)
         write_run_info(folder, record.info)

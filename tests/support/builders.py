@@ -96,9 +96,9 @@ def clip(seconds: float, rate: int = 24000, seed: int = 0) -> np.ndarray:
 
 
 def free_port() -> str:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return str(taken.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
 
 
 EMPTY = {key: "" for key in ("taskname", "filepath2", "caption1", "caption2")}
