@@ -20,10 +20,7 @@ LABELS = {
     "Contradiction": "it is definitely false",
     "Neutral": "it is plausible",
 }
-_SWAPPED = {
-    "it is definitely false": "it is plausible",
-    "it is plausible": "it is definitely false",
-}
+_SWAPPED = {LABELS["Contradiction"]: LABELS["Neutral"], LABELS["Neutral"]: LABELS["Contradiction"]}
 _HYPOTHESIS = re.compile(r'the hypothesis - "(.*)"\s*\?', re.S)
 _ANSWER_LETTER = re.compile(r"^(\s*\(?)[a-zA-Z](?=[).:]|\s*$)")
 _OTHER_OPTIONS = re.compile(
@@ -45,23 +42,19 @@ def entailment_labels(files: Iterable[str | Path]) -> dict[tuple[str, str], str]
     for file in files:
         try:
             with open(file, encoding="utf-8", newline="") as lines:
-                labels |= _read_labels(csv.DictReader(lines), file)
+                table = csv.DictReader(lines)
+                missing = {"Audio file", *LABELS} - set(table.fieldnames or ())
+                rows = list(table)
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise UserError(f"{file}: not a readable CSV file ({error})") from error
+        if missing:
+            columns = ", ".join(sorted(missing))
+            raise UserError(f"{file}: not a CSV file of AudioEntailment (no column {columns})")
+        for row in rows:
+            for column, label in LABELS.items():
+                labels[_label_key(row["Audio file"] or "", row[column] or "")] = label
     if not labels:
         raise UserError(f"{', '.join(map(str, files))}: no labels found")
-    return labels
-
-
-def _read_labels(rows: csv.DictReader, file: str | Path) -> dict[tuple[str, str], str]:
-    missing = {"Audio file", *LABELS} - set(rows.fieldnames or ())
-    if missing:
-        columns = ", ".join(sorted(missing))
-        raise UserError(f"{file}: not a CSV file of AudioEntailment (no column {columns})")
-    labels = {}
-    for row in rows:
-        for column, label in LABELS.items():
-            labels[_label_key(row["Audio file"] or "", row[column] or "")] = label
     return labels
 
 
@@ -121,11 +114,9 @@ def shuffle_options(row: dict, seed: int) -> dict:
     or its answer names no option.
     """
     answered = _answered_option(row) if row["question_type"] == "mcq" else None
-    if answered is None:
+    if answered is None or refers_to_options(answered[0]):
         return row
     options, answer_index = answered
-    if refers_to_options(options):
-        return row
     order = list(range(len(options)))
     random.Random(f"{seed}|{row['filepath1']}|{row['input']}").shuffle(order)
     question = row["input"]

@@ -13,27 +13,17 @@ from ..runtime import UserError
 from .download import audiocaps
 from .json_table import load_json_table
 
-FIELDS = (
-    "taskname",
-    "filepath1",
-    "filepath2",
-    "caption1",
-    "caption2",
-    "input",
-    "answer",
-    "subtype",
-)
+# fmt: off
+FIELDS = ("taskname", "filepath1", "filepath2", "caption1", "caption2", "input", "answer",
+          "subtype")
+# fmt: on
 # The other fields may be empty.
 REQUIRED_FIELDS = ("filepath1", "input", "answer", "subtype")
 # Questions whose answers name an option. Accuracy is defined for these.
 CLOSED_QUESTION_TYPES = ("mcq", "yes_no", "entailment")
 QUESTION_TYPES = (*CLOSED_QUESTION_TYPES, "difference", "caption", "detail")
-SCHEMA = pa.schema(
-    [
-        *((name, pa.string()) for name in (*FIELDS, "question_type")),
-        ("audio", pa.list_(pa.string())),
-    ]
-)
+_TEXT_COLUMNS = [(name, pa.string()) for name in (*FIELDS, "question_type")]
+SCHEMA = pa.schema([*_TEXT_COLUMNS, ("audio", pa.list_(pa.string()))])
 # Increase it when rows are read differently. Cached tables of other versions are not used.
 VERSION = 1
 # A folder of all audio, or a folder for each source. The source is the first part of a row's path.
@@ -67,14 +57,7 @@ def question_type(row: Mapping[str, str]) -> str:
 
 
 def audio_roots(audio_dir: list[str]) -> AudioDir:
-    """Returns the value of `--audio_dir`: one folder, or the folder of each source.
-
-    Args:
-        audio_dir: One folder, or several as SOURCE=FOLDER.
-
-    Raises:
-        UserError: There are several folders without sources.
-    """
+    """Parses `--audio_dir`: one folder, or the folder of each source as SOURCE=FOLDER."""
     if len(audio_dir) == 1 and "=" not in audio_dir[0]:
         return audio_dir[0]
     for folder in audio_dir:
@@ -163,15 +146,12 @@ def _load_split(file: str | Path, audio_dir: AudioDir) -> Dataset:
 
 
 class _RowReader:
-    """Checks rows of a file and resolves their audio paths.
-
-    Attributes:
-        uncertain_paths: Path of each name whose path depends on the files that exist.
-    """
+    """Checks rows of a file and resolves their audio paths."""
 
     def __init__(self, file: str | Path, audio_dir: AudioDir):
         self.file = file
         self.audio_dir = audio_dir
+        # Path of each name whose path depends on the files that exist.
         self.uncertain_paths: dict[str, str] = {}
         self._paths: dict[str, str] = {}
         self._indices: dict[str | Path, dict[str, str]] = {}
