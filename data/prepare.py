@@ -16,8 +16,7 @@ from . import audio_roots, drop_bad_audio, load_reasonaqa, resolve_path, select_
 from .audio_check import inspect_clips
 from .convert import Conversion
 from .corpus_check import ERRORS, check_corpus, format_report
-from .download.audiocaps import NAME, youtube_index
-from .download.zenodo import get
+from .download.audiocaps import youtube_index
 from .json_table import stream_array
 from .label_fixes import entailment_labels
 from .shards import MANIFEST, PUSHED, read_manifest
@@ -143,7 +142,7 @@ def download(args: argparse.Namespace) -> int:
     if args.audiocaps and not Path(args.audiocaps).is_dir():
         raise UserError(f"--audiocaps {args.audiocaps}: folder not found")
     try:
-        get(args.what, Path(args.data), args.server)
+        fetch_sources(args.what, Path(args.data), args.server)
     except (OSError, ImportError) as error:
         raise UserError(str(error)) from error
     if args.audiocaps:
@@ -159,7 +158,7 @@ def _print_audiocaps(data: str, audiocaps: str) -> None:
         names = set()
         for row in stream_array(file):
             names |= {row["filepath1"], row["filepath2"]}
-        matches = [NAME.fullmatch(re.split(r"[/\\]", name)[-1]) for name in names]
+        matches = [REASONAQA_NAME.fullmatch(re.split(r"[/\\]", name)[-1]) for name in names]
         ids = {match[1] for match in matches if match}
         present = len(ids & index.keys())
         print(f"AudioCaps: {present:,} of the {len(ids):,} clips of {split} are in {audiocaps}")
