@@ -16,7 +16,8 @@ from . import audio_roots, drop_bad_audio, load_reasonaqa, resolve_path, select_
 from .audio_check import inspect_clips
 from .convert import Conversion
 from .corpus_check import ERRORS, check_corpus, format_report
-from .download.audiocaps import youtube_index
+from .download.audiocaps import REASONAQA_NAME, youtube_index
+from .download.zenodo import fetch_sources
 from .json_table import stream_array
 from .label_fixes import entailment_labels
 from .shards import MANIFEST, PUSHED, read_manifest
