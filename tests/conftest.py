@@ -26,6 +26,33 @@ from support.builders import (
 from support.hub_server import Hub
 
 
+# Files of the `fast` selection, which takes under two minutes on two cores.
+FAST_FILES = (
+    "house/",
+    "comparison/test_compare.py",
+    "comparison/test_config.py",
+    "data/test_answer_parsing.py",
+    "data/test_label_fixes.py",
+    "data/test_subsets.py",
+    "data/test_unpack.py",
+    "evaluation/test_categories.py",
+    "evaluation/test_metric.py",
+    "evaluation/test_scores.py",
+    "evaluation/test_statistics.py",
+    "evaluation/test_tables.py",
+    "hub/test_model_card.py",
+    "model/test_configuration_audiolm.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Marks the tests of `FAST_FILES`, except slow ones."""
+    for item in items:
+        name = item.path.relative_to(Path(__file__).parent).as_posix()
+        if name.startswith(FAST_FILES) and not item.get_closest_marker("slow"):
+            item.add_marker("fast")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """Tests of a file run in one process, and so do files that share the pushed models."""
