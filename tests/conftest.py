@@ -25,7 +25,6 @@ from support.builders import (
 )
 from support.hub_server import Hub
 
-
 # Files of the `fast` selection, which takes under two minutes on two cores.
 FAST_FILES = (
     "house/",
