@@ -173,7 +173,7 @@ class _RowReader:
     def _path(self, name: str) -> str:
         if name not in self._paths:
             self._paths[name] = self.find_file(name)
-            if "&" in name or audiocaps.NAME.search(name):
+            if "&" in name or audiocaps.REASONAQA_NAME.search(name):
                 self.uncertain_paths[name] = self._paths[name]
         return self._paths[name]
 
@@ -181,7 +181,7 @@ class _RowReader:
         """Returns the path of a clip, of AudioCaps also by its YouTube id."""
         path = resolve_path(name, self.audio_dir)
         parts = re.split(r"[/\\]", name)
-        youtube_name = audiocaps.NAME.fullmatch(parts[-1])
+        youtube_name = audiocaps.REASONAQA_NAME.fullmatch(parts[-1])
         if not youtube_name or os.path.exists(path):
             return path
         if isinstance(self.audio_dir, Mapping):
