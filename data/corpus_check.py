@@ -1,4 +1,7 @@
-"""Audits a corpus before training: audio, leakage between splits, answers and labels."""
+"""Audits a corpus before training: audio, leakage between splits, answers and labels.
+
+The module is long because each finding is a class of its own.
+"""
 
 import hashlib
 from collections import Counter, defaultdict
