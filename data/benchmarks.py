@@ -29,13 +29,21 @@ from .reasonaqa import SCHEMA, resolve_path
 
 
 class ChoiceBenchmark(NamedTuple):
-    """A benchmark of multiple-choice questions."""
+    """A benchmark of multiple-choice questions.
+
+    Attributes:
+        title: Name in subtypes.
+        audio_field: Field with the audio path.
+        subtype_field: Field that becomes the second part of the subtype.
+        groups: Fields by which the official script groups accuracies.
+        prediction_keys: Keys under which versions of the script look for an answer.
+    """
 
     title: str
     audio_field: str
-    subtype_field: str  # It becomes the second part of the subtype.
-    groups: tuple[str, ...]  # Fields by which the official script groups accuracies.
-    prediction_keys: tuple[str, ...]  # Where versions of the script look for an answer.
+    subtype_field: str
+    groups: tuple[str, ...]
+    prediction_keys: tuple[str, ...]
 
 
 CHOICE_BENCHMARKS = {
@@ -61,7 +69,9 @@ _SCHEMA = pa.schema(
 )
 
 
-def read_benchmark(name: str, file: str | Path, audio_dir: str | Path) -> Dataset:
+def read_benchmark(
+    name: str, file: str | Path, audio_dir: str | Path, on_bad_item: str = "error"
+) -> Dataset:
     """Reads a benchmark's published file as rows like those of `load_reasonaqa`.
 
     A question ends with its choices in their published order, "A) … B) …". The answer is "B) text".
@@ -73,6 +83,8 @@ def read_benchmark(name: str, file: str | Path, audio_dir: str | Path) -> Datase
         file: The published file.
         audio_dir: Folder of the audio, under its published path or its file name alone. Whether the
             files exist is not checked.
+        on_bad_item: "error", or "keep" for items whose answer is no choice or whose choices cannot
+            be told apart. Such a row has the published answer, which names no option.
 
     Returns:
         Columns of `load_reasonaqa` and three more: `id`, `choices` and `item`, the published item
@@ -82,21 +94,27 @@ def read_benchmark(name: str, file: str | Path, audio_dir: str | Path) -> Datase
         UserError: The file or an item is not as published, or a path leaves `audio_dir`. The
             message names file and item.
     """
+    if on_bad_item not in ("error", "keep"):
+        raise UserError(f"on_bad_item {on_bad_item!r}: choose error or keep")
     if check_benchmark_name(name) == "clothoaqa":
         rows = list(_read_clotho(file, audio_dir))
     else:
+        benchmark = CHOICE_BENCHMARKS[name]
         rows = [
-            _read_item(CHOICE_BENCHMARKS[name], item, f"{file}, item {number}", audio_dir)
+            _read_item(benchmark, item, f"{file}, item {number}", audio_dir, on_bad_item)
             for number, item in enumerate(_read_items(file))
         ]
     if not rows:
         raise UserError(f"{file}: the list of items is empty")
-    empty = dict.fromkeys(("filepath2", "caption1", "caption2"), "")
-    return Dataset(pa.Table.from_pylist([empty | row for row in rows], _SCHEMA))
+    return Dataset(pa.Table.from_pylist(rows, _SCHEMA))
 
 
 def check_benchmark_name(name: str) -> str:
-    """Returns the name of a benchmark, or raises a UserError if it does not exist."""
+    """Returns the name of a benchmark.
+
+    Raises:
+        UserError: There is no such benchmark.
+    """
     if name not in BENCHMARKS:
         raise UserError(f"benchmark {name!r}: choose from {', '.join(BENCHMARKS)}")
     return name
@@ -105,7 +123,11 @@ def check_benchmark_name(name: str) -> str:
 def pair_predictions(
     rows: Iterable[Mapping], predictions: Sequence[str | None]
 ) -> list[tuple[Mapping, str | None]]:
-    """Returns each row with its prediction. Raises a UserError if their numbers differ."""
+    """Returns each row with its prediction.
+
+    Raises:
+        UserError: Their numbers differ.
+    """
     rows = list(rows)
     if len(rows) != len(predictions):
         raise UserError(
@@ -113,6 +135,10 @@ def pair_predictions(
             "None for no answer"
         )
     return list(zip(rows, predictions))
+
+
+# ------------------------------------------------------------------------------------------------
+# MMAU and MMAR
 
 
 def _read_items(file: str | Path) -> Iterator[dict]:
@@ -133,31 +159,33 @@ def _read_items(file: str | Path) -> Iterator[dict]:
         yield item
 
 
-def _read_item(benchmark: ChoiceBenchmark, item: dict, where: str, audio_dir: str | Path) -> dict:
+def _read_item(
+    benchmark: ChoiceBenchmark, item: dict, where: str, audio_dir: str | Path, on_bad_item: str
+) -> dict:
     where = f"{where} ({item.get('id')})"
     _check_item(benchmark, item, where)
-    choices = [" ".join(choice.split()) for choice in item["choices"]]
-    lettered = [f"{letter}) {choice}" for letter, choice in zip(LETTERS, choices)]
+    texts = [" ".join(choice.split()) for choice in item["choices"]]
+    lettered = [f"{letter}) {text}" for letter, text in zip(LETTERS, texts)]
     question = " ".join([item["question"].strip(), *lettered])
     answer = " ".join(item["answer"].split())
-    index = _find_choice(choices, answer)
+    index = _find_choice(texts, answer)
+    problem = None
     if index is None:
-        hint = " (early files of MMAU have '(A) text')" if answer.startswith("(") else ""
-        raise UserError(
-            f"{where}: the answer {answer!r} is not among the choices {item['choices']}{hint}"
-        )
-    if list(option_texts(question).values()) != choices:
-        raise UserError(
-            f"{where}: the choices {item['choices']} cannot be told apart in a question"
-        )
+        problem = f"the answer {answer!r} is not among the choices {item['choices']}"
+        if answer.startswith("("):
+            problem += " (early files of MMAU have '(A) text')"
+    elif list(option_texts(question).values()) != texts:
+        problem = f"the choices {item['choices']} cannot be told apart in a question"
+    else:
+        answer = lettered[index]
+    if problem and on_bad_item == "error":
+        raise UserError(f"{where}: {problem}")
     published_path = item[benchmark.audio_field]
     return {
-        "taskname": benchmark.title,
-        "id": item["id"],
-        "item": json.dumps(item, ensure_ascii=False),
+        **_empty_row(benchmark.title, item["id"], item),
         "filepath1": published_path,
         "input": question,
-        "answer": lettered[index],
+        "answer": answer,
         "subtype": f"{benchmark.title}/{item[benchmark.subtype_field]}",
         "question_type": "mcq",
         "audio": [_audio_path(published_path, audio_dir, where)],
@@ -178,11 +206,11 @@ def _check_item(benchmark: ChoiceBenchmark, item: dict, where: str) -> None:
         raise UserError(f"{where}: {len(choices)} choices, expected at most {len(LETTERS)}")
 
 
-def _find_choice(choices: list[str], answer: str) -> int | None:
+def _find_choice(texts: list[str], answer: str) -> int | None:
     """Returns the first choice that equals the answer, or else equals it in another case."""
-    if answer in choices:
-        return choices.index(answer)
-    folded = [choice.casefold() for choice in choices]
+    if answer in texts:
+        return texts.index(answer)
+    folded = [text.casefold() for text in texts]
     return folded.index(answer.casefold()) if answer.casefold() in folded else None
 
 
@@ -190,6 +218,10 @@ def find_named_choice(row: Mapping, text: str) -> str | None:
     """Returns the published choice that a generated text names."""
     choices = {letter.lower(): choice for letter, choice in zip(LETTERS, row["choices"])}
     return choices.get(parse_option(choices, text))
+
+
+# ------------------------------------------------------------------------------------------------
+# ClothoAQA
 
 
 def _read_clotho(file: str | Path, audio_dir: str | Path) -> Iterator[dict]:
@@ -203,9 +235,7 @@ def _read_clotho(file: str | Path, audio_dir: str | Path) -> Iterator[dict]:
         path = _audio_path(name, audio_dir, f"{file}, {name}", "audio_files")
         question = item["QuestionText"]
         yield {
-            "taskname": "ClothoAQA",
-            "id": f"{name}#{numbers[name]}",
-            "item": json.dumps(item, ensure_ascii=False),
+            **_empty_row("ClothoAQA", f"{name}#{numbers[name]}", item),
             "filepath1": name,
             "input": f"{question} {YES_NO_INSTRUCTION}" if is_closed else question,
             "answer": Counter(candidates).most_common(1)[0][0],
@@ -264,11 +294,20 @@ def majority_answer(answers: list[str]) -> str | None:
     return answer if 2 * count > len(answers) else None
 
 
+# ------------------------------------------------------------------------------------------------
+
+
 def _read_bytes(file: str | Path) -> bytes:
     try:
         return Path(file).read_bytes()
     except OSError as error:
         raise UserError(f"{file}: not readable ({error})") from error
+
+
+def _empty_row(title: str, identifier: str, item: dict) -> dict:
+    row = dict.fromkeys(("filepath2", "caption1", "caption2"), "")
+    published = json.dumps(item, ensure_ascii=False)
+    return row | {"taskname": title, "id": identifier, "item": published}
 
 
 def _audio_path(published: str, audio_dir: str | Path, where: str, folder: str = "") -> str:

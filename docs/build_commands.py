@@ -18,7 +18,7 @@ PARSERS = COMMANDS | {
     "train": "training.arguments",
     "eval": "evaluation.arguments",
     "compare": "comparison.run",
-    "probe": "evaluation.probe_arguments",
+    "probe": "evaluation.probe_command",
 }
 INTRO = """# Commands and their options
 

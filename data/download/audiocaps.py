@@ -60,6 +60,3 @@ def youtube_index(folder: str | Path) -> dict[str, str]:
         message = "%s: %d YouTube ids have files of different starts (such as %s) and are left out"
         logger.warning(message, folder, len(ambiguous), min(ambiguous))
     return {key: min(clips).path for key, clips in files.items() if key not in ambiguous}
-
-
-NAME = REASONAQA_NAME  # RENAMED

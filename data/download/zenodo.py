@@ -149,6 +149,3 @@ def _fetch_sources(names: list[str], output: Path, server: str) -> None:
     for offer in pending:
         offer.fetch()
     print(f"Complete. You may delete the archives in {output / 'archives'}.")
-
-
-get = fetch_sources  # RENAMED

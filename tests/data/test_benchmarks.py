@@ -310,6 +310,29 @@ def test_audio_path_absolute_path_stays_in_the_audio_directory(tmp_path):
     ]
 
 
+@pytest.fixture
+def bad_item_file(tmp_path):
+    file = tmp_path / "MMAR-meta.json"
+    file.write_text(json.dumps([MMAR[0] | {"answer": "Owl\nRobot"}, MMAR[1]]))
+    return file
+
+
+def test_read_benchmark_kept_bad_item_has_an_answer_without_option(bad_item_file, tmp_path):
+    rows = read_benchmark("mmar", bad_item_file, tmp_path, on_bad_item="keep")
+    assert rows["answer"][0] == "Owl Robot"
+    assert parse_answer("mcq", rows["input"][0], rows["answer"][0]) is None
+
+
+def test_official_metrics_kept_bad_item_counts_as_wrong(bad_item_file, tmp_path):
+    rows = read_benchmark("mmar", bad_item_file, tmp_path, on_bad_item="keep")
+    assert official_metrics("mmar", rows, ["A", "B"])["total"]["accuracy_of_all"] == 0.5
+
+
+def test_read_benchmark_other_on_bad_item_is_refused(bad_item_file, tmp_path):
+    with pytest.raises(UserError, match="choose error or keep"):
+        read_benchmark("mmar", bad_item_file, tmp_path, on_bad_item="skip")
+
+
 def test_submission_mmau_has_published_items_and_option_texts(files, tmp_path):
     rows = read_benchmark("mmau", files["mmau"], tmp_path)
     items = submission("mmau", rows, ["B) A woman", "Some jazz.", None])

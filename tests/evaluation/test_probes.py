@@ -43,13 +43,13 @@ def tones(tmp_path_factory):
 
 
 def arguments(folder, *more, arms=ARMS, labels="labels.csv"):
-    actual = ["--labels", str(folder / labels)] if labels else []
+    label_options = ["--labels", str(folder / labels)] if labels else []
     return [
         "--encoder_type",
         *arms,
         "--encoder_name_or_path",
         *(ENCODERS[arm] for arm in arms),
-        *actual,
+        *label_options,
         "--audio_dir",
         str(folder),
         *more,
@@ -66,19 +66,19 @@ def test_probe_command_separates_tones_and_writes_equal_files_with_a_cache(tones
         probe_command.main(arguments(tones, "--output_dir", str(tmp_path / name), *both, *more))
     for file in ("probes.json", "probe_predictions.csv"):
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "cached" / file).read_bytes()
-    actual = report(tmp_path / "first")
+    result = report(tmp_path / "first")
     for pooling in ("mean", "attention"):
         assert {
-            arm: group["accuracy"] for arm, group in actual["results"][pooling].items()
+            arm: group["accuracy"] for arm, group in result["results"][pooling].items()
         } == dict.fromkeys(ARMS, 1.0)
-        assert list(actual["shuffled_labels"][pooling]) == ARMS
-        assert [pair["difference"] for pair in actual["differences"][pooling]] == [0, 0, 0]
-    assert actual["majority"]["accuracy"] == 0.5
-    assert actual["classes"] == {"high": 9, "low": 9}
-    assert actual["folds_from"] == "fold"
-    assert actual["folds"] == {fold: {"train": 12, "validation": 6, "test": 6} for fold in "123"}
-    assert actual["encoders"]["htsat"]["dim"] == 192
-    assert actual["encoders"]["mimi_full"]["name_or_path"] == str(DEMO / "mimi")
+        assert list(result["shuffled_labels"][pooling]) == ARMS
+        assert [pair["difference"] for pair in result["differences"][pooling]] == [0, 0, 0]
+    assert result["majority"]["accuracy"] == 0.5
+    assert result["classes"] == {"high": 9, "low": 9}
+    assert result["folds_from"] == "fold"
+    assert result["folds"] == {fold: {"train": 12, "validation": 6, "test": 6} for fold in "123"}
+    assert result["encoders"]["htsat"]["dim"] == 192
+    assert result["encoders"]["mimi_full"]["name_or_path"] == str(DEMO / "mimi")
     with open(tmp_path / "first" / "probe_predictions.csv") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [
@@ -104,10 +104,10 @@ def test_probe_command_with_a_split_tests_only_its_test_clips(tones, tmp_path):
             tones, "--output_dir", str(tmp_path), arms=["mimi_full"], labels=tmp_path / "labels.csv"
         )
     )
-    actual = report(tmp_path)
-    assert actual["folds"] == {"test": {"train": 12, "validation": 6, "test": 6}}
-    assert actual["results"]["mean"]["mimi_full"]["n"] == 6
-    assert actual["results"]["mean"]["mimi_full"]["accuracy"] == 1
+    result = report(tmp_path)
+    assert result["folds"] == {"test": {"train": 12, "validation": 6, "test": 6}}
+    assert result["results"]["mean"]["mimi_full"]["n"] == 6
+    assert result["results"]["mean"]["mimi_full"]["accuracy"] == 1
 
 
 def sequences(count: int, classes: int = 4, frames: int = 60, dim: int = 16, strength: float = 6.0):
@@ -174,8 +174,8 @@ def test_cross_validation_shares_no_clip_and_no_group(count):
         inner = np.setdiff1d(fold.train, fold.validation)
         assert len(fold.validation)
         assert set(fold.validation) < set(fold.train)
-        for single, other in ((fold.train, fold.test), (inner, fold.validation)):
-            assert not set(groups[single]) & set(groups[other])
+        for first, other in ((fold.train, fold.test), (inner, fold.validation)):
+            assert not set(groups[first]) & set(groups[other])
 
 
 def test_folds_that_split_groups_leak_labels():
@@ -201,12 +201,12 @@ def test_probes_do_not_read_test_labels():
     fold = cross_validation(
         labels, np.array([str(i // 20) for i in range(100)]), np.arange(100), 0
     )[0]
-    built, chosen = probes.probe_mean(features, labels, fold, 0)
+    predictions, chosen = probes.probe_mean(features, labels, fold, 0)
     assert chosen["C"] > probes.MEAN["C"][0]
     assert chosen["converged"]
     flipped, other = labels.copy(), features.copy()
     flipped[fold.test], other[fold.test] = "rare", 1e3
-    assert np.array_equal(probes.probe_mean(features, flipped, fold, 0)[0], built)
+    assert np.array_equal(probes.probe_mean(features, flipped, fold, 0)[0], predictions)
     assert probes.probe_mean(other, labels, fold, 0)[1] == chosen
     flat = np.zeros((100, 3))  # all C are equally bad: the smallest
     assert (
@@ -230,31 +230,31 @@ def test_score_and_intervals_by_hand():
     ]
     right, wrong = labels.copy(), np.array(["a", "b", "b", "b", "b", "b"])
     task = probes.ProbeTask(labels, folds, 0)
-    actual = {"x": task.score(right), "y": task.score(wrong, {"1": {"C": 1.0}})}
-    assert actual["y"]["accuracy"] == 0.5
-    assert actual["y"]["folds"]["1"]["accuracy"] == pytest.approx(2 / 3)
-    assert actual["y"]["macro_f1"] == pytest.approx(
+    result = {"x": task.score(right), "y": task.score(wrong, {"1": {"C": 1.0}})}
+    assert result["y"]["accuracy"] == 0.5
+    assert result["y"]["folds"]["1"]["accuracy"] == pytest.approx(2 / 3)
+    assert result["y"]["macro_f1"] == pytest.approx(
         (2 * 1 / (2 + 0 + 3) + 2 * 2 / (4 + 3)) / 2
     )  # 2 tp / (2 tp + fp + fn)
-    assert actual["y"]["mean_of_folds"] == pytest.approx((2 / 3 + 1 / 3) / 2)
-    assert actual["y"]["folds"]["1"]["C"] == 1
+    assert result["y"]["mean_of_folds"] == pytest.approx((2 / 3 + 1 / 3) / 2)
+    assert result["y"]["folds"]["1"]["C"] == 1
     assert task.predict_majority().tolist() == ["a"] * 6
-    [pair] = probes.add_intervals(actual, {"x": right, "y": wrong}, labels, 0)
-    assert (actual["x"]["ci95_low"], actual["x"]["ci95_high"]) == (1, 1)
+    [pair] = probes.add_intervals(result, {"x": right, "y": wrong}, labels, 0)
+    assert (result["x"]["ci95_low"], result["x"]["ci95_high"]) == (1, 1)
     assert pair["first"] == "x"
     assert pair["difference"] == 0.5
     assert pair["ci95_low"] == pytest.approx(
-        1 - actual["y"]["ci95_high"]
+        1 - result["y"]["ci95_high"]
     )  # paired: x is always right
 
 
 def test_add_intervals_has_the_width_of_a_binomial_interval():
-    right, built = np.full(400, "a"), np.where(np.arange(400) % 4 == 0, "b", "a")
-    actual = {"x": {}}
-    probes.add_intervals(actual, {"x": built}, right, 0)
+    right, predictions = np.full(400, "a"), np.where(np.arange(400) % 4 == 0, "b", "a")
+    result = {"x": {}}
+    probes.add_intervals(result, {"x": predictions}, right, 0)
     half = 1.96 * (0.75 * 0.25 / 400) ** 0.5
-    assert abs(actual["x"]["ci95_low"] - 0.75 + half) < 0.006
-    assert abs(actual["x"]["ci95_high"] - 0.75 - half) < 0.006
+    assert abs(result["x"]["ci95_low"] - 0.75 + half) < 0.006
+    assert abs(result["x"]["ci95_high"] - 0.75 - half) < 0.006
 
 
 HEADER = "filename,label,fold"
@@ -382,7 +382,7 @@ def test_probe_command_of_wrong_input_is_one_line(fault, tones, tmp_path, capsys
             ["--encoder_type", "htsat", "--encoder_name_or_path", "mimi_full=x"],
             "mimi_full is not in --encoder_type",
         ),
-        (["--encoder_type", "soundstream"], "--encoder_type 'soundstream' is none of htsat"),
+        (["--encoder_type", "soundstream"], "--encoder_type 'soundstream': expected one of htsat"),
         (
             ["--encoder_type", "htsat", "--controls", "attention"],
             "--controls attention: not in --pooling",
@@ -471,23 +471,23 @@ def test_find_labelled_clips_without_csv_is_an_error(tmp_path, label_column):
 
 def esc10_labels() -> dict[str, str]:
     """The class of the clips of four of ESC-10's classes, as their captions say it."""
-    argv_values, labels = ("rooster", "clock", "helicopter", "rain"), {}
+    class_words, labels = ("rooster", "clock", "helicopter", "rain"), {}
     for split in ("train", "val", "test"):
         for row in json.loads((SHARED / f"{split}.json").read_text()):
             if not row["filepath2"] and "scene" not in row["filepath1"]:
-                actual = [word for word in argv_values if word in row["caption1"].lower()]
-                labels |= {row["filepath1"]: actual[0]} if len(actual) == 1 else {}
+                matches = [word for word in class_words if word in row["caption1"].lower()]
+                labels |= {row["filepath1"]: matches[0]} if len(matches) == 1 else {}
     return labels
 
 
 @needs_shared
 def test_probe_command_of_real_recordings_is_better_than_chance(tmp_path, capsys):
     """Encoders trained on synthetic sounds separate real ones, across ESC-10's folds."""
-    chosen, used = [], {}
+    chosen, counts = [], {}
     for name, label in sorted(esc10_labels().items()):
         key = label, Path(name).name[0]
-        used[key] = used.get(key, 0) + 1
-        if used[key] <= 2:
+        counts[key] = counts.get(key, 0) + 1
+        if counts[key] <= 2:
             chosen.append((name, label))
     assert len(chosen) == 40
     write_csv(tmp_path / "labels.csv", "filename,label", chosen)
@@ -507,9 +507,9 @@ def test_probe_command_of_real_recordings_is_better_than_chance(tmp_path, capsys
             str(tmp_path),
         ]
     )
-    actual = report(tmp_path)
-    assert actual["folds_from"] == "ESC"
-    assert list(actual["folds"]) == list("12345")
+    result = report(tmp_path)
+    assert result["folds_from"] == "ESC"
+    assert list(result["folds"]) == list("12345")
     for arm in ("htsat", "mimi_full"):
-        assert actual["results"]["mean"][arm]["ci95_low"] > 0.3
-        assert actual["shuffled_labels"]["mean"][arm]["accuracy"] < 0.5
+        assert result["results"]["mean"][arm]["ci95_low"] > 0.3
+        assert result["shuffled_labels"]["mean"][arm]["accuracy"] < 0.5

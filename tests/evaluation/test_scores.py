@@ -69,9 +69,9 @@ def test_recording_names_are_file_names(paths, names):
 
 
 def test_score_groups_rows_by_truncation():
-    complete = make_predictions((RAIN, {"audio": make_output("", a=-1, b=-2)}), seconds=10.0)
+    full = make_predictions((RAIN, {"audio": make_output("", a=-1, b=-2)}), seconds=10.0)
     cut = make_predictions((RAIN, {"audio": make_output("", a=-2, b=-1)}), seconds=10.1)
-    groups = score(complete + cut, "likelihood", 10.0)["truncation"]
+    groups = score(full + cut, "likelihood", 10.0)["truncation"]
     assert (groups["full"]["accuracy"], groups["truncated"]["accuracy"]) == (1, 0)
 
 

@@ -32,7 +32,7 @@ MEANS = np.array(
     [[0.2, 0.6, 1.0], [0.4, 0.7, 1.1]]
 )  # (arms, types), of what an answer is right by if it is above 0
 SPREAD = {"clip": 0.5, "clip_of_arm": 1.0, "row": 0.5, "row_of_arm": 1.0}
-TRUTH = norm.cdf(MEANS / np.sqrt(sum(entry**2 for entry in SPREAD.values()))).mean(
+TRUTH = norm.cdf(MEANS / np.sqrt(sum(spread**2 for spread in SPREAD.values()))).mean(
     1
 )  # macro accuracy of each arm
 
@@ -67,9 +67,9 @@ def coverage(clips: int, simulations: int, resamples: int, by_row: bool = False)
     generator, held = np.random.default_rng(clips), 0
     for seed in range(simulations):
         right, clip, kind = simulated(generator, clips)
-        entry = named(range(len(clip)) if by_row else clip)
+        names = named(range(len(clip)) if by_row else clip)
         low, high = interval(
-            clip_bootstrap(right[:, 1:] - right[:, :1], entry, kind, resamples, seed)[:, :, 0].mean(
+            clip_bootstrap(right[:, 1:] - right[:, :1], names, kind, resamples, seed)[:, :, 0].mean(
                 1
             )
         )
@@ -100,11 +100,11 @@ def test_clip_bootstrap_draws_all_resamples_by_hand():
     assert ("nan", "nan", "0.0", "1.0") in expected
     samples = clip_bootstrap(outcomes, clips, groups, 27_000)
     assert samples.shape == (27_000, 2, 2)
-    actual, times = np.unique(
+    distinct, times = np.unique(
         np.round(samples.reshape(-1, 4), 9).astype(str), axis=0, return_counts=True
     )
-    assert {tuple(key.tolist()) for key in actual} == set(expected)
-    for key, count in zip(actual, times):
+    assert {tuple(key.tolist()) for key in distinct} == set(expected)
+    for key, count in zip(distinct, times):
         share = expected[tuple(key.tolist())]
         assert abs(count / 27_000 - share) < 5 * np.sqrt(share * (1 - share) / 27_000)
 
@@ -215,12 +215,14 @@ def test_clip_permutation_test_equals_enumeration_of_all_flips():
         np.array([0, 0, 1, 1, 2, 3, 3, 4, 4, 4, 5, 1]),
     )
     flips = [difference * np.array(signs)[sets] for signs in product((1, -1), repeat=6)]
-    statistic = [entry[groups == 0].mean() / 2 + entry[groups == 1].mean() / 2 for entry in flips]
+    statistic = [
+        values[groups == 0].mean() / 2 + values[groups == 1].mean() / 2 for values in flips
+    ]
     exact = np.mean(np.abs(statistic) > abs(statistic[0]) - 1e-9)
     assert 0.05 < exact < 0.5
     p = clip_permutation_test(difference, clips, groups, 40_000)
     assert p == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 40_000))
-    apart = clip_permutation_test(difference, [entry[:1] for entry in clips], groups, 40_000)
+    apart = clip_permutation_test(difference, [names[:1] for names in clips], groups, 40_000)
     assert abs(apart - exact) > 0.02
     # rows of no group count for nothing, nor do they tie clips together
     more = clip_permutation_test(
@@ -267,9 +269,9 @@ def test_minimum_detectable_difference_is_detected_with_its_power():
     generator = np.random.default_rng(2)
     data = [simulated(generator, 150, means=MEANS[[0, 0]]) for _ in range(800)]
     error = np.std([macro(right[:, 1] - right[:, 0], kind) for right, _, kind in data])
-    actual = minimum_detectable_difference(error, tests=3)
+    detectable = minimum_detectable_difference(error, tests=3)
     tests = [
-        clip_permutation_test(right[:, 1] - right[:, 0] + actual, named(clip), kind, 1200)
+        clip_permutation_test(right[:, 1] - right[:, 0] + detectable, named(clip), kind, 1200)
         for right, clip, kind in data
     ]
     assert np.mean(np.array(tests) <= 0.05 / 3) == pytest.approx(
@@ -325,11 +327,11 @@ def test_wilson_equals_statsmodels(correct, n):
 
 def test_expected_calibration_error_by_hand():
     """.3 and .35 share a bin. (2 * |.325 - .5| + 1 * |.6 - 0| + 2 * |.975 - 1|) / 5."""
-    actual = expected_calibration_error(
+    result = expected_calibration_error(
         [0.3, 0.95, 0.35, 0.6, 1.0], [True, True, False, False, True]
     )
-    assert actual["ece"] == pytest.approx((0.35 + 0.6 + 0.05) / 5)
-    assert actual["bins"] == [
+    assert result["ece"] == pytest.approx((0.35 + 0.6 + 0.05) / 5)
+    assert result["bins"] == [
         {"low": 0.3, "high": 0.4, "n": 2, "confidence": pytest.approx(0.325), "accuracy": 0.5},
         {"low": 0.6, "high": 0.7, "n": 1, "confidence": 0.6, "accuracy": 0.0},
         {"low": 0.9, "high": 1.0, "n": 2, "confidence": pytest.approx(0.975), "accuracy": 1.0},
@@ -338,19 +340,22 @@ def test_expected_calibration_error_by_hand():
         0.05
     )
     generator = np.random.default_rng(0)
-    base_argv = generator.random(50_000)
-    assert expected_calibration_error(base_argv, generator.random(50_000) < base_argv)["ece"] < 0.01
-    assert expected_calibration_error(base_argv, generator.random(50_000) < base_argv**2)[
+    probabilities = generator.random(50_000)
+    assert (
+        expected_calibration_error(probabilities, generator.random(50_000) < probabilities)["ece"]
+        < 0.01
+    )
+    assert expected_calibration_error(probabilities, generator.random(50_000) < probabilities**2)[
         "ece"
     ] == pytest.approx(1 / 6, abs=0.01)
 
 
 @pytest.mark.parametrize(
-    "base_argv", [([], []), ([0.5], [True, False]), ([1.1], [True]), ([float("nan")], [True])]
+    "invalid", [([], []), ([0.5], [True, False]), ([1.1], [True]), ([float("nan")], [True])]
 )
-def test_expected_calibration_error_of_invalid_probabilities_is_an_error(base_argv):
+def test_expected_calibration_error_of_invalid_probabilities_is_an_error(invalid):
     with pytest.raises(ValueError, match="expected a probability between 0 and 1 for each row"):
-        expected_calibration_error(*base_argv)
+        expected_calibration_error(*invalid)
 
 
 @pytest.mark.parametrize(
@@ -368,14 +373,14 @@ def test_expected_calibration_error_of_invalid_probabilities_is_an_error(base_ar
     ],
 )
 def test_resampling_of_invalid_rows_is_an_error(change, message):
-    base_argv = {
+    values = {
         "values": np.array([1.0, 0.0]),
         "clips": [("a",), ("b",)],
         "groups": np.array([0, 0]),
     } | change
     with pytest.raises(ValueError, match=message):
-        clip_permutation_test(base_argv["values"], base_argv["clips"], base_argv["groups"])
+        clip_permutation_test(values["values"], values["clips"], values["groups"])
     with pytest.raises(ValueError, match=message):
-        clip_bootstrap(base_argv["values"][:, None], base_argv["clips"], base_argv["groups"])
+        clip_bootstrap(values["values"][:, None], values["clips"], values["groups"])
     with pytest.raises(ValueError, match=r"got \(2,\)"):
         clip_bootstrap(np.zeros(2), [("a",), ("b",)], np.zeros(2, int))

@@ -67,7 +67,7 @@ def row(
 
 
 @pytest.mark.parametrize(
-    ("text", "argv"),
+    ("text", "expected"),
     [
         ("A dog's bark -- high-pitched, (loud)!", "a dog's bark high-pitched loud"),
         ("It\u2019s 3.5 kHz, or 1,000 Hz.", "it's 3.5 khz or 1,000 hz"),
@@ -78,8 +78,8 @@ def row(
         (" ... ||| ", ""),
     ],
 )
-def test_tokenise(text, argv):
-    assert tokenise(text) == argv
+def test_tokenise(text, expected):
+    assert tokenise(text) == expected
 
 
 def test_text_metric_bleu_and_rouge_by_hand(no_java):
@@ -97,10 +97,10 @@ def test_text_metric_bleu_and_rouge_by_hand(no_java):
 
 
 def random_items(count: int, seed: int = 0):
-    rng, argv = random.Random(seed), ["a", "dog", "rain", "bird", "sings", "loudly"]
+    rng, vocabulary = random.Random(seed), ["a", "dog", "rain", "bird", "sings", "loudly"]
 
     def text():
-        return " ".join(rng.choices(argv, k=rng.randint(1, 12)))
+        return " ".join(rng.choices(vocabulary, k=rng.randint(1, 12)))
 
     return [text() for _ in range(count)], [
         [text() for _ in range(rng.randint(1, 5))] for _ in range(count)
@@ -109,7 +109,7 @@ def random_items(count: int, seed: int = 0):
 
 def test_text_metric_bleu_equals_sacrebleu_with_missing_references(no_java):
     predictions, references = random_items(200)
-    streams = [[entry[k] if k < len(entry) else None for entry in references] for k in range(5)]
+    streams = [[texts[k] if k < len(texts) else None for texts in references] for k in range(5)]
     corpus = sacrebleu.corpus_bleu(predictions, streams, smooth_method="none", tokenize="none")
     result = compute(predictions, references)
     assert result["bleu_4"] == pytest.approx(corpus.score / 100)
@@ -121,32 +121,31 @@ def cider_d(predictions, references):
     """CIDEr-D by the formulas of Vedantam et al. (arXiv:1411.5726, section 5)."""
 
     def counts(text, n):
-        argv = text.split()
-        return Counter(tuple(argv[i : i + n]) for i in range(len(argv) - n + 1))
+        tokens = text.split()
+        return Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
 
     def similarity(prediction, reference, n):
-        hypothesis, expected = (
+        hypothesis, target = (
             {g: c * idf(g) for g, c in counts(text, n).items()} for text in (prediction, reference)
         )
-        norms = [math.sqrt(sum(x * x for x in v.values())) for v in (hypothesis, expected)]
+        norms = [math.sqrt(sum(x * x for x in v.values())) for v in (hypothesis, target)]
         if not all(norms):
             return 0.0
         dot = sum(
-            min(hypothesis[g], expected[g]) * expected[g]
-            for g in hypothesis.keys() & expected.keys()
+            min(hypothesis[g], target[g]) * target[g] for g in hypothesis.keys() & target.keys()
         )
         apart = len(prediction.split()) - len(reference.split())
         return 10 * math.exp(-(apart**2) / (2 * 6**2)) * dot / math.prod(norms)
 
     def idf(gram):
         holding = sum(
-            any(gram in counts(text, len(gram)) for text in entry) for entry in references
+            any(gram in counts(text, len(gram)) for text in texts) for texts in references
         )
         return math.log(len(references) / max(1, holding))
 
     items = [
-        sum(similarity(p, r, n) for n in (1, 2, 3, 4) for r in entry) / 4 / len(entry)
-        for p, entry in zip(predictions, references)
+        sum(similarity(p, r, n) for n in (1, 2, 3, 4) for r in texts) / 4 / len(texts)
+        for p, texts in zip(predictions, references)
     ]
     return sum(items) / len(items)
 
@@ -196,9 +195,9 @@ def test_text_metric_without_value_says_why(no_java):
     )  # every weight would be 0
     assert alike["cider_d"] is None
     assert compute(["", "?"], [["..."], ["!", "-"]])["cider_d"] is None  # no word at all
-    nothing = compute([], [])
-    assert nothing["n"] == 0
-    assert set(nothing["not_run"]) == set(nothing) - {"n", "not_run"}
+    empty = compute([], [])
+    assert empty["n"] == 0
+    assert set(empty["not_run"]) == set(empty) - {"n", "not_run"}
     with pytest.raises(ValueError, match=r"item 1 \('b'\) has no reference"):
         compute(["a", "b"], [["a"], []])
 
@@ -304,8 +303,8 @@ def test_text_items_merges_rows_that_ask_the_same():
         row("detail", "at noon", "noon", prompt="when"),
     ]
     items = text_items(rows)
-    requested = [(i["question_type"], i["prediction"], len(i["references"])) for i in items]
-    assert requested == [
+    summaries = [(i["question_type"], i["prediction"], len(i["references"])) for i in items]
+    assert summaries == [
         ("caption", "wind", 6),
         ("caption", "breeze", 6),
         ("caption", "rain", 1),
