@@ -29,21 +29,13 @@ from .reasonaqa import SCHEMA, resolve_path
 
 
 class ChoiceBenchmark(NamedTuple):
-    """A benchmark of multiple-choice questions.
-
-    Attributes:
-        title: Name in subtypes.
-        audio_field: Field with the audio path.
-        subtype_field: Field that becomes the second part of the subtype.
-        groups: Fields by which the official script groups accuracies.
-        prediction_keys: Keys under which versions of the script look for an answer.
-    """
+    """A benchmark of multiple-choice questions."""
 
     title: str
     audio_field: str
-    subtype_field: str
-    groups: tuple[str, ...]
-    prediction_keys: tuple[str, ...]
+    subtype_field: str  # It becomes the second part of the subtype.
+    groups: tuple[str, ...]  # Fields by which the official script groups accuracies.
+    prediction_keys: tuple[str, ...]  # Where versions of the script look for an answer.
 
 
 CHOICE_BENCHMARKS = {
@@ -106,15 +98,12 @@ def read_benchmark(
         ]
     if not rows:
         raise UserError(f"{file}: the list of items is empty")
-    return Dataset(pa.Table.from_pylist(rows, _SCHEMA))
+    empty = dict.fromkeys(("filepath2", "caption1", "caption2"), "")
+    return Dataset(pa.Table.from_pylist([empty | row for row in rows], _SCHEMA))
 
 
 def check_benchmark_name(name: str) -> str:
-    """Returns the name of a benchmark.
-
-    Raises:
-        UserError: There is no such benchmark.
-    """
+    """Returns the name of a benchmark, or raises a UserError if it does not exist."""
     if name not in BENCHMARKS:
         raise UserError(f"benchmark {name!r}: choose from {', '.join(BENCHMARKS)}")
     return name
@@ -123,11 +112,7 @@ def check_benchmark_name(name: str) -> str:
 def pair_predictions(
     rows: Iterable[Mapping], predictions: Sequence[str | None]
 ) -> list[tuple[Mapping, str | None]]:
-    """Returns each row with its prediction.
-
-    Raises:
-        UserError: Their numbers differ.
-    """
+    """Returns each row with its prediction. Raises a UserError if their numbers differ."""
     rows = list(rows)
     if len(rows) != len(predictions):
         raise UserError(
@@ -135,10 +120,6 @@ def pair_predictions(
             "None for no answer"
         )
     return list(zip(rows, predictions))
-
-
-# ------------------------------------------------------------------------------------------------
-# MMAU and MMAR
 
 
 def _read_items(file: str | Path) -> Iterator[dict]:
@@ -164,17 +145,16 @@ def _read_item(
 ) -> dict:
     where = f"{where} ({item.get('id')})"
     _check_item(benchmark, item, where)
-    texts = [" ".join(choice.split()) for choice in item["choices"]]
-    lettered = [f"{letter}) {text}" for letter, text in zip(LETTERS, texts)]
+    choices = [" ".join(choice.split()) for choice in item["choices"]]
+    lettered = [f"{letter}) {choice}" for letter, choice in zip(LETTERS, choices)]
     question = " ".join([item["question"].strip(), *lettered])
     answer = " ".join(item["answer"].split())
-    index = _find_choice(texts, answer)
+    index = _find_choice(choices, answer)
     problem = None
     if index is None:
-        problem = f"the answer {answer!r} is not among the choices {item['choices']}"
-        if answer.startswith("("):
-            problem += " (early files of MMAU have '(A) text')"
-    elif list(option_texts(question).values()) != texts:
+        hint = " (early files of MMAU have '(A) text')" if answer.startswith("(") else ""
+        problem = f"the answer {answer!r} is not among the choices {item['choices']}{hint}"
+    elif list(option_texts(question).values()) != choices:
         problem = f"the choices {item['choices']} cannot be told apart in a question"
     else:
         answer = lettered[index]
@@ -182,7 +162,9 @@ def _read_item(
         raise UserError(f"{where}: {problem}")
     published_path = item[benchmark.audio_field]
     return {
-        **_empty_row(benchmark.title, item["id"], item),
+        "taskname": benchmark.title,
+        "id": item["id"],
+        "item": json.dumps(item, ensure_ascii=False),
         "filepath1": published_path,
         "input": question,
         "answer": answer,
@@ -206,11 +188,11 @@ def _check_item(benchmark: ChoiceBenchmark, item: dict, where: str) -> None:
         raise UserError(f"{where}: {len(choices)} choices, expected at most {len(LETTERS)}")
 
 
-def _find_choice(texts: list[str], answer: str) -> int | None:
+def _find_choice(choices: list[str], answer: str) -> int | None:
     """Returns the first choice that equals the answer, or else equals it in another case."""
-    if answer in texts:
-        return texts.index(answer)
-    folded = [text.casefold() for text in texts]
+    if answer in choices:
+        return choices.index(answer)
+    folded = [choice.casefold() for choice in choices]
     return folded.index(answer.casefold()) if answer.casefold() in folded else None
 
 
@@ -218,10 +200,6 @@ def find_named_choice(row: Mapping, text: str) -> str | None:
     """Returns the published choice that a generated text names."""
     choices = {letter.lower(): choice for letter, choice in zip(LETTERS, row["choices"])}
     return choices.get(parse_option(choices, text))
-
-
-# ------------------------------------------------------------------------------------------------
-# ClothoAQA
 
 
 def _read_clotho(file: str | Path, audio_dir: str | Path) -> Iterator[dict]:
@@ -235,7 +213,9 @@ def _read_clotho(file: str | Path, audio_dir: str | Path) -> Iterator[dict]:
         path = _audio_path(name, audio_dir, f"{file}, {name}", "audio_files")
         question = item["QuestionText"]
         yield {
-            **_empty_row("ClothoAQA", f"{name}#{numbers[name]}", item),
+            "taskname": "ClothoAQA",
+            "id": f"{name}#{numbers[name]}",
+            "item": json.dumps(item, ensure_ascii=False),
             "filepath1": name,
             "input": f"{question} {YES_NO_INSTRUCTION}" if is_closed else question,
             "answer": Counter(candidates).most_common(1)[0][0],
@@ -294,20 +274,11 @@ def majority_answer(answers: list[str]) -> str | None:
     return answer if 2 * count > len(answers) else None
 
 
-# ------------------------------------------------------------------------------------------------
-
-
 def _read_bytes(file: str | Path) -> bytes:
     try:
         return Path(file).read_bytes()
     except OSError as error:
         raise UserError(f"{file}: not readable ({error})") from error
-
-
-def _empty_row(title: str, identifier: str, item: dict) -> dict:
-    row = dict.fromkeys(("filepath2", "caption1", "caption2"), "")
-    published = json.dumps(item, ensure_ascii=False)
-    return row | {"taskname": title, "id": identifier, "item": published}
 
 
 def _audio_path(published: str, audio_dir: str | Path, where: str, folder: str = "") -> str:

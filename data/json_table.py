@@ -110,7 +110,9 @@ def load_json_table(
     partial_file = table_file.with_suffix(f".{os.getpid()}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_table(partial_file, path, parse, schema)
+        with pa.OSFile(str(partial_file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+            for batch in _read_batches(path, parse, schema):
+                writer.write_batch(batch)
         lookups_file.unlink(missing_ok=True)
         partial_file.replace(table_file)
         write_json(lookups_file, lookups)
@@ -121,12 +123,6 @@ def load_json_table(
         with suppress(OSError):
             partial_file.unlink()
     return Dataset.from_file(str(table_file))
-
-
-def _write_table(file: Path, path: str | Path, parse: Callable, schema: pa.Schema) -> None:
-    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        for batch in _read_batches(path, parse, schema):
-            writer.write_batch(batch)
 
 
 def _read_into_memory(path: str | Path, parse: Callable, schema: pa.Schema) -> Dataset:

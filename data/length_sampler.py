@@ -71,7 +71,10 @@ class LengthGroupedSampler(Sampler[int]):
 
         An incomplete batch comes last.
         """
-        generator = _epoch_generator(self.seed, epoch)
+        # A hash gives each pair of seed and epoch a generator of its own. The seed has 7 bytes
+        # because `manual_seed` takes 64-bit signed numbers.
+        digest = hashlib.sha256(f"{self.seed} {epoch}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
         shuffled = torch.randperm(len(self), generator=generator)
         num_batches = len(self) // self.batch_size
         complete, incomplete = shuffled.tensor_split([num_batches * self.batch_size])
@@ -101,10 +104,3 @@ class LengthGroupedSampler(Sampler[int]):
 
     def _sort_by_length(self, indices: torch.Tensor) -> torch.Tensor:
         return indices[self.lengths[indices].argsort(stable=True)]
-
-
-def _epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    # A hash gives each pair of seed and epoch a generator of its own. The seed has 7 bytes because
-    # `manual_seed` takes 64-bit signed numbers.
-    digest = hashlib.sha256(f"{seed} {epoch}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

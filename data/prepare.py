@@ -22,7 +22,6 @@ from .json_table import stream_array
 from .label_fixes import entailment_labels
 from .shards import MANIFEST, PUSHED, read_manifest
 
-SPLITS = ("train", "val", "test")
 SOURCES = ("reasonaqa", "clotho", "clothoaqa")
 
 
@@ -81,10 +80,7 @@ def _add_check_options(parser: argparse.ArgumentParser) -> None:
         help="CSV files of AudioEntailment. Compares the labels of CLE with them.",
     )
     parser.add_argument(
-        "--max_answer_words",
-        type=_positive(int),
-        default=300,
-        help="Longer answers are counted.",
+        "--max_answer_words", type=_positive(int), default=300, help="Longer answers are counted."
     )
     parser.add_argument(
         "--allow", nargs="+", default=[], choices=ERRORS, help="Findings that are no errors."
@@ -133,11 +129,6 @@ def _positive(number_type: type[int] | type[float]) -> Callable[[str], float]:
     return parse
 
 
-# ------------------------------------------------------------------------------------------------
-# Commands
-
-
-@report_user_errors("audiolm prepare download")
 def download(args: argparse.Namespace) -> int:
     """Runs `audiolm prepare download` and returns the exit status."""
     if args.audiocaps and not Path(args.audiocaps).is_dir():
@@ -155,7 +146,7 @@ def _print_audiocaps(data: str, audiocaps: str) -> None:
     """Prints how many clips of each split are in a copy of AudioCaps, and the training option."""
     folder = str(Path(audiocaps).absolute())
     index = youtube_index(folder)
-    for split, file in json_files(data).items():
+    for split, file in _json_files(data).items():
         names = set()
         for row in stream_array(file):
             names |= {row["filepath1"], row["filepath2"]}
@@ -167,11 +158,10 @@ def _print_audiocaps(data: str, audiocaps: str) -> None:
     print(f"train with --audio_dir {folders}")
 
 
-@report_user_errors("audiolm prepare check")
 def check(args: argparse.Namespace) -> int:
     """Runs `audiolm prepare check` and returns the exit status."""
     labels = entailment_labels(args.entailment_csv) if args.entailment_csv else None
-    data = load_corpus(args)
+    data = _load_corpus(args)
     clips = set()
     for rows in data.values():
         for paths in rows["audio"]:
@@ -189,10 +179,11 @@ def check(args: argparse.Namespace) -> int:
     return 1 if report["wrong"] else 0
 
 
-@report_user_errors("audiolm prepare convert")
 def convert(args: argparse.Namespace) -> int:
     """Runs `audiolm prepare convert` and returns the exit status."""
-    data = drop_bad_audio(load_corpus(args), args.max_audio_seconds, args.on_bad_audio, args.output)
+    data = drop_bad_audio(
+        _load_corpus(args), args.max_audio_seconds, args.on_bad_audio, args.output
+    )
     conversion = Conversion(
         data,
         args.output,
@@ -211,7 +202,6 @@ def convert(args: argparse.Namespace) -> int:
     return 0
 
 
-@report_user_errors("audiolm prepare push")
 def push(args: argparse.Namespace) -> int:
     """Runs `audiolm prepare push` and returns the exit status."""
     # Raises an error for a folder without a complete conversion.
@@ -248,26 +238,16 @@ def _upload(args: argparse.Namespace) -> str:
     return repo.repo_id
 
 
-def json_files(folder: str) -> dict[str, Path]:
-    """Returns the JSON file of each split in a folder.
-
-    Raises:
-        UserError: There is none.
-    """
-    files = {split: Path(folder, f"{split}.json") for split in SPLITS}
+def _json_files(folder: str) -> dict[str, Path]:
+    files = {split: Path(folder, f"{split}.json") for split in ("train", "val", "test")}
     files = {split: file for split, file in files.items() if file.is_file()}
     if not files:
         raise UserError(f"{folder}: no train.json, val.json or test.json found")
     return files
 
 
-def load_corpus(args: argparse.Namespace) -> DatasetDict:
-    """Returns the selected rows of a folder by split.
-
-    Raises:
-        UserError: There are none, or one is bad.
-    """
-    files = json_files(args.data)
+def _load_corpus(args: argparse.Namespace) -> DatasetDict:
+    files = _json_files(args.data)
     roots = args.audio_dir or [_find_audio_dir(args.data, next(iter(files.values())))]
     data = load_reasonaqa(files, audio_roots(roots))
     for split in data:
@@ -278,11 +258,9 @@ def load_corpus(args: argparse.Namespace) -> DatasetDict:
 def _find_audio_dir(data: str, file: Path) -> str:
     """Returns the folder `audio` in `data` if it contains the first clip, else `data`."""
     audio_dir = str(Path(data, "audio"))
-    first_row = next(stream_array(file), {})
-    name = first_row.get("filepath1")
-    if isinstance(name, str) and Path(resolve_path(name, audio_dir)).is_file():
-        return audio_dir
-    return data
+    name = next(stream_array(file), {}).get("filepath1")
+    has_clip = isinstance(name, str) and Path(resolve_path(name, audio_dir)).is_file()
+    return audio_dir if has_clip else data
 
 
 COMMANDS = {
@@ -310,7 +288,7 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     _, _, run_command = COMMANDS[args.command]
-    sys.exit(run_command(args))
+    sys.exit(report_user_errors(f"audiolm prepare {args.command}")(run_command)(args))
 
 
 if __name__ == "__main__":

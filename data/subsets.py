@@ -75,11 +75,7 @@ def first_of_each_type(rows: Dataset, limit: int) -> dict[str, np.ndarray]:
 
 
 def mix_shares(mix: list[str]) -> dict[str, float]:
-    """Parses `--mix caption=0.1,mcq=0.5` to the share of each part.
-
-    Raises:
-        UserError: It reads differently, or the shares sum to more than 1.
-    """
+    """Parses `--mix caption=0.1,mcq=0.5` to the share of each part."""
     shares: dict[str, float] = {}
     for entry in filter(None, ",".join(mix).split(",")):
         name, _, text = entry.partition("=")
