@@ -81,10 +81,10 @@ def test_lora_trained_model_is_evaluated(lora_run):
 
 def test_lora_card_names_rank_and_trained_parameters(lora_run, adapters):
     card = (lora_run / "out" / "README.md").read_text()
-    assert "LoRA adapters" in card
+    assert "| trained part of the language model | LoRA adapters |" in card
     assert "rank 4, alpha 8" in card
     trained = sum(value.numel() for name, value in adapters.items() if "feature_" not in name)
-    assert f"of which {trained:,} were trained" in card
+    assert f"; trained: {trained:,} |" in card
 
 
 def test_lora_run_resumes_exactly_and_refuses_other_settings(corpus, tokenizer):

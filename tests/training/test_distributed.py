@@ -144,7 +144,7 @@ def test_train_on_two_nodes_ends_as_one_process(nodes):
     ]
     checkpoint = corpus / "out0" / "checkpoint-4"
     problem = find_checkpoint_problem(checkpoint)
-    assert problem == "the states of 2 processes are wanted, but 1 are there"
+    assert problem == "expected the random states of 2 processes, found 1"
     shutil.copy(corpus / "out1" / "checkpoint-4" / "rng_state_1.pth", checkpoint)
     assert find_checkpoint_problem(checkpoint) is None
 
