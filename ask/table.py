@@ -1,5 +1,6 @@
 """Answer a table of questions, `audiolm ask --csv`: rows in, the same rows with answers out."""
 
+import csv
 import io
 import warnings
 from collections.abc import Sequence
@@ -64,7 +65,9 @@ def read_questions(path: Path) -> pd.DataFrame:
     """Reads a table of questions, or raises `UserError` if it is none."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            table = _parse(file.read())
+            text = file.read()
+        table = _parse(text)
+        header = next(csv.reader(io.StringIO(text, newline="")))
     except (OSError, ValueError) as error:
         raise UserError(f"--csv {path}: not a readable table ({error})") from error
     missing = [column for column in ("audio", "question") if column not in table]
@@ -73,6 +76,9 @@ def read_questions(path: Path) -> pd.DataFrame:
             f"--csv {path}: no column {' and '.join(missing)}. It has the columns "
             f"{', '.join(table)}, separated by commas."
         )
+    # pandas would read the second as `question.1`.
+    if len(set(header)) < len(header):
+        raise UserError(f"--csv {path}: holds a column twice: {', '.join(header)}")
     reserved = [column for column in ADDED_COLUMNS if column in table]
     if reserved:
         raise UserError(f"--csv {path}: holds columns of the output: {', '.join(reserved)}")

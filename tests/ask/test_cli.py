@@ -372,6 +372,7 @@ def test_table_with_fewer_questions_than_answers_is_left_alone(answered):
         (b"audio,what\n", "no column question. It has the columns audio, what"),
         (b"audio;question\n", "It has the columns audio;question, separated by commas"),
         (b"audio,question,answer\n", "holds columns of the output: answer"),
+        (b"audio,question,question\n", "holds a column twice"),
         (b"", "No columns to parse from file"),
         (b"\xff\xfe\x00", "not a readable table"),
     ],
