@@ -1,0 +1,167 @@
+"""README and docs: commands parse, snippets run, links resolve, prose keeps its limits."""
+
+import argparse
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from support.readability import LIMITS, measure_prose
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# The notebook keeps figures of old runs. The commands' page is generated from help texts.
+PROSE_PAGES = [page for page in PAGES if page.name not in ("lab-notebook.md", "commands.md")]
+SNIPPET_PAGES = [ROOT / "README.md", ROOT / "docs" / "use-a-model.md"]
+MAX_BYTES = 100_000
+SCRIPTS = {"run_train.py": "train", "run_eval.py": "eval", "run_compare.py": "compare"}
+# Commands of other programs. The tests do not parse their options.
+OTHER_PROGRAMS = ("git", "pip", "uv", "pytest", "mkdocs", "python", "hf", "cd", "time", "ray")
+OTHER_PROGRAMS += ("lmms_eval", "srun", "sbatch", "bash", "docker", "pre-commit", "export")
+
+
+def fenced_blocks(page: Path, language: str) -> list[str]:
+    """Returns the fenced code blocks of a language, without the indentation of lists."""
+    pattern = rf"^([ ]*)```{language}\n(.*?)^\1```"
+    blocks = re.findall(pattern, page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    return [re.sub(rf"^{indent}", "", block, flags=re.M) for indent, block in blocks]
+
+
+def shell_commands(page: Path) -> list[list[str]]:
+    """Returns the words of each command in a page's `bash` blocks."""
+    commands = []
+    for block in fenced_blocks(page, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            for part in re.split(r"&&|\|\s", line.split(" #")[0]):
+                words = shlex.split(part, comments=True)
+                if words:
+                    commands.append(words)
+    return commands
+
+
+def strip_launcher(words: list[str]) -> list[str]:
+    """Removes `NAME=value`, `uv run` and `accelerate launch`, each with its options."""
+    words = list(words)
+    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        words.pop(0)
+    if words[:2] == ["uv", "run"]:
+        words = words[2:]
+        while words and words[0].startswith("--"):
+            has_value = words[0] in ("--extra", "--group", "--with")
+            words = words[2 if has_value else 1 :]
+    if words[:2] == ["accelerate", "launch"]:
+        words = words[2:]
+        if words[:2] == ["-m", "audiolm"]:
+            return words[1:]
+        while words and not words[0].endswith(".py"):
+            words.pop(0)
+    return words
+
+
+def parser_of(words: list[str]) -> tuple[argparse.ArgumentParser, list[str]] | None:
+    """Returns the parser of one of the project's commands and its options."""
+    commands = load_build_commands().PARSERS
+    if words[0] == "audiolm":
+        name, options = words[1], words[2:]
+    elif words[0] in SCRIPTS:
+        name, options = SCRIPTS[words[0]], words[1:]
+    else:
+        return None
+    if name.startswith("--"):
+        return None
+    return import_module(f"audiolm.{commands[name]}").build_parser(), options
+
+
+def load_build_commands():
+    spec = importlib.util.spec_from_file_location("build_commands", ROOT / "docs/build_commands.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+ALL_COMMANDS = [
+    pytest.param(words, id=f"{page.name}-{number}")
+    for page in PAGES
+    for number, words in enumerate(shell_commands(page))
+]
+
+
+@pytest.mark.parametrize("words", ALL_COMMANDS)
+def test_bash_block_command_parses(words):
+    command = strip_launcher(words)
+    known = parser_of(command) if command else None
+    if known is None:
+        assert not command or command[0] in OTHER_PROGRAMS or command[0] == "audiolm", words
+        return
+    parser, options = known
+    try:
+        parser.parse_args([option for option in options if option != "..."])
+    except SystemExit as stop:
+        assert stop.code == 0, f"{' '.join(words)}: not accepted by its parser"
+
+
+@pytest.mark.parametrize("page", SNIPPET_PAGES, ids=lambda page: page.name)
+def test_python_blocks_run(page):
+    blocks = fenced_blocks(page, "python")
+    program = "\n".join(blocks)
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+@pytest.mark.parametrize("page", SNIPPET_PAGES, ids=lambda page: page.name)
+def test_python_output_stands_on_the_page(page):
+    text = page.read_text(encoding="utf-8")
+    pattern = r"```python\n(.*?)```\s+```text\n(.*?)```"
+    pairs = re.findall(pattern, text, flags=re.S)
+    assert pairs
+    shared = ""
+    for code, expected in pairs:
+        program = shared + code
+        result = subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300
+        )
+        assert result.stdout.strip().endswith(expected.strip()), result.stderr[-2000:]
+        shared += code
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_resolve(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text)
+    targets += re.findall(r'src="([^"]+)"', text)
+    local = [target for target in targets if not re.match(r"\w+:", target)]
+    missing = [target for target in local if not (page.parent / target).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_page_is_small(page):
+    assert page.stat().st_size <= MAX_BYTES
+
+
+@pytest.mark.parametrize("page", PROSE_PAGES, ids=lambda page: page.name)
+def test_prose_keeps_the_limits(page):
+    figures = measure_prose(page)
+    if figures is None:  # too short to judge
+        return
+    excess = {name: figures[name] for name, limit in LIMITS.items() if figures[name] > limit}
+    assert not excess
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    missing = [page.name for page in PAGES[1:] if page.name not in navigation]
+    assert not missing
+
+
+def test_indented_code_blocks_are_absent():
+    for page in PAGES:
+        text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+        indented = re.findall(r"\n\n {4,}(?![-*\d ])\S.*", text)
+        assert not indented, f"{page.name}: {indented[:1]}"
