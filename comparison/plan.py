@@ -159,7 +159,7 @@ def probe_argv(config: ComparisonConfig, labels: dict[str, Path]) -> dict[str, l
     for arm, options in config.arms.items():
         if not config.is_text_only(arm) and not INPUT_OPTIONS & set(options):
             encoders.setdefault(options["encoder_type"], options.get("encoder_name_or_path"))
-    named = [f"{kind}={find_demo_checkpoint(name)}" for kind, name in encoders.items() if name]
+    names = [str(find_demo_checkpoint(name)) if name else "published" for name in encoders.values()]
     shared = {name: value for name, value in (config.probe or {}).items() if name != "labels"}
     if config.corpus:
         shared["audio_dir"] = output / "corpus"
@@ -169,7 +169,7 @@ def probe_argv(config: ComparisonConfig, labels: dict[str, Path]) -> dict[str, l
     for topic, file in labels.items():
         options = {
             "encoder_type": list(encoders),
-            "encoder_name_or_path": named or None,
+            "encoder_name_or_path": names,
             "labels": file,
             "max_audio_seconds": config.train.get("max_audio_seconds"),
             **shared,

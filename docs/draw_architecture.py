@@ -37,7 +37,11 @@ def draw_architecture() -> plt.Figure:
     for start, end in ARROWS:
         arrow = {"arrowstyle": "-|>", "color": GREY, "lw": 1.2, "shrinkA": 2, "shrinkB": 2}
         axes.annotate("", xy=end, xytext=start, arrowprops=arrow)
-    labels = ((4.8, 2.3, "frames"), (8.5, 1.75, "audio tokens"), (12.05, 0.35, "loss on its tokens only"))
+    labels = (
+        (4.8, 2.3, "frames"),
+        (8.5, 1.75, "audio tokens"),
+        (12.05, 0.35, "loss on its tokens only"),
+    )
     for x, y, text in labels:
         axes.text(x, y, text, ha="center", color=GREY, size=7)
     axes.set(xlim=(-0.1, 13.2), ylim=(-0.1, 2.5))

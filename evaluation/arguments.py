@@ -108,11 +108,6 @@ class EvaluationArguments:
     batch_size: int = option("Batch size.", 16)
     max_new_tokens: int = option("Maximum length of a generated answer.", 64)
     precision: Literal["fp32", "bf16"] = option("Of the mapper and the language model.", "fp32")
-    java_metrics: bool = option(
-        "Add METEOR and SPICE for open questions. Needs Java and the extra `captions`, and takes "
-        "half a minute for each question type.",
-        False,
-    )
     feature_cache: str | None = option("Folder of encoded clips, as in run_train.py.")
     on_bad_audio: Literal["error", "skip"] = option("What to do about broken files.", "error")
     push_to_hub: bool = option("Add the results to the model's repository.", False)

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..configuration_audiolm import ENCODER_TYPES, list_encoder_types, parse_encoder_type
+from ..configuration_audiolm import list_encoder_types, parse_encoder_type
 from ..runtime import UserError
 from .arguments import option
 from .probe_folds import LABEL_COLUMNS
-from .probes import PROBES
+from .probes import POOLINGS
 
 
 @dataclass(kw_only=True)
@@ -20,8 +20,8 @@ class ProbeArguments:
     encoder_name_or_path: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Weights: one for each arm in order, or ARM=NAME. A folder, file or Hub name, "
-            "or `random`. By default the published weights.",
+            "help": "Weights, one for each encoder type in order: a folder, file, Hub name, "
+            "`random` or `published`. By default the published weights.",
             "metavar": "NAME",
         },
     )
@@ -39,10 +39,9 @@ class ProbeArguments:
     pooling: list[str] = field(
         default_factory=lambda: ["mean"],
         metadata={
-            "help": "mean: logistic regression on the mean over frames, with C chosen on "
-            "validation clips. attention: one learned query weighs the frames. Needs 0.3 MB per "
-            "clip of 10 s.",
-            "choices": tuple(PROBES),
+            "help": "What the logistic regression sees of a clip: the mean over its frames, or "
+            "their mean and standard deviation.",
+            "choices": tuple(POOLINGS),
         },
     )
     controls: list[str] | None = field(
@@ -50,7 +49,7 @@ class ProbeArguments:
         metadata={
             "help": "Poolings to repeat with shuffled training labels, which gives chance "
             "accuracy. By default mean.",
-            "choices": tuple(PROBES),
+            "choices": tuple(POOLINGS),
         },
     )
     feature_cache: str | None = option("Folder of encoded clips, as in run_train.py.")
@@ -76,7 +75,7 @@ class ProbeArguments:
 
 
 def match_weights(arms: list[str], names: list[str]) -> dict[str, str | None]:
-    """Returns the weights of each arm. `names` has one per arm, or ARM=NAME for any of them.
+    """Returns the weights of each arm, of which `names` has one each or none at all.
 
     Raises:
         UserError: If an arm is unknown or occurs twice, or names and arms do not match.
@@ -88,20 +87,10 @@ def match_weights(arms: list[str], names: list[str]) -> dict[str, str | None]:
             parse_encoder_type(arm)
         except ValueError as error:
             raise UserError(f"--{error}") from error
-    by_arm: dict[str, str | None] = {}
-    # The longest arm that matches: `silence=9=NAME` is of silence=9, not of silence.
-    longest_first = sorted({*arms, *ENCODER_TYPES}, key=len, reverse=True)
-    for name in names:
-        arm = next((arm for arm in longest_first if name.startswith(f"{arm}=")), None)
-        if arm is not None:
-            by_arm[arm] = name.removeprefix(f"{arm}=")
-    for arm in sorted(set(by_arm) - set(arms)):
-        raise UserError(f"--encoder_name_or_path {arm}=...: {arm} is not in --encoder_type")
-    if len(by_arm) < len(names):
-        if by_arm or len(names) != len(arms):
-            raise UserError(
-                f"--encoder_name_or_path: {len(names)} given; expected one for each of {len(arms)} "
-                "arms, or ARM=NAME"
-            )
-        by_arm = dict(zip(arms, names))
-    return {arm: by_arm.get(arm) for arm in arms}
+    if names and len(names) != len(arms):
+        raise UserError(
+            f"--encoder_name_or_path: {len(names)} given; expected one for each of {len(arms)} "
+            "encoder types"
+        )
+    weights = [None if name == "published" else name for name in names] or [None] * len(arms)
+    return dict(zip(arms, weights))

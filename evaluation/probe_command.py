@@ -94,11 +94,7 @@ def main(argv: list[str] | None = None) -> None:
         "folds_from": origin,
         "folds": {fold.name: _fold_sizes(fold) for fold in folds},
         "settings": {name: getattr(args, name) for name in REPORTED_OPTIONS},
-        "hyperparameters": {
-            "mean": probes.MEAN,
-            "attention": probes.ATTENTION,
-            "resamples": probes.RESAMPLES,
-        },
+        "hyperparameters": {**probes.REGRESSION, "resamples": probes.RESAMPLES},
     }
     results, predicted = run_probes(args, task, encoders, [clip["audio"][0] for clip in clips])
     report |= results
@@ -158,11 +154,11 @@ def run_probes(
             "sample_rate": encoder.sample_rate,
         }
         for pooling in args.pooling:
-            predictions, settings = task.run(pooling, features[pooling], desc=arm)
+            predictions, settings = task.run(features[pooling], desc=arm)
             predicted[pooling][arm] = predictions
             entries["results"][pooling][arm] = task.score(predictions, settings)
         for pooling in args.controls:  # ty: ignore[not-iterable]
-            predictions, settings = task.run(pooling, features[pooling], shuffle=True, desc=arm)
+            predictions, settings = task.run(features[pooling], shuffle=True, desc=arm)
             entries["shuffled_labels"][pooling][arm] = task.score(predictions, settings)
     # Shuffled labels get no interval: a shuffle moves similar clips together, so shuffles vary more
     # than a bootstrap over clips shows.
@@ -180,8 +176,8 @@ def encode(
 ) -> tuple[dict, list[int]]:
     """Encodes all clips with one encoder.
 
-    Returns the features that each pooling reads, and the number of frames of each clip. Those of
-    "mean" have the shape `(clips, dim)`, those of "attention" `(frames, dim)` for each clip.
+    Returns the pooled features, shape `(clips, channels)` for each pooling, and the number of
+    frames of each clip.
     """
     extractor = AudioLMFeatureExtractor.from_encoder(encoder, args.max_audio_seconds)
     with input_errors():
@@ -192,7 +188,8 @@ def encode(
         else:
             distinct = sorted(set(paths))
             encoded = encode_clips(encoder, extractor, distinct, desc=f"encoding clips, {arm}")
-    means, frames, num_frames = {}, {}, {}
+    pooled: dict[str, dict] = {pooling: {} for pooling in args.pooling}
+    num_frames = {}
     for path, clip in encoded:
         if clip.is_floating_point():
             # Rounded as in the cache, which then changes no result.
@@ -200,15 +197,13 @@ def encode(
         else:
             codec: Any = encoder
             features = codec.decode_codes(clip[None].to(encoder.device))[0].cpu()
-        means[path] = features.mean(0).numpy()
         num_frames[path] = len(features)
-        if "attention" in args.pooling:
-            frames[path] = features
-    features = {
-        "mean": np.stack([means[path] for path in paths]),
-        "attention": [frames[path] for path in paths if path in frames],
+        for pooling, vectors in pooled.items():
+            vectors[path] = probes.POOLINGS[pooling](features.numpy())
+    stacked = {
+        pooling: np.stack([vectors[path] for path in paths]) for pooling, vectors in pooled.items()
     }
-    return features, [num_frames[path] for path in paths]
+    return stacked, [num_frames[path] for path in paths]
 
 
 def write_predictions(

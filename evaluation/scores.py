@@ -255,10 +255,10 @@ def audio_gain(rows: list[dict], protocol: str) -> dict[str, dict]:
     return gain_over_best_baseline(correct, controls, question_types, type_index, clips)
 
 
-def open_metrics(rows: list[dict], java: bool = False) -> dict[str, dict]:
+def open_metrics(rows: list[dict]) -> dict[str, dict]:
     """Returns the loss per answer token and the text metrics of each open question type."""
     is_generated = any("generate" in row["answers"] for row in rows)
-    texts = text_metrics(rows, java) if is_generated else {}
+    texts = text_metrics(rows) if is_generated else {}
     metrics = {}
     for question_type in QUESTION_TYPES:
         selected = [row for row in rows if row["question_type"] == question_type]
@@ -283,11 +283,10 @@ def open_metrics(rows: list[dict], java: bool = False) -> dict[str, dict]:
     return metrics
 
 
-def score(rows: list[dict], protocol: str, max_audio_seconds: float, java: bool = False) -> dict:
+def score(rows: list[dict], protocol: str, max_audio_seconds: float) -> dict:
     """Returns the numbers of `metrics.json`.
 
-    Closed questions are scored by `protocol`. The others are under `other_protocols`. With `java`
-    open questions get METEOR, SPICE and SPIDEr.
+    Closed questions are scored by `protocol`. The others are under `other_protocols`.
     """
     closed = [row for row in rows if row["question_type"] in CLOSED_QUESTION_TYPES]
     metrics: dict = {
@@ -312,4 +311,4 @@ def score(rows: list[dict], protocol: str, max_audio_seconds: float, java: bool 
             consistency = relabel_consistency(closed, protocol)
             metrics["controls"]["option_relabel"]["consistency"] = consistency
         metrics["audio_gain"] = audio_gain(closed, protocol)
-    return metrics | {"text": open_metrics(rows, java)}
+    return metrics | {"text": open_metrics(rows)}

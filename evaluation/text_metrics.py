@@ -1,9 +1,8 @@
 """Metrics of generated texts (captions, differences, details).
 
-All metrics see the words of [`tokenise`]. The usual tokeniser of captioning, the Penn Treebank's,
-needs Java, and the numbers would depend on the machine.
-All scales are 0 to 1, but CIDEr-D's is 0 to 10. SPIDEr is the mean of SPICE and CIDEr-D.
-Answers of a subtype may begin alike ("The audio 1 is ..."), which raises BLEU, ROUGE-L and METEOR.
+All metrics see the words of [`tokenise`]. METEOR, SPICE and the usual tokeniser of captioning need
+Java, so they are not computed here. All scales are 0 to 1, but CIDEr-D's is 0 to 10. Answers of a
+subtype may begin alike ("The audio 1 is ..."), which raises BLEU and ROUGE-L.
 """
 
 import math
@@ -19,10 +18,14 @@ import datasets
 import evaluate
 from sacrebleu.metrics.bleu import BLEU, BLEUScore
 
-from .java_metrics import NotRun, Texts, import_pycocoevalcap, meteor, spice
-
+# A prediction and its references.
+Texts = tuple[str, tuple[str, ...]]
 TEXT_TYPES = ("difference", "caption", "detail")
 _WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+|(?<=\d)[.,]\d[^\W_]*)*")
+
+
+class NotRun(Exception):
+    """A metric has no value. The message says why, and what to do."""
 
 
 def tokenise(text: str) -> str:
@@ -36,7 +39,7 @@ def tokenise(text: str) -> str:
 
 
 class TextMetric(evaluate.Metric):
-    """BLEU-1 and -4, ROUGE-L, CIDEr-D, METEOR, SPICE and SPIDEr of texts with references.
+    """BLEU-1 and -4, ROUGE-L and CIDEr-D of texts with references.
 
     - `bleu_1`, `bleu_4`: sacrebleu's, of the whole set, without smoothing. The reference with the
       closest length counts.
@@ -44,12 +47,9 @@ class TextMetric(evaluate.Metric):
     - `cider_d`: pycocoevalcap's. An n-gram weighs less if more items have it in their references.
       So the value depends on all references of the set, and values of subsets do not average to it.
       An answer of three words, without 4-grams, scores at most 7.5.
-    - `meteor`: METEOR 1.5, of the whole set, by pycocoevalcap's jar. Needs Java.
-    - `spice`, `spider`: SPICE 1.0, averaged over items, to three decimals. Needs Java and CoreNLP's
-      models.
 
-    `java=False` skips the last three. A metric without a value is None, and `not_run` says why. The
-    order of items and references has no influence.
+    A metric without a value is None, and `not_run` says why. The order of items and references has
+    no influence.
 
     Raises:
         ValueError: If an item has no reference.
@@ -65,9 +65,9 @@ class TextMetric(evaluate.Metric):
         )
 
     def _compute(  # ty: ignore[incompatible-method-override]
-        self, predictions: list[str], references: list[list[str]], java: bool = True
+        self, predictions: list[str], references: list[list[str]]
     ) -> dict:
-        return _compute_metrics(_build_items(predictions, references), java)
+        return _compute_metrics(_build_items(predictions, references))
 
 
 def text_items(rows: Iterable[Mapping]) -> list[dict]:
@@ -109,13 +109,8 @@ def text_items(rows: Iterable[Mapping]) -> list[dict]:
     return items
 
 
-def text_metrics(rows: Iterable[Mapping], java: bool = True) -> dict:
-    """Returns the values of [`TextMetric`], by question type.
-
-    Args:
-        rows: Rows of predictions.jsonl, see [`text_items`].
-        java: Whether to add METEOR, SPICE and SPIDEr: half a minute and more per question type.
-    """
+def text_metrics(rows: Iterable[Mapping]) -> dict:
+    """Returns the values of [`TextMetric`] by question type, of rows as in [`text_items`]."""
     items = text_items(rows)
     metrics = {}
     for question_type in TEXT_TYPES:
@@ -123,7 +118,7 @@ def text_metrics(rows: Iterable[Mapping], java: bool = True) -> dict:
         if selected:
             predictions = [item["prediction"] for item in selected]
             references = [item["references"] for item in selected]
-            metrics[question_type] = _compute_metrics(_build_items(predictions, references), java)
+            metrics[question_type] = _compute_metrics(_build_items(predictions, references))
     return metrics
 
 
@@ -136,12 +131,12 @@ def _build_items(predictions: Sequence[str], references: Sequence[Sequence[str]]
     return items
 
 
-def _compute_metrics(items: list[Texts], java: bool) -> dict:
+def _compute_metrics(items: list[Texts]) -> dict:
     # Sums of floats depend on their order.
     items = sorted(items)
     metrics: dict = {"n": len(items)}
     not_run = {}
-    for name, measure in (PLAIN | (WITH_JAVA if java else {})).items():
+    for name, measure in METRICS.items():
         try:
             if not items:
                 raise NotRun("there are no items")
@@ -149,13 +144,6 @@ def _compute_metrics(items: list[Texts], java: bool) -> dict:
         except NotRun as reason:
             metrics[name] = None
             not_run[name] = str(reason)
-    if java:
-        missing = [name for name in ("spice", "cider_d") if name in not_run]
-        metrics["spider"] = None
-        if missing:
-            not_run["spider"] = f"is the mean of SPICE and CIDEr-D. Missing: {', '.join(missing)}"
-        else:
-            metrics["spider"] = (metrics["spice"] + metrics["cider_d"]) / 2
     return {**metrics, "not_run": not_run}
 
 
@@ -197,11 +185,14 @@ def _cider_d(items: list[Texts]) -> float:
     # With one set of references every weight is log(1) = 0, and right answers score 0.
     if len({frozenset(references) for _, references in items}) < 2:
         raise NotRun("needs at least two items with different references, to weigh n-grams by them")
-    scorer = import_pycocoevalcap("cider.cider_scorer").CiderScorer(n=4, sigma=6.0)
+    try:
+        from pycocoevalcap.cider.cider_scorer import CiderScorer
+    except ImportError as error:
+        raise NotRun("needs pycocoevalcap: `uv sync --extra captions`") from error
+    scorer = CiderScorer(n=4, sigma=6.0)
     for prediction, references in items:
         scorer += (prediction, list(references))
     return float(scorer.compute_score()[0])
 
 
-PLAIN = {"bleu_1": _bleu_1, "bleu_4": _bleu_4, "rouge_l": _rouge_l, "cider_d": _cider_d}
-WITH_JAVA = {"meteor": meteor, "spice": spice}
+METRICS = {"bleu_1": _bleu_1, "bleu_4": _bleu_4, "rouge_l": _rouge_l, "cider_d": _cider_d}

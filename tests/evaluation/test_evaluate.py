@@ -177,15 +177,6 @@ def test_plan_controls_names_those_that_cannot_run(trained):
     }
 
 
-def test_metrics_name_java_metrics_that_did_not_run(trained, first):
-    not_run = json.loads(first[1])["not_run"]
-    assert not_run == {
-        "majority": "--train_file was not given",
-        "question_only": "--question_only_model was not given",
-        "meteor, spice, spider": "--java_metrics was not given",
-    }
-
-
 def test_plan_controls_runs_a_control_whose_option_is_given(trained):
     options = [*command(trained, "x"), "--controls", "noise", "--train_file", "t"]
     assert parse_arguments(options).plan_controls().controls == ["majority", "noise"]

@@ -97,7 +97,7 @@ def test_metrics_are_exported_and_are_evaluate_metrics():
         "predictions": ["rain falls on a roof", "wind"],
         "references": [["rain falls on the roof"], ["a dog", "wind"]],
     }
-    result = TextMetric().compute(**texts, java=False)
+    result = TextMetric().compute(**texts)
     assert isinstance(TextMetric(), evaluate.Metric)
     assert result["n"] == 2
     # Four of five words in order, and all words.
