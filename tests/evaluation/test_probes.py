@@ -345,7 +345,7 @@ def test_probe_command_of_wrong_input_is_one_line(fault, tones, tmp_path, capsys
         (["--encoder_type", "htsat", "htsat"], "each arm once"),
         (
             ["--encoder_type", "htsat", "mimi_full", "--encoder_name_or_path", "x"],
-            "1 given; expected one for each of 2 arms",
+            "1 given; expected one for each of 2 encoder types",
         ),
         (["--encoder_type", "soundstream"], "--encoder_type 'soundstream': expected one of htsat"),
         (
