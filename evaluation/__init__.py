@@ -1,4 +1,4 @@
-"""Answers, metrics, controls and statistics. docs/evaluation.md explains each number."""
+"""Answers, metrics, controls and statistics. docs/evaluate.md explains each number."""
 
 from typing import TYPE_CHECKING
 

@@ -18,7 +18,7 @@ DESCRIPTION = """Evaluates a trained model: accuracy by question type, two proto
 `run_eval.py --model_name_or_path M --test_file test.json --audio_dir AUDIO --output_dir OUT` writes
 `predictions.jsonl` and `metrics.json`, and prints the metrics. `--controls all` adds the controls.
 The same command writes the same files in any number of processes (`accelerate launch run_eval.py`),
-and resumes an interrupted evaluation. docs/evaluation.md explains the metrics."""
+and resumes an interrupted evaluation. docs/evaluate.md explains the metrics."""
 # The option that each of these controls needs.
 CONTROL_OPTIONS = {"majority": "train_file", "question_only": "question_only_model"}
 

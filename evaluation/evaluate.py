@@ -1,6 +1,6 @@
 """Evaluates a trained model: accuracy by question type, two protocols, controls.
 
-`arguments.py` describes the command, docs/evaluation.md the metrics.
+`arguments.py` describes the command, docs/evaluate.md the metrics.
 """
 
 import json
