@@ -9,13 +9,13 @@ import numpy as np
 from ..data.reasonaqa import CLOSED_QUESTION_TYPES
 from ..evaluation.scores import option_probabilities
 from ..evaluation.statistics import expected_calibration_error
-from .conclusion import conclusion
+from .conclusion import caveats, conclusion
 from .differences import compare_arms
 from .outcomes import arm_accuracies, collect_outcomes
 from .runs import Run
 
 RESAMPLES = 10_000
-TEXT_METRICS = ("bleu_4", "rouge_l", "cider_d", "meteor", "spice", "spider")
+TEXT_METRICS = ("bleu_4", "rouge_l", "cider_d")
 
 
 def compare(runs: Mapping[str, list[Run]]) -> dict:
@@ -41,6 +41,7 @@ def compare(runs: Mapping[str, list[Run]]) -> dict:
         clips = set(chain.from_iterable(outcomes.clips))
         comparison["statistics"] |= {"rows": len(outcomes.rows), "clips": len(clips)}
         comparison["conclusion"] = conclusion(comparison)
+        comparison["caveats"] = caveats(comparison)
     return comparison
 
 

@@ -1,66 +1,151 @@
 """States what can be concluded from a comparison, by the rules of docs/protocol.md."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import chain
 
-from ..evaluation.answering import PROTOCOL_NAMES
+from ..evaluation.scores import NO_AUDIO_CONTROLS
 from .differences import ALPHA
 
 MIN_SEEDS = 3  # Fewer seeds make a comparison exploratory.
-CAVEATS = (
-    "Nothing follows for codecs and classifiers as such.",
-    "HTSAT of MS-CLAP 2023 was trained on 22 audio tasks and then on 4.6 M captions, and may have "
-    "seen test clips.",
-    "Mimi was trained on speech, covers up to 12 kHz (HTSAT up to 19 kHz) and quantises.",
+TEXT_ONLY_CONTROL = "question_only"
+GENERAL_CAVEAT = (
+    "The encoders differ in training data, objective and bandwidth at once. Nothing follows for "
+    "codecs and classifiers as such."
 )
+# What a reader must know about the published weights of an encoder.
+PUBLISHED_CAVEATS = {
+    "htsat": "HTSAT of MS-CLAP 2023 was trained on 22 audio tasks and then on 4.6 M captions, and "
+    "may have seen test clips. It covers up to 19 kHz.",
+    "mimi": "Mimi was trained on speech, covers up to 12 kHz and quantises.",
+}
 
 
 def conclusion(comparison: Mapping) -> str:
-    """Returns what can and what cannot be concluded from a comparison, a sentence per finding."""
-    statistics = comparison["statistics"]
-    sentences = [
-        f"{statistics['rows']:,} closed examples about {statistics['clips']:,} clips were scored "
-        f"by {PROTOCOL_NAMES[comparison['protocol']]}.",
-    ]
-    pairs = statistics.get("primary", [])
-    if pairs:
-        sentences.append(
-            "Differences are in points of macro accuracy. In brackets are the 95 % confidence "
-            "interval and the Holm-corrected p value."
-        )
-    sentences += [_describe_difference(pair) for pair in pairs]
-    for arm, results in comparison["arms"].items():
-        gain = None if results["no_audio"] else results["audio_gain"].get("macro")
-        if gain and gain["ci95_low"] <= 0:
-            baseline = gain["best_control"]
-            sentences.append(f"{arm} is not shown to use the audio: {baseline} does as well.")
+    """Returns what can be concluded: differences, use of the audio, and what limits both.
+
+    Each of the three parts is one sentence.
+    """
+    sentences = [_state_differences(comparison), _state_audio_use(comparison)]
     seeds = len(comparison["seeds"])
     if seeds < MIN_SEEDS:
         counted = "one seed" if seeds == 1 else f"{seeds} seeds"
         sentences.append(
-            f"With {counted}, fewer than the protocol's {MIN_SEEDS}, this is exploratory and says "
-            "nothing about another training."
+            f"With {counted} of the protocol's {MIN_SEEDS}, this is exploratory and says nothing "
+            "about another training."
         )
-    return " ".join([*sentences, *CAVEATS])
+    return " ".join(filter(None, sentences))
 
 
-def _describe_difference(pair: Mapping) -> str:
-    worse, better = pair["a"], pair["b"]
-    low, high = 100 * pair["ci95_low"], 100 * pair["ci95_high"]
-    is_shown = pair["p_holm"] < ALPHA
-    if is_shown and pair["difference"] <= 0:
-        worse, better = better, worse
-        low, high = -high, -low
-    evidence = f"({low:+.1f} to {high:+.1f}, p {pair['p_holm']:.3g})"
-    if not is_shown:
-        detectable = 100 * pair["minimum_detectable_difference"]
+def caveats(comparison: Mapping, options_by_arm: Mapping[str, Mapping] | None = None) -> list[str]:
+    """Returns what limits the conclusion, from the encoders that ran.
+
+    Args:
+        comparison: Content of `comparison.json`.
+        options_by_arm: Options of each arm, if a config trained them. Without
+            `encoder_name_or_path`, an arm has the published weights.
+    """
+    published = [
+        str(options["encoder_type"])
+        for options in (options_by_arm or {}).values()
+        if not options.get("encoder_name_or_path") and not options.get("no_audio")
+    ]
+    notes = [GENERAL_CAVEAT]
+    for family, caveat in PUBLISHED_CAVEATS.items():
+        if any(family in encoder_type for encoder_type in published):
+            notes.append(caveat)
+    names = [options.get("encoder_name_or_path") for options in (options_by_arm or {}).values()]
+    custom = sorted(set(map(str, filter(None, names))))
+    if custom:
+        notes.append(f"The weights of the encoders are those of {', '.join(custom)}.")
+    if comparison.get("corpus"):
+        notes.append("The sounds are synthetic.")
+    return notes
+
+
+def _state_differences(comparison: Mapping) -> str | None:
+    pairs = comparison["statistics"].get("primary", [])
+    shown = [pair for pair in pairs if _is_shown(pair)]
+    if not pairs:
+        return None
+    if not shown:
+        names = _join(dict.fromkeys(name for pair in pairs for name in (pair["a"], pair["b"])))
+        detectable = 100 * max(pair["minimum_detectable_difference"] for pair in pairs)
         return (
-            f"No difference was shown between {worse} and {better} {evidence}. The minimum "
-            f"detectable effect was {detectable:.1f} points (80 % power)."
+            f"No difference in macro accuracy was shown between {names} (minimum detectable effect "
+            f"{detectable:.1f} points)."
         )
-    size = f"{100 * abs(pair['difference']):.1f} points"
-    if len({value > 0 for value in pair["by_seed"]}) == 1:
-        return f"{better} is more accurate than {worse} by {size} {evidence}, in every seed."
+    if len(shown) == 1:
+        return _describe(shown[0])
+    better = [" > ".join(_ranked(pair)) for pair in shown]
     return (
-        f"{better} leads {worse} by {size} {evidence}, but not in every seed, so no difference was "
-        "shown."
+        f"{len(shown)} of {len(pairs)} differences in macro accuracy were shown, in every seed: "
+        f"{', '.join(better)}."
     )
+
+
+def _is_shown(pair: Mapping) -> bool:
+    has_one_sign = len({value > 0 for value in pair["by_seed"]}) == 1
+    return pair["p_holm"] < ALPHA and has_one_sign
+
+
+def _ranked(pair: Mapping) -> tuple[str, str]:
+    """Returns the better and the worse arm."""
+    return (pair["b"], pair["a"]) if pair["difference"] > 0 else (pair["a"], pair["b"])
+
+
+def _describe(pair: Mapping) -> str:
+    better, worse = _ranked(pair)
+    ends = sorted(100 * abs(pair[name]) for name in ("ci95_low", "ci95_high"))
+    return (
+        f"{better} is more accurate than {worse} by {100 * abs(pair['difference']):.1f} points "
+        f"({ends[0]:.1f} to {ends[1]:.1f}, p {pair['p_holm']:.3g}), in every seed."
+    )
+
+
+def _state_audio_use(comparison: Mapping) -> str | None:
+    arms = {arm: results for arm, results in comparison["arms"].items() if not results["no_audio"]}
+    gains = {arm: results["audio_gain"].get("macro") for arm, results in arms.items()}
+    if not _has_text_only_baseline(comparison):
+        return "No text-only model was compared, so nothing is claimed about the use of the audio."
+    unproven = [arm for arm, gain in gains.items() if not gain or gain["ci95_low"] <= 0]
+    if not unproven:
+        return "Each model uses the audio: it beats its strongest no-audio baseline."
+    others = [arm for arm in arms if arm not in unproven]
+    verb = "is" if len(unproven) == 1 else "are"
+    sentence = f"{_join(unproven)} {verb} not shown to use the audio"
+    if others:
+        sentence += f", unlike {_join(others)}"
+    categories = set(chain.from_iterable(audio_categories(comparison, arm) for arm in unproven))
+    if categories:
+        sentence += f" (exploratory: yet they gain from it on {_join(sorted(categories))})"
+    return sentence + "."
+
+
+def _has_text_only_baseline(comparison: Mapping) -> bool:
+    arms = comparison["arms"].values()
+    has_arm = any(results["no_audio"] for results in arms)
+    return has_arm or any(TEXT_ONLY_CONTROL in results.get("controls", {}) for results in arms)
+
+
+def audio_categories(comparison: Mapping, arm: str) -> list[str]:
+    """Returns the categories in which an arm's interval is above all of its baselines.
+
+    They are exploratory: among many categories some differ by chance.
+    """
+    results = comparison["arms"][arm]
+    controls = results.get("controls", {})
+    baselines = [controls[name]["category"] for name in NO_AUDIO_CONTROLS if name in controls]
+    baselines += [
+        other.get("category", {}) for other in comparison["arms"].values() if other["no_audio"]
+    ]
+    categories = []
+    for name, cell in results.get("category", {}).items():
+        accuracies = [cells[name]["accuracy"] for cells in baselines if name in cells]
+        if accuracies and cell["ci95_low"] > max(accuracies):
+            categories.append(name)
+    return categories
+
+
+def _join(names: Iterable[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last

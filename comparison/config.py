@@ -17,10 +17,10 @@ RESERVED_FOLDERS = ("corpus", "features")
 SWEEP_OPTIONS = {"config", "output_dir", "seed", "feature_cache", "model_name_or_path"}
 RESERVED_OPTIONS = {"resume_from_checkpoint", "encoder_type", "encoder_name_or_path", "no_audio"}
 CORPUS_OPTIONS = {"train_file", "validation_file", "test_file", "audio_dir"}
-LISTS = {
-    "seeds": (int, "integers"),
-    "learning_rates": (float, "numbers such as 1.0e-4"),
-    "budgets": (int, "numbers of steps"),
+# Where `audiolm prepare download DATA_DIR` puts things.
+DATA_FILES = {
+    "train": {"train_file": "train.json", "validation_file": "val.json"},
+    "eval": {"test_file": "test.json"},
 }
 
 
@@ -36,11 +36,10 @@ class ComparisonConfig:
     arms: dict[str, dict[str, Any]]  # options of `run_train.py` that make each arm
     output_dir: str = "outputs/compare"
     seeds: list[int] = field(default_factory=lambda: [0])
-    learning_rates: list[float] | None = None  # to choose from on the validation split
-    budgets: list[int] | None = None  # numbers of steps, beside that of the main comparison
-    probe: dict[str, Any] | None = None  # options of `run_probe.py`; a CSV file for each topic
+    probe: dict[str, Any] | None = None  # options of `audiolm probe`; a CSV file for each topic
     note: str = ""  # for the terminal and the report
     corpus: dict[str, int] | None = None  # `rows` and `seed` of a corpus to generate
+    data_dir: str | None = None  # folder of ReasonAQA, as `audiolm prepare download` fills it
     train: dict[str, Any] = field(default_factory=dict)  # options that all trainings share
     eval: dict[str, Any] = field(default_factory=dict)  # options that all evaluations share
     feature_cache: bool = False  # whether to encode each clip only once
@@ -48,21 +47,28 @@ class ComparisonConfig:
     def __post_init__(self) -> None:
         for name, options in self.arms.items():
             _check_arm(name, options)
-        for name, (kind, expected) in LISTS.items():
-            values = getattr(self, name)
-            # `isinstance` would take True for an integer.
-            is_typed = isinstance(values, list) and all(type(value) is kind for value in values)
-            is_list = is_typed and values and len(set(values)) == len(values)
-            if values is not None and not is_list:
-                raise UserError(f"{name} is {values!r}: expected a list of different {expected}")
-        if self.budgets and min(self.budgets) < 1:
-            raise UserError(f"budgets is {self.budgets!r}: expected numbers of steps above 0")
+        seeds = self.seeds
+        # `isinstance` would take True for an integer.
+        is_typed = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
+        if not is_typed or not seeds or len(set(seeds)) < len(seeds):
+            raise UserError(f"seeds is {seeds!r}: expected a list of different integers")
+        if self.data_dir and self.corpus:
+            raise UserError("it has both `data_dir` and `corpus`: remove one of them")
         if self.corpus and set(self.corpus) != {"rows", "seed"}:
             raise UserError(f"corpus takes rows and seed, not {', '.join(map(str, self.corpus))}")
         if self.probe and not self.corpus and not isinstance(self.probe.get("labels"), dict):
             raise UserError("probe lacks `labels`, a CSV file for each topic. Give audio_dir too.")
         for section in ("train", "eval"):
             _check_shared_options(section, getattr(self, section), bool(self.corpus))
+        if self.data_dir:
+            self._fill_data_paths(self.data_dir)
+
+    def _fill_data_paths(self, data_dir: str) -> None:
+        """Sets the paths that `train` and `eval` do not set."""
+        for section, files in DATA_FILES.items():
+            paths = {name: str(Path(data_dir, file)) for name, file in files.items()}
+            options = {"audio_dir": [data_dir], **paths, **getattr(self, section)}
+            object.__setattr__(self, section, options)
 
     def is_text_only(self, arm: str) -> bool:
         """Whether an arm is trained without audio."""
@@ -113,9 +119,12 @@ def find_preset(name: str) -> str:
 
 
 def read_config(
-    path: str, seeds: list[int] | None = None, output_dir: str | None = None
+    path: str,
+    seeds: list[int] | None = None,
+    output_dir: str | None = None,
+    data_dir: str | None = None,
 ) -> ComparisonConfig:
-    """Returns the comparison of a YAML file or preset. `seeds` and `output_dir` override its own.
+    """Returns the comparison of a YAML file or preset. The other arguments override its own.
 
     Raises:
         UserError: If the file cannot be read or is wrong.
@@ -128,7 +137,7 @@ def read_config(
         ) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"--config {path}: {' '.join(str(error).split())}") from error
-    overrides = {"seeds": seeds, "output_dir": output_dir}
+    overrides = {"seeds": seeds, "output_dir": output_dir, "data_dir": data_dir}
     try:
         _check_keys(settings)
         settings |= {name: value for name, value in overrides.items() if value is not None}

@@ -8,7 +8,7 @@ import json
 import time
 from argparse import Namespace
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..data import audio_roots
@@ -18,10 +18,11 @@ from ..evaluation import probe_command
 from ..runtime import UserError, write_json
 from .cluster import RayCluster
 from .compare import compare
+from .conclusion import caveats
 from .config import ComparisonConfig, read_config
-from .plan import Plan, digest_paths, main_setting, plan_comparison, probe_argv
+from .plan import Plan, digest_paths, plan_comparison, probe_argv
 from .planned_run import Failure, PlannedRun
-from .runs import Run, check_comparable, model_facts, read_run, validation_loss
+from .runs import Run, check_comparable, model_facts, read_run
 from .sweep import Sweep
 
 
@@ -38,7 +39,7 @@ class ComparisonResult:
 
 def compare_config(args: Namespace) -> ComparisonResult:
     """Trains, evaluates and compares what `--config` describes. See `run.build_parser`."""
-    config = read_config(args.config, args.seeds, args.output_dir)
+    config = read_config(args.config, args.seeds, args.output_dir, args.data_dir)
     plan = plan_comparison(config, args.processes_per_run)
     cluster = None
     if args.parallel or args.ray_address:
@@ -84,22 +85,14 @@ def generate_corpus(config: ComparisonConfig) -> None:
 def compare_finished_runs(config: ComparisonConfig, plan: Plan, sweep: Sweep) -> ComparisonResult:
     """Compares the arms of which no run failed."""
     output = Path(config.output_dir)
-    main = main_setting(config)
     finished = sweep.without_failures(sweep.runs)
-    main_runs = [run for run in finished if run.setting == main]
-    if not main_runs:
+    if not finished:
         return ComparisonResult(output, sweep.failures)
-    runs = load_evaluations(main_runs)
+    runs = load_evaluations(finished)
     check_comparable(runs)
-    comparison = build_comparison(config, plan, main_runs, runs)
-    if config.budgets:
-        budget_runs = [run for run in finished if run.setting.learning_rate == main.learning_rate]
-        comparison["budgets"] = compare_budgets(budget_runs)
+    comparison = build_comparison(config, plan, finished, runs)
     if config.probe:
         comparison["probes"] = run_probes(config)
-    if config.learning_rates:
-        rate_runs = [run for run in finished if run.setting.max_steps == main.max_steps]
-        comparison["best_learning_rates"] = compare_learning_rates(rate_runs, sweep)
     timings = output / "timings.json"
     corpus = json.loads(timings.read_text()) if timings.is_file() else {}
     write_json(timings, {**corpus, "arms": sweep.timings()})
@@ -109,7 +102,7 @@ def compare_finished_runs(config: ComparisonConfig, plan: Plan, sweep: Sweep) ->
 def build_comparison(
     config: ComparisonConfig,
     plan: Plan,
-    main_runs: list[PlannedRun],
+    finished: list[PlannedRun],
     runs: Mapping[str, list[Run]],
 ) -> dict:
     """Returns `comparison.json`, without durations, so that a repeated command writes the same."""
@@ -123,12 +116,13 @@ def build_comparison(
         "eval": config.eval,
         **compare(runs),
     }
+    comparison["caveats"] = caveats(comparison, config.arms)
     left_out = [arm for arm in config.arms if arm not in runs]
     if left_out:
         comparison["left_out"] = left_out
     train_rows = json.loads(Path(plan.data_files[0]).read_text(encoding="utf-8"))
     comparison["rows"]["train"] = len(train_rows)
-    for run in main_runs:
+    for run in finished:
         if run.seed == config.seeds[0]:
             comparison["arms"][run.arm] |= {**config.arms[run.arm], **model_facts(run.folder)}
     return comparison
@@ -140,20 +134,6 @@ def load_evaluations(runs: list[PlannedRun]) -> dict[str, list[Run]]:
     for run in runs:
         evaluations.setdefault(run.arm, []).append(read_run(run.folder / "evaluation"))
     return evaluations
-
-
-def compare_budgets(runs: list[PlannedRun]) -> dict[str, dict]:
-    """Returns macro accuracy and audio gain of each arm by number of steps."""
-    budgets = {}
-    for steps in sorted({run.setting.max_steps for run in runs}):
-        evaluations = load_evaluations([run for run in runs if run.setting.max_steps == steps])
-        check_comparable(evaluations)
-        budget = {}
-        for arm, results in compare(evaluations)["arms"].items():
-            gain = results["audio_gain"].get("macro")
-            budget[arm] = {"macro": results.get("macro"), "audio_gain": gain}
-        budgets[str(steps)] = budget
-    return budgets
 
 
 def run_probes(config: ComparisonConfig) -> dict[str, dict]:
@@ -176,38 +156,3 @@ def run_probes(config: ComparisonConfig) -> dict[str, dict]:
             write_json(record_path, record)
         results[topic] = json.loads((folder / "probes.json").read_text(encoding="utf-8"))
     return results
-
-
-def choose_learning_rates(runs: list[PlannedRun]) -> dict[str, dict]:
-    """Returns each arm's `best` rate by the validation `loss` at the last step, over seeds."""
-    losses: dict[str, dict[float, list[float]]] = {}
-    for run in runs:
-        by_rate = losses.setdefault(run.arm, {})
-        by_rate.setdefault(run.setting.learning_rate, []).append(validation_loss(run.folder))
-    choices = {}
-    for arm, by_rate in losses.items():
-        means = {rate: sum(seeds) / len(seeds) for rate, seeds in by_rate.items()}
-        loss = {f"{rate:g}": means[rate] for rate in sorted(means)}
-        choices[arm] = {"best": min(means, key=lambda rate: means[rate]), "loss": loss}
-    return choices
-
-
-def compare_learning_rates(runs: list[PlannedRun], sweep: Sweep) -> dict:
-    """Compares the arms at their best learning rates, after evaluating those runs."""
-    rates = choose_learning_rates(runs)
-    arms = list(rates)
-    best = [run for run in runs if run.setting.learning_rate == rates[run.arm]["best"]]
-    with explain_file_errors(best[0].folder):
-        sweep.do([replace(run, stages=("evaluate",)) for run in best])
-    finished = sorted(sweep.without_failures(best), key=lambda run: arms.index(run.arm))
-    if not finished:
-        raise UserError("no arm was evaluated at its best learning rate")
-    evaluations = load_evaluations(finished)
-    check_comparable(evaluations, may_differ=("learning rate",))
-    comparison = compare(evaluations)
-    return {
-        "rates": rates,
-        "macro": {arm: results.get("macro") for arm, results in comparison["arms"].items()},
-        "statistics": comparison["statistics"],
-        "conclusion": comparison.get("conclusion"),
-    }

@@ -1,7 +1,6 @@
 """Plans the runs of a comparison. A run trains and evaluates one arm with one seed.
 
-`seeds` trains each arm several times. `budgets` adds runs with other numbers of steps.
-`learning_rates` adds runs at other rates.
+`seeds` trains each arm several times.
 """
 
 import contextlib
@@ -15,10 +14,9 @@ from typing import Any
 
 from ..evaluation.arguments import parse_arguments as parse_eval_arguments
 from ..runtime import UserError, file_digest
-from ..training.arguments import RECIPES, TRAINING_DEFAULTS
 from ..training.arguments import parse_arguments as parse_train_arguments
 from .config import PACKAGE_FOLDER, ComparisonConfig
-from .planned_run import STAGES, PlannedRun, Setting
+from .planned_run import PlannedRun
 
 # A probe measures an encoder on its usual input, so arms with these options are not probed.
 INPUT_OPTIONS = {"band_limit", "window_seconds"}
@@ -45,46 +43,21 @@ class Plan:
         return runs
 
 
-def main_setting(config: ComparisonConfig) -> Setting:
-    """Returns learning rate and number of steps of the main comparison."""
-    recipe = RECIPES.get(config.train.get("recipe"), {})
-    options: dict[str, Any] = {**TRAINING_DEFAULTS, **recipe, **config.train}
-    return Setting(float(options["learning_rate"]), options["max_steps"])
-
-
 def plan_runs(config: ComparisonConfig, processes: int = 1) -> list[PlannedRun]:
-    """Returns all runs in order: the main comparison, other budgets, other learning rates."""
-    main = main_setting(config)
-    budgets = [Setting(main.learning_rate, steps) for steps in config.budgets or []]
-    rates = [Setting(rate, main.max_steps) for rate in config.learning_rates or []]
+    """Returns all runs in order: the arms of the first seed, then those of the next."""
     runs = []
-    for setting in dict.fromkeys([main, *budgets, *rates]):
-        is_main_rate = setting.learning_rate == main.learning_rate
-        # Of the runs at other rates, only those at the best rate are evaluated, later.
-        stages = tuple(STAGES) if is_main_rate else ("train",)
-        for seed in config.seeds:
-            for arm in config.arms:
-                # A text-only arm is a control, for which no learning rate is chosen.
-                if is_main_rate or not config.is_text_only(arm):
-                    run = plan_run(config, arm, seed, setting)
-                    runs.append(replace(run, processes=processes, stages=stages))
+    for seed in config.seeds:
+        for arm in config.arms:
+            runs.append(replace(plan_run(config, arm, seed), processes=processes))
     return runs
 
 
-def plan_run(config: ComparisonConfig, arm: str, seed: int, setting: Setting) -> PlannedRun:
+def plan_run(config: ComparisonConfig, arm: str, seed: int) -> PlannedRun:
     """Returns one run with its folder and command lines."""
-    main = main_setting(config)
-    parts = [arm]
-    if setting.max_steps != main.max_steps:
-        parts.append(f"steps-{setting.max_steps}")
-    elif setting.learning_rate != main.learning_rate:
-        parts.append(f"lr-{setting.learning_rate:g}")
-    if len(config.seeds) > 1:
-        parts.append(f"seed-{seed}")
-    name = "/".join(parts)
+    name = f"{arm}/seed-{seed}" if len(config.seeds) > 1 else arm
     folder = Path(config.output_dir, name)
     cache = {"feature_cache": Path(config.output_dir, "features")} if config.feature_cache else {}
-    train = {**_train_options(config, arm, setting), **cache, "output_dir": folder, "seed": seed}
+    train = {**_train_options(config, arm), **cache, "output_dir": folder, "seed": seed}
     evaluation = {
         **_eval_options(config, arm),
         **cache,
@@ -92,14 +65,11 @@ def plan_run(config: ComparisonConfig, arm: str, seed: int, setting: Setting) ->
         "output_dir": folder / "evaluation",
     }
     argv = {"train": to_argv(train), "evaluate": to_argv(evaluation)}
-    return PlannedRun(arm, seed, setting, name, folder, argv)
+    return PlannedRun(arm, seed, name, folder, argv)
 
 
-def _train_options(config: ComparisonConfig, arm: str, setting: Setting) -> dict[str, Any]:
+def _train_options(config: ComparisonConfig, arm: str) -> dict[str, Any]:
     shared = dict(config.train)
-    for name, value, main in zip(Setting._fields, setting, main_setting(config)):
-        if value != main:
-            shared[name] = value
     if config.corpus:
         corpus = Path(config.output_dir, "corpus")
         shared |= {
@@ -153,7 +123,7 @@ def to_argv(options: dict[str, Any]) -> list[str]:
 
 
 def probe_argv(config: ComparisonConfig, labels: dict[str, Path]) -> dict[str, list[str]]:
-    """Returns the command line of `run_probe.py` for each topic's CSV, with each encoder once."""
+    """Returns the command line of `audiolm probe` for each topic's CSV, with each encoder once."""
     output = Path(config.output_dir)
     encoders: dict[str, str | None] = {}
     for arm, options in config.arms.items():
@@ -200,17 +170,16 @@ def plan_comparison(config: ComparisonConfig, processes: int = 1) -> Plan:
                 f"{source}: dataset_name is not supported. Give train_file, validation_file and "
                 "test_file."
             )
-        if config.learning_rates and not data.validation_file:
-            raise UserError(
-                f"{source}: learning_rates are chosen on the validation split. Give "
-                "validation_file under `train`."
-            )
         files = (data.train_file, data.validation_file, evaluation.test_file)
         data_files = [file for file in files if file]
         audio_dir = evaluation.audio_dir
         missing = [file for file in data_files if not Path(file).is_file()]
         if missing and not config.corpus:
-            raise UserError(f"{source}: {missing[0]}: file not found")
+            raise UserError(
+                f"{source}: {missing[0]}: file not found. Download ReasonAQA with `audiolm prepare "
+                "download reasonaqa`, give its folder with --data_dir, or try without data: "
+                "--config demo"
+            )
         name = model.encoder_name_or_path or ""
         encoders = name.split("+") if "+" in model.encoder_type else [name]
         weights = [*encoders, model.text_model_name_or_path]

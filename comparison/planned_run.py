@@ -36,26 +36,17 @@ STAGES = {
 }
 
 
-class Setting(NamedTuple):
-    """Learning rate and number of steps of a run."""
-
-    learning_rate: float
-    max_steps: int
-
-
 @dataclass(frozen=True)
 class PlannedRun:
     """One run of a comparison."""
 
     arm: str
     seed: int
-    setting: Setting
     name: str  # its folder, relative to that of the comparison
     folder: Path  # of the trained model
     argv: dict[str, list[str]]  # command line of each stage
     digests: dict[str, str] = field(default_factory=dict)  # of the data and checkpoints it reads
     processes: int = 1
-    stages: tuple[str, ...] = tuple(STAGES)
 
     def log(self, stage: str) -> Path:
         """Returns the file with a stage's output."""
@@ -68,7 +59,7 @@ class PlannedRun:
 
     def remaining_stages(self) -> list[str]:
         """Returns the stages that are not done. A new training needs a new evaluation."""
-        return list(dropwhile(self.is_done, self.stages))
+        return list(dropwhile(self.is_done, STAGES))
 
     def timings(self) -> dict[str, float]:
         """Returns the seconds that each finished stage took."""

@@ -9,7 +9,7 @@ its data or its checkpoints changed. Failed runs are listed at the end. Arms tha
 seeds are compared without the others.
 
 Runs go one after another. With the extra `cluster`, `--parallel N` does N of them at once, and
-`--ray_address auto` uses all machines of a Ray cluster. See docs/distributed.md.
+`--ray_address auto` uses all machines of a Ray cluster. See docs/train.md.
 
 `python run_compare.py --evaluations htsat=A mimi_full=B` compares folders of run_eval.py. Repeat
 an arm's name to add another seed.
@@ -51,6 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
     seeds_help = "seeds with which each arm is trained; overrides the config"
     add("--seeds", type=int, nargs="+", help=seeds_help)
     add("--output_dir", help="folder of the results; overrides the config")
+    data_help = "folder of ReasonAQA, as `audiolm prepare download` fills it; overrides the config"
+    add("--data_dir", help=data_help)
     audio_help = "with --evaluations: folder of the audio for the report (default: no audio in it)"
     add("--audio_dir", nargs="+", help=audio_help)
     add(
@@ -119,10 +121,15 @@ def write_results(result: ComparisonResult) -> None:
     if write_figure(output / "figure.svg", comparison):
         files.append(output / "figure.svg")
     write_report(files[1], comparison, result.runs, result.audio_dir)
-    texts = (comparison_table(comparison), comparison.get("conclusion"), comparison["note"])
+    caveats = " ".join(comparison.get("caveats", []))
+    texts = (comparison_table(comparison), comparison.get("conclusion"), caveats)
     for text in filter(None, texts):
         print(text)
-    print(f"Wrote {', '.join(map(str, files))}")
+    print(f"Saved to {output}. Next: open {files[1]}, or ask a model: ", end="")
+    print(
+        'audiolm ask CLIP "QUESTION" --model '
+        + str(next(iter(result.runs.values()))[0].folder.parent)
+    )
 
 
 def compare_folders(args: argparse.Namespace) -> ComparisonResult:

@@ -82,8 +82,8 @@ def read_run(folder: str | Path) -> Run:
     return run
 
 
-def check_comparable(runs: Mapping[str, list[Run]], may_differ: tuple[str, ...] = ()) -> None:
-    """Checks that evaluations differ only in arm and seed, and in the named facts of a training.
+def check_comparable(runs: Mapping[str, list[Run]]) -> None:
+    """Checks that evaluations differ only in arm and seed.
 
     Raises:
         UserError: If arms have other seeds, or two evaluations differ in other settings.
@@ -91,7 +91,6 @@ def check_comparable(runs: Mapping[str, list[Run]], may_differ: tuple[str, ...] 
     # How a published model was trained is unknown, so a trained one is the reference.
     arms = sorted(runs, key=lambda arm: runs[arm][0].is_published)
     reference = runs[arms[0]]
-    training = {f"training.{name}" for name in may_differ}
     of_seeds = {f"training.{name}" for name in SEED_FIELDS}
     for arm, arm_runs in runs.items():
         if arm_runs[0].is_published and len(arm_runs) == len(reference):
@@ -103,10 +102,10 @@ def check_comparable(runs: Mapping[str, list[Run]], may_differ: tuple[str, ...] 
         if len(set(seeds)) != len(seeds):
             raise UserError(f"{arm}: seed {seeds[0]} occurs twice. Train it with another seed.")
         for run in arm_runs[1:]:
-            _check_pair(arm_runs[0], run, training | of_seeds)
+            _check_pair(arm_runs[0], run, of_seeds)
     for arm in arms[1:]:
         for first, second in zip(reference, runs[arm]):
-            _check_pair(first, second, training | set(ARM_FIELDS))
+            _check_pair(first, second, set(ARM_FIELDS))
 
 
 def _check_pair(first: Run, second: Run, ignored: set[str]) -> None:
@@ -224,11 +223,3 @@ def _read_log_history(folder: str | Path) -> list[dict]:
         return json.loads(path.read_text(encoding="utf-8"))["log_history"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: no record of a training: {error}") from error
-
-
-def validation_loss(folder: str | Path) -> float:
-    """Returns the validation loss per answer token at the last step, over question types."""
-    curves = learning_curves(_read_log_history(folder))["eval_loss"]
-    if not curves:
-        raise UserError(f"{folder}/trainer_state.json: no loss on a validation split")
-    return sum(points[-1][1] for points in curves.values()) / len(curves)

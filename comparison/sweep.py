@@ -38,9 +38,9 @@ class Sweep:
         return {name: seconds for name, seconds in timings.items() if seconds}
 
     def without_failures(self, runs: list[PlannedRun]) -> list[PlannedRun]:
-        """Returns the runs of which no seed failed."""
-        failed = {(failure.run.arm, failure.run.setting) for failure in self.failures}
-        return [run for run in runs if (run.arm, run.setting) not in failed]
+        """Returns the runs of arms of which no seed failed."""
+        failed = {failure.run.arm for failure in self.failures}
+        return [run for run in runs if run.arm not in failed]
 
     def do(self, runs: list[PlannedRun]) -> None:
         """Does the remaining stages of runs.
@@ -50,7 +50,7 @@ class Sweep:
         """
         remaining = [run for run in runs if run.remaining_stages()]
         for run in runs:
-            for stage in run.stages[: len(run.stages) - len(run.remaining_stages())]:
+            for stage in list(STAGES)[: len(STAGES) - len(run.remaining_stages())]:
                 self._print(run, f"{stage} is done with today's options, so it is not run again")
         if self.cluster and remaining:
             self._do_at_once(remaining, self.cluster)
@@ -92,7 +92,7 @@ class Sweep:
         for stage, count in counts.items():
             durations = [times[stage] for times in self.timings().values() if stage in times]
             if not durations:
-                return f"{passed} passed, time left is known after the first arm"
+                return f"{passed} passed, time left is known after the first run"
             seconds += count * sum(durations) / len(durations) / slots
         return f"{passed} passed, about {format_duration(seconds)} left"
 

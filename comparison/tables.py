@@ -14,8 +14,6 @@ FAMILY_TITLES = {"primary": "macro accuracy", "by_type": "one question type"}
 def comparison_table(comparison: dict) -> str:
     """Returns accuracies, audio gains, differences and probes of a comparison as text."""
     lines = [*_accuracy_lines(comparison), *_audio_gain_lines(comparison["arms"])]
-    if comparison.get("budgets"):
-        lines += _budget_lines(comparison["budgets"], list(comparison["arms"]))
     for family, title in FAMILY_TITLES.items():
         lines += _difference_lines(comparison["statistics"].get(family, []), title)
     if comparison.get("probes"):
@@ -67,18 +65,6 @@ def _audio_gain_lines(arms: dict) -> list[str]:
             lines.append(f"  {arm:<26}{_difference(gain)}, over {gain['best_control']}")
     title = "audio gain over the strongest no-audio baseline, in points of macro accuracy"
     return [title, *lines] if lines else []
-
-
-def _budget_lines(budgets: dict, arms: list[str]) -> list[str]:
-    header = "".join(f"{int(steps):>10,}" for steps in budgets)
-    lines = [f"{'macro accuracy by steps':<28}{header}"]
-    for arm in arms:
-        line = f"  {arm:<26}"
-        for results in budgets.values():
-            macro = results.get(arm, {}).get("macro")
-            line += f"{macro['accuracy']:>10.3f}" if macro else f"{'-':>10}"
-        lines.append(line)
-    return lines
 
 
 def _difference_lines(pairs: list[dict], title: str) -> list[str]:

@@ -19,6 +19,8 @@ DESCRIPTION = """Evaluates a trained model: accuracy by question type, two proto
 `predictions.jsonl` and `metrics.json`, and prints the metrics. `--controls all` adds the controls.
 The same command writes the same files in any number of processes (`accelerate launch run_eval.py`),
 and resumes an interrupted evaluation. docs/evaluate.md explains the metrics."""
+# Where `audiolm prepare download reasonaqa` puts ReasonAQA.
+DATA_DIR = "reasonaqa"
 # The option that each of these controls needs.
 CONTROL_OPTIONS = {"majority": "train_file", "question_only": "question_only_model"}
 
@@ -61,10 +63,15 @@ class EvaluationArguments:
             "Or Mellow: soham97/mellow, or its v0_s.ckpt."
         }
     )
-    test_file: str | None = option("ReasonAQA's test.json.")
+    test_file: str | None = option(
+        "ReasonAQA's test.json. By default reasonaqa/test.json, with the audio in reasonaqa."
+    )
     audio_dir: list[str] | None = field(
         default=None,
         metadata={"help": "Folder of the audio, or SOURCE=FOLDER for each source."},
+    )
+    subtypes: list[str] | None = field(
+        default=None, metadata={"help": "Use only these subtypes, as in run_train.py."}
     )
     benchmark: str | None = option(
         "--test_file is the published file of this benchmark. Adds its official metric and a file "
@@ -120,6 +127,8 @@ class EvaluationArguments:
     def __post_init__(self) -> None:
         """Checks the options against each other."""
         self.protocol = list(dict.fromkeys(self.protocol))
+        if not (self.test_file or self.audio_dir or self.dataset_name or self.benchmark):
+            self.test_file, self.audio_dir = f"{DATA_DIR}/test.json", [DATA_DIR]
         self._check_data_options()
         self._check_hub_options()
         for name in ("max_samples", "batch_size", "max_new_tokens"):

@@ -22,7 +22,7 @@ from ..data.benchmarks import read_benchmark
 from ..data.label_fixes import RowFixes
 from ..data.reasonaqa import question_type
 from ..data.shards import dataset_folder, load_shards
-from ..data.subsets import first_of_each_type
+from ..data.subsets import first_of_each_type, select_rows
 from ..modeling_audiolm import AudioLMForConditionalGeneration
 from ..processing_audiolm import AudioLMProcessor
 from ..runtime import UserError
@@ -143,6 +143,8 @@ def read_test_rows(arguments: EvaluationArguments) -> Dataset:
     else:
         files = {"test": arguments.test_file}
         rows = load_reasonaqa(files, audio_roots(arguments.audio_dir))["test"]
+    if arguments.subtypes:
+        rows = select_rows(rows, arguments.subtypes)
     if arguments.max_samples:
         indices = first_of_each_type(rows, arguments.max_samples).values()
         rows = rows.select(sorted(chain.from_iterable(indices)))

@@ -134,9 +134,9 @@ class ModelArguments:
 class DataArguments:
     """Options of the data: files, subsets, and what happens to audio that cannot be read."""
 
-    train_file: str | None = _option(None, "ReasonAQA's train.json; default: data/train.json")
+    train_file: str | None = _option(None, "ReasonAQA's train.json; default: reasonaqa/train.json")
     validation_file: str | None = _option(None, "ReasonAQA's val.json; default: no evaluation")
-    audio_dir: list[str] = _option(["audio"], "Folder of the audio; or several SOURCE=FOLDER")
+    audio_dir: list[str] = _option(["reasonaqa"], "Folder of the audio; or several SOURCE=FOLDER")
     max_audio_seconds: float = _option(10.0, "Seconds used of each clip")
     resume_with_changes: bool = _option(False, "Resume although data or settings differ")
     max_skipped_steps: int = _option(10, "Stop after more steps with NaN or infinity than this")
@@ -178,7 +178,7 @@ class DataArguments:
         message = "--streaming reads each clip once; remove --feature_cache"
         _refuse(self.streaming and self.feature_cache, message)
         if self.train_file is None and not self.dataset_name:
-            self.train_file = "data/train.json"
+            self.train_file = "reasonaqa/train.json"
 
 
 @dataclass

@@ -85,8 +85,7 @@ def test_command_without_its_config_says_what_to_give(folder):
         ({"seeds": []}, rf"seeds is \[\]: {DIFFERENT} integers"),
         ({"seeds": [1, 1]}, rf"seeds is \[1, 1\]: {DIFFERENT} integers"),
         ({"seeds": [True]}, rf"seeds is \[True\]: {DIFFERENT} integers"),
-        ({"learning_rates": ["x"]}, rf"learning_rates is \['x'\]: {DIFFERENT} numbers"),
-        ({"budgets": [0]}, r"budgets is \[0\]: expected numbers of steps above 0"),
+        ({"data_dir": "d", "corpus": {"rows": 9, "seed": 0}}, "both `data_dir` and `corpus`"),
         ({"probe": {"pooling": ["mean"]}}, "probe lacks `labels`"),
     ],
 )

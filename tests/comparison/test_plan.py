@@ -13,7 +13,7 @@ from audiolm.comparison.plan import (
     plan_runs,
     probe_argv,
 )
-from audiolm.comparison.planned_run import Setting
+from audiolm.evaluation.arguments import parse_arguments as parse_eval
 from audiolm.evaluation.probe_command import parse_arguments as parse_probe_arguments
 from audiolm.runtime import UserError
 from audiolm.training.arguments import parse_arguments as parse
@@ -69,39 +69,37 @@ def test_plan_comparison_of_a_text_only_arm_drops_controls_that_remove_audio(tmp
     assert "--controls" not in run.argv["evaluate"]
 
 
-def test_plan_runs_with_seeds_and_learning_rates_gives_each_a_folder(tmp_path):
+def test_plan_runs_with_seeds_gives_each_a_folder(tmp_path):
     path = write_config(
         tmp_path / "c.yaml",
         {
             "arms": {"a": {"encoder_type": "htsat"}, "b": {"encoder_type": "mimi_full"}},
             "seeds": [0, 1],
             "output_dir": "o",
-            "learning_rates": [3e-5, 1e-4],
-            "train": {"learning_rate": 1e-4},
         },
     )
     runs = plan_runs(read_config(path))
-    assert [run.folder.as_posix() for run in runs] == [
-        "o/a/seed-0",
-        "o/b/seed-0",
-        "o/a/seed-1",
-        "o/b/seed-1",
-        "o/a/lr-3e-05/seed-0",
-        "o/b/lr-3e-05/seed-0",
-        "o/a/lr-3e-05/seed-1",
-        "o/b/lr-3e-05/seed-1",
-    ]
-    argv = [run.argv["train"] for run in runs]
-    rates = [options[options.index("--learning_rate") + 1] for options in argv]
-    assert rates == ["0.0001"] * 4 + ["3e-05"] * 4
-    assert [run.setting for run in runs] == [Setting(float(rate), 20_000) for rate in rates]
+    expected = ["o/a/seed-0", "o/b/seed-0", "o/a/seed-1", "o/b/seed-1"]
+    assert [run.folder.as_posix() for run in runs] == expected
+
+
+@pytest.mark.parametrize("name", ["compare", "compare_clotho", "ablation"])
+def test_configs_read_what_prepare_download_writes(name):
+    config = read_config(str(ROOT / "configs" / f"{name}.yaml"), data_dir="somewhere")
+    run = plan_runs(config)[0]
+    _, data, _ = parse(run.argv["train"])
+    assert data.train_file == "somewhere/train.json"
+    assert data.validation_file == "somewhere/val.json"
+    assert data.audio_dir == ["somewhere"]
+    evaluation = parse_eval(run.argv["evaluate"])
+    assert evaluation.test_file == "somewhere/test.json"
+    assert evaluation.train_file == "somewhere/train.json"
 
 
 def test_plan_runs_of_compare_yaml_is_the_experiment():
     config = read_config(str(ROOT / "configs" / "compare.yaml"))
     assert list(config.arms) == ["htsat", "mimi_semantic", "mimi_full", "text_only"]
     assert config.seeds == [0, 1, 2]
-    assert config.learning_rates == [3e-5, 1e-4, 3e-4]
     for arm in config.arms:
         run = next(run for run in plan_runs(config) if run.arm == arm)
         model, data, args = parse(run.argv["train"])
@@ -121,11 +119,10 @@ def test_plan_runs_of_ablation_yaml_is_the_experiment_with_other_arms():
     assert config.eval == experiment.eval
     assert config.seeds == experiment.seeds
     runs = plan_runs(config)
-    assert len(runs) == 15 * 3 * 2
-    assert {run.setting.max_steps for run in runs} == {5000, 20_000}
+    assert len(runs) == 15 * 3
     for run in runs:
         model, _, args = parse(run.argv["train"])
-        assert args.max_steps == run.setting.max_steps
+        assert args.max_steps == 20_000
         assert model.encoder_type == config.arms[run.arm]["encoder_type"]
 
 

@@ -296,12 +296,7 @@ def hostile_page(tmp_path_factory):
     for results in comparison["arms"].values():
         results |= {"encoder_type": evil, "encoder_name_or_path": evil}
         results |= {"learning_curves": LEARNING_CURVES, "tokens_per_second": 12.5}
-    comparison["best_learning_rates"] = {
-        "conclusion": evil,
-        "macro": {},
-        "statistics": comparison["statistics"],
-        "rates": {evil: {"best": 1e-4, "loss": {evil: 1.0}}},
-    }
+    comparison["caveats"] = [evil]
     accuracy = {"accuracy": 0.8125, "ci95_low": 0.7, "ci95_high": 0.9}
     comparison["probes"] = {
         evil: {

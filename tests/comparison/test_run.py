@@ -6,8 +6,6 @@ import pytest
 from support.builders import small_model
 from support.small_comparisons import write_config, write_corpus
 
-from audiolm.comparison.experiment import choose_learning_rates
-from audiolm.comparison.planned_run import PlannedRun, Setting
 from audiolm.comparison.runs import read_run
 from audiolm.run_compare import main
 
@@ -131,23 +129,6 @@ def test_comparison_with_the_same_seed_is_the_same_and_runs_no_finished_arm(outp
     assert after[1] > before[1]
     assert (second / "comparison.json").read_bytes() == expected
     assert "others" not in record.read_text()
-
-
-def test_choose_learning_rates_takes_the_lowest_validation_loss(tmp_path):
-    runs = []
-    for rate, losses in ((1e-4, (2.0, 1.0)), (3e-4, (1.0, 1.4))):
-        for seed, last in enumerate(losses):
-            folder = tmp_path / f"{rate}-{seed}"
-            folder.mkdir()
-            log = [
-                {"step": 1, "eval_mcq_token_loss": 0.1},
-                {"step": 9, "eval_mcq_token_loss": last, "loss": 9.0},
-            ]
-            (folder / "trainer_state.json").write_text(json.dumps({"log_history": log}))
-            runs.append(PlannedRun("a", seed, Setting(rate, 9), folder.name, folder, {}))
-    choice = choose_learning_rates(runs)["a"]
-    assert choice["best"] == 3e-4
-    assert choice["loss"] == {"0.0001": 1.5, "0.0003": pytest.approx(1.2)}
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,11 @@
-"""comparison/sweep.py and planned_run.py: runs in turn, failing, resumed, and with budgets."""
+"""comparison/sweep.py and planned_run.py: runs in turn, failing and resumed."""
 
 import json
 
 import pytest
 from support.small_comparisons import command_line, write_two_arms
 
-from audiolm.comparison.planned_run import Failure, PlannedRun, Setting, last_line
+from audiolm.comparison.planned_run import Failure, PlannedRun, last_line
 from audiolm.comparison.sweep import Sweep
 from audiolm.run_compare import main
 
@@ -21,8 +21,8 @@ def config(tmp_path_factory, tokenizer):
 
 @pytest.fixture(scope="module")
 def in_turn(config):
-    """Folder of all runs one after another, with two budgets."""
-    main(command_line(*config, "in_turn", budgets=[1, 2]))
+    """Folder of all runs one after another."""
+    main(command_line(*config, "in_turn"))
     return config[0] / "in_turn"
 
 
@@ -35,24 +35,6 @@ def comparison(in_turn):
     return read_json(in_turn / "comparison.json")
 
 
-@pytest.mark.parametrize("arm", ARMS)
-@pytest.mark.parametrize(("steps", "subfolder"), [(1, "steps-1"), (2, "")])
-def test_budgets_have_folders_and_results_of_their_own(in_turn, comparison, arm, steps, subfolder):
-    folder = in_turn / arm / subfolder
-    budget = comparison["budgets"][str(steps)][arm]
-    metrics = [read_json(folder / f"seed-{seed}/evaluation/metrics.json") for seed in (0, 1)]
-    mean = sum(seed["macro_accuracy"] for seed in metrics) / 2
-    assert budget["macro"]["accuracy"] == pytest.approx(mean)
-    assert budget["audio_gain"]["best_control"] == "no_audio"
-    assert read_json(folder / "seed-1/trainer_state.json")["global_step"] == steps
-
-
-def test_budgets_include_the_main_comparison(comparison):
-    assert list(comparison["budgets"]) == ["1", "2"]
-    main_result = comparison["arms"]["mimi_full"]["macro"]
-    assert comparison["budgets"]["2"]["mimi_full"]["macro"] == main_result
-
-
 # 12.5 frames/s of codes of 6 bits, from 1 and from 8 codebooks.
 @pytest.mark.parametrize(("arm", "bits"), [("mimi_semantic", 75), ("mimi_full", 600)])
 def test_comparison_has_bits_and_tokens_per_second(in_turn, comparison, arm, bits):
@@ -61,22 +43,20 @@ def test_comparison_has_bits_and_tokens_per_second(in_turn, comparison, arm, bit
     assert f"{arm}: " in (in_turn / "figure.svg").read_text()
 
 
-@pytest.mark.parametrize("section", ["budgets", "costs"])
-def test_report_has_sections_of_budgets_and_costs(in_turn, section):
-    assert f'id="{section}"' in (in_turn / "report.html").read_text()
+def test_report_has_a_section_of_costs(in_turn):
+    assert 'id="costs"' in (in_turn / "report.html").read_text()
 
 
 def test_finished_runs_are_not_run_again(in_turn, config, capsys):
-    main(command_line(*config, "in_turn", budgets=[1, 2]))
+    main(command_line(*config, "in_turn"))
     output = capsys.readouterr().out
-    assert output.count("not run again") == 16
-    assert "macro accuracy by steps              1         2" in output
+    assert output.count("not run again") == 8
 
 
 def test_timings_have_each_stage_of_each_run(in_turn):
     timings = read_json(in_turn / "timings.json")["arms"]
     assert list(timings["mimi_full/seed-1"]) == ["train", "evaluate"]
-    assert len(timings) == 8
+    assert len(timings) == 4
 
 
 def test_training_that_broke_off_resumes_from_its_checkpoint(config, in_turn):
@@ -98,7 +78,7 @@ def test_training_that_broke_off_resumes_from_its_checkpoint(config, in_turn):
 
 
 def test_training_with_other_options_deletes_checkpoints_and_starts_again(tmp_path):
-    run = PlannedRun("a", 0, Setting(1e-4, 2), "a", tmp_path, {"train": ["x"], "evaluate": []})
+    run = PlannedRun("a", 0, "a", tmp_path, {"train": ["x"], "evaluate": []})
     (tmp_path / "begun.json").write_text(json.dumps({"train": ["y"], "evaluate": []}))
     (tmp_path / "checkpoint-2").mkdir()
     assert run.prepare("train") == ["x"]
@@ -107,7 +87,7 @@ def test_training_with_other_options_deletes_checkpoints_and_starts_again(tmp_pa
 
 
 def test_stage_without_its_result_fails_with_the_last_line_of_its_log(tmp_path):
-    run = PlannedRun("a", 0, Setting(1e-4, 2), "a", tmp_path, {"train": []})
+    run = PlannedRun("a", 0, "a", tmp_path, {"train": []})
 
     def execute(module, argv, log):
         log.write_text("still\nhere")
@@ -121,15 +101,11 @@ def test_stage_without_its_result_fails_with_the_last_line_of_its_log(tmp_path):
 
 def test_without_failures_leaves_out_arms_of_which_a_seed_failed(tmp_path):
     runs = []
-    for steps in (9, 5):
-        for name in ("a0", "b0", "a1", "b1"):
-            setting = Setting(1e-4, steps)
-            full_name = f"{name}{steps}"
-            runs.append(PlannedRun(name[0], int(name[1]), setting, full_name, tmp_path, {}))
+    for name in ("a0", "b0", "a1", "b1"):
+        runs.append(PlannedRun(name[0], int(name[1]), name, tmp_path, {}))
     sweep = Sweep(runs)
-    sweep.failures += [Failure(run, "train", "x") for run in runs if run.name in ("a19", "a05")]
-    finished = sweep.without_failures(runs)
-    assert [run.name for run in finished] == ["b09", "b19", "b05", "b15"]
+    sweep.failures.append(Failure(runs[2], "train", "x"))
+    assert [run.name for run in sweep.without_failures(runs)] == ["b0", "b1"]
 
 
 @pytest.mark.parametrize(
