@@ -5,10 +5,10 @@ Longer than 350 lines, because each class is a function.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
+from scipy.fft import next_fast_len
 
 SAMPLE_RATE = 24000  # Hz
 EVENT_DB = -20.0  # loudest 50 ms of a near event of 0 dB gain
@@ -80,14 +80,9 @@ def ramp(samples: int) -> np.ndarray:
     return np.arange(samples, dtype=np.float32)
 
 
-# Even lengths without a prime factor over 5, whose transform is quick.
-_POWERS = product(range(17), range(11), range(8))
-_FFT_SIZES = np.unique([2 * 2**a * 3**b * 5**c for a, b, c in _POWERS])
-
-
 def fft_size(samples: int) -> int:
-    """Returns the next length whose Fourier transform is quick."""
-    return int(_FFT_SIZES[np.searchsorted(_FFT_SIZES, samples)])
+    """Returns the next even length whose Fourier transform is quick."""
+    return 2 * next_fast_len((samples + 1) // 2, real=True)
 
 
 def bins_hertz(size: int) -> np.ndarray:
