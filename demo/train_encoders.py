@@ -120,13 +120,7 @@ def htsat_figures(
 def quantize(rvq: Any, latents: Tensor, num_codebooks: int) -> tuple[Tensor, Tensor]:
     """Quantises latents with a straight-through gradient, and updates the codebooks.
 
-    Args:
-        rvq: A `MimiResidualVectorQuantizer`.
-        latents: Latents, `(batch, dim, frames)`.
-        num_codebooks: Number of codebooks to use.
-
-    Returns:
-        The quantised latents, and the commitment loss.
+    Latents have the shape `(batch, dim, frames)`. The second result is the commitment loss.
     """
     projected = rvq.input_proj(latents)
     residual = projected

@@ -253,11 +253,8 @@ def _knocks(event: Event, samples: int, rng: np.random.Generator) -> np.ndarray:
     size = int(0.12 * SAMPLE_RATE)
     modes = [hertz * _jitter(rng, 0.2) for hertz in (260, 540, 900)]
     wood = sum(_tone(hertz, size) * _decay(size, 0.015) for hertz in modes)
-
-    def knock() -> np.ndarray:
-        return wood + 2 * noise(size, rng, 200, 1500) * _decay(size, 0.004)
-
-    return _repeat(event, samples, rng, knock)
+    hit = _decay(size, 0.004)
+    return _repeat(event, samples, rng, lambda: wood + 2 * noise(size, rng, 200, 1500) * hit)
 
 
 def _footsteps(event: Event, samples: int, rng: np.random.Generator) -> np.ndarray:
@@ -302,11 +299,8 @@ def _clapping(event: Event, samples: int, rng: np.random.Generator) -> np.ndarra
     centre = rng.uniform(1100, 1900)
     decay = _decay(size, 0.012)
     bursts = sum(np.roll(decay, delay) * (ramp(size) >= delay) for delay in (0, 130, 260))
-
-    def clap() -> np.ndarray:
-        return bursts * noise(size, rng, centre * 0.8, centre * 1.5, 4)
-
-    return _repeat(event, samples, rng, clap)
+    band = (centre * 0.8, centre * 1.5)
+    return _repeat(event, samples, rng, lambda: bursts * noise(size, rng, *band, 4))
 
 
 def _saw(event: Event, samples: int, rng: np.random.Generator) -> np.ndarray:
