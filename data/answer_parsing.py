@@ -1,7 +1,7 @@
 """The options in a question, and the option that a generated text names.
 
-A text that names no option, or more than one, is unparsed and counts as wrong. The module
-is long because the rules of parsing belong together.
+A text that names no option, or more than one, is unparsed and counts as wrong.
+The module is long because the rules of parsing belong together.
 """
 
 import re
