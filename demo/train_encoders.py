@@ -5,8 +5,6 @@ predict HTSAT's features, as Mimi's is distilled from WavLM (arXiv 2410.00037). 
 half precision in the file formats of the published weights, with what they reach in `figures.json`.
 """
 
-import os
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
+from tqdm.contrib.concurrent import process_map
 from transformers import ClapFeatureExtractor, MimiConfig, MimiModel, set_seed
 
 from ..configuration_audiolm import default_encoder_config
@@ -66,9 +65,8 @@ def _render_scene(number: int) -> tuple[np.ndarray, np.ndarray]:
 
 def render_scenes(first: int, count: int) -> tuple[Tensor, Tensor]:
     """Renders 16-bit audio, `(scenes, samples)`, and presences, `(scenes, classes, cells)`."""
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        rendered = pool.map(_render_scene, range(first, first + count), chunksize=16)
-        rendered = list(tqdm(rendered, total=count, desc="rendering scenes", unit="scene"))
+    numbers = range(first, first + count)
+    rendered = process_map(_render_scene, numbers, chunksize=16, desc="rendering", unit="scene")
     audio, presence = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*rendered))
     return audio, presence.float()
 
