@@ -1,11 +1,11 @@
 """The options in a question, and the option that a generated text names.
 
-A text that names no option, or more than one, is unparsed and counts as wrong. The module is
-long because each rule is a function of its own.
+A text that names no option, or more than one, is unparsed and counts as wrong.
+The module is long because the rules of parsing belong together.
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from string import ascii_uppercase as LETTERS
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ YES_NO_INSTRUCTION = "Answer only using yes or no."
 # An option ends where white space begins. Trying each space of a run would take quadratic time.
 _OPTION = re.compile(r"(?:(?<=\s)|^)\(?([a-zA-Z])\)\s*(.*?)(?=(?<!\s)\s+\(?[a-zA-Z]\)\s|$)", re.S)
 # "isn't" and "C#" are one word.
-_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*[#♯♭]*")
+_WORD = re.compile(r"([^\W_]+(?:'[^\W_]+)*[#♯♭]*)")
 _DASH = re.compile(r"\s+[-\u2013\u2014:=]")
 _OPENING_QUOTES = tuple("([{<*\"'`«\u201c\u2018")
 _LEADING_LETTER = re.compile(r"\s*\(?([a-zA-Z])(?:[).:]|\s*$)")
@@ -83,6 +83,9 @@ class LetterContext(NamedTuple):
     precedes_option_text: bool
 
 
+Rule = Callable[[LetterContext], bool]
+
+
 def find_options(question: str) -> list[Option]:
     """Returns the options of a question, in order: "A) … B) …", "a) … b) …" or "(a) … (b) …".
 
@@ -120,13 +123,13 @@ def add_options(question: str, options: list[str]) -> str:
     """
     question = question.strip()
     options = [option.strip() for option in options if option.strip()]
+    distinct = {option.casefold() for option in options}
     try:
         " ".join([question, *options]).encode()
     except UnicodeEncodeError as error:
         raise UserError("the question is not valid UTF-8 text") from error
     if not options:
         return question
-    distinct = {option.casefold() for option in options}
     if infer_answer_format(question) != "open":
         raise UserError("the question names options already: remove them or pass no other options")
     if not 2 <= len(options) <= len(LETTERS) or len(distinct) < len(options):
@@ -154,73 +157,51 @@ def is_set_off(context: LetterContext) -> bool:
     return context.text_after != "." and context.text_after[:1] not in (" ", "-", "&")
 
 
-def is_quoted(context: LetterContext) -> bool:
-    """The letter stands in brackets or quotes or asterisks: "It says 'E' here."."""
-    return is_set_off(context) and context.text_before.endswith(_OPENING_QUOTES)
-
-
-def opens_the_text(context: LetterContext) -> bool:
-    """The text is the letter, or starts with it and a bracket or dot or colon: "E: thunder"."""
-    is_label = not context.word_after or context.text_after[:1] in (")", ".", ":")
-    return not context.word_before and is_label and is_set_off(context)
-
-
-def follows_a_cue(context: LetterContext) -> bool:
-    """The text announces an option: "option E here", "The answer is E."."""
-    if context.word_before in CUES:
-        return True
-    is_announced = context.word_before in ("is", "was") and context.second_word_before in CUES
-    return is_announced and is_set_off(context)
-
-
-def follows_a_choice(context: LetterContext) -> bool:
-    """A word such as "pick" or "either" precedes: "pick B please"."""
-    return context.word_before in BEFORE_LETTER
-
-
-def precedes_a_clause(context: LetterContext) -> bool:
-    """A word such as "is" or "because" follows: "B because it rains"."""
-    return context.word_after in AFTER_LETTER
-
-
-def precedes_option_text(context: LetterContext) -> bool:
-    """The text of an option follows: "B rain"."""
-    return context.precedes_option_text
-
-
-def is_chosen_article(context: LetterContext) -> bool:
-    """A word such as "pick" precedes "a" or "i", and no noun follows: "pick A."."""
-    return follows_a_choice(context) and is_set_off(context)
-
-
-def is_article_before_a_clause(context: LetterContext) -> bool:
-    """A word such as "is" follows "a": "so A is right"."""
-    return context.letter == "a" and precedes_a_clause(context)
-
-
-def is_article_label(context: LetterContext) -> bool:
-    """An "a" or "i" starts the text, or a closing bracket or colon or slash follows: "A/B"."""
-    is_label = not context.word_before or context.text_after[:1] in (")", "]", ":", "/")
-    return is_label and is_set_off(context)
-
-
 # One of these is enough for any letter. A letter of no option makes the text unparsed.
-ANY_LETTER_RULES = (is_quoted, opens_the_text, follows_a_cue)
+ANY_LETTER_RULES: dict[str, Rule] = {
+    # In brackets or quotes or asterisks: "It says 'E' here."
+    "is_quoted": lambda c: is_set_off(c) and c.text_before.endswith(_OPENING_QUOTES),
+    # The text is the letter, or starts with it and a bracket or dot or colon: "E: thunder".
+    "opens_the_text": lambda c: (
+        not c.word_before
+        and is_set_off(c)
+        and (not c.word_after or c.text_after[:1] in (")", ".", ":"))
+    ),
+    # "option E here", "The answer is E."
+    "follows_a_cue": lambda c: (
+        c.word_before in CUES
+        or (c.word_before in ("is", "was") and c.second_word_before in CUES and is_set_off(c))
+    ),
+}
 # One of these is enough for a letter of an option.
-OPTION_LETTER_RULES = (is_set_off, follows_a_choice, precedes_a_clause, precedes_option_text)
+OPTION_LETTER_RULES: dict[str, Rule] = {
+    "is_set_off": is_set_off,
+    "follows_a_choice": lambda c: c.word_before in BEFORE_LETTER,  # "pick B please"
+    "precedes_a_clause": lambda c: c.word_after in AFTER_LETTER,  # "B because it rains"
+    "precedes_option_text": lambda c: c.precedes_option_text,  # "B rain"
+}
 # "a" and "i" are words too, and a truncated text may end with "a".
 ARTICLES = ("a", "i")
-ARTICLE_RULES = (is_chosen_article, is_article_before_a_clause, is_article_label)
+ARTICLE_RULES: dict[str, Rule] = {
+    # No noun follows: "pick A."
+    "is_chosen_article": lambda c: c.word_before in BEFORE_LETTER and is_set_off(c),
+    # "so A is right"
+    "is_article_before_a_clause": lambda c: c.letter == "a" and c.word_after in AFTER_LETTER,
+    # It starts the text, or a closing bracket or colon or slash follows: "A/B".
+    "is_article_label": lambda c: (
+        is_set_off(c) and (not c.word_before or c.text_after[:1] in (")", "]", ":", "/"))
+    ),
+}
 
 
 def names_an_option(context: LetterContext, letters: Collection[str]) -> bool:
     """Decides by the rules above whether a letter names one of the options `letters`."""
     if is_part_of_a_word(context):
         return False
-    if any(rule(context) for rule in ANY_LETTER_RULES):
+    if any(rule(context) for rule in ANY_LETTER_RULES.values()):
         return True
     rules = ARTICLE_RULES if context.letter in ARTICLES else OPTION_LETTER_RULES
-    return context.letter in letters and any(rule(context) for rule in rules)
+    return context.letter in letters and any(rule(context) for rule in rules.values())
 
 
 def parse_answer(question_type: str, question: str, text: str) -> str | None:
@@ -272,11 +253,10 @@ def parse_option(options: Mapping[str, str], text: str) -> str | None:
 
 
 def _parse_yes_no(text: TokenizedText) -> str | None:
-    answers = {
-        i
-        for i, word in enumerate(text.tokens)
-        if word == "yes" or (word == "no" and _is_answer_no(text, i))
-    }
+    answers = set()
+    for i, word in enumerate(text.tokens):
+        if word == "yes" or (word == "no" and _is_answer_no(text, i)):
+            answers.add(i)
     is_negated = _find_negated_words(text, answers)
     named = {text.tokens[i] for i in answers if not is_negated[i]}
     return named.pop() if len(named) == 1 else None
@@ -291,12 +271,8 @@ def _is_answer_no(text: TokenizedText, i: int) -> bool:
 
 def tokenize(text: str) -> TokenizedText:
     """Splits a text into lower-case words and gaps."""
-    text = text.lower().replace("\u2019", "'")
-    spans = [match.span() for match in _WORD.finditer(text)]
-    starts = [start for start, _ in spans]
-    ends = [end for _, end in spans]
-    gaps = [text[end:start] for end, start in zip([0, *ends], [*starts, len(text)])]
-    return TokenizedText([text[start:end] for start, end in spans], gaps)
+    parts = _WORD.split(text.lower().replace("\u2019", "'"))
+    return TokenizedText(tokens=parts[1::2], gaps=parts[::2])
 
 
 def letter_context(text: TokenizedText, i: int, covered: Collection[int] = ()) -> LetterContext:
@@ -347,14 +323,13 @@ def _find_option_texts(
     option_tokens: Mapping[str, list[str]], tokens: list[str]
 ) -> tuple[list[Mention], set[int]]:
     """Finds full option texts, except those within a longer one, and the words in them."""
-    line = f" {' '.join(tokens)} "
     mentions = []
     for letter, option in option_tokens.items():
-        core = _OMISSIBLE.sub("", " ".join(option))
-        if option and f" {core} " in line:
-            part = core.split(" ")
-            starts = _find_part(part, tokens)
-            mentions += [Mention(start, start + len(part), letter) for start in starts]
+        part = _OMISSIBLE.sub("", " ".join(option)).split()
+        for start, token in enumerate(tokens):
+            end = start + len(part)
+            if part and token == part[0] and tokens[start:end] == part:
+                mentions.append(Mention(start, end, letter))
     mentions.sort(key=lambda mention: (mention.start, -mention.end, mention.letter))
     outermost: list[Mention] = []
     covered: set[int] = set()
@@ -365,21 +340,6 @@ def _find_option_texts(
             covered.update(range(max(mention.start, last.end), mention.end))
             last = mention
     return outermost, covered
-
-
-def _find_part(part: list[str], tokens: list[str]) -> list[int]:
-    """Returns where `part` starts in `tokens`, in linear time (Knuth, Morris and Pratt)."""
-    line = [*part, None, *tokens]
-    # How many words before each position, itself included, equal the first words of `line`.
-    borders = [0]
-    for word in line[1:]:
-        border = borders[-1]
-        while border and line[border] != word:
-            border = borders[border - 1]
-        if line[border] == word:
-            border += 1
-        borders.append(border)
-    return [end - 2 * len(part) for end, border in enumerate(borders) if border == len(part)]
 
 
 def _merge_adjacent(mentions: list[Mention]) -> list[Mention]:

@@ -12,7 +12,6 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import soundfile
 from datasets import DatasetDict
 from tqdm import tqdm
 
@@ -27,14 +26,8 @@ MAX_PEAK = 1.5  # A larger |sample| is no overshoot of a resampler but a broken 
 SILENCE_PEAK = 1e-4  # -80 dB of full scale.
 MIN_SECONDS = 0.5
 AT_ONCE = 256  # Facts are saved after so many files.
-DECODING_ERRORS = (
-    soundfile.LibsndfileError,
-    RuntimeError,
-    OSError,
-    ValueError,
-    MemoryError,
-    pa.ArrowException,
-)
+# A LibsndfileError is a RuntimeError.
+DECODING_ERRORS = (RuntimeError, OSError, ValueError, MemoryError, pa.ArrowException)
 
 
 class ClipFacts(NamedTuple):
@@ -128,8 +121,8 @@ def inspect_clips(
     def inspect(clip: str) -> None:
         new_facts[clip] = look(clip, max_seconds)
 
-    bar = tqdm(total=len(new), desc="checking audio", unit="file", disable=None if new else True)
-    with bar:
+    is_silent = None if new else True
+    with tqdm(total=len(new), desc="checking audio", unit="file", disable=is_silent) as bar:
         for start in range(0, len(new), AT_ONCE):
             try:
                 with ThreadPoolExecutor() as pool:

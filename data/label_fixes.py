@@ -1,12 +1,13 @@
 """Fixes two known defects of ReasonAQA: wrong labels of CLE, and options whose position tells."""
 
-import csv
 import html
 import random
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from ..runtime import UserError
 from .answer_parsing import Option, find_options, parse_answer
@@ -41,18 +42,13 @@ def entailment_labels(files: Iterable[str | Path]) -> dict[tuple[str, str], str]
     labels: dict[tuple[str, str], str] = {}
     for file in files:
         try:
-            with open(file, encoding="utf-8", newline="") as lines:
-                table = csv.DictReader(lines)
-                missing = {"Audio file", *LABELS} - set(table.fieldnames or ())
-                rows = list(table)
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"{file}: not a readable CSV file ({error})") from error
-        if missing:
-            columns = ", ".join(sorted(missing))
-            raise UserError(f"{file}: not a CSV file of AudioEntailment (no column {columns})")
-        for row in rows:
+            columns = ["Audio file", *LABELS]
+            table = pd.read_csv(file, usecols=columns, dtype=str, keep_default_na=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file}: not a CSV file of AudioEntailment ({error})") from error
+        for row in table.to_dict("records"):
             for column, label in LABELS.items():
-                labels[_label_key(row["Audio file"] or "", row[column] or "")] = label
+                labels[_label_key(row["Audio file"], row[column])] = label
     if not labels:
         raise UserError(f"{', '.join(map(str, files))}: no labels found")
     return labels

@@ -1,16 +1,11 @@
 """Selects examples by subtype, question type and clip, and mixes them in given shares."""
 
-from typing import Any
-
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute
+import pandas as pd
 from datasets import Dataset
 
 from ..runtime import UserError
 from .reasonaqa import QUESTION_TYPES
-
-pc: Any = pyarrow.compute  # its functions are made at import, so a type checker sees none
 
 
 def select_rows(
@@ -57,14 +52,10 @@ def _check_names(option: str, names: list[str], existing: set[str]) -> None:
 
 def _limit_per_clip(rows: Dataset, numbers: np.ndarray, limit: int, seed: int) -> np.ndarray:
     """Draws at most `limit` of the row numbers for each first clip."""
-    clip_names = _column(rows, "filepath1").combine_chunks().dictionary_encode()
-    clips = clip_names.indices.to_numpy(zero_copy_only=False)[numbers]
     shuffled = np.random.default_rng(seed).permutation(len(numbers))
-    # Rows of a clip follow one another, in a random order.
-    by_clip = shuffled[np.argsort(clips[shuffled], kind="stable")]
-    _, first, counts = np.unique(clips[by_clip], return_index=True, return_counts=True)
-    rank_in_clip = np.arange(len(by_clip)) - np.repeat(first, counts)
-    return numbers[np.sort(by_clip[rank_in_clip < limit])]
+    clips = pd.Series(_strings(rows, "filepath1")[numbers[shuffled]])
+    rank_in_clip = clips.groupby(clips).cumcount()
+    return numbers[np.sort(shuffled[rank_in_clip < limit])]
 
 
 def first_of_each_type(rows: Dataset, limit: int) -> dict[str, np.ndarray]:
@@ -135,17 +126,9 @@ def _split_parts(rows: Dataset, names: list[str]) -> list[np.ndarray]:
     return [np.flatnonzero(part == number) for number in (*range(len(names)), -1)]
 
 
-def _column(rows: Dataset, name: str) -> pa.ChunkedArray:
-    if rows._indices is None:
-        return rows.data.column(name)
-    return rows.with_format("arrow")[:][name]
-
-
 def _strings(rows: Dataset, name: str) -> np.ndarray:
-    return _column(rows, name).to_numpy(zero_copy_only=False)
+    return rows.select_columns(name).to_pandas()[name].to_numpy(object)
 
 
 def _subtypes(rows: Dataset) -> np.ndarray:
-    subtypes = _column(rows, "subtype")
-    names = pc.replace_substring_regex(subtypes, r"\.json$", "")
-    return names.to_numpy(zero_copy_only=False)
+    return pd.Series(_strings(rows, "subtype")).str.removesuffix(".json").to_numpy(object)

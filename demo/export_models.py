@@ -23,31 +23,22 @@ COPIED_FILES = (
 )
 
 
-def export_model(run: Path, folder: Path) -> None:
-    """Writes the final model of a training run to a folder, in half precision."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in COPIED_FILES:
-        shutil.copyfile(run / name, folder / name)
-    weights = load_file(run / "model.safetensors")
-    for name, tensor in weights.items():
-        if tensor.dtype == torch.float32:
-            weights[name] = tensor.half()
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Builds the command's parser."""
+def main(argv: list[str] | None = None) -> None:
+    """Exports the final models of a comparison."""
     parser = argparse.ArgumentParser(description=__doc__)
     help_text = "output_dir of `run_compare.py --config configs/demo.yaml`"
     parser.add_argument("comparison", type=Path, help=help_text)
-    return parser
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Exports the demo's models."""
-    args = build_parser().parse_args(argv)
-    for name in MODEL_NAMES:
-        export_model(args.comparison / name, FOLDER / name)
+    comparison = parser.parse_args(argv).comparison
+    for model in MODEL_NAMES:
+        run, folder = comparison / model, FOLDER / model
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in COPIED_FILES:
+            shutil.copyfile(run / file, folder / file)
+        weights = load_file(run / "model.safetensors")
+        for name, tensor in weights.items():
+            if tensor.dtype == torch.float32:
+                weights[name] = tensor.half()
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 if __name__ == "__main__":

@@ -5,17 +5,16 @@ predict HTSAT's features, as Mimi's is distilled from WavLM (arXiv 2410.00037). 
 half precision in the file formats of the published weights, with what they reach in `figures.json`.
 """
 
-import argparse
-import os
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
+from tqdm.contrib.concurrent import process_map
 from transformers import ClapFeatureExtractor, MimiConfig, MimiModel, set_seed
 
 from ..configuration_audiolm import default_encoder_config
@@ -23,7 +22,7 @@ from ..data.soundscapes.events import CLASSES, SAMPLE_RATE
 from ..data.soundscapes.scenes import draw_scene, render
 from ..encoders_audiolm import HTSATEncoder
 from ..runtime import use_all_of_the_cpu
-from .training import Optimizer, shuffled_batches, write_figures
+from .training import Optimizer, script_parser, shuffled_batches, write_figures
 
 SCENE_SEED = 990_000_000  # differs from any seed of a corpus
 WINDOW_SECONDS = 5
@@ -66,28 +65,14 @@ def _render_scene(number: int) -> tuple[np.ndarray, np.ndarray]:
 
 def render_scenes(first: int, count: int) -> tuple[Tensor, Tensor]:
     """Renders 16-bit audio, `(scenes, samples)`, and presences, `(scenes, classes, cells)`."""
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        rendered = pool.map(_render_scene, range(first, first + count), chunksize=16)
-        rendered = list(tqdm(rendered, total=count, desc="rendering scenes", unit="scene"))
+    numbers = range(first, first + count)
+    rendered = process_map(_render_scene, numbers, chunksize=16, desc="rendering", unit="scene")
     audio, presence = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*rendered))
     return audio, presence.float()
 
 
 def _to_float(audio: Tensor) -> Tensor:
     return audio.float() / 32768
-
-
-def mean_average_precision(scores: Tensor, present: Tensor) -> float:
-    """Returns the mean over classes of the area under the precision-recall curve.
-
-    Both tensors have the shape `(examples, classes)`.
-    """
-    areas = []
-    for class_scores, class_present in zip(scores.T, present.T):
-        hits = class_present[class_scores.argsort(descending=True)]
-        precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1)
-        areas.append(float((precision * hits).sum() / hits.sum().clamp(min=1)))
-    return sum(areas) / len(areas)
 
 
 def train_htsat(
@@ -123,25 +108,17 @@ def htsat_figures(
 ) -> dict[str, float]:
     """Returns mean average precisions: for the classes in a clip, and for those in a time cell."""
     scores = head(htsat_features(encoder, audio).float())
-    cell_scores, cell_presence = (
-        values.transpose(1, 2).flatten(0, 1) for values in (scores, presence)
-    )
+    cells = [values.transpose(1, 2).flatten(0, 1) for values in (presence, scores)]
     return {
-        "tagging_map": mean_average_precision(scores.amax(2), presence.amax(2)),
-        "detection_map": mean_average_precision(cell_scores, cell_presence),
+        "tagging_map": float(average_precision_score(presence.amax(2), scores.amax(2))),
+        "detection_map": float(average_precision_score(*cells)),
     }
 
 
 def quantize(rvq: Any, latents: Tensor, num_codebooks: int) -> tuple[Tensor, Tensor]:
     """Quantises latents with a straight-through gradient, and updates the codebooks.
 
-    Args:
-        rvq: A `MimiResidualVectorQuantizer`.
-        latents: Latents, `(batch, dim, frames)`.
-        num_codebooks: Number of codebooks to use.
-
-    Returns:
-        The quantised latents, and the commitment loss.
+    Latents have the shape `(batch, dim, frames)`. The second result is the commitment loss.
     """
     projected = rvq.input_proj(latents)
     residual = projected
@@ -180,14 +157,15 @@ def spectral_distance(audio: Tensor, target: Tensor) -> Tensor:
 
     Both tensors have the shape `(batch, samples)`.
     """
-    total = 0.0
-    for size in (256, 512, 1024, 2048):
+
+    def log_spectrum(wave: Tensor, size: int) -> Tensor:
         window = torch.hann_window(size)
-        log_audio, log_target = (
-            (torch.stft(x, size, size // 4, window=window, return_complex=True).abs() + 1e-2).log()
-            for x in (audio, target)
-        )
-        total = total + F.l1_loss(log_audio, log_target)
+        spectrum = torch.stft(wave, size, size // 4, window=window, return_complex=True)
+        return (spectrum.abs() + 1e-2).log()
+
+    total = torch.zeros(())
+    for size in (256, 512, 1024, 2048):
+        total = total + F.l1_loss(log_spectrum(audio, size), log_spectrum(target, size))
     return total / 4
 
 
@@ -209,12 +187,9 @@ def normalise_outputs(module: nn.Module, *inputs: Tensor) -> None:
             part.weight.div_(deviations.pop())
 
 
-def _quantizers(model: MimiModel) -> tuple[Any, Any]:
-    quantizer = model.quantizer
-    return (
-        quantizer.semantic_residual_vector_quantizer,
-        quantizer.acoustic_residual_vector_quantizer,
-    )
+def _quantizers(model: Any) -> tuple[Any, Any]:
+    split = model.quantizer
+    return split.semantic_residual_vector_quantizer, split.acoustic_residual_vector_quantizer
 
 
 def _initialise_mimi(audio: Tensor) -> MimiModel:
@@ -291,24 +266,15 @@ def codec_figures(model: Any, audio: Tensor) -> dict[str, dict]:
     return {"spectral_distance": distances, "codebook_perplexity": perplexities}
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Builds the command's parser."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+def main(argv: list[str] | None = None) -> None:
+    """Trains and saves both encoders."""
+    parser = script_parser(__doc__, Path(__file__).parent, "folder for htsat/ and mimi/")
     add = parser.add_argument
-    add("--output", type=Path, default=Path(__file__).parent, help="folder for htsat/ and mimi/")
     add("--scenes", type=int, default=6000, help="training scenes of 5 s")
     add("--unseen", type=int, default=400, help="test scenes")
     add("--htsat_steps", type=int, default=1000, help="steps with batch size 32")
     add("--mimi_steps", type=int, default=7000, help="steps with batch size 8, segments of 1.28 s")
-    add("--seed", type=int, default=0, help="seed of weights and batches")
-    return parser
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Trains and saves both encoders."""
-    args = build_parser().parse_args(argv)
+    args = parser.parse_args(argv)
     use_all_of_the_cpu()
     audio, presence = render_scenes(0, args.scenes)
     unseen, unseen_presence = render_scenes(args.scenes, args.unseen)

@@ -4,7 +4,6 @@ The model reads a clip's caption where an AudioLM reads its audio tokens, and le
 mapper then only has to express a caption as vectors. Both are saved in half precision.
 """
 
-import argparse
 from itertools import product
 from pathlib import Path
 
@@ -12,12 +11,13 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from .. import AudioLMFeatureExtractor, AudioLMProcessor
 from ..data.soundscapes.corpus import Split, draw_corpus
 from ..runtime import use_all_of_the_cpu
-from .training import Optimizer, shuffled_batches, write_figures
+from .training import Optimizer, script_parser, shuffled_batches, write_figures
 
 SEED = 980_000_000  # differs from any seed of a corpus
 # <audio> has AudioLMConfig's audio_token_id, 3.
@@ -69,14 +69,12 @@ def build_example(processor: AudioLMProcessor, row: dict) -> Example:
 
 def collate(examples: list[Example]) -> dict[str, torch.Tensor]:
     """Pads examples to the longest one."""
-    size = max(len(ids) for ids, _ in examples)
-
-    def pad(values: list[list[int]], padding: int) -> torch.Tensor:
-        return torch.tensor([part + [padding] * (size - len(part)) for part in values])
-
-    ids, labels = zip(*examples)
-    mask = [[1] * len(part) for part in ids]
-    return {"input_ids": pad(ids, 0), "attention_mask": pad(mask, 0), "labels": pad(labels, -100)}
+    ids, labels = ([torch.tensor(part) for part in parts] for parts in zip(*examples))
+    return {
+        "input_ids": pad_sequence(ids, True),
+        "attention_mask": pad_sequence([torch.ones_like(part) for part in ids], True),
+        "labels": pad_sequence(labels, True, -100),
+    }
 
 
 def example_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -127,23 +125,14 @@ def train(model: nn.Module, examples: list[Example], steps: int, seed: int) -> N
             bar.set_postfix(loss=f"{loss.item():.3f}")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Builds the command's parser."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+def main(argv: list[str] | None = None) -> None:
+    """Trains and saves the tokenizer and the language model."""
+    parser = script_parser(__doc__, Path(__file__).parent / "text", "output folder")
     add = parser.add_argument
-    add("--output", type=Path, default=Path(__file__).parent / "text", help="output folder")
     add("--rows", type=int, default=60_000, help="training rows")
     add("--steps", type=int, default=14_000, help="steps with batch size 24")
     add("--vocabulary", type=int, default=768, help="size of the tokenizer's vocabulary")
-    add("--seed", type=int, default=0, help="seed of weights and batches")
-    return parser
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Trains and saves the tokenizer and the language model."""
-    args = build_parser().parse_args(argv)
+    args = parser.parse_args(argv)
     use_all_of_the_cpu()
     set_seed(args.seed)
     split = draw_corpus(args.rows, SEED)["train"]

@@ -1,5 +1,6 @@
 """What the demo's training scripts share: batches, the optimizer and the record of results."""
 
+import argparse
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,6 +11,16 @@ from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from ..runtime import write_json
+
+
+def script_parser(description: str | None, output: Path, help_text: str) -> argparse.ArgumentParser:
+    """Builds a parser with `--output` and `--seed`."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=output, help=help_text)
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and batches")
+    return parser
 
 
 def shuffled_batches(

@@ -74,9 +74,7 @@ class EvaluationArguments:
         default=None, metadata={"help": "Use only these subtypes, as in run_train.py."}
     )
     benchmark: str | None = option(
-        "--test_file is the published file of this benchmark. Adds its official metric and a file "
-        "to submit.",
-        choices=BENCHMARKS,
+        "--test_file is the published file of this benchmark.", choices=tuple(BENCHMARKS)
     )
     dataset_name: str | None = option(
         "A data set of `audiolm prepare convert` (folder or Hub name) instead of --test_file and "
@@ -143,13 +141,10 @@ class EvaluationArguments:
         has_test_file = bool(self.test_file)
         if bool(self.dataset_name) == has_test_file or has_test_file != bool(self.audio_dir):
             raise UserError("give either --test_file with --audio_dir, or --dataset_name")
-        if self.benchmark:
-            has_several_folders = self.audio_dir is not None and len(self.audio_dir) > 1
-            if self.dataset_name or has_several_folders or "generate" not in self.protocol:
-                raise UserError(
-                    f"--benchmark {self.benchmark}: expected its --test_file, one --audio_dir and "
-                    "the protocol generate"
-                )
+        if self.benchmark and len(self.audio_dir or ()) != 1:
+            raise UserError(
+                f"--benchmark {self.benchmark}: expected its --test_file and one folder"
+            )
 
     def _check_hub_options(self) -> None:
         if self.revision and Path(self.model_name_or_path).exists():

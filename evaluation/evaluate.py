@@ -28,7 +28,6 @@ from ..runtime import (
 )
 from .answering import PROTOCOLS
 from .arguments import ControlPlan, EvaluationArguments, parse_arguments
-from .benchmarks import official_metrics, submission
 from .inputs import (
     EvaluatedModel,
     EvaluationData,
@@ -67,16 +66,11 @@ class Evaluation:
     rows: list[dict]  # predictions.jsonl
     seconds: float  # time that answering took
     seconds_by_activity: dict[str, float]  # the same for the evaluated model
-    submission: list[dict] | str | None = None  # to a benchmark: items, or the text of a CSV
     weights_commit: str | None = None  # on the Hub
 
     def save(self, folder: str | Path, argv: list[str] | None = None) -> None:
         """Writes the results into the output folder, and deletes the partial answers there."""
         folder = Path(folder)
-        if isinstance(self.submission, str):
-            write_text(folder / "submission.csv", self.submission)
-        elif self.submission is not None:
-            write_json(folder / "submission.json", self.submission)
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows]
         write_text(folder / "predictions.jsonl", "".join(lines))
         write_json(folder / "metrics.json", self.metrics)
@@ -135,9 +129,8 @@ def evaluate(arguments: EvaluationArguments) -> Evaluation | None:
     training_rows = data.training_rows if "majority" in plan.controls else None
     rows = predicted_rows(data.rows, outputs, data.seconds, training_rows)
     metrics = compute_metrics(arguments, plan, rows, settings)
-    official, to_submit = official_results(arguments, data, rows)
     commit = getattr(evaluated.model.config, "_commit_hash", None)
-    return Evaluation(metrics | official, rows, seconds, answerer.seconds, to_submit, commit)
+    return Evaluation(metrics, rows, seconds, answerer.seconds, commit)
 
 
 def _fill_feature_cache(folder: str, evaluated: EvaluatedModel, clips: list[str]) -> FeatureCache:
@@ -188,7 +181,7 @@ def describe_settings(
 def compute_metrics(
     arguments: EvaluationArguments, plan: ControlPlan, rows: list[dict], settings: dict
 ) -> dict:
-    """Returns the content of `metrics.json`, except a benchmark's official metric."""
+    """Returns the content of `metrics.json`."""
     protocol = PROTOCOLS[arguments.protocol[0]][0]
     metrics = {
         **score(rows, protocol, settings["max_audio_seconds"]),
@@ -199,23 +192,6 @@ def compute_metrics(
         files = [Path(file).name for file in arguments.fix_cle_labels]
         metrics["fix_cle_labels"] = files or "swapped"
     return metrics
-
-
-def official_results(
-    arguments: EvaluationArguments, data: EvaluationData, rows: list[dict]
-) -> tuple[dict, list[dict] | str | None]:
-    """Returns the `official` entry of `metrics.json` and the file to submit, for a benchmark.
-
-    Rows with unusable audio have no answer. Both values are empty without `--benchmark`.
-    """
-    name = arguments.benchmark
-    if not name:
-        return {}, None
-    texts = [row["answers"]["generate"]["text"] for row in rows]
-    text_by_id = dict(zip(data.rows["id"], texts))
-    predictions = [text_by_id.get(item) for item in data.all_rows["id"]]
-    official = {"benchmark": name, **official_metrics(name, data.all_rows, predictions)}
-    return {"official": official}, submission(name, data.all_rows, predictions)
 
 
 def push(arguments: EvaluationArguments, evaluation: Evaluation) -> str:

@@ -43,8 +43,7 @@ class EvaluatedModel:
 class EvaluationData:
     """The examples of an evaluation."""
 
-    all_rows: Dataset  # also those with unusable audio
-    rows: Dataset  # to answer
+    rows: Dataset
     seconds: dict[str, float]  # of each clip's file
     training_rows: list[dict] | None  # for the control `majority`, if it runs
 
@@ -130,7 +129,7 @@ def read_data(arguments: EvaluationArguments, max_audio_seconds: float) -> Evalu
             training_rows = [
                 fixes({**row, "question_type": question_type(row)}) for row in training_rows
             ]
-    return EvaluationData(data["test"], fixes.apply(usable), seconds, training_rows)
+    return EvaluationData(fixes.apply(usable), seconds, training_rows)
 
 
 def read_test_rows(arguments: EvaluationArguments) -> Dataset:
@@ -139,7 +138,7 @@ def read_test_rows(arguments: EvaluationArguments) -> Dataset:
         rows = load_shards(dataset_folder(arguments.dataset_name), ["test"])["test"]
     elif arguments.benchmark:
         folder = arguments.audio_dir[0]  # ty: ignore[not-subscriptable]
-        rows = read_benchmark(arguments.benchmark, arguments.test_file, folder, "keep")
+        rows = read_benchmark(arguments.benchmark, arguments.test_file, folder)
     else:
         files = {"test": arguments.test_file}
         rows = load_reasonaqa(files, audio_roots(arguments.audio_dir))["test"]

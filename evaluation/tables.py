@@ -47,10 +47,6 @@ def format_metrics(metrics: dict) -> str:
             lines += _control_lines(metrics)
     if metrics["text"]:
         lines += _text_lines(metrics["text"])
-    if "official" in metrics:
-        official = metrics["official"]
-        lines.append(f"{official['benchmark']}'s own metric, {official['protocol']}")
-        lines += _official_lines(official)
     not_run = dict(metrics.get("not_run", {}))
     for entry in metrics["text"].values():
         not_run |= entry.get("generated", {}).get("not_run", {})
@@ -129,15 +125,6 @@ def _text_lines(text: dict) -> list[str]:
             losses = [f"{control} {loss:.3f}" for control, loss in entry["control_loss"].items()]
             lines.append(f"{name}: loss per token under {', '.join(losses)}")
     return lines
-
-
-def _official_lines(official: dict, path: str = "  ") -> Iterator[str]:
-    """Yields the numbers of a benchmark's own metric, each under its path in metrics.json."""
-    for name, value in official.items():
-        if isinstance(value, dict):
-            yield from _official_lines(value, f"{path}{name}: ")
-        elif isinstance(value, float):
-            yield f"{path}{name.replace('_', ' ')}: {value:.4f}"
 
 
 def comparison_columns(comparison: dict) -> dict[str, dict]:

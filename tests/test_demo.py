@@ -168,15 +168,6 @@ def test_render_scenes_marks_when_each_class_sounds():
             assert at[middle] and (event.onset < 0.8 or not at[before])
 
 
-def test_mean_average_precision_by_hand():
-    scores = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.1, 0.3]])
-    present = torch.tensor([[1.0, 1.0], [0.0, 0.0], [1.0, 0.0]])
-    assert (
-        abs(train_encoders.mean_average_precision(scores, present) - ((1 + 2 / 3) / 2 + 1 / 3) / 2)
-        < 1e-6
-    )
-
-
 def test_update_codebook_converges_to_the_centres_of_points():
     torch.manual_seed(0)
     model = MimiModel(train_encoders.MimiConfig(**train_encoders.MIMI))

@@ -60,11 +60,10 @@ class Balance:
         options = [str(answer) for answer in rng.permutation(np.array(wrong, dtype=object))]
         key = (question.keys or (question.text,))[0]
         detailed_key = (key, question.right, len(wrong) + 1)
-        counts = []
-        for letter in range(len(wrong) + 1):
-            specific = self.letters[*detailed_key, letter]
-            counts.append((specific, self.letters[key, letter], rng.random()))
-        letter = counts.index(min(counts))
+        letter = min(
+            range(len(wrong) + 1),
+            key=lambda n: (self.letters[*detailed_key, n], self.letters[key, n], rng.random()),
+        )
         self.letters[*detailed_key, letter] += 1
         self.letters[key, letter] += 1
         options.insert(letter, question.right)
@@ -113,7 +112,7 @@ class QuestionWriter:
         return None
 
     def _write_closed(self, template: Template, scene: int) -> dict[str, str] | None:
-        best = None
+        candidates = []
         for attempt in range(MAX_TRIES):
             clips = self._choose_clips(template, scene, attempt)
             questions = list(template.ask(*(self.scenes[clip] for clip in clips)))
@@ -123,13 +122,12 @@ class QuestionWriter:
                 continue
             question = self.balance.choose(questions)
             excess = self.balance.excess(question, question.right)
-            if best is None or excess < best[0]:
-                best = (excess, question, clips)
+            candidates.append((excess, attempt, question, clips))
             if excess <= 0:
                 break
-        if best is None:
+        if not candidates:
             return None
-        _, question, clips = best
+        *_, question, clips = min(candidates, key=lambda c: c[:2])
         self.written.add((question.text, *clips))
         text, answer = self._add_options(template.question_type, question)
         return self._row(SUBTYPES[template.question_type], text, answer, clips)
@@ -171,21 +169,19 @@ def draw_questions(
     Rows about one scene are neighbours as far as balance allows.
     """
     writer = QuestionWriter(scenes, paths, rng)
-    drawn = []
-    categories = []
+    drawn, categories = [], []
     schedule: list[Template] = []
     while len(drawn) < rows:
         if not schedule:
             templates = list(chain.from_iterable([t] * t.rows for t in TEMPLATES))
             schedule = [templates[i] for i in rng.permutation(len(templates))]
-        template = schedule.pop()
         scene = len(drawn) * len(scenes) // rows
-        row = writer.write(template, scene)
-        if row is None:
-            template = FALLBACK
+        for template in (schedule.pop(), FALLBACK):
             row = writer.write(template, scene)
-        if row is None:
+            if row is not None:
+                drawn.append(row)
+                categories.append(template.category)
+                break
+        else:
             raise UserError(f"{len(scenes)} scenes do not give {rows} different questions")
-        drawn.append(row)
-        categories.append(template.category)
     return drawn, categories

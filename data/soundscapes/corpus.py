@@ -9,17 +9,11 @@ From it, the next run finds missing and broken files and makes only these.
 import argparse
 import dataclasses
 import json
-import multiprocessing
-import os
-import signal
-import sys
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-import numpy as np
 import soundfile
+from numpy.random import SeedSequence, default_rng
 from tqdm import tqdm
 
 from ...runtime import (
@@ -68,10 +62,10 @@ def draw_corpus(rows: int, seed: int) -> dict[str, Split]:
     if seed < 0:
         raise UserError(f"--seed {seed}: expected a number from 0 on")
     rows_per_split = (rows, max(40, rows // 8), max(80, rows // 5))
-    sequences = np.random.SeedSequence(seed).spawn(len(SPLITS))
+    sequences = SeedSequence(seed).spawn(len(SPLITS))
     corpus = {}
     for split, count, sequence in zip(SPLITS, rows_per_split, sequences):
-        scene_rng, row_rng = (np.random.default_rng(part) for part in sequence.spawn(2))
+        scene_rng, row_rng = map(default_rng, sequence.spawn(2))
         num_scenes = -(-count // ROWS_PER_CLIP)
         scenes = [draw_scene(scene_rng) for _ in range(num_scenes)]
         paths = [f"audio/{split}/{number:05}.flac" for number in range(num_scenes)]
@@ -95,17 +89,17 @@ def make_soundscapes(output_dir: str | Path, rows: int = 8000, seed: int = 0) ->
     """
     output = Path(output_dir)
     settings = {"version": VERSION, "rows": rows, "seed": seed}
-    files = {split: output / f"{split}.json" for split in SPLITS}
     try:
         recorded = _read_manifest(output, settings)
-        intact = {
-            name: entry for name, entry in recorded.items() if _is_intact(output / name, entry)
-        }
+        intact = {}
+        for name, entry in recorded.items():
+            if (output / name).is_file() and _file_entry(output / name) == entry:
+                intact[name] = entry
         if not recorded or intact != recorded:
             _write_corpus(output, settings, draw_corpus(rows, seed), intact, bool(recorded))
     except OSError as error:
         raise UserError(f"{output}: {error}. Choose another folder, or free disk space.") from error
-    return files
+    return {split: output / f"{split}.json" for split in SPLITS}
 
 
 def _write_corpus(
@@ -115,9 +109,8 @@ def _write_corpus(
     intact: dict[str, FileEntry],
     is_ours: bool,
 ) -> None:
-    texts = {f"{name}.json": _to_json(split.rows) for name, split in corpus.items()}
-    for name, text in texts.items():
-        path = output / name
+    texts = {output / f"{name}.json": _to_json(split.rows) for name, split in corpus.items()}
+    for path, text in texts.items():
         if not is_ours and path.exists() and path.read_bytes() != text.encode():
             raise UserError(
                 f"{path} is not of this corpus. Choose another folder, or remove the file."
@@ -126,12 +119,18 @@ def _write_corpus(
     for name, split in corpus.items():
         (output / "audio" / name).mkdir(parents=True, exist_ok=True)
         scenes |= dict(zip(split.paths, split.scenes))
-    for name, text in texts.items():
-        write_text(output / name, text)
-        intact[name] = _file_entry(output / name)
-    missing = {path: scene for path, scene in scenes.items() if path not in intact}
-    entries = intact | dict(_render_all(output, missing))
-    entries = dict(sorted(entries.items()))
+    for path, text in texts.items():
+        write_text(path, text)
+    tasks = [(output, path, scene) for path, scene in scenes.items() if path not in intact]
+    # Processes start when they get work. For few files that takes longer than to render them.
+    with ProcessPoolExecutor() as pool:
+        is_parallel = len(tasks) >= MIN_PARALLEL_FILES
+        done = (
+            pool.map(_render_file, tasks, chunksize=4) if is_parallel else map(_render_file, tasks)
+        )
+        list(tqdm(done, total=len(tasks), desc="rendering", unit="clip", disable=None))
+    names = sorted([*scenes, *(path.name for path in texts)])
+    entries = {name: intact.get(name) or _file_entry(output / name) for name in names}
     manifest = {
         **settings,
         "digest": json_digest(entries),
@@ -140,6 +139,42 @@ def _write_corpus(
         "files": entries,
     }
     write_text(output / MANIFEST, _to_json(manifest))
+
+
+def _render_file(task: tuple[Path, str, Scene]) -> None:
+    output, name, scene = task
+    with atomic_file(output / name) as temporary:
+        soundfile.write(temporary, render(scene), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+
+
+def _read_manifest(output: Path, settings: dict) -> dict[str, FileEntry]:
+    """Returns the files of a corpus that is complete, else nothing."""
+    try:
+        manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
+        recorded = {key: manifest[key] for key in settings}
+        files = {name: (size, digest) for name, (size, digest) in manifest["files"].items()}
+        if json_digest(files) != manifest["digest"]:
+            return {}
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return {}
+    if recorded != settings:
+        texts = [
+            ", ".join(f"{key} {value}" for key, value in part.items())
+            for part in (recorded, settings)
+        ]
+        raise UserError(
+            f"{output} holds a corpus of {texts[0]}, not of {texts[1]}. "
+            "Choose another folder, or remove it."
+        )
+    return files
+
+
+def _file_entry(path: Path) -> FileEntry:
+    return path.stat().st_size, file_digest(path)
+
+
+def _to_json(content: object) -> str:
+    return json.dumps(content, indent=0, ensure_ascii=False)
 
 
 def write_labels(corpus_dir: str | Path) -> dict[str, Path]:
@@ -166,92 +201,14 @@ def write_labels(corpus_dir: str | Path) -> dict[str, Path]:
     return files
 
 
-def _read_manifest(output: Path, settings: dict) -> dict[str, FileEntry]:
-    """Returns the files of a corpus that is complete, else nothing."""
-    try:
-        manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
-        recorded = {key: manifest[key] for key in settings}
-        files = {name: (size, digest) for name, (size, digest) in manifest["files"].items()}
-        is_broken = json_digest(files) != manifest["digest"]
-    except (FileNotFoundError, ValueError, LookupError, TypeError):
-        return {}
-    if is_broken:
-        return {}
-    if recorded != settings:
-        raise UserError(
-            f"{output} holds a corpus of {_describe(recorded)}, not of {_describe(settings)}. "
-            "Choose another folder, or remove it."
-        )
-    return files
-
-
-def _describe(settings: dict) -> str:
-    return ", ".join(f"{key} {value}" for key, value in settings.items())
-
-
-def _file_entry(path: Path) -> FileEntry:
-    return path.stat().st_size, file_digest(path)
-
-
-def _is_intact(path: Path, entry: FileEntry) -> bool:
-    return path.is_file() and _file_entry(path) == entry
-
-
-def _to_json(content: object) -> str:
-    return json.dumps(content, indent=0, ensure_ascii=False)
-
-
-def _render_file(task: tuple[Path, str, Scene]) -> tuple[str, FileEntry]:
-    output, name, scene = task
-    with atomic_file(output / name) as temporary:
-        soundfile.write(temporary, render(scene), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    return name, _file_entry(output / name)
-
-
-def _render_all(output: Path, scenes: dict[str, Scene]) -> Iterator[tuple[str, FileEntry]]:
-    """Renders files on all cores. Yields each one's name and entry when it is complete."""
-    tasks = [(output, name, scene) for name, scene in scenes.items()]
-    bar = {"total": len(tasks), "desc": "rendering", "unit": "clip", "disable": None}
-    has_affinity = hasattr(os, "sched_getaffinity")
-    processes = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    if processes == 1 or len(tasks) < MIN_PARALLEL_FILES:
-        yield from tqdm(map(_render_file, tasks), **bar)
-        return
-    # A forked process has nothing to import, which takes longer than to render a small corpus.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    ignore_interrupts = (signal.SIGINT, signal.SIG_IGN)
-    pool = ProcessPoolExecutor(processes, context, signal.signal, ignore_interrupts)
-    try:
-        yield from tqdm(pool.map(_render_file, tasks, chunksize=4), **bar)
-    except BrokenProcessPool as error:
-        raise UserError(f"{output}: a process that renders clips was killed. Run again.") from error
-    finally:
-        # An interrupted run must not render the remaining files first.
-        pool.shutdown(cancel_futures=True)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Builds the command's parser."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--output", required=True, help="folder of the corpus")
-    add(
-        "--rows",
-        type=int,
-        default=8000,
-        help="training rows (default: %(default)s); an eighth as many, at least 40, for validation "
-        "and a fifth, at least 80, for testing; one clip for ten rows",
-    )
-    add("--seed", type=int, default=0, help="seed of the corpus (default: %(default)s)")
-    return parser
-
-
 @report_user_errors("soundscapes")
 def main(argv: list[str] | None = None) -> None:
     """Makes a corpus and prints its files."""
-    args = build_parser().parse_args(argv)
+    parser = argparse.ArgumentParser(description="Makes a synthetic corpus in ReasonAQA's shape.")
+    parser.add_argument("--output", required=True, help="folder of the corpus")
+    parser.add_argument("--rows", type=int, default=8000, help="training rows; one clip for ten")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the corpus")
+    args = parser.parse_args(argv)
     for split, file in make_soundscapes(args.output, args.rows, args.seed).items():
         print(f"{split}: {file}")
 

@@ -5,10 +5,10 @@ Longer than 350 lines, because each class is a function.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
+from scipy.fft import next_fast_len
 
 SAMPLE_RATE = 24000  # Hz
 EVENT_DB = -20.0  # loudest 50 ms of a near event of 0 dB gain
@@ -80,14 +80,9 @@ def ramp(samples: int) -> np.ndarray:
     return np.arange(samples, dtype=np.float32)
 
 
-# Even lengths without a prime factor over 5, whose transform is quick.
-_POWERS = product(range(17), range(11), range(8))
-_FFT_SIZES = np.unique([2 * 2**a * 3**b * 5**c for a, b, c in _POWERS])
-
-
 def fft_size(samples: int) -> int:
-    """Returns the next length whose Fourier transform is quick."""
-    return int(_FFT_SIZES[np.searchsorted(_FFT_SIZES, samples)])
+    """Returns the next even length whose Fourier transform is quick."""
+    return 2 * next_fast_len((samples + 1) // 2, real=True)
 
 
 def bins_hertz(size: int) -> np.ndarray:
@@ -258,11 +253,8 @@ def _knocks(event: Event, samples: int, rng: np.random.Generator) -> np.ndarray:
     size = int(0.12 * SAMPLE_RATE)
     modes = [hertz * _jitter(rng, 0.2) for hertz in (260, 540, 900)]
     wood = sum(_tone(hertz, size) * _decay(size, 0.015) for hertz in modes)
-
-    def knock() -> np.ndarray:
-        return wood + 2 * noise(size, rng, 200, 1500) * _decay(size, 0.004)
-
-    return _repeat(event, samples, rng, knock)
+    hit = _decay(size, 0.004)
+    return _repeat(event, samples, rng, lambda: wood + 2 * noise(size, rng, 200, 1500) * hit)
 
 
 def _footsteps(event: Event, samples: int, rng: np.random.Generator) -> np.ndarray:
@@ -307,11 +299,8 @@ def _clapping(event: Event, samples: int, rng: np.random.Generator) -> np.ndarra
     centre = rng.uniform(1100, 1900)
     decay = _decay(size, 0.012)
     bursts = sum(np.roll(decay, delay) * (ramp(size) >= delay) for delay in (0, 130, 260))
-
-    def clap() -> np.ndarray:
-        return bursts * noise(size, rng, centre * 0.8, centre * 1.5, 4)
-
-    return _repeat(event, samples, rng, clap)
+    band = (centre * 0.8, centre * 1.5)
+    return _repeat(event, samples, rng, lambda: bursts * noise(size, rng, *band, 4))
 
 
 def _saw(event: Event, samples: int, rng: np.random.Generator) -> np.ndarray:

@@ -22,6 +22,14 @@ with open(Path(__file__).with_name("generated_texts.tsv"), encoding="utf-8", new
     TEXTS = list(csv.DictReader(table, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
+RULES = {
+    "is_part_of_a_word": answer_parsing.is_part_of_a_word,
+    **answer_parsing.ANY_LETTER_RULES,
+    **answer_parsing.OPTION_LETTER_RULES,
+    **answer_parsing.ARTICLE_RULES,
+}
+
+
 def find_letter(text: str, **options) -> answer_parsing.LetterContext:
     """Returns the context of the first single letter in a text."""
     tokenized = tokenize(text)
@@ -48,11 +56,11 @@ def find_letter(text: str, **options) -> answer_parsing.LetterContext:
     ],
 )
 def test_letter_rule_of_its_example(rule, text, expected):
-    assert getattr(answer_parsing, rule)(find_letter(text)) is expected
+    assert RULES[rule](find_letter(text)) is expected
 
 
 def test_precedes_option_text_before_a_covered_word():
-    assert answer_parsing.precedes_option_text(find_letter("B rain", covered={1}))
+    assert RULES["precedes_option_text"](find_letter("B rain", covered={1}))
 
 
 def test_names_an_option_of_an_article_before_a_noun_is_false():

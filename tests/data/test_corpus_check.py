@@ -100,7 +100,7 @@ def test_check_of_mini_reasonaqa_has_no_errors_and_is_cached(check, monkeypatch)
     assert sum(part["clips"] for part in parts) == 800
     assert sum(part["found"] for part in parts) == 800
     # Without a decoder the second check has only the cache.
-    monkeypatch.setattr(audio_check.soundfile, "SoundFile", None)
+    monkeypatch.setattr(soundfile, "SoundFile", None)
     assert check(data=SHARED) == result
 
 

@@ -104,7 +104,7 @@ def test_fix_cle_label_twice_without_labels_changes_nothing(before, after):
     ("content", "message"),
     [
         (b"a,b\n1,2\n", "not a CSV file of AudioEntailment"),
-        (b"\xff\xfe\x00", "not a readable CSV file"),
+        (b"\xff\xfe\x00", "not a CSV file of AudioEntailment"),
         (b"", "not a CSV file of AudioEntailment"),
         (b"Audio file,Entailment,Neutral,Contradiction\n", "no labels found"),
     ],
@@ -256,5 +256,7 @@ def test_training_of_adapters_records_the_fixes(corpus, argv):
 
 
 def test_training_missing_csv_is_one_line(argv):
-    with pytest.raises(SystemExit, match=r"run_train.py: gone.csv: not a readable CSV file"):
+    with pytest.raises(
+        SystemExit, match=r"run_train.py: gone.csv: not a CSV file of AudioEntailment"
+    ):
         train([*argv, "--fix_cle_labels", "gone.csv"])
