@@ -81,8 +81,9 @@ def answer_table(args: Namespace, questions: pd.DataFrame, model: LoadedModel) -
     with tqdm(total=len(questions), **progress) as bar:
         for start in range(len(finished), len(questions), args.batch_size):
             batch = questions[start : start + args.batch_size]
-            answers = pd.DataFrame(answer_rows(args, batch.to_dict("records"), model), batch.index)
-            answers = answers.reindex(columns=ADDED_COLUMNS).fillna("").assign(model=label)
+            empty = dict.fromkeys(ADDED_COLUMNS, "") | {"model": label}
+            rows = answer_rows(args, batch.to_dict("records"), model)
+            answers = pd.DataFrame([empty | row for row in rows], batch.index)
             batch.join(answers).to_csv(args.output, mode="a", header=False, index=False)
             num_errors += sum(answers["error"] != "")
             bar.update(len(batch))
@@ -115,7 +116,7 @@ def _answer_batch(args: Namespace, rows: list[dict], model: LoadedModel) -> list
     return [
         {
             "answer": answer.text,
-            "choice": answer.choice,
+            "choice": answer.choice or "",
             "probability": f"{answer.options[answer.choice]:.4f}" if answer.choice else "",
             "used_seconds": " ".join(f"{clip.used:.4g}" for clip in row_clips),
         }
