@@ -60,30 +60,26 @@ def format_options(actions: list[argparse.Action]) -> str:
 def format_command(command: str, module: str) -> str:
     """Returns the section of a command."""
     parser = import_module(f"audiolm.{module}").build_parser()
-    actions = listed_options(parser)
+    actions = [action for action in parser._actions if action.dest != "help"]
     parts = [f"## audiolm {command}", parser.description or ""]
-    if isinstance(actions[0], argparse._SubParsersAction):
-        for name, inner in actions[0].choices.items():
+    subcommands = [a for a in actions if isinstance(a, argparse._SubParsersAction)]
+    if subcommands:
+        for name, inner in subcommands[0].choices.items():
+            options = [action for action in inner._actions if action.dest != "help"]
             parts += [f"### audiolm {command} {name}", inner.description or ""]
-            parts.append(format_options(listed_options(inner)))
+            parts.append(format_options(options))
     elif command == "train":
         stock = TrainingArguments.__dataclass_fields__
-        # The default of `dataloader_pin_memory` is what the machine has.
-        defaults = TRAINING_DEFAULTS.keys() & stock.keys() - {"dataloader_pin_memory"}
+        # `--no_OPTION` is the opposite of an option that is listed.
+        actions = [a for a in actions if not isinstance(a, argparse._StoreFalseAction)]
+        changed = [a for a in actions if a.dest in stock and a.dest in TRAINING_DEFAULTS]
         parts.append(format_options([a for a in actions if a.dest not in stock]))
-        parts += [STOCK, format_options([a for a in actions if a.dest in defaults])]
+        # What the machine has, so the page does not depend on it.
+        changed = [a for a in changed if a.dest != "dataloader_pin_memory"]
+        parts += [STOCK, format_options(changed)]
     else:
         parts.append(format_options(actions))
     return "\n\n".join(part.strip() for part in parts if part)
-
-
-def listed_options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
-    """Returns a parser's options without `--help` and `--no_OPTION`, the opposite of another."""
-    return [
-        action
-        for action in parser._actions
-        if action.dest != "help" and not isinstance(action, argparse._StoreFalseAction)
-    ]
 
 
 def build_page() -> str:
