@@ -226,14 +226,6 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _is_in_train_mode(self) -> bool:
         return all(part.training == (part is not self.encoder) for part in self.children())
 
-    def get_input_embeddings(self) -> nn.Module:
-        """Returns the language model's input embeddings."""
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Sets the language model's input embeddings."""
-        self.language_model.set_input_embeddings(value)
-
     def get_output_embeddings(self) -> nn.Module:
         """Returns the language model's head."""
         return self.language_model.get_output_embeddings()

@@ -1,7 +1,6 @@
 """What every room needs: user errors, the record of a run, digests, atomic files, the CPU."""
 
 import ctypes
-import functools
 import hashlib
 import json
 import logging
@@ -12,10 +11,11 @@ import shlex
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from subprocess import DEVNULL
 
 import torch
 
@@ -49,7 +49,8 @@ class UserError(ValueError):
     """A wrong option, path or file. Commands print its message as one line, without a traceback."""
 
 
-def report_user_errors(program: str) -> Callable[[Callable], Callable]:
+@contextmanager
+def report_user_errors(program: str) -> Iterator[None]:
     """Decorates a command's `main`: a `UserError` becomes one line on stderr and exit status 1.
 
     Every other exception is a bug and keeps its traceback.
@@ -57,22 +58,10 @@ def report_user_errors(program: str) -> Callable[[Callable], Callable]:
     Args:
         program: Name that stands before the message, such as `run_train.py` or `audiolm ask`.
     """
-
-    def decorate(main: Callable) -> Callable:
-        @functools.wraps(main)
-        def wrapped(*args, **kwargs):
-            try:
-                return main(*args, **kwargs)
-            except UserError as error:
-                sys.exit(f"{program}: {error}")
-
-        return wrapped
-
-    return decorate
-
-
-# ------------------------------------------------------------------------------------------------
-# Files and digests
+    try:
+        yield
+    except UserError as error:
+        sys.exit(f"{program}: {error}")
 
 
 @contextmanager
@@ -124,10 +113,6 @@ def public_name(name_or_path: str) -> str:
     return path.name if path.exists() or path.is_absolute() else name_or_path
 
 
-# ------------------------------------------------------------------------------------------------
-# Figures for people
-
-
 def format_duration(seconds: float) -> str:
     """Formats a duration.
 
@@ -153,10 +138,6 @@ def format_bytes(size: float) -> str:
             return f"{size:.0f} B" if unit == "B" else f"{size:,.1f} {unit}"
         size /= 1000
     raise AssertionError("unreachable")
-
-
-# ------------------------------------------------------------------------------------------------
-# The record of a run
 
 
 def remove_secrets(argv: list[str]) -> list[str]:
@@ -194,32 +175,13 @@ def code_facts() -> dict[str, str]:
     facts = {"audiolm": __version__}
     git = ["git", "-C", str(folder), "--git-dir", str(folder / ".git")]
     try:
-        head = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        )
-        status = subprocess.run(
-            [*git, "diff", "--quiet", "HEAD", "--", "*.py"], capture_output=True
-        )
-        is_changed = status.returncode != 0
-        facts["commit"] = head.stdout.strip() + (", with uncommitted changes" if is_changed else "")
+        commit = subprocess.check_output([*git, "rev-parse", "HEAD"], stderr=DEVNULL, text=True)
+        diff = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "*.py"], stderr=DEVNULL)
+        facts["commit"] = commit.strip() + (", with uncommitted changes" if diff.returncode else "")
     except (OSError, subprocess.CalledProcessError):  # installed from a wheel
         logger.debug("%s is not a git checkout", folder)
     facts |= {name: version(name) for name in ("torch", "transformers")}
     return facts | {"python": platform.python_version()}
-
-
-def _package_versions() -> dict[str, str]:
-    versions = {}
-    for name in PACKAGES:
-        with suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    return versions
-
-
-def _device_name() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"CPU ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def run_info(program: str, argv: list[str] | None, **more) -> dict:
@@ -231,12 +193,18 @@ def run_info(program: str, argv: list[str] | None, **more) -> dict:
         more: Further entries, such as digests of the data.
     """
     argv = sys.argv[1:] if argv is None else argv
+    code = code_facts()
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            code[name] = version(name)
+    has_cuda = torch.cuda.is_available()
+    cpu = f"CPU ({torch.backends.cpu.get_cpu_capability()})"
     return {
         "command": shlex.join([program, *remove_secrets(list(argv))]),
-        "code": code_facts() | _package_versions(),
+        "code": code,
         "machine": {
-            "device": _device_name(),
-            "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+            "device": torch.cuda.get_device_name() if has_cuda else cpu,
+            "cuda": torch.version.cuda if has_cuda else None,
             "processes": int(os.environ.get("WORLD_SIZE", 1)),
             "threads": torch.get_num_threads(),
             "platform": platform.platform(),
@@ -248,10 +216,6 @@ def run_info(program: str, argv: list[str] | None, **more) -> dict:
 def write_run_info(folder: str | Path, info: dict) -> None:
     """Writes `run_info.json` into a folder."""
     write_json(Path(folder, RUN_INFO_FILE), info)
-
-
-# ------------------------------------------------------------------------------------------------
-# The process
 
 
 def resident_memory(kind: str) -> int | None:

@@ -8,14 +8,12 @@ publishes it.
 import argparse
 import html
 import json
-import logging
 import os
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -27,7 +25,7 @@ from ..data.decoder import BadClip
 from ..data.soundscapes.corpus import make_soundscapes
 from ..demo import MODEL_NAMES
 from ..runtime import UserError, report_user_errors, use_all_of_the_cpu
-from .model import Answer, EncodedClip, LoadedModel
+from .model import Answer, LoadedModel
 from .space import write_space
 
 try:
@@ -46,16 +44,6 @@ DEMO_NOTE = (
     "Their answers about other recordings mean nothing."
 )
 EXAMPLE_COUNTS = {"mcq": 3, "yes_no": 2, "pair": 1}
-logger = logging.getLogger("audiolm.ask.app")
-
-
-@dataclass
-class Column:
-    """What the page shows of one model: its text, the options' probabilities, and times."""
-
-    text: str = ""
-    probabilities: dict[str, float] | None = None
-    status: str = "waiting"
 
 
 def clip_figures(paths: list[str], models: list[LoadedModel]) -> str:
@@ -72,80 +60,45 @@ def label_probabilities(question: str, answer: Answer) -> dict[str, float] | Non
     return {labels.get(option, option): p for option, p in answer.options.items()} or None
 
 
-def user_error(message: str, title: str) -> Exception:
+def user_error(message: str) -> Exception:
     """Returns an error that the page shows and that does not appear in the log."""
-    return gr.Error(html.escape(message), title=title, print_exception=False)
+    return gr.Error(html.escape(message), title="Not answered", print_exception=False)
 
 
 def read_inputs(clips: list[str], question: str, options: str) -> str:
-    """Returns the question with its options, or raises what the user can do about it."""
+    """Returns the question with its options, or raises `UserError`."""
     if not clips:
-        raise user_error("Upload or record a clip, or pick an example.", "No clip yet")
+        raise UserError("Upload or record a clip, or pick an example")
     if not (question or "").strip():
-        raise user_error("Write a question first.", "No question")
+        raise UserError("Write a question first")
     if len(question) + len(options or "") > MAX_CHARACTERS:
-        raise user_error(f"Use at most {MAX_CHARACTERS:,} characters.", "Too long")
-    try:
-        return add_options(question, (options or "").splitlines())
-    except ValueError as error:
-        raise user_error(f"{error}.", "Options") from error
+        raise UserError(f"Use at most {MAX_CHARACTERS:,} characters")
+    return add_options(question, (options or "").splitlines())
 
 
-def encode_clips(model: LoadedModel, paths: list[str]) -> list[EncodedClip]:
-    """Encodes the clips. An error names a file without its folder on the server."""
-    try:
-        return model.encode(paths)
-    except BadClip as error:
-        message = str(error)
-        for path in paths:
-            message = message.replace(f"{Path(path).parent}/", "")
-        text = f"This clip cannot be read ({message}). WAV, FLAC, OGG and MP3 work."
-        raise user_error(text, "Not audio?") from error
-
-
-def answer_in_column(
-    model: LoadedModel, clips: list[EncodedClip], question: str, no_audio: bool, column: Column
-) -> Iterator[None]:
-    """Fills a model's column while it answers. Yields after each change."""
-    encoded = column.status
-    first_word: float | None = None
+def answer_column(
+    model: LoadedModel, clips: list[str], question: str, no_audio: bool
+) -> Iterator[list]:
+    """Yields a model's text, its options' probabilities and times as the answer grows."""
     start = time.perf_counter()
-    try:
-        for part in model.stream(question, clips, no_audio):
-            if isinstance(part, Answer):
-                column.text = part.text or "(empty answer)"
-                column.probabilities = label_probabilities(question, part)
-                notes = [encoded, f"first word {first_word:.2f} s" if first_word else ""]
-                notes.append(f"answered {part.seconds:.2f} s")
-                if any(clip.is_truncated for clip in clips):
-                    notes.append(f"used the first {model.max_audio_seconds:g} s")
-                column.status = " · ".join(filter(None, notes))
-            else:
-                first_word = first_word or time.perf_counter() - start
-                column.text = part
-            yield
-    except ValueError as error:
-        raise user_error(f"{error}.", "Too long") from error
+    encoded = model.encode(clips)
+    notes = [f"encoded {time.perf_counter() - start:.2f} s"]
+    yield ["", None, notes[0]]
+    start = time.perf_counter()
+    for part in model.stream(question, encoded, no_audio):
+        if isinstance(part, Answer):
+            notes.append(f"answered {part.seconds:.2f} s")
+            if any(clip.is_truncated for clip in encoded):
+                notes.append(f"used the first {model.max_audio_seconds:g} s")
+            text = part.text or "(empty answer)"
+            yield [text, label_probabilities(question, part), " · ".join(notes)]
+        else:
+            if len(notes) == 1:
+                notes.append(f"first word {time.perf_counter() - start:.2f} s")
+            yield [part, None, notes[0]]
 
 
-def ask(models: list[LoadedModel], *inputs) -> Iterator[list]:
-    """Yields what the page shows as it grows. Unexpected failures are logged.
-
-    Args:
-        models: One column each.
-        inputs: First clip, second clip, question, options (one per line), no audio (bool).
-    """
-    try:
-        yield from _ask(models, *inputs)
-    except gr.Error:
-        raise
-    except Exception as error:
-        logger.exception("asking failed")
-        text = "Something went wrong here, not with your clip. The page's log has it."
-        raise user_error(text, "Sorry") from error
-
-
-def _ask(
+def ask(
     models: list[LoadedModel],
     first_clip: str | None,
     second_clip: str | None,
@@ -153,44 +106,41 @@ def _ask(
     options: str,
     no_audio: bool,
 ) -> Iterator[list]:
+    """Yields what the page shows as it grows: the clips, then each model's column."""
     clips = [path for path in (first_clip, second_clip) if path]
-    question = read_inputs(clips, question, options)
-    columns = [Column() for _ in models]
+    columns: list[list] = [["", None, "waiting"] for _ in models]
     figures = ""
-    for model, column in zip(models, columns):
-        start = time.perf_counter()
-        encoded = encode_clips(model, clips)
-        column.status = f"encoded {time.perf_counter() - start:.2f} s"
-        figures = figures or clip_figures(clips, models)
-        yield _outputs(figures, columns)
-        for _ in answer_in_column(model, encoded, question, no_audio, column):
-            yield _outputs(figures, columns)
-
-
-def _outputs(figures: str, columns: list[Column]) -> list:
-    return [figures, *chain.from_iterable((c.text, c.probabilities, c.status) for c in columns)]
-
-
-def example_kind(row: dict) -> str:
-    """Returns the key of `EXAMPLE_COUNTS` for a row, or "open"."""
-    kind = infer_answer_format(row["input"])
-    return "pair" if row["filepath2"] and kind != "open" else kind
+    try:
+        question = read_inputs(clips, question, options)
+        for model, column in zip(models, columns):
+            for content in answer_column(model, clips, question, no_audio):
+                column[:] = content
+                figures = figures or clip_figures(clips, models)
+                yield [figures, *chain.from_iterable(columns)]
+    except BadClip as error:
+        message = str(error)
+        for path in clips:  # Their folder on the server tells a user nothing.
+            message = message.replace(f"{Path(path).parent}/", "")
+        text = f"This clip cannot be read ({message}). WAV, FLAC, OGG and MP3 work."
+        raise user_error(text) from error
+    except UserError as error:
+        raise user_error(f"{error}.") from error
 
 
 def build_examples(folder: Path) -> list[list]:
     """Makes a small demo corpus. Returns examples: clip, second clip, question, options."""
     test_file = make_soundscapes(folder, 40, 7)["test"]
     remaining = dict(EXAMPLE_COUNTS)
-    used: set[str] = set()
-    examples = []
+    examples: dict[str, list] = {}  # by their first clip
     for row in json.loads(test_file.read_text(encoding="utf-8")):
-        kind = example_kind(row)
-        if remaining.get(kind) and row["filepath1"] not in used:
+        first, second = row["filepath1"], row["filepath2"]
+        kind = infer_answer_format(row["input"])
+        kind = "pair" if second and kind != "open" else kind
+        if remaining.get(kind) and first not in examples:
             remaining[kind] -= 1
-            used.add(row["filepath1"])
-            second = str(folder / row["filepath2"]) if row["filepath2"] else None
-            examples.append([str(folder / row["filepath1"]), second, row["input"], ""])
-    return examples
+            second = str(folder / second) if second else None
+            examples[first] = [str(folder / first), second, row["input"], ""]
+    return list(examples.values())
 
 
 def _input_components(examples: list[list]) -> list:
@@ -258,25 +208,16 @@ def build_page(models: list[LoadedModel], examples: list[list]) -> "gr.Blocks":
         def answers(*values):
             yield from ask(models, *values)
 
-        for event, api_name in ((button.click, "ask"), (inputs[2].submit, False)):
-            # Earlier answers go first, so that none stands below a new question.
-            cleared = event(
-                lambda: ["", *[None] * (len(outputs) - 1)],
-                None,
-                outputs,
-                queue=False,
-                api_name=False,
-                show_progress="hidden",
-            )
-            cleared.then(
-                answers,
-                inputs,
-                outputs,
-                api_name=api_name,
-                show_progress="minimal",
-                concurrency_id="ask",
-                concurrency_limit=1,
-            )
+        # Earlier answers go first, so that none stands below a new question.
+        gr.on(
+            [button.click, inputs[2].submit],
+            lambda: ["", *[None] * (len(outputs) - 1)],
+            None,
+            outputs,
+            queue=False,
+            api_name=False,
+            show_progress="hidden",
+        ).then(answers, inputs, outputs, api_name="ask", show_progress="minimal")
     return page.queue(max_size=MAX_QUEUE, default_concurrency_limit=1)
 
 
@@ -292,15 +233,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--share", action="store_true", help="also a public address for three days, by gradio")
     add("--space", type=Path, metavar="FOLDER", help="write a Space there and start nothing")
     return parser
-
-
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parses and checks the options."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    if args.port is not None and not 1 <= args.port <= 65535:
-        parser.error(f"--port {args.port}: expected a number from 1 to 65535")
-    return args
 
 
 def serve(args: argparse.Namespace) -> None:
@@ -333,7 +265,10 @@ def serve(args: argparse.Namespace) -> None:
 @report_user_errors("audiolm app")
 def main(argv: list[str] | None = None) -> None:
     """Runs `audiolm app`."""
-    args = parse_arguments(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.port is not None and not 1 <= args.port <= 65535:
+        parser.error(f"--port {args.port}: expected a number from 1 to 65535")
     if gr is None:
         raise UserError("the page needs gradio: `uv sync --extra app`, or `pip install gradio`")
     if args.space:

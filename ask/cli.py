@@ -101,21 +101,18 @@ def ask_once(args: argparse.Namespace) -> None:
     from ..runtime import UserError
     from .model import LoadedModel
 
-    *clips, question = args.inputs
-    clips = [sys.stdin.buffer.read() if clip == STDIN else clip for clip in clips]
+    *names, question = args.inputs
+    clips = [sys.stdin.buffer.read() if name == STDIN else name for name in names]
     question = sys.stdin.read() if question == STDIN else question
     if not question.strip():
         raise UserError("the question is empty")
     question = add_options(question, args.options)
-    models = [LoadedModel(name, args.revision) for name in args.model]
     results = []
-    for model in models:
-        result = _ask_model(model, question, clips, args)
-        results.append(result)
+    for model in [LoadedModel(name, args.revision) for name in args.model]:
+        results.append(_ask_model(model, question, clips, args))
         if not args.json:
-            _print_answer(model, result, show_name=len(models) > 1)
+            _print_answer(model, results[-1], show_name=len(args.model) > 1)
     if args.json:
-        names = [STDIN if isinstance(clip, bytes) else clip for clip in clips]
         output = {"question": question, "clips": names, "answers": results}
         print(json.dumps(output, ensure_ascii=False, indent=2))
 
@@ -144,35 +141,31 @@ def _ask_model(model, question: str, clips: list, args: argparse.Namespace) -> d
 def _print_answer(model, result: dict, show_name: bool) -> None:
     """Prints the answer to stdout and what a reader should know about it to stderr."""
     print(f"{model.name}: {result['answer']}" if show_name else result["answer"])
-    labels = {
-        option: option.upper() if len(option) == 1 else option for option in result["options"]
-    }
-    if labels:
-        print("    " + ", ".join(f"{labels[o]} {p:.1%}" for o, p in result["options"].items()))
-    seconds = result["seconds"]
+    shares = [
+        f"{option.upper() if len(option) == 1 else option} {p:.1%}"
+        for option, p in result["options"].items()
+    ]
+    if shares:
+        print("    " + ", ".join(shares))
     notes = [model.name]
     if model.is_demo:
         notes.append("a demo model, which knows synthetic sounds only")
+    seconds = result["seconds"]
     for number, (duration, used) in enumerate(zip(seconds["clips"], seconds["used"]), 1):
         if duration > used + 0.05:
             notes.append(f"clip {number}: only the first {used:g} of {duration:.1f} s were used")
-    notes.append(
-        f"encoded in {seconds['encoding']:.1f} s, answered in {seconds['answering']:.1f} s"
-    )
-    print(f"({'; '.join(notes)})", file=sys.stderr)
+    times = f"encoded in {seconds['encoding']:.1f} s, answered in {seconds['answering']:.1f} s"
+    print(f"({'; '.join([*notes, times])})", file=sys.stderr)
 
 
 def ask_csv(args: argparse.Namespace) -> None:
     """Answers a table of questions."""
     from ..runtime import UserError
     from .model import LoadedModel
-    from .table import TableJob, answer_table, model_label, read_questions
+    from .table import answer_table, read_questions
 
-    read_questions(args.csv)
-    model = LoadedModel(args.model[0], args.revision)
-    label = model_label(model, args.no_audio, args.max_new_tokens)
-    options = args.no_audio, args.max_new_tokens, args.batch_size
-    num_errors = answer_table(TableJob(args.csv, args.output, model, label, *options))
+    questions = read_questions(args.csv)
+    num_errors = answer_table(args, questions, LoadedModel(args.model[0], args.revision))
     if num_errors:
         raise UserError(
             f"rows not answered: {num_errors}. The column `error` of {args.output} says why. "

@@ -70,18 +70,12 @@ class LoadedModel:
     Args:
         name_or_path: A folder, a Hub name, or one of the demo's models (`audiolm.demo.models()`).
         revision: Branch, tag or commit of a model on the Hub.
-        device: Default: an accelerator if there is one.
 
     Raises:
         UserError: If there is no such model.
     """
 
-    def __init__(
-        self,
-        name_or_path: str,
-        revision: str | None = None,
-        device: str | torch.device | None = None,
-    ):
+    def __init__(self, name_or_path: str, revision: str | None = None):
         self.name = name_or_path
         is_folder = Path(name_or_path, "config.json").is_file()
         self.is_demo = name_or_path in demo_models() and not is_folder
@@ -90,9 +84,7 @@ class LoadedModel:
             model, tokenizer = load_model(str(source), revision)
         except UserError as error:  # the option has another name here
             raise UserError(str(error).replace("--model_name_or_path", "--model")) from error
-        if device is None:
-            accelerator = torch.accelerator
-            device = accelerator.current_accelerator() if accelerator.is_available() else "cpu"
+        device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
         self.model = model.to(device).eval()
         self.processor = AudioLMProcessor.from_config(model.config, tokenizer)
 
@@ -107,12 +99,12 @@ class LoadedModel:
         Raises:
             BadClip: If one cannot be decoded. It names the first.
         """
-        extractor = self.processor.feature_extractor
         unique = list(dict.fromkeys(clips))
-        features = dict(encode_clips(self.model.encoder, extractor, unique))
+        features = dict(encode_clips(self.model.encoder, self.processor.feature_extractor, unique))
         encoded = {}
         for clip in unique:
-            duration = clip_duration(clip)
+            with open_file(open_clip(clip)) as file:
+                duration = file.frames / file.samplerate
             used = min(duration, self.max_audio_seconds)
             encoded[clip] = EncodedClip(features[clip], duration, used)
         return [encoded[clip] for clip in clips]
@@ -140,29 +132,27 @@ class LoadedModel:
         start = time.perf_counter()
         if self.processor.prompt_format == "mellow":  # its prompt always has two clips
             clips = [pair * 2 if len(pair) == 1 else pair for pair in clips]
-        self._check_lengths(questions, clips, max_new_tokens)
-        rows = [
-            {
-                "input": question,
-                "answer": "yes",
-                "question_type": infer_answer_format(question),
-                "audio": [id(clip) for clip in own_clips],
-            }
-            for question, own_clips in zip(questions, clips)
-        ]
-        features = self._features(clips, no_audio)
-        protocols = ("likelihood", "generate")
+        rows = []
+        for question, own_clips in zip(questions, clips):
+            self._check_length(question, own_clips, max_new_tokens)
+            row = {"input": question, "answer": "yes", "audio": [id(clip) for clip in own_clips]}
+            rows.append(row | {"question_type": infer_answer_format(question)})
         results = answer_batch(
             self.model,
             self.processor,
             rows,
-            features,
-            protocols,
+            self._features(clips, no_audio),
+            ("likelihood", "generate"),
             max_new_tokens,
             streamer=streamer,
         )
         seconds = time.perf_counter() - start
-        return [_answer(result, seconds) for result in results]
+        answers = []
+        for result in results:
+            scores = result["scores"]
+            shares, choice = softmax_scores(scores), most_likely_option(scores)
+            answers.append(Answer(result["text"], shares, choice, seconds))
+        return answers
 
     def _features(self, clips: list[list[EncodedClip]], no_audio: bool) -> dict[int, torch.Tensor]:
         """Features by the identity of their clip, or the mean features in their place."""
@@ -176,47 +166,28 @@ class LoadedModel:
             return {key: mean_audio_features(self.model, value) for key, value in features.items()}
         return features
 
-    def _check_lengths(
-        self, questions: list[str], clips: list[list[EncodedClip]], max_new_tokens: int
-    ) -> None:
+    def _check_length(self, question: str, clips: list[EncodedClip], max_new_tokens: int) -> None:
         limit = self.model.config.text_config.max_position_embeddings
-        for question, own_clips in zip(questions, clips):
-            frames = [clip.num_frames for clip in own_clips]
-            length = len(self.processor.encode_prompt(question, frames)) + max_new_tokens
-            if length > limit:
-                raise UserError(
-                    f"clips, question and answer have {length:,} tokens; {self.name} takes up to "
-                    f"{limit:,}"
-                )
+        prompt = self.processor.encode_prompt(question, [clip.num_frames for clip in clips])
+        length = len(prompt) + max_new_tokens
+        if length > limit:
+            raise UserError(
+                f"clips, question and answer have {length:,} tokens; {self.name} takes up to "
+                f"{limit:,}"
+            )
 
     def stream(
-        self,
-        question: str,
-        clips: list[EncodedClip],
-        no_audio: bool = False,
-        max_new_tokens: int = 64,
+        self, question: str, clips: list[EncodedClip], no_audio: bool = False
     ) -> Iterator[str | Answer]:
         """Yields the text of an answer as it grows, and last the complete `Answer`."""
         tokenizer = self.processor.tokenizer
         streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
         text = ""
         with ThreadPoolExecutor(1) as pool:
-            arguments = [question], [clips], no_audio, max_new_tokens, streamer
-            future = pool.submit(self.ask, *arguments)
+            future = pool.submit(self.ask, [question], [clips], no_audio, streamer=streamer)
             # Without this, a failure would leave the loop below waiting for ever.
             future.add_done_callback(lambda _: streamer.end())
             for piece in streamer:
                 text += piece
                 yield text.strip()
             yield future.result()[0]
-
-
-def _answer(result: dict, seconds: float) -> Answer:
-    scores = result["scores"]
-    return Answer(result["text"], softmax_scores(scores), most_likely_option(scores), seconds)
-
-
-def clip_duration(clip: Clip) -> float:
-    """Returns the length of a whole clip in s."""
-    with open_file(open_clip(clip)) as file:
-        return file.frames / file.samplerate

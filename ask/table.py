@@ -1,10 +1,7 @@
 """Answer a table of questions, `audiolm ask --csv`: rows in, the same rows with answers out."""
 
 import csv
-import io
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from argparse import Namespace
 from itertools import chain
 from pathlib import Path
 
@@ -12,189 +9,116 @@ import pandas as pd
 from tqdm import tqdm
 
 from ..data.answer_parsing import add_options
-from ..data.decoder import BadClip
 from ..evaluation.predict import model_digest
 from ..runtime import UserError, write_text
-from .model import Answer, EncodedClip, LoadedModel
+from .model import LoadedModel
 
-CLIPS = ("audio", "audio2")
 ADDED_COLUMNS = ("answer", "choice", "probability", "used_seconds", "model", "error")
-
-
-@dataclass(frozen=True)
-class TableJob:
-    """A table of questions, the file for its answers, and who answers.
-
-    Attributes:
-        questions: CSV file with the columns `audio` and `question`, and optionally `audio2` and
-            `options` ("rain|a dog"). Paths are relative to its folder.
-        output: CSV file that gets its rows and `ADDED_COLUMNS`.
-        label: What the column `model` says.
-    """
-
-    questions: Path
-    output: Path
-    model: LoadedModel
-    label: str
-    no_audio: bool = False
-    max_new_tokens: int = 64
-    batch_size: int = 16
-
-
-def model_label(model: LoadedModel, no_audio: bool, max_new_tokens: int) -> str:
-    """Names a model and everything else that an answer depends on."""
-    parts = [model.name, model_digest(model.model)[:12]]
-    parts += ["no_audio"] if no_audio else []
-    parts += [f"{max_new_tokens} tokens"] if max_new_tokens != 64 else []
-    return " ".join(parts)
-
-
-def _parse(text: str) -> pd.DataFrame:
-    options = {"dtype": str, "keep_default_na": False, "index_col": False}
-    with warnings.catch_warnings():
-        # Without this, pandas drops cells beyond the header.
-        warnings.simplefilter("error", pd.errors.ParserWarning)
-        try:
-            return pd.read_csv(io.StringIO(text, newline=""), **options)
-        except pd.errors.ParserWarning as error:
-            hint = "put quotes around a cell that holds a comma"
-            raise ValueError(f"more cells than columns; {hint}") from error
 
 
 def read_questions(path: Path) -> pd.DataFrame:
     """Reads a table of questions, or raises `UserError` if it is none."""
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            text = file.read()
-        table = _parse(text)
-        header = next(csv.reader(io.StringIO(text, newline="")))
+        # With `header`, pandas would rename a second column of one name and drop further cells.
+        table = pd.read_csv(path, header=None, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise UserError(f"--csv {path}: not a readable table ({error})") from error
+    table = table[1:].reset_index(drop=True).set_axis(table.iloc[0].to_list(), axis=1)
+    names = ", ".join(table)
     missing = [column for column in ("audio", "question") if column not in table]
     if missing:
+        columns = " and ".join(missing)
         raise UserError(
-            f"--csv {path}: no column {' and '.join(missing)}. It has the columns "
-            f"{', '.join(table)}, separated by commas."
+            f"--csv {path}: no column {columns}. It has the columns {names}, separated by commas."
         )
-    # pandas would read the second as `question.1`.
-    if len(set(header)) < len(header):
-        raise UserError(f"--csv {path}: holds a column twice: {', '.join(header)}")
+    if not table.columns.is_unique:
+        raise UserError(f"--csv {path}: holds a column twice: {names}")
     reserved = [column for column in ADDED_COLUMNS if column in table]
     if reserved:
         raise UserError(f"--csv {path}: holds columns of the output: {', '.join(reserved)}")
     return table
 
 
-def _read_finished(job: TableJob, questions: pd.DataFrame) -> pd.DataFrame:
-    """Reads what an interrupted run wrote. A row that was cut off is dropped."""
-    text = ""
-    if job.output.exists():
-        with open(job.output, newline="", encoding="utf-8") as file:
-            text = file.read()
-    while text:
-        text = text[: text.rfind("\n") + 1]
-        try:
-            finished = _parse(text)
-            break
-        except ValueError:  # the text ends within a cell
-            text = text[:-1]
-    else:
-        return pd.DataFrame(columns=[*questions, *ADDED_COLUMNS])
-    columns = list(questions)
-    is_same = list(finished) == [*columns, *ADDED_COLUMNS]
-    is_same = is_same and finished[columns].equals(questions[: len(finished)])
-    if not is_same or set(finished["model"]) - {job.label}:
+def _read_finished(output: Path, questions: pd.DataFrame, label: str) -> list[list[str]]:
+    """Reads the answered rows that an interrupted run wrote, but the last, which may be cut off."""
+    if not output.exists():
+        return []
+    with open(output, newline="", encoding="utf-8", errors="replace") as file:
+        header, *finished = list(csv.reader(file))[:-1] or [[*questions, *ADDED_COLUMNS]]
+    earlier = [row[: questions.shape[1]] for row in finished]
+    is_same = header == [*questions, *ADDED_COLUMNS] and {row[-2] for row in finished} <= {label}
+    if not is_same or earlier != questions[: len(finished)].to_numpy().tolist():
         raise UserError(
-            f"--output {job.output}: holds answers to other questions or of another model. "
+            f"--output {output}: holds answers to other questions or of another model. "
             "Give another file."
         )
     return finished
 
 
-def answer_table(job: TableJob) -> int:
+def answer_table(args: Namespace, questions: pd.DataFrame, model: LoadedModel) -> int:
     """Answers every row, after those that an interrupted run has answered.
+
+    Args:
+        args: Options of `audiolm ask`.
+        questions: Rows with `audio` and `question`, and optionally `audio2` and `options`.
+        model: Answers them.
 
     Returns:
         The number of rows with an error.
 
     Raises:
-        UserError: If the table or the output cannot be used.
+        UserError: If the output holds other answers.
     """
-    questions = read_questions(job.questions)
-    finished = _read_finished(job, questions)
-    write_text(job.output, finished.to_csv(index=False))
-    num_errors = sum(finished["error"] != "")
+    # Names everything that an answer depends on.
+    label = f"{model.name} {model_digest(model.model)[:12]}"
+    label += " no_audio" if args.no_audio else ""
+    label += f" {args.max_new_tokens} tokens" if args.max_new_tokens != 64 else ""
+    finished = _read_finished(args.output, questions, label)
+    table = pd.DataFrame(finished, columns=[*questions, *ADDED_COLUMNS])
+    write_text(args.output, table.to_csv(index=False))
+    num_errors = sum(table["error"] != "")
     progress = {"desc": "asking", "unit": "row", "disable": None, "initial": len(finished)}
     with tqdm(total=len(questions), **progress) as bar:
-        for start in range(len(finished), len(questions), job.batch_size):
-            batch = questions[start : start + job.batch_size]
-            answers = pd.DataFrame(answer_rows(job, batch.to_dict("records")), batch.index)
-            answers = answers.reindex(columns=ADDED_COLUMNS, fill_value="").fillna("")
-            answers["model"] = job.label
-            batch.join(answers).to_csv(job.output, mode="a", header=False, index=False)
+        for start in range(len(finished), len(questions), args.batch_size):
+            batch = questions[start : start + args.batch_size]
+            empty = dict.fromkeys(ADDED_COLUMNS, "") | {"model": label}
+            rows = answer_rows(args, batch.to_dict("records"), model)
+            answers = pd.DataFrame([empty | row for row in rows], batch.index)
+            batch.join(answers).to_csv(args.output, mode="a", header=False, index=False)
             num_errors += sum(answers["error"] != "")
             bar.update(len(batch))
     return num_errors
 
 
-def answer_rows(job: TableJob, rows: list[dict]) -> list[dict]:
-    """Returns the added columns of some rows. A row that cannot be answered has an `error`."""
-    paths = [[str(job.questions.parent / row[c]) for c in CLIPS if row.get(c)] for row in rows]
-    encoded = _encode(job.model, list(dict.fromkeys(chain.from_iterable(paths))))
-    results: list[dict] = []
-    questions: dict[int, tuple[str, list]] = {}
-    for i, row in enumerate(rows):
-        errors = [str(encoded[path]) for path in paths[i] if isinstance(encoded[path], BadClip)]
-        errors = errors if row["audio"] else ["no clip is named"]
-        try:
-            question = _read_question(row)
-        except UserError as error:
-            errors.append(str(error))
-        if not errors:
-            questions[i] = question, [encoded[path] for path in paths[i]]
-        results.append({"error": errors[0]} if errors else {})
-    for i, answer in zip(questions, _ask(job, list(questions.values()))):
-        results[i] = _added_columns(answer, questions[i][1])
-    return results
-
-
-def _read_question(row: dict) -> str:
-    if not row["question"].strip():
-        raise UserError("the question is empty")
-    return add_options(row["question"], row.get("options", "").split("|"))
-
-
-def _encode(model: LoadedModel, paths: list[str]) -> dict[str, EncodedClip | BadClip]:
-    """Encodes clips together, or one by one if one of them cannot be read."""
+def answer_rows(args: Namespace, rows: list[dict], model: LoadedModel) -> list[dict]:
+    """Returns the added columns of some rows, asked one by one if one of them has an `error`."""
     try:
-        return dict(zip(paths, model.encode(paths))) if paths else {}
-    except BadClip as error:
-        if len(paths) == 1:
-            return {paths[0]: error}
-        return {path: _encode(model, [path])[path] for path in paths}
-
-
-def _ask(
-    job: TableJob, questions: list[tuple[str, list[EncodedClip]]]
-) -> Sequence[Answer | UserError]:
-    """Asks questions together, or one by one if one of them is too long."""
-    if not questions:
-        return []
-    texts, clips = zip(*questions)
-    try:
-        return job.model.ask(list(texts), list(clips), job.no_audio, job.max_new_tokens)
+        return _answer_batch(args, rows, model)
     except UserError as error:
-        if len(questions) == 1:
-            return [error]
-        return [_ask(job, [question])[0] for question in questions]
+        if len(rows) == 1:
+            return [{"error": str(error)}]
+        return [answer_rows(args, [row], model)[0] for row in rows]
 
 
-def _added_columns(answer: Answer | UserError, clips: list[EncodedClip]) -> dict[str, str]:
-    if isinstance(answer, UserError):
-        return {"error": str(answer)}
-    return {
-        "answer": answer.text,
-        "choice": answer.choice or "",
-        "probability": f"{answer.options[answer.choice]:.4f}" if answer.choice else "",
-        "used_seconds": " ".join(f"{clip.used:.4g}" for clip in clips),
-    }
+def _answer_batch(args: Namespace, rows: list[dict], model: LoadedModel) -> list[dict]:
+    paths, questions = [], []
+    for row in rows:
+        if not row["audio"]:
+            raise UserError("no clip is named")
+        if not row["question"].strip():
+            raise UserError("the question is empty")
+        names = filter(None, (row["audio"], row.get("audio2")))
+        paths.append([str(args.csv.parent / name) for name in names])
+        questions.append(add_options(row["question"], row.get("options", "").split("|")))
+    encoded = iter(model.encode(list(chain.from_iterable(paths))))
+    clips = [[next(encoded) for _ in row_paths] for row_paths in paths]
+    answers = model.ask(questions, clips, args.no_audio, args.max_new_tokens)
+    return [
+        {
+            "answer": answer.text,
+            "choice": answer.choice or "",
+            "probability": f"{answer.options[answer.choice]:.4f}" if answer.choice else "",
+            "used_seconds": " ".join(f"{clip.used:.4g}" for clip in row_clips),
+        }
+        for answer, row_clips in zip(answers, clips)
+    ]

@@ -63,8 +63,7 @@ def format_table(variants: dict[str, dict]) -> str:
             "warmup": format_duration(result["warmup_seconds"]),
             "run": format_duration(result["run_seconds"]),
         }
-        column |= {label: text.format_map(values) for label, text in TABLE_ROWS.items()}
-        columns.append(column)
+        columns.append(column | {row: text.format_map(values) for row, text in TABLE_ROWS.items()})
     lines = []
     for label in columns[0]:
         cells = "".join(f"{column[label]:<36}" for column in columns)
@@ -120,7 +119,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--naive", action="store_true", help=help_text)
     add("--one_clip", action="store_true", help="leave out examples about two clips, a fifth")
     add("--dataloader_num_workers", type=int, default=0, help="loader processes (default: 0)")
-    add("--new_tokens", type=count, help="also generate this many tokens for a batch")
     add("--peak_tflops", type=number, help="peak of the device, for MFU on one that is not listed")
     add("--seed", type=int, default=0, help="seed of examples and weights (default: 0)")
     add("--json", metavar="FILE", help="write all results to this file")
@@ -161,12 +159,6 @@ def run_benchmark(options: argparse.Namespace, argv: list[str] | None) -> dict:
         result["encode_seconds_per_clip"] = clip_seconds
         ours = run("our steps", measure.measure, False, folder, cached)
         result["variants"]["ours, cached" if cached else "ours, encoding"] = ours
-        if cached:
-            rate = run("data loader", measure.loader_rate, folder, environment={})
-            result["loader_examples_per_second"] = rate
-        if options.new_tokens:
-            rates = run("generation", measure.generation_rates, folder, cached)
-            result["generated_tokens_per_second"] = rates
         if options.naive:
             baseline = run("baseline steps", measure.measure, True, folder, environment={})
             result["variants"]["baseline"] = baseline
@@ -191,14 +183,10 @@ def format_report(result: dict) -> str:
     clip_seconds = result["encode_seconds_per_clip"]
     if clip_seconds:
         speed = settings["seconds"] / clip_seconds
-        lines += [
+        lines.append(
             f"feature cache: {format_duration(clip_seconds)} per clip ({speed:,.0f} x real time), "
-            f"{format_duration(REASONAQA_CLIPS * clip_seconds)} for all {REASONAQA_CLIPS:,}, once",
-            f"data loader alone: {result['loader_examples_per_second']:,.0f} examples/s "
-            f"({settings['dataloader_num_workers']} workers)",
-        ]
-    for cache_type, rate in result.get("generated_tokens_per_second", {}).items():
-        lines.append(f"generation, {cache_type} cache: {rate:,.1f} tokens/s")
+            f"{format_duration(REASONAQA_CLIPS * clip_seconds)} for all {REASONAQA_CLIPS:,}, once"
+        )
     if "ratio" in result:
         ratio = result["ratio"]
         lines.append(

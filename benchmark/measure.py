@@ -1,4 +1,4 @@
-"""Measures one thing at a time: the feature cache, training steps, the data loader, generation."""
+"""Measures one thing at a time: the feature cache, training steps."""
 
 import gc
 import os
@@ -8,10 +8,10 @@ from argparse import Namespace
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from multiprocessing import get_context
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -36,54 +36,38 @@ from .workload import (
 )
 
 RUN_STEPS = 20_000
-LOADER_BATCHES = 200
 PARTS = ("data", "encode", "forward", "backward", "optimizer")
 OUT_OF_MEMORY = "out of memory: take a smaller --batch_size"
 
 
-@dataclass
-class Workload:
+class Workload(NamedTuple):
     """One variant of the training step, with the warm-up batches and then the measured ones."""
 
     model: AudioLMForConditionalGeneration
     loss: Callable[[AudioLMForConditionalGeneration, dict], torch.Tensor]
     collate: Callable[[list[dict]], dict]
-    batches: list[list[dict]]  # of examples with their numbers of `tokens` and `labels`
+    batches: list[list[dict]]  # of examples with their numbers of `tokens`, `labels` and `frames`
     uses_bf16: bool
-    frames_per_clip: int
-
-
-@dataclass
-class StepTimings:
-    """What `time_steps` measured."""
-
-    seconds: torch.Tensor  # (measured steps, parts)
-    warmup_seconds: float
-    losses: list[float]  # of all steps
-    padded_tokens: int  # of the measured steps
-    compiled_graphs: int
 
 
 class PartTimer:
     """Times the parts of steps with CUDA events, for which no step waits, or the host's clock."""
 
     def __init__(self):
-        self.uses_cuda = torch.cuda.is_available()
         self.marks = []
 
     def mark(self) -> None:
         """Ends a part. The first call starts the first one."""
-        if not self.uses_cuda:
+        if torch.cuda.is_available():
+            self.marks.append(torch.cuda.Event(enable_timing=True))
+            self.marks[-1].record()
+        else:
             self.marks.append(time.perf_counter())
-            return
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        self.marks.append(event)
 
     def seconds(self) -> torch.Tensor:
         """Returns the time of each part, shape `(steps, parts)`."""
         pairs = zip(self.marks, self.marks[1:])
-        if self.uses_cuda:
+        if torch.cuda.is_available():
             torch.cuda.synchronize()
             spans = [start.elapsed_time(end) / 1000 for start, end in pairs]
         else:
@@ -116,18 +100,13 @@ def build_collator(
     model: AudioLMForConditionalGeneration,
     processor: AudioLMProcessor,
     cache_folder: str | None,
-    generate: bool = False,
 ) -> ReasonAQACollator:
     """Builds the collator of training. Without a cache it decodes each clip."""
     cache = None
     if cache_folder is not None:
         cache = FeatureCache(cache_folder, model.encoder, processor.feature_extractor)
-    pad_to = PAD_TO if options.torch_compile and not generate else 1
-    return ReasonAQACollator(processor, generate, cache, pad_to)
-
-
-def _draw(options: Namespace, count: int, vocab_size: int, folder: str) -> list[dict]:
-    return draw_examples(count, options.seed, vocab_size, clip_files(folder), options.one_clip)
+    pad_to = PAD_TO if options.torch_compile else 1
+    return ReasonAQACollator(processor, False, cache, pad_to)
 
 
 def _split(examples: list, batch_size: int) -> list[list]:
@@ -143,9 +122,11 @@ def build_workload(options: Namespace, is_baseline: bool, folder: str, cached: b
     frames_per_clip = extractor.num_frames(round(options.seconds * extractor.sampling_rate))
     num_warmup = (3 if torch.cuda.is_available() else 1) * options.batch_size
     count = num_warmup + options.steps * options.batch_size
-    examples = _draw(options, count, text_config.vocab_size, folder)
+    clips = clip_files(folder)
+    examples = draw_examples(count, options.seed, text_config.vocab_size, clips, options.one_clip)
     for example in examples:
         frames = [frames_per_clip] * len(example["audio"])
+        example["frames"] = sum(frames)
         example["labels"] = len(processor.encode_answer(example["answer"]))
         prompt_ids = processor.encode_prompt(example["input"], frames)
         example["tokens"] = len(prompt_ids) + example["labels"]
@@ -160,7 +141,7 @@ def build_workload(options: Namespace, is_baseline: bool, folder: str, cached: b
     if is_baseline:
         batches = warmup + _split(measured, options.batch_size)
         collate = partial(collate_baseline, processor=processor)
-        return Workload(model, baseline_loss, collate, batches, False, frames_per_clip)
+        return Workload(model, baseline_loss, collate, batches, False)
     # Batches of similar length, as in training.
     measured = _split(sorted(measured, key=lambda example: example["tokens"]), options.batch_size)
     random.Random(options.seed).shuffle(measured)
@@ -173,21 +154,26 @@ def build_workload(options: Namespace, is_baseline: bool, folder: str, cached: b
             # A length is seen once, recorded as a CUDA graph the second time, and measured then.
             warmup += measured * 2
     collate = build_collator(options, model, processor, folder if cached else None)
-    return Workload(model, model_loss, collate, warmup + measured, uses_bf16, frames_per_clip)
+    return Workload(model, model_loss, collate, warmup + measured, uses_bf16)
 
 
-def _build_loader(options: Namespace, batches: list, collate: Callable) -> DataLoader:
-    workers = options.dataloader_num_workers
-    cuda = torch.cuda.is_available()
-    return DataLoader(batches, None, collate_fn=collate, num_workers=workers, pin_memory=cuda)
+def time_steps(options: Namespace, workload: Workload) -> tuple[torch.Tensor, list[int], dict]:
+    """Trains on all batches and times the parts of each step.
 
-
-def time_steps(options: Namespace, workload: Workload) -> StepTimings:
-    """Trains on all batches and times the parts of each step."""
+    Returns:
+        Seconds of each part, shape `(measured steps, parts)`, padded tokens of each step, and facts
+        that the JSON file has.
+    """
     torch._dynamo.utils.counters.clear()
     model = workload.model
     device = _device()
-    loader = _build_loader(options, workload.batches, workload.collate)
+    loader = DataLoader(
+        workload.batches,
+        None,
+        collate_fn=workload.collate,
+        num_workers=options.dataloader_num_workers,
+        pin_memory=torch.cuda.is_available(),
+    )
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)  # as the Trainer's
     timer = PartTimer()
@@ -214,32 +200,34 @@ def time_steps(options: Namespace, workload: Workload) -> StepTimings:
         optimizer.zero_grad()
         losses.append(loss.detach())
         timer.mark()
-    return StepTimings(
-        seconds=timer.seconds()[-options.steps :],
-        warmup_seconds=warmup_seconds,
-        losses=torch.stack(losses).tolist(),
-        padded_tokens=sum(padded_tokens[-options.steps :]),
-        compiled_graphs=torch._dynamo.utils.counters["stats"]["unique_graphs"],
-    )
+    facts = {
+        "warmup_seconds": warmup_seconds,
+        "losses": torch.stack(losses).tolist(),
+        "compiled_graphs": torch._dynamo.utils.counters["stats"]["unique_graphs"],
+    }
+    return timer.seconds()[-options.steps :], padded_tokens, facts
 
 
-def summarise(options: Namespace, workload: Workload, timings: StepTimings) -> dict[str, object]:
+def summarise(
+    options: Namespace, workload: Workload, seconds: torch.Tensor, padded_tokens: list[int]
+) -> dict[str, object]:
     """Returns the rates of the measured steps, as the JSON file has them."""
     model = workload.model
     examples = list(chain.from_iterable(workload.batches[-options.steps :]))
-    lengths = [example["tokens"] for example in examples]
-    labels = sum(example["labels"] for example in examples)
+    lengths, labels, frames = (
+        [example[name] for example in examples] for name in ("tokens", "labels", "frames")
+    )
     clips = sum(len(example["audio"]) for example in examples)
-    frames = clips * workload.frames_per_clip
-    tokens = {"real": sum(lengths), "padded": timings.padded_tokens, "labels": labels}
-    flops = step_flops(model.config, model.encoder.dim, lengths, labels, frames)
-    step_seconds = timings.seconds.sum(1)
+    padded = sum(padded_tokens[-options.steps :])
+    tokens = {"real": sum(lengths), "padded": padded, "labels": sum(labels)}
+    flops = step_flops(model.config, model.encoder.dim, lengths, sum(labels), sum(frames))
+    step_seconds = seconds.sum(1)
     total = step_seconds.sum().item()
     tflops = flops / total / 1e12
     device_name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     peak = options.peak_tflops or peak_tflops(device_name)
     quartiles = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-    parts = zip((*PARTS, "step"), [*timings.seconds.T, step_seconds])
+    parts = zip((*PARTS, "step"), [*seconds.T, step_seconds])
     return {
         "precision": "bf16" if workload.uses_bf16 else "fp32",
         "seconds": {part: spans.quantile(quartiles).tolist() for part, spans in parts},
@@ -248,14 +236,11 @@ def summarise(options: Namespace, workload: Workload, timings: StepTimings) -> d
         "tokens_per_step": {kind: count / options.steps for kind, count in tokens.items()},
         "tokens_per_second": {kind: count / total for kind, count in tokens.items()},
         "clips_per_step": clips / options.steps,
-        "compiled_graphs": timings.compiled_graphs,
         "flops_per_step": flops / options.steps,
         "tflops": tflops,
         "peak_tflops": peak,
         "mfu": tflops / peak if peak else None,
         "run_seconds": RUN_STEPS * total / options.steps,
-        "warmup_seconds": timings.warmup_seconds,
-        "losses": timings.losses,
         "trained_parameters": model.num_parameters(only_trainable=True),
     }
 
@@ -265,52 +250,11 @@ def measure(options: Namespace, is_baseline: bool, folder: str, cached: bool = F
     cuda = torch.cuda.is_available()
     memory_before = torch.cuda.memory_reserved() if cuda else resident_memory("VmRSS")
     workload = build_workload(options, is_baseline, folder, cached)
-    summary = summarise(options, workload, time_steps(options, workload))
+    seconds, padded_tokens, facts = time_steps(options, workload)
+    summary = summarise(options, workload, seconds, padded_tokens) | facts
     peak = torch.cuda.max_memory_reserved() if cuda else resident_memory("VmHWM")
     is_measured = peak is not None and memory_before is not None
     return {**summary, "peak_memory_bytes": peak - memory_before if is_measured else None}
-
-
-def loader_rate(options: Namespace, folder: str) -> float:
-    """Returns the examples per second that the data loader makes from the cache on its own."""
-    model, processor = build_model(options)
-    collate = build_collator(options, model, processor, folder)
-    count = LOADER_BATCHES * options.batch_size
-    examples = _draw(options, count, model.config.text_config.vocab_size, folder)
-    loader = _build_loader(options, _split(examples, options.batch_size), collate)
-    ends = [time.perf_counter() for _ in loader]
-    # Workers prefetch these batches while they start.
-    first = 10 + 2 * options.dataloader_num_workers
-    return (LOADER_BATCHES - 1 - first) * options.batch_size / (ends[-1] - ends[first])
-
-
-@torch.no_grad()
-def generation_rates(options: Namespace, folder: str, cached: bool) -> dict[str, float]:
-    """Returns the tokens per second that a batch generates, by type of key-value cache."""
-    model, processor = build_model(options)
-    collate = build_collator(options, model, processor, folder if cached else None, generate=True)
-    model.to(_device(), torch.bfloat16 if options.precision == "bf16" else torch.float32)
-    examples = _draw(options, options.batch_size, model.config.text_config.vocab_size, folder)
-    batch = {name: value.to(_device()) for name, value in collate(examples).items()}
-    # Not timed: an evaluation encodes a clip once for all questions about it.
-    encode_batch(model, batch)
-    num_tokens = options.new_tokens
-    rates = {}
-    for cache_type in ("dynamic", "static"):
-        spans = []
-        for _ in range(3):
-            start = time.perf_counter()
-            model.generate(
-                **batch,
-                min_new_tokens=num_tokens,
-                max_new_tokens=num_tokens,
-                do_sample=False,
-                cache_implementation=cache_type,
-            ).cpu()
-            spans.append(time.perf_counter() - start)
-        # The first run warms up.
-        rates[cache_type] = options.batch_size * num_tokens / min(spans[1:])
-    return rates
 
 
 def run_isolated(function: Callable, *arguments: object, environment: dict[str, str]) -> object:

@@ -168,10 +168,8 @@ def baseline_loss(model: AudioLMForConditionalGeneration, batch: dict) -> torch.
 
 def peak_tflops(device_name: str) -> float | None:
     """Returns a GPU's highest dense bfloat16 rate, or None if it is not listed."""
-    for name, peak in PEAK_TFLOPS.items():
-        if re.search(rf"\b{name}\b", device_name):
-            return peak
-    return None
+    names = (name for name in PEAK_TFLOPS if re.search(rf"\b{name}\b", device_name))
+    return PEAK_TFLOPS.get(next(names, ""))
 
 
 def step_flops(

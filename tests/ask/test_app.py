@@ -357,12 +357,12 @@ def test_uploads_are_deleted_and_examples_are_not(tmp_path, corpus):
     assert not list(tmp_path.rglob("*.flac"))  # with the page, all goes
 
 
-def test_what_is_not_the_users_fault_is_not_said_to_be(corpus, caplog):
+def test_what_is_not_the_users_fault_is_not_said_to_be(corpus):
+    """gradio logs it and shows no more than "Error"."""
     model = LoadedModel("htsat")
     model.encode = lambda clips: 1 / 0
-    with pytest.raises(app.gr.Error, match="Something went wrong here, not with your clip"):
+    with pytest.raises(ZeroDivisionError):
         list(app.ask([model], clip(corpus), None, "What?", "", False))
-    assert "ZeroDivisionError" in caplog.text
 
 
 def test_former_answers_do_not_stand_under_a_new_question(opened, corpus):
