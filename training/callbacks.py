@@ -1,12 +1,9 @@
 """Callbacks of a run: signals, losses that are not finite, clips that turn bad, and its log."""
 
 import logging
-import math
 import signal
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from types import FrameType
 from typing import Any
 
@@ -140,37 +137,6 @@ class SkipNonFinite(TrainerCallback):
         self._pending.clear()
         if self.failed:
             _save_and_stop(control)
-
-
-class LossSpikes(TrainerCallback):
-    """Warns about a logged loss far above those before it: one is common, many are not."""
-
-    MIN_LOSSES = 10
-    MAX_DEVIATIONS = 8.0  # in median absolute deviations
-    MIN_RATIO = 1.5  # of the loss to the median
-
-    def __init__(self):
-        self.losses: deque[float] = deque(maxlen=50)
-        self.last_step = 0  # the step of the last loss
-
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
-        """Starts at the first step of the run, which may be a resumed one."""
-        self.last_step = state.global_step
-
-    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        """Compares a logged loss with those before it."""
-        loss = float((logs or {}).get("loss", math.nan))
-        if not math.isfinite(loss):
-            return
-        if len(self.losses) >= self.MIN_LOSSES:
-            middle = median(self.losses)
-            deviation = median(abs(other - middle) for other in self.losses)
-            limit = max(middle + self.MAX_DEVIATIONS * deviation, self.MIN_RATIO * middle)
-            if loss > limit:
-                message = "steps %d to %d: loss %.3f, after a median of %.3f"
-                logger.warning(message, self.last_step + 1, state.global_step, loss, middle)
-        self.losses.append(loss)
-        self.last_step = state.global_step
 
 
 class BadAudio(TrainerCallback):

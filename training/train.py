@@ -17,7 +17,7 @@ from ..runtime import use_all_of_the_cpu, write_run_info, write_text
 from .adapters import build_optimizer
 from .arguments import AudioLMTrainingArguments, DataArguments, ModelArguments
 from .build import build_model, pop_compile_options, prepare_model
-from .callbacks import EvaluationStopped, LossSpikes, StopOnSignal
+from .callbacks import EvaluationStopped, StopOnSignal
 from .compile import PAD_TO
 from .dataset import load_training_dataset
 from .disk import check_disk_space, create_folder
@@ -59,7 +59,7 @@ def train(
     lm_rate = model_args.lm_learning_rate
     optimizer = build_optimizer(model, args, lm_rate) if lm_rate else None
     stop = StopOnSignal()
-    guards = [safeguards.non_finite, safeguards.bad_audio, LossSpikes(), stop]
+    guards = [safeguards.non_finite, safeguards.bad_audio, stop]
     if push is not None:
         guards.append(push)
     trainer = AudioLMTrainer(
