@@ -19,7 +19,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
 
-from ..data.answer_parsing import add_options, find_options, infer_answer_format
+from ..data.answer_parsing import add_options, infer_answer_format
 from ..data.clip_preview import preview_clip
 from ..data.decoder import BadClip
 from ..data.soundscapes.corpus import make_soundscapes
@@ -54,15 +54,9 @@ def clip_figures(paths: list[str], models: list[LoadedModel]) -> str:
     return environment.get_template("clips.html").render(clips=clips)
 
 
-def label_probabilities(question: str, answer: Answer) -> dict[str, float] | None:
-    """Returns probabilities by the options as they are written, None for an open question."""
-    labels = {o.letter.lower(): f"{o.letter}) {o.text}" for o in find_options(question)}
-    return {labels.get(option, option): p for option, p in answer.options.items()} or None
-
-
-def user_error(message: str) -> Exception:
-    """Returns an error that the page shows and that does not appear in the log."""
-    return gr.Error(html.escape(message), title="Not answered", print_exception=False)
+def alert(message: str) -> str:
+    """Returns HTML of a message that stands where the answers would."""
+    return f'<p role="alert" class="alert">Not answered: {html.escape(message)}</p>'
 
 
 def read_inputs(clips: list[str], question: str, options: str) -> str:
@@ -79,11 +73,11 @@ def read_inputs(clips: list[str], question: str, options: str) -> str:
 def answer_column(
     model: LoadedModel, clips: list[str], question: str, no_audio: bool
 ) -> Iterator[list]:
-    """Yields a model's text, its options' probabilities and times as the answer grows."""
+    """Yields the options' probabilities, a model's text and times as the answer grows."""
     start = time.perf_counter()
     encoded = model.encode(clips)
     notes = [f"encoded {time.perf_counter() - start:.2f} s"]
-    yield ["", None, notes[0]]
+    yield [None, "", notes[0]]
     start = time.perf_counter()
     for part in model.stream(question, encoded, no_audio):
         if isinstance(part, Answer):
@@ -91,11 +85,11 @@ def answer_column(
             if any(clip.is_truncated for clip in encoded):
                 notes.append(f"used the first {model.max_audio_seconds:g} s")
             text = part.text or "(empty answer)"
-            yield [text, label_probabilities(question, part), " · ".join(notes)]
+            yield [part.probabilities or None, text, " · ".join(notes)]
         else:
             if len(notes) == 1:
                 notes.append(f"first word {time.perf_counter() - start:.2f} s")
-            yield [part, None, notes[0]]
+            yield [None, part, notes[0]]
 
 
 def ask(
@@ -108,7 +102,7 @@ def ask(
 ) -> Iterator[list]:
     """Yields what the page shows as it grows: the clips, then each model's column."""
     clips = [path for path in (first_clip, second_clip) if path]
-    columns: list[list] = [["", None, "waiting"] for _ in models]
+    columns: list[list] = [[None, "", "waiting"] for _ in models]
     figures = ""
     try:
         question = read_inputs(clips, question, options)
@@ -122,13 +116,17 @@ def ask(
         for path in clips:  # Their folder on the server tells a user nothing.
             message = message.replace(f"{Path(path).parent}/", "")
         text = f"This clip cannot be read ({message}). WAV, FLAC, OGG and MP3 work."
-        raise user_error(text) from error
+        yield [alert(text), *_empty_columns(models)]
     except UserError as error:
-        raise user_error(f"{error}.") from error
+        yield [alert(f"{error}."), *_empty_columns(models)]
+
+
+def _empty_columns(models: list[LoadedModel]) -> list:
+    return [None, "", ""] * len(models)
 
 
 def build_examples(folder: Path) -> list[list]:
-    """Makes a small demo corpus. Returns examples: clip, second clip, question, options."""
+    """Makes a small demo corpus. Returns clip, second clip, question, options and truth."""
     test_file = make_soundscapes(folder, 40, 7)["test"]
     remaining = dict(EXAMPLE_COUNTS)
     examples: dict[str, list] = {}  # by their first clip
@@ -139,7 +137,7 @@ def build_examples(folder: Path) -> list[list]:
         if remaining.get(kind) and first not in examples:
             remaining[kind] -= 1
             second = str(folder / second) if second else None
-            examples[first] = [str(folder / first), second, row["input"], ""]
+            examples[first] = [str(folder / first), second, row["input"], "", row["answer"]]
     return list(examples.values())
 
 
@@ -166,10 +164,10 @@ def _input_components(examples: list[list]) -> list:
             elem_id="options",
         )
     gr.Examples(
-        examples,
+        [values[:4] for values in examples],
         [first, second, question, options],
         label="Examples: synthetic scenes with a question about each",
-        example_labels=[question for _, _, question, _ in examples],
+        example_labels=[f"{values[2]} (truth: {values[4]})" for values in examples],
     )
     # gradio would delete the files of the examples together with old uploads.
     first.keep_in_cache |= first.temp_files | second.temp_files
@@ -179,15 +177,15 @@ def _input_components(examples: list[list]) -> list:
 
 
 def _model_components(model: LoadedModel) -> list:
-    """Adds a model's column: text, probabilities and status."""
+    """Adds a model's column: probabilities, text and status."""
     with gr.Column(min_width=260, elem_classes="model"):
         encoder = model.model.config.encoder_type
         prefix = "" if encoder == model.name else f"{encoder}, "
         title = f"### {html.escape(model.name)}"
         gr.Markdown(f"{title}\n{prefix}uses {model.max_audio_seconds:g} s of a clip")
-        text = gr.Textbox(label="Answer", lines=2, interactive=False, elem_classes="answer")
-        probabilities = gr.Label(label="Probability of each option", show_heading=False)
-        return [text, probabilities, gr.Markdown(elem_classes="status")]
+        probabilities = gr.Label(label="Answer, with the probability of each option")
+        text = gr.Textbox(label="Free text", lines=2, interactive=False, elem_classes="answer")
+        return [probabilities, text, gr.Markdown(elem_classes="status")]
 
 
 def build_page(models: list[LoadedModel], examples: list[list]) -> "gr.Blocks":
@@ -211,12 +209,13 @@ def build_page(models: list[LoadedModel], examples: list[list]) -> "gr.Blocks":
         # Earlier answers go first, so that none stands below a new question.
         gr.on(
             [button.click, inputs[2].submit],
-            lambda: ["", *[None] * (len(outputs) - 1)],
+            lambda: ["", *_empty_columns(models)],
             None,
             outputs,
             queue=False,
             api_name=False,
             show_progress="hidden",
+            js="() => { document.querySelector('#clips').scrollIntoView({block: 'center'}) }",
         ).then(answers, inputs, outputs, api_name="ask", show_progress="minimal")
     return page.queue(max_size=MAX_QUEUE, default_concurrency_limit=1)
 

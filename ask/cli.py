@@ -4,8 +4,8 @@ The last word is the question. `-` in place of the question or of a clip reads i
 
 `--csv FILE --output FILE` answers a table. It has the columns `audio` and `question`, and
 optionally `audio2` and `options` ("rain|a dog"). Paths are relative to the table's folder. The
-output has the same rows with `answer`, `choice`, `probability`, `used_seconds`, `model` and
-`error`. An interrupted job resumes.
+output has the same rows with `answer` (the chosen option in words), `probability`, `choice`,
+`text`, `used_seconds`, `model` and `error`. An interrupted job resumes.
 
 Exit status: 0 if all was answered, 1 if something was not, 2 for wrong options, 130 after Ctrl-C.
 """
@@ -125,9 +125,11 @@ def _ask_model(model, question: str, clips: list, args: argparse.Namespace) -> d
     return {
         "model": model.name,
         "encoder_type": model.model.config.encoder_type,
-        "answer": answer.text,
+        "answer": answer.reply,
         "choice": answer.choice,
-        "options": {option: round(p, 6) for option, p in answer.options.items()},
+        "probability": answer.probability,
+        "options": {option: round(p, 6) for option, p in answer.probabilities.items()},
+        "text": answer.text,
         "no_audio": args.no_audio,
         "seconds": {
             "clips": [round(clip.duration, 3) for clip in encoded],
@@ -140,13 +142,12 @@ def _ask_model(model, question: str, clips: list, args: argparse.Namespace) -> d
 
 def _print_answer(model, result: dict, show_name: bool) -> None:
     """Prints the answer to stdout and what a reader should know about it to stderr."""
-    print(f"{model.name}: {result['answer']}" if show_name else result["answer"])
-    shares = [
-        f"{option.upper() if len(option) == 1 else option} {p:.1%}"
-        for option, p in result["options"].items()
-    ]
-    if shares:
-        print("    " + ", ".join(shares))
+    name = f"{model.name}: " if show_name else ""
+    share = "" if result["choice"] is None else f" ({result['probability']:.1%})"
+    print(f"{name}{result['answer']}{share}")
+    if result["options"]:
+        print("    " + ", ".join(f"{option} {p:.1%}" for option, p in result["options"].items()))
+        print(f"    free text: {result['text']}")
     notes = [model.name]
     if model.is_demo:
         notes.append("a demo model, which knows synthetic sounds only")

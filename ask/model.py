@@ -11,7 +11,7 @@ import torch
 from transformers import TextIteratorStreamer
 
 from ..checkpoints.load import load_model
-from ..data.answer_parsing import infer_answer_format
+from ..data.answer_parsing import find_options, infer_answer_format
 from ..data.audio_files import Clip, open_clip
 from ..data.features import encode_clips
 from ..demo import models as demo_models
@@ -56,12 +56,32 @@ class Answer:
         options: Probability of each option of a closed question, by letter or "yes" and "no".
         choice: The most likely option. None for an open question and for an exact tie.
         seconds: Time that it took.
+        words: The text of each lettered option, by its letter.
     """
 
     text: str
     options: dict[str, float] = field(default_factory=dict)
     choice: str | None = None
     seconds: float = 0.0
+    words: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def reply(self) -> str:
+        """The chosen option in words, or the text where no option is chosen."""
+        return self.text if self.choice is None else self.words.get(self.choice, self.choice)
+
+    @property
+    def probability(self) -> float | None:
+        """Probability of the chosen option."""
+        return None if self.choice is None else self.options[self.choice]
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """Probability of each option, as it is written in the question."""
+        return {
+            f"{name.upper()}) {self.words[name]}" if name in self.words else name: share
+            for name, share in self.options.items()
+        }
 
 
 class LoadedModel:
@@ -148,10 +168,11 @@ class LoadedModel:
         )
         seconds = time.perf_counter() - start
         answers = []
-        for result in results:
+        for question, result in zip(questions, results):
             scores = result["scores"]
             shares, choice = softmax_scores(scores), most_likely_option(scores)
-            answers.append(Answer(result["text"], shares, choice, seconds))
+            words = {option.letter.lower(): option.text for option in find_options(question)}
+            answers.append(Answer(result["text"], shares, choice, seconds, words))
         return answers
 
     def _features(self, clips: list[list[EncodedClip]], no_audio: bool) -> dict[int, torch.Tensor]:

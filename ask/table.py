@@ -13,7 +13,7 @@ from ..evaluation.predict import model_digest
 from ..runtime import UserError, write_text
 from .model import LoadedModel
 
-ADDED_COLUMNS = ("answer", "choice", "probability", "used_seconds", "model", "error")
+ADDED_COLUMNS = ("answer", "probability", "choice", "text", "used_seconds", "model", "error")
 
 
 def read_questions(path: Path) -> pd.DataFrame:
@@ -115,9 +115,10 @@ def _answer_batch(args: Namespace, rows: list[dict], model: LoadedModel) -> list
     answers = model.ask(questions, clips, args.no_audio, args.max_new_tokens)
     return [
         {
-            "answer": answer.text,
+            "answer": answer.reply,
+            "probability": f"{answer.probability:.4f}" if answer.choice else "",
             "choice": answer.choice or "",
-            "probability": f"{answer.options[answer.choice]:.4f}" if answer.choice else "",
+            "text": answer.text,
             "used_seconds": " ".join(f"{clip.used:.4g}" for clip in row_clips),
         }
         for answer, row_clips in zip(answers, clips)

@@ -140,7 +140,7 @@ def test_a_clip_is_asked_about_and_the_arms_are_compared(opened, corpus):
         assert 98 <= sum(actual.values()) <= 102
     text = opened.locator("#clips").inner_text()
     assert "Clip 1: 4.2 s" in text and "were used" not in text
-    source = opened.locator("#clips img").get_attribute("src")
+    source = opened.locator("#clips image").get_attribute("href")
     assert source.startswith("data:image/png;base64,") and len(source) > 5000
     for arm, name in zip(opened.locator(".model").all(), MODEL_NAMES):
         assert arm.inner_text().startswith(name)
@@ -172,7 +172,7 @@ def test_two_clips_and_a_free_question(opened, corpus):
     upload(opened, clip(corpus, 2), "#other")
     ask(opened, "explain the difference in few words")
     assert all("audio 1" in text.lower() for text in answered(opened))
-    assert shares(opened) == [{}] * len(MODEL_NAMES) and opened.locator("#clips img").count() == 2
+    assert shares(opened) == [{}] * len(MODEL_NAMES) and opened.locator("#clips image").count() == 2
 
 
 def test_of_a_long_clip_it_says_what_was_heard(opened, corpus):
@@ -184,8 +184,9 @@ def test_of_a_long_clip_it_says_what_was_heard(opened, corpus):
 
 
 def complaint(page) -> str:
-    page.wait_for_selector(".toast-body")
-    return page.locator(".toast-body").first.inner_text()
+    page.wait_for_selector("#clips [role=alert]")
+    assert page.locator("[role=alert]").count() == 1
+    return page.locator("#clips [role=alert]").inner_text()
 
 
 def test_what_is_wrong_is_one_friendly_line(opened, corpus):
@@ -373,7 +374,7 @@ def test_former_answers_do_not_stand_under_a_new_question(opened, corpus):
     assert [
         opened.locator(".answer textarea").nth(i).input_value() for i in range(len(MODEL_NAMES))
     ] == [""] * len(MODEL_NAMES)
-    assert opened.locator("#clips img").count() == 0
+    assert opened.locator("#clips image").count() == 0
 
 
 @pytest.mark.parametrize(

@@ -96,8 +96,11 @@ def test_probabilities_are_of_the_sums():
 def test_a_question(scenes, capsys):
     run_ask.main([clip(scenes), *ALARM])
     out, err = capsys.readouterr()
-    text, shares = out.splitlines()
-    assert text == "D) alarm" and shares.startswith("    A ") and "D 99." in shares
+    answer, shares, text = out.splitlines()
+    assert answer.startswith("alarm (99.")
+    assert shares.startswith("    A) cricket ")
+    assert "D) alarm 99." in shares
+    assert text == "    free text: D) alarm"
     assert "mimi_full; a demo model, which knows synthetic sounds only; encoded in " in err
 
 
@@ -114,7 +117,11 @@ def test_several_models_as_json(scenes, capsys):
         assert (
             entry_values["choice"] == "d"
             and sum(entry_values["options"].values()) == pytest.approx(1, abs=1e-4)
-            and entry_values["answer"]
+            and entry_values["text"]
+        )
+        assert entry_values["answer"] == "alarm"
+        assert entry_values["probability"] == pytest.approx(
+            entry_values["options"]["D) alarm"], abs=1e-6
         )
         assert (
             entry_values["seconds"]["clips"] == entry_values["seconds"]["used"] == [4.208]
@@ -288,7 +295,8 @@ def test_a_table_is_answered_row_by_row(table, scenes, model):
     rows = list(csv.DictReader(io.StringIO((table / "a.csv").read_text())))
     assert [row["id"] for row in rows] == [str(i) for i in range(42)]
     assert (
-        rows[5]["answer"] == "D) alarm"
+        rows[5]["answer"] == "alarm"
+        and rows[5]["text"] == "D) alarm"
         and rows[5]["choice"] == "d"
         and float(rows[5]["probability"]) > 0.9
     )
@@ -309,7 +317,9 @@ def test_a_table_is_answered_row_by_row(table, scenes, model):
     for row in rows[:5] + rows[6:37]:
         clips = [str(table / row[name]) for name in ("audio", "audio2") if row[name]]
         (alone,) = model.ask([row["question"]], [model.encode(clips)])
-        assert row["answer"] == alone.text and row["choice"] == (alone.choice or "")
+        assert row["text"] == alone.text
+        assert row["answer"] == alone.reply
+        assert row["choice"] == (alone.choice or "")
         assert len(row["used_seconds"].split()) == len(clips) and row["model"].startswith(
             "mimi_full "
         )
