@@ -5,7 +5,9 @@
 """
 
 import ast
+import json
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 
@@ -19,6 +21,10 @@ COMMANDS = {
     "prepare": "data.prepare",
     "benchmark": "benchmark.cli",
 }
+
+
+OPTIONS_FILE = Path(__file__).parent / "configs" / "options.json"
+NUMBERS = {"int": (int, "a whole number"), "float": (float, "a number")}
 
 
 def first_docstring_line(module: str) -> str:
@@ -36,6 +42,49 @@ def help_text() -> str:
     )
 
 
+def answer_early(command: str, argv: list[str], program: str) -> None:
+    """Prints a command's help or refuses wrong options, before anything slow is imported.
+
+    Args:
+        command: Name of the command, a key of `COMMANDS`.
+        argv: Its options.
+        program: Name that stands before an error.
+    """
+    pages = json.loads(OPTIONS_FILE.read_text(encoding="utf-8"))
+    if argv and f"{command} {argv[0]}" in pages:
+        command, argv = f"{command} {argv[0]}", argv[1:]
+    page = pages[command]
+    for flag, text in {"-h": "help", "--help": "help", "--help_all": "help_all"}.items():
+        if flag in argv and text in page:
+            print(page[text])
+            sys.exit()
+    for word, value in zip(argv, [*argv[1:], "--"]):
+        problem = _find_problem(word, value, page["options"])
+        if problem:
+            print(f"{program}: error: {problem} (see --help)", file=sys.stderr)
+            sys.exit(2)
+
+
+def _find_problem(word: str, value: str, options: dict[str, str]) -> str | None:
+    """Returns what is wrong with an option and the word behind it."""
+    if not word.startswith("--") or word == "--":
+        return None
+    option, is_joined, text = word.partition("=")
+    name = "--" + option.removeprefix("--").replace("-", "_")
+    if name not in options:
+        similar = get_close_matches(name, options, 1)
+        hint = f". Did you mean {similar[0]}?" if similar else ""
+        return f"unrecognized arguments: {option}{hint}"
+    if options[name] and (is_joined or not value.startswith("--")):
+        convert, expected = NUMBERS[options[name]]
+        text = text if is_joined else value
+        try:
+            convert(text)
+        except ValueError:
+            return f"{option} {text!r}: expected {expected}"
+    return None
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs the command that the first argument names."""
     argv = sys.argv[1:] if argv is None else argv
@@ -48,7 +97,8 @@ def main(argv: list[str] | None = None) -> None:
 
         print(__version__)
     elif command in COMMANDS:
-        sys.argv[0] = f"audiolm {command}"  # the command's own help shows it
+        sys.argv[0] = f"audiolm {command}"  # the command's own messages show it
+        answer_early(command, options, sys.argv[0])
         try:
             import_module(f".{COMMANDS[command]}", __package__).main(options)
         except KeyboardInterrupt:

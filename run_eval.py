@@ -20,7 +20,16 @@ if __name__ == "__main__":
             f"run `pip install -e {here.parent}`, or run {folder / here.name}"
         )
 
-from audiolm.evaluation.evaluate import main
+from audiolm.__main__ import answer_early
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the command. `--help` explains its options."""
+    answer_early("eval", sys.argv[1:] if argv is None else argv, "run_eval.py")
+    from audiolm.evaluation.evaluate import main as evaluate
+
+    evaluate(argv)
+
 
 if __name__ == "__main__":
     main()

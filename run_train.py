@@ -18,6 +18,7 @@ if __name__ == "__main__":
             f"run `pip install -e {here.parent}`, or run {folder / here.name}"
         )
 
+from audiolm.__main__ import answer_early
 from audiolm.runtime import report_user_errors
 
 
@@ -28,6 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     Args:
         argv: Command line. Default: this process's.
     """
+    answer_early("train", sys.argv[1:] if argv is None else argv, "run_train.py")
     # Pages of 2 MB for large tensors. torch reads this with its first tensor, and transformers
     # allocates tensors when it is imported.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

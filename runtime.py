@@ -1,4 +1,7 @@
-"""What every room needs: user errors, the record of a run, digests, atomic files, the CPU."""
+"""What every room needs: user errors, the record of a run, digests, atomic files, the CPU.
+
+Functions that need torch import it themselves, so that help and wrong options need not wait for it.
+"""
 
 import ctypes
 import hashlib
@@ -16,8 +19,6 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from subprocess import DEVNULL
-
-import torch
 
 from . import __version__
 
@@ -192,6 +193,8 @@ def run_info(program: str, argv: list[str] | None, **more) -> dict:
         argv: Its command line. Default: this process's.
         more: Further entries, such as digests of the data.
     """
+    import torch
+
     argv = sys.argv[1:] if argv is None else argv
     code = code_facts()
     for name in PACKAGES:
@@ -242,6 +245,8 @@ def use_all_of_the_cpu(encodes: bool = True) -> None:
     Args:
         encodes: Whether the process runs an encoder.
     """
+    import torch
+
     if torch.cuda.is_available():
         return
     is_accelerate_default = "ACCELERATE_DYNAMO_BACKEND" in os.environ

@@ -27,7 +27,8 @@ from ..runtime import UserError
 IRRELEVANT_SETTINGS = ("question_only", "batch_size", "controls")
 # The seeds of one arm differ in these facts of a training.
 SEED_FIELDS = ("seed", "shuffle options", "batches")
-MODEL_FIELDS = ("mapper_type", "prompt_format", *ARM_FIELDS, "step", "training")
+MODEL_FIELDS = ("mapper_hidden_size", "mapper_type", "prompt_format", *ARM_FIELDS)
+MODEL_FIELDS += ("step", "training")
 MODEL_DEFAULTS = {"mapper_type": "mlp", "prompt_format": "audiolm"}
 
 

@@ -1,19 +1,26 @@
-"""Write commands.md from the commands' own parsers: `python docs/build_commands.py`.
+"""Write commands.md and configs/options.json from the parsers: `python docs/build_commands.py`.
 
-A test compares the page with the parsers.
+`audiolm COMMAND --help` prints what options.json holds. A test compares both with the parsers.
 """
 
 import argparse
+import json
 import re
+import textwrap
+from collections.abc import Iterable
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 
-from transformers import TrainingArguments
-
 from audiolm.__main__ import COMMANDS
-from audiolm.training.arguments import TRAINING_DEFAULTS
+from audiolm.training.arguments import TRAINING_DEFAULTS, DataArguments, ModelArguments
 
 PAGE = Path(__file__).parent / "commands.md"
+OPTIONS = Path(__file__).parents[1] / "configs" / "options.json"
+PROGRAMS = {"train": "run_train.py", "eval": "run_eval.py", "compare": "run_compare.py"}
+# Stock options that `run_train.py --help` lists beside our own.
+COMMON = ("num_train_epochs", "bf16", "weight_decay", "resume_from_checkpoint", "push_to_hub")
+COMMON += ("hub_model_id", "hub_strategy", "hub_private_repo", "full_determinism")
 PARSERS = COMMANDS | {
     "train": "training.arguments",
     "eval": "evaluation.arguments",
@@ -26,7 +33,8 @@ This page is generated (`python docs/build_commands.py`). `run_train.py`, `run_e
 `run_compare.py` are `audiolm train`, `audiolm eval` and `audiolm compare`. With several processes,
 use `accelerate launch`.
 """
-STOCK = "All options of transformers' `TrainingArguments` work too. These have other defaults here:"
+STOCK = "`run_train.py --help_all` lists the other options of transformers' `TrainingArguments`."
+HELP_ALL = "--help_all also lists the other options of transformers' TrainingArguments."
 
 
 def format_value(value: object) -> str:
@@ -46,7 +54,8 @@ def format_options(actions: list[argparse.Action]) -> str:
     for action in actions:
         name = action.option_strings[0] if action.option_strings else action.metavar or action.dest
         choices = " ".join(f"`{choice}`" for choice in action.choices or ())
-        default = format_value(action.default)
+        # The default of pinning is what the machine has.
+        default = "" if action.dest == "dataloader_pin_memory" else format_value(action.default)
         text = action.help or ""
         if default:
             text = re.sub(r"\s*\(default: [^()]*(\([^()]*\)[^()]*)*\)", "", text)
@@ -57,28 +66,106 @@ def format_options(actions: list[argparse.Action]) -> str:
     return "\n".join(rows)
 
 
+def split_parser(command: str, parser: argparse.ArgumentParser) -> dict[str, list]:
+    """Returns the actions of a parser by group: ours first, then the stock ones of the Trainer."""
+    # `--no_OPTION` is the opposite of an option that is listed.
+    hidden = (argparse._HelpAction, argparse._StoreFalseAction, argparse._SubParsersAction)
+    actions = [action for action in parser._actions if not isinstance(action, hidden)]
+    if command != "train":
+        return {"options": actions}
+    groups: dict[str, list] = {"model": [], "data": [], "training": [], "stock": []}
+    names = {"model": names_of(ModelArguments), "data": {*names_of(DataArguments), "config"}}
+    for action in actions:
+        is_listed = action.dest in TRAINING_DEFAULTS or action.dest in COMMON
+        group = "training" if is_listed else "stock"
+        group = next((name for name, own in names.items() if action.dest in own), group)
+        groups[group].append(action)
+    return groups
+
+
+def names_of(dataclass: type) -> set[str]:
+    """Returns the names of a dataclass's fields."""
+    return {field.name for field in fields(dataclass)}
+
+
+def describe(action: argparse.Action) -> str:
+    """Returns an option's help with its choices and its default."""
+    choices = ", ".join(map(str, action.choices or ()))
+    # The default of this option is what the machine has.
+    default = "" if action.dest == "dataloader_pin_memory" else format_value(action.default)
+    text = " ".join((action.help or "").replace("%(default)s", default).replace("%%", "%").split())
+    parts = [text, f"One of: {choices}" if choices else ""]
+    if default and "default" not in text.lower():
+        parts.append(f"(default: {default})")
+    return " ".join(filter(None, parts))
+
+
+def format_help(program: str, description: str, groups: dict[str, Iterable]) -> str:
+    """Returns the text of `--help`, 100 columns wide."""
+    lines = [f"usage: {program} [OPTION ...]", "", description.strip()]
+    for title, actions in groups.items():
+        lines += ["", f"{title}:"]
+        for action in actions:
+            name = action.option_strings[0] if action.option_strings else action.metavar
+            indent = " " * 32
+            text = textwrap.wrap(describe(action), 66) or [""]
+            lines.append(f"  {name or action.dest:<29} {text[0]}".rstrip())
+            lines += [indent + line for line in text[1:]]
+    return "\n".join(lines)
+
+
+def option_kinds(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """Returns every option of a parser, and "int" or "float" if it takes such a number."""
+    kinds = {}
+    for action in parser._actions:
+        is_single = action.nargs is None
+        kind = {int: "int", float: "float"}.get(action.type, "") if is_single else ""
+        for name in action.option_strings:
+            kinds["--" + name.lstrip("-").replace("-", "_")] = kind
+    return kinds
+
+
+def build_options() -> dict[str, dict]:
+    """Returns the content of options.json: help and options of each command."""
+    pages = {}
+    for command, module in PARSERS.items():
+        parser = import_module(f"audiolm.{module}").build_parser()
+        parsers = {command: parser}
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                parsers |= {f"{command} {name}": own for name, own in action.choices.items()}
+        for name, own in parsers.items():
+            groups = split_parser(command, own)
+            stock = groups.pop("stock", None)
+            program = PROGRAMS.get(name, f"audiolm {name}")
+            description = own.description or ""
+            if own is parser and len(parsers) > 1:
+                description += "\n\ncommands: " + ", ".join(list(parsers)[1:])
+            page = {"help": format_help(program, description, groups), "options": option_kinds(own)}
+            if stock is not None:
+                page["help"] += f"\n\n{HELP_ALL}"
+                groups |= {"stock options of transformers' TrainingArguments": stock}
+                page["help_all"] = format_help(program, description, groups)
+            pages[name] = page
+    return pages
+
+
 def format_command(command: str, module: str) -> str:
     """Returns the section of a command."""
     parser = import_module(f"audiolm.{module}").build_parser()
-    actions = [action for action in parser._actions if action.dest != "help"]
     parts = [f"## audiolm {command}", parser.description or ""]
-    subcommands = [a for a in actions if isinstance(a, argparse._SubParsersAction)]
+    subcommands = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
     if subcommands:
         for name, inner in subcommands[0].choices.items():
-            options = [action for action in inner._actions if action.dest != "help"]
             parts += [f"### audiolm {command} {name}", inner.description or ""]
-            parts.append(format_options(options))
-    elif command == "train":
-        stock = TrainingArguments.__dataclass_fields__
-        # `--no_OPTION` is the opposite of an option that is listed.
-        actions = [a for a in actions if not isinstance(a, argparse._StoreFalseAction)]
-        changed = [a for a in actions if a.dest in stock and a.dest in TRAINING_DEFAULTS]
-        parts.append(format_options([a for a in actions if a.dest not in stock]))
-        # What the machine has, so the page does not depend on it.
-        changed = [a for a in changed if a.dest != "dataloader_pin_memory"]
-        parts += [STOCK, format_options(changed)]
+            parts.append(format_options(split_parser(name, inner)["options"]))
     else:
-        parts.append(format_options(actions))
+        groups = split_parser(command, parser)
+        groups.pop("stock", None)
+        for title, actions in groups.items():
+            parts += [f"### {title.capitalize()}"] if len(groups) > 1 else []
+            parts.append(format_options(actions))
+        parts += [STOCK] if command == "train" else []
     return "\n\n".join(part.strip() for part in parts if part)
 
 
@@ -90,3 +177,4 @@ def build_page() -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(build_page(), encoding="utf-8")
+    OPTIONS.write_text(json.dumps(build_options(), indent=1) + "\n", encoding="utf-8")

@@ -73,7 +73,7 @@ def load_evaluated_model(
         model.set_attn_implementation("sdpa")
     processor = AudioLMProcessor.from_config(model.config, tokenizer)
     processor.prompt_format = prompt_format or model.config.prompt_format
-    names = (*ARM_FIELDS, "mapper_type", "prompt_format", "training")
+    names = (*ARM_FIELDS, "mapper_hidden_size", "mapper_type", "prompt_format", "training")
     facts = {name: getattr(model.config, name, None) for name in names}
     facts["prompt_format"] = processor.prompt_format
     facts |= input_overrides(model.config.encoder_config)

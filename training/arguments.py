@@ -95,6 +95,9 @@ class ModelArguments:
     learn_code_embeddings: bool = _option(False, "Learn an embedding table for each codebook")
     band_limit: int | None = _option(None, "Low-pass audio to this sampling rate in Hz")
     window_seconds: float | None = _option(None, "Window of HTSAT; default: the checkpoint's")
+    mapper_hidden_size: int | None = _option(
+        None, "Width of the mapper's hidden layer; default: 576"
+    )
     mapper_type: str = _option("mlp", "`mlp`, or `mellow`: Mellow's projection")
     prompt_format: str = _option("audiolm", "`audiolm`, or `mellow`: Mellow's 129 tokens")
     recipe: str | None = _option(None, "`mellow`: Mellow's parts, prompt and learning rate")

@@ -22,7 +22,8 @@ from .compile import cache_bf16_weights, compile_layers
 from .distributed import sharding_backend
 
 # Options that are fields of the model's configuration.
-MODEL_CONFIG_FIELDS = ("audio_tokens", "learn_code_embeddings", "mapper_type", "prompt_format")
+MODEL_CONFIG_FIELDS = ("audio_tokens", "learn_code_embeddings", "mapper_hidden_size")
+MODEL_CONFIG_FIELDS += ("mapper_type", "prompt_format")
 
 
 def build_model(
@@ -35,6 +36,8 @@ def build_model(
         "max_audio_seconds": data_args.max_audio_seconds,
         **{name: getattr(model_args, name) for name in MODEL_CONFIG_FIELDS},
     }
+    if model_args.mapper_hidden_size is None:
+        del fields["mapper_hidden_size"]  # the configuration has its own default
     build = _load_trained if model_args.model_name_or_path else _build_from_parts
     try:
         model, tokenizer = build(model_args, fields)
