@@ -506,3 +506,42 @@ def test_the_page_of_options_is_what_the_commands_say():
     assert build_commands.build_page() == (ROOT / "docs" / "commands.md").read_text(
         encoding="utf-8"
     ), "run: python docs/build_commands.py"
+    saved = json.loads((ROOT / "configs" / "options.json").read_text(encoding="utf-8"))
+    assert build_commands.build_options() == saved, "run: python docs/build_commands.py"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--encoder_typ", "htsat"], "unrecognized arguments: --encoder_typ. Did you mean"),
+        (["--max_steps", "ten"], "--max_steps 'ten': expected a whole number"),
+        (["--max-steps=1.5"], "--max-steps '1.5': expected a whole number"),
+        (["--learning_rate", "fast"], "--learning_rate 'fast': expected a number"),
+    ],
+)
+def test_answer_early_refuses_wrong_options_without_torch(argv, message):
+    program = f"import sys; sys.argv[1:] = {argv}; from audiolm.run_train import main; "
+    program += "import atexit; atexit.register(lambda: print('torch' in sys.modules)); main()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"run_train.py: error: {message}")
+    assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize("command", [*entry.COMMANDS, "prepare download"])
+def test_help_of_each_command_needs_no_torch(command):
+    program = f"import sys; from audiolm.__main__ import main; main({[*command.split(), '--help']})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: ")
+
+
+def test_help_all_lists_stock_options_that_help_leaves_out(capsys):
+    texts = []
+    for flag in ("--help", "--help_all"):
+        with pytest.raises(SystemExit):
+            entry.answer_early("train", [flag], "run_train.py")
+        texts.append(capsys.readouterr().out)
+    assert "--adam_beta1" not in texts[0]
+    assert "--adam_beta1" in texts[1]
+    assert len(texts[0].splitlines()) < 150
