@@ -34,6 +34,9 @@ def load_model(
     Raises:
         UserError: If `name` is not found, is no AudioLM, or lacks weights.
     """
+    if not Path(name).exists() and Path(name).parent.is_dir() and Path(name).parent != Path():
+        # The Hub is not asked: a connection that is refused takes it a minute to report.
+        raise UserError(f"--model_name_or_path {name}: no such folder or file")
     try:
         has_weights = Path(name, "model.safetensors").is_file()
         mellow_file = None if has_weights else mellow_checkpoint(name, revision)

@@ -123,6 +123,7 @@ def write_results(result: ComparisonResult) -> None:
     write_report(files[1], comparison, result.runs, result.audio_dir)
     caveats = " ".join(comparison.get("caveats", []))
     texts = (comparison_table(comparison), comparison.get("conclusion"), caveats)
+    texts += (comparison["note"],)
     for text in filter(None, texts):
         print(text)
     print(f"Saved to {output}. Next: open {files[1]}, or ask a model: ", end="")

@@ -1,5 +1,6 @@
 """Formats a comparison as text."""
 
+from ..evaluation.answering import PROTOCOL_NAMES
 from ..evaluation.tables import comparison_columns, comparison_rows
 
 SECTION_TITLES = {
@@ -14,6 +15,13 @@ FAMILY_TITLES = {"primary": "macro accuracy", "by_type": "one question type"}
 def comparison_table(comparison: dict) -> str:
     """Returns accuracies, audio gains, differences and probes of a comparison as text."""
     lines = [*_accuracy_lines(comparison), *_audio_gain_lines(comparison["arms"])]
+    statistics = comparison["statistics"]
+    if statistics:
+        lines.insert(
+            0,
+            f"{statistics['rows']:,} closed examples about {statistics['clips']:,} clips, scored by "
+            f"{PROTOCOL_NAMES[comparison['protocol']]}",
+        )
     for family, title in FAMILY_TITLES.items():
         lines += _difference_lines(comparison["statistics"].get(family, []), title)
     if comparison.get("probes"):

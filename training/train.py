@@ -140,6 +140,10 @@ def finish(
         write_run_info(folder, record.info)
         write_text(folder / "README.md", model_card(record.card, folder.name))
         print(summarize(trainer, record))
+        print(
+            f"Saved to {folder}. Next: run_eval.py --model_name_or_path {folder} --output_dir "
+            f'{folder}/evaluation, or audiolm ask CLIP "QUESTION" --model {folder}'
+        )
     if push is not None:
         push.finish()
 

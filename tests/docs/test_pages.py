@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -18,6 +19,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROSE_PAGES = [page for page in PAGES if page.name not in ("lab-notebook.md", "commands.md")]
 SNIPPET_PAGES = [ROOT / "README.md", ROOT / "docs" / "use-a-model.md"]
 MAX_BYTES = 100_000
+MARK = "--- end of block ---"
 SCRIPTS = {"run_train.py": "train", "run_eval.py": "eval", "run_compare.py": "compare"}
 # Commands of other programs. The tests do not parse their options.
 OTHER_PROGRAMS = ("git", "pip", "uv", "pytest", "mkdocs", "python", "hf", "cd", "time", "ray")
@@ -105,29 +107,31 @@ def test_bash_block_command_parses(words):
 
 
 @pytest.mark.parametrize("page", SNIPPET_PAGES, ids=lambda page: page.name)
-def test_python_blocks_run(page):
-    blocks = fenced_blocks(page, "python")
-    program = "\n".join(blocks)
+def test_python_blocks_run_and_print_what_the_page_shows(page):
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```(?:\s+```text\n(.*?)```)?", text, flags=re.S)
+    program = "\n".join(f"{code}\nprint({MARK!r})" for code, _ in blocks)
     result = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=400
     )
     assert result.returncode == 0, result.stderr[-2000:]
+    printed = result.stdout.split(MARK)
+    for (code, expected), output in zip(blocks, printed):
+        assert not expected or output.strip() == expected.strip(), code
 
 
-@pytest.mark.parametrize("page", SNIPPET_PAGES, ids=lambda page: page.name)
-def test_python_output_stands_on_the_page(page):
-    text = page.read_text(encoding="utf-8")
-    pattern = r"```python\n(.*?)```\s+```text\n(.*?)```"
-    pairs = re.findall(pattern, text, flags=re.S)
-    assert pairs
-    shared = ""
-    for code, expected in pairs:
-        program = shared + code
-        result = subprocess.run(
-            [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300
-        )
-        assert result.stdout.strip().endswith(expected.strip()), result.stderr[-2000:]
-        shared += code
+def test_tables_show_the_figures_of_results_json():
+    results = json.loads((ROOT / "docs" / "results.json").read_text(encoding="utf-8"))
+    for page in (ROOT / "README.md", ROOT / "docs" / "results.md"):
+        text = page.read_text(encoding="utf-8")
+        for model, rows in results["accuracy"].items():
+            value, low, high = rows["macro accuracy"]
+            interval = f" ({low:.3f} to {high:.3f})" if low is not None else ""
+            gain = results["audio_gain"].get(model)
+            gained = f"{gain[0]:+.1f} ({gain[1]:+.1f} to {gain[2]:+.1f})" if gain else ""
+            others = [f"{rows[name][0]:.3f}" for name in ("sound event", "recording quality")]
+            cells = [model, f"{value:.3f}{interval}", gained, *others]
+            assert f"| {' | '.join(cells)} |" in text, page.name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,11 +1,12 @@
-"""Draws architecture.svg: `python docs/draw_architecture.py`."""
+"""Draws architecture.svg and results.svg: `python docs/draw_figures.py`."""
 
+import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.patches import FancyBboxPatch
 
-FILE = Path(__file__).parent / "architecture.svg"
+FOLDER = Path(__file__).parent
 GREY = "#7a7f87"  # readable on light and dark pages
 BOXES = (  # x, y, width, title, second line, fill
     (0.0, 1.3, 1.5, "audio", "1 or 2 clips", None),
@@ -15,6 +16,13 @@ BOXES = (  # x, y, width, title, second line, fill
     (8.1, 0.65, 2.6, "SmolLM2-135M", "frozen at first", "#4c78a8"),
     (11.3, 0.65, 1.5, "answer", "text", None),
 )
+MARKERS = {  # Colours that colour-blind readers can tell apart, on light and dark pages.
+    "htsat": ("o", "#4c78a8"),
+    "mimi_semantic": ("s", "#f58518"),
+    "mimi_full": ("D", "#54a24b"),
+    "text-only model": ("|", GREY),
+    "majority answer": ("x", GREY),
+}
 ARROWS = (  # from, to
     ((1.5, 1.75), (2.1, 1.75)),
     ((4.5, 1.75), (5.1, 1.75)),
@@ -49,7 +57,34 @@ def draw_architecture() -> plt.Figure:
     return figure
 
 
+def draw_results() -> plt.Figure:
+    """Returns the figure of results.json: accuracy of each model, with its interval, by row."""
+    accuracy = json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))["accuracy"]
+    rows = list(next(iter(accuracy.values())))
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for lane, (model, (marker, color)) in enumerate(MARKERS.items()):
+        cells = [accuracy[model][row] for row in rows]
+        heights = [number + 0.15 * (lane - 2) for number in range(len(rows))]
+        values = [100 * value for value, _, _ in cells]
+        low = [100 * (value - (value if end is None else end)) for value, end, _ in cells]
+        high = [100 * ((value if end is None else end) - value) for value, _, end in cells]
+        style = {"fmt": marker, "color": color, "elinewidth": 1, "markersize": 5}
+        axes.errorbar(values, heights, xerr=[low, high], label=model, **style)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.invert_yaxis()
+    axes.set_xlabel("accuracy in % (bar: 95 % interval over clips)", color=GREY)
+    axes.set_xlim(15, 100)
+    axes.tick_params(colors=GREY)
+    axes.spines[:].set_color(GREY)
+    axes.grid(axis="x", color=GREY, alpha=0.3)
+    legend = axes.legend(ncols=5, loc="lower center", bbox_to_anchor=(0.42, 1), frameon=False)
+    for text in legend.get_texts():
+        text.set(color=GREY, size=8)
+    return figure
+
+
 if __name__ == "__main__":
     plt.rcParams["svg.hashsalt"] = "audiolm"  # equal figures give equal files
-    metadata = {"Date": None}
-    draw_architecture().savefig(FILE, bbox_inches="tight", transparent=True, metadata=metadata)
+    for name, figure in {"architecture": draw_architecture(), "results": draw_results()}.items():
+        options = {"bbox_inches": "tight", "transparent": True, "metadata": {"Date": None}}
+        figure.savefig(FOLDER / f"{name}.svg", **options)
