@@ -17,11 +17,8 @@ def comparison_table(comparison: dict) -> str:
     lines = [*_accuracy_lines(comparison), *_audio_gain_lines(comparison["arms"])]
     statistics = comparison["statistics"]
     if statistics:
-        lines.insert(
-            0,
-            f"{statistics['rows']:,} closed examples about {statistics['clips']:,} clips, scored by "
-            f"{PROTOCOL_NAMES[comparison['protocol']]}",
-        )
+        counts = f"{statistics['rows']:,} closed examples about {statistics['clips']:,} clips"
+        lines.insert(0, f"{counts}, scored by {PROTOCOL_NAMES[comparison['protocol']]}")
     for family, title in FAMILY_TITLES.items():
         lines += _difference_lines(comparison["statistics"].get(family, []), title)
     if comparison.get("probes"):

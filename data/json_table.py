@@ -43,8 +43,8 @@ def stream_array(path: str | Path) -> Iterator[dict]:
             yield from tqdm(rows, title, unit=" rows", disable=True if is_small else None)
     except FileNotFoundError as error:
         raise UserError(
-            f"{path}: file not found. Download ReasonAQA with `audiolm prepare download reasonaqa`, "
-            "or try without data: `run_compare.py --config demo`"
+            f"{path}: file not found. Download ReasonAQA with `audiolm prepare download "
+            "reasonaqa`, or try without data: `run_compare.py --config demo`"
         ) from error
     except OSError as error:
         raise UserError(f"{path}: not readable ({error})") from error

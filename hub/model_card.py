@@ -1,6 +1,7 @@
 """Writes the model card of a trained AudioLM from the record of its run and its results."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -24,36 +25,7 @@ TEXT_ONLY = "This is a text-only model, a baseline: the mean feature replaces al
 RESULTS = "## Results\n"
 NOT_EVALUATED = "Not evaluated yet: `run_eval.py --push_to_hub` fills this in.\n"
 EVAL_FILE = ".eval_results/audiolm.yaml"
-TEMPLATE = """# {name}
-
-Answers questions about one or two audio clips, in text.
-An AudioLM with the `{encoder_type}` encoder: frozen `{encoder}`, a mapper
-and the language model `{text_model}`.
-{notes}
-## How to use it
-
-```python
-{usage}
-```
-
-## What it is
-
-{parts}
-## Licence
-
-The model combines parts and data that have their own licences.
-
-{licences}
-## How it was trained
-
-{settings}
-{results}
-## Limits
-
-The model uses the first {seconds:g} s of a clip. It answers every question, even if
-the audio cannot answer it, and may invent figures and details. It was trained on sounds and does
-not understand speech. It answers in English.
-"""
+TEMPLATE = Path(__file__).with_name("model_card.md")
 # Names of settings in the card, where the record of a run has another one.
 SETTING_NAMES = {
     "rows a step": "batch size",
@@ -77,6 +49,8 @@ class CardFacts:
     max_audio_seconds: float
     parameters: int
     trained_parameters: int
+    sample: tuple[str, str] | None = None  # question and answer of a training example
+    machine: dict[str, str] = field(default_factory=dict)  # hardware and time of a finished run
     encoder_options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -103,6 +77,7 @@ def _metadata(facts: CardFacts, repo: str, adapter_of: str | None) -> ModelCardD
         license="other",
         license_name="of-its-parts",
         license_link=f"https://huggingface.co/{repo}#licence",
+        datasets=[facts.data["name"]] if "/" in facts.data["name"] else None,
         tags=["audiolm", facts.encoder_type, "audio-question-answering", "custom_code"],
     )
 
@@ -119,9 +94,10 @@ def _usage(facts: CardFacts, repo: str, adapter_of: str | None) -> str:
     return f"""{imports}
 model = {load}
 processor = AutoProcessor.from_pretrained("{model_name}", trust_remote_code=True)
-inputs = processor(text="What is heard first?", audio=["clip.wav"])
+inputs = processor(text="Which sound comes first?", audio=["clip.wav"])
 output = model.generate(**inputs, max_new_tokens=40)
-print(processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1]:]))"""
+answer = output[0, inputs["input_ids"].shape[1]:]
+print(processor.tokenizer.decode(answer, skip_special_tokens=True))"""
 
 
 def model_card(
@@ -155,7 +131,8 @@ def model_card(
     if step is not None:
         notes += f"Training was at step {step:,} when this was pushed.\n"
     settings = {SETTING_NAMES.get(name, name): value for name, value in facts.settings.items()}
-    text = TEMPLATE.format(
+    question, answer = facts.sample or ("Which sound can be heard? A) a dog B) rain", "A) a dog")
+    text = TEMPLATE.read_text(encoding="utf-8").format(
         name=repo.split("/")[-1],
         encoder_type=facts.encoder_type,
         encoder=encoder,
@@ -164,7 +141,9 @@ def model_card(
         usage=_usage(facts, repo, adapter_of),
         parts=_table(parts),
         licences=_table(licences),
-        settings=_table(settings),
+        settings=_table(settings | facts.machine),
+        question=question,
+        answer=answer,
         results=f"{RESULTS}\n{NOT_EVALUATED}",
         seconds=facts.max_audio_seconds,
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+from datasets import Dataset
 from torch import nn
 from transformers import SchedulerType
 from transformers.utils import cached_file
@@ -64,6 +65,9 @@ class RunRecord:
             stream=_stream_settings(data_args, args, data, changes),
             processes=args.world_size,
         )
+        if isinstance(dataset.rows, Dataset):  # a stream would have to be read for it
+            example = dataset.rows[0]
+            record.card.sample = (example["input"], example["answer"])
         record.info = run_info("run_train.py", args.argv, data=data, settings=record.all_settings)
         model.config.data_changes = changes
         model.config.training = {**settings, "data": data}

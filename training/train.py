@@ -13,7 +13,7 @@ from ..data import QUESTION_TYPES, ReasonAQACollator
 from ..hub.model_card import model_card
 from ..hub.push import PushToHub
 from ..modeling_audiolm import AudioLMForConditionalGeneration
-from ..runtime import use_all_of_the_cpu, write_run_info, write_text
+from ..runtime import format_duration, use_all_of_the_cpu, write_run_info, write_text
 from .adapters import build_optimizer
 from .arguments import AudioLMTrainingArguments, DataArguments, ModelArguments
 from .build import build_model, pop_compile_options, prepare_model
@@ -137,6 +137,10 @@ def finish(
             trainer.model.save_pretrained(folder / "adapter")  # ty: ignore[not-callable]
             merge_adapters(trainer.model).save_pretrained(folder)
             trainer.processing_class.save_pretrained(folder)
+        machine = record.info["machine"]
+        seconds = [entry.get("train_runtime", 0) for entry in trainer.state.log_history]
+        record.card.machine["hardware"] = f"{machine['processes']} x {machine['device']}"
+        record.card.machine["training time"] = format_duration(sum(seconds))
         write_run_info(folder, record.info)
         write_text(folder / "README.md", model_card(record.card, folder.name))
         print(summarize(trainer, record))

@@ -66,7 +66,7 @@ def test_stream_array_broken_file_names_the_row(content, message, chunk, tmp_pat
 
 
 def test_stream_array_missing_file_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"gone\.json: not readable .*No such file"):
+    with pytest.raises(UserError, match=r"gone\.json: file not found\. Download"):
         list(stream_array(tmp_path / "gone.json"))
 
 
