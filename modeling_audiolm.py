@@ -170,7 +170,7 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         encoder_type: str,
         encoder: AudioEncoder,
         text_model: PreTrainedModel | str = DEFAULT_TEXT_MODEL,
-        **config_fields,
+        **config_fields: Any,
     ) -> "AudioLMForConditionalGeneration":
         """Assembles a model from a pretrained encoder and language model, with a new mapper.
 
@@ -321,7 +321,7 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_features: torch.Tensor | None = None,
         input_features_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values=None,
+        past_key_values: Any = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         logits_to_keep: int = 0,
@@ -330,7 +330,7 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         num_frames: list[int] | None = None,
         audio_index: torch.Tensor | None = None,
         label_index: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Computes logits, and the loss if there are labels.
 

@@ -51,7 +51,7 @@ class AudioLMFeatureExtractor(SequenceFeatureExtractor):
         sampling_rate: int = 24000,
         max_audio_seconds: float = 10.0,
         encoder_config: dict | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         fields = {"feature_size": 1, "padding_value": 0.0, **kwargs}
         super().__init__(sampling_rate=sampling_rate, **fields)
@@ -81,7 +81,7 @@ class AudioLMFeatureExtractor(SequenceFeatureExtractor):
                 self._encoder = build_encoder(build_config("encoder_config", self.encoder_config))
         return self._encoder.num_frames(num_samples)
 
-    def load(self, clip) -> torch.Tensor:
+    def load(self, clip: Any) -> torch.Tensor:
         """Loads one clip as mono audio at `sampling_rate`, shape `(samples,)`.
 
         Args:
@@ -228,7 +228,7 @@ class AudioLMProcessor(ProcessorMixin):
         audio_tokens: int | None = None,
         prompt_format: str = "audiolm",
         chat_template: str | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         self.audio_token_id = audio_token_id
         self.audio_tokens = audio_tokens
@@ -317,7 +317,12 @@ class AudioLMProcessor(ProcessorMixin):
         return self.encode_answers([answer])[0]
 
     def __call__(
-        self, text=None, audio=None, answer=None, padding_side: str = "left", **kwargs
+        self,
+        text: str | list[str] | None = None,
+        audio: Any = None,
+        answer: str | list[str] | None = None,
+        padding_side: str = "left",
+        **kwargs: Any,
     ) -> BatchFeature:
         """Makes model inputs.
 
