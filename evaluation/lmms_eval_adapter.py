@@ -44,7 +44,7 @@ class LmmsEvalModel(lmms):
         revision: str | None = None,
         reasonaqa_options: bool = False,
         batch_size: int | str = 1,
-        device: str | None = None,
+        device: str | torch.device | None = None,
         **unsupported: Any,
     ):
         super().__init__()
