@@ -3,11 +3,14 @@
 mkdocs.yml names the folder `outputs/site_package`.
 """
 
+import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-LINK = ROOT / "outputs" / "site_package" / "audiolm"
+PACKAGE = ROOT / "outputs" / "site_package" / "audiolm"
 
-LINK.parent.mkdir(parents=True, exist_ok=True)
-if not LINK.exists():
-    LINK.symlink_to(ROOT, target_is_directory=True)
+shutil.rmtree(PACKAGE, ignore_errors=True)
+PACKAGE.mkdir(parents=True)
+for entry in ROOT.iterdir():
+    if entry.suffix == ".py" or (entry / "__init__.py").is_file():
+        (PACKAGE / entry.name).symlink_to(entry)
