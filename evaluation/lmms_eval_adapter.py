@@ -10,6 +10,7 @@ from itertools import groupby
 from typing import Any, NoReturn
 
 import torch
+from accelerate import PartialState
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
@@ -44,7 +45,7 @@ class LmmsEvalModel(lmms):
         revision: str | None = None,
         reasonaqa_options: bool = False,
         batch_size: int | str = 1,
-        device: str | torch.device | None = None,
+        device: str | None = None,
         **unsupported: Any,
     ):
         super().__init__()
@@ -55,12 +56,10 @@ class LmmsEvalModel(lmms):
             raise UserError(f"--batch_size {batch_size}: expected a number above 0")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UserError("--model audiolm runs in one process: start it without a launcher")
-        if device is None:
-            accelerator = torch.accelerator
-            device = accelerator.current_accelerator() if accelerator.is_available() else "cpu"
         self.batch_size = int(batch_size)
         self.reasonaqa_options = reasonaqa_options
-        evaluated = load_evaluated_model(str(pretrained), revision, torch.device(device))
+        target = torch.device(device or PartialState().device)
+        evaluated = load_evaluated_model(str(pretrained), revision, target)
         self.model, self.processor = evaluated.model, evaluated.processor
 
     def generate_until(self, requests: list[Instance]) -> list[str]:

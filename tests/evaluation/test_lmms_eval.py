@@ -1,5 +1,6 @@
 """lmms-eval finds the adapter, and its texts and accuracy equal those of `run_eval.py`."""
 
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ pytest.importorskip("lmms_eval", reason="the extra lmms-eval is not installed")
 from lmms_eval.api.instance import Instance
 from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
+from lmms_eval.tasks.mmau.utils import parse_multi_choice_response
 
 from audiolm.data.soundscapes.corpus import make_soundscapes
 from audiolm.evaluation.evaluate import main as evaluate
@@ -33,12 +35,12 @@ CLIP = {"array": ARRAY, "sampling_rate": RATE}
 def evaluations(tmp_path_factory):
     """Results of lmms-eval on the task of docs/lmms-eval.md, and of `run_eval.py`, by row."""
     folder = tmp_path_factory.mktemp("lmms_eval")
-    make_soundscapes(folder / "outputs/clips", rows=100, seed=77)
+    test_file = make_soundscapes(folder / "outputs/clips", rows=100, seed=77)["test"]
+    test_file.write_text(json.dumps(json.loads(test_file.read_text())[:24]))
     page = (ROOT / "docs/lmms-eval.md").read_text()
     (folder / "tasks").mkdir()
-    for language, name in (("yaml", "my_clips.yaml"), ("python", "utils.py")):
-        content = re.search(rf"```{language}\n(.*?)```", page, re.S)[1]
-        (folder / "tasks" / name).write_text(content)
+    for name, content in re.findall(r"^`(tasks/\S+)`:\n\n```\w+\n(.*?)```", page, re.M | re.S):
+        (folder / name).write_text(content)
     tasks = TaskManager(include_path=str(folder / "tasks"), include_defaults=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -95,6 +97,12 @@ def test_generate_until_max_new_tokens_limits_the_text():
 
 def test_generate_until_reasonaqa_options_answers_with_a_letter():
     assert ask([CLIP], LINES, reasonaqa_options=True) == "A"
+
+
+@pytest.mark.parametrize("text, is_parsed", [("A) dog", False), ("A", True)])
+def test_mmau_parser_draws_an_option_for_a_text_that_is_no_letter(text, is_parsed):
+    letters = {parse_multi_choice_response(text, ["A", "B", "C", "D"]) for _ in range(100)}
+    assert (letters == {"A"}) == is_parsed
 
 
 @pytest.mark.parametrize(
