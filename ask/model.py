@@ -56,19 +56,19 @@ class Answer:
         options: Probability of each option of a closed question, by letter or "yes" and "no".
         choice: The most likely option. None for an open question and for an exact tie.
         seconds: Time that it took.
-        words: The text of each lettered option, by its letter.
+        option_texts: The text of each lettered option, by its letter.
     """
 
     text: str
     options: dict[str, float] = field(default_factory=dict)
     choice: str | None = None
     seconds: float = 0.0
-    words: dict[str, str] = field(default_factory=dict)
+    option_texts: dict[str, str] = field(default_factory=dict)
 
     @property
     def reply(self) -> str:
         """The chosen option in words, or the text where no option is chosen."""
-        return self.text if self.choice is None else self.words.get(self.choice, self.choice)
+        return self.text if self.choice is None else self.option_texts.get(self.choice, self.choice)
 
     @property
     def probability(self) -> float | None:
@@ -79,7 +79,9 @@ class Answer:
     def probabilities(self) -> dict[str, float]:
         """Probability of each option, as it is written in the question."""
         return {
-            f"{name.upper()}) {self.words[name]}" if name in self.words else name: share
+            f"{name.upper()}) {self.option_texts[name]}"
+            if name in self.option_texts
+            else name: share
             for name, share in self.options.items()
         }
 
@@ -171,8 +173,8 @@ class LoadedModel:
         for question, result in zip(questions, results):
             scores = result["scores"]
             shares, choice = softmax_scores(scores), most_likely_option(scores)
-            words = {option.letter.lower(): option.text for option in find_options(question)}
-            answers.append(Answer(result["text"], shares, choice, seconds, words))
+            texts = {option.letter.lower(): option.text for option in find_options(question)}
+            answers.append(Answer(result["text"], shares, choice, seconds, texts))
         return answers
 
     def _features(self, clips: list[list[EncodedClip]], no_audio: bool) -> dict[int, torch.Tensor]:

@@ -68,7 +68,7 @@ def _state_differences(comparison: Mapping) -> str | None:
     if not pairs:
         return None
     if not shown:
-        names = _join(dict.fromkeys(name for pair in pairs for name in (pair["a"], pair["b"])))
+        names = _join(dict.fromkeys(chain.from_iterable((pair["a"], pair["b"]) for pair in pairs)))
         detectable = 100 * max(pair["minimum_detectable_difference"] for pair in pairs)
         return (
             f"No difference in macro accuracy was shown between {names} (minimum detectable effect "

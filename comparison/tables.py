@@ -18,7 +18,8 @@ def comparison_table(comparison: dict) -> str:
     statistics = comparison["statistics"]
     if statistics:
         counts = f"{statistics['rows']:,} closed examples about {statistics['clips']:,} clips"
-        lines.insert(0, f"{counts}, scored by {PROTOCOL_NAMES[comparison['protocol']]}")
+        protocol = PROTOCOL_NAMES[comparison["protocol"]]
+        lines.insert(0, f"{counts}, scored by {protocol}; ± half of the 95 % interval over clips")
     for family, title in FAMILY_TITLES.items():
         lines += _difference_lines(comparison["statistics"].get(family, []), title)
     if comparison.get("probes"):
@@ -28,7 +29,7 @@ def comparison_table(comparison: dict) -> str:
 
 def _accuracy_lines(comparison: dict) -> list[str]:
     rows = comparison_rows(comparison)
-    widths = {name: max(len(name), 19) + 2 for name in comparison_columns(comparison)}
+    widths = {name: max(len(name), 12) + 2 for name in comparison_columns(comparison)}
     label_width = max(28, *(len(row["name"]) + 2 for row in rows))
     header = "".join(f"{name:>{width}}" for name, width in widths.items())
     lines = [f"{'':<{label_width}}{'n':>6}{header}"]
@@ -48,8 +49,9 @@ def _cell(value: dict | None) -> str:
     if "loss" in value:
         return f"{value['loss']:.3f}"
     if "ci95_low" in value:
-        return f"{value['accuracy']:.3f} ({value['ci95_low']:.3f}-{value['ci95_high']:.3f})"
-    return f"{value['accuracy']:.3f}" + " " * len(" (0.000-0.000)")
+        half = (value["ci95_high"] - value["ci95_low"]) / 2
+        return f"{value['accuracy']:.3f} ±{half:.3f}"
+    return f"{value['accuracy']:.3f}" + " " * len(" ±0.000")
 
 
 def _points(value: float) -> str:

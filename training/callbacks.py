@@ -216,8 +216,10 @@ class Progress(ProgressCallback):
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         """Writes a line above the bar."""
         if state.is_world_process_zero and self.training_bar is not None:
-            line = format_log_line(state.global_step, state.max_steps, logs or {})
-            self.training_bar.write(line)
+            logs = logs or {}
+            self.training_bar.write(format_log_line(state.global_step, state.max_steps, logs))
+            if "loss" in logs:
+                self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}")
 
 
 class LineLogger(PrinterCallback):

@@ -34,43 +34,43 @@ def fenced_blocks(page: Path, language: str) -> list[str]:
 
 
 def shell_commands(page: Path) -> list[list[str]]:
-    """Returns the words of each command in a page's `bash` blocks."""
+    """Returns the parts of each command in a page's `bash` blocks."""
     commands = []
     for block in fenced_blocks(page, "bash"):
         for line in block.replace("\\\n", " ").splitlines():
-            for part in re.split(r"&&|\|\s", line.split(" #")[0]):
-                words = shlex.split(part, comments=True)
-                if words:
-                    commands.append(words)
+            for command in re.split(r"&&|\|\s", line.split(" #")[0]):
+                parts = shlex.split(command, comments=True)
+                if parts:
+                    commands.append(parts)
     return commands
 
 
-def strip_launcher(words: list[str]) -> list[str]:
+def strip_launcher(parts: list[str]) -> list[str]:
     """Removes `NAME=value`, `uv run` and `accelerate launch`, each with its options."""
-    words = list(words)
-    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
-        words.pop(0)
-    if words[:2] == ["uv", "run"]:
-        words = words[2:]
-        while words and words[0].startswith("--"):
-            has_value = words[0] in ("--extra", "--group", "--with")
-            words = words[2 if has_value else 1 :]
-    if words[:2] == ["accelerate", "launch"]:
-        words = words[2:]
-        if words[:2] == ["-m", "audiolm"]:
-            return words[1:]
-        while words and not words[0].endswith(".py"):
-            words.pop(0)
-    return words
+    parts = list(parts)
+    while parts and re.fullmatch(r"[A-Z_]+=.*", parts[0]):
+        parts.pop(0)
+    if parts[:2] == ["uv", "run"]:
+        parts = parts[2:]
+        while parts and parts[0].startswith("--"):
+            has_value = parts[0] in ("--extra", "--group", "--with")
+            parts = parts[2 if has_value else 1 :]
+    if parts[:2] == ["accelerate", "launch"]:
+        parts = parts[2:]
+        if parts[:2] == ["-m", "audiolm"]:
+            return parts[1:]
+        while parts and not parts[0].endswith(".py"):
+            parts.pop(0)
+    return parts
 
 
-def parser_of(words: list[str]) -> tuple[argparse.ArgumentParser, list[str]] | None:
+def parser_of(parts: list[str]) -> tuple[argparse.ArgumentParser, list[str]] | None:
     """Returns the parser of one of the project's commands and its options."""
     commands = load_build_commands().PARSERS
-    if words[0] == "audiolm":
-        name, options = words[1], words[2:]
-    elif words[0] in SCRIPTS:
-        name, options = SCRIPTS[words[0]], words[1:]
+    if parts[0] == "audiolm":
+        name, options = parts[1], parts[2:]
+    elif parts[0] in SCRIPTS:
+        name, options = SCRIPTS[parts[0]], parts[1:]
     else:
         return None
     if name.startswith("--"):
@@ -86,24 +86,24 @@ def load_build_commands():
 
 
 ALL_COMMANDS = [
-    pytest.param(words, id=f"{page.name}-{number}")
+    pytest.param(parts, id=f"{page.name}-{number}")
     for page in PAGES
-    for number, words in enumerate(shell_commands(page))
+    for number, parts in enumerate(shell_commands(page))
 ]
 
 
-@pytest.mark.parametrize("words", ALL_COMMANDS)
-def test_bash_block_command_parses(words):
-    command = strip_launcher(words)
-    known = parser_of(command) if command else None
-    if known is None:
-        assert not command or command[0] in OTHER_PROGRAMS or command[0] == "audiolm", words
+@pytest.mark.parametrize("parts", ALL_COMMANDS)
+def test_bash_block_command_parses(parts):
+    command = strip_launcher(parts)
+    parsed = parser_of(command) if command else None
+    if parsed is None:
+        assert not command or command[0] in OTHER_PROGRAMS or command[0] == "audiolm", parts
         return
-    parser, options = known
+    parser, options = parsed
     try:
         parser.parse_args([option for option in options if option != "..."])
     except SystemExit as stop:
-        assert stop.code == 0, f"{' '.join(words)}: not accepted by its parser"
+        assert stop.code == 0, f"{' '.join(parts)}: not accepted by its parser"
 
 
 @pytest.mark.parametrize("page", SNIPPET_PAGES, ids=lambda page: page.name)
