@@ -15,7 +15,7 @@ from ..data import audio_roots
 from ..data.reasonaqa import AudioDir
 from ..data.soundscapes.corpus import make_soundscapes, write_labels
 from ..evaluation import probe_command
-from ..runtime import UserError, write_json
+from ..runtime import RUN_INFO_FILE, UserError, write_json
 from .cluster import RayCluster
 from .compare import compare
 from .conclusion import caveats
@@ -117,6 +117,8 @@ def build_comparison(
         **compare(runs),
     }
     comparison["caveats"] = caveats(comparison, config.arms)
+    record = (finished[0].folder / RUN_INFO_FILE).read_text(encoding="utf-8")
+    comparison["code"] = json.loads(record)["code"]
     left_out = [arm for arm in config.arms if arm not in runs]
     if left_out:
         comparison["left_out"] = left_out
