@@ -167,7 +167,7 @@ def _input_components(examples: list[list]) -> list:
         [values[:4] for values in examples],
         [first, second, question, options],
         label="Examples: synthetic scenes with a question about each",
-        example_labels=[f"{values[2]} (truth: {values[4]})" for values in examples],
+        example_labels=[f"Truth: {values[4]}. {values[2]}" for values in examples],
     )
     # gradio would delete the files of the examples together with old uploads.
     first.keep_in_cache |= first.temp_files | second.temp_files
@@ -215,8 +215,9 @@ def build_page(models: list[LoadedModel], examples: list[list]) -> "gr.Blocks":
             queue=False,
             api_name=False,
             show_progress="hidden",
-            js="() => { document.querySelector('#clips').scrollIntoView({block: 'center'}) }",
-        ).then(answers, inputs, outputs, api_name="ask", show_progress="minimal")
+        ).then(answers, inputs, outputs, api_name="ask", show_progress="minimal").then(
+            None, js="() => document.querySelector('#clips').scrollIntoView()", api_name=False
+        )
     return page.queue(max_size=MAX_QUEUE, default_concurrency_limit=1)
 
 

@@ -223,7 +223,7 @@ def test_what_is_wrong_is_one_friendly_line(opened, corpus):
 
 
 def test_an_example_is_one_click(opened):
-    opened.get_by_text("Can the cat be heard? Answer only using yes or no.").click()
+    opened.get_by_text("Truth: no. Can the cat be heard?").click()
     opened.wait_for_selector("#clip audio", state="attached")
     opened.click("#ask")
     assert all(text in ("yes", "no") for text in answered(opened))
