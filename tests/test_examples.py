@@ -28,8 +28,8 @@ def test_the_notebook(tmp_path):
     text, pictures = outputs(book)
     assert pictures == saved[1] == 2 and len(text.splitlines()) == len(saved[0].splitlines())
     for output_values in (text, saved[0]):
-        encoded = re.search(r"(?m)^audio: D\) alarm .*D (\d+)", output_values)
-        muted = re.search(r"no audio: .*D (\d+)", output_values)
+        encoded = re.search(r"(?m)^audio: alarm .*D\) alarm (\d+)", output_values)
+        muted = re.search(r"no audio: .*D\) alarm (\d+)", output_values)
         assert int(encoded[1]) > 90 > 30 > int(muted[1])
         total, argv, right = map(
             int,

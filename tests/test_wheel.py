@@ -37,7 +37,9 @@ def python_folders() -> set[str]:
         ["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     folders = {Path(name).parent for name in listed.splitlines()}
-    rooms = {folder for folder in folders if folder.parts[:1] not in (("tests",), ("docs",))}
+    # The remote code of the demo's models is data.
+    others = [("tests",), ("docs",), ("demo", "models")]
+    rooms = {folder for folder in folders if not any(folder.parts[: len(o)] == o for o in others)}
     return {".".join(("audiolm", *folder.parts)) for folder in rooms}
 
 

@@ -179,11 +179,10 @@ def test_standard_input(scenes, monkeypatch, capsys):
         run_ask.main(list(argv))
         return capsys.readouterr().out.splitlines()[0]
 
-    assert run("-", *ALARM, entry_values=Path(clip(scenes)).read_bytes()) == "D) alarm"
-    assert (
-        run(clip(scenes), "-", *ALARM[1:], entry_values=b"Which sound can be heard?\n")
-        == "D) alarm"
-    )
+    content = Path(clip(scenes)).read_bytes()
+    assert run("-", *ALARM, entry_values=content).startswith("alarm (99.")
+    answer = run(clip(scenes), "-", *ALARM[1:], entry_values=b"Which sound can be heard?\n")
+    assert answer.startswith("alarm (99.")
     with pytest.raises(SystemExit, match=r"^audiolm ask: a clip without a name: "):
         run("-", "What?", entry_values=b"no audio")
     with pytest.raises(SystemExit):

@@ -195,7 +195,10 @@ def test_load_reasonaqa_finds_audiocaps_by_id(is_linked, audiocaps, tmp_path):
         (["push", "nowhere", "--hub_dataset_id", "me/x"], "nowhere: no converted data set"),
         (["download", "data", "--server", "ftp://x"], "ftp://x"),
         (["download", "data", "--audiocaps", "gone"], "--audiocaps gone: folder not found"),
-        (["check", "nowhere", "--entailment_csv", "gone.csv"], "gone.csv: not a readable CSV"),
+        (
+            ["check", "nowhere", "--entailment_csv", "gone.csv"],
+            "gone.csv: not a CSV file of AudioEntailment",
+        ),
     ],
 )
 def test_prepare_wrong_input_is_one_line(argv, message, tmp_path, monkeypatch):
