@@ -57,7 +57,7 @@ assert type(model.encoder).__name__ == "Wav2Vec2Encoder"
 def extended(tmp_path):
     """A folder with the package, to which both pieces of the document are added."""
     package = tmp_path / "extended" / "audiolm"
-    for part in ("data", "evaluation", "demo"):
+    for part in ("configs", "data", "evaluation", "demo"):
         shutil.copytree(
             ROOT / part,
             package / part,
