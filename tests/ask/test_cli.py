@@ -192,7 +192,7 @@ def test_standard_input(scenes, monkeypatch, capsys):
     done = subprocess.run(
         argv, input=Path(clip(scenes)).read_bytes(), capture_output=True, cwd=scenes[0]
     )
-    assert (done.returncode, done.stdout.split(b"\n")[0]) == (0, b"D) alarm")
+    assert (done.returncode, done.stdout.split(b"\n")[0]) == (0, b"alarm (99.9%)")
 
 
 @pytest.mark.parametrize(
