@@ -11,7 +11,12 @@ import time
 import pytest
 from support.small_comparisons import command_line, read_comparison, write_two_arms
 
-from audiolm.comparison.cluster import RayCluster, plan_resources, run_in_subprocess
+from audiolm.comparison.cluster import (
+    RAY_ENVIRONMENT,
+    RayCluster,
+    plan_resources,
+    run_in_subprocess,
+)
 from audiolm.comparison.config import read_config
 from audiolm.comparison.plan import plan_runs
 from audiolm.comparison.runs import read_run
@@ -19,6 +24,9 @@ from audiolm.comparison.sweep import Sweep
 from audiolm.run_compare import main
 from audiolm.runtime import UserError
 from audiolm.training.resume import RECORD_FILE
+
+# Ray reads it when a test imports it, and `uv run pytest` would start each worker by uv.
+os.environ.update(RAY_ENVIRONMENT)
 
 LONG_TRAINING = {"max_steps": 100_000, "save_strategy": "steps", "save_steps": 100_000}
 
