@@ -4,11 +4,13 @@ The module also reads audio files, since each further module would be pushed wit
 """
 
 import errno
+import io
 import math
 import os
 import wave
+from contextlib import nullcontext
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +30,19 @@ MELLOW_QUESTION_LENGTH = 129  # In tokens.
 MELLOW_SEPARATOR_ID = 0
 # libsndfile's own scaling of larger files takes three times as long, but less memory.
 MAX_SAMPLES_SCALED_HERE = 2**24
+# Keywords of other processors, with the values that change nothing here.
+STOCK_OPTIONS: dict[str, tuple] = {
+    "images": (None,),
+    "videos": (None,),
+    "padding": (True, "longest"),
+    "truncation": (None, False),
+    "add_special_tokens": (False,),
+    "return_tensors": ("pt",),
+}
+FULL_SCALE = {"int16": 2**15, "int32": 2**31}
+MP3_TAGS = (b"Xing", b"Info", b"VBRI")
+# Matroska and WebM, WMA, AAC, AMR: formats that FFmpeg reads and libsndfile does not.
+MEDIA_SIGNATURES = (b"\x1aE\xdf\xa3", b"0&\xb2u", b"\xff\xf1", b"\xff\xf9", b"#!AMR")
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}"
     "{% for c in m.content %}{% if c.type == 'text' %}{{ c.text }}{% endif %}{% endfor %}"
@@ -81,17 +96,22 @@ class AudioLMFeatureExtractor(SequenceFeatureExtractor):
                 self._encoder = build_encoder(build_config("encoder_config", self.encoder_config))
         return self._encoder.num_frames(num_samples)
 
-    def load(self, clip: Any) -> torch.Tensor:
+    def load(self, clip: Any, sampling_rate: int | None = None) -> torch.Tensor:
         """Loads one clip as mono audio at `sampling_rate`, shape `(samples,)`.
 
         Args:
-            clip: A path, an array at `sampling_rate`, or `(array, rate)`. The shorter axis of an
-                array holds the channels.
+            clip: A path, an array, `(array, rate)`, `(rate, array)`, or what `datasets` makes of
+                audio: a dict with `array` and `sampling_rate`, `bytes` or `path`, or a decoder. The
+                shorter axis of an array holds the channels. Integers of 16 or 32 bits are scaled.
+            sampling_rate: Rate of an array that comes without one, in Hz. Default: the encoder's.
 
         Raises:
-            ValueError: If the clip is empty, not finite, or has no valid shape or sampling rate.
+            ValueError: If the clip is empty, not finite, or has no valid shape or sampling rate, or
+                if it has another rate than `sampling_rate`.
         """
-        name, samples, rate = self._read(clip)
+        name, samples, rate = self._read(clip, sampling_rate)
+        if sampling_rate not in (None, rate):
+            raise ValueError(f"{name} has {rate} Hz, not sampling_rate={sampling_rate}")
         audio = torch.as_tensor(samples, dtype=torch.float32)
         if audio.ndim not in (1, 2) or not audio.numel():
             raise ValueError(
@@ -110,31 +130,58 @@ class AudioLMFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"{name} holds NaN or infinite samples")
         return audio[: round(self.max_audio_seconds * self.sampling_rate)]
 
-    def _read(self, clip) -> tuple[str, np.ndarray, int]:
+    def _read(self, clip: Any, rate: int | None) -> tuple[str, np.ndarray, int]:
         """Returns a clip's name for messages, its samples (channels last) and its rate in Hz."""
-        if isinstance(clip, (str, bytes, os.PathLike)):
+        if isinstance(clip, dict):
+            content, path = clip.get("bytes"), clip.get("path")
+            if "array" in clip:
+                clip = (clip["array"], clip.get("sampling_rate", rate))
+            elif content is None and path is None:
+                raise ValueError("a clip's dict needs `array` and `sampling_rate`, or a file")
+            else:
+                clip = path if content is None else io.BytesIO(content)
+        if isinstance(clip, (str, bytes, os.PathLike, io.BytesIO)):
             read = read_wav if soundfile is None else read_file
             samples, rate = read(clip, self.max_audio_seconds)
             return str(clip), samples, rate
-        array, rate = clip if isinstance(clip, tuple) else (clip, self.sampling_rate)
+        if hasattr(clip, "get_all_samples"):  # a decoder of torchcodec
+            decoded = clip.get_all_samples()
+            clip = (decoded.data, decoded.sample_rate)
+        array, rate = clip if isinstance(clip, tuple) else (clip, rate)
+        if np.ndim(array) == 0 and np.ndim(rate):  # gradio puts the rate first
+            array, rate = rate, array
         samples = np.asarray(array)
+        if samples.dtype.kind in "iub":
+            if samples.dtype.name not in FULL_SCALE:
+                raise ValueError(f"the clip holds {samples.dtype}: expected float, int16 or int32")
+            samples = samples / np.float32(FULL_SCALE[samples.dtype.name])
         if samples.ndim == 2 and samples.shape[0] < samples.shape[1]:
             samples = samples.T
-        return "the clip", samples, rate
+        return "the clip", samples, self.sampling_rate if rate is None else rate
 
-    def __call__(self, audio: list, return_tensors: str = "pt", **kwargs) -> BatchFeature:
-        """Loads clips as a batch, padded to the longest.
+    def __call__(
+        self, audio: list, sampling_rate: int | None = None, **kwargs: Any
+    ) -> BatchFeature:
+        """Loads clips as a batch, padded to the longest. See [`load`] and [`STOCK_OPTIONS`].
 
         Returns:
             `input_values` and `input_values_mask`, shape `(clips, samples)`.
         """
-        clips = [self.load(clip) for clip in audio]
+        check_options(kwargs)
+        clips = [self.load(clip, sampling_rate) for clip in audio]
         values = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
         lengths = torch.tensor([len(clip) for clip in clips])
         mask = torch.arange(values.shape[1])[None] < lengths[:, None]
-        return BatchFeature(
-            {"input_values": values, "input_values_mask": mask}, tensor_type=return_tensors
-        )
+        return BatchFeature({"input_values": values, "input_values_mask": mask}, tensor_type="pt")
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Raises an error for keywords and values that a processor of ours would ignore."""
+    for name, value in options.items():
+        if name not in STOCK_OPTIONS:
+            raise TypeError(f"unexpected keyword {name!r}: expected text, audio, sampling_rate")
+        if not isinstance(value, (str, bool, type(None))) or value not in STOCK_OPTIONS[name]:
+            raise ValueError(f"{name}={value!r}: expected {STOCK_OPTIONS[name][0]!r}")
 
 
 def check_file(path) -> None:
@@ -146,17 +193,31 @@ def check_file(path) -> None:
         raise FileNotFoundError(errno.ENOENT, "file not found", path)
 
 
-def open_file(path) -> Any:
-    """Opens a path or file object as audio of any format.
+def open_file(path, seconds: float = math.inf) -> Any:
+    """Opens a path or file object as audio of any format, as a `soundfile.SoundFile`.
+
+    A file whose header does not state its length is decoded into memory, up to `seconds`.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ImportError: If soundfile is not installed.
-        ValueError: If the header has no format of samples, or a rate that no recording has.
+        ValueError: If the header has no format of samples, or a rate that no recording has, or if
+            the format needs FFmpeg.
     """
     if soundfile is None:
         raise ImportError("install soundfile to read audio files")
     check_file(path)
+    with nullcontext(path) if hasattr(path, "read") else open(path, "rb") as raw:
+        header = read_at(raw, 0, 16)
+        tag = find_mp3_tag(raw)
+        if is_media(header):
+            return _to_sound_file(*_decode_media(raw, path, seconds))
+        if tag is not None and not tag.is_trusted:
+            return _to_sound_file(*_decode_mp3(raw, tag, seconds))
+        # An unfinished WAV states no samples. With this size, libsndfile counts them.
+        states_nothing = header[:4] == b"RIFF" and header[4:8] in (b"\0\0\0\0", b"\x24\0\0\0")
+        if states_nothing:
+            path = io.BytesIO(header[:4] + b"\x08\0\0\0" + read_at(raw, 8, -1))
     try:
         file = soundfile.SoundFile(path)
     except TypeError as error:
@@ -169,13 +230,134 @@ def open_file(path) -> Any:
     return file
 
 
+def read_at(file, position: int, size: int) -> bytes:
+    """Reads bytes of an open file, and goes back to its start."""
+    file.seek(position)
+    content = file.read(size)
+    file.seek(0)
+    return content
+
+
+def is_media(header: bytes) -> bool:
+    """Returns whether a file that begins like this is MP4, WebM, WMA, AAC or AMR."""
+    return header[4:8] == b"ftyp" or header.startswith(MEDIA_SIGNATURES)
+
+
+class MP3Tag(NamedTuple):
+    """What the first frame of an MP3 file says of its length."""
+
+    position: int | None  # of the tag Xing, Info or VBRI, which a file may lack
+    end: int | None  # of the stream in bytes, as stated
+    is_trusted: bool  # whether a tag states the length, and no second stream follows
+
+
+def find_mp3_tag(file) -> MP3Tag | None:
+    """Returns what an open file states as MP3, or None for another format."""
+    header = read_at(file, 0, 10)
+    first_frame = 0
+    if header[:3] == b"ID3" and len(header) == 10:
+        size = 0
+        for byte in header[6:]:  # 7 bits each
+            size = size << 7 | byte
+        first_frame = 10 + size
+    frame = read_at(file, first_frame, 64)
+    if not _is_mp3_frame(frame):
+        return None
+    offset = next((i for name in MP3_TAGS if (i := frame.find(name)) >= 0), None)
+    if offset is None:
+        return MP3Tag(None, None, False)
+    tag = frame[offset:]
+    is_vbri = tag.startswith(b"VBRI")
+    has_frames, has_size = (True, True) if is_vbri else (tag[7] & 1, tag[7] & 2)
+    size_at = 10 if is_vbri else 8 + 4 * bool(has_frames)
+    end = first_frame + int.from_bytes(tag[size_at : size_at + 4], "big") if has_size else None
+    follows = read_at(file, end, 10) if end else b""
+    is_joined = _is_mp3_frame(follows) or follows[:3] == b"ID3"
+    return MP3Tag(first_frame + offset, end, bool(has_frames) and not is_joined)
+
+
+def _is_mp3_frame(content: bytes) -> bool:
+    """Returns whether a frame of MPEG layer 3 begins here."""
+    return len(content) > 1 and content[0] == 0xFF and content[1] & 0xE6 == 0xE2
+
+
+class _EndlessFile:
+    """MP3 content of unknown length, of which libsndfile decodes all and estimates nothing."""
+
+    SIZE = 2**40
+
+    def __init__(self, content: bytes):
+        self.content = content
+        self.position = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self.position = offset + (0, self.position, self.SIZE)[whence]
+        return self.position
+
+    def tell(self) -> int:
+        return self.position
+
+    def read(self, size: int) -> bytes:
+        if self.position == self.SIZE - 128:
+            return bytes(128)  # in place of an ID3v1 tag
+        content = self.content[self.position : self.position + size]
+        self.position += len(content)
+        return content
+
+
+def _decode_mp3(raw, tag: MP3Tag, seconds: float) -> tuple[np.ndarray, int]:
+    content = bytearray(read_at(raw, 0, -1))
+    if tag.position is not None:
+        content[tag.position : tag.position + 4] = bytes(4)  # A frame of silence takes its place.
+    with soundfile.SoundFile(_EndlessFile(bytes(content))) as file:
+        blocks = [np.zeros((0, file.channels), "float32")]
+        left = seconds * file.samplerate
+        while left > 0 and (len(blocks) == 1 or len(blocks[-1])):
+            blocks.append(file.read(math.ceil(min(2**20, left)), "float32", always_2d=True))
+            left -= len(blocks[-1])
+        return np.concatenate(blocks), file.samplerate
+
+
+def _decode_media(raw, path, seconds: float) -> tuple[np.ndarray, int]:
+    try:
+        import av
+    except ImportError as error:
+        raise ValueError(
+            f"{path}: to read this format, `pip install av` (extra `media`)"
+        ) from error
+    blocks, length = [], 0
+    try:
+        with av.open(raw) as container:
+            stream = next(iter(container.streams.audio), None)
+            if stream is None:
+                raise ValueError(f"{path} holds no audio")
+            resampler = av.AudioResampler("fltp")
+            for frame in container.decode(stream):
+                blocks += [part.to_ndarray() for part in resampler.resample(frame)]
+                length += frame.samples
+                if length >= seconds * stream.rate:
+                    break
+    except av.FFmpegError as error:
+        raise ValueError(f"{path} cannot be decoded by FFmpeg ({error.strerror})") from error
+    if not blocks:
+        raise ValueError(f"{path} holds no samples")
+    return np.concatenate(blocks, 1).T, stream.rate
+
+
+def _to_sound_file(samples: np.ndarray, rate: int) -> Any:
+    content = io.BytesIO()
+    soundfile.write(content, samples, rate, "FLOAT", format="WAV")
+    content.seek(0)
+    return soundfile.SoundFile(content)
+
+
 def read_file(path, seconds: float) -> tuple[np.ndarray, int]:
     """Reads the first `seconds` of an audio file of any format.
 
     Returns:
         Samples in float32, shape `(samples, channels)`, and the sampling rate in Hz.
     """
-    with open_file(path) as file:
+    with open_file(path, seconds) as file:
         rate = file.samplerate
         frames = math.ceil(seconds * rate)
         if file.subtype == "PCM_16" and frames * file.channels <= MAX_SAMPLES_SCALED_HERE:
@@ -193,7 +375,7 @@ def read_wav(path, seconds: float) -> tuple[np.ndarray, int]:
     """
     check_file(path)
     try:
-        with wave.open(str(path)) as file:
+        with wave.open(path if hasattr(path, "read") else str(path)) as file:
             rate, channels = file.getframerate(), file.getnchannels()
             bits = 8 * file.getsampwidth()
             check_rate(path, rate, channels)
@@ -322,18 +504,25 @@ class AudioLMProcessor(ProcessorMixin):
         audio: Any = None,
         answer: str | list[str] | None = None,
         padding_side: str = "left",
+        sampling_rate: int | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """Makes model inputs.
 
         Args:
             text: A question, or a list of questions.
-            audio: For one question, a clip or a list of clips. For several, a list of these. A clip
-                is a path, an array at the encoder's sampling rate, or `(array, rate)`.
+            audio: For one question, a clip or a list of clips. For several, a list of these. For
+                what a clip can be, see [`AudioLMFeatureExtractor.load`].
             answer: The answers, for training. `labels` are set on them and their EOS alone.
             padding_side: `left` for generation, `right` for training.
-            kwargs: Ignored.
+            sampling_rate: Rate of arrays that come without one, in Hz. Default: the encoder's.
+            kwargs: Keywords of other processors, with values that change nothing here.
+
+        Raises:
+            TypeError: If a keyword is unknown.
+            ValueError: If a keyword has a value that this processor does not fulfil.
         """
+        check_options(kwargs)
         texts: list[str] = [text] if isinstance(text, str) else list(text or ())
         examples = [audio] if isinstance(text, str) else list(audio or [None] * len(texts))
         clips_by_text = [_as_list(clips) for clips in examples]
@@ -341,7 +530,7 @@ class AudioLMProcessor(ProcessorMixin):
             raise ValueError(f"got {len(texts)} texts, but audio for {len(clips_by_text)}")
         answers = [answer] if isinstance(answer, str) else answer
         clips = list(chain.from_iterable(clips_by_text))
-        data = dict(self.feature_extractor(clips)) if clips else {}
+        data = dict(self.feature_extractor(clips, sampling_rate)) if clips else {}
         lengths = data["input_values_mask"].sum(1).tolist() if clips else []
         counts = iter([self.feature_extractor.num_frames(length) for length in lengths])
         frames = [[next(counts) for _ in example] for example in clips_by_text]

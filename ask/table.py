@@ -9,6 +9,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from ..data.answer_parsing import add_options
+from ..data.audio_files import find_file
 from ..evaluation.predict import model_digest
 from ..runtime import UserError, write_text
 from .model import LoadedModel
@@ -108,7 +109,7 @@ def _answer_batch(args: Namespace, rows: list[dict], model: LoadedModel) -> list
         if not row["question"].strip():
             raise UserError("the question is empty")
         names = filter(None, (row["audio"], row.get("audio2")))
-        paths.append([str(args.csv.parent / name) for name in names])
+        paths.append([find_file(str(args.csv.parent / name)) for name in names])
         questions.append(add_options(row["question"], row.get("options", "").split("|")))
     encoded = iter(model.encode(list(chain.from_iterable(paths))))
     clips = [[next(encoded) for _ in row_paths] for row_paths in paths]

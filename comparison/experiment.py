@@ -122,7 +122,7 @@ def build_comparison(
     left_out = [arm for arm in config.arms if arm not in runs]
     if left_out:
         comparison["left_out"] = left_out
-    train_rows = json.loads(Path(plan.data_files[0]).read_text(encoding="utf-8"))
+    train_rows = json.loads(Path(plan.data_files[0]).read_text(encoding="utf-8-sig"))
     comparison["rows"]["train"] = len(train_rows)
     for run in finished:
         if run.seed == config.seeds[0]:

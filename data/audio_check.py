@@ -12,19 +12,22 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import soundfile
 from datasets import DatasetDict
 from tqdm import tqdm
 
 from ..processing_audiolm import open_file
 from ..runtime import UserError, write_text
-from .audio_files import clip_identity, open_clip
+from .audio_files import clip_identity, describe_error, open_clip
 from .cache import JsonCache, cache_folder
+from .containers import find_truncation, media_seconds
 
 logger = logging.getLogger(__name__)
-VERSION = 1  # Version of the facts in the cache.
+VERSION = 2  # Version of the facts in the cache.
 MAX_PEAK = 1.5  # A larger |sample| is no overshoot of a resampler but a broken file.
 SILENCE_PEAK = 1e-4  # -80 dB of full scale.
 MIN_SECONDS = 0.5
+MAX_PADDING = 0.2  # s that a compressed file may state beyond its samples
 AT_ONCE = 256  # Facts are saved after so many files.
 # A LibsndfileError is a RuntimeError.
 DECODING_ERRORS = (RuntimeError, OSError, ValueError, MemoryError, pa.ArrowException)
@@ -35,7 +38,7 @@ class ClipFacts(NamedTuple):
 
     fault: str | None = None
     seconds: float = 0.0  # of the whole file
-    peak: float = 0.0  # largest |sample| of the seconds that are used
+    peak: float = 0.0  # largest |sample| of the seconds that are used, channels averaged
     digest: str | None = None  # of the samples that are used and their rate
 
     @property
@@ -64,34 +67,44 @@ def clip_facts(clip: str, max_seconds: float = 10.0) -> ClipFacts:
     except FileNotFoundError:
         return ClipFacts("missing")
     except DECODING_ERRORS as error:
-        return ClipFacts(f"not readable as audio ({error})")
+        return ClipFacts(f"not readable as audio ({describe_error(error)})")
 
 
 def _decoded_facts(source: str | BinaryIO, raw: BinaryIO, max_seconds: float) -> ClipFacts:
-    header = raw.read(8)
-    size = raw.seek(0, os.SEEK_END)
-    raw.seek(0)
-    if size == 0:
+    if raw.read(1) == b"":
         return ClipFacts("empty file")
+    truncation = find_truncation(raw)
     with open_file(source) as file:
         if file.frames == 0:
             return ClipFacts("no samples")
         rate = file.samplerate
         seconds = file.frames / rate
-        stated_size = int.from_bytes(header[4:8], "little") + 8
-        if header[:4] == b"RIFF" and size < stated_size < 2**32 - 1:
-            return ClipFacts(f"truncated: {size} of {stated_size} bytes", seconds)
         num_samples = min(file.frames, int(max_seconds * rate))
-        samples = file.read(num_samples, dtype="float32")
+        samples = file.read(num_samples, dtype="float32", always_2d=True)
+        if file.format == "FLAC" and not _has_last_sample(file):
+            truncation = f"not all of its {file.frames} samples"
+        if seconds < (stated := media_seconds(raw)) - MAX_PADDING:
+            truncation = f"{seconds:.1f} of {stated:.1f} s"
     if len(samples) < num_samples:
-        return ClipFacts(f"truncated: {len(samples)} of {num_samples} samples", seconds)
+        truncation = f"{len(samples)} of {num_samples} samples"
+    if truncation:
+        return ClipFacts(f"truncated: {truncation}", seconds)
     if not np.isfinite(samples).all():
         return ClipFacts("NaN or infinite samples", seconds)
-    peak = float(np.abs(samples).max())
+    # A model gets the mean of the channels, which may cancel each other.
+    peak = float(np.abs(samples.mean(1)).max())
     content = np.ascontiguousarray(samples)
     digest = hashlib.blake2b(content, digest_size=16, key=str(rate).encode()).hexdigest()
     fault = f"samples up to {peak:.1f}" if peak > MAX_PEAK else None
     return ClipFacts(fault, seconds, peak, digest)
+
+
+def _has_last_sample(file: soundfile.SoundFile) -> bool:
+    try:
+        file.seek(-1, os.SEEK_END)
+        return len(file.read(1)) == 1
+    except soundfile.LibsndfileError:
+        return False
 
 
 def inspect_clips(

@@ -7,6 +7,7 @@ second clip of a row that holds its audio.
 import io
 import os
 import re
+import unicodedata
 from functools import lru_cache
 from threading import get_ident
 from typing import TYPE_CHECKING
@@ -49,6 +50,23 @@ def clip_audio(clip, seconds: float):
     return read_file(source, seconds)
 
 
+def find_file(path: str) -> str:
+    """Returns the path of a file whose name may have its accents in another Unicode form.
+
+    macOS decomposes them (NFD), and most other systems keep them composed (NFC). The path of a file
+    that does not exist is returned as it is.
+    """
+    if path.isascii() or os.path.exists(path):
+        return path
+    folder, name = os.path.split(path)
+    parent = find_file(folder) if folder not in ("", path) else folder
+    for form in ("NFC", "NFD"):
+        other = os.path.join(parent, unicodedata.normalize(form, name))
+        if os.path.exists(other):
+            return other
+    return path
+
+
 def clip_identity(clip: str) -> str:
     """Returns path, size and modification time of the file that holds a clip.
 
@@ -59,6 +77,12 @@ def clip_identity(clip: str) -> str:
     file = match[1] if match else clip
     status = os.stat(file)
     return f"{os.path.abspath(file)}{clip[len(file) :]}|{status.st_size}|{status.st_mtime_ns}"
+
+
+def describe_error(error: Exception) -> str:
+    """Returns why a clip cannot be read. A clip without a path is called "it"."""
+    message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return re.sub(r"<_io\.BytesIO object at \w+>", "it", message)
 
 
 def _reader() -> tuple[int, int]:

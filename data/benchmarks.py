@@ -49,7 +49,7 @@ def read_benchmark(name: str, file: str | Path, audio_dir: str | Path) -> Datase
 
 def _read_items(file: Path) -> list[dict]:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
         if file.suffix == ".jsonl":
             # The numbers of lines stay, so that an error names the right one.
             text = "[" + text.strip().replace("\n", ",\n") + "]"

@@ -5,7 +5,6 @@ A `DataLoader` has a `timeout` of its own, but it ends the run and does not name
 
 import os
 import queue
-import re
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import torch
 
 from ..processing_audiolm import AudioLMFeatureExtractor
 from ..runtime import UserError
-from .audio_files import Clip, clip_audio
+from .audio_files import Clip, clip_audio, describe_error
 
 # Job queues of idle threads by process, as a fork has no threads. A new thread for each clip
 # would allocate its memory anew and take 3.6 ms per 10 s clip in place of 2.2 ms.
@@ -51,9 +50,7 @@ class ClipDecoder:
         except queue.Empty:
             raise BadClip(f"{name}: not decoded within {self.timeout:g} s") from None
         except Exception as error:  # Decoders fail in many ways.
-            system_message = error.strerror if isinstance(error, OSError) else None
-            message = system_message or str(error).replace(f"{name} ", "")
-            message = re.sub(r"<_io\.BytesIO object at \w+>", "it", message)
+            message = describe_error(error).replace(f"{name} ", "")
             reason = " ".join(message.split()) or type(error).__name__
             raise BadClip(f"{name}: {reason}") from error
 

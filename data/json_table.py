@@ -35,7 +35,7 @@ def stream_array(path: str | Path) -> Iterator[dict]:
         UserError: The file is not readable or no JSON list of objects. The message names the row.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             # Progress is shown on terminals, for large files.
             is_small = os.fstat(file.fileno()).st_size < MIN_CACHED_BYTES
             rows = _parse_objects(iter(lambda: file.read(CHUNK_CHARACTERS), ""), path)

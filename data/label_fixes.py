@@ -3,6 +3,7 @@
 import html
 import random
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,6 +57,7 @@ def entailment_labels(files: Iterable[str | Path]) -> dict[tuple[str, str], str]
 
 def _label_key(file: str, hypothesis: str) -> tuple[str, str]:
     name = html.unescape(re.split(r"[/\\]", file)[-1])
+    name = unicodedata.normalize("NFC", name)
     return name.casefold(), " ".join(html.unescape(hypothesis).split()).casefold()
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict
 
 from ..runtime import UserError
+from .audio_files import find_file
 from .download import audiocaps
 from .json_table import load_json_table
 
@@ -25,7 +26,7 @@ QUESTION_TYPES = (*CLOSED_QUESTION_TYPES, "difference", "caption", "detail")
 _TEXT_COLUMNS = [(name, pa.string()) for name in (*FIELDS, "question_type")]
 SCHEMA = pa.schema([*_TEXT_COLUMNS, ("audio", pa.list_(pa.string()))])
 # Increase it when rows are read differently. Cached tables of other versions are not used.
-VERSION = 1
+VERSION = 2
 # A folder of all audio, or a folder for each source. The source is the first part of a row's path.
 AudioDir = str | Path | Mapping[str, str | Path]
 
@@ -70,7 +71,7 @@ def resolve_path(filepath: str, audio_dir: AudioDir) -> str:
     r"""Returns the path of a row's audio file in `audio_dir`.
 
     Backslashes separate folders, as in ReasonAQA. HTML entities are replaced unless only the
-    unreplaced name exists. Links in `audio_dir` are followed.
+    unreplaced name exists. See [`find_file`] for accents. Links in `audio_dir` are followed.
 
     Raises:
         UserError: The path names no file in `audio_dir`, or its source has no folder.
@@ -87,9 +88,10 @@ def resolve_path(filepath: str, audio_dir: AudioDir) -> str:
         root = audio_dir[source]
         parts = _split_path("/".join(parts[1:]))
     path = os.path.join(root, *parts)
+    path = find_file(path)
     if "&" not in path:
         return path
-    unescaped = os.path.join(root, *_split_path(html.unescape("/".join(parts))))
+    unescaped = find_file(os.path.join(root, *_split_path(html.unescape("/".join(parts)))))
     return path if os.path.exists(path) and not os.path.exists(unescaped) else unescaped
 
 
@@ -173,7 +175,8 @@ class _RowReader:
     def _path(self, name: str) -> str:
         if name not in self._paths:
             self._paths[name] = self.find_file(name)
-            if "&" in name or audiocaps.REASONAQA_NAME.search(name):
+            is_youtube = audiocaps.REASONAQA_NAME.search(name)
+            if "&" in name or not name.isascii() or is_youtube:
                 self.uncertain_paths[name] = self._paths[name]
         return self._paths[name]
 

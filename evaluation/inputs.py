@@ -122,7 +122,7 @@ def read_data(arguments: EvaluationArguments, max_audio_seconds: float) -> Evalu
     if arguments.train_file:
         path = arguments.train_file
         try:
-            training_rows = json.loads(Path(path).read_text(encoding="utf-8"))
+            training_rows = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         except (ValueError, OSError) as error:
             raise UserError(f"--train_file {path}: not a readable JSON file ({error})") from error
         if arguments.fix_cle_labels is not None:

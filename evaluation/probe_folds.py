@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
+from ..data.audio_files import find_file
 from ..runtime import UserError
 
 LABEL_COLUMNS = ("label", "category", "target")
@@ -64,7 +65,7 @@ def find_labelled_clips(
         clip.setdefault("group", name[2] if name else clip["filename"])
         if name and not origins:
             clip["fold"] = name[1]
-        clip["audio"] = [str(folder / clip["filename"])]
+        clip["audio"] = [find_file(str(folder / clip["filename"]))]
     return clips, origins[0] if origins and labels else "ESC"
 
 

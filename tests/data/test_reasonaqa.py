@@ -1,6 +1,7 @@
 """ReasonAQA's rows: question types, paths, bad rows, and audio at other sampling rates."""
 
 import json
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -101,6 +102,25 @@ def test_load_reasonaqa_missing_field_is_named(tmp_path):
 def test_load_reasonaqa_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"gone.json: not readable .*No such file"):
         load_reasonaqa({"train": tmp_path / "gone.json"}, tmp_path)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("disk_form", ["NFC", "NFD"])
+def test_load_reasonaqa_finds_a_name_in_another_unicode_form(form, disk_form, tmp_path):
+    name = "café/Bär & naïve.wav"
+    path = tmp_path / unicodedata.normalize(disk_form, name)
+    path.parent.mkdir()
+    path.touch()
+    file = tmp_path / "train.json"
+    file.write_text(json.dumps([{**ROW, "filepath1": unicodedata.normalize(form, name)}]))
+    data = load_reasonaqa({"train": file}, tmp_path)
+    assert data["train"]["audio"][0] == [str(path)]
+
+
+def test_load_reasonaqa_reads_a_file_with_a_byte_order_mark(tmp_path):
+    file = tmp_path / "train.json"
+    file.write_text(json.dumps([ROW]), encoding="utf-8-sig")
+    assert len(load_reasonaqa({"train": file}, tmp_path)["train"]) == 1
 
 
 def test_resolve_path_html_entity_finds_the_file(tmp_path):

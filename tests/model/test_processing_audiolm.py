@@ -7,6 +7,7 @@ import pytest
 import soundfile
 import torch
 from support.builders import clip
+from support.odd_audio import encode
 from support.small_encoders import FURTHER_TYPES, small_encoder
 
 from audiolm import AudioLMFeatureExtractor
@@ -102,3 +103,48 @@ def test_load_without_soundfile_of_another_format_names_it(
     monkeypatch.setattr("audiolm.processing_audiolm.soundfile", None)
     with pytest.raises(ImportError, match=rf"{name}: install soundfile to read it"):
         AudioLMFeatureExtractor().load(tmp_path / name)
+
+
+SAMPLES = clip(1.0, 16000)
+
+
+@pytest.mark.parametrize(
+    ("audio", "options"),
+    [
+        ([SAMPLES], {"sampling_rate": 16000}),
+        ([(16000, SAMPLES)], {}),
+        ([{"array": SAMPLES, "sampling_rate": 16000}], {}),
+        ({"array": SAMPLES, "sampling_rate": 16000}, {"padding": True, "return_tensors": "pt"}),
+        ([{"bytes": encode(SAMPLES, "WAV", "FLOAT"), "path": None}], {}),
+    ],
+)
+def test_processor_takes_clips_as_other_processors_do(parts, audio, options):
+    _, _, processor = parts
+    expected = processor(text="?", audio=[(SAMPLES, 16000)])
+    inputs = processor(text="?", audio=audio, **options)
+    assert torch.equal(inputs["input_values"], expected["input_values"])
+
+
+def test_load_scales_16_bit_samples():
+    extractor = AudioLMFeatureExtractor()
+    samples = np.round(SAMPLES * 2**15).astype(np.int16)
+    loaded = extractor.load((samples, 16000))
+    assert torch.equal(loaded, extractor.load((samples / np.float32(2**15), 16000)))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"audios": [SAMPLES]}, TypeError, "unexpected keyword 'audios': expected text, audio"),
+        ({"audio": [SAMPLES], "smapling_rate": 1}, TypeError, "unexpected keyword"),
+        ({"audio": [SAMPLES], "return_tensors": "np"}, ValueError, "expected 'pt'"),
+        ({"audio": [SAMPLES], "images": [1]}, ValueError, "images="),
+        ({"audio": [(SAMPLES, 8000)], "sampling_rate": 16000}, ValueError, "has 8000 Hz, not"),
+        ({"audio": [np.arange(9)]}, ValueError, "holds int64: expected float, int16 or int32"),
+        ({"audio": [{"sampling_rate": 16000}]}, ValueError, "needs `array` and `sampling_rate`"),
+    ],
+)
+def test_processor_refuses_what_it_would_ignore(parts, options, error, message):
+    _, _, processor = parts
+    with pytest.raises(error, match=message):
+        processor(text="?", **options)
