@@ -21,6 +21,8 @@ from .text_metrics import text_metrics
 NO_AUDIO_CONTROLS = tuple(control for control in CONTROLS if control != "option_relabel")
 # Upper bounds of the groups of answers by their number of words.
 WORD_LIMITS = (1, 3, 6, 12)
+# A larger share of texts or answers that name no option is warned of.
+MAX_UNPARSED = 0.05
 
 
 def parse_answers(
@@ -283,6 +285,28 @@ def open_metrics(rows: list[dict]) -> dict[str, dict]:
     return metrics
 
 
+def unparsed_warnings(closed: list[dict]) -> list[str]:
+    """Returns a warning if the answers, or the generated texts, of many rows name no option."""
+    warnings = []
+    unclear = [row for row in closed if row["reference"] is None]
+    if len(unclear) > MAX_UNPARSED * len(closed):
+        question, answer = unclear[0]["input"], unclear[0]["answer"]
+        warnings.append(
+            f"the correct answers of {len(unclear)} of {len(closed)} closed rows name no option. "
+            "No answer to them counts as correct. Write options as `A) rain B) wind`. First: "
+            f"{question[-99:]!r}, answer {answer[:50]!r}"
+        )
+    texts = [row for row in closed if "generate" in row["answers"] and row["reference"]]
+    unparsed = [row for row in texts if row["answers"]["generate"]["parsed"] is None]
+    if len(unparsed) > MAX_UNPARSED * len(texts):
+        question, text = unparsed[0]["input"], unparsed[0]["answers"]["generate"]["text"]
+        warnings.append(
+            f"{len(unparsed)} of {len(texts)} generated texts name no option, or several. They "
+            f"count as wrong. First: {text[:50]!r} to {question[-99:]!r}"
+        )
+    return warnings
+
+
 def score(rows: list[dict], protocol: str, max_audio_seconds: float) -> dict:
     """Returns the numbers of `metrics.json`.
 
@@ -294,6 +318,7 @@ def score(rows: list[dict], protocol: str, max_audio_seconds: float) -> dict:
         "protocol": protocol,
         "protocol_name": PROTOCOL_NAMES[protocol],
         "max_audio_seconds": max_audio_seconds,
+        "warnings": unparsed_warnings(closed),
     }
     if closed:
         metrics |= closed_metrics(closed, protocol, max_audio_seconds)

@@ -51,6 +51,7 @@ def format_metrics(metrics: dict) -> str:
     for entry in metrics["text"].values():
         not_run |= entry.get("generated", {}).get("not_run", {})
     lines += [f"not run: {name} ({reason})" for name, reason in not_run.items()]
+    lines += [f"warning: {warning}" for warning in metrics.get("warnings", ())]
     return "\n".join(lines)
 
 

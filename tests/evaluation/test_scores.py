@@ -126,3 +126,31 @@ def test_score_by_a_protocol_without_control_answers_leaves_controls_out():
     }
     assert list(score([row], "likelihood", 10.0)["controls"]) == ["noise"]
     assert score([row], "generate", 10.0)["controls"] == {}
+
+
+def test_score_warns_of_options_written_in_another_way():
+    dotted = {**RAIN, "input": "What is heard? A. rain B. wind", "answer": "A. rain"}
+    rows = make_predictions((dotted, {"audio": make_output("A. rain")}))
+    metrics = score(rows, "generate", 10.0)
+    (warning,) = metrics["warnings"]
+    assert warning.startswith("the correct answers of 1 of 1 closed rows name no option")
+    assert "Write options as `A) rain B) wind`" in warning
+    assert f"warning: {warning}" in format_metrics(metrics)
+
+
+def test_score_warns_of_texts_that_name_no_option():
+    rows = make_predictions(
+        *[(RAIN, {"audio": make_output("A) rain")})] * 8,
+        (RAIN, {"audio": make_output("thunder")}),
+    )
+    (warning,) = score(rows, "generate", 10.0)["warnings"]
+    assert warning.startswith("1 of 9 generated texts name no option, or several.")
+    assert "First: 'thunder' to " in warning
+
+
+def test_score_of_few_unparsed_texts_warns_of_nothing():
+    rows = make_predictions(
+        *[(RAIN, {"audio": make_output("A) rain")})] * 19,
+        (RAIN, {"audio": make_output("thunder")}),
+    )
+    assert score(rows, "generate", 10.0)["warnings"] == []
