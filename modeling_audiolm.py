@@ -147,6 +147,7 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         "language_model.lm_head.weight": "language_model.model.embed_tokens.weight"
     }
     _last_train_args: tuple[bool, bool] | None = None
+    label_smoothing = 0.0  # of the loss in training
 
     def __init__(self, config: AudioLMConfig):
         super().__init__(config)
@@ -406,7 +407,9 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         targets = labels.flatten()[label_index]
         logits = None
         if self.training:
-            total = chunked_cross_entropy(before_labels, self.get_output_embeddings(), targets)
+            total = chunked_cross_entropy(
+                before_labels, self.get_output_embeddings(), targets, self.label_smoothing
+            )
         else:
             logits = self.get_output_embeddings()(before_labels)
             total = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
@@ -468,7 +471,7 @@ def pool_to_length(features: torch.Tensor, lengths: list[int], num_tokens: int) 
 
 
 def chunked_cross_entropy(
-    hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor
+    hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor, label_smoothing: float = 0.0
 ) -> torch.Tensor:
     """Sums the cross-entropy of labels, of `hidden` before each, without all logits at once.
 
@@ -476,7 +479,9 @@ def chunked_cross_entropy(
     """
 
     def chunk_loss(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return nn.functional.cross_entropy(head(hidden).float(), targets, reduction="sum")
+        logits = head(hidden).float()
+        options: Any = {"reduction": "sum", "label_smoothing": label_smoothing}
+        return nn.functional.cross_entropy(logits, targets, **options)
 
     if len(targets) <= LOSS_CHUNK_SIZE:
         return chunk_loss(hidden, targets)

@@ -144,8 +144,9 @@ class AudioLMFeatureExtractor(SequenceFeatureExtractor):
             read = read_wav if soundfile is None else read_file
             samples, rate = read(clip, self.max_audio_seconds)
             return str(clip), samples, rate
-        if hasattr(clip, "get_all_samples"):  # a decoder of torchcodec
-            decoded = clip.get_all_samples()
+        get_all_samples = getattr(clip, "get_all_samples", None)
+        if get_all_samples is not None:  # a decoder of torchcodec
+            decoded = get_all_samples()
             clip = (decoded.data, decoded.sample_rate)
         array, rate = clip if isinstance(clip, tuple) else (clip, rate)
         if np.ndim(array) == 0 and np.ndim(rate):  # gradio puts the rate first

@@ -25,6 +25,12 @@ from ..data import QUESTION_TYPES
 from ..modeling_audiolm import DEFAULT_TEXT_MODEL
 from ..runtime import SECRET_VALUE, UserError, remove_secrets
 from .resume import checkpoint_to_resume
+from .stock_options import (
+    MACRO_LOSS,
+    check_accelerator_config,
+    check_stock_options,
+    recorded_options,
+)
 
 BATCH_SIZE = 16  # examples per optimizer step, over all processes
 ENCODER_OVERRIDES = ("band_limit", "window_seconds")
@@ -193,9 +199,11 @@ class AudioLMTrainingArguments(TrainingArguments):
 
     Attributes:
         argv: Command line without secrets, for `run_info.json`.
+        recorded: Stock options that change the numbers and were given, for the run's record.
     """
 
     argv: list[str] | None = field(default=None, init=False)
+    recorded: dict[str, Any] = field(default_factory=dict, init=False)
 
     output_dir: str = _option(  # ty: ignore[incompatible-mutable-override]
         None, "Folder of the run; default: outputs/ENCODER_TYPE"
@@ -210,7 +218,8 @@ class AudioLMTrainingArguments(TrainingArguments):
         choices=["random", "sequential", "group_by_length", "batch_rebalance"],
     )
     learning_rate: float = _stock("learning_rate", 1e-4)
-    max_steps: int = _stock("max_steps", 20_000)
+    num_train_epochs: float = _option(3.0, "Train these epochs, instead of --max_steps")
+    max_steps: int = _option(20_000, "Optimizer steps. With --num_train_epochs, leave it out")
     lr_scheduler_type: SchedulerType | str = _option("cosine", "Schedule of the learning rate")
     warmup_steps: float = _stock("warmup_steps", 0.01)
     eval_strategy: IntervalStrategy | str = _option("steps", "Never without --validation_file")
@@ -233,6 +242,7 @@ class AudioLMTrainingArguments(TrainingArguments):
     processes: InitVar[int | None] = None
 
     def __post_init__(self, processes: int | None):
+        check_stock_options(self)
         is_plan = processes is not None
         processes = processes or _count_processes()
         gpus = torch.cuda.device_count()
@@ -240,13 +250,18 @@ class AudioLMTrainingArguments(TrainingArguments):
         _refuse(gpus > 1 and "LOCAL_RANK" not in os.environ and not is_plan, message)
         self._split_batch(processes)
         self._fill_defaults()
-        if processes > 1 and not torch.accelerator.is_available():
-            # Without it, each process on a CPU would take itself for the only one.
+        if not torch.accelerator.is_available():
+            # Without it, each of several processes on a CPU would take itself for the only one,
+            # and bfloat16 would be refused.
             self.use_cpu = True
         self.resume_from_checkpoint = checkpoint_to_resume(
             self.resume_from_checkpoint, self.output_dir
         )
+        self._choose_metric()
+        names = recorded_options(self)
         super().__post_init__()
+        check_accelerator_config(self.accelerator_config)
+        self.recorded = {name.replace("_", " "): getattr(self, name) for name in names}
         for start_tracker in get_reporting_integration_callbacks(self.report_to):
             start_tracker()  # raises if the tracker's package is missing
 
@@ -264,6 +279,20 @@ class AudioLMTrainingArguments(TrainingArguments):
         message = f"--gradient_accumulation_steps {steps}: batch size {BATCH_SIZE} makes it"
         _refuse(steps not in (None, accumulation), f"{message} {accumulation}")
         self.gradient_accumulation_steps = accumulation
+
+    def _choose_metric(self) -> None:
+        """Sets the loss by which the best checkpoint and some schedules are chosen."""
+        schedule = SchedulerType(self.lr_scheduler_type).value
+        users = {
+            "--load_best_model_at_end": self.load_best_model_at_end,
+            f"--lr_scheduler_type {schedule}": schedule in ("reduce_lr_on_plateau", "greedy"),
+            "--save_strategy best": self.save_strategy == "best",
+        }
+        for user, is_used in users.items():
+            message = f"{user} needs evaluations: add --validation_file"
+            _refuse(is_used and self.eval_strategy == "no", message)
+        if self.metric_for_best_model is None and any(users.values()):
+            self.metric_for_best_model = MACRO_LOSS
 
     def _fill_defaults(self) -> None:
         """Sets what depends on the machine, the launcher or another option."""
@@ -349,8 +378,16 @@ def _read_options(parser: HfArgumentParser, argv: list[str]) -> dict[str, Any]:
     if unknown:
         hidden = SECRET_VALUE.sub(r"\1***", " ".join(unknown))
         raise UserError(f"unrecognized arguments: {hidden}")
+    in_file = set(options)
     options = vars(namespace)
     options.pop("config")
+    for source in ({name.removeprefix("__") for name in names}, in_file):
+        if "num_train_epochs" in source:
+            has_both = "max_steps" in source and options["max_steps"] > 0
+            _refuse(has_both, "--num_train_epochs and --max_steps: use one of them")
+            options["max_steps"] = -1
+        if source & {"num_train_epochs", "max_steps"}:
+            break
     return options
 
 

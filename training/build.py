@@ -111,6 +111,8 @@ def prepare_model(
         The model, or the `PeftModel` around it.
     """
     prepared = model
+    # The stock Trainer's smoother takes logits for all tokens, and does not shift the labels.
+    model.label_smoothing, args.label_smoothing_factor = args.label_smoothing_factor, 0.0
     if model_args.lora_r:
         prepared = add_lora_adapters(model, model_args.lora_r, model_args.lora_alpha)
     elif args.bf16 and model_args.freeze_lm and not sharding_backend(args):

@@ -20,6 +20,7 @@ from ..data.streaming import Shards, StreamReaders, read_rows_in_order, stream_e
 from ..data.subsets import first_of_each_type, mix_rows
 from ..runtime import UserError
 from .arguments import AudioLMTrainingArguments, DataArguments, ModelArguments
+from .stock_options import check_best_metric
 
 
 @dataclass
@@ -49,6 +50,7 @@ def load_training_dataset(
     except (ValueError, OSError) as error:
         # Readers of the formats raise these, with the name of the file.
         raise UserError(str(error)) from error
+    check_best_metric(args.metric_for_best_model, data.eval_rows or ())
     if data.eval_rows is None:
         args.eval_strategy = IntervalStrategy.NO
     data.sampler = _build_sampler(data, data_args.max_audio_seconds, args)

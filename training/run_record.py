@@ -149,6 +149,7 @@ def _training_settings(
         "precision": precision(args),
         "language model compiled": args.torch_compile_backend if args.torch_compile else None,
         "seed": args.seed,
+        **args.recorded,
     }
 
 

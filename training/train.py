@@ -125,11 +125,12 @@ def build_push(
 def finish(
     trainer: AudioLMTrainer, record: RunRecord, model_args: ModelArguments, push: PushToHub | None
 ) -> None:
-    """Evaluates the last step, saves the model with its card, prints a summary and pushes."""
+    """Saves the model with its card, evaluates the last step, prints a summary and pushes."""
+    if not model_args.lora_r:
+        # Before the evaluation, which rounds the weights with --bf16_full_eval.
+        trainer.save_model()
     evaluate_last_step(trainer)
     trainer.save_state()
-    if not model_args.lora_r:
-        trainer.save_model()
     if trainer.is_world_process_zero():
         folder = Path(trainer.args.output_dir)
         if model_args.lora_r:

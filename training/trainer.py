@@ -16,6 +16,7 @@ from transformers.trainer_utils import TrainOutput, has_length
 from ..data.length_sampler import LengthGroupedSampler
 from .callbacks import EvaluationStopped, LineLogger, Progress
 from .distributed import mask_repeated_examples
+from .stock_options import MACRO_LOSS
 
 
 class AudioLMTrainer(Trainer):
@@ -124,6 +125,17 @@ class AudioLMTrainer(Trainer):
             self.control.should_evaluate = False
             self.control.should_save = self.control.should_training_stop = True
             return {}
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict:
+        """Evaluates, and adds the mean loss over the question types."""
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(rows, dict):
+            losses = [metrics[f"{metric_key_prefix}_{name}_token_loss"] for name in rows]
+            name = f"{metric_key_prefix}_{MACRO_LOSS}"
+            metrics[name] = sum(losses) / len(losses)
+            self.log({name: metrics[name]})
+        return metrics
 
     def _determine_best_metric(self, metrics: dict[str, float], trial) -> bool:
         """Requests a save after an interrupted evaluation. It goes together with `_evaluate`."""

@@ -1,4 +1,4 @@
-"""Audio files whose headers are wrong or missing: all of the samples are read, and faults named."""
+"""Audio files whose headers are wrong or missing: all samples are read, and faults are named."""
 
 import io
 import sys
