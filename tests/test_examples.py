@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "ask_and_train.ipynb"
@@ -16,6 +17,7 @@ def outputs(book) -> tuple[str, int]:
     return text, sum("image/png" in output.get("data", {}) for output in built)
 
 
+@pytest.mark.slow
 def test_the_notebook(tmp_path):
     book = nbformat.read(NOTEBOOK, 4)
     saved = outputs(book)

@@ -150,6 +150,7 @@ def test_push_to_hub_failed_push_is_made_up_for_by_the_next(corpus, tokenizer, h
     assert SIX_STEPS in process.stdout
 
 
+@pytest.mark.slow
 def test_push_to_hub_without_a_hub_names_a_command_that_pushes(corpus, tokenizer, hub):
     hub.stop()
     more = [*PUSH, *options("--hub_revision dev --hub_private_repo true")]

@@ -103,6 +103,7 @@ def test_padding_to_multiples_gives_the_same_loss(tokenizer):
             assert torch.allclose(model(**a).loss, model(**b).loss, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_compile_layers_compiles_once_with_the_same_results(tokenizer):
     counter = CompileCounterWithBackend("aot_eager")
     plain, compiled, batches = plain_and_compiled(tokenizer, counter)

@@ -131,6 +131,7 @@ def wait_for(file: Path, launchers: list[subprocess.Popen]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_train_on_two_nodes_ends_as_one_process(nodes):
     corpus, argv, launchers = nodes
     train(argv)

@@ -402,6 +402,7 @@ def test_complete_checkpoint_is_never_deleted(corpus, options):
 # Disks
 
 
+@pytest.mark.slow
 def test_disk_that_fills_up_leaves_the_last_checkpoint(corpus, options):
     half = (corpus / "whole" / "checkpoint-4" / "model.safetensors").stat().st_size // 2
     # As with a quota: after step 3 no file may grow beyond half of the weights.

@@ -110,6 +110,7 @@ def test_evaluation_loss_does_not_depend_on_the_batch_size(corpus, tokenizer):
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_feature_cache(corpus, tokenizer):
     more = ["--max_steps", "2", "--eval_strategy", "no", "--learning_rate", "0.001"]
     options = arguments(corpus, "mimi_full", tokenizer, *more)
