@@ -152,6 +152,9 @@ class EvaluationArguments:
                 f"--revision {self.revision}: {self.model_name_or_path} is a folder, not a model "
                 "on the Hub"
             )
+        is_default = self.hub_dataset_id == "reasonaqa"
+        if not self.push_to_hub and (self.hub_model_id or not is_default):
+            raise UserError("--hub_model_id and --hub_dataset_id: add --push_to_hub true")
         repository = Path(self.results_repository)
         if self.push_to_hub and (repository.exists() or len(repository.parts) != 2):
             raise UserError(

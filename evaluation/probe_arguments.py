@@ -67,6 +67,8 @@ class ProbeArguments:
         controls = ["mean"] if self.controls is None else self.controls
         self.pooling = list(dict.fromkeys(self.pooling))
         self.controls = [name for name in self.pooling if name in controls]
+        if self.label_column and not self.labels:
+            raise UserError("--label_column: add --labels")
         has_few_folds = self.folds is not None and self.folds < 2
         if not self.max_audio_seconds > 0 or has_few_folds or self.seed < 0:
             raise UserError(

@@ -186,6 +186,12 @@ class DataArguments:
         _refuse(self.streaming and not self.dataset_name, message)
         message = "--streaming reads each clip once; remove --feature_cache"
         _refuse(self.streaming and self.feature_cache, message)
+        for name, is_used, needed in (
+            ("shuffle_buffer", self.streaming, "--streaming true"),
+            ("max_bad_audio", self.on_bad_audio == "skip", "--on_bad_audio skip"),
+        ):
+            is_default = getattr(self, name) == DataArguments.__dataclass_fields__[name].default
+            _refuse(not is_default and not is_used, f"--{name}: add {needed}")
         if self.train_file is None and not self.dataset_name:
             self.train_file = "reasonaqa/train.json"
 

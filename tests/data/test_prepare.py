@@ -66,14 +66,17 @@ def test_push_again_succeeds(hub, pushed_data):
     assert push(hub, pushed_data / "shards").returncode == 0
 
 
-@pytest.mark.parametrize("more", [[], ["--streaming", "true", "--dataloader_num_workers", "2"]])
+STREAMING = ["--streaming", "true", "--shuffle_buffer", "8", "--dataloader_num_workers", "2"]
+
+
+@pytest.mark.parametrize("more", [[], STREAMING])
 def test_train_reads_a_pushed_data_set(more, hub, pushed_data, tokenizer):
     options = ["--max_steps", "2", "--eval_steps", "2", *more]
     argv = arguments(pushed_data, "mimi_semantic", tokenizer, *options)
     for option in ("--train_file", "--validation_file", "--audio_dir"):
         start = argv.index(option)
         del argv[start : start + 2]
-    trained = train(hub, [*argv, "--dataset_name", "me/data", "--shuffle_buffer", "8"])
+    trained = train(hub, [*argv, "--dataset_name", "me/data"])
     assert trained.returncode == 0, trained.stderr[-2000:]
     assert "mcq loss" in trained.stdout
     card = (pushed_data / "out" / "README.md").read_text()

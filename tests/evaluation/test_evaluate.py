@@ -243,6 +243,13 @@ def test_evaluate_benchmark_has_accuracy_and_controls(trained, tmp_path):
     assert set(metrics["controls"]) == {"option_relabel"}
 
 
+@pytest.mark.parametrize("option", ["--hub_model_id", "--hub_dataset_id"])
+def test_parse_arguments_name_on_the_hub_without_a_push_is_refused(trained, capsys, option):
+    with pytest.raises(SystemExit):
+        parse_arguments([*command(trained, "x"), option, "me/x"])
+    assert "add --push_to_hub true" in capsys.readouterr().err
+
+
 def test_parse_arguments_benchmark_with_two_folders_is_refused(capsys):
     with pytest.raises(SystemExit):
         options = "--model_name_or_path m --output_dir o --benchmark mmau --test_file f"

@@ -352,6 +352,7 @@ def test_probe_command_of_wrong_input_is_one_line(fault, tones, tmp_path, capsys
             ["--encoder_type", "htsat", "--controls", "mean_deviation"],
             "--controls mean_deviation: not in --pooling",
         ),
+        (["--encoder_type", "htsat", "--label_column", "x"], "--label_column: add --labels"),
         (["--encoder_type", "htsat", "--folds", "0"], "--folds of 2 or more"),
         (["--encoder_type", "htsat", "--max_audio_seconds", "nan"], "--max_audio_seconds above 0"),
     ],
