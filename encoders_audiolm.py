@@ -25,6 +25,7 @@ from transformers import (
     MimiModel,
     PreTrainedConfig,
 )
+from transformers import initialization as init
 from transformers.audio_utils import mel_filter_bank
 
 # No recording exceeds these. The header of a damaged file can, and would then fill the memory.
@@ -172,6 +173,9 @@ class AudioEncoder(nn.Module):
     def device(self) -> torch.device:
         """Device of the weights."""
         return next(chain(self.parameters(), self.buffers())).device
+
+    def reset_buffers(self) -> None:
+        """Computes the encoder's own buffers, which a checkpoint may lack."""
 
     def num_frames(self, num_samples: int) -> int:
         """Returns how many frames `encode` makes of a clip of `num_samples` samples."""
@@ -346,18 +350,25 @@ class HTSATEncoder(AudioEncoder):
         self.frames_per_cell = self.geometry.frequency_cells
         self.latents_per_window = 0
         self.frame_rate = self.num_frames(self.geometry.window_samples) / config.window_seconds
+        self.register_buffer("mel_filters", torch.empty(config.n_fft // 2 + 1, config.num_mel_bins))
+        self.register_buffer("window", torch.empty(config.n_fft))
+        self.reset_buffers()
+
+    def reset_buffers(self) -> None:
+        """Computes the mel filters and the Hann window."""
+        config = self.config
+        mel = mel_filter_bank(
+            config.n_fft // 2 + 1,
+            config.num_mel_bins,
+            config.frequency_min,
+            config.frequency_max,
+            config.mel_sampling_rate,
+            norm="slaney",
+            mel_scale="slaney",
+        )
         with torch.device("cpu"):
-            mel = mel_filter_bank(
-                config.n_fft // 2 + 1,
-                config.num_mel_bins,
-                config.frequency_min,
-                config.frequency_max,
-                config.mel_sampling_rate,
-                norm="slaney",
-                mel_scale="slaney",
-            )
-            self.register_buffer("mel_filters", torch.tensor(mel, dtype=torch.float32))
-            self.register_buffer("window", torch.hann_window(config.n_fft))
+            init.copy_(self.mel_filters, torch.tensor(mel, dtype=torch.float32))
+            init.copy_(self.window, torch.hann_window(config.n_fft))
 
     def num_frames(self, num_samples: int) -> int:
         """Returns how many frames `encode` makes of a clip of `num_samples` samples."""
@@ -627,6 +638,11 @@ class SilenceEncoder(AudioEncoder):
         self.num_levels = 1
         self.codebook_size = config.num_tokens
         self.register_buffer("positions", torch.arange(config.num_tokens)[None])
+
+    def reset_buffers(self) -> None:
+        """Numbers the tokens."""
+        with torch.device("cpu"):
+            init.copy_(self.positions, torch.arange(self.config.num_tokens)[None])
 
     def num_frames(self, num_samples: int) -> int:
         """Returns the number of tokens, which is that of every clip."""

@@ -3,19 +3,32 @@
 The module holds the whole model, since each further module would be pushed with every model.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    GenerationMixin,
+    PreTrainedModel,
+)
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_audiolm import AudioLMConfig
 from .encoders_audiolm import AudioEncoder, QuantizedEncoder, build_encoder
 
 DEFAULT_TEXT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+# transformers 5.24 renamed the cache of a language model in inputs and outputs.
+HAS_NEW_CACHE_NAME = "cache" in CausalLMOutputWithPast.__dataclass_fields__
+CACHE_NAME = "cache" if HAS_NEW_CACHE_NAME else "past_key_values"
 # Labels whose logits exist together in training: 100 MB in float32.
 LOSS_CHUNK_SIZE = 512
 
@@ -62,6 +75,11 @@ class AudioMapper(nn.Module):
         if len(self.dims) > 1:
             self.second["linear_1"] = nn.Linear(self.dims[1], hidden_size)
             self.second["linear_2"] = nn.Linear(hidden_size, text_size)
+
+    def reset_buffers(self) -> None:
+        """Sets the statistics so that features stay as they are."""
+        init.zeros_(self.feature_mean)
+        init.ones_(self.feature_std)
 
     def embed_codes(self, codes: torch.Tensor) -> torch.Tensor:
         """Returns features `(clips, frames, dim)` of codes `(clips, codebooks, frames)`.
@@ -194,7 +212,10 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return model.train(False)
 
     def _init_weights(self, module: nn.Module) -> None:
-        # Encoder and language model initialise themselves or are loaded.
+        # Encoder and language model initialise themselves or are loaded, all but these buffers. A
+        # checkpoint that lacks them would leave NaN there.
+        if module is self.mapper or isinstance(module, AudioEncoder):
+            module.reset_buffers()  # ty: ignore[call-non-callable]
         is_in_mapper = any(module is part for part in self.mapper.modules())
         if isinstance(module, nn.Linear) and is_in_mapper:
             nn.init.normal_(module.weight, std=0.02)
@@ -231,8 +252,44 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Returns the language model's head."""
         return self.language_model.get_output_embeddings()
 
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replaces the language model's head."""
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    def set_attn_implementation(
+        self, attn_implementation: str | dict, allow_all_kernels: bool = False
+    ) -> None:
+        """Sets the attention of the language model, or of the parts that a dict names.
+
+        The encoder otherwise keeps the attention that it was published with.
+
+        Args:
+            attn_implementation: Such as `sdpa`, or `{"text_config": "sdpa", "encoder_config":
+                "eager"}`.
+            allow_all_kernels: See `PreTrainedModel.set_attn_implementation`.
+        """
+        if isinstance(attn_implementation, str):
+            attn_implementation = {"text_config": attn_implementation}
+        parts = {"text_config": self.language_model, "encoder_config": self.encoder.model}
+        for name, implementation in attn_implementation.items():
+            parts[name].set_attn_implementation(implementation, allow_all_kernels)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Saves the model. See `PreTrainedModel.save_pretrained`.
+
+        Raises:
+            ValueError: If the encoder has a buffer that would not be saved.
+        """
+        for name in unsaved_buffers(self.encoder):
+            raise ValueError(
+                f"the encoder's buffer {name} is not persistent, so a loaded model would not have "
+                "it. Register it without `persistent=False`"
+            )
+        super().save_pretrained(*args, **kwargs)
+
     # The encoder reads clips of many lengths. Compiling it anew for each would take minutes.
     @torch.compiler.disable
+    @can_return_tuple
     def get_audio_features(
         self,
         input_values: torch.Tensor | None = None,
@@ -241,12 +298,13 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_features_mask: torch.Tensor | None = None,
         num_samples: list[int] | None = None,
         num_frames: list[int] | None = None,
-    ) -> torch.Tensor:
+    ) -> BaseModelOutputWithPooling:
         """Encodes and maps all clips. The arguments are those of `forward`.
 
         Returns:
-            Audio embeddings of all clips, one after the other, shape `(audio tokens, text hidden
-            size)`.
+            `last_hidden_state` has the features of padded clips, shape `(clips, frames, dim)`.
+            `pooler_output` has audio embeddings of all clips, one after the other, shape `(audio
+            tokens, text hidden size)`. A tuple of both with `return_dict=False`.
         """
         if input_features is not None:
             features = input_features
@@ -265,12 +323,13 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if self.config.audio_tokens:
             lengths = num_frames if num_frames is not None else mask.sum(1).tolist()
             embeddings = pool_to_length(self.mapper(features), lengths, self.config.audio_tokens)
-            return embeddings.flatten(0, 1)
+            return BaseModelOutputWithPooling(features, embeddings.flatten(0, 1))
         frame_index = mask.flatten().nonzero()[:, 0]
         if features.is_cuda and not frame_index.is_cuda:
             frame_index = frame_index.pin_memory()  # A copy from other memory waits for the GPU.
         frame_index = frame_index.to(features.device, non_blocking=True)
-        return self.mapper(features.flatten(0, 1)[frame_index])
+        embeddings = self.mapper(features.flatten(0, 1)[frame_index])
+        return BaseModelOutputWithPooling(features, embeddings)
 
     def _encode_clips(
         self,
@@ -288,11 +347,24 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             encode = cast(QuantizedEncoder, self.encoder).codes
         return encode(input_values, num_samples), self.encoder.frame_mask(num_samples)
 
+    def get_placeholder_mask(
+        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor
+    ) -> torch.Tensor:
+        """Returns where audio goes, shape `(batch, sequence)`.
+
+        Without `input_ids`, it is where embeddings equal that of `config.audio_token_id`.
+        """
+        token = self.config.audio_token_id
+        if input_ids is not None and input_ids.numel():
+            return input_ids == token
+        embedding = self.get_input_embeddings()(torch.tensor(token, device=inputs_embeds.device))
+        return (inputs_embeds == embedding.to(inputs_embeds.dtype)).all(-1)
+
     def merge_audio_embeddings(
         self,
         inputs_embeds: torch.Tensor,
         audio_embeds: torch.Tensor,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None,
         audio_index: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Replaces the embeddings of placeholders, at `audio_index`, by audio embeddings.
@@ -301,11 +373,11 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             ValueError: If there are more or fewer placeholders than audio embeddings.
         """
         if audio_index is None:
-            is_placeholder = input_ids == self.config.audio_token_id
+            is_placeholder = self.get_placeholder_mask(input_ids, inputs_embeds)
             audio_index = is_placeholder.flatten().nonzero()[:, 0]
         if len(audio_index) != len(audio_embeds):
             raise ValueError(
-                f"input_ids has {len(audio_index)} audio placeholders, but the audio has "
+                f"the input has {len(audio_index)} audio placeholders, but the audio has "
                 f"{len(audio_embeds)} frames"
             )
         audio_embeds = audio_embeds.to(inputs_embeds.dtype)
@@ -313,6 +385,7 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         merged = inputs_embeds.flatten(0, 1).index_copy(0, audio_index, audio_embeds)
         return merged.view(inputs_embeds.shape)
 
+    @can_return_tuple
     def forward(  # noqa: PLR0913 (the inputs of a multimodal model, and what the host knows of them)
         self,
         input_ids: torch.Tensor | None = None,
@@ -325,18 +398,20 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         past_key_values: Any = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
         num_samples: list[int] | None = None,
         num_frames: list[int] | None = None,
         audio_index: torch.Tensor | None = None,
         label_index: torch.Tensor | None = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Computes logits, and the loss if there are labels.
 
-        The last four arguments spare the GPU's values that the host already knows. With them, and
-        without `attention_mask`, a step does not wait for the GPU, but once where Mimi encodes.
+        The four arguments before `cache` spare the GPU's values that the host already knows. With
+        them, and without `attention_mask`, a step does not wait for the GPU, but once where Mimi
+        encodes.
 
         Args:
             input_ids: Token ids with one `audio_token_id` for each audio frame, shape `(batch,
@@ -350,35 +425,43 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             input_features_mask: 1 on frames, 0 on padding, shape `(clips, frames)`.
             position_ids: Positions of the tokens.
             past_key_values: Cache of the language model.
-            inputs_embeds: Embeddings in place of `input_ids`.
+            inputs_embeds: Embeddings in place of `input_ids`. Placeholders of audio have that of
+                `config.audio_token_id`.
             labels: Token ids, -100 where nothing is learned, shape `(batch, sequence)`. In
                 training, `logits` is then None: logits exist only before labels, and a part at a
                 time.
-            logits_to_keep: How many last logits to compute. 0 computes all.
+            logits_to_keep: How many last logits to compute, or their positions. 0 computes all.
             num_items_in_batch: Labels of the whole optimizer step, which divide the summed loss.
             num_samples: Samples of each clip, in place of `input_values_mask`.
             num_frames: Frames of each encoded clip, in place of `input_features_mask`.
             audio_index: Positions of placeholders in `input_ids.flatten()`.
             label_index: Positions of labels in `labels.flatten()`. `logits` are then those before
                 labels alone, also in evaluation.
-            kwargs: Passed on to the language model.
+            cache: Name of `past_key_values` since transformers 5.24.
+            kwargs: Passed on to the language model, such as `output_hidden_states`.
 
         Raises:
-            ValueError: If there are more or fewer placeholders than audio frames.
+            ValueError: If there are more or fewer placeholders than audio frames, or if both or
+                none of `input_ids` and `inputs_embeds` are given.
         """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("expected either input_ids or inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if input_values is not None or input_features is not None:
             clips = (input_values, input_values_mask, input_features, input_features_mask)
-            audio_embeds = self.get_audio_features(*clips, num_samples, num_frames)
+            audio = self.get_audio_features(*clips, num_samples, num_frames, return_dict=True)
             inputs_embeds = self.merge_audio_embeddings(
-                inputs_embeds, audio_embeds, cast(torch.Tensor, input_ids), audio_index
+                inputs_embeds, audio.pooler_output, input_ids, audio_index
             )
+        cache = past_key_values if cache is None else cache
+        if cache is not None:
+            kwargs[CACHE_NAME] = cache
         outputs = self.language_model.model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            return_dict=True,
             **kwargs,
         )
         hidden = outputs.last_hidden_state
@@ -386,9 +469,15 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if labels is not None:
             loss, logits = self._loss(hidden, labels, label_index, num_items_in_batch)
         if labels is None or (label_index is None and not self.training):
-            logits = self.get_output_embeddings()(hidden[:, -logits_to_keep:])
+            is_number = isinstance(logits_to_keep, int)
+            positions = slice(-logits_to_keep, None) if is_number else logits_to_keep
+            logits = self.get_output_embeddings()(hidden[:, positions])
         return CausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=outputs.past_key_values
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
         )
 
     def _loss(
@@ -428,15 +517,15 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         clips = {name: model_kwargs.pop(name, None) for name in names}
         clips = {name: tensor for name, tensor in clips.items() if tensor is not None}
         if clips and expand_size > 1:
-            order = self._repeated_clip_order(input_ids, expand_size)
+            placeholders = self.get_placeholder_mask(input_ids, model_kwargs.get("inputs_embeds"))
+            order = self._repeated_clip_order(placeholders, expand_size)
             for name, tensor in clips.items():
                 clips[name] = tensor[torch.tensor(order, device=tensor.device)]
         expand: Any = super()._expand_inputs_for_generation
         input_ids, model_kwargs = expand(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
         return input_ids, {**model_kwargs, **clips}
 
-    def _repeated_clip_order(self, input_ids: torch.Tensor, expand_size: int) -> list[int]:
-        is_placeholder = input_ids == self.config.audio_token_id
+    def _repeated_clip_order(self, is_placeholder: torch.Tensor, expand_size: int) -> list[int]:
         # A clip begins where a placeholder follows another token.
         begins_clip = is_placeholder & ~is_placeholder.roll(1, 1)
         begins_clip[:, 0] = is_placeholder[:, 0]
@@ -458,6 +547,15 @@ def _frame_mask(
     if features_mask is not None:
         return features_mask
     return torch.ones(len(features), max_frames)
+
+
+def unsaved_buffers(module: nn.Module, prefix: str = "") -> Iterator[str]:
+    """Yields the names of buffers that are not saved. Models of transformers restore their own."""
+    for name in sorted(module._non_persistent_buffers_set):
+        yield prefix + name
+    for name, child in module.named_children():
+        if not isinstance(child, PreTrainedModel):
+            yield from unsaved_buffers(child, f"{prefix}{name}.")
 
 
 def pool_to_length(features: torch.Tensor, lengths: list[int], num_tokens: int) -> torch.Tensor:
@@ -499,5 +597,10 @@ def text_model_source(name_or_path: str) -> dict[str, str]:
     return {"pretrained_model_name_or_path": name_or_path}
 
 
+if not __name__.startswith("transformers_modules."):
+    # The installed classes read a folder, so that its code need not be trusted.
+    AutoConfig.register("audiolm", AudioLMConfig, exist_ok=True)
+    AutoModel.register(AudioLMConfig, AudioLMForConditionalGeneration, exist_ok=True)
+    AutoModelForMultimodalLM.register(AudioLMConfig, AudioLMForConditionalGeneration, exist_ok=True)
 AudioLMConfig.register_for_auto_class()
 AudioLMForConditionalGeneration.register_for_auto_class("AutoModelForMultimodalLM")

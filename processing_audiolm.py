@@ -14,7 +14,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoProcessor,
+    BatchFeature,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 
 from .configuration_audiolm import AudioLMConfig, build_config
@@ -37,6 +44,7 @@ STOCK_OPTIONS: dict[str, tuple] = {
     "padding": (True, "longest"),
     "truncation": (None, False),
     "add_special_tokens": (False,),
+    "sanitize_control_tokens": (True, False),  # The texts of special tokens are always split.
     "return_tensors": ("pt",),
 }
 FULL_SCALE = {"int16": 2**15, "int32": 2**31}
@@ -524,6 +532,8 @@ class AudioLMProcessor(ProcessorMixin):
             ValueError: If a keyword has a value that this processor does not fulfil.
         """
         check_options(kwargs)
+        if isinstance(text, str) and isinstance(audio, list) and len(audio) == 1:
+            audio = audio[0]  # a clip, or the list of the clips
         texts: list[str] = [text] if isinstance(text, str) else list(text or ())
         examples = [audio] if isinstance(text, str) else list(audio or [None] * len(texts))
         clips_by_text = [_as_list(clips) for clips in examples]
@@ -536,6 +546,19 @@ class AudioLMProcessor(ProcessorMixin):
         counts = iter([self.feature_extractor.num_frames(length) for length in lengths])
         frames = [[next(counts) for _ in example] for example in clips_by_text]
         return BatchFeature(data | self.encode_texts(texts, frames, answers, padding_side))
+
+    def _multimodal_inputs_from_conversations(
+        self, conversations: list, *args: Any, **kwargs: Any
+    ) -> tuple[list, list, list, dict]:
+        """Reads the clips of chats with this processor's reader, as lists by conversation.
+
+        The stock method uses another reader, whose samples differ, and mixes the conversations.
+        """
+        clips = [
+            [self.feature_extractor.load(clip) for clip in _clips_of_chat(conversation)]
+            for conversation in conversations
+        ]
+        return [[None]], [[None]], clips if any(clips) else [], {}
 
     def encode_texts(
         self,
@@ -569,11 +592,24 @@ class AudioLMProcessor(ProcessorMixin):
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
+def _clips_of_chat(conversation: list[dict]) -> list:
+    """Returns the clips that the messages of a conversation name, in their order."""
+    contents = [message["content"] for message in conversation]
+    blocks = chain.from_iterable(content for content in contents if isinstance(content, list))
+    clips = [block for block in blocks if block["type"] == "audio"]
+    return [block[key] for block in clips for key in ("audio", "url", "path") if key in block]
+
+
 def _as_list(clips) -> list:
     if clips is None:
         return []
     return list(clips) if isinstance(clips, list) else [clips]
 
 
+if not __name__.startswith("transformers_modules."):
+    # The installed classes read a folder, so that its code need not be trusted.
+    AutoConfig.register("audiolm", AudioLMConfig, exist_ok=True)
+    AutoFeatureExtractor.register(AudioLMConfig, AudioLMFeatureExtractor, exist_ok=True)
+    AutoProcessor.register(AudioLMConfig, AudioLMProcessor, exist_ok=True)
 AudioLMFeatureExtractor.register_for_auto_class()
 AudioLMProcessor.register_for_auto_class()

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from ..data.answer_parsing import find_options
 from ..data.audio_files import Clip
 from ..data.features import pad_features
+from ..modeling_audiolm import CACHE_NAME
 
 if TYPE_CHECKING:
     from ..modeling_audiolm import AudioLMForConditionalGeneration
@@ -213,7 +214,7 @@ def answer_batch(
 
     audio = model.get_audio_features(input_features=inputs.to(model.device), num_frames=num_frames)
     embeddings = model.get_input_embeddings()(batch.input_ids)
-    embeddings = model.merge_audio_embeddings(embeddings, audio, batch.input_ids)
+    embeddings = model.merge_audio_embeddings(embeddings, audio.pooler_output, batch.input_ids)
     outputs = model.language_model.model(
         inputs_embeds=embeddings,
         attention_mask=batch.attention_bias(embeddings.dtype),
@@ -225,7 +226,7 @@ def answer_batch(
     results = [answer.result(losses) for answer in answers]
     if "generate" in protocols:
         options = {"max_new_tokens": max_new_tokens, **generate_options}
-        texts = _generate(model, batch, outputs.past_key_values, options)
+        texts = _generate(model, batch, getattr(outputs, CACHE_NAME), options)
         for result, tokens in zip(results, texts):
             result["text"] = processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
     return results
@@ -254,8 +255,8 @@ def _generate(
     sequences = model.generate(
         input_ids=batch.input_ids[:, :prompt_length],
         attention_mask=batch.prompt_mask,
-        past_key_values=cache,
         do_sample=False,
+        **{CACHE_NAME: cache},
         **options,
     )
     return sequences[:, prompt_length:]
