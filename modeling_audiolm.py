@@ -215,7 +215,7 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         # Encoder and language model initialise themselves or are loaded, all but these buffers. A
         # checkpoint that lacks them would leave NaN there.
         if module is self.mapper or isinstance(module, AudioEncoder):
-            module.reset_buffers()  # ty: ignore[call-non-callable]
+            module.reset_buffers()
         is_in_mapper = any(module is part for part in self.mapper.modules())
         if isinstance(module, nn.Linear) and is_in_mapper:
             nn.init.normal_(module.weight, std=0.02)

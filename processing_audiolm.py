@@ -597,7 +597,8 @@ def _clips_of_chat(conversation: list[dict]) -> list:
     contents = [message["content"] for message in conversation]
     blocks = chain.from_iterable(content for content in contents if isinstance(content, list))
     clips = [block for block in blocks if block["type"] == "audio"]
-    return [block[key] for block in clips for key in ("audio", "url", "path") if key in block]
+    keys = ("audio", "url", "path")
+    return [next(clip[key] for key in keys if key in clip) for clip in clips]
 
 
 def _as_list(clips) -> list:

@@ -115,7 +115,7 @@ def infer_answer_format(question: str) -> str:
 def add_options(question: str, options: list[str]) -> str:
     """Returns a question with its options as ReasonAQA writes them: "… A) rain B) wind".
 
-    The options "yes" and "no" become a sentence that asks for one of them.
+    The options "yes" and "no" become a sentence that asks for one of them, if it is missing.
 
     Raises:
         UserError: The question has options already, there are fewer than 2 or more than 26, two
@@ -129,6 +129,8 @@ def add_options(question: str, options: list[str]) -> str:
     except UnicodeEncodeError as error:
         raise UserError("the question is not valid UTF-8 text") from error
     if not options:
+        return question
+    if distinct == {"yes", "no"} and infer_answer_format(question) == "yes_no":
         return question
     if infer_answer_format(question) != "open":
         raise UserError("the question names options already: remove them or pass no other options")

@@ -65,6 +65,7 @@ def test_options_become_reasonaqas_words():
         requested == "Is it rain? Answer only using yes or no."
         and infer_answer_format(requested) == "yes_no"
     )
+    assert add_options(requested, ["yes", "no"]) == requested
     for wrong in (["rain"], ["rain", "Rain"], [str(i) for i in range(27)], ["a b) c", "d"]):
         with pytest.raises(ValueError):
             add_options("Which?", wrong)

@@ -95,7 +95,7 @@ def test_mellow_equals_the_published_code(checkpoint, monkeypatch):
     at = torch.cat(
         [i, 130 + i]
     )  # a question may hold the placeholder's number: these are the clips
-    mapped = model.get_audio_features(input_features=features)
+    mapped = model.get_audio_features(input_features=features).pooler_output
     prefix = model.merge_audio_embeddings(model.get_input_embeddings()(ids), mapped, ids, at)
     assert np.abs(prefix[0].numpy() - expected["prefix"]).max() <= 1e-3
     logits = model(inputs_embeds=prefix).logits[0, -1].numpy()

@@ -245,7 +245,7 @@ def test_forward_with_too_few_placeholders_names_both_numbers(parts):
     inputs = two_examples(processor)
     inputs["input_ids"][0, inputs["input_ids"][0].eq(3).nonzero()[0]] = 7
     with pytest.raises(
-        ValueError, match=r"input_ids has \d+ audio placeholders, but the audio has \d+ frames"
+        ValueError, match=r"the input has \d+ audio placeholders, but the audio has \d+ frames"
     ):
         model(**inputs)
 
@@ -492,8 +492,12 @@ def test_code_embeddings_of_codes_equal_those_of_audio(embedding_model):
     waveform, lengths = noise_clips(encoder, 1.2, 0.4)
     codes = encoder.codes(waveform, lengths).to(torch.int16)
     frames = [encoder.num_frames(length) for length in lengths]
-    from_audio = embedding_model.get_audio_features(input_values=waveform, num_samples=lengths)
-    from_codes = embedding_model.get_audio_features(input_features=codes, num_frames=frames)
+    from_audio = embedding_model.get_audio_features(
+        input_values=waveform, num_samples=lengths
+    ).pooler_output
+    from_codes = embedding_model.get_audio_features(
+        input_features=codes, num_frames=frames
+    ).pooler_output
     assert torch.equal(from_audio, from_codes)
 
 
@@ -503,14 +507,18 @@ def test_code_embeddings_of_a_frame_are_summed(embedding_model):
     codes = embedding_model.encoder.codes(waveform, lengths)
     tables = mapper.code_embeddings.weight.unflatten(0, (8, 64))
     summed = tables[torch.arange(8), codes[0, :, 0]].sum(0)
-    audio = embedding_model.get_audio_features(input_values=waveform, num_samples=lengths)
+    audio = embedding_model.get_audio_features(
+        input_values=waveform, num_samples=lengths
+    ).pooler_output
     assert torch.allclose(audio[0], mapper(summed[None])[0], atol=1e-6)
 
 
 def test_code_embeddings_have_gradients_only_where_codes_occur(embedding_model):
     encoder = embedding_model.encoder
     waveform, lengths = noise_clips(encoder, 1.2, 0.4)
-    embedding_model.get_audio_features(input_values=waveform, num_samples=lengths).sum().backward()
+    embedding_model.get_audio_features(
+        input_values=waveform, num_samples=lengths
+    ).pooler_output.sum().backward()
     gradient = embedding_model.mapper.code_embeddings.weight.grad
     has_gradient = gradient.unflatten(0, (8, 64)).any(2)
     codes = encoder.codes(waveform, lengths)
@@ -531,7 +539,7 @@ def silence_model():
 @torch.no_grad()
 def audio_tokens_of_two_clips(model) -> torch.Tensor:
     waveform, lengths = noise_clips(model.encoder, 1.2, 0.4)
-    audio = model.get_audio_features(input_values=waveform, num_samples=lengths)
+    audio = model.get_audio_features(input_values=waveform, num_samples=lengths).pooler_output
     return audio.unflatten(0, (2, 9))
 
 
