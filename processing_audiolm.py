@@ -19,6 +19,7 @@ from transformers import (
     AutoFeatureExtractor,
     AutoProcessor,
     BatchFeature,
+    GenerationConfig,
     PreTrainedTokenizerBase,
     ProcessorMixin,
 )
@@ -186,6 +187,8 @@ class AudioLMFeatureExtractor(SequenceFeatureExtractor):
 
 def check_options(options: dict[str, Any]) -> None:
     """Raises an error for keywords and values that a processor of ours would ignore."""
+    # A pipeline also passes its processor the options of `generate`.
+    options = {name: options[name] for name in options.keys() - vars(GenerationConfig()).keys()}
     for name, value in options.items():
         if name not in STOCK_OPTIONS:
             raise TypeError(f"unexpected keyword {name!r}: expected text, audio, sampling_rate")

@@ -287,9 +287,7 @@ def test_pipeline_answers_as_generate_does(loaded, example):
     model, processor = loaded
     answer = pipeline("any-to-any", model=model, processor=processor)
     samples = processor.feature_extractor.load((clip(0.6), 24000)).numpy()
-    outputs = answer(
-        text=QUESTION, audio=[samples], generate_kwargs={"max_new_tokens": 4, "do_sample": False}
-    )
+    outputs = answer(text=QUESTION, audio=[samples], max_new_tokens=4, do_sample=False)
     expected = generate(model, example)[0, example["input_ids"].shape[1] :]
     text = processor.decode(expected, skip_special_tokens=True)
     assert outputs[0]["generated_text"].endswith(text)
