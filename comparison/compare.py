@@ -20,11 +20,12 @@ TEXT_METRICS = ("bleu_4", "rouge_l", "cider_d")
 
 def compare(runs: Mapping[str, list[Run]]) -> dict:
     """Returns the entries of `comparison.json` that depend on the evaluations alone."""
-    reference = next(iter(runs.values()))
-    first = reference[0]
+    first = next(iter(runs.values()))[0]
+    # A published model has no seeds.
+    trained = sorted(runs.values(), key=lambda seeds: seeds[0].is_published)[0]
     comparison: dict = {
         "protocol": first.metrics["protocol"],
-        "seeds": [run.seed for run in reference],
+        "seeds": [run.seed for run in trained],
         "rows": {"test": len(first.rows)},
         "arms": {arm: _summarise_arm(seeds) for arm, seeds in runs.items()},
         "statistics": {},
@@ -34,7 +35,8 @@ def compare(runs: Mapping[str, list[Run]]) -> dict:
         outcomes = collect_outcomes(runs)
         seconds = first.metrics["max_audio_seconds"]
         for arm, accuracies in arm_accuracies(outcomes, seconds, RESAMPLES).items():
-            comparison["arms"][arm] |= accuracies | {"audio_gain": outcomes.audio_gain(arm)}
+            gain = outcomes.audio_gain(arm, RESAMPLES)
+            comparison["arms"][arm] |= accuracies | {"audio_gain": gain}
         arms = [arm for arm, seeds in runs.items() if not seeds[0].is_text_only]
         if len(arms) > 1:
             comparison["statistics"] = compare_arms(outcomes, arms, seconds, RESAMPLES)

@@ -11,14 +11,18 @@ import pyarrow as pa
 from ..data.answer_parsing import parse_answer
 from ..data.reasonaqa import CLOSED_QUESTION_TYPES, FIELDS, QUESTION_TYPES
 from .answering import PROTOCOL_NAMES, most_likely_option
+from .audio_gain import (
+    FIXED_CONTROLS,
+    NO_AUDIO_CONTROLS,
+    TEXT_ONLY_CONTROL,
+    Baseline,
+    gain_over_best_baseline,
+)
 from .categories import categories
 from .controls import CONTROLS, commonest_answers, shift_option_letters
 from .metric import ReasonAQAMetric
-from .statistics import clip_bootstrap, interval
 from .text_metrics import text_metrics
 
-# Under these controls no answer uses the audio. Under `option_relabel` it does.
-NO_AUDIO_CONTROLS = tuple(control for control in CONTROLS if control != "option_relabel")
 # Upper bounds of the groups of answers by their number of words.
 WORD_LIMITS = (1, 3, 6, 12)
 
@@ -189,70 +193,27 @@ def relabel_consistency(rows: list[dict], protocol: str) -> dict[str, dict]:
     return consistency
 
 
-def gain_over_best_baseline(
-    correct: np.ndarray,
-    controls: Mapping[str, np.ndarray],
-    question_types: list[str],
-    type_index: np.ndarray,
-    clips: list[tuple[str, ...]],
-) -> dict[str, dict]:
-    """Returns the accuracy minus that of the strongest no-audio baseline, with its interval.
-
-    It is what a model gains from the audio. It is slightly pessimistic, because the baseline is
-    chosen on the same rows.
-
-    Args:
-        correct: Shape `(rows,)`. 1 for a right answer.
-        controls: The same under each control.
-        question_types: The types that occur.
-        type_index: Shape `(rows,)`. Index of each row's type.
-        clips: Names of each row's clips.
-
-    Returns:
-        One entry per question type, and `macro` for the mean over types.
-    """
-    if not controls:
-        return {}
-    names = list(controls)
-    outcomes = np.stack([correct, *controls.values()], 1)
-    by_type = np.array([outcomes[type_index == i].mean(0) for i in range(len(question_types))])
-    samples = clip_bootstrap(outcomes[:, :1] - outcomes[:, 1:], clips, type_index)
-    means = dict(zip(question_types, by_type)) | {"macro": by_type.mean(0)}
-    resampled = dict(zip(question_types, samples.swapaxes(0, 1))) | {"macro": samples.mean(1)}
-    gains = {}
-    for name, (accuracy, *baselines) in means.items():
-        best = int(np.argmax(baselines))
-        low, high = interval(resampled[name][:, best])
-        gains[name] = {
-            "accuracy": float(accuracy),
-            "best_control": names[best],
-            "control_accuracy": float(baselines[best]),
-            "difference": float(accuracy - baselines[best]),
-            "ci95_low": float(low),
-            "ci95_high": float(high),
-        }
-    return gains
-
-
 def audio_gain(rows: list[dict], protocol: str) -> dict[str, dict]:
     """Returns [`gain_over_best_baseline`] of one evaluation.
 
-    Controls without an answer to every closed question are left out.
+    The intervals hold for this trained model and other clips, not for another training. Controls
+    without an answer to every closed question are left out.
     """
     rows = [row for row in rows if row["question_type"] in CLOSED_QUESTION_TYPES]
     present = {row["question_type"] for row in rows}
     question_types = [name for name in CLOSED_QUESTION_TYPES if name in present]
 
-    correct = np.array([row["answers"][protocol]["correct"] for row in rows], float)
-    controls = {}
+    correct = np.array([[row["answers"][protocol]["correct"] for row in rows]], float)
+    baselines = {}
     for name in NO_AUDIO_CONTROLS:
         answers = [control_answer(row, name, protocol) for row in rows]
         outcomes = [answer["correct"] for answer in answers if answer is not None]
         if len(outcomes) == len(rows):
-            controls[name] = np.array(outcomes, float)
+            has_own_trainings = name in (*FIXED_CONTROLS, TEXT_ONLY_CONTROL)
+            baselines[name] = Baseline(np.array([outcomes], float), has_own_trainings)
     type_index = np.array([question_types.index(row["question_type"]) for row in rows])
     clips = [recording_names(row) for row in rows]
-    return gain_over_best_baseline(correct, controls, question_types, type_index, clips)
+    return gain_over_best_baseline(correct, baselines, question_types, type_index, clips)
 
 
 def open_metrics(rows: list[dict]) -> dict[str, dict]:
