@@ -127,7 +127,7 @@ def evaluate(arguments: EvaluationArguments) -> Evaluation | None:
     if outputs is None:
         return None
     training_rows = data.training_rows if "majority" in plan.controls else None
-    rows = predicted_rows(data.rows, outputs, data.seconds, training_rows)
+    rows = predicted_rows(data.rows, outputs, data.facts, training_rows)
     metrics = compute_metrics(arguments, plan, rows, settings)
     commit = getattr(evaluated.model.config, "_commit_hash", None)
     return Evaluation(metrics, rows, seconds, answerer.seconds, commit)

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 from ..checkpoints.load import load_model
 from ..configuration_audiolm import ARM_FIELDS
 from ..data import audio_roots, drop_bad_audio, load_reasonaqa
-from ..data.audio_check import inspect_clips
+from ..data.audio_check import ClipFacts, inspect_clips
 from ..data.benchmarks import read_benchmark
 from ..data.label_fixes import RowFixes
 from ..data.reasonaqa import question_type
@@ -44,7 +44,7 @@ class EvaluationData:
     """The examples of an evaluation."""
 
     rows: Dataset
-    seconds: dict[str, float]  # of each clip's file
+    facts: dict[str, ClipFacts]  # of each clip
     training_rows: list[dict] | None  # for the control `majority`, if it runs
 
     @cached_property
@@ -117,7 +117,6 @@ def read_data(arguments: EvaluationArguments, max_audio_seconds: float) -> Evalu
         )["test"]
         fixes = RowFixes(arguments.fix_cle_labels)
     facts = inspect_clips(list(chain.from_iterable(usable["audio"])), max_audio_seconds)
-    seconds = {clip: fact.seconds for clip, fact in facts.items()}
     training_rows = None
     if arguments.train_file:
         path = arguments.train_file
@@ -129,7 +128,7 @@ def read_data(arguments: EvaluationArguments, max_audio_seconds: float) -> Evalu
             training_rows = [
                 fixes({**row, "question_type": question_type(row)}) for row in training_rows
             ]
-    return EvaluationData(fixes.apply(usable), seconds, training_rows)
+    return EvaluationData(fixes.apply(usable), facts, training_rows)
 
 
 def read_test_rows(arguments: EvaluationArguments) -> Dataset:

@@ -1,7 +1,6 @@
 """Turns a model's answers into the rows of predictions.jsonl and the numbers of metrics.json."""
 
 import html
-import re
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
@@ -9,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..data.answer_parsing import parse_answer
+from ..data.audio_check import ClipFacts
 from ..data.reasonaqa import CLOSED_QUESTION_TYPES, FIELDS, QUESTION_TYPES
 from .answering import PROTOCOL_NAMES, most_likely_option
 from .audio_gain import (
@@ -61,14 +61,14 @@ def parse_answers(
 def predicted_rows(
     rows: Iterable[Mapping],
     outputs: list[dict[str, dict]],
-    seconds: Mapping[str, float],
+    facts: Mapping[str, ClipFacts],
     training_rows: list[dict] | None = None,
 ) -> list[dict]:
     """Builds the rows of `predictions.jsonl` from the outputs of `answer_rows`.
 
-    `seconds` is the length of each clip's file. With training rows the control `majority` is added.
+    `facts` are those of each clip. With training rows the control `majority` is added.
     """
-    predictions = [_predicted_row(row, output, seconds) for row, output in zip(rows, outputs)]
+    predictions = [_predicted_row(row, output, facts) for row, output in zip(rows, outputs)]
     columns = [
         pa.chunked_array([[row[name] for row in predictions]]) for name in ("input", "filepath2")
     ]
@@ -83,9 +83,10 @@ def predicted_rows(
     return predictions
 
 
-def _predicted_row(row: Mapping, outputs: dict[str, dict], seconds: Mapping[str, float]) -> dict:
+def _predicted_row(row: Mapping, outputs: dict[str, dict], facts: Mapping[str, ClipFacts]) -> dict:
     prediction = {name: row[name] for name in (*FIELDS, "question_type")}
-    prediction["seconds"] = [round(seconds[clip], 3) for clip in row["audio"]]
+    prediction["seconds"] = [round(facts[clip].seconds, 3) for clip in row["audio"]]
+    prediction["audio_digests"] = [facts[clip].digest for clip in row["audio"]]
     prediction["reference"] = parse_answer(row["question_type"], row["input"], row["answer"])
     audio = outputs["audio"]
     prediction["loss"] = audio["loss"]
@@ -108,12 +109,15 @@ def _predicted_row(row: Mapping, outputs: dict[str, dict], seconds: Mapping[str,
 
 
 def recording_names(row: Mapping) -> tuple[str, ...]:
-    """Returns the file names of a row's clips, which identify their recordings.
+    """Returns what identifies the recordings of a row's clips.
 
-    ClothoAQA's recordings are Clotho's, in another folder.
+    It is the digest of the audio, which joins ClothoAQA's recordings with Clotho's. Predictions
+    without digests have the full path.
     """
     paths = [row[name] for name in ("filepath1", "filepath2") if row[name]]
-    return tuple(html.unescape(re.split(r"[/\\]", path)[-1]) for path in paths)
+    names = [html.unescape(path.replace("\\", "/")) for path in paths]
+    digests = row.get("audio_digests") or [None] * len(names)
+    return tuple(digest or name for digest, name in zip(digests, names))
 
 
 def softmax_scores(scores: Mapping[str, tuple[float, int]]) -> dict[str, float]:
@@ -170,6 +174,7 @@ def closed_metrics(
         references=[row["reference"] or row["answer"] for row in rows],
         question_type=[row["question_type"] for row in rows],
         groups=groups_of_rows(rows, max_audio_seconds),
+        clips=[recording_names(row) for row in rows],
     )
     return metrics or {}
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from ..data.reasonaqa import CLOSED_QUESTION_TYPES
 from ..runtime import UserError, report_user_errors
 from .answering import PROTOCOL_NAMES
+from .audio_gain import TEXT_ONLY_CONTROL
 from .categories import CATEGORIES
 
 MAJORITY = "majority"
@@ -55,9 +56,11 @@ def format_metrics(metrics: dict) -> str:
 
 
 def _closed_lines(metrics: dict) -> list[str]:
-    lines = [f"closed questions, by {PROTOCOL_NAMES[metrics['protocol']]}"]
+    protocol = PROTOCOL_NAMES[metrics["protocol"]]
+    lines = [f"closed questions, by {protocol}; intervals over clips, for this training"]
     groups = {**metrics["question_type"], "all (micro)": metrics["micro"]}
-    mean = (MEAN, "", format_share(metrics["macro_accuracy"]), "", "", "")
+    macro = metrics["macro"]
+    mean = (MEAN, "", format_share(macro["accuracy"]), _format_interval(macro), "", "")
     lines += _group_table("question type", groups, [mean])
     for grouping in ("category", "truncation", "clips", "answer_words"):
         if grouping == "category" or len(metrics[grouping]) > 1:
@@ -69,11 +72,15 @@ def _group_table(title: str, groups: dict, more: Sequence[Sequence[str]] = ()) -
     header = (title, "n", "accuracy", "95 % interval", "balanced", "unparsed")
     rows = []
     for name, group in groups.items():
-        interval = f"{group['ci95_low']:.3f} - {group['ci95_high']:.3f}"
+        interval = _format_interval(group)
         balanced = f"{group['balanced_accuracy']:.3f}" if "balanced_accuracy" in group else ""
         accuracy = format_share(group["accuracy"])
         rows.append((name, str(group["n"]), accuracy, interval, balanced, str(group["n_unparsed"])))
     return format_table(header, [*rows, *more])
+
+
+def _format_interval(group: dict) -> str:
+    return f"{group['ci95_low']:.3f} - {group['ci95_high']:.3f}"
 
 
 def _other_protocol_lines(metrics: dict) -> Iterator[str]:
@@ -101,6 +108,9 @@ def _control_lines(metrics: dict) -> list[str]:
         lines.append(
             f"{name}: the same option after relabelling in {share:.1f} % of {entry['n']} rows"
         )
+    has_text_only = TEXT_ONLY_CONTROL in metrics["controls"]
+    if metrics["audio_gain"] and not has_text_only:
+        lines.append("no text-only model: the points below are not shown to come from the audio")
     for name, gain in metrics["audio_gain"].items():
         low, high = 100 * gain["ci95_low"], 100 * gain["ci95_high"]
         title = MEAN if name == "macro" else name

@@ -57,15 +57,22 @@ def test_predicted_rows_relabelled_options_have_original_letters():
 
 
 @pytest.mark.parametrize(
-    ("paths", "names"),
+    ("paths", "digests", "names"),
     [
-        (("ClothoAQA\\audio_files\\Mom&amp;Dad.wav", ""), ("Mom&Dad.wav",)),
-        (("ClothoV21/evaluation/Mom&Dad.wav", ""), ("Mom&Dad.wav",)),
-        (("a/x.wav", "b/y.wav"), ("x.wav", "y.wav")),
+        # ClothoAQA's recordings are Clotho's, in another folder.
+        (("ClothoAQA/a.wav", ""), ["x"], ("x",)),
+        (("ClothoV21/evaluation/a.wav", ""), ["x"], ("x",)),
+        (("dog/1.wav", "cat/1.wav"), ["x", "y"], ("x", "y")),
+        # Predictions of an older version.
+        (("ClothoAQA\\Mom&amp;Dad.wav", ""), None, ("ClothoAQA/Mom&Dad.wav",)),
+        (("0001/audio.wav", "0002/audio.wav"), None, ("0001/audio.wav", "0002/audio.wav")),
     ],
 )
-def test_recording_names_are_file_names(paths, names):
-    assert recording_names({"filepath1": paths[0], "filepath2": paths[1]}) == names
+def test_recording_names_are_digests_or_full_paths(paths, digests, names):
+    row = {"filepath1": paths[0], "filepath2": paths[1]}
+    if digests:
+        row["audio_digests"] = digests
+    assert recording_names(row) == names
 
 
 def test_score_groups_rows_by_truncation():
@@ -127,3 +134,9 @@ def test_score_by_a_protocol_without_control_answers_leaves_controls_out():
     }
     assert list(score([row], "likelihood", 10.0)["controls"]) == ["noise"]
     assert score([row], "generate", 10.0)["controls"] == {}
+
+
+def test_table_without_a_text_only_model_says_what_is_not_shown():
+    answers = {"audio": make_output("", a=-1, b=-2), "noise": make_output("", a=-3, b=-2)}
+    table = format_metrics(score(make_predictions((RAIN, answers)), "likelihood", 10.0))
+    assert "no text-only model: the points below are not shown to come from the audio" in table

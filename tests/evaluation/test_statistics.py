@@ -14,10 +14,8 @@ import statsmodels.api as sm
 from scipy.stats import norm
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.proportion import proportion_confint
 
 from audiolm.evaluation import statistics
-from audiolm.evaluation.metric import wilson
 from audiolm.evaluation.statistics import (
     clip_bootstrap,
     expected_calibration_error,
@@ -244,13 +242,6 @@ def test_mcnemar_without_discordant_rows():
         mcnemar([0.5, 1], [1, 0])
     with pytest.raises(ValueError, match=r"bool \(2,\) and bool \(3,\)"):
         mcnemar([True, False], [True, False, False])
-
-
-@pytest.mark.parametrize(("correct", "n"), [(0, 10), (10, 10), (3, 7), (812, 1000)])
-def test_wilson_equals_statsmodels(correct, n):
-    assert wilson(correct, n) == pytest.approx(
-        proportion_confint(correct, n, method="wilson"), abs=1e-9
-    )
 
 
 def test_expected_calibration_error_by_hand():

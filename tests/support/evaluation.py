@@ -6,6 +6,7 @@ from pathlib import Path
 import soundfile
 from support.builders import EMPTY, clip
 
+from audiolm.data.audio_check import ClipFacts
 from audiolm.evaluation.scores import predicted_rows
 
 MCQ_QUESTION = "What is it? A) rain B) heavy rain C) a dog barking D) wind"
@@ -45,8 +46,8 @@ def make_predictions(
         for i, (row, _) in enumerate(answered)
     ]
     outputs = [by_condition for _, by_condition in answered]
-    lengths = {row["audio"][0]: seconds for row in rows}
-    return predicted_rows(rows, outputs, lengths, training_rows)
+    facts = {row["audio"][0]: ClipFacts(None, seconds, 0.5, row["audio"][0]) for row in rows}
+    return predicted_rows(rows, outputs, facts, training_rows)
 
 
 def read_jsonl(path: Path) -> list[dict]:
