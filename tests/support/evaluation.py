@@ -22,11 +22,11 @@ CAPTION = {
 def make_tone_corpus(folder: Path, rows: list[dict]) -> Path:
     """Writes a clip per row: row i is about a low tone if i is even, about a high one if it is odd.
 
-    All clips have one length, which a text-only model knows too.
+    All clips have one length, which a text-only model knows too. Each is a recording of its own.
     """
     for i, row in enumerate(rows):
         row["filepath1"] = f"{i}.wav"
-        soundfile.write(folder / f"{i}.wav", clip(0.4, seed=i % 2 * 9), 24000)
+        soundfile.write(folder / f"{i}.wav", clip(0.4, seed=i % 2 * 9) * (1 - i / 1000), 24000)
     (folder / "rows.json").write_text(json.dumps(rows))
     return folder
 
