@@ -55,6 +55,7 @@ def _summarise_arm(seeds: list[Run]) -> dict:
         "no_audio": seeds[0].is_text_only,
         "text": _average([_text_results(run.metrics["text"]) for run in seeds]),
         "controls": _average([_control_results(run.metrics) for run in seeds]),
+        "contradictions": _average([run.metrics.get("contradictions", {}) for run in seeds]),
         "calibration": _calibration(seeds),
         "training": model["training"],
         "audio_gain": {},

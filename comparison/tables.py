@@ -1,7 +1,7 @@
 """Formats a comparison as text."""
 
 from ..evaluation.answering import PROTOCOL_NAMES
-from ..evaluation.tables import comparison_columns, comparison_rows
+from ..evaluation.tables import comparison_columns, comparison_rows, contradiction_lines
 from .conclusion import has_text_only_baseline
 
 SECTION_TITLES = {
@@ -23,6 +23,8 @@ def comparison_table(comparison: dict) -> str:
         lines.insert(0, f"{counts}, scored by {protocol}; ± half of the 95 % interval")
     for family, title in FAMILY_TITLES.items():
         lines += _difference_lines(comparison["statistics"].get(family, []), title)
+    for arm, results in comparison["arms"].items():
+        lines += contradiction_lines(results.get("contradictions", {}), arm)
     if comparison.get("probes"):
         lines += _probe_lines(comparison["probes"])
     return "\n".join(lines)

@@ -254,6 +254,24 @@ def parse_option(options: Mapping[str, str], text: str) -> str | None:
     return _decide(tokenized, options.keys(), lambda part: _find_options(part, option_tokens))
 
 
+def named_letter_and_words(question: str, text: str) -> tuple[str | None, str | None]:
+    """Returns the option that a text names by letter or place, and the one that it names by words.
+
+    Each is a lower-case letter. It is None if the text names no option so, or several.
+    """
+    option_tokens = {
+        letter: tokenize(option).tokens for letter, option in option_texts(question).items()
+    }
+    tokenized = tokenize(strip_thoughts(text))
+    by_letter = _decide(
+        tokenized, option_tokens, lambda part: _find_options(part, option_tokens, by_words=False)
+    )
+    by_words = _decide(
+        tokenized, option_tokens, lambda part: _find_options(part, option_tokens, by_letter=False)
+    )
+    return by_letter, by_words
+
+
 def _decide(
     text: TokenizedText, options: Collection[str], find: Callable[[TokenizedText], set[str]]
 ) -> str | None:
@@ -267,10 +285,17 @@ def _decide(
     return None
 
 
-def _find_options(text: TokenizedText, option_tokens: Mapping[str, list[str]]) -> set[str]:
+def _find_options(
+    text: TokenizedText,
+    option_tokens: Mapping[str, list[str]],
+    by_letter: bool = True,
+    by_words: bool = True,
+) -> set[str]:
     """Returns the letters of the options that a text names. "?" is no option."""
-    mentions, covered = _find_option_texts(option_tokens, text.tokens)
-    mentions += _find_letters(text, list(option_tokens), covered)
+    by_text, covered = _find_option_texts(option_tokens, text.tokens)
+    mentions = by_text if by_words else []
+    if by_letter:
+        mentions = mentions + _find_letters(text, list(option_tokens), covered)
     is_negated = _find_negated_words(text, covered)
     return {
         mention.letter

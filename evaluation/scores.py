@@ -19,6 +19,7 @@ from .audio_gain import (
     gain_over_best_baseline,
 )
 from .categories import categories
+from .contradictions import contradictions
 from .controls import CONTROLS, commonest_answers, shift_option_letters
 from .metric import ReasonAQAMetric
 from .text_metrics import text_metrics
@@ -277,4 +278,5 @@ def score(rows: list[dict], protocol: str, max_audio_seconds: float) -> dict:
             consistency = relabel_consistency(closed, protocol)
             metrics["controls"]["option_relabel"]["consistency"] = consistency
         metrics["audio_gain"] = audio_gain(closed, protocol)
+        metrics["contradictions"] = contradictions(closed)
     return metrics | {"text": open_metrics(rows)}

@@ -44,6 +44,7 @@ def format_metrics(metrics: dict) -> str:
     if "micro" in metrics:
         lines += _closed_lines(metrics)
         lines += _other_protocol_lines(metrics)
+        lines += contradiction_lines(metrics["contradictions"])
         if metrics["controls"]:
             lines += _control_lines(metrics)
     if metrics["text"]:
@@ -91,6 +92,17 @@ def _other_protocol_lines(metrics: dict) -> Iterator[str]:
         yield (
             f"by {PROTOCOL_NAMES[protocol]}: {accuracies}, mean {other['macro_accuracy']:.3f}, "
             f"{other['micro']['n_unparsed']} unparsed"
+        )
+
+
+def contradiction_lines(contradictions: dict, arm: str = "") -> Iterator[str]:
+    """Yields a line for each question type: how often texts contradict themselves."""
+    for name, entry in contradictions.items():
+        title = f"{arm}, {name}" if arm else name
+        yield (
+            f"{title}: {100 * entry['contradictory']:.1f} % of {entry['n']} generated texts name "
+            f"one option's letter and another's words; accuracy by letter "
+            f"{entry['by_letter']:.3f}, by words {entry['by_words']:.3f}"
         )
 
 

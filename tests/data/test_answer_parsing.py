@@ -10,6 +10,7 @@ import pytest
 from audiolm.data import answer_parsing
 from audiolm.data.answer_parsing import (
     letter_context,
+    named_letter_and_words,
     names_an_option,
     option_texts,
     parse_answer,
@@ -227,3 +228,19 @@ def test_final_answers_are_the_clauses_after_the_cues(text, answers):
 )
 def test_strip_thoughts_leaves_what_may_be_an_answer(text, rest):
     assert strip_thoughts(text) == rest
+
+
+@pytest.mark.parametrize(
+    ("text", "letter", "option_with_words"),
+    [
+        ("B) heavy rain", "b", "b"),
+        ("A) heavy rain", "a", "b"),
+        ("heavy rain", None, "b"),
+        ("D", "d", None),
+        ("B) a dog", "b", None),
+        ("rain or wind", None, None),
+        ("The answer is C) wind", "c", "d"),
+    ],
+)
+def test_named_letter_and_words_are_read_apart(text, letter, option_with_words):
+    assert named_letter_and_words(QUESTION, text) == (letter, option_with_words)

@@ -140,3 +140,23 @@ def test_table_without_a_text_only_model_says_what_is_not_shown():
     answers = {"audio": make_output("", a=-1, b=-2), "noise": make_output("", a=-3, b=-2)}
     table = format_metrics(score(make_predictions((RAIN, answers)), "likelihood", 10.0))
     assert "no text-only model: the points below are not shown to come from the audio" in table
+
+
+def test_score_reports_texts_that_contradict_themselves():
+    """The right answer is "A) rain". By letter, 2 of 4 are right, by words 2."""
+    texts = ["A) rain", "B) rain", "A) wind", "B"]
+    rows = make_predictions(
+        *((RAIN, {"audio": make_output(text, a=-1, b=-2)}) for text in texts),
+    )
+    metrics = score(rows, "generate", 10.0)
+    assert metrics["contradictions"] == {
+        "mcq": {"n": 4, "contradictory": 0.5, "by_letter": 0.5, "by_words": 0.5}
+    }
+    assert "mcq: 50.0 % of 4 generated texts name one option's letter" in format_metrics(metrics)
+
+
+def test_score_without_generated_texts_reports_no_contradictions():
+    output = make_output("", a=-1, b=-2)
+    del output["text"]
+    rows = make_predictions((RAIN, {"audio": output}))
+    assert score(rows, "likelihood", 10.0)["contradictions"] == {}

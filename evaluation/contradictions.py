@@ -1,0 +1,42 @@
+"""Generated texts that name the letter of one option and the words of another.
+
+A model may know the answer and not its letter. Published harnesses score the letter.
+"""
+
+from collections.abc import Sequence
+
+from ..data.answer_parsing import named_letter_and_words
+
+LETTERED_TYPES = ("mcq", "entailment")
+
+
+def contradictions(rows: Sequence[dict]) -> dict[str, dict]:
+    """Returns how often generated texts contradict themselves, by question type.
+
+    Args:
+        rows: Rows of `predictions.jsonl`. Those without a generated text do not count.
+
+    Returns:
+        For each type with lettered options: `n` texts, the share `contradictory` of them, and the
+        accuracies `by_letter` and `by_words` alone, where a text without either counts as wrong.
+    """
+    results = {}
+    for question_type in LETTERED_TYPES:
+        named = []
+        for row in rows:
+            if row["question_type"] == question_type and "generate" in row["answers"]:
+                text = row["answers"]["generate"]["text"]
+                named.append((row["reference"], *named_letter_and_words(row["input"], text)))
+        if not named:
+            continue
+        count = len(named)
+        contradictory = [
+            None not in (letter, words) and letter != words for _, letter, words in named
+        ]
+        results[question_type] = {
+            "n": count,
+            "contradictory": sum(contradictory) / count,
+            "by_letter": sum(letter == reference for reference, letter, _ in named) / count,
+            "by_words": sum(words == reference for reference, _, words in named) / count,
+        }
+    return results
