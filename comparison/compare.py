@@ -56,6 +56,9 @@ def _summarise_arm(seeds: list[Run]) -> dict:
         "text": _average([_text_results(run.metrics["text"]) for run in seeds]),
         "controls": _average([_control_results(run.metrics) for run in seeds]),
         "contradictions": _average([run.metrics.get("contradictions", {}) for run in seeds]),
+        "length_warnings": [
+            run.metrics["length_warning"] for run in seeds if run.metrics.get("length_warning")
+        ],
         "calibration": _calibration(seeds),
         "training": model["training"],
         "audio_gain": {},

@@ -65,6 +65,13 @@ def caveats(comparison: Mapping, options_by_arm: Mapping[str, Mapping] | None = 
     custom = sorted(set(map(str, filter(None, names))))
     if custom:
         notes.append(f"The weights of the encoders are those of {', '.join(custom)}.")
+    arms = comparison["arms"].items()
+    warned = [arm for arm, results in arms if results.get("length_warnings")]
+    if warned:
+        notes.append(
+            f"Scores depend on the length of the options for {', '.join(warned)}: the "
+            "length-normalised score differs by more than 10 points."
+        )
     if comparison.get("corpus"):
         notes.append("The sounds are synthetic.")
     return notes

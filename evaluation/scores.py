@@ -26,6 +26,9 @@ from .text_metrics import text_metrics
 
 # Upper bounds of the groups of answers by their number of words.
 WORD_LIMITS = (1, 3, 6, 12)
+# Two ways to score options should not differ by more, in groups of at least so many rows.
+MAX_LENGTH_DIFFERENCE = 0.1
+MIN_LENGTH_ROWS = 20
 
 
 def parse_answers(
@@ -150,6 +153,33 @@ def groups_of_rows(rows: list[dict], max_audio_seconds: float) -> dict[str, list
     }
 
 
+def length_warning(metrics: Mapping) -> str | None:
+    """Returns where the sum and the mean of an option's log-likelihoods disagree, or None.
+
+    The sum favours options with few tokens. A weakly trained model may know the answer and still
+    score far below chance where right answers are long.
+    """
+    normalised = metrics["other_protocols"].get("likelihood_normalised")
+    if metrics["protocol"] != "likelihood" or not normalised:
+        return None
+    accuracies = {"macro accuracy": (metrics["macro_accuracy"], normalised["macro_accuracy"])}
+    for name, group in metrics["answer_words"].items():
+        if group["n"] >= MIN_LENGTH_ROWS:
+            other = normalised["answer_words"][name]["accuracy"]
+            accuracies[f"answers of {name}"] = (group["accuracy"], other)
+    differing = [
+        f"{name} {100 * by_sum:.1f} and {100 * by_mean:.1f} %"
+        for name, (by_sum, by_mean) in accuracies.items()
+        if abs(by_sum - by_mean) > MAX_LENGTH_DIFFERENCE
+    ]
+    if not differing:
+        return None
+    return (
+        "the sum of an option's log-likelihoods, which decides, and the length-normalised score "
+        f"differ by more than {100 * MAX_LENGTH_DIFFERENCE:.0f} points: {', '.join(differing)}"
+    )
+
+
 def control_answer(row: Mapping, control: str, protocol: str) -> dict | None:
     """Returns a row's answer under a control, or None if that was not run."""
     return row["controls"].get(control, {"answers": {}})["answers"].get(protocol)
@@ -269,6 +299,7 @@ def score(rows: list[dict], protocol: str, max_audio_seconds: float) -> dict:
             for name in closed[0]["answers"]
             if name != protocol
         }
+        metrics["length_warning"] = length_warning(metrics)
         metrics["controls"] = {}
         for name in CONTROLS:
             values = closed_metrics(closed, protocol, max_audio_seconds, name)

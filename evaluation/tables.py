@@ -63,20 +63,35 @@ def _closed_lines(metrics: dict) -> list[str]:
     macro = metrics["macro"]
     mean = (MEAN, "", format_share(macro["accuracy"]), _format_interval(macro), "", "")
     lines += _group_table("question type", groups, [mean])
-    for grouping in ("category", "truncation", "clips", "answer_words"):
+    for grouping in ("category", "truncation", "clips"):
         if grouping == "category" or len(metrics[grouping]) > 1:
-            lines += _group_table(grouping.replace("_", " "), metrics[grouping])
+            lines += _group_table(grouping, metrics[grouping])
+    normalised = metrics["other_protocols"].get("likelihood_normalised", {})
+    lengths = normalised.get("answer_words", {})
+    lines += _group_table("answer words", metrics["answer_words"], normalised=lengths)
+    if metrics["length_warning"]:
+        lines.append(f"warning: {metrics['length_warning']}")
     return lines
 
 
-def _group_table(title: str, groups: dict, more: Sequence[Sequence[str]] = ()) -> list[str]:
+def _group_table(
+    title: str,
+    groups: dict,
+    more: Sequence[Sequence[str]] = (),
+    normalised: dict | None = None,
+) -> list[str]:
     header = (title, "n", "accuracy", "95 % interval", "balanced", "unparsed")
+    if normalised:
+        header += ("length-normalised",)
     rows = []
     for name, group in groups.items():
         interval = _format_interval(group)
         balanced = f"{group['balanced_accuracy']:.3f}" if "balanced_accuracy" in group else ""
         accuracy = format_share(group["accuracy"])
-        rows.append((name, str(group["n"]), accuracy, interval, balanced, str(group["n_unparsed"])))
+        row = (name, str(group["n"]), accuracy, interval, balanced, str(group["n_unparsed"]))
+        if normalised:
+            row += (format_share(normalised[name]["accuracy"]),)
+        rows.append(row)
     return format_table(header, [*rows, *more])
 
 

@@ -160,3 +160,30 @@ def test_score_without_generated_texts_reports_no_contradictions():
     del output["text"]
     rows = make_predictions((RAIN, {"audio": output}))
     assert score(rows, "likelihood", 10.0)["contradictions"] == {}
+
+
+def long_answers(count: int) -> list[dict]:
+    """Rows with right answers of 3 words. The sum of their log-likelihoods is lower than b's."""
+    row = {
+        **RAIN,
+        "answer": "A) heavy rain falling",
+        "input": "What? A) heavy rain falling B) wind",
+    }
+    output = make_output("")
+    output["scores"] = {"a": (-4.0, 4), "b": (-3.0, 1)}
+    return make_predictions(*((row, {"audio": output}) for _ in range(count)))
+
+
+def test_score_warns_where_sum_and_mean_of_log_likelihoods_disagree():
+    metrics = score(long_answers(20), "likelihood", 10.0)
+    assert "answers of 4-6 words 0.0 and 100.0 %" in metrics["length_warning"]
+    table = format_metrics(metrics)
+    assert "warning: the sum of an option's log-likelihoods, which decides" in table
+    (line,) = [line.split() for line in table.split("\n") if line.startswith("4-6 words")]
+    assert (line[2:4], line[-1]) == (["20", "0.000"], "1.000")
+
+
+def test_score_without_such_a_difference_does_not_warn():
+    rows = make_predictions(*((RAIN, {"audio": make_output("", a=-1, b=-2)}) for _ in range(20)))
+    assert score(rows, "likelihood", 10.0)["length_warning"] is None
+    assert score(long_answers(20), "likelihood_normalised", 10.0)["length_warning"] is None
