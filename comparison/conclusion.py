@@ -67,6 +67,10 @@ def caveats(comparison: Mapping, options_by_arm: Mapping[str, Mapping] | None = 
         notes.append(f"The weights of the encoders are those of {', '.join(custom)}.")
     arms = comparison["arms"].items()
     warned = [arm for arm, results in arms if results.get("length_warnings")]
+    leaked = [results.get("training_clips", {}).get("clip in training") for _, results in arms]
+    if any(leaked):
+        count = max(cell["n"] for cell in filter(None, leaked))
+        notes.append(f"The clips of {count:,} test examples occur in training.")
     if warned:
         notes.append(
             f"Scores depend on the length of the options for {', '.join(warned)}: the "

@@ -38,7 +38,7 @@ from .inputs import (
     warn_about_labels,
 )
 from .predict import Answerer, PartialAnswers, answer_rows, rows_digest
-from .scores import predicted_rows, score
+from .scores import mark_training_clips, predicted_rows, score
 from .tables import format_metrics
 
 # A process that has fewer examples left waits for the others, however long that takes.
@@ -128,6 +128,8 @@ def evaluate(arguments: EvaluationArguments) -> Evaluation | None:
         return None
     training_rows = data.training_rows if "majority" in plan.controls else None
     rows = predicted_rows(data.rows, outputs, data.facts, training_rows)
+    if data.training_rows is not None:
+        mark_training_clips(rows, data.training_clips)
     metrics = compute_metrics(arguments, plan, rows, settings)
     commit = getattr(evaluated.model.config, "_commit_hash", None)
     return Evaluation(metrics, rows, seconds, answerer.seconds, commit)

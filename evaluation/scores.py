@@ -1,7 +1,7 @@
 """Turns a model's answers into the rows of predictions.jsonl and the numbers of metrics.json."""
 
 import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import pairwise
 
 import numpy as np
@@ -112,14 +112,31 @@ def _predicted_row(row: Mapping, outputs: dict[str, dict], facts: Mapping[str, C
     return prediction
 
 
+def clip_paths(row: Mapping) -> list[str]:
+    """Returns the paths of a row's clips, written with slashes and without HTML entities."""
+    paths = [row[name] for name in ("filepath1", "filepath2") if row[name]]
+    return [html.unescape(path.replace("\\", "/")) for path in paths]
+
+
+def mark_training_clips(rows: list[dict], training_clips: Collection[str]) -> None:
+    """Says of each predicted row whether one of its clips occurs in training.
+
+    Args:
+        rows: Rows of `predictions.jsonl`.
+        training_clips: Paths and digests of the clips of training.
+    """
+    for row in rows:
+        names = (*clip_paths(row), *row["audio_digests"])
+        row["in_training"] = any(name in training_clips for name in names)
+
+
 def recording_names(row: Mapping) -> tuple[str, ...]:
     """Returns what identifies the recordings of a row's clips.
 
     It is the digest of the audio, which joins ClothoAQA's recordings with Clotho's. Predictions
     without digests have the full path.
     """
-    paths = [row[name] for name in ("filepath1", "filepath2") if row[name]]
-    names = [html.unescape(path.replace("\\", "/")) for path in paths]
+    names = clip_paths(row)
     digests = row.get("audio_digests") or [None] * len(names)
     return tuple(digest or name for digest, name in zip(digests, names))
 
@@ -144,13 +161,17 @@ def groups_of_rows(rows: list[dict], max_audio_seconds: float) -> dict[str, list
     word_groups = ["1 word", *bounds, f"{WORD_LIMITS[-1] + 1}+ words"]
     counts = [len(row["answer"].split()) for row in rows]
     is_truncated = [max(row["seconds"]) > max_audio_seconds for row in rows]
-    return {
+    groups = {
         "subtype": [row["subtype"] for row in rows],
         "category": [row["category"] for row in rows],
         "clips": ["2 clips" if row["filepath2"] else "1 clip" for row in rows],
         "answer_words": [word_groups[int(np.searchsorted(WORD_LIMITS, n))] for n in counts],
         "truncation": ["truncated" if truncated else "full" for truncated in is_truncated],
     }
+    if all("in_training" in row for row in rows):
+        names = {True: "clip in training", False: "new clip"}
+        groups["training_clips"] = [names[row["in_training"]] for row in rows]
+    return groups
 
 
 def length_warning(metrics: Mapping) -> str | None:

@@ -123,6 +123,8 @@ def test_model_that_uses_the_audio_beats_every_baseline(tmp_path, tokenizer):
     assert accuracy(metrics) == 1
     for control in ("majority", "no_audio", "question_only"):
         assert accuracy(metrics, control) == 0.5
+    # The model was trained on these clips.
+    assert metrics["training_clips"]["clip in training"]["n"] == 24
     assert accuracy(metrics, "noise") <= 0.75
     assert accuracy(metrics, "mismatched_audio") <= 0.75
     above = metrics["audio_gain"]["mcq"]

@@ -3,7 +3,13 @@
 import pytest
 from support.evaluation import CAPTION, RAIN, make_output, make_predictions
 
-from audiolm.evaluation.scores import audio_gain, option_probabilities, recording_names, score
+from audiolm.evaluation.scores import (
+    audio_gain,
+    mark_training_clips,
+    option_probabilities,
+    recording_names,
+    score,
+)
 from audiolm.evaluation.tables import format_metrics
 
 
@@ -187,3 +193,18 @@ def test_score_without_such_a_difference_does_not_warn():
     rows = make_predictions(*((RAIN, {"audio": make_output("", a=-1, b=-2)}) for _ in range(20)))
     assert score(rows, "likelihood", 10.0)["length_warning"] is None
     assert score(long_answers(20), "likelihood_normalised", 10.0)["length_warning"] is None
+
+
+@pytest.mark.parametrize("training_clips", [{"0.wav"}, {"folder/1.wav", "digest of 0"}])
+def test_score_reports_rows_whose_clip_occurs_in_training(training_clips):
+    rows = make_predictions(
+        (RAIN, {"audio": make_output("", a=-1, b=-2)}),
+        (RAIN, {"audio": make_output("", a=-3, b=-2)}),
+    )
+    rows[0]["audio_digests"] = ["digest of 0"]
+    mark_training_clips(rows, training_clips)
+    metrics = score(rows, "likelihood", 10.0)
+    groups = metrics["training_clips"]
+    assert groups["clip in training"]["accuracy"] == 1
+    assert groups["new clip"]["accuracy"] == 0
+    assert "warning: the clips of 1 rows occur in training" in format_metrics(metrics)
