@@ -85,7 +85,10 @@ def _audio_gain_lines(comparison: dict) -> list[str]:
 
 
 def _difference_lines(pairs: list[dict], title: str) -> list[str]:
-    lines = [f"differences in points of {title}: 95 % interval, p; the same after Holm"]
+    lines = [
+        f"differences in points of {title} (above 0, the first arm is better): 95 % interval, p; "
+        "the same after Holm"
+    ]
     for pair in pairs:
         name = f"{pair.get('question_type', '')} {pair['b']} - {pair['a']}".strip()
         if "mcnemar" in pair:

@@ -40,6 +40,7 @@ from .inputs import (
 from .predict import Answerer, PartialAnswers, answer_rows, rows_digest
 from .scores import mark_training_clips, predicted_rows, score
 from .tables import format_metrics
+from .training_notes import training_notes
 
 # A process that has fewer examples left waits for the others, however long that takes.
 WAIT_LIMIT = timedelta(days=7)
@@ -187,6 +188,7 @@ def compute_metrics(
     protocol = PROTOCOLS[arguments.protocol[0]][0]
     metrics = {
         **score(rows, protocol, settings["max_audio_seconds"]),
+        "training_notes": training_notes(settings["model"]["training"]),
         "not_run": plan.not_run,
         "settings": settings,
     }

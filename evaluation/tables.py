@@ -40,7 +40,7 @@ def format_share(value: float | None) -> str:
 
 def format_metrics(metrics: dict) -> str:
     """Formats the content of `metrics.json`."""
-    lines = []
+    lines = [f"note: the model was {note}" for note in metrics.get("training_notes", [])]
     if "micro" in metrics:
         lines += _closed_lines(metrics)
         lines += _other_protocol_lines(metrics)
