@@ -589,7 +589,8 @@ def test_check_finds_every_damage_in_a_copy_of_mini_reasonaqa(check, damaged_cop
         **dict.fromkeys(bad_clips, 1),
         "same clip in two splits": 1,
         "same audio in two splits": 1,
-        "copied audio in two splits": 1,
+        # One is ESC-10's own. Scenes of val contain the two clips of val that train now has.
+        "copied audio in two splits": 4,
         "unparsable": 1,
         # The unparsable answer is a contradiction too.
         "contradiction": 2,
