@@ -142,7 +142,7 @@ def _ask_model(model, question: str, clips: list, args: argparse.Namespace) -> d
 
 def _print_answer(model, result: dict, show_name: bool) -> None:
     """Prints the answer to stdout and what a reader should know about it to stderr."""
-    from ..evaluation.training_notes import training_notes
+    from ..evaluation.tables import training_notes
 
     name = f"{model.name}: " if show_name else ""
     share = "" if result["choice"] is None else f" ({result['probability']:.1%})"

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ..data.answer_parsing import add_options
 from ..evaluation.predict import model_digest
-from ..evaluation.training_notes import training_notes
+from ..evaluation.tables import training_notes
 from ..runtime import UserError, write_text
 from .model import LoadedModel
 

@@ -39,8 +39,7 @@ from .inputs import (
 )
 from .predict import Answerer, PartialAnswers, answer_rows, rows_digest
 from .scores import mark_training_clips, predicted_rows, score
-from .tables import format_metrics
-from .training_notes import training_notes
+from .tables import format_metrics, training_notes
 
 # A process that has fewer examples left waits for the others, however long that takes.
 WAIT_LIMIT = timedelta(days=7)

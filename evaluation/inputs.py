@@ -141,7 +141,7 @@ def identify_clips(
     rows: list[dict], folders: list[str] | None, max_audio_seconds: float
 ) -> frozenset[str]:
     """Returns the paths of the clips of rows, and the digests of those whose audio is there."""
-    paths = {path for row in rows for path in clip_paths(row)}
+    paths = set(chain.from_iterable(map(clip_paths, rows)))
     if not folders:
         return frozenset(paths)
     roots = audio_roots(folders)

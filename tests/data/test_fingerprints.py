@@ -9,7 +9,7 @@ from scipy.signal import resample_poly
 from support.recordings import RATE, make_recording
 
 from audiolm.data.audit.fingerprints import (
-    MIN_WORDS,
+    MIN_CODES,
     FingerprintIndex,
     are_copies,
     fingerprint,
@@ -57,18 +57,18 @@ def test_find_copy_of_another_recording_is_none(index, seed):
 
 def test_silence_is_no_copy_of_silence():
     """It says nothing about a recording."""
-    words = fingerprint(np.zeros(RATE * 5, np.float32), RATE)
-    assert not are_copies(words, words, 0)
+    codes = fingerprint(np.zeros(RATE * 5, np.float32), RATE)
+    assert not are_copies(codes, codes, 0)
 
 
 def test_find_copy_in_an_empty_index_is_none():
-    words = fingerprint(make_recording(0), RATE)
-    assert FingerprintIndex({}).find_copy(words) is None
+    codes = fingerprint(make_recording(0), RATE)
+    assert FingerprintIndex({}).find_copy(codes) is None
 
 
 def test_fingerprint_of_a_short_clip_is_too_short_to_compare():
-    words = fingerprint(make_recording(0, 0.6), RATE)
-    assert 0 < len(words) < MIN_WORDS
+    codes = fingerprint(make_recording(0, 0.6), RATE)
+    assert 0 < len(codes) < MIN_CODES
 
 
 def test_fingerprint_clips_leaves_unreadable_files_out(tmp_path, monkeypatch):

@@ -7,8 +7,7 @@ from support.evaluation import RAIN, make_output, make_predictions
 
 from audiolm.demo import models as demo_models
 from audiolm.evaluation.scores import score
-from audiolm.evaluation.tables import format_metrics
-from audiolm.evaluation.training_notes import training_notes
+from audiolm.evaluation.tables import format_metrics, training_notes
 
 FULL = {"steps": 20_000, "rows a step": 16, "data": {"rows": 968_071}}
 
