@@ -142,6 +142,8 @@ def _ask_model(model, question: str, clips: list, args: argparse.Namespace) -> d
 
 def _print_answer(model, result: dict, show_name: bool) -> None:
     """Prints the answer to stdout and what a reader should know about it to stderr."""
+    from ..evaluation.tables import training_notes
+
     name = f"{model.name}: " if show_name else ""
     share = "" if result["choice"] is None else f" ({result['probability']:.1%})"
     print(f"{name}{result['answer']}{share}")
@@ -151,6 +153,8 @@ def _print_answer(model, result: dict, show_name: bool) -> None:
     notes = [model.name]
     if model.is_demo:
         notes.append("a demo model, which knows synthetic sounds only")
+    else:
+        notes += training_notes(getattr(model.model.config, "training", None))
     seconds = result["seconds"]
     for number, (duration, used) in enumerate(zip(seconds["clips"], seconds["used"]), 1):
         if duration > used + 0.05:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from ..data.answer_parsing import add_options
 from ..data.audio_files import find_file
 from ..evaluation.predict import model_digest
+from ..evaluation.tables import training_notes
 from ..runtime import UserError, write_text
 from .model import LoadedModel
 
@@ -74,6 +75,9 @@ def answer_table(args: Namespace, questions: pd.DataFrame, model: LoadedModel) -
     label = f"{model.name} {model_digest(model.model)[:12]}"
     label += " no_audio" if args.no_audio else ""
     label += f" {args.max_new_tokens} tokens" if args.max_new_tokens != 64 else ""
+    # A probability of 1.0000 would look like knowledge.
+    notes = training_notes(getattr(model.model.config, "training", None))
+    label += f" ({', '.join(notes)})" if notes else ""
     finished = _read_finished(args.output, questions, label)
     table = pd.DataFrame(finished, columns=[*questions, *ADDED_COLUMNS])
     write_text(args.output, table.to_csv(index=False))

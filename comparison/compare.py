@@ -20,11 +20,12 @@ TEXT_METRICS = ("bleu_4", "rouge_l", "cider_d")
 
 def compare(runs: Mapping[str, list[Run]]) -> dict:
     """Returns the entries of `comparison.json` that depend on the evaluations alone."""
-    reference = next(iter(runs.values()))
-    first = reference[0]
+    first = next(iter(runs.values()))[0]
+    # A published model has no seeds.
+    trained = sorted(runs.values(), key=lambda seeds: seeds[0].is_published)[0]
     comparison: dict = {
         "protocol": first.metrics["protocol"],
-        "seeds": [run.seed for run in reference],
+        "seeds": [run.seed for run in trained],
         "rows": {"test": len(first.rows)},
         "arms": {arm: _summarise_arm(seeds) for arm, seeds in runs.items()},
         "statistics": {},
@@ -34,7 +35,8 @@ def compare(runs: Mapping[str, list[Run]]) -> dict:
         outcomes = collect_outcomes(runs)
         seconds = first.metrics["max_audio_seconds"]
         for arm, accuracies in arm_accuracies(outcomes, seconds, RESAMPLES).items():
-            comparison["arms"][arm] |= accuracies | {"audio_gain": outcomes.audio_gain(arm)}
+            gain = outcomes.audio_gain(arm, RESAMPLES)
+            comparison["arms"][arm] |= accuracies | {"audio_gain": gain}
         arms = [arm for arm, seeds in runs.items() if not seeds[0].is_text_only]
         if len(arms) > 1:
             comparison["statistics"] = compare_arms(outcomes, arms, seconds, RESAMPLES)
@@ -53,6 +55,10 @@ def _summarise_arm(seeds: list[Run]) -> dict:
         "no_audio": seeds[0].is_text_only,
         "text": _average([_text_results(run.metrics["text"]) for run in seeds]),
         "controls": _average([_control_results(run.metrics) for run in seeds]),
+        "contradictions": _average([run.metrics.get("contradictions", {}) for run in seeds]),
+        "length_warnings": [
+            run.metrics["length_warning"] for run in seeds if run.metrics.get("length_warning")
+        ],
         "calibration": _calibration(seeds),
         "training": model["training"],
         "audio_gain": {},

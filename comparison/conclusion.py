@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Mapping
 from itertools import chain
 
-from ..evaluation.scores import NO_AUDIO_CONTROLS
-from .differences import ALPHA
+from ..evaluation.audio_gain import NO_AUDIO_CONTROLS, TEXT_ONLY_CONTROL
+from ..evaluation.controls import CONTROLS
+from ..evaluation.estimates import ALPHA
 
 MIN_SEEDS = 3  # Fewer seeds make a comparison exploratory.
-TEXT_ONLY_CONTROL = "question_only"
 GENERAL_CAVEAT = (
     "The encoders differ in training data, objective and bandwidth at once. Nothing follows for "
     "codecs and classifiers as such."
@@ -23,17 +23,25 @@ PUBLISHED_CAVEATS = {
 def conclusion(comparison: Mapping) -> str:
     """Returns what can be concluded: differences, use of the audio, and what limits both.
 
-    Each of the three parts is one sentence.
+    Each of the four parts is one sentence.
     """
-    sentences = [_state_differences(comparison), _state_audio_use(comparison)]
-    seeds = len(comparison["seeds"])
-    if seeds < MIN_SEEDS:
-        counted = "one seed" if seeds == 1 else f"{seeds} seeds"
-        sentences.append(
-            f"With {counted} of the protocol's {MIN_SEEDS}, this is exploratory and says nothing "
-            "about another training."
-        )
+    sentences = [
+        _state_differences(comparison),
+        _state_audio_use(comparison),
+        _state_missing_controls(comparison),
+        _state_seeds(len(comparison["seeds"])),
+    ]
     return " ".join(filter(None, sentences))
+
+
+def _state_seeds(seeds: int) -> str | None:
+    if seeds == 1:
+        return (
+            "With one seed, no claim about another training is possible, and this is exploratory."
+        )
+    if seeds < MIN_SEEDS:
+        return f"With {seeds} seeds of the protocol's {MIN_SEEDS}, this is exploratory."
+    return None
 
 
 def caveats(comparison: Mapping, options_by_arm: Mapping[str, Mapping] | None = None) -> list[str]:
@@ -57,6 +65,17 @@ def caveats(comparison: Mapping, options_by_arm: Mapping[str, Mapping] | None = 
     custom = sorted(set(map(str, filter(None, names))))
     if custom:
         notes.append(f"The weights of the encoders are those of {', '.join(custom)}.")
+    arms = comparison["arms"].items()
+    warned = [arm for arm, results in arms if results.get("length_warnings")]
+    leaked = [results.get("training_clips", {}).get("clip in training") for _, results in arms]
+    if any(leaked):
+        count = max(cell["n"] for cell in filter(None, leaked))
+        notes.append(f"The clips of {count:,} test examples occur in training.")
+    if warned:
+        notes.append(
+            f"Scores depend on the length of the options for {', '.join(warned)}: the "
+            "length-normalised score differs by more than 10 points."
+        )
     if comparison.get("corpus"):
         notes.append("The sounds are synthetic.")
     return notes
@@ -78,14 +97,13 @@ def _state_differences(comparison: Mapping) -> str | None:
         return _describe(shown[0])
     better = [" > ".join(_ranked(pair)) for pair in shown]
     return (
-        f"{len(shown)} of {len(pairs)} differences in macro accuracy were shown, in every seed: "
+        f"{len(shown)} of {len(pairs)} differences in macro accuracy were shown: "
         f"{', '.join(better)}."
     )
 
 
 def _is_shown(pair: Mapping) -> bool:
-    has_one_sign = len({value > 0 for value in pair["by_seed"]}) == 1
-    return pair["p_holm"] < ALPHA and has_one_sign
+    return pair["p_holm"] < ALPHA
 
 
 def _ranked(pair: Mapping) -> tuple[str, str]:
@@ -95,17 +113,18 @@ def _ranked(pair: Mapping) -> tuple[str, str]:
 
 def _describe(pair: Mapping) -> str:
     better, worse = _ranked(pair)
-    ends = sorted(100 * abs(pair[name]) for name in ("ci95_low", "ci95_high"))
+    ends = sorted(100 * abs(pair[name]) for name in ("holm_low", "holm_high"))
+    p = f"p {pair['p_holm']:.4f}" if pair["p_holm"] >= 1e-4 else "p < 0.0001"
     return (
         f"{better} is more accurate than {worse} by {100 * abs(pair['difference']):.1f} points "
-        f"({ends[0]:.1f} to {ends[1]:.1f}, p {pair['p_holm']:.3g}), in every seed."
+        f"({ends[0]:.1f} to {ends[1]:.1f}, {p}, both corrected by Holm)."
     )
 
 
 def _state_audio_use(comparison: Mapping) -> str | None:
     arms = {arm: results for arm, results in comparison["arms"].items() if not results["no_audio"]}
     gains = {arm: results["audio_gain"].get("macro") for arm, results in arms.items()}
-    if not _has_text_only_baseline(comparison):
+    if not has_text_only_baseline(comparison):
         return "No text-only model was compared, so nothing is claimed about the use of the audio."
     unproven = [arm for arm, gain in gains.items() if not gain or gain["ci95_low"] <= 0]
     if not unproven:
@@ -121,7 +140,19 @@ def _state_audio_use(comparison: Mapping) -> str | None:
     return sentence + "."
 
 
-def _has_text_only_baseline(comparison: Mapping) -> bool:
+def _state_missing_controls(comparison: Mapping) -> str | None:
+    arms = [results for results in comparison["arms"].values() if not results["no_audio"]]
+    missing = []
+    for control in CONTROLS:
+        is_complete = all(control in results.get("controls", {}) for results in arms)
+        # Another sentence is about the text-only model.
+        if not is_complete and control != TEXT_ONLY_CONTROL:
+            missing.append(control)
+    return f"Not checked: {', '.join(missing)}." if missing else None
+
+
+def has_text_only_baseline(comparison: Mapping) -> bool:
+    """Whether a model that was trained without audio was evaluated on the same examples."""
     arms = comparison["arms"].values()
     has_arm = any(results["no_audio"] for results in arms)
     return has_arm or any(TEXT_ONLY_CONTROL in results.get("controls", {}) for results in arms)

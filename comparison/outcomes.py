@@ -1,6 +1,6 @@
 """Answers to closed questions as numbers, and the accuracy of each arm.
 
-Each arm has one evaluation for each seed. Its outcome on a row is the mean over its seeds.
+Each arm has one evaluation for each seed, and a published model has one alone.
 """
 
 from collections.abc import Mapping
@@ -9,13 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..data.reasonaqa import CLOSED_QUESTION_TYPES
-from ..evaluation.scores import (
+from ..evaluation.audio_gain import (
+    FIXED_CONTROLS,
     NO_AUDIO_CONTROLS,
+    TEXT_ONLY_CONTROL,
+    Baseline,
     gain_over_best_baseline,
-    groups_of_rows,
-    recording_names,
 )
-from ..evaluation.statistics import clip_bootstrap, interval
+from ..evaluation.estimates import ResampledAccuracies, describe_accuracy
+from ..evaluation.scores import groups_of_rows, recording_names
 from .runs import Run
 
 
@@ -27,20 +29,25 @@ class Outcomes:
     question_types: list[str]  # those that occur, in the order of `CLOSED_QUESTION_TYPES`
     type_index: np.ndarray  # each row's question type, shape `(rows,)`
     clips: list[tuple[str, ...]]  # file names of each row's one or two clips
-    by_arm: dict[str, np.ndarray]  # means over the seeds of each arm, shape `(rows,)`
     by_seed: dict[str, np.ndarray]  # of each arm, shape `(seeds, rows)`
-    baselines: dict[str, dict[str, np.ndarray]]  # of each arm's no-audio baselines, `(rows,)`
+    published: list[str]  # arms of which there is no other training
+    baselines: dict[str, dict[str, Baseline]]  # of each arm, without audio
 
-    def type_means(self, outcomes: np.ndarray) -> np.ndarray:
-        """Returns the mean of each question type, shape `(types, ...)`, of `(rows, ...)`."""
-        types = range(len(self.question_types))
-        return np.array([outcomes[self.type_index == index].mean(0) for index in types])
+    def resample(self, row_groups: np.ndarray, resamples: int) -> ResampledAccuracies:
+        """Returns the accuracies of all arms in groups of rows."""
+        return ResampledAccuracies(
+            self.by_seed, self.clips, row_groups, resamples, fixed=self.published
+        )
 
-    def audio_gain(self, arm: str) -> dict[str, dict]:
+    def audio_gain(self, arm: str, resamples: int) -> dict[str, dict]:
         """Returns an arm's accuracy minus that of its strongest no-audio baseline."""
-        accuracy, baselines = self.by_arm[arm], self.baselines[arm]
         return gain_over_best_baseline(
-            accuracy, baselines, self.question_types, self.type_index, self.clips
+            self.by_seed[arm],
+            self.baselines[arm],
+            self.question_types,
+            self.type_index,
+            self.clips,
+            resamples,
         )
 
 
@@ -56,8 +63,12 @@ def collect_outcomes(runs: Mapping[str, list[Run]]) -> Outcomes:
     by_seed = {}
     for arm, seeds in runs.items():
         by_seed[arm] = np.array([_run_outcomes(run, indices) for run in seeds])
-    by_arm = {arm: outcomes.mean(0) for arm, outcomes in by_seed.items()}
-    text_only = {arm: by_arm[arm] for arm, seeds in runs.items() if seeds[0].is_text_only}
+    text_only = {
+        arm: Baseline(by_seed[arm], has_own_trainings=True)
+        for arm, seeds in runs.items()
+        if seeds[0].is_text_only
+    }
+    published = [arm for arm, seeds in runs.items() if seeds[0].is_published]
     baselines = {}
     for arm, seeds in runs.items():
         baselines[arm] = _control_outcomes(seeds, indices)
@@ -65,7 +76,7 @@ def collect_outcomes(runs: Mapping[str, list[Run]]) -> Outcomes:
             baselines[arm] |= text_only
     type_index = np.array([question_types.index(row["question_type"]) for row in rows])
     clips = [recording_names(row) for row in rows]
-    return Outcomes(rows, question_types, type_index, clips, by_arm, by_seed, baselines)
+    return Outcomes(rows, question_types, type_index, clips, by_seed, published, baselines)
 
 
 def _run_outcomes(run: Run, indices: list[int], control: str | None = None) -> np.ndarray:
@@ -75,21 +86,33 @@ def _run_outcomes(run: Run, indices: list[int], control: str | None = None) -> n
     return np.array([row["answers"][protocol]["correct"] for row in answered], float)
 
 
-def _control_outcomes(seeds: list[Run], indices: list[int]) -> dict[str, np.ndarray]:
-    """Returns the mean outcomes under each no-audio control that has all rows of all seeds."""
+def _control_outcomes(seeds: list[Run], indices: list[int]) -> dict[str, Baseline]:
+    """Returns the outcomes under each no-audio control that has all rows of all seeds."""
     rows = []
     for run in seeds:
         rows += [run.rows[i] for i in indices]
-    outcomes = {}
+    baselines = {}
     for control in NO_AUDIO_CONTROLS:
         if all(control in row["controls"] for row in rows):
-            by_seed = [_run_outcomes(run, indices, control) for run in seeds]
-            outcomes[control] = np.mean(by_seed, 0)
-    return outcomes
+            answering = seeds
+            if control == TEXT_ONLY_CONTROL:
+                # One text-only model may stand beside all seeds. It is one training.
+                models = {_text_only_model(run): run for run in reversed(seeds)}
+                answering = list(models.values())
+            elif control in FIXED_CONTROLS:
+                answering = seeds[:1]
+            outcomes = [_run_outcomes(run, indices, control) for run in answering]
+            has_own_trainings = control in (*FIXED_CONTROLS, TEXT_ONLY_CONTROL)
+            baselines[control] = Baseline(np.array(outcomes), has_own_trainings)
+    return baselines
+
+
+def _text_only_model(run: Run) -> object:
+    return run.metrics["settings"].get(TEXT_ONLY_CONTROL, {}).get("weights_sha256")
 
 
 def arm_accuracies(outcomes: Outcomes, max_audio_seconds: float, resamples: int) -> dict[str, dict]:
-    """Returns the accuracies of each arm with their bootstrap intervals over clips.
+    """Returns the accuracies of each arm with their 95 % intervals.
 
     Returns:
         For each arm, accuracies by `question_type` and every other grouping, `micro` over all rows,
@@ -99,40 +122,26 @@ def arm_accuracies(outcomes: Outcomes, max_audio_seconds: float, resamples: int)
     for grouping, row_groups in groups_of_rows(outcomes.rows, max_audio_seconds).items():
         groupings.setdefault(grouping, index_groups(row_groups))
     groupings["micro"] = index_groups([""] * len(outcomes.rows))
-    columns = np.stack(list(outcomes.by_arm.values()), 1)
-    accuracies: dict[str, dict] = {arm: {} for arm in outcomes.by_arm}
+    results: dict[str, dict] = {arm: {} for arm in outcomes.by_seed}
     for grouping, (names, index) in groupings.items():
-        samples = clip_bootstrap(columns, outcomes.clips, index, resamples)
-        for column, arm in enumerate(accuracies):
-            cells = {}
-            for group, name in enumerate(names):
-                values = outcomes.by_arm[arm][index == group]
-                cells[name] = _cell(len(values), values.mean(), samples[:, group, column])
-            accuracies[arm][grouping] = cells
+        accuracies = outcomes.resample(index, resamples)
+        counts = np.bincount(index)
+        for arm, result in results.items():
+            result[grouping] = {
+                name: describe_accuracy(accuracies.estimate(arm, row_group=group), counts[group])
+                for group, name in enumerate(names)
+            }
             if grouping == "question_type":
-                mean = outcomes.type_means(outcomes.by_arm[arm]).mean()
-                macro = _cell(len(outcomes.rows), mean, samples[:, :, column].mean(1))
-                by_seed = [outcomes.type_means(seed).mean() for seed in outcomes.by_seed[arm]]
-                accuracies[arm]["macro_accuracy"] = macro["accuracy"]
-                accuracies[arm]["macro"] = macro
-                accuracies[arm]["macro_by_seed"] = [float(mean) for mean in by_seed]
-    for cells in accuracies.values():
+                macro = describe_accuracy(accuracies.estimate(arm), len(outcomes.rows))
+                result["macro_accuracy"] = macro["accuracy"]
+                result["macro"] = macro
+                result["macro_by_seed"] = accuracies.group(arm).values.tolist()
+    for cells in results.values():
         cells["micro"] = cells["micro"][""]
-    return accuracies
+    return results
 
 
 def index_groups(row_groups: list[str]) -> tuple[list[str], np.ndarray]:
     """Returns the sorted groups, and the index among them of each row's group."""
     names, index = np.unique(row_groups, return_inverse=True)
     return names.tolist(), index
-
-
-def bounds(samples: np.ndarray) -> tuple[float, float]:
-    """Returns the ends of the 95 % interval of bootstrap samples, shape `(resamples,)`."""
-    low, high = interval(samples)
-    return float(low), float(high)
-
-
-def _cell(count: int, accuracy: float, samples: np.ndarray) -> dict:
-    low, high = bounds(samples)
-    return {"n": count, "accuracy": float(accuracy), "ci95_low": low, "ci95_high": high}

@@ -13,6 +13,9 @@ Runs go one after another. With the extra `cluster`, `--parallel N` does N of th
 
 `python run_compare.py --evaluations htsat=A mimi_full=B` compares folders of run_eval.py. Repeat
 an arm's name to add another seed.
+
+`audiolm compare --plan_power 3 --comparison outputs/compare/comparison.json` says how many seeds
+and clips find a difference of 3 points.
 """
 
 import argparse
@@ -27,6 +30,7 @@ from ..data import audio_roots
 from ..runtime import UserError, format_duration, write_json
 from .compare import compare
 from .experiment import ComparisonResult, compare_config, explain_file_errors
+from .power import plan_power
 from .report.build import write_report
 from .report.figure import write_figure
 from .runs import Run, check_comparable, model_facts, read_run
@@ -48,6 +52,14 @@ def build_parser() -> argparse.ArgumentParser:
     source.add_argument(
         "--evaluations", nargs="+", metavar="ARM=FOLDER", help="folders that run_eval.py wrote"
     )
+    source.add_argument(
+        "--plan_power",
+        type=float,
+        metavar="POINTS",
+        help="print how many seeds and clips find a difference of so many points in macro accuracy "
+        "with 80 %% power; add --comparison, or --scatter, --clip_error and --clips",
+    )
+    _add_noise_options(parser)
     seeds_help = "seeds with which each arm is trained; overrides the config"
     add("--seeds", type=int, nargs="+", help=seeds_help)
     add("--output_dir", help="folder of the results; overrides the config")
@@ -79,10 +91,44 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_noise_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--comparison", help="with --plan_power: a comparison.json that shows both errors")
+    scatter_help = "with --plan_power: standard deviation between seeds, in points"
+    add("--scatter", type=float, metavar="POINTS", help=scatter_help)
+    add(
+        "--clip_error",
+        type=float,
+        metavar="POINTS",
+        help="with --plan_power: standard error of a difference over --clips clips, in points",
+    )
+    add("--clips", type=int, help="with --plan_power: number of clips with that error")
+
+
+def _check_noise_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    numbers = (args.scatter, args.clip_error, args.clips)
+    if args.plan_power is None:
+        if args.comparison or numbers != (None, None, None):
+            parser.error(
+                "--comparison, --scatter, --clip_error, --clips: use them with --plan_power"
+            )
+        return
+    has_numbers = all(number is not None for number in numbers)
+    if bool(args.comparison) == has_numbers:
+        parser.error("--plan_power: add --comparison, or --scatter, --clip_error and --clips")
+    values = {"plan_power": args.plan_power}
+    if has_numbers:
+        values |= {"scatter": args.scatter, "clip_error": args.clip_error, "clips": args.clips}
+    for option, value in values.items():
+        if value <= 0:
+            parser.error(f"--{option} {value:g}: expected a positive number")
+
+
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Returns the checked options of `run_compare.py`."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    _check_noise_options(parser, args)
     uses_ray = args.parallel is not None or args.ray_address is not None
     if args.evaluations and (uses_ray or args.processes_per_run != 1):
         parser.error("--parallel, --processes_per_run and --ray_address: use them with --config")
@@ -101,6 +147,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def compare_encoders(args: argparse.Namespace) -> None:
     """Runs `run_compare.py`: compares, writes the results, and exits with 1 if a run failed."""
+    if args.plan_power is not None:
+        print(plan_power(args))
+        return
     started_at = time.perf_counter()
     result = compare_config(args) if args.config else compare_folders(args)
     if result.comparison:
@@ -145,7 +194,8 @@ def compare_folders(args: argparse.Namespace) -> ComparisonResult:
     if published:
         note = (
             f"{', '.join(published)}: trained by its authors with other settings. It differs in "
-            "more than its encoder."
+            "more than its encoder. It is one checkpoint, so nothing is said about another "
+            "training of it."
         )
     comparison: dict = {
         "command": f"run_compare.py --evaluations {' '.join(args.evaluations)}",
@@ -176,9 +226,4 @@ def read_evaluations(evaluations: list[str]) -> dict[str, list[Run]]:
         runs.setdefault(arm, []).append(read_run(folder))
     if len(runs) < 2:
         raise UserError("--evaluations: expected at least two arms")
-    seeds = max(map(len, runs.values()))
-    for arm, arm_runs in runs.items():
-        # A published model has no seeds, so its one evaluation stands beside each seed.
-        if arm_runs[0].is_published and len(arm_runs) == 1:
-            runs[arm] = arm_runs * seeds
     return runs

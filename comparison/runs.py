@@ -94,7 +94,10 @@ def check_comparable(runs: Mapping[str, list[Run]]) -> None:
     reference = runs[arms[0]]
     of_seeds = {f"training.{name}" for name in SEED_FIELDS}
     for arm, arm_runs in runs.items():
-        if arm_runs[0].is_published and len(arm_runs) == len(reference):
+        if arm_runs[0].is_published:
+            # It is one checkpoint, without seeds.
+            if len(arm_runs) > 1:
+                raise UserError(f"{arm}: a published model has one evaluation, not {len(arm_runs)}")
             continue
         seeds = [run.seed for run in arm_runs]
         if seeds != [run.seed for run in reference]:

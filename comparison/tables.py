@@ -1,7 +1,8 @@
 """Formats a comparison as text."""
 
 from ..evaluation.answering import PROTOCOL_NAMES
-from ..evaluation.tables import comparison_columns, comparison_rows
+from ..evaluation.tables import comparison_columns, comparison_rows, contradiction_lines
+from .conclusion import has_text_only_baseline
 
 SECTION_TITLES = {
     "question_type": "accuracy by question type",
@@ -14,14 +15,16 @@ FAMILY_TITLES = {"primary": "macro accuracy", "by_type": "one question type"}
 
 def comparison_table(comparison: dict) -> str:
     """Returns accuracies, audio gains, differences and probes of a comparison as text."""
-    lines = [*_accuracy_lines(comparison), *_audio_gain_lines(comparison["arms"])]
+    lines = [*_accuracy_lines(comparison), *_audio_gain_lines(comparison)]
     statistics = comparison["statistics"]
     if statistics:
         counts = f"{statistics['rows']:,} closed examples about {statistics['clips']:,} clips"
         protocol = PROTOCOL_NAMES[comparison["protocol"]]
-        lines.insert(0, f"{counts}, scored by {protocol}; ± half of the 95 % interval over clips")
+        lines.insert(0, f"{counts}, scored by {protocol}; ± half of the 95 % interval")
     for family, title in FAMILY_TITLES.items():
         lines += _difference_lines(comparison["statistics"].get(family, []), title)
+    for arm, results in comparison["arms"].items():
+        lines += contradiction_lines(results.get("contradictions", {}), arm)
     if comparison.get("probes"):
         lines += _probe_lines(comparison["probes"])
     return "\n".join(lines)
@@ -60,22 +63,32 @@ def _points(value: float) -> str:
 
 def _difference(result: dict) -> str:
     """Formats a difference in points with its interval."""
-    ends = f"({_points(result['ci95_low'])} to {_points(result['ci95_high'])})"
-    return f"{_points(result['difference']):>6} {ends}"
+    return f"{_points(result['difference']):>6} {_ends(result, 'ci95')}"
 
 
-def _audio_gain_lines(arms: dict) -> list[str]:
+def _ends(result: dict, interval: str) -> str:
+    low, high = (_points(result[f"{interval}_{end}"]) for end in ("low", "high"))
+    return f"({low} to {high})"
+
+
+def _audio_gain_lines(comparison: dict) -> list[str]:
     lines = []
-    for arm, results in arms.items():
+    for arm, results in comparison["arms"].items():
         gain = results["audio_gain"].get("macro")
         if gain:
             lines.append(f"  {arm:<26}{_difference(gain)}, over {gain['best_control']}")
-    title = "audio gain over the strongest no-audio baseline, in points of macro accuracy"
+    if has_text_only_baseline(comparison):
+        title = "audio gain over the strongest no-audio baseline, in points of macro accuracy"
+    else:
+        title = "points of macro accuracy above a control; no text-only model, so no audio gain"
     return [title, *lines] if lines else []
 
 
 def _difference_lines(pairs: list[dict], title: str) -> list[str]:
-    lines = [f"differences in points of {title}: 95 % interval over clips, p, corrected p"]
+    lines = [
+        f"differences in points of {title} (above 0, the first arm is better): 95 % interval, p; "
+        "the same after Holm"
+    ]
     for pair in pairs:
         name = f"{pair.get('question_type', '')} {pair['b']} - {pair['a']}".strip()
         if "mcnemar" in pair:
@@ -84,7 +97,8 @@ def _difference_lines(pairs: list[dict], title: str) -> list[str]:
             by_seed = ", ".join(_points(value) for value in pair["by_seed"])
             detectable = 100 * pair["minimum_detectable_difference"]
             details = f"by seed {by_seed}; minimum detectable {detectable:.1f}"
-        tests = f"p {pair['p']:.4f}, {pair['p_holm']:.4f}; {details}"
+        corrected = f"{_ends(pair, 'holm')} p {pair['p_holm']:.4f}"
+        tests = f"p {pair['p']:.4f}; {corrected}; {details}"
         lines.append(f"  {name:<40}{_difference(pair)}  {tests}")
     return lines if pairs else []
 

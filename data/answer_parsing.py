@@ -10,14 +10,20 @@ from string import ascii_uppercase as LETTERS
 from typing import NamedTuple
 
 from ..runtime import UserError
+from .answer_text import (
+    CUES,
+    SCRIPT_MARK,
+    TokenizedText,
+    final_answers,
+    strip_thoughts,
+    tokenize,
+)
 
 # ReasonAQA ends its yes/no questions with this sentence.
 YES_NO_INSTRUCTION = "Answer only using yes or no."
 
 # An option ends where white space begins. Trying each space of a run would take quadratic time.
 _OPTION = re.compile(r"(?:(?<=\s)|^)\(?([a-zA-Z])\)\s*(.*?)(?=(?<!\s)\s+\(?[a-zA-Z]\)\s|$)", re.S)
-# "isn't" and "C#" are one word.
-_WORD = re.compile(r"([^\W_]+(?:'[^\W_]+)*[#♯♭]*)")
 _DASH = re.compile(r"\s+[-\u2013\u2014:=]")
 _OPENING_QUOTES = tuple("([{<*\"'`«\u201c\u2018")
 _LEADING_LETTER = re.compile(r"\s*\(?([a-zA-Z])(?:[).:]|\s*$)")
@@ -27,7 +33,6 @@ _CLAUSE_END = re.compile(r"[,;.!?\n\u2013\u2014\u2026]|\s-+\s")
 _OMISSIBLE = re.compile(r"^(a|an|the|i|it is|there is) ")
 
 # fmt: off
-CUES = {"option", "answer", "choice", "letter"}
 BEFORE_LETTER = {"is", "it's", "be", "not", "or", "and", "either", "neither", "nor", "choose",
                  "pick", "select", "say"}
 # None of these follows the article "a".
@@ -37,10 +42,12 @@ NUMBERS = {"one": 0, "two": 1, "three": 2, "four": 3, "five": 4, "six": 5}
 NUMBERS |= {str(place + 1): place for place in NUMBERS.values()}
 NEGATIONS = {"not", "no", "never", "neither", "nor", "without", "cannot", "except", "unlike",
              "none", "nothing"}
-NEGATING_PAIRS = {("instead", "of"), ("rather", "than"), ("other", "than"), ("apart", "from")}
+NEGATING_PAIRS = {("instead", "of"), ("rather", "than"), ("other", "than"), ("apart", "from"),
+                  ("anything", "but"), ("everything", "but"), ("all", "but")}
+NEGATIVE_ENDINGS = ("n't", "不是")
 # A "no" before these words is an answer. Before other words it is a determiner.
 AFTER_NO = {"it", "there", "they", "he", "she", "that", "this", "i", "we", "you", "not",
-            "because", "since", "the", "a", "an"}
+            "because", "since", "the", "a", "an", "yes", "no"}
 CLAUSE_STARTS = {"but", "because", "since", "however", "though", "although", "whereas", "while"}
 VERBS = {"is", "are", "was", "were", "do", "does", "did", "can", "could"}
 DENIALS = {"not", "never", "wrong", "incorrect", "false", "absent", "missing"}
@@ -54,13 +61,6 @@ class Option(NamedTuple):
     text: str  # Without surrounding white space.
     start: int  # Where the text starts in the question.
     end: int  # Where it ends, with trailing white space.
-
-
-class TokenizedText(NamedTuple):
-    """The lower-case words of a text, and what stands before each and after the last."""
-
-    tokens: list[str]
-    gaps: list[str]
 
 
 class Mention(NamedTuple):
@@ -185,6 +185,8 @@ OPTION_LETTER_RULES: dict[str, Rule] = {
 # "a" and "i" are words too, and a truncated text may end with "a".
 ARTICLES = ("a", "i")
 ARTICLE_RULES: dict[str, Rule] = {
+    # "答案是A"
+    "is_in_another_script": lambda c: SCRIPT_MARK in (c.text_before, c.text_after),
     # No noun follows: "pick A."
     "is_chosen_article": lambda c: c.word_before in BEFORE_LETTER and is_set_off(c),
     # "so A is right"
@@ -216,10 +218,14 @@ def parse_answer(question_type: str, question: str, text: str) -> str | None:
     - A negated option is not named: "not B", "rather than rain", "B is wrong".
       A negation ends with its clause. "No doubt" and "not only" negate nothing.
     - Two options, an unused letter or a negation alone give None. So do open question types.
+    - A final answer decides: what follows "The answer is", "Final answer:" or
+      "</think>", or is in LaTeX's box. Of several, the last one decides.
+    - An article at the end of the text names nothing: "The sound is a". Two bare letters are two
+      options: "A B".
     - "no" does not count if it belongs to the next word ("no dog", "no doubt").
     """
     if question_type == "yes_no":
-        return _parse_yes_no(tokenize(text))
+        return _decide(tokenize(strip_thoughts(text)), {"yes", "no"}, _find_yes_no)
     if question_type in ("mcq", "entailment"):
         return parse_option(option_texts(question), text)
     return None
@@ -234,8 +240,8 @@ def parse_option(options: Mapping[str, str], text: str) -> str | None:
     """
     if not options:
         return None
-    tokenized = tokenize(text)
     option_tokens = {letter: tokenize(option).tokens for letter, option in options.items()}
+    tokenized = tokenize(text)
     leading = _LEADING_LETTER.match(text)
     letter = leading[1].lower() if leading else ""
     if letter in options and tokenized.tokens[1:] in ([], option_tokens[letter]):
@@ -243,25 +249,70 @@ def parse_option(options: Mapping[str, str], text: str) -> str | None:
     exact = [letter for letter, option in option_tokens.items() if option == tokenized.tokens]
     if tokenized.tokens and len(exact) == 1:
         return exact[0]
-    mentions, covered = _find_option_texts(option_tokens, tokenized.tokens)
-    mentions += _find_letters(tokenized, list(options), covered)
-    is_negated = _find_negated_words(tokenized, covered)
-    named = {
+    if all(len(token) == 1 and token.isascii() for token in tokenized.tokens):
+        letters = set(tokenized.tokens)
+        return letters.pop() if len(letters) == 1 and letters <= options.keys() else None
+    tokenized = tokenize(strip_thoughts(text))
+    return _decide(tokenized, options.keys(), lambda part: _find_options(part, option_tokens))
+
+
+def named_letter_and_words(question: str, text: str) -> tuple[str | None, str | None]:
+    """Returns the option that a text names by letter or place, and the one that it names by words.
+
+    Each is a lower-case letter. It is None if the text names no option so, or several.
+    """
+    option_tokens = {
+        letter: tokenize(option).tokens for letter, option in option_texts(question).items()
+    }
+    tokenized = tokenize(strip_thoughts(text))
+    by_letter = _decide(
+        tokenized, option_tokens, lambda part: _find_options(part, option_tokens, by_words=False)
+    )
+    by_words = _decide(
+        tokenized, option_tokens, lambda part: _find_options(part, option_tokens, by_letter=False)
+    )
+    return by_letter, by_words
+
+
+def _decide(
+    text: TokenizedText, options: Collection[str], find: Callable[[TokenizedText], set[str]]
+) -> str | None:
+    """Returns the one option that the final answer names, or else the whole text."""
+    is_negated = _find_negated_words(text, set())
+    parts = [answer.text for answer in final_answers(text) if not is_negated[answer.cue]]
+    for part in (*parts, text):
+        named = find(part)
+        if named:
+            return named.pop() if len(named) == 1 and named <= set(options) else None
+    return None
+
+
+def _find_options(
+    text: TokenizedText,
+    option_tokens: Mapping[str, list[str]],
+    by_letter: bool = True,
+    by_words: bool = True,
+) -> set[str]:
+    """Returns the letters of the options that a text names. "?" is no option."""
+    by_text, covered = _find_option_texts(option_tokens, text.tokens)
+    mentions = by_text if by_words else []
+    if by_letter:
+        mentions = mentions + _find_letters(text, list(option_tokens), covered)
+    is_negated = _find_negated_words(text, covered)
+    return {
         mention.letter
         for mention in _merge_adjacent(mentions)
-        if not is_negated[mention.start] and not _is_denied(tokenized, mention.end)
+        if not is_negated[mention.start] and not _is_denied(text, mention.end)
     }
-    return named.pop() if len(named) == 1 and named <= options.keys() else None
 
 
-def _parse_yes_no(text: TokenizedText) -> str | None:
+def _find_yes_no(text: TokenizedText) -> set[str]:
     answers = set()
     for i, word in enumerate(text.tokens):
         if word == "yes" or (word == "no" and _is_answer_no(text, i)):
             answers.add(i)
     is_negated = _find_negated_words(text, answers)
-    named = {text.tokens[i] for i in answers if not is_negated[i]}
-    return named.pop() if len(named) == 1 else None
+    return {text.tokens[i] for i in answers if not is_negated[i]}
 
 
 def _is_answer_no(text: TokenizedText, i: int) -> bool:
@@ -269,12 +320,6 @@ def _is_answer_no(text: TokenizedText, i: int) -> bool:
         return True
     gap = text.gaps[i + 1]
     return bool(gap.strip(" ")) and gap != "-"
-
-
-def tokenize(text: str) -> TokenizedText:
-    """Splits a text into lower-case words and gaps."""
-    parts = _WORD.split(text.lower().replace("\u2019", "'"))
-    return TokenizedText(tokens=parts[1::2], gaps=parts[::2])
 
 
 def letter_context(text: TokenizedText, i: int, covered: Collection[int] = ()) -> LetterContext:
@@ -359,7 +404,9 @@ def _find_negated_words(text: TokenizedText, covered: set[int]) -> list[bool]:
     is_negated = []
     is_active = False
     for i, word in enumerate(text.tokens):
-        if _CLAUSE_END.search(text.gaps[i]) or (word in CLAUSE_STARTS and i not in covered):
+        is_pair = i > 0 and (text.tokens[i - 1], word) in NEGATING_PAIRS
+        is_start = word in CLAUSE_STARTS and i not in covered and not is_pair
+        if _CLAUSE_END.search(text.gaps[i]) or is_start:
             is_active = False
         is_negated.append(is_active)
         if not is_active and i not in covered:
@@ -371,7 +418,7 @@ def _is_negation(word: str, next_tokens: list[str]) -> bool:
     next_token = next_tokens[0] if next_tokens else ""
     if (word, next_token) in NEGATING_PAIRS:
         return True
-    is_negative = word in NEGATIONS or word.endswith("n't")
+    is_negative = word in NEGATIONS or word.endswith(NEGATIVE_ENDINGS)
     return is_negative and "doubt" not in next_tokens and next_token not in ("only", "just")
 
 

@@ -14,8 +14,8 @@ from huggingface_hub import HfApi, get_token
 from ..runtime import UserError, format_bytes, redact_token, report_user_errors, write_json
 from . import audio_roots, drop_bad_audio, load_reasonaqa, resolve_path, select_rows
 from .audio_check import inspect_clips
+from .audit.corpus_check import ERRORS, check_corpus, format_report
 from .convert import Conversion
-from .corpus_check import ERRORS, check_corpus, format_report
 from .download.audiocaps import REASONAQA_NAME, youtube_index
 from .download.zenodo import fetch_sources
 from .json_table import stream_array

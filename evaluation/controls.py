@@ -3,7 +3,7 @@
 - `majority`: the most common training answer. Shows what the corpus gives away.
 - `no_audio`: every frame is the mean frame of the training audio.
 - `noise`: Gaussian noise with each clip's length and power.
-- `mismatched_audio`: the audio of another example.
+- `mismatched_audio`: the audio of another example, of similar length.
 - `option_relabel`: the options under other letters. Who uses the audio picks the same text.
 - `question_only`: another model, trained without audio.
 """
@@ -11,6 +11,7 @@
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -93,6 +94,30 @@ def clip_features(
         samples = extractor.load(clip_audio(clip, extractor.max_audio_seconds))
         features[clip] = mean_audio_features(model, extractor.num_frames(len(samples)))
     return features
+
+
+def mismatched_clips(rows: Sequence[Mapping], lengths: Mapping[Clip, int]) -> list[list[Clip]]:
+    """Returns clips of other rows for each row: none of its own, and of similar length.
+
+    Args:
+        rows: Rows with their clips under `audio`.
+        lengths: Length of each clip, in any unit. A row with all of these clips gets its own.
+    """
+    order = sorted(lengths, key=lambda clip: lengths[clip])
+    places = {clip: place for place, clip in enumerate(order)}
+    mismatched = []
+    for row in rows:
+        others: list[Clip] = []
+        for clip in row["audio"]:
+            place = places[clip]
+            # The clips that are nearest in length come first.
+            offsets = range(1, len(order))
+            nearest = chain.from_iterable((place + offset, place - offset) for offset in offsets)
+            candidates = (order[index] for index in nearest if 0 <= index < len(order))
+            unused = (other for other in candidates if other not in (*row["audio"], *others))
+            others.append(next(unused, clip))
+        mismatched.append(others)
+    return mismatched
 
 
 def shift_option_letters(row: dict) -> tuple[dict, dict[str, str]] | None:

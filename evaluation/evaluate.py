@@ -38,8 +38,8 @@ from .inputs import (
     warn_about_labels,
 )
 from .predict import Answerer, PartialAnswers, answer_rows, rows_digest
-from .scores import predicted_rows, score
-from .tables import format_metrics
+from .scores import mark_training_clips, predicted_rows, score
+from .tables import format_metrics, training_notes
 
 # A process that has fewer examples left waits for the others, however long that takes.
 WAIT_LIMIT = timedelta(days=7)
@@ -127,7 +127,9 @@ def evaluate(arguments: EvaluationArguments) -> Evaluation | None:
     if outputs is None:
         return None
     training_rows = data.training_rows if "majority" in plan.controls else None
-    rows = predicted_rows(data.rows, outputs, data.seconds, training_rows)
+    rows = predicted_rows(data.rows, outputs, data.facts, training_rows)
+    if data.training_rows is not None:
+        mark_training_clips(rows, data.training_clips)
     metrics = compute_metrics(arguments, plan, rows, settings)
     commit = getattr(evaluated.model.config, "_commit_hash", None)
     return Evaluation(metrics, rows, seconds, answerer.seconds, commit)
@@ -185,6 +187,7 @@ def compute_metrics(
     protocol = PROTOCOLS[arguments.protocol[0]][0]
     metrics = {
         **score(rows, protocol, settings["max_audio_seconds"]),
+        "training_notes": training_notes(settings["model"]["training"]),
         "not_run": plan.not_run,
         "settings": settings,
     }

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -16,8 +16,8 @@ from transformers import PreTrainedConfig
 
 from ..checkpoints.load import load_model
 from ..configuration_audiolm import ARM_FIELDS
-from ..data import audio_roots, drop_bad_audio, load_reasonaqa
-from ..data.audio_check import inspect_clips
+from ..data import audio_roots, drop_bad_audio, load_reasonaqa, resolve_path
+from ..data.audio_check import ClipFacts, inspect_clips
 from ..data.benchmarks import read_benchmark
 from ..data.label_fixes import RowFixes
 from ..data.reasonaqa import question_type
@@ -28,6 +28,7 @@ from ..processing_audiolm import AudioLMProcessor
 from ..runtime import UserError
 from .arguments import EvaluationArguments
 from .predict import model_digest
+from .scores import clip_paths
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,10 @@ class EvaluationData:
     """The examples of an evaluation."""
 
     rows: Dataset
-    seconds: dict[str, float]  # of each clip's file
-    training_rows: list[dict] | None  # for the control `majority`, if it runs
+    facts: dict[str, ClipFacts]  # of each clip
+    training_rows: list[dict] | None  # of `--train_file`
+    # Paths and digests of the clips of `training_rows`.
+    training_clips: frozenset[str] = frozenset()
 
     @cached_property
     def clips(self) -> list[str]:
@@ -117,7 +120,6 @@ def read_data(arguments: EvaluationArguments, max_audio_seconds: float) -> Evalu
         )["test"]
         fixes = RowFixes(arguments.fix_cle_labels)
     facts = inspect_clips(list(chain.from_iterable(usable["audio"])), max_audio_seconds)
-    seconds = {clip: fact.seconds for clip, fact in facts.items()}
     training_rows = None
     if arguments.train_file:
         path = arguments.train_file
@@ -129,7 +131,27 @@ def read_data(arguments: EvaluationArguments, max_audio_seconds: float) -> Evalu
             training_rows = [
                 fixes({**row, "question_type": question_type(row)}) for row in training_rows
             ]
-    return EvaluationData(fixes.apply(usable), seconds, training_rows)
+    training_clips = frozenset()
+    if training_rows is not None:
+        training_clips = identify_clips(training_rows, arguments.audio_dir, max_audio_seconds)
+    return EvaluationData(fixes.apply(usable), facts, training_rows, training_clips)
+
+
+def identify_clips(
+    rows: list[dict], folders: list[str] | None, max_audio_seconds: float
+) -> frozenset[str]:
+    """Returns the paths of the clips of rows, and the digests of those whose audio is there."""
+    paths = set(chain.from_iterable(map(clip_paths, rows)))
+    if not folders:
+        return frozenset(paths)
+    roots = audio_roots(folders)
+    files = []
+    for path in sorted(paths):
+        # Training may have audio that is not here.
+        with suppress(UserError):
+            files.append(resolve_path(path, roots))
+    facts = inspect_clips(files, max_audio_seconds)
+    return frozenset(paths | {fact.digest for fact in facts.values() if fact.digest})
 
 
 def read_test_rows(arguments: EvaluationArguments) -> Dataset:

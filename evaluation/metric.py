@@ -7,40 +7,20 @@ ReasonAQAMetric().compute(predictions=["a"], references=["b"], question_type=["m
 ```
 """
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import datasets
 import evaluate
+import numpy as np
 from sklearn.metrics import f1_score, recall_score
 
 from ..data.reasonaqa import CLOSED_QUESTION_TYPES
+from .estimates import ResampledAccuracies, describe_accuracy
 
-
-def wilson(correct: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Returns Wilson's 95 % interval of a proportion, or (0, 1) without data."""
-    if not n:
-        return 0.0, 1.0
-    p = correct / n
-    width = z * z / n
-    half = z * math.sqrt(p * (1 - p) / n + width / (4 * n))
-    low = (p + width / 2 - half) / (1 + width)
-    high = (p + width / 2 + half) / (1 + width)
-    return max(0.0, low), min(1.0, high)
-
-
-def accuracy(predictions: Sequence[str], references: Sequence[str]) -> dict:
-    """Returns the accuracy with its interval. "" is no answer, and wrong."""
-    correct = sum(bool(p) and p == r for p, r in zip(predictions, references))
-    low, high = wilson(correct, len(references))
-    return {
-        "n": len(references),
-        "accuracy": correct / len(references),
-        "ci95_low": low,
-        "ci95_high": high,
-        "n_unparsed": sum(not p for p in predictions),
-    }
+# Only variances are taken of the resamples, so fewer are enough than for quantiles.
+RESAMPLES = 2_000
 
 
 def class_metrics(predictions: Sequence[str], references: Sequence[str], confusion: bool) -> dict:
@@ -61,14 +41,16 @@ def class_metrics(predictions: Sequence[str], references: Sequence[str], confusi
 
 
 class ReasonAQAMetric(evaluate.Metric):
-    """Accuracy of closed questions with its 95 % interval (Wilson) and the unparsed answers.
+    """Accuracy of closed questions with its 95 % interval and the unparsed answers.
 
     The result has the accuracy of all rows (`micro`), by question type, the mean over types
-    (`macro_accuracy`), and by every other grouping. Each type has its balanced accuracy.
-    Entailment also has macro F1 and its confusion matrix.
+    (`macro`, `macro_accuracy`), and by every other grouping. Each type has its balanced accuracy.
+    Entailment also has macro F1 and its confusion matrix. Intervals are bootstraps over clips.
+    They hold for other clips, not for another training of the model.
 
     `predictions` are letters, "yes" or "no", and "" for an unparsed answer, which is wrong.
     `references` are the right ones. `groups` maps the name of a grouping to each row's group.
+    `clips` has the names of each row's one or two clips. Without it each row has its own clip.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -87,22 +69,58 @@ class ReasonAQAMetric(evaluate.Metric):
         references: list[str],
         question_type: list[str],
         groups: Mapping[str, list[str]] | None = None,
+        clips: Sequence[tuple[str, ...]] | None = None,
     ) -> dict:
-        def rows_in(group: str, row_groups: list[str]) -> tuple[list[str], list[str]]:
-            indices = [index for index, name in enumerate(row_groups) if name == group]
-            return [predictions[i] for i in indices], [references[i] for i in indices]
+        pairs = list(zip(predictions, references))
+        clips = clips or [(str(number),) for number in range(len(pairs))]
+        result = accuracies(pairs, {"question_type": question_type}, clips)
+        by_type = {
+            name: result["question_type"][name]
+            for name in CLOSED_QUESTION_TYPES
+            if name in result["question_type"]
+        }
+        for name, cell in by_type.items():
+            answers = [pair for pair, row_type in zip(pairs, question_type) if row_type == name]
+            cell |= class_metrics(*zip(*answers), confusion=name == "entailment")
+        others = accuracies(pairs, {**(groups or {}), "micro": [""] * len(pairs)}, clips)
+        return {
+            "question_type": by_type,
+            "micro": others.pop("micro").get(""),
+            "macro": result["mean"],
+            "macro_accuracy": (result["mean"] or {}).get("accuracy"),
+            **{name: cells for name, cells in others.items() if name != "mean"},
+        }
 
-        by_type = {}
-        for name in CLOSED_QUESTION_TYPES:
-            if name in question_type:
-                answers = rows_in(name, question_type)
-                by_type[name] = accuracy(*answers)
-                by_type[name] |= class_metrics(*answers, confusion=name == "entailment")
-        accuracies = [metrics["accuracy"] for metrics in by_type.values()]
-        result = {"question_type": by_type, "micro": accuracy(predictions, references)}
-        result["macro_accuracy"] = sum(accuracies) / len(accuracies) if accuracies else None
-        for grouping, row_groups in (groups or {}).items():
-            result[grouping] = {
-                group: accuracy(*rows_in(group, row_groups)) for group in sorted(set(row_groups))
-            }
-        return result
+
+def accuracies(
+    pairs: Sequence[tuple[str, str]],
+    groupings: Mapping[str, Sequence[str]],
+    clips: Sequence[tuple[str, ...]],
+) -> dict:
+    """Returns accuracies with their intervals over clips.
+
+    Args:
+        pairs: Prediction and reference of each row. "" is no answer, and wrong.
+        groupings: The group of each row, by grouping.
+        clips: Names of the one or two clips of each row.
+
+    Returns:
+        The accuracy of each group, by grouping, and the `mean` over all groups. None without rows.
+    """
+    if not pairs:
+        return {**{name: {} for name in groupings}, "mean": None}
+    # All groupings are resampled together: each row occurs once for each grouping.
+    labels = [[(name, group) for group in row_groups] for name, row_groups in groupings.items()]
+    cells = sorted(set(chain.from_iterable(labels)))
+    numbers = {cell: number for number, cell in enumerate(cells)}
+    row_groups = np.array([numbers[label] for label in chain.from_iterable(labels)])
+    is_correct = [bool(predicted) and predicted == reference for predicted, reference in pairs]
+    outcomes = {"": np.array([is_correct * len(groupings)], float)}
+    resampled = ResampledAccuracies(outcomes, [*clips] * len(groupings), row_groups, RESAMPLES)
+    unparsed = np.tile([not predicted for predicted, _ in pairs], len(groupings))
+    result: dict = {name: {} for name in groupings}
+    for number, (name, group) in enumerate(cells):
+        is_inside = row_groups == number
+        cell = describe_accuracy(resampled.estimate("", row_group=number), is_inside.sum())
+        result[name][group] = cell | {"n_unparsed": int(unparsed[is_inside].sum())}
+    return {**result, "mean": describe_accuracy(resampled.estimate(""), len(pairs))}

@@ -24,7 +24,13 @@ from ..data.audio_files import Clip
 from ..data.reasonaqa import FIELDS
 from ..runtime import write_text
 from .answering import answer_batch
-from .controls import clip_features, mean_audio_features, noise_of_equal_power, shift_option_letters
+from .controls import (
+    clip_features,
+    mean_audio_features,
+    mismatched_clips,
+    noise_of_equal_power,
+    shift_option_letters,
+)
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -140,7 +146,9 @@ class Answerer:
             extractor = self.processor.feature_extractor
             features = clip_features(self.model, extractor, clips, alter=noise_of_equal_power)
         elif control == "mismatched_audio":
-            features = {clip: features[other] for clip, other in zip(clips, clips[1:] + clips[:1])}
+            lengths = {clip: _num_frames(features[clip]) for clip in clips}
+            others = mismatched_clips(rows, lengths)
+            questions = {i: {**row, "audio": others[i]} for i, row in questions.items()}
         elif control == "option_relabel":
             shifted = {index: shift_option_letters(row) for index, row in questions.items()}
             questions = {index: pair[0] for index, pair in shifted.items() if pair}

@@ -1,28 +1,34 @@
 """Turns a model's answers into the rows of predictions.jsonl and the numbers of metrics.json."""
 
 import html
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
 
 from ..data.answer_parsing import parse_answer
+from ..data.audio_check import ClipFacts
 from ..data.reasonaqa import CLOSED_QUESTION_TYPES, FIELDS, QUESTION_TYPES
 from .answering import PROTOCOL_NAMES, most_likely_option
+from .audio_gain import (
+    FIXED_CONTROLS,
+    NO_AUDIO_CONTROLS,
+    TEXT_ONLY_CONTROL,
+    Baseline,
+    gain_over_best_baseline,
+)
 from .categories import categories
 from .controls import CONTROLS, commonest_answers, shift_option_letters
 from .metric import ReasonAQAMetric
-from .statistics import clip_bootstrap, interval
+from .named_options import contradictions, unparsed_warnings
 from .text_metrics import text_metrics
 
-# Under these controls no answer uses the audio. Under `option_relabel` it does.
-NO_AUDIO_CONTROLS = tuple(control for control in CONTROLS if control != "option_relabel")
 # Upper bounds of the groups of answers by their number of words.
 WORD_LIMITS = (1, 3, 6, 12)
-# A larger share of texts or answers that name no option is warned of.
-MAX_UNPARSED = 0.05
+# Two ways to score options should not differ by more, in groups of at least so many rows.
+MAX_LENGTH_DIFFERENCE = 0.1
+MIN_LENGTH_ROWS = 20
 
 
 def parse_answers(
@@ -59,14 +65,14 @@ def parse_answers(
 def predicted_rows(
     rows: Iterable[Mapping],
     outputs: list[dict[str, dict]],
-    seconds: Mapping[str, float],
+    facts: Mapping[str, ClipFacts],
     training_rows: list[dict] | None = None,
 ) -> list[dict]:
     """Builds the rows of `predictions.jsonl` from the outputs of `answer_rows`.
 
-    `seconds` is the length of each clip's file. With training rows the control `majority` is added.
+    `facts` are those of each clip. With training rows the control `majority` is added.
     """
-    predictions = [_predicted_row(row, output, seconds) for row, output in zip(rows, outputs)]
+    predictions = [_predicted_row(row, output, facts) for row, output in zip(rows, outputs)]
     columns = [
         pa.chunked_array([[row[name] for row in predictions]]) for name in ("input", "filepath2")
     ]
@@ -81,9 +87,10 @@ def predicted_rows(
     return predictions
 
 
-def _predicted_row(row: Mapping, outputs: dict[str, dict], seconds: Mapping[str, float]) -> dict:
+def _predicted_row(row: Mapping, outputs: dict[str, dict], facts: Mapping[str, ClipFacts]) -> dict:
     prediction = {name: row[name] for name in (*FIELDS, "question_type")}
-    prediction["seconds"] = [round(seconds[clip], 3) for clip in row["audio"]]
+    prediction["seconds"] = [round(facts[clip].seconds, 3) for clip in row["audio"]]
+    prediction["audio_digests"] = [facts[clip].digest for clip in row["audio"]]
     prediction["reference"] = parse_answer(row["question_type"], row["input"], row["answer"])
     audio = outputs["audio"]
     prediction["loss"] = audio["loss"]
@@ -105,13 +112,33 @@ def _predicted_row(row: Mapping, outputs: dict[str, dict], seconds: Mapping[str,
     return prediction
 
 
-def recording_names(row: Mapping) -> tuple[str, ...]:
-    """Returns the file names of a row's clips, which identify their recordings.
-
-    ClothoAQA's recordings are Clotho's, in another folder.
-    """
+def clip_paths(row: Mapping) -> list[str]:
+    """Returns the paths of a row's clips, written with slashes and without HTML entities."""
     paths = [row[name] for name in ("filepath1", "filepath2") if row[name]]
-    return tuple(html.unescape(re.split(r"[/\\]", path)[-1]) for path in paths)
+    return [html.unescape(path.replace("\\", "/")) for path in paths]
+
+
+def mark_training_clips(rows: list[dict], training_clips: Collection[str]) -> None:
+    """Says of each predicted row whether one of its clips occurs in training.
+
+    Args:
+        rows: Rows of `predictions.jsonl`.
+        training_clips: Paths and digests of the clips of training.
+    """
+    for row in rows:
+        names = (*clip_paths(row), *row["audio_digests"])
+        row["in_training"] = any(name in training_clips for name in names)
+
+
+def recording_names(row: Mapping) -> tuple[str, ...]:
+    """Returns what identifies the recordings of a row's clips.
+
+    It is the digest of the audio, which joins ClothoAQA's recordings with Clotho's. Predictions
+    without digests have the full path.
+    """
+    names = clip_paths(row)
+    digests = row.get("audio_digests") or [None] * len(names)
+    return tuple(digest or name for digest, name in zip(digests, names))
 
 
 def softmax_scores(scores: Mapping[str, tuple[float, int]]) -> dict[str, float]:
@@ -134,13 +161,44 @@ def groups_of_rows(rows: list[dict], max_audio_seconds: float) -> dict[str, list
     word_groups = ["1 word", *bounds, f"{WORD_LIMITS[-1] + 1}+ words"]
     counts = [len(row["answer"].split()) for row in rows]
     is_truncated = [max(row["seconds"]) > max_audio_seconds for row in rows]
-    return {
+    groups = {
         "subtype": [row["subtype"] for row in rows],
         "category": [row["category"] for row in rows],
         "clips": ["2 clips" if row["filepath2"] else "1 clip" for row in rows],
         "answer_words": [word_groups[int(np.searchsorted(WORD_LIMITS, n))] for n in counts],
         "truncation": ["truncated" if truncated else "full" for truncated in is_truncated],
     }
+    if all("in_training" in row for row in rows):
+        names = {True: "clip in training", False: "new clip"}
+        groups["training_clips"] = [names[row["in_training"]] for row in rows]
+    return groups
+
+
+def length_warning(metrics: Mapping) -> str | None:
+    """Returns where the sum and the mean of an option's log-likelihoods disagree, or None.
+
+    The sum favours options with few tokens. A weakly trained model may know the answer and still
+    score far below chance where right answers are long.
+    """
+    normalised = metrics["other_protocols"].get("likelihood_normalised")
+    if metrics["protocol"] != "likelihood" or not normalised:
+        return None
+    accuracies = {"macro accuracy": (metrics["macro_accuracy"], normalised["macro_accuracy"])}
+    for name, group in metrics["answer_words"].items():
+        if group["n"] >= MIN_LENGTH_ROWS:
+            other = normalised["answer_words"][name]["accuracy"]
+            accuracies[f"answers of {name}"] = (group["accuracy"], other)
+    differing = [
+        f"{name} {100 * by_sum:.1f} and {100 * by_mean:.1f} %"
+        for name, (by_sum, by_mean) in accuracies.items()
+        if abs(by_sum - by_mean) > MAX_LENGTH_DIFFERENCE
+    ]
+    if not differing:
+        return None
+    return (
+        "the sum of an option's log-likelihoods, which decides, and the length-normalised score "
+        f"differ by more than {100 * MAX_LENGTH_DIFFERENCE:.0f} points: {', '.join(differing)}"
+    )
 
 
 def control_answer(row: Mapping, control: str, protocol: str) -> dict | None:
@@ -168,6 +226,7 @@ def closed_metrics(
         references=[row["reference"] or row["answer"] for row in rows],
         question_type=[row["question_type"] for row in rows],
         groups=groups_of_rows(rows, max_audio_seconds),
+        clips=[recording_names(row) for row in rows],
     )
     return metrics or {}
 
@@ -191,70 +250,27 @@ def relabel_consistency(rows: list[dict], protocol: str) -> dict[str, dict]:
     return consistency
 
 
-def gain_over_best_baseline(
-    correct: np.ndarray,
-    controls: Mapping[str, np.ndarray],
-    question_types: list[str],
-    type_index: np.ndarray,
-    clips: list[tuple[str, ...]],
-) -> dict[str, dict]:
-    """Returns the accuracy minus that of the strongest no-audio baseline, with its interval.
-
-    It is what a model gains from the audio. It is slightly pessimistic, because the baseline is
-    chosen on the same rows.
-
-    Args:
-        correct: Shape `(rows,)`. 1 for a right answer.
-        controls: The same under each control.
-        question_types: The types that occur.
-        type_index: Shape `(rows,)`. Index of each row's type.
-        clips: Names of each row's clips.
-
-    Returns:
-        One entry per question type, and `macro` for the mean over types.
-    """
-    if not controls:
-        return {}
-    names = list(controls)
-    outcomes = np.stack([correct, *controls.values()], 1)
-    by_type = np.array([outcomes[type_index == i].mean(0) for i in range(len(question_types))])
-    samples = clip_bootstrap(outcomes[:, :1] - outcomes[:, 1:], clips, type_index)
-    means = dict(zip(question_types, by_type)) | {"macro": by_type.mean(0)}
-    resampled = dict(zip(question_types, samples.swapaxes(0, 1))) | {"macro": samples.mean(1)}
-    gains = {}
-    for name, (accuracy, *baselines) in means.items():
-        best = int(np.argmax(baselines))
-        low, high = interval(resampled[name][:, best])
-        gains[name] = {
-            "accuracy": float(accuracy),
-            "best_control": names[best],
-            "control_accuracy": float(baselines[best]),
-            "difference": float(accuracy - baselines[best]),
-            "ci95_low": float(low),
-            "ci95_high": float(high),
-        }
-    return gains
-
-
 def audio_gain(rows: list[dict], protocol: str) -> dict[str, dict]:
     """Returns [`gain_over_best_baseline`] of one evaluation.
 
-    Controls without an answer to every closed question are left out.
+    The intervals hold for this trained model and other clips, not for another training. Controls
+    without an answer to every closed question are left out.
     """
     rows = [row for row in rows if row["question_type"] in CLOSED_QUESTION_TYPES]
     present = {row["question_type"] for row in rows}
     question_types = [name for name in CLOSED_QUESTION_TYPES if name in present]
 
-    correct = np.array([row["answers"][protocol]["correct"] for row in rows], float)
-    controls = {}
+    correct = np.array([[row["answers"][protocol]["correct"] for row in rows]], float)
+    baselines = {}
     for name in NO_AUDIO_CONTROLS:
         answers = [control_answer(row, name, protocol) for row in rows]
         outcomes = [answer["correct"] for answer in answers if answer is not None]
         if len(outcomes) == len(rows):
-            controls[name] = np.array(outcomes, float)
+            has_own_trainings = name in (*FIXED_CONTROLS, TEXT_ONLY_CONTROL)
+            baselines[name] = Baseline(np.array([outcomes], float), has_own_trainings)
     type_index = np.array([question_types.index(row["question_type"]) for row in rows])
     clips = [recording_names(row) for row in rows]
-    return gain_over_best_baseline(correct, controls, question_types, type_index, clips)
+    return gain_over_best_baseline(correct, baselines, question_types, type_index, clips)
 
 
 def open_metrics(rows: list[dict]) -> dict[str, dict]:
@@ -285,28 +301,6 @@ def open_metrics(rows: list[dict]) -> dict[str, dict]:
     return metrics
 
 
-def unparsed_warnings(closed: list[dict]) -> list[str]:
-    """Returns a warning if the answers, or the generated texts, of many rows name no option."""
-    warnings = []
-    unclear = [row for row in closed if row["reference"] is None]
-    if len(unclear) > MAX_UNPARSED * len(closed):
-        question, answer = unclear[0]["input"], unclear[0]["answer"]
-        warnings.append(
-            f"the correct answers of {len(unclear)} of {len(closed)} closed rows name no option. "
-            "No answer to them counts as correct. Write options as `A) rain B) wind`. First: "
-            f"{question[-99:]!r}, answer {answer[:50]!r}"
-        )
-    texts = [row for row in closed if "generate" in row["answers"] and row["reference"]]
-    unparsed = [row for row in texts if row["answers"]["generate"]["parsed"] is None]
-    if len(unparsed) > MAX_UNPARSED * len(texts):
-        question, text = unparsed[0]["input"], unparsed[0]["answers"]["generate"]["text"]
-        warnings.append(
-            f"{len(unparsed)} of {len(texts)} generated texts name no option, or several. They "
-            f"count as wrong. First: {text[:50]!r} to {question[-99:]!r}"
-        )
-    return warnings
-
-
 def score(rows: list[dict], protocol: str, max_audio_seconds: float) -> dict:
     """Returns the numbers of `metrics.json`.
 
@@ -327,6 +321,7 @@ def score(rows: list[dict], protocol: str, max_audio_seconds: float) -> dict:
             for name in closed[0]["answers"]
             if name != protocol
         }
+        metrics["length_warning"] = length_warning(metrics)
         metrics["controls"] = {}
         for name in CONTROLS:
             values = closed_metrics(closed, protocol, max_audio_seconds, name)
@@ -336,4 +331,5 @@ def score(rows: list[dict], protocol: str, max_audio_seconds: float) -> dict:
             consistency = relabel_consistency(closed, protocol)
             metrics["controls"]["option_relabel"]["consistency"] = consistency
         metrics["audio_gain"] = audio_gain(closed, protocol)
+        metrics["contradictions"] = contradictions(closed)
     return metrics | {"text": open_metrics(rows)}

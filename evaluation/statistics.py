@@ -1,7 +1,7 @@
-"""Inference over test clips: intervals, tests with corrections, detectable effects, calibration.
+"""Resamples of test clips, corrections for several tests, McNemar's test, calibration.
 
-Questions about one clip are right or wrong together. So clips are resampled and flipped, never
-rows. docs/protocol.md says which of these numbers decides what.
+Questions about one clip are right or wrong together. So clips are resampled, never rows.
+`estimates.py` adds the error of the trainings. docs/protocol.md says which number decides what.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,15 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest
 
 # Numbers in the largest array of one chunk of resamples, 32 MiB.
 CHUNK = 2**22
-# Share of the largest possible statistic. Another order of summation differs by less than this,
-# another outcome by more.
-TIE = 1e-10
 
 
 class _Rows(NamedTuple):
@@ -105,50 +100,6 @@ def interval(
     return low, high
 
 
-def clip_permutation_test(
-    difference: np.ndarray,
-    clips: Sequence[tuple[str, ...]],
-    groups: np.ndarray,
-    permutations: int = 10_000,
-    seed: int = 0,
-) -> float:
-    """Returns the two-sided p-value of the macro-averaged difference between two arms.
-
-    Under the null hypothesis the two arms' names are exchangeable. The arms of whole clips change
-    places. Rows that share a clip, directly or through others, change together. With k such sets of
-    rows that differ at all, no p-value is below 2 ** (1 - k).
-
-    Args:
-        difference: Shape `(rows,)`, between two arms.
-        clips: The one or two clips of each row.
-        groups: Shape `(rows,)`. Numbers from 0, or -1 for no group.
-        permutations: Number of random permutations.
-        seed: Seed of the draws.
-
-    Raises:
-        ValueError: If shapes differ, or a difference, clip or group is invalid.
-    """
-    difference = np.asarray(difference, float)
-    groups, pairs, num_clips = _check_rows(difference, clips, groups)
-    is_in_group = groups >= 0
-    groups, pairs, difference = groups[is_in_group], pairs[is_in_group], difference[is_in_group]
-    # The shares sum to the mean of the groups' means, times the number of groups.
-    shares = difference / np.bincount(groups)[groups]
-    links = coo_array((np.ones(len(pairs)), tuple(pairs.T)), shape=(num_clips, num_clips))
-    set_of_clip = np.zeros(0, int)
-    if num_clips:
-        _, set_of_clip = connected_components(links, directed=False)
-    sums = np.bincount(set_of_clip[pairs[:, 0]], shares)
-    sums = sums[sums != 0]
-    threshold = abs(sums.sum()) - TIE * abs(sums).sum()
-    generator = np.random.default_rng(seed)
-    num_extreme = 0
-    for start, stop in _chunks(permutations, max(1, len(sums))):
-        signs = 2.0 * generator.integers(2, size=(stop - start, len(sums)), dtype=np.int8) - 1
-        num_extreme += np.count_nonzero(abs(signs @ sums) >= threshold)
-    return (1 + num_extreme) / (1 + permutations)
-
-
 def mcnemar(first: ArrayLike, second: ArrayLike) -> dict:
     """Runs McNemar's exact test of two arms' right answers to the same rows, as if independent.
 
@@ -187,18 +138,22 @@ def holm(p_values: ArrayLike) -> list[float]:
     return np.minimum(adjusted, 1).tolist()
 
 
-def minimum_detectable_difference(
-    standard_error: float, tests: int = 1, alpha: float = 0.05, power: float = 0.8
-) -> float:
-    """Returns the true difference that a two-sided test detects with the probability `power`.
+def holm_levels(p_values: ArrayLike, alpha: float = 0.05) -> list[float]:
+    """Returns the level at which Holm's method tests each p-value of a family.
 
-    Args:
-        standard_error: Of the estimate, which counts as normally distributed.
-        tests: Number of tests. Each has the level `alpha / tests`, Holm's strictest.
-        alpha: Level of the family.
-        power: Probability of detection.
+    An interval that misses the truth with this probability holds no difference exactly if the
+    corrected p-value is at least `alpha`. Tests after the first that finds nothing have its level.
     """
-    return float((norm.ppf(1 - alpha / (2 * tests)) + norm.ppf(power)) * standard_error)
+    p_values = np.asarray(p_values, float)
+    levels = np.empty(len(p_values))
+    level = alpha
+    has_failed = False
+    for place, index in enumerate(np.argsort(p_values, kind="stable")):
+        if not has_failed:
+            level = alpha / (len(p_values) - place)
+            has_failed = p_values[index] >= level
+        levels[index] = level
+    return levels.tolist()
 
 
 def expected_calibration_error(

@@ -6,18 +6,41 @@ answers and prints them.
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
 from ..data.reasonaqa import CLOSED_QUESTION_TYPES
 from ..runtime import UserError, report_user_errors
 from .answering import PROTOCOL_NAMES
+from .audio_gain import TEXT_ONLY_CONTROL
 from .categories import CATEGORIES
 
 MAJORITY = "majority"
 MEAN = "mean of types"
 TEXT_METRICS = ("bleu_4", "rouge_l", "cider_d")
+# The protocol trains on 320,000 examples. A model that saw far fewer may be sure and wrong.
+FEW_EXAMPLES = 50_000
+
+
+def training_notes(training: Mapping | None) -> list[str]:
+    """Returns what limits the answers of a model, from `training` of its configuration.
+
+    A published model of other authors has no such record, and so no notes.
+    """
+    training = training or {}
+    data = training.get("data") or {}
+    notes = []
+    examples = None
+    if training.get("steps") and training.get("rows a step"):
+        examples = training["steps"] * training["rows a step"]
+    elif training.get("epochs") and data.get("rows"):
+        examples = round(training["epochs"] * data["rows"])
+    if examples is not None and examples < FEW_EXAMPLES:
+        notes.append(f"barely trained, on {examples:,} examples")
+    if data.get("synthetic"):
+        notes.append("trained on synthetic sounds alone")
+    return notes
 
 
 def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -39,10 +62,11 @@ def format_share(value: float | None) -> str:
 
 def format_metrics(metrics: dict) -> str:
     """Formats the content of `metrics.json`."""
-    lines = []
+    lines = [f"note: the model was {note}" for note in metrics.get("training_notes", [])]
     if "micro" in metrics:
         lines += _closed_lines(metrics)
         lines += _other_protocol_lines(metrics)
+        lines += contradiction_lines(metrics["contradictions"])
         if metrics["controls"]:
             lines += _control_lines(metrics)
     if metrics["text"]:
@@ -56,25 +80,50 @@ def format_metrics(metrics: dict) -> str:
 
 
 def _closed_lines(metrics: dict) -> list[str]:
-    lines = [f"closed questions, by {PROTOCOL_NAMES[metrics['protocol']]}"]
+    protocol = PROTOCOL_NAMES[metrics["protocol"]]
+    lines = [f"closed questions, by {protocol}; intervals over clips, for this training"]
     groups = {**metrics["question_type"], "all (micro)": metrics["micro"]}
-    mean = (MEAN, "", format_share(metrics["macro_accuracy"]), "", "", "")
+    macro = metrics["macro"]
+    mean = (MEAN, "", format_share(macro["accuracy"]), _format_interval(macro), "", "")
     lines += _group_table("question type", groups, [mean])
-    for grouping in ("category", "truncation", "clips", "answer_words"):
+    for grouping in ("category", "truncation", "clips"):
         if grouping == "category" or len(metrics[grouping]) > 1:
-            lines += _group_table(grouping.replace("_", " "), metrics[grouping])
+            lines += _group_table(grouping, metrics[grouping])
+    leaked = metrics.get("training_clips", {}).get("clip in training")
+    if leaked:
+        lines += _group_table("training", metrics["training_clips"])
+        lines.append(f"warning: the clips of {leaked['n']} rows occur in training")
+    normalised = metrics["other_protocols"].get("likelihood_normalised", {})
+    lengths = normalised.get("answer_words", {})
+    lines += _group_table("answer words", metrics["answer_words"], normalised=lengths)
+    if metrics["length_warning"]:
+        lines.append(f"warning: {metrics['length_warning']}")
     return lines
 
 
-def _group_table(title: str, groups: dict, more: Sequence[Sequence[str]] = ()) -> list[str]:
+def _group_table(
+    title: str,
+    groups: dict,
+    more: Sequence[Sequence[str]] = (),
+    normalised: dict | None = None,
+) -> list[str]:
     header = (title, "n", "accuracy", "95 % interval", "balanced", "unparsed")
+    if normalised:
+        header += ("length-normalised",)
     rows = []
     for name, group in groups.items():
-        interval = f"{group['ci95_low']:.3f} - {group['ci95_high']:.3f}"
+        interval = _format_interval(group)
         balanced = f"{group['balanced_accuracy']:.3f}" if "balanced_accuracy" in group else ""
         accuracy = format_share(group["accuracy"])
-        rows.append((name, str(group["n"]), accuracy, interval, balanced, str(group["n_unparsed"])))
+        row = (name, str(group["n"]), accuracy, interval, balanced, str(group["n_unparsed"]))
+        if normalised:
+            row += (format_share(normalised[name]["accuracy"]),)
+        rows.append(row)
     return format_table(header, [*rows, *more])
+
+
+def _format_interval(group: dict) -> str:
+    return f"{group['ci95_low']:.3f} - {group['ci95_high']:.3f}"
 
 
 def _other_protocol_lines(metrics: dict) -> Iterator[str]:
@@ -85,6 +134,17 @@ def _other_protocol_lines(metrics: dict) -> Iterator[str]:
         yield (
             f"by {PROTOCOL_NAMES[protocol]}: {accuracies}, mean {other['macro_accuracy']:.3f}, "
             f"{other['micro']['n_unparsed']} unparsed"
+        )
+
+
+def contradiction_lines(contradictions: dict, arm: str = "") -> Iterator[str]:
+    """Yields a line for each question type: how often texts contradict themselves."""
+    for name, entry in contradictions.items():
+        title = f"{arm}, {name}" if arm else name
+        yield (
+            f"{title}: {100 * entry['contradictory']:.1f} % of {entry['n']} generated texts name "
+            f"one option's letter and another's words; accuracy by letter "
+            f"{entry['by_letter']:.3f}, by words {entry['by_words']:.3f}"
         )
 
 
@@ -102,6 +162,9 @@ def _control_lines(metrics: dict) -> list[str]:
         lines.append(
             f"{name}: the same option after relabelling in {share:.1f} % of {entry['n']} rows"
         )
+    has_text_only = TEXT_ONLY_CONTROL in metrics["controls"]
+    if metrics["audio_gain"] and not has_text_only:
+        lines.append("no text-only model: the points below are not shown to come from the audio")
     for name, gain in metrics["audio_gain"].items():
         low, high = 100 * gain["ci95_low"], 100 * gain["ci95_high"]
         title = MEAN if name == "macro" else name

@@ -217,7 +217,8 @@ def with_results(card: str, metrics: dict[str, Any], test: dict[str, Any], repo:
     new_card.data.eval_results = results or None  # ty: ignore[missing-attribute]
     section = (
         f"{RESULTS}\nOn {_describe_part(test)}, {metrics['n']:,} examples,\n"
-        f"{_describe_scoring(metrics, test)} In brackets 95 % Wilson intervals.\n\n"
+        f"{_describe_scoring(metrics, test)} In brackets 95 % intervals\n"
+        "for other clips. They do not cover another training of this model.\n\n"
         f"{results_table(metrics)}\n"
     )
     before, heading, after = new_card.text.partition(RESULTS)

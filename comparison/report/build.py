@@ -14,6 +14,7 @@ from ...evaluation.answering import PROTOCOL_NAMES
 from ...evaluation.controls import CONTROLS
 from ...evaluation.tables import MAJORITY
 from ...runtime import write_text
+from ..conclusion import has_text_only_baseline
 from ..runs import Run
 from .charts import SECTIONS, accuracy_rows, place_differences, place_dots, signed_points
 from .examples import browse_examples, build_filters
@@ -66,6 +67,7 @@ def result_context(comparison: dict, runs: Mapping[str, list[Run]]) -> dict[str,
         "seeds": comparison["seeds"],
         "styles": styles,
         "colours": COLOURS,
+        "has_text_only": has_text_only_baseline(comparison),
         "text_only": [arm for arm, style in styles.items() if style.is_text_only],
         "sections": SECTIONS,
         "controls": controls,
@@ -74,6 +76,7 @@ def result_context(comparison: dict, runs: Mapping[str, list[Run]]) -> dict[str,
         "gains": place_differences(audio_gain_rows(comparison)),
         "pairs": {family: place_differences(pair_rows(comparison, family)) for family in FAMILIES},
         "by_protocol": protocol_rows(runs),
+        "has_contradictions": any(arm["contradictions"] for arm in arms.values()),
         "open": open_columns(comparison),
         "costs": cost_pictures(comparison),
         "caption": CAPTION,

@@ -30,7 +30,7 @@ from .styles import (
 
 CAPTION = (
     "Audio gain: macro accuracy above the arm's strongest no-audio baseline, in points, with its "
-    "95 % interval over clips. Bits/s of codes: frame rate x codebooks x log2(codebook size). "
+    "95 % interval. Bits/s of codes: frame rate x codebooks x log2(codebook size). "
     "Bits/s of continuous features: frame rate x channels x 16, as they are cached in bfloat16. "
     "Tokens/s: what the language model reads per second of a clip of full length."
 )

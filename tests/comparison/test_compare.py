@@ -8,17 +8,15 @@ from support.small_comparisons import make_seeds
 from audiolm.comparison.compare import compare
 from audiolm.comparison.conclusion import caveats, conclusion
 from audiolm.comparison.tables import comparison_table
-from audiolm.evaluation.metric import wilson
 from audiolm.evaluation.tables import comparison_rows
 
 
 def group(correct, n, unparsed=0):
-    low, high = wilson(correct, n)
     return {
         "n": n,
         "accuracy": correct / n,
-        "ci95_low": low,
-        "ci95_high": high,
+        "ci95_low": 0.25,
+        "ci95_high": 0.75,
         "n_unparsed": unparsed,
     }
 
@@ -32,6 +30,7 @@ def comparison():
         "micro": group(8, 12),
         "macro_accuracy": 0.625,
         "audio_gain": {},
+        "no_audio": False,
         "text": {"caption": {"n": 3, "loss_per_answer_token": 1.25, "mean_words": 4.0}},
     }
     chance = {
@@ -40,7 +39,7 @@ def comparison():
         "micro": group(4, 12),
         "macro_accuracy": 0.375,
     }
-    text_only = {**chance, "text": {}, "audio_gain": {}}
+    text_only = {**chance, "text": {}, "audio_gain": {}, "no_audio": True}
     return {
         "arms": {"htsat": htsat, "text_only": text_only},
         "majority": chance,
@@ -66,8 +65,7 @@ def test_table_rows_of_a_comparison_have_cells_of_each_column(comparison):
 
 def test_comparison_table_shows_accuracy_with_its_interval(comparison):
     lines = comparison_table(comparison).split("\n")
-    # Half of Wilson's interval of 6 of 8 and of 2 of 8.
-    mcq = "mcq 8 0.750 ±0.260 0.250 ±0.260 0.250 ±0.260"
+    mcq = "mcq 8 0.750 ±0.250 0.250 ±0.250 0.250 ±0.250"
     header = next(line for line in lines if "htsat" in line)
     assert header.split() == ["n", "htsat", "text_only", "majority"]
     assert find_line(lines, "mcq") == mcq.split()
@@ -96,6 +94,7 @@ def test_compare_of_a_better_arm_gives_the_difference_of_macro_accuracies(shown)
     assert pair["by_seed"] == [pytest.approx(0.5)] * 3
     assert pair["ci95_low"] > 0.4
     assert pair["p_holm"] == pair["p"]
+    assert pair["holm_low"] == pair["ci95_low"]
     assert pair["p"] < 0.001
 
 
@@ -110,7 +109,7 @@ def test_compare_of_a_better_arm_corrects_question_types_as_a_family(shown):
     "text",
     [
         "mimi_full is more accurate than htsat by 50.0 points",
-        "in every seed",
+        "both corrected by Holm",
         "No text-only model was compared, so nothing is claimed about the use of the audio",
     ],
 )
@@ -141,7 +140,7 @@ def test_conclusion_of_a_worse_arm_gives_the_interval_of_its_lead():
     better, worse = [1, 1, 1, 1, 1, 0] * 20, [1, 0, 0, 1, 0, 0] * 20
     comparison = compare({"a": make_seeds(better), "b": make_seeds(worse)})
     (pair,) = comparison["statistics"]["primary"]
-    ends = f"{-100 * pair['ci95_high']:.1f} to {-100 * pair['ci95_low']:.1f}"
+    ends = f"{-100 * pair['holm_high']:.1f} to {-100 * pair['holm_low']:.1f}"
     assert f"a is more accurate than b by 50.0 points ({ends}, p" in comparison["conclusion"]
 
 
@@ -150,16 +149,17 @@ def test_conclusion_without_a_difference_does_not_claim_equality():
     text = compare({"a": make_seeds(first), "b": make_seeds(second)})["conclusion"]
     assert "No difference in macro accuracy was shown between a and b" in text
     assert "minimum detectable effect" in text
-    assert "With one seed of the protocol's 3, this is exploratory" in text
+    assert "With one seed, no claim about another training is possible" in text
     assert "equal" not in text
 
 
 def test_conclusion_with_a_seed_of_the_other_sign_shows_no_difference():
+    """The clips alone would show one."""
     mostly, rest = [1, 1, 1, 1, 1, 0] * 20, [0, 0, 0, 0, 0, 1] * 20
     first = make_seeds([0] * 120, [0] * 120, [1] * 120)
     comparison = compare({"a": first, "b": make_seeds(mostly, mostly, rest)})
     (pair,) = comparison["statistics"]["primary"]
-    assert pair["p_holm"] < 0.05
+    assert pair["difference"] > 4 * pair["clip_error"]
     assert min(pair["by_seed"]) < 0 < max(pair["by_seed"])
     assert "No difference in macro accuracy was shown" in comparison["conclusion"]
 
@@ -213,13 +213,95 @@ def test_compare_with_ten_rows_of_a_clip_has_a_wider_interval():
     assert detectable[1] > 2 * detectable[0]
 
 
-def test_compare_with_questions_about_two_clips_permutes_by_the_first():
-    """Pairs that chain all clips would leave one set, and so no permutation."""
-    better, worse = [1, 1, 1] * 40, [1, 0, 1] * 40
-    runs = {"a": make_seeds(worse), "b": make_seeds(better)}
+def test_compare_of_seeds_that_scatter_has_a_wider_interval():
+    """Both worlds have equal means. In one, a seed of `b` is better and another is worse."""
+    a, b = [1, 1, 0, 0, 1, 0] * 20, [1, 1, 1, 1, 1, 0] * 20
+    apart = ([1, 1, 1, 1, 1, 1] * 20, [1, 1, 1, 1, 1, 0] * 20, [1, 1, 1, 1, 0, 0] * 20)
+    pairs = []
+    for seeds in ((b, b, b), apart):
+        (pair,) = compare({"a": make_seeds(a, a, a), "b": make_seeds(*seeds)})["statistics"][
+            "primary"
+        ]
+        pairs.append(pair)
+    assert pairs[0]["difference"] == pytest.approx(pairs[1]["difference"])
+    assert pairs[0]["p"] < 0.05 < pairs[1]["p"]
+    assert pairs[1]["training_error"] == pytest.approx((1 / 6) / 3**0.5)
+    detectable = [pair["minimum_detectable_difference"] for pair in pairs]
+    assert detectable[1] > 2 * detectable[0]
+
+
+def test_audio_gain_has_the_scatter_of_the_text_only_trainings():
+    better, worse = [1, 1, 1, 1, 1, 0] * 20, [1, 1, 0, 0, 1, 0] * 20
+    gains = []
+    for text_only in ((worse, worse, worse), (better, worse, [0] * 120)):
+        runs = {
+            "a": make_seeds(better, better, better),
+            "text_only": make_seeds(*text_only, no_audio=True),
+        }
+        gains.append(compare(runs)["arms"]["a"]["audio_gain"]["macro"])
+    assert gains[0]["ci95_low"] > 0 > gains[1]["ci95_low"]
+
+
+def test_conclusion_of_many_pairs_corrects_interval_and_p_alike():
+    rows = {"a": [1, 0, 0] * 40, "b": [1, 1, 0] * 40, "c": [1, 0, 1] * 20 + [1, 1, 0] * 20}
+    comparison = compare({arm: make_seeds(right) for arm, right in rows.items()})
+    for pair in comparison["statistics"]["primary"]:
+        holds_zero = pair["holm_low"] <= 0 <= pair["holm_high"]
+        assert holds_zero == (pair["p_holm"] >= 0.05)
+        assert pair["holm_low"] <= pair["ci95_low"]
+
+
+def test_conclusion_without_controls_names_them():
+    runs = {"a": make_seeds([1, 1, 0] * 10), "b": make_seeds([1, 0, 1] * 10)}
+    text = compare(runs)["conclusion"]
+    assert "Not checked: majority, no_audio, noise, mismatched_audio, option_relabel." in text
+
+
+def test_conclusion_with_majority_alone_claims_no_use_of_the_audio():
+    """The text gives the answer away. The majority answer does not know that."""
+    runs = {"a": make_seeds([1] * 60), "b": make_seeds([1] * 60)}
     for seeds in runs.values():
-        for i, row in enumerate(seeds[0].rows):
-            row["filepath2"] = f"{(i + 1) % 120}.wav"
-    (pair,) = compare(runs)["statistics"]["primary"]
-    assert pair["p"] < 0.001
-    assert pair["difference"] == pytest.approx(1 / 3)
+        for row in seeds[0].rows:
+            majority = {"parsed": "b", "correct": False}
+            row["controls"]["majority"] = {"answers": dict.fromkeys(row["answers"], majority)}
+    comparison = compare(runs)
+    assert comparison["arms"]["a"]["audio_gain"]["macro"]["ci95_low"] > 0.5
+    assert "nothing is claimed about the use of the audio" in comparison["conclusion"]
+    assert "no text-only model, so no audio gain" in comparison_table(comparison)
+
+
+def test_compare_with_a_published_model_has_one_evaluation_of_it():
+    rows = [1, 1, 1, 1, 1, 0] * 20
+    mellow = make_seeds([1, 0, 0, 1, 0, 0] * 20)
+    mellow[0].training["published"] = "soham97/mellow"
+    del mellow[0].training["seed"]
+    comparison = compare({"mellow": mellow, "a": make_seeds(rows, rows, [1] * 120)})
+    (pair,) = comparison["statistics"]["primary"]
+    assert comparison["seeds"] == [0, 1, 2]
+    assert len(comparison["arms"]["mellow"]["macro_by_seed"]) == 1
+    # Its one checkpoint adds no error, as there is no other training of it.
+    assert pair["training_error"] == pytest.approx((1 / 6) / 3**0.5 / 3**0.5)
+
+
+@pytest.mark.parametrize("digests", [["x"] * 3, ["x", "y", "z"]])
+def test_one_text_only_model_beside_all_seeds_is_one_training(digests):
+    rows = [1, 1, 1, 1, 1, 0] * 20
+    seeds = make_seeds(rows, rows, [1] * 120)
+    for run, digest in zip(seeds, digests):
+        run.metrics["settings"]["question_only"] = {"weights_sha256": digest}
+        for row in run.rows:
+            answer = {"parsed": "b", "correct": row["question_type"] == "mcq"}
+            row["controls"]["question_only"] = {"answers": dict.fromkeys(row["answers"], answer)}
+    gain = compare({"a": seeds})["arms"]["a"]["audio_gain"]["macro"]
+    width = gain["ci95_high"] - gain["ci95_low"]
+    # One training is taken to scatter as the arm does, three that agree do not scatter.
+    assert (width > 0.5) == (len(set(digests)) == 1)
+
+
+def test_compare_of_clips_with_one_file_name_has_as_many_clips():
+    runs = {"a": make_seeds([1, 1, 0] * 20), "b": make_seeds([1, 0, 1] * 20)}
+    for seeds in runs.values():
+        for number, row in enumerate(seeds[0].rows):
+            row["filepath1"] = f"{number:04d}/audio.wav"
+            del row["audio_digests"]
+    assert compare(runs)["statistics"]["clips"] == 60

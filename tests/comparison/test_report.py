@@ -632,7 +632,14 @@ def test_report_shows_accuracy_and_calibration_of_each_arm(opened, comparison, a
 
 
 @pytest.mark.parametrize(
-    "text", ["the primary protocol", "greedy text, parsed", "0.111", "truncated"]
+    "text",
+    [
+        "the primary protocol",
+        "greedy text, parsed",
+        "0.111",
+        "truncated",
+        "Texts that contradict themselves",
+    ],
 )
 def test_report_shows_protocols_text_metrics_and_truncation(opened, text):
     assert text in opened.locator("main").inner_text()

@@ -29,12 +29,18 @@ def test_learning_curves_of_a_log_by_question_type():
 def test_check_comparable_with_a_published_model_accepts_unknown_training(order):
     """How Mellow was trained is unknown, but it must be evaluated as the others are."""
     mellow = make_run([1, 1, 0] * 4, "m", model=MELLOW)
-    runs = {"htsat": make_seeds(OUTCOMES, OUTCOMES), "mellow": [mellow] * 2}
+    runs = {"htsat": make_seeds(OUTCOMES, OUTCOMES), "mellow": [mellow]}
     runs = {arm: runs[arm] for arm in order}
     assert mellow.is_published
     assert not runs["htsat"][0].is_published
     check_comparable(runs)
     assert set(compare(runs)["arms"]) == {"htsat", "mellow"}
+
+
+def test_check_comparable_with_a_repeated_published_model_is_an_error():
+    mellow = make_run(OUTCOMES, "m", model=MELLOW)
+    with pytest.raises(UserError, match="mellow: a published model has one evaluation, not 2"):
+        check_comparable({"htsat": make_seeds(OUTCOMES), "mellow": [mellow] * 2})
 
 
 def test_check_comparable_with_a_published_model_refuses_other_precision():

@@ -10,12 +10,14 @@ import pytest
 from audiolm.data import answer_parsing
 from audiolm.data.answer_parsing import (
     letter_context,
+    named_letter_and_words,
     names_an_option,
     option_texts,
     parse_answer,
     parse_option,
     tokenize,
 )
+from audiolm.data.answer_text import final_answers, strip_thoughts
 
 QUESTION = "What is it? A) rain B) heavy rain C) a dog barking D) wind"
 with open(Path(__file__).with_name("generated_texts.tsv"), encoding="utf-8", newline="") as table:
@@ -53,6 +55,8 @@ def find_letter(text: str, **options) -> answer_parsing.LetterContext:
         ("is_chosen_article", "it is a dog", False),
         ("is_article_before_a_clause", "so A is right", True),
         ("is_article_label", "maybe A/B", True),
+        ("is_in_another_script", "答案是A", True),
+        ("is_in_another_script", "it is a dog", False),
     ],
 )
 def test_letter_rule_of_its_example(rule, text, expected):
@@ -194,3 +198,49 @@ def test_parse_answer_random_text_gives_an_option_or_none(
     random_texts, question_type, question, allowed
 ):
     assert {parse_answer(question_type, question, text) for text in random_texts} <= allowed
+
+
+@pytest.mark.parametrize(
+    ("text", "answers"),
+    [
+        ("Rain? Final answer: wind. It howls.", ["wind"]),
+        ("The answer is a dog because it barks", ["a dog"]),
+        ("Answer: B. No, the answer is C!", ["c", "b"]),
+        ("The answer", []),
+    ],
+)
+def test_final_answers_are_the_clauses_after_the_cues(text, answers):
+    parts = [" ".join(answer.text.tokens) for answer in final_answers(tokenize(text))]
+    assert parts == answers
+
+
+@pytest.mark.parametrize(
+    ("text", "rest"),
+    [
+        ("<think>rain?</think> B", "B"),
+        ("The sound is a", "The sound is"),
+        ("The sound is a.", "The sound is a."),
+        ("The sound is A", "The sound is A"),
+        ("option a", "option a"),
+        ("a", "a"),
+        ("", ""),
+    ],
+)
+def test_strip_thoughts_leaves_what_may_be_an_answer(text, rest):
+    assert strip_thoughts(text) == rest
+
+
+@pytest.mark.parametrize(
+    ("text", "letter", "option_with_words"),
+    [
+        ("B) heavy rain", "b", "b"),
+        ("A) heavy rain", "a", "b"),
+        ("heavy rain", None, "b"),
+        ("D", "d", None),
+        ("B) a dog", "b", None),
+        ("rain or wind", None, None),
+        ("The answer is C) wind", "c", "d"),
+    ],
+)
+def test_named_letter_and_words_are_read_apart(text, letter, option_with_words):
+    assert named_letter_and_words(QUESTION, text) == (letter, option_with_words)

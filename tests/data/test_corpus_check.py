@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 import soundfile
 from support.builders import EMPTY, MCQ, SHARED, YES_NO, clip, needs_shared
+from support.recordings import make_recording
 
 from audiolm.data import audio_check, cache, check_audio, load_reasonaqa, prepare
 from audiolm.data.audio_check import clip_facts, inspect_clips
+from audiolm.data.audit.corpus_check import CLIP_PROBLEMS, check_corpus, format_report
 from audiolm.data.cache import JsonCache
-from audiolm.data.corpus_check import CLIP_PROBLEMS, check_corpus, format_report
 
 RATE = 8000
 CAPTION = {"subtype": "T.json", "input": "caption first audio"}
@@ -89,11 +90,13 @@ def check(folder, capsys):
 
 
 @needs_shared
-def test_check_of_mini_reasonaqa_has_no_errors_and_is_cached(check, monkeypatch):
+def test_check_of_mini_reasonaqa_finds_its_one_copy_and_is_cached(check, monkeypatch):
+    """ESC-10 holds one recording twice, in folds 3 and 5."""
     result = check(data=SHARED)
-    assert result.status == 0
-    assert result.report["wrong"] == []
-    assert "ERROR" not in result.printed
+    assert result.status == 1
+    assert result.report["wrong"] == ["copied audio in two splits"]
+    copy = "train and test: ESC10/3-151080-A.ogg is ESC10/5-151085-A.ogg"
+    assert result.examples("copied audio in two splits") == [copy]
     assert "train all 4,372 480 480 0 0 0 0 0 0" in result.printed
     parts = [result.part(split) for split in ("train", "val", "test")]
     assert [part["rows"] for part in parts] == [4372, 1436, 1444]
@@ -115,6 +118,20 @@ BAD_CLIPS = [
     ("silent", "0.75 s, peak 0.00009", np.full(6000, 9e-5)),
     ("too short", "0.49 s, peak 0.50000", np.full(3920, 0.5)),
 ]
+
+
+def test_check_finds_a_re_encoded_copy_in_another_split(check, folder):
+    recording = make_recording(0)
+    soundfile.write(folder / "audio" / "a.wav", recording, 44100)
+    soundfile.write(folder / "audio" / "copy.mp3", 0.7 * recording, 44100)
+    soundfile.write(folder / "audio" / "other.wav", make_recording(1), 44100)
+    add(folder, "train", row(YES_NO, "yes", "a.wav"))
+    add(folder, "test", row(YES_NO, "yes", "copy.mp3"), row(YES_NO, "no", "other.wav"))
+    result = check()
+    assert result.counts == {"copied audio in two splits": 1}
+    assert result.examples("copied audio in two splits") == ["train and test: a.wav is copy.mp3"]
+    assert result.status == 1
+    assert check("--allow", "copied audio in two splits").status == 0
 
 
 def spoil(file, change):
@@ -487,7 +504,9 @@ def test_check_without_a_cache_folder_warns_once(folder, check, caplog, monkeypa
     (folder / "file").write_text("not a folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "file"))
     assert check() == first
-    assert caplog.text.count("cannot be used") == 1
+    # The facts and the fingerprints of clips have a cache each.
+    assert caplog.text.count("audio_checks.sqlite: the cache cannot be used") == 1
+    assert caplog.text.count("fingerprints.sqlite: the cache cannot be used") == 1
 
 
 WRITER = """
@@ -570,6 +589,8 @@ def test_check_finds_every_damage_in_a_copy_of_mini_reasonaqa(check, damaged_cop
         **dict.fromkeys(bad_clips, 1),
         "same clip in two splits": 1,
         "same audio in two splits": 1,
+        # One is ESC-10's own. Scenes of val contain the two clips of val that train now has.
+        "copied audio in two splits": 4,
         "unparsable": 1,
         # The unparsable answer is a contradiction too.
         "contradiction": 2,

@@ -1,6 +1,7 @@
 """Controls by hand, and planted artefacts: each is exposed by the control made for it."""
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from support.evaluation import make_tone_corpus, read_jsonl
 
 from audiolm.evaluation.controls import (
     commonest_answers,
+    mismatched_clips,
     noise_of_equal_power,
     shift_option_letters,
 )
@@ -121,6 +123,8 @@ def test_model_that_uses_the_audio_beats_every_baseline(tmp_path, tokenizer):
     assert accuracy(metrics) == 1
     for control in ("majority", "no_audio", "question_only"):
         assert accuracy(metrics, control) == 0.5
+    # The model was trained on these clips.
+    assert metrics["training_clips"]["clip in training"]["n"] == 24
     assert accuracy(metrics, "noise") <= 0.75
     assert accuracy(metrics, "mismatched_audio") <= 0.75
     above = metrics["audio_gain"]["mcq"]
@@ -186,3 +190,24 @@ def test_text_only_model_is_exposed_by_noise_and_mismatched_audio(tmp_path, toke
         <= 0
         <= metrics["audio_gain"]["macro"]["ci95_high"]
     )
+
+
+@pytest.mark.parametrize("num_clips", [1, 2])
+def test_mismatched_clips_are_never_a_rows_own(num_clips):
+    rng = random.Random(0)
+    lengths = {f"{number}.wav": rng.randint(10, 200) for number in range(40)}
+    rows = [{"audio": rng.sample(sorted(lengths), num_clips)} for _ in range(200)]
+    mismatched = mismatched_clips(rows, lengths)
+    for row, others in zip(rows, mismatched):
+        assert len(set(others)) == num_clips
+        assert set(others).isdisjoint(row["audio"])
+
+
+def test_mismatched_clips_have_similar_lengths():
+    lengths = {"a": 10, "b": 200, "c": 11, "d": 198}
+    rows = [{"audio": ["a"]}, {"audio": ["b"]}, {"audio": ["a", "b"]}]
+    assert mismatched_clips(rows, lengths) == [["c"], ["d"], ["c", "d"]]
+
+
+def test_mismatched_clips_without_another_clip_are_a_rows_own():
+    assert mismatched_clips([{"audio": ["a", "b"]}], {"a": 1, "b": 2}) == [["a", "b"]]

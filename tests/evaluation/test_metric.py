@@ -1,11 +1,12 @@
 """Accuracy of closed questions by hand."""
 
 import evaluate
+import numpy as np
 import pytest
 from support.evaluation import MCQ_QUESTION
 
 from audiolm.evaluation import ReasonAQAMetric, TextMetric, parse_answer
-from audiolm.evaluation.metric import wilson
+from audiolm.evaluation.metric import accuracies
 
 ENTAILMENT = (
     'the hypothesis - "x"? a) It is definitely true b) It is definitely false c) It is plausible '
@@ -67,16 +68,11 @@ def test_metric_of_closed_questions_by_hand():
     assert result["micro"]["accuracy"] == 0.5
     assert result["macro_accuracy"] == pytest.approx(2 / 3)
     assert result["subtype"]["Y-MCQ"]["accuracy"] == 0
-    low, high = wilson(1, 2)
+    # Two clips leave one degree of freedom.
+    cell = {"n": 2, "accuracy": 0.5, "ci95_low": 0.0, "ci95_high": 1.0}
     assert result["category"] == {
-        "count": {"n": 2, "accuracy": 0.5, "ci95_low": low, "ci95_high": high, "n_unparsed": 0},
-        "sound event": {
-            "n": 2,
-            "accuracy": 0.5,
-            "ci95_low": low,
-            "ci95_high": high,
-            "n_unparsed": 1,
-        },
+        "count": {**cell, "n_unparsed": 0},
+        "sound event": {**cell, "n_unparsed": 1},
     }
 
 
@@ -104,8 +100,50 @@ def test_metrics_are_exported_and_are_evaluate_metrics():
     assert result["rouge_l"] == pytest.approx((0.8 + 1) / 2)
 
 
-def test_wilson_by_hand():
-    assert wilson(8, 10) == pytest.approx(
-        (0.4901625, 0.9433178), abs=1e-6
-    )  # Newcombe 1998's formula
-    assert wilson(0, 0) == (0.0, 1.0)
+def test_metric_has_the_interval_of_a_t_test_over_clips():
+    """12 of 20 clips are right, each in all of its 5 rows."""
+    right = [number < 12 for number in range(20) for _ in range(5)]
+    clips = [(f"{number}",) for number in range(20) for _ in range(5)]
+    answers = {
+        "predictions": ["a" if is_right else "b" for is_right in right],
+        "references": ["a"] * 100,
+        "question_type": ["mcq"] * 100,
+    }
+    by_clip = ReasonAQAMetric().compute(**answers, clips=clips)["question_type"]["mcq"]
+    margin = (by_clip["ci95_high"] - by_clip["ci95_low"]) / 2
+    assert margin == pytest.approx(2.093 * (0.6 * 0.4 / 20) ** 0.5, rel=0.05)
+    by_row = ReasonAQAMetric().compute(**answers)["question_type"]["mcq"]
+    assert margin > 2 * (by_row["ci95_high"] - by_row["ci95_low"]) / 2
+
+
+def test_metric_of_all_right_answers_has_an_interval_with_a_width():
+    answers = {"predictions": ["a"] * 10, "references": ["a"] * 10, "question_type": ["mcq"] * 10}
+    cell = ReasonAQAMetric().compute(**answers)["micro"]
+    assert 0.7 < cell["ci95_low"] < 0.8
+    assert cell["ci95_high"] == 1
+
+
+def count_held_truths(simulations: int) -> float:
+    """Share of intervals that hold the true accuracy .6 of 60 clips with 25 rows each."""
+    rng = np.random.default_rng(0)
+    clips = [(f"{number}",) for number in range(60) for _ in range(25)]
+    is_held = []
+    for _ in range(simulations):
+        # A clip's rows are right with a probability of its own, whose mean is .6.
+        chance = np.repeat(rng.beta(1.8, 1.2, 60), 25)
+        pairs = [("a" if right else "b", "a") for right in rng.random(len(clips)) < chance]
+        cell = accuracies(pairs, {"all": ["x"] * len(pairs)}, clips)["all"]["x"]
+        is_held.append(cell["ci95_low"] <= 0.6 <= cell["ci95_high"])
+    return float(np.mean(is_held))
+
+
+def test_intervals_of_25_rows_a_clip_hold_the_truth():
+    """3 standard errors of .95 of 150 simulations are .053. Wilson's held it in .6 of them."""
+    assert count_held_truths(150) > 0.89
+
+
+@pytest.mark.slow
+def test_intervals_of_25_rows_a_clip_hold_the_truth_in_long_simulation():
+    share = count_held_truths(3000)
+    print(f"\nintervals of 60 clips with 25 rows that hold the truth: {100 * share:.1f} %")
+    assert share >= 0.94

@@ -3,7 +3,13 @@
 import pytest
 from support.evaluation import CAPTION, RAIN, make_output, make_predictions
 
-from audiolm.evaluation.scores import audio_gain, option_probabilities, recording_names, score
+from audiolm.evaluation.scores import (
+    audio_gain,
+    mark_training_clips,
+    option_probabilities,
+    recording_names,
+    score,
+)
 from audiolm.evaluation.tables import format_metrics
 
 
@@ -57,15 +63,22 @@ def test_predicted_rows_relabelled_options_have_original_letters():
 
 
 @pytest.mark.parametrize(
-    ("paths", "names"),
+    ("paths", "digests", "names"),
     [
-        (("ClothoAQA\\audio_files\\Mom&amp;Dad.wav", ""), ("Mom&Dad.wav",)),
-        (("ClothoV21/evaluation/Mom&Dad.wav", ""), ("Mom&Dad.wav",)),
-        (("a/x.wav", "b/y.wav"), ("x.wav", "y.wav")),
+        # ClothoAQA's recordings are Clotho's, in another folder.
+        (("ClothoAQA/a.wav", ""), ["x"], ("x",)),
+        (("ClothoV21/evaluation/a.wav", ""), ["x"], ("x",)),
+        (("dog/1.wav", "cat/1.wav"), ["x", "y"], ("x", "y")),
+        # Predictions of an older version.
+        (("ClothoAQA\\Mom&amp;Dad.wav", ""), None, ("ClothoAQA/Mom&Dad.wav",)),
+        (("0001/audio.wav", "0002/audio.wav"), None, ("0001/audio.wav", "0002/audio.wav")),
     ],
 )
-def test_recording_names_are_file_names(paths, names):
-    assert recording_names({"filepath1": paths[0], "filepath2": paths[1]}) == names
+def test_recording_names_are_digests_or_full_paths(paths, digests, names):
+    row = {"filepath1": paths[0], "filepath2": paths[1]}
+    if digests:
+        row["audio_digests"] = digests
+    assert recording_names(row) == names
 
 
 def test_score_groups_rows_by_truncation():
@@ -93,9 +106,10 @@ def test_audio_gain_by_hand():
     assert gain["best_control"] == "noise"
     assert gain["difference"] == 0.25
     assert (gain["accuracy"], gain["control_accuracy"]) == (0.75, 0.5)
-    # One of four clips is drawn 0 to 3 times.
-    assert gain["ci95_low"] == 0
-    assert gain["ci95_high"] == 0.75
+    # The differences are 0, 0, 0 and 1. Four clips have 3 degrees of freedom.
+    error = (0.25 * 0.75 / 4) ** 0.5
+    margin = (gain["ci95_high"] - gain["ci95_low"]) / 2
+    assert margin == pytest.approx(error * 3.182, rel=0.05)
 
 
 def test_score_has_training_majority_as_control():
@@ -154,3 +168,71 @@ def test_score_of_few_unparsed_texts_warns_of_nothing():
         (RAIN, {"audio": make_output("thunder")}),
     )
     assert score(rows, "generate", 10.0)["warnings"] == []
+
+
+def test_table_without_a_text_only_model_says_what_is_not_shown():
+    answers = {"audio": make_output("", a=-1, b=-2), "noise": make_output("", a=-3, b=-2)}
+    table = format_metrics(score(make_predictions((RAIN, answers)), "likelihood", 10.0))
+    assert "no text-only model: the points below are not shown to come from the audio" in table
+
+
+def test_score_reports_texts_that_contradict_themselves():
+    """The right answer is "A) rain". By letter, 2 of 4 are right, by words 2."""
+    texts = ["A) rain", "B) rain", "A) wind", "B"]
+    rows = make_predictions(
+        *((RAIN, {"audio": make_output(text, a=-1, b=-2)}) for text in texts),
+    )
+    metrics = score(rows, "generate", 10.0)
+    assert metrics["contradictions"] == {
+        "mcq": {"n": 4, "contradictory": 0.5, "by_letter": 0.5, "by_words": 0.5}
+    }
+    assert "mcq: 50.0 % of 4 generated texts name one option's letter" in format_metrics(metrics)
+
+
+def test_score_without_generated_texts_reports_no_contradictions():
+    output = make_output("", a=-1, b=-2)
+    del output["text"]
+    rows = make_predictions((RAIN, {"audio": output}))
+    assert score(rows, "likelihood", 10.0)["contradictions"] == {}
+
+
+def long_answers(count: int) -> list[dict]:
+    """Rows with right answers of 3 words. The sum of their log-likelihoods is lower than b's."""
+    row = {
+        **RAIN,
+        "answer": "A) heavy rain falling",
+        "input": "What? A) heavy rain falling B) wind",
+    }
+    output = make_output("")
+    output["scores"] = {"a": (-4.0, 4), "b": (-3.0, 1)}
+    return make_predictions(*((row, {"audio": output}) for _ in range(count)))
+
+
+def test_score_warns_where_sum_and_mean_of_log_likelihoods_disagree():
+    metrics = score(long_answers(20), "likelihood", 10.0)
+    assert "answers of 4-6 words 0.0 and 100.0 %" in metrics["length_warning"]
+    table = format_metrics(metrics)
+    assert "warning: the sum of an option's log-likelihoods, which decides" in table
+    (line,) = [line.split() for line in table.split("\n") if line.startswith("4-6 words")]
+    assert (line[2:4], line[-1]) == (["20", "0.000"], "1.000")
+
+
+def test_score_without_such_a_difference_does_not_warn():
+    rows = make_predictions(*((RAIN, {"audio": make_output("", a=-1, b=-2)}) for _ in range(20)))
+    assert score(rows, "likelihood", 10.0)["length_warning"] is None
+    assert score(long_answers(20), "likelihood_normalised", 10.0)["length_warning"] is None
+
+
+@pytest.mark.parametrize("training_clips", [{"0.wav"}, {"folder/1.wav", "digest of 0"}])
+def test_score_reports_rows_whose_clip_occurs_in_training(training_clips):
+    rows = make_predictions(
+        (RAIN, {"audio": make_output("", a=-1, b=-2)}),
+        (RAIN, {"audio": make_output("", a=-3, b=-2)}),
+    )
+    rows[0]["audio_digests"] = ["digest of 0"]
+    mark_training_clips(rows, training_clips)
+    metrics = score(rows, "likelihood", 10.0)
+    groups = metrics["training_clips"]
+    assert groups["clip in training"]["accuracy"] == 1
+    assert groups["new clip"]["accuracy"] == 0
+    assert "warning: the clips of 1 rows occur in training" in format_metrics(metrics)

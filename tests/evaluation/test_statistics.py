@@ -11,21 +11,18 @@ from itertools import product
 import numpy as np
 import pytest
 import statsmodels.api as sm
-from scipy.stats import binomtest, kstest, norm
+from scipy.stats import norm
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.proportion import proportion_confint
 
 from audiolm.evaluation import statistics
-from audiolm.evaluation.metric import wilson
 from audiolm.evaluation.statistics import (
     clip_bootstrap,
-    clip_permutation_test,
     expected_calibration_error,
     holm,
+    holm_levels,
     interval,
     mcnemar,
-    minimum_detectable_difference,
 )
 
 MEANS = np.array(
@@ -124,11 +121,6 @@ def test_resampling_with_equal_arguments_gives_equal_numbers(monkeypatch):
     order = np.random.default_rng(1).permutation(len(clip))
     moved = clip_bootstrap(right[order], [clips[i] for i in order], kind[order], 200, seed=3)
     np.testing.assert_allclose(moved, once, atol=1e-12)
-    p = clip_permutation_test(right[:, 1] - right[:, 0], clips, kind, 500, seed=3)
-    assert p == clip_permutation_test(
-        (right[:, 1] - right[:, 0])[order], [clips[i] for i in order], kind[order], 500, seed=3
-    )
-    assert p != clip_permutation_test(right[:, 1] - right[:, 0], clips, kind, 500, seed=4)
     monkeypatch.setattr(statistics, "CHUNK", 1000)  # 25 resamples at a time
     np.testing.assert_allclose(clip_bootstrap(right, clips, kind, 200, seed=3), once, atol=1e-12)
 
@@ -158,7 +150,6 @@ def test_resampling_memory_is_bounded():
     outcomes = generator.random((30_000, 3))
     tracemalloc.start()
     clip_bootstrap(outcomes, clips, kinds, 2000)  # 80 MB of draws at once would be 370 MB in all
-    clip_permutation_test(outcomes[:, 0] - 0.5, clips, kinds, 5000)  # 200 MB of signs
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 120e6
@@ -193,92 +184,6 @@ def test_interval_coverage_in_long_simulation(clips, tolerance):
     assert naive < 0.85
 
 
-def test_clip_permutation_test_equals_enumeration_of_all_flips():
-    """Eight clips; e and f, f and g share rows and flip together: 6 sets, 64 flips."""
-    difference = np.array([1, 0, 1, -1, -1, 1, 0, 1, -1, 1, 1, 1 / 3])
-    clips = [
-        ("a",),
-        ("a",),
-        ("b",),
-        ("b",),
-        ("c",),
-        ("d",),
-        ("d",),
-        ("e", "f"),
-        ("f",),
-        ("g", "f"),
-        ("h",),
-        ("b",),
-    ]
-    groups, sets = (
-        np.array([0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1]),
-        np.array([0, 0, 1, 1, 2, 3, 3, 4, 4, 4, 5, 1]),
-    )
-    flips = [difference * np.array(signs)[sets] for signs in product((1, -1), repeat=6)]
-    statistic = [
-        values[groups == 0].mean() / 2 + values[groups == 1].mean() / 2 for values in flips
-    ]
-    exact = np.mean(np.abs(statistic) > abs(statistic[0]) - 1e-9)
-    assert 0.05 < exact < 0.5
-    p = clip_permutation_test(difference, clips, groups, 40_000)
-    assert p == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 40_000))
-    apart = clip_permutation_test(difference, [names[:1] for names in clips], groups, 40_000)
-    assert abs(apart - exact) > 0.02
-    # rows of no group count for nothing, nor do they tie clips together
-    more = clip_permutation_test(
-        np.r_[difference, 5], [*clips, ("a", "b")], np.r_[groups, -1], 40_000
-    )
-    assert more == p
-
-
-def test_clip_permutation_test_counts_ties_and_itself():
-    """0.1 in each of 3 clips sums to ±0.3 or ±0.1: one flip in four is as extreme."""
-    p = clip_permutation_test(np.full(3, 0.1), named(range(3)), np.zeros(3, int), 20_000)
-    assert p == pytest.approx(0.25, abs=0.015)
-    assert clip_permutation_test(np.zeros(3), named(range(3)), np.zeros(3, int), 100) == 1
-    assert clip_permutation_test(np.ones(40), named(range(40)), np.zeros(40, int), 999) == 1 / 1000
-    assert clip_permutation_test(np.ones(40), named([0] * 40), np.zeros(40, int), 999) == 1
-    chain = [
-        ("a", "b"),
-        ("c", "b"),
-        ("c", "d"),
-    ]  # a and d flip together, though no row is about both
-    assert clip_permutation_test(np.ones(3), chain, np.zeros(3, int), 999) == 1
-
-
-def test_clip_permutation_test_is_uniform_under_the_null():
-    generator, p, by_row = np.random.default_rng(1), [], []
-    for seed in range(800):
-        right, clip, kind = simulated(generator, 80, means=MEANS[[0, 0]])
-        p.append(clip_permutation_test(right[:, 1] - right[:, 0], named(clip), kind, 400, seed))
-        by_row.append(
-            clip_permutation_test(
-                right[:, 1] - right[:, 0], named(range(len(clip))), kind, 400, seed
-            )
-        )
-    assert kstest(p, "uniform").pvalue > 0.01
-    assert binomtest(int(np.sum(np.array(p) <= 0.05)), 800, 0.05).pvalue > 0.01
-    assert np.mean(np.array(by_row) <= 0.05) > 0.12  # what flipping rows would claim
-
-
-def test_minimum_detectable_difference_is_detected_with_its_power():
-    assert minimum_detectable_difference(1) == pytest.approx(1.959964 + 0.841621, abs=1e-5)
-    assert minimum_detectable_difference(0.01, tests=3, power=0.9) == pytest.approx(
-        0.01 * (2.393980 + 1.281552), abs=1e-7
-    )
-    generator = np.random.default_rng(2)
-    data = [simulated(generator, 150, means=MEANS[[0, 0]]) for _ in range(800)]
-    error = np.std([macro(right[:, 1] - right[:, 0], kind) for right, _, kind in data])
-    detectable = minimum_detectable_difference(error, tests=3)
-    tests = [
-        clip_permutation_test(right[:, 1] - right[:, 0] + detectable, named(clip), kind, 1200)
-        for right, clip, kind in data
-    ]
-    assert np.mean(np.array(tests) <= 0.05 / 3) == pytest.approx(
-        0.8, abs=0.05
-    )  # 3 standard errors of a share, .014
-
-
 @pytest.mark.parametrize(
     "p_values",
     [[0.01, 0.04, 0.03], [0.5, 0.9, 0.2, 0.2], [0.02], [0.001, 0.3, 0.012, 0.012, 1.0, 0.0]],
@@ -294,6 +199,27 @@ def test_holm_by_hand():
     assert holm([]) == []
     with pytest.raises(ValueError, match="nan"):
         holm([0.1, float("nan")])
+
+
+@pytest.mark.parametrize(
+    ("p_values", "expected"),
+    [
+        # The smallest is tested at .05 / 3 and found, the next at .05 / 2 and not found.
+        ([0.04, 0.001, 0.03], [0.025, 0.05 / 3, 0.025]),
+        ([0.01, 0.02, 0.03], [0.05 / 3, 0.025, 0.05]),
+        ([0.2], [0.05]),
+        ([], []),
+    ],
+)
+def test_holm_levels_by_hand(p_values, expected):
+    assert holm_levels(p_values) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_holm_levels_find_what_the_corrected_p_values_find(seed):
+    p_values = np.random.default_rng(seed).uniform(0, 0.06, 6)
+    is_below_level = p_values < holm_levels(p_values)
+    assert is_below_level.tolist() == [p < 0.05 for p in holm(p_values)]
 
 
 @pytest.mark.parametrize(("only_first", "only_second"), [(1, 9), (12, 5), (4, 4), (0, 3)])
@@ -316,13 +242,6 @@ def test_mcnemar_without_discordant_rows():
         mcnemar([0.5, 1], [1, 0])
     with pytest.raises(ValueError, match=r"bool \(2,\) and bool \(3,\)"):
         mcnemar([True, False], [True, False, False])
-
-
-@pytest.mark.parametrize(("correct", "n"), [(0, 10), (10, 10), (3, 7), (812, 1000)])
-def test_wilson_equals_statsmodels(correct, n):
-    assert wilson(correct, n) == pytest.approx(
-        proportion_confint(correct, n, method="wilson"), abs=1e-9
-    )
 
 
 def test_expected_calibration_error_by_hand():
@@ -378,8 +297,6 @@ def test_resampling_of_invalid_rows_is_an_error(change, message):
         "clips": [("a",), ("b",)],
         "groups": np.array([0, 0]),
     } | change
-    with pytest.raises(ValueError, match=message):
-        clip_permutation_test(values["values"], values["clips"], values["groups"])
     with pytest.raises(ValueError, match=message):
         clip_bootstrap(values["values"][:, None], values["clips"], values["groups"])
     with pytest.raises(ValueError, match=r"got \(2,\)"):

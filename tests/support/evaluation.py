@@ -6,6 +6,7 @@ from pathlib import Path
 import soundfile
 from support.builders import EMPTY, clip
 
+from audiolm.data.audio_check import ClipFacts
 from audiolm.evaluation.scores import predicted_rows
 
 MCQ_QUESTION = "What is it? A) rain B) heavy rain C) a dog barking D) wind"
@@ -21,11 +22,11 @@ CAPTION = {
 def make_tone_corpus(folder: Path, rows: list[dict]) -> Path:
     """Writes a clip per row: row i is about a low tone if i is even, about a high one if it is odd.
 
-    All clips have one length, which a text-only model knows too.
+    All clips have one length, which a text-only model knows too. Each is a recording of its own.
     """
     for i, row in enumerate(rows):
         row["filepath1"] = f"{i}.wav"
-        soundfile.write(folder / f"{i}.wav", clip(0.4, seed=i % 2 * 9), 24000)
+        soundfile.write(folder / f"{i}.wav", clip(0.4, seed=i % 2 * 9) * (1 - i / 1000), 24000)
     (folder / "rows.json").write_text(json.dumps(rows))
     return folder
 
@@ -45,8 +46,8 @@ def make_predictions(
         for i, (row, _) in enumerate(answered)
     ]
     outputs = [by_condition for _, by_condition in answered]
-    lengths = {row["audio"][0]: seconds for row in rows}
-    return predicted_rows(rows, outputs, lengths, training_rows)
+    facts = {row["audio"][0]: ClipFacts(None, seconds, 0.5, row["audio"][0]) for row in rows}
+    return predicted_rows(rows, outputs, facts, training_rows)
 
 
 def read_jsonl(path: Path) -> list[dict]:

@@ -8,6 +8,7 @@ import yaml
 from support.builders import EMPTY, MCQ, YES_NO, clip, save_parts
 
 from audiolm.comparison.runs import Run
+from audiolm.data.audio_check import ClipFacts
 from audiolm.evaluation.scores import predicted_rows, score
 
 DIFFERENCE = {**EMPTY, "input": "explain the difference in detail", "subtype": "TD-1.json"}
@@ -108,7 +109,9 @@ def make_run(right, name="x", clips=None, no_audio=False, model=None, **settings
         best = options[0] if is_right else options[1]
         scores = {option: (-1.0 if option == best else -2.0, 1) for option in options}
         answers.append({"audio": {"loss": 1.0, "n_tokens": 1, "scores": scores}})
-    predictions = predicted_rows(rows, answers, {row["audio"][0]: 5.0 for row in rows})
+    names = [row["audio"][0] for row in rows]
+    facts = {name: ClipFacts(None, 5.0, 0.5, digest=name) for name in names}
+    predictions = predicted_rows(rows, answers, facts)
     facts = {
         "encoder_type": "htsat",
         "no_audio": no_audio,

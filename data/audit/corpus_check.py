@@ -6,12 +6,14 @@ from collections.abc import Collection, Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, DatasetDict
 
-from .answer_parsing import option_texts, parse_answer
-from .audio_check import ClipFacts
-from .label_fixes import EntailmentLabels, correct_label, is_cle
-from .reasonaqa import CLOSED_QUESTION_TYPES
+from ..answer_parsing import option_texts, parse_answer
+from ..audio_check import ClipFacts
+from ..label_fixes import EntailmentLabels, correct_label, is_cle
+from ..reasonaqa import CLOSED_QUESTION_TYPES
+from .fingerprints import FingerprintIndex, fingerprint_clips
 
 EXAMPLES_PER_FINDING = 5
 DROP = "--on_bad_audio skip drops the rows"
@@ -29,6 +31,8 @@ ERRORS = {
     **CLIP_PROBLEMS,
     "same clip in two splits": "leakage: remove the rows from one split",
     "same audio in two splits": "leakage under another name: remove the rows from one split",
+    "copied audio in two splits": "leakage: the same recording, re-encoded, shifted, softer or "
+    "resampled; remove the rows from one split, or pass --allow if you listened and it is another",
     "unparsable": "no options, or an answer that names no option: nothing can count as correct",
     "wrong entailment label": "--fix_cle_labels with the CSV files corrects it",
 }
@@ -49,8 +53,10 @@ class CorpusCheck:
         facts: Mapping[str, ClipFacts],
         max_answer_words: int,
         labels: EntailmentLabels | None,
+        max_seconds: float,
     ):
         self.facts = facts
+        self.max_seconds = max_seconds
         self.max_answer_words = max_answer_words
         self.labels = labels
         self.counts: Counter[str] = Counter()
@@ -116,23 +122,40 @@ class CorpusCheck:
             self.add("contradiction", f"{place}: {question} → {first!r} and {answer!r}")
 
     def check_clips(self) -> None:
-        """Finds bad clips, and those that are in two splits, also under another name."""
+        """Finds bad clips, and recordings that are in two splits, also as copies."""
         for path, clip in sorted(self.facts.items()):
             if clip.kind in CLIP_PROBLEMS:
                 fault = clip.fault or f"{clip.seconds:.2f} s, peak {clip.peak:.5f}"
                 self.add(clip.kind, f"{path}: {fault}")
-        for (first, names), (second, other_names) in combinations(self.clip_names.items(), 2):
-            where = f"{first} and {second}"
-            sounds = [path for path in sorted(names) if self.facts[path].kind == "sound"]
-            path_by_digest = {self.facts[path].digest: path for path in sounds}
-            for path in sorted(other_names):
-                clip = self.facts[path]
-                if path in names:
-                    self.add("same clip in two splits", f"{where}: {other_names[path]}")
-                elif clip.kind == "sound" and clip.digest in path_by_digest:
-                    original = names[path_by_digest[clip.digest]]
-                    example = f"{where}: {original} is {other_names[path]}"
-                    self.add("same audio in two splits", example)
+        fingerprints = {}
+        if len(self.clip_names) > 1:
+            sounds = [path for path, clip in self.facts.items() if clip.kind == "sound"]
+            fingerprints = fingerprint_clips(sounds, self.max_seconds)
+        for first, second in combinations(self.clip_names, 2):
+            self._check_leakage(first, second, fingerprints)
+
+    def _check_leakage(
+        self, first: str, second: str, fingerprints: Mapping[str, np.ndarray]
+    ) -> None:
+        names, other_names = self.clip_names[first], self.clip_names[second]
+        sounds = [path for path in sorted(names) if self.facts[path].kind == "sound"]
+        path_by_digest = {self.facts[path].digest: path for path in sounds}
+        index = FingerprintIndex(
+            {path: fingerprints[path] for path in sounds if path in fingerprints}
+        )
+        for path in sorted(other_names):
+            clip = self.facts[path]
+            if path in names:
+                self.add("same clip in two splits", f"{first} and {second}: {other_names[path]}")
+                continue
+            if clip.kind != "sound":
+                continue
+            finding, source = "same audio in two splits", path_by_digest.get(clip.digest)
+            if source is None and path in fingerprints:
+                finding, source = "copied audio in two splits", index.find_copy(fingerprints[path])
+            if source is not None:
+                copy = f"{names[source]} is {other_names[path]}"
+                self.add(finding, f"{first} and {second}: {copy}")
 
     def check_answer_positions(self) -> dict[tuple[str, str], dict]:
         """Returns how often each letter is correct in the subtypes of the splits."""
@@ -173,7 +196,7 @@ def check_corpus(
         labels: Labels of `entailment_labels` to compare with.
         allowed: Names of errors that do not count. The other ones are listed under `wrong`.
     """
-    check = CorpusCheck(facts, max_answer_words, labels)
+    check = CorpusCheck(facts, max_answer_words, labels, max_seconds)
     for split, rows in data.items():
         for number, row in enumerate(_read_rows(rows)):
             check.check_row(split, number, row)
