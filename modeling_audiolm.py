@@ -506,6 +506,15 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             num_items_in_batch = max(1, len(targets))
         return total / num_items_in_batch, logits
 
+    def _maybe_initialize_input_ids_for_generation(
+        self, inputs: Any = None, bos_token_id: Any = None, model_kwargs: Any = None
+    ) -> torch.Tensor:
+        """Takes the batch size from embeddings. transformers takes any tensor, such as clips."""
+        if "inputs_embeds" in (model_kwargs or {}):
+            model_kwargs = {"inputs_embeds": model_kwargs["inputs_embeds"]}
+        initialize: Any = super()._maybe_initialize_input_ids_for_generation
+        return initialize(inputs, bos_token_id, model_kwargs)
+
     def _expand_inputs_for_generation(
         self, expand_size=1, is_encoder_decoder=False, input_ids: Any = None, **model_kwargs
     ):
@@ -600,7 +609,7 @@ def text_model_source(name_or_path: str) -> dict[str, str]:
 if not __name__.startswith("transformers_modules."):
     # The installed classes read a folder, so that its code need not be trusted.
     AutoConfig.register("audiolm", AudioLMConfig, exist_ok=True)
-    AutoModel.register(AudioLMConfig, AudioLMForConditionalGeneration, exist_ok=True)
-    AutoModelForMultimodalLM.register(AudioLMConfig, AudioLMForConditionalGeneration, exist_ok=True)
+    for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM):
+        auto_class.register(AudioLMConfig, AudioLMForConditionalGeneration, exist_ok=True)
 AudioLMConfig.register_for_auto_class()
 AudioLMForConditionalGeneration.register_for_auto_class("AutoModelForMultimodalLM")

@@ -14,6 +14,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from ..modeling_audiolm import CACHE_NAME
 from ..runtime import UserError
 
 PAD_TO = 32  # Batches are padded to multiples of so many tokens, as a graph has a fixed length.
@@ -72,11 +73,10 @@ class _MasklessForward:
         inputs_embeds: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: object = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
-        if attention_mask is not None or past_key_values is not None:
-            raise ValueError("a compiled language model takes no mask and no past_key_values")
+        if attention_mask is not None or kwargs.get(CACHE_NAME) is not None:
+            raise ValueError(f"a compiled language model takes no mask and no {CACHE_NAME}")
         for layer in self.cast_layers:
             layer.refresh()
         if position_ids is None and self.can_replay(inputs_embeds):

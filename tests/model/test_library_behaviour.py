@@ -169,7 +169,8 @@ def test_generate_of_embeddings_equals_that_of_ids(model, inputs, options):
     embeddings = model.get_input_embeddings()(inputs["input_ids"])
     others = {name: value for name, value in inputs.items() if name != "input_ids"}
     expected = generate(model, inputs, **options)[:, inputs["input_ids"].shape[1] :]
-    ids = generate(model, {"inputs_embeds": embeddings, **others}, **options)
+    # The clips come first, of which there are more than examples.
+    ids = generate(model, {**others, "inputs_embeds": embeddings}, **options)
     assert torch.equal(ids, expected)
 
 
@@ -271,6 +272,22 @@ def test_chat_template_makes_the_inputs_of_the_processor(processor, num_clips, t
     expected = processor(text=QUESTION, audio=paths)
     assert torch.equal(inputs["input_ids"], expected["input_ids"])
     assert torch.allclose(inputs["input_values"], expected["input_values"], atol=1e-6)
+
+
+def test_chat_template_takes_several_conversations(processor, tmp_path):
+    import soundfile
+
+    path = str(tmp_path / "a.wav")
+    soundfile.write(path, clip(0.6), 24000, subtype="FLOAT")
+    chats = []
+    for num_clips in (1, 2):
+        content = [{"type": "audio", "path": path}] * num_clips
+        text = {"type": "text", "text": QUESTION}
+        chats.append([{"role": "user", "content": [*content, text]}])
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    inputs = processor.apply_chat_template(chats, **options)
+    expected = processor(text=[QUESTION, QUESTION], audio=[[path], [path, path]])
+    assert torch.equal(inputs["input_ids"], expected["input_ids"])
 
 
 def test_processor_names_its_inputs(processor, inputs):
