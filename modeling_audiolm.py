@@ -508,7 +508,7 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _maybe_initialize_input_ids_for_generation(
         self, inputs: Any = None, bos_token_id: Any = None, model_kwargs: Any = None
-    ) -> torch.Tensor:
+    ) -> torch.LongTensor:
         """Takes the batch size from embeddings. transformers takes any tensor, such as clips."""
         if "inputs_embeds" in (model_kwargs or {}):
             model_kwargs = {"inputs_embeds": model_kwargs["inputs_embeds"]}
