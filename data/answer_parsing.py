@@ -231,6 +231,10 @@ def parse_answer(question_type: str, question: str, text: str) -> str | None:
     return None
 
 
+def _is_bare_letters(tokens: list[str]) -> bool:
+    return all(len(token) == 1 and token.isascii() for token in tokens)
+
+
 def parse_option(options: Mapping[str, str], text: str) -> str | None:
     """Returns the letter of the option that a text names by the rules of `parse_answer`, or None.
 
@@ -249,7 +253,8 @@ def parse_option(options: Mapping[str, str], text: str) -> str | None:
     exact = [letter for letter, option in option_tokens.items() if option == tokenized.tokens]
     if tokenized.tokens and len(exact) == 1:
         return exact[0]
-    if all(len(token) == 1 and token.isascii() for token in tokenized.tokens):
+    has_spelled_option = any(map(_is_bare_letters, option_tokens.values()))
+    if _is_bare_letters(tokenized.tokens) and not has_spelled_option:
         letters = set(tokenized.tokens)
         return letters.pop() if len(letters) == 1 and letters <= options.keys() else None
     tokenized = tokenize(strip_thoughts(text))

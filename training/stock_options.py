@@ -135,6 +135,8 @@ def recorded_options(args: TrainingArguments) -> list[str]:
 
 def check_best_metric(name: str | None, question_types: Collection[str]) -> None:
     """Raises a `UserError` if `--metric_for_best_model` is no loss of an evaluation."""
-    names = [MACRO_LOSS, *(f"{question_type}_token_loss" for question_type in question_types)]
+    names = [MACRO_LOSS]
+    for question_type in question_types:
+        names += [f"{question_type}_token_loss", f"{question_type}_loss"]
     if name is not None and name.removeprefix("eval_") not in names:
         raise UserError(f"--metric_for_best_model {name}: expected {', '.join(names)}")

@@ -148,7 +148,7 @@ def test_schedule_that_watches_the_loss_lowers_the_rate(options, corpus):
 
 def test_metric_of_a_missing_question_type_is_refused(options, capsys):
     argv = [*options, "--metric_for_best_model", "caption_token_loss"]
-    with pytest.raises(SystemExit, match="expected macro_loss, mcq_token_loss, yes_no_token_loss"):
+    with pytest.raises(SystemExit, match="expected macro_loss, mcq_token_loss, mcq_loss, yes_no"):
         train_command(argv)
 
 
