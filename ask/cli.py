@@ -98,11 +98,12 @@ def _question_problem(args: argparse.Namespace) -> str | None:
 def ask_once(args: argparse.Namespace) -> None:
     """Prints each model's answer to one question."""
     from ..data.answer_parsing import add_options
+    from ..data.audio_files import find_file
     from ..runtime import UserError
     from .model import LoadedModel
 
     *names, question = args.inputs
-    clips = [sys.stdin.buffer.read() if name == STDIN else name for name in names]
+    clips = [sys.stdin.buffer.read() if name == STDIN else find_file(name) for name in names]
     question = sys.stdin.read() if question == STDIN else question
     if not question.strip():
         raise UserError("the question is empty")

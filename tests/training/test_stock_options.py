@@ -78,6 +78,7 @@ def test_option_that_would_be_ignored_is_refused(name, value, capsys):
         (["--accelerator_config", '{"split_batches": true}'], "split_batches is not supported"),
         (["--load_best_model_at_end", "true"], "needs evaluations: add --validation_file"),
         (["--lr_scheduler_type", "reduce_lr_on_plateau"], "needs evaluations: add --validation"),
+        (["--lora_r", "4", "--bf16_full_eval", "true"], "would round the adapters before they"),
         (["--num_train_epochs", "3", "--max_steps", "9"], "--max_steps: use one of them"),
     ],
 )
