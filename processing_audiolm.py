@@ -225,7 +225,7 @@ def open_file(path, seconds: float = math.inf) -> Any:
         if is_media(header):
             return _to_sound_file(*_decode_media(raw, path, seconds))
         if tag is not None and not tag.is_trusted:
-            return _to_sound_file(*_decode_mp3(raw, tag, seconds))
+            return _to_sound_file(*_decode_mp3(raw, path, tag, seconds))
         # An unfinished WAV states no samples. With this size, libsndfile counts them.
         states_nothing = header[:4] == b"RIFF" and header[4:8] in (b"\0\0\0\0", b"\x24\0\0\0")
         if states_nothing:
@@ -272,11 +272,11 @@ def find_mp3_tag(file) -> MP3Tag | None:
         for byte in header[6:]:  # 7 bits each
             size = size << 7 | byte
         first_frame = 10 + size
-    frame = read_at(file, first_frame, 64)
+    frame = read_at(file, first_frame, 80)
     if not _is_mp3_frame(frame):
         return None
     offset = next((i for name in MP3_TAGS if (i := frame.find(name)) >= 0), None)
-    if offset is None:
+    if offset is None or len(frame) < offset + 16:
         return MP3Tag(None, None, False)
     tag = frame[offset:]
     is_vbri = tag.startswith(b"VBRI")
@@ -298,9 +298,13 @@ class _EndlessFile:
 
     SIZE = 2**40
 
-    def __init__(self, content: bytes):
+    def __init__(self, content: bytes, name: object):
         self.content = content
+        self.name = name
         self.position = 0
+
+    def __repr__(self) -> str:  # for soundfile's messages
+        return repr(self.name)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         self.position = offset + (0, self.position, self.SIZE)[whence]
@@ -317,11 +321,11 @@ class _EndlessFile:
         return content
 
 
-def _decode_mp3(raw, tag: MP3Tag, seconds: float) -> tuple[np.ndarray, int]:
+def _decode_mp3(raw, path, tag: MP3Tag, seconds: float) -> tuple[np.ndarray, int]:
     content = bytearray(read_at(raw, 0, -1))
     if tag.position is not None:
         content[tag.position : tag.position + 4] = bytes(4)  # A frame of silence takes its place.
-    with soundfile.SoundFile(_EndlessFile(bytes(content))) as file:
+    with soundfile.SoundFile(_EndlessFile(bytes(content), path)) as file:
         blocks = [np.zeros((0, file.channels), "float32")]
         left = seconds * file.samplerate
         while left > 0 and (len(blocks) == 1 or len(blocks[-1])):
@@ -334,9 +338,7 @@ def _decode_media(raw, path, seconds: float) -> tuple[np.ndarray, int]:
     try:
         import av
     except ImportError as error:
-        raise ValueError(
-            f"{path}: to read this format, `pip install av` (extra `media`)"
-        ) from error
+        raise ValueError(f"{path} needs FFmpeg: `pip install av` (extra `media`)") from error
     blocks, length = [], 0
     try:
         with av.open(raw) as container:

@@ -61,6 +61,18 @@ def test_joined_mp3_streams_are_read_to_their_end():
     assert read_seconds(content) == pytest.approx(8.0, abs=0.5)
 
 
+@pytest.mark.parametrize("length", [2, 25, 30, 60])
+def test_first_bytes_of_an_mp3_are_a_fault(length):
+    content = encode(tone(2.0), "MP3", "MPEG_LAYER_III")
+    assert clip_facts(content[:length]).kind == "unreadable"
+
+
+def test_broken_mp3_is_named(tmp_path):
+    path = tmp_path / "a.mp3"
+    path.write_bytes(b"\xff\xfb" + b"garbage" * 20)
+    assert f"{path}" in clip_facts(str(path)).fault
+
+
 def test_mp3_with_tag_is_read_as_before():
     """The tag also says how many samples the encoder added, which are not part of the clip."""
     content = encode(tone(2.0), "MP3", "MPEG_LAYER_III")
@@ -116,7 +128,7 @@ def test_half_of_such_a_recording_is_a_fault(format, codec):
 def test_recording_without_the_extra_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     facts = clip_facts(b"\x1aE\xdf\xa3" + bytes(100))
-    assert facts.fault.endswith("it: to read this format, `pip install av` (extra `media`))")
+    assert facts.fault.endswith("it needs FFmpeg: `pip install av` (extra `media`))")
 
 
 def test_page_shows_all_of_an_mp3_without_tag():
