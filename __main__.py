@@ -19,6 +19,7 @@ COMMANDS = {
     "compare": "run_compare",
     "probe": "evaluation.probe_command",
     "prepare": "data.prepare",
+    "cache": "data.features.cache_command",
     "benchmark": "benchmark.cli",
 }
 

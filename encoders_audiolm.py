@@ -555,10 +555,31 @@ class MimiEncoder(QuantizedEncoder, MimiLatentEncoder):
         self.num_levels = config.num_levels - self.first_level
         self.codebook_size = config.codebook_size
 
+    @property
+    def levels(self) -> slice:
+        """Which of all codebooks are used."""
+        return slice(self.first_level, self.first_level + self.num_levels)
+
+    @property
+    def num_codebooks(self) -> int:
+        """Codebooks of the checkpoint."""
+        return self.config.num_quantizers
+
+    @torch.no_grad()
+    def all_codes(self, waveform: torch.Tensor, num_samples: list[int]) -> torch.Tensor:
+        """Returns the codes of all codebooks, as `codes` returns those that are used."""
+        with full_precision(waveform.device.type):
+            waveform = self._band_limit(waveform, num_samples)
+            return self._first_codes(waveform, num_samples, self.num_codebooks)
+
     def _codes(self, waveform: torch.Tensor, num_samples: list[int]) -> torch.Tensor:
+        return self._first_codes(waveform, num_samples, self.levels.stop)[:, self.levels]
+
+    def _first_codes(
+        self, waveform: torch.Tensor, num_samples: list[int], num_codebooks: int
+    ) -> torch.Tensor:
         latents = self.latents(self.fill_frames(waveform, num_samples)).transpose(1, 2)
-        codes = self.model.quantizer.encode(latents, self.first_level + self.num_levels)
-        return codes.transpose(0, 1)[:, self.first_level :]
+        return self.model.quantizer.encode(latents, num_codebooks).transpose(0, 1)
 
     def _dequantize(self, codes: torch.Tensor) -> torch.Tensor:
         quantizer = self.model.quantizer

@@ -234,6 +234,26 @@ def resident_memory(kind: str) -> int | None:
     return int(match[1]) * 1024 if match else None
 
 
+def is_bfloat16_fast(use_cpu: bool = False) -> bool:
+    """Whether the device multiplies bfloat16 matrices faster than float32 ones.
+
+    These are GPUs since NVIDIA's Ampere, and CPUs with AVX512-BF16 or AMX.
+
+    Args:
+        use_cpu: Whether a run ignores the GPU.
+    """
+    import torch
+
+    if torch.cuda.is_available() and not use_cpu:
+        return torch.cuda.get_device_capability() >= (8, 0)
+    if torch.accelerator.is_available() and not use_cpu:
+        return False  # not measured
+    # ATEN_CPU_CAPABILITY can take AVX512 away from torch.
+    has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return has_avx512 and has_bfloat16
+
+
 def use_all_of_the_cpu(encodes: bool = True) -> None:
     """Uses every core of a machine without a GPU, and sets glibc's allocator.
 

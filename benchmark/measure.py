@@ -89,9 +89,9 @@ def prepare(options: Namespace, folder: str, cached: bool) -> float | None:
     cache = FeatureCache(folder, model.encoder, processor.feature_extractor)
     clips = clip_files(folder)
     num_warmup_clips = len(clips) // 3
-    cache.fill(clips[:num_warmup_clips])
+    cache.encode(clips[:num_warmup_clips])
     start = time.perf_counter()
-    cache.fill(clips)
+    cache.encode(clips)
     return (time.perf_counter() - start) / (len(clips) - num_warmup_clips)
 
 

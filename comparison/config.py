@@ -13,8 +13,8 @@ from ..runtime import UserError
 PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
 # These options change the representation, which is what a comparison is about.
 ARM_OPTIONS = {"encoder_name_or_path", *ARM_FIELDS}
-RESERVED_FOLDERS = ("corpus", "features")
-SWEEP_OPTIONS = {"config", "output_dir", "seed", "feature_cache", "model_name_or_path"}
+RESERVED_FOLDERS = ("corpus",)
+SWEEP_OPTIONS = {"config", "output_dir", "seed", "model_name_or_path"}
 RESERVED_OPTIONS = {"resume_from_checkpoint", "encoder_type", "encoder_name_or_path", "no_audio"}
 CORPUS_OPTIONS = {"train_file", "validation_file", "test_file", "audio_dir"}
 # Where `audiolm prepare download DATA_DIR` puts things.
@@ -42,7 +42,6 @@ class ComparisonConfig:
     data_dir: str | None = None  # folder of ReasonAQA, as `audiolm prepare download` fills it
     train: dict[str, Any] = field(default_factory=dict)  # options that all trainings share
     eval: dict[str, Any] = field(default_factory=dict)  # options that all evaluations share
-    feature_cache: bool = False  # whether to encode each clip only once
 
     def __post_init__(self) -> None:
         for name, options in self.arms.items():

@@ -56,11 +56,9 @@ def plan_run(config: ComparisonConfig, arm: str, seed: int) -> PlannedRun:
     """Returns one run with its folder and command lines."""
     name = f"{arm}/seed-{seed}" if len(config.seeds) > 1 else arm
     folder = Path(config.output_dir, name)
-    cache = {"feature_cache": Path(config.output_dir, "features")} if config.feature_cache else {}
-    train = {**_train_options(config, arm), **cache, "output_dir": folder, "seed": seed}
+    train = {**_train_options(config, arm), "output_dir": folder, "seed": seed}
     evaluation = {
         **_eval_options(config, arm),
-        **cache,
         "model_name_or_path": folder,
         "output_dir": folder / "evaluation",
     }
@@ -133,8 +131,6 @@ def probe_argv(config: ComparisonConfig, labels: dict[str, Path]) -> dict[str, l
     shared = {name: value for name, value in (config.probe or {}).items() if name != "labels"}
     if config.corpus:
         shared["audio_dir"] = output / "corpus"
-    if config.feature_cache:
-        shared["feature_cache"] = output / "features"
     argv = {}
     for topic, file in labels.items():
         options = {

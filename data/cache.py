@@ -16,6 +16,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "audiolm")
 
 
+def choose_feature_cache(option: str | None) -> str | None:
+    """Returns the folder that `--feature_cache` means. `none` means none, None the default."""
+    return None if option == "none" else option or str(cache_folder() / "features")
+
+
 class JsonCache:
     """JSON values by key in an SQLite file. Several processes may use it at once.
 

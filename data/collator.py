@@ -1,18 +1,17 @@
 """Turns examples into batches, in the data loader's workers.
 
-Audio is decoded here, unless the features of all clips of a batch were computed before.
+Audio is decoded here, unless a clip's features were computed before.
 """
 
 from collections.abc import Callable, Mapping
 from itertools import chain
-from typing import Any
 
 import torch
 from torch.utils.data import get_worker_info
 
 from ..processing_audiolm import AudioLMProcessor
 from .decoder import BadClip, ClipDecoder, replace_bad_examples
-from .features import pad_features
+from .features import FeatureCache, count_frames, pad_features
 
 MAX_PIPED_BYTES = 2**18
 
@@ -24,7 +23,8 @@ class ReasonAQACollator:
         processor: Processor of the model.
         generate: Whether the inputs are for generation: without answers, padded on the left.
         features: Encoded clips by path: a [`FeatureCache`], or a dict of [`encode_clips`]. A
-            batch whose clips are all there decodes no audio.
+            batch whose clips are all there decodes no audio. Clips that a cache lacks come decoded
+            in `new_clips`, for [`encode_new_clips`].
         pad_to_multiple_of: Pads the longest sequence to a multiple of this. Outputs stay the same.
         decoder: Decodes clips that are not encoded. If it skips bad clips, other examples of the
             batch replace theirs, and the batch lists the faults in `bad_audio`.
@@ -50,44 +50,75 @@ class ReasonAQACollator:
         Raises:
             BadClip: If a clip cannot be decoded and the decoder does not skip bad clips.
         """
-        clips = list(chain.from_iterable(example["audio"] for example in examples))
-        if self.features is not None and all(clip in self.features for clip in clips):
-            audio, num_frames = self._encoded_inputs(clips)
-        else:
-            examples, samples, faults = self._decode(examples)
-            audio, num_frames = self._sample_inputs(samples)
-            if faults:
-                audio["bad_audio"] = faults
+        examples, faults = self._read_audio(examples)
+        audio, num_frames = self._audio_inputs(
+            list(chain.from_iterable(example["audio"] for example in examples)),
+            list(chain.from_iterable(example["clips"] for example in examples)),
+        )
+        if faults:
+            audio["bad_audio"] = faults
         # The text comes first because the Trainer takes the batch size from the first entry.
         batch = {**self._text_inputs(examples, num_frames), **audio}
         if get_worker_info() is None:
             return batch
         return {name: _send_small_tensors_by_pipe(value) for name, value in batch.items()}
 
-    def _decode(self, examples: list[dict]) -> tuple[list[dict], list[torch.Tensor], list[str]]:
-        """Returns the examples, bad ones replaced, the samples of all clips, and the faults."""
-        decoded: list[dict] = []
+    def _read_audio(self, examples: list[dict]) -> tuple[list[dict], list[str]]:
+        """Returns the examples with their `clips`, bad ones replaced, and the faults.
+
+        A clip is its features, of two dimensions, or its samples, of one.
+        """
+        features = self._usable_features(examples)
+        read: list[dict] = []
         faults: dict[int, str] = {}
         for i, example in enumerate(examples):
             # Only clips that are given as bytes have names beside them.
             names = example.get("names") or [None] * len(example["audio"])
-            samples = []
+            clips = []
             try:
                 for clip, name in zip(example["audio"], names):
-                    samples.append(self.decoder(clip, name))
+                    is_encoded = clip in features
+                    clips.append(features[clip] if is_encoded else self.decoder(clip, name))
             except BadClip as error:
                 if not self.decoder.skip_bad_clips:
                     raise
                 faults[i] = str(error)
-            decoded.append({**example, "samples": samples})
+            read.append({**example, "clips": clips})
         if faults:
-            decoded = replace_bad_examples(decoded, faults)
-        samples = chain.from_iterable(example["samples"] for example in decoded)
-        return decoded, list(samples), list(faults.values())
+            read = replace_bad_examples(read, faults)
+        return read, list(faults.values())
 
-    def _encoded_inputs(self, clips: list[str]) -> tuple[dict, list[int]]:
-        cached: Any = self.features
-        features, num_frames = pad_features([cached[clip] for clip in clips])
+    def _usable_features(self, examples: list[dict]) -> Mapping[str, torch.Tensor]:
+        features = self.features
+        if features is None or self._can_encode:
+            return features or {}
+        clips = chain.from_iterable(example["audio"] for example in examples)
+        return features if all(clip in features for clip in clips) else {}
+
+    @property
+    def _can_encode(self) -> bool:
+        return isinstance(self.features, FeatureCache) and not self.generate
+
+    def _audio_inputs(self, paths: list[str], clips: list[torch.Tensor]) -> tuple[dict, list[int]]:
+        """Returns the audio inputs of a batch, and the frames of each clip."""
+        if all(clip.ndim == 2 for clip in clips):
+            return self._encoded_inputs(clips)
+        if not self._can_encode:
+            return self._sample_inputs(clips)
+        encoded = {path: clip for path, clip in zip(paths, clips) if clip.ndim == 2}
+        samples = {path: clip for path, clip in zip(paths, clips) if clip.ndim == 1}
+        inputs, num_new_frames = self._sample_inputs(list(samples.values()))
+        num_frames = dict(zip(samples, num_new_frames))
+        num_frames |= {path: count_frames(clip) for path, clip in encoded.items()}
+        inputs = {
+            "clips": paths,
+            "encoded": encoded,
+            "new_clips": {"paths": list(samples), **inputs},
+        }
+        return inputs, [num_frames[path] for path in paths]
+
+    def _encoded_inputs(self, clips: list[torch.Tensor]) -> tuple[dict, list[int]]:
+        features, num_frames = pad_features(clips)
         inputs: dict = {"input_features": features}
         if self.generate:
             positions = torch.arange(max(num_frames))
@@ -122,6 +153,17 @@ class ReasonAQACollator:
             # With padding on the right, a causal model needs no mask.
             del inputs["attention_mask"]
         return inputs
+
+
+def encode_new_clips(batch: dict, cache: FeatureCache) -> dict:
+    """Returns a batch with the features of all clips, and keeps new ones in the cache."""
+    new = batch.pop("new_clips")
+    values = new["input_values"]
+    features = {**batch.pop("encoded")}
+    features |= cache.encode_samples(new["paths"], values, new["num_samples"])
+    clips = [features[path].to(values.device) for path in batch.pop("clips")]
+    padded, num_frames = pad_features(clips)
+    return {**batch, "input_features": padded, "num_frames": num_frames}
 
 
 def _send_small_tensors_by_pipe(value: object) -> object:

@@ -9,6 +9,7 @@ from transformers import HfArgumentParser
 
 from ..configuration_audiolm import CHOICES
 from ..data.benchmarks import BENCHMARKS
+from ..data.cache import choose_feature_cache
 from ..runtime import UserError
 from .answering import PROTOCOLS
 from .controls import CONTROLS
@@ -113,7 +114,7 @@ class EvaluationArguments:
     batch_size: int = option("Batch size.", 16)
     max_new_tokens: int = option("Maximum length of a generated answer.", 64)
     precision: Literal["fp32", "bf16"] = option("Of the mapper and the language model.", "fp32")
-    feature_cache: str | None = option("Folder of encoded clips, as in run_train.py.")
+    feature_cache: str | None = option("Folder of encoded clips, or `none`, as in run_train.py.")
     on_bad_audio: Literal["error", "skip"] = option("What to do about broken files.", "error")
     push_to_hub: bool = option("Add the results to the model's repository.", False)
     hub_model_id: str | None = option("The repository, if --model_name_or_path is a folder.")
@@ -125,6 +126,7 @@ class EvaluationArguments:
     def __post_init__(self) -> None:
         """Checks the options against each other."""
         self.protocol = list(dict.fromkeys(self.protocol))
+        self.feature_cache = choose_feature_cache(self.feature_cache)
         if not (self.test_file or self.audio_dir or self.dataset_name or self.benchmark):
             self.test_file, self.audio_dir = f"{DATA_DIR}/test.json", [DATA_DIR]
         self._check_data_options()

@@ -119,7 +119,8 @@ def evaluate(arguments: EvaluationArguments) -> Evaluation | None:
         answerers["question_only"] = build_answerer(arguments, text_only, arguments.protocol[:1])
         settings["question_only"] = text_only.facts
     if arguments.feature_cache:
-        answerer.cache = _fill_feature_cache(arguments.feature_cache, evaluated, data.clips)
+        extractor = evaluated.processor.feature_extractor
+        answerer.cache = FeatureCache(arguments.feature_cache, evaluated.model.encoder, extractor)
 
     start = time.perf_counter()
     outputs = answer_rows(data.rows, answerers, output, settings, state)
@@ -133,15 +134,6 @@ def evaluate(arguments: EvaluationArguments) -> Evaluation | None:
     metrics = compute_metrics(arguments, plan, rows, settings)
     commit = getattr(evaluated.model.config, "_commit_hash", None)
     return Evaluation(metrics, rows, seconds, answerer.seconds, commit)
-
-
-def _fill_feature_cache(folder: str, evaluated: EvaluatedModel, clips: list[str]) -> FeatureCache:
-    with input_errors():
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        extractor = evaluated.processor.feature_extractor
-        cache = FeatureCache(folder, evaluated.model.encoder, extractor)
-        cache.fill_together(clips)
-    return cache
 
 
 def build_answerer(

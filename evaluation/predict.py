@@ -21,6 +21,7 @@ from datasets import Dataset
 from tqdm import tqdm
 
 from ..data.audio_files import Clip
+from ..data.features import count_frames
 from ..data.reasonaqa import FIELDS
 from ..runtime import write_text
 from .answering import answer_batch
@@ -99,7 +100,7 @@ class Answerer:
     batch_size: int = 16
     max_new_tokens: int = 64
     precision: str = "fp32"
-    # Holds all clips. Without it clips are encoded when they are needed.
+    # Keeps encoded clips. Without it clips are encoded each time.
     cache: "FeatureCache | None" = None
     # Rows to ask in place of those of the evaluation, as many.
     rows: Dataset | None = None
@@ -113,7 +114,7 @@ class Answerer:
         clips = list(dict.fromkeys(chain.from_iterable(row["audio"] for row in rows)))
         with self._timed("encoding"):
             if self.cache is not None:
-                features = {clip: self.cache[clip] for clip in clips}
+                features = self.cache.encode(clips)
             else:
                 features = clip_features(self.model, self.processor.feature_extractor, clips)
         results: list[dict[str, dict]] = [{} for _ in rows]
@@ -146,7 +147,7 @@ class Answerer:
             extractor = self.processor.feature_extractor
             features = clip_features(self.model, extractor, clips, alter=noise_of_equal_power)
         elif control == "mismatched_audio":
-            lengths = {clip: _num_frames(features[clip]) for clip in clips}
+            lengths = {clip: count_frames(features[clip]) for clip in clips}
             others = mismatched_clips(rows, lengths)
             questions = {i: {**row, "audio": others[i]} for i, row in questions.items()}
         elif control == "option_relabel":
@@ -165,7 +166,7 @@ class Answerer:
         # padding.
         def similarity(index: int) -> tuple:
             row = questions[index]
-            frames = sum(_num_frames(features[clip]) for clip in row["audio"])
+            frames = sum(count_frames(features[clip]) for clip in row["audio"])
             return row["question_type"], frames, len(row["input"]), index
 
         order = sorted(questions, key=similarity)
@@ -180,10 +181,6 @@ class Answerer:
                 )
             yield from zip(indices, answers)
             bar.update(len(rows))
-
-
-def _num_frames(clip: torch.Tensor) -> int:
-    return len(clip) if clip.is_floating_point() else clip.shape[-1]
 
 
 @dataclass(frozen=True)

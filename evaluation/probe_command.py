@@ -183,8 +183,7 @@ def encode(
     with input_errors():
         if args.feature_cache:
             cache = FeatureCache(args.feature_cache, encoder, extractor)
-            cache.fill(paths)
-            encoded = ((path, cache[path]) for path in paths)
+            encoded = cache.encode(paths, f"encoding clips, {arm}").items()
         else:
             distinct = sorted(set(paths))
             encoded = encode_clips(encoder, extractor, distinct, desc=f"encoding clips, {arm}")

@@ -3,6 +3,8 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# The default precision is that of a CPU without bfloat16 units.
+os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 if (
     "PYTEST_XDIST_WORKER" in os.environ
 ):  # two processes of several threads each wait for one another
@@ -73,6 +75,14 @@ def kept_memory():
     threads = torch.get_num_threads()
     use_all_of_the_cpu()
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache_folder(tmp_path_factory):
+    """Keeps the feature caches of tests out of the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -22,8 +22,9 @@ from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
 from ..configuration_audiolm import CHOICES, list_encoder_types, parse_encoder_type
 from ..data import QUESTION_TYPES
+from ..data.cache import choose_feature_cache
 from ..modeling_audiolm import DEFAULT_TEXT_MODEL
-from ..runtime import SECRET_VALUE, UserError, remove_secrets
+from ..runtime import SECRET_VALUE, UserError, is_bfloat16_fast, remove_secrets
 from .resume import checkpoint_to_resume
 from .stock_options import (
     MACRO_LOSS,
@@ -32,6 +33,7 @@ from .stock_options import (
     recorded_options,
 )
 
+MIN_COMPILED_STEPS = 1000  # Compiling and recording take a minute, and save 20 ms a step.
 BATCH_SIZE = 16  # examples per optimizer step, over all processes
 ENCODER_OVERRIDES = ("band_limit", "window_seconds")
 CONFIG_FOLDER = Path(__file__).parents[1] / "configs"
@@ -166,8 +168,10 @@ class DataArguments:
     shuffle_buffer: int = _option(4000, "Examples that a worker shuffles with --streaming")
     max_train_samples: int | None = _option(None, "Train on the first examples only")
     max_eval_samples: int = _option(200, "Examples of each question type to evaluate on")
-    num_stats_clips: int = _option(2000, "Clips for the mean and deviation of features")
-    feature_cache: str | None = _option(None, "Folder that caches features of the encoder")
+    num_stats_clips: int = _option(1000, "Clips for the mean and deviation of features")
+    feature_cache: str | None = _option(
+        None, "Folder of encoded clips, or `none`; default: $XDG_CACHE_HOME/audiolm/features"
+    )
 
     def __post_init__(self):
         for name in ("audio_dir", "subtypes", "question_types", "mix", "fix_cle_labels"):
@@ -185,7 +189,8 @@ class DataArguments:
         message = "--streaming: add --dataset_name, converted with `--audio embedded`"
         _refuse(self.streaming and not self.dataset_name, message)
         message = "--streaming reads each clip once; remove --feature_cache"
-        _refuse(self.streaming and self.feature_cache, message)
+        _refuse(self.streaming and self.feature_cache not in (None, "none"), message)
+        self.feature_cache = None if self.streaming else choose_feature_cache(self.feature_cache)
         for name, is_used, needed in (
             ("shuffle_buffer", self.streaming, "--streaming true"),
             ("max_bad_audio", self.on_bad_audio == "skip", "--on_bad_audio skip"),
@@ -214,10 +219,10 @@ class AudioLMTrainingArguments(TrainingArguments):
     output_dir: str = _option(  # ty: ignore[incompatible-mutable-override]
         None, "Folder of the run; default: outputs/ENCODER_TYPE"
     )
-    per_device_train_batch_size: int = _option(None, f"Default: {BATCH_SIZE} / processes")
-    gradient_accumulation_steps: int = _option(
-        None, f"Only what makes {BATCH_SIZE} examples a step"
+    per_device_train_batch_size: int = _option(
+        None, f"Default: {BATCH_SIZE} / processes / --gradient_accumulation_steps"
     )
+    gradient_accumulation_steps: int = _stock("gradient_accumulation_steps", 1)
     train_sampling_strategy: str = _option(
         "group_by_length",
         "`group_by_length`: batches of similar length, the same for every encoder; or `random`",
@@ -244,7 +249,12 @@ class AudioLMTrainingArguments(TrainingArguments):
     dataloader_num_workers: int = _stock("dataloader_num_workers", 2)
     dataloader_pin_memory: bool = _option(None, "Pin memory of batches; default: with a GPU")
     dataloader_persistent_workers: bool = _option(None, "Default: true without --streaming")
-    torch_compile: bool = _option(False, "Compile the language model, and replay CUDA graphs")
+    bf16: bool = _option(None, "bfloat16 autocast; default: where the device is faster with it")
+    torch_compile: bool = _option(
+        None,
+        "Compile the language model, and replay CUDA graphs; default: on a GPU with a frozen "
+        f"language model, from {MIN_COMPILED_STEPS:,} steps on",
+    )
     processes: InitVar[int | None] = None
 
     def __post_init__(self, processes: int | None):
@@ -255,11 +265,11 @@ class AudioLMTrainingArguments(TrainingArguments):
         message = f"found {gpus} GPUs: use `accelerate launch` to start one process for each"
         _refuse(gpus > 1 and "LOCAL_RANK" not in os.environ and not is_plan, message)
         self._split_batch(processes)
-        self._fill_defaults()
         if not torch.accelerator.is_available():
             # Without it, each of several processes on a CPU would take itself for the only one,
             # and bfloat16 would be refused.
             self.use_cpu = True
+        self._fill_defaults()
         self.resume_from_checkpoint = checkpoint_to_resume(
             self.resume_from_checkpoint, self.output_dir
         )
@@ -272,19 +282,12 @@ class AudioLMTrainingArguments(TrainingArguments):
             start_tracker()  # raises if the tracker's package is missing
 
     def _split_batch(self, processes: int) -> None:
-        """Sets the batch of a process and the accumulation so that they make `BATCH_SIZE`."""
+        """Sets the batch of a process, by default so that a step has `BATCH_SIZE` examples."""
+        _check_positive(self, ["gradient_accumulation_steps", "per_device_eval_batch_size"])
         if self.per_device_train_batch_size is None:
-            self.per_device_train_batch_size = max(1, BATCH_SIZE // processes)
-        _check_positive(self, ["per_device_train_batch_size", "per_device_eval_batch_size"])
-        forward_size = self.per_device_train_batch_size * processes
-        accumulation = BATCH_SIZE // forward_size
-        message = f"--per_device_train_batch_size {self.per_device_train_batch_size}: "
-        message += f"{processes} processes do not divide the batch size {BATCH_SIZE}"
-        _refuse(BATCH_SIZE % forward_size, message)
-        steps = self.gradient_accumulation_steps
-        message = f"--gradient_accumulation_steps {steps}: batch size {BATCH_SIZE} makes it"
-        _refuse(steps not in (None, accumulation), f"{message} {accumulation}")
-        self.gradient_accumulation_steps = accumulation
+            share = BATCH_SIZE // (processes * self.gradient_accumulation_steps)
+            self.per_device_train_batch_size = max(1, share)
+        _check_positive(self, ["per_device_train_batch_size"])
 
     def _choose_metric(self) -> None:
         """Sets the loss by which the best checkpoint and some schedules are chosen."""
@@ -313,6 +316,13 @@ class AudioLMTrainingArguments(TrainingArguments):
         if precision in ("bf16", "fp16") and not (self.bf16 or self.fp16):
             # The Trainer follows the launcher anyway. This makes the record of the run say so.
             setattr(self, precision, True)
+        if self.bf16 is None:
+            is_sharded = any(
+                os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true"
+                for name in ("FSDP", "DEEPSPEED")
+            )
+            has_other = self.fp16 or self.fsdp or self.deepspeed or is_sharded
+            self.bf16 = not has_other and is_bfloat16_fast(self.use_cpu)
         if self.torch_compile and self.tf32 is None:
             # TrainingArguments would turn TF32 on together with compilation.
             self.tf32 = False

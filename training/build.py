@@ -1,6 +1,7 @@
 """Builds the model to train with its processor, and prepares the model for the Trainer."""
 
 import os
+import shutil
 from typing import Any
 
 from safetensors import SafetensorError
@@ -17,8 +18,13 @@ from ..modeling_audiolm import (
 from ..processing_audiolm import AudioLMProcessor
 from ..runtime import UserError
 from .adapters import add_lora_adapters
-from .arguments import AudioLMTrainingArguments, DataArguments, ModelArguments
-from .compile import cache_bf16_weights, compile_layers
+from .arguments import (
+    MIN_COMPILED_STEPS,
+    AudioLMTrainingArguments,
+    DataArguments,
+    ModelArguments,
+)
+from .compile import cache_bf16_weights, can_compile, compile_layers
 from .distributed import sharding_backend
 
 # Options that are fields of the model's configuration.
@@ -81,6 +87,31 @@ def _load_trained(
     model.config.freeze_lm = model_args.freeze_lm
     model.train(False)  # freezes the parts that the new configuration freezes
     return model, tokenizer
+
+
+def choose_compilation(
+    model: AudioLMForConditionalGeneration,
+    model_args: ModelArguments,
+    args: AudioLMTrainingArguments,
+) -> None:
+    """Turns `--torch_compile` on, if it was not given, where it was measured to pay off.
+
+    That is a GPU with a frozen language model and a C compiler, which Triton calls.
+    """
+    if args.torch_compile is not None:
+        return
+    args.torch_compile = (
+        args.device.type == "cuda"
+        and model_args.freeze_lm
+        and not model_args.lora_r
+        and not sharding_backend(args)
+        and args.max_steps >= MIN_COMPILED_STEPS
+        and can_compile(model.language_model)
+        and any(map(shutil.which, ("cc", "gcc", "clang")))
+    )
+    if args.torch_compile:
+        args.torch_compile_backend = "inductor"
+        args.tf32 = False
 
 
 def pop_compile_options(args: AudioLMTrainingArguments) -> tuple[str, str | None] | None:

@@ -23,6 +23,15 @@ PAD_TO = 32  # Batches are padded to multiples of so many tokens, as a graph has
 CAUSAL = "causal_sdpa"
 
 
+def can_compile(language_model: PreTrainedModel) -> bool:
+    """Whether all layers have full attention, as [`compile_layers`] needs."""
+    config = language_model.config
+    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
+    has_layers = hasattr(language_model.model, "layers")
+    has_window = bool(getattr(config, "sliding_window", None))
+    return has_layers and layer_types == {"full_attention"} and not has_window
+
+
 def compile_layers(
     language_model: PreTrainedModel, backend: str = "inductor", mode: str | None = None
 ) -> None:
@@ -34,14 +43,10 @@ def compile_layers(
     Raises:
         UserError: If not all layers have full causal attention.
     """
-    config = language_model.config
     body: Any = language_model.model
-    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
-    has_window = bool(getattr(config, "sliding_window", None))
-    if not hasattr(body, "layers") or layer_types != {"full_attention"} or has_window:
-        raise UserError(
-            f"--torch_compile: not all layers of the {config.model_type} model have full attention."
-        )
+    if not can_compile(language_model):
+        name = language_model.config.model_type
+        raise UserError(f"--torch_compile: not all layers of the {name} model have full attention.")
     AttentionInterface.register(CAUSAL, sdpa_attention_forward)
     language_model.set_attn_implementation(CAUSAL)
     # All layers share one compiled function for any length: 15 s, where the model as a whole takes

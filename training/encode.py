@@ -1,10 +1,9 @@
-"""Encodes audio before the first step, and sets the mapper's feature statistics."""
+"""Prepares the encoder's features: the cache, and the mapper's feature statistics."""
 
 import logging
 import signal
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -13,9 +12,9 @@ from ..data import FeatureCache, encode_clips, feature_statistics
 from ..data.audio_files import Clip
 from ..modeling_audiolm import AudioLMForConditionalGeneration
 from ..processing_audiolm import AudioLMFeatureExtractor
-from ..runtime import UserError
+from ..runtime import UserError, use_all_of_the_cpu
 from .arguments import AudioLMTrainingArguments, DataArguments, ModelArguments
-from .dataset import TrainingData, batch_size
+from .dataset import TrainingData
 from .resume import check_features
 from .safeguards import PROGRAM, Safeguards
 
@@ -31,17 +30,17 @@ def encode_audio(
     data_args: DataArguments,
     args: AudioLMTrainingArguments,
 ) -> Features:
-    """Encodes clips before the first step: with a cache all clips, else those of evaluation.
+    """Opens the feature cache, and encodes a sample of clips for the mapper's statistics.
 
-    It also sets the mapper's feature statistics. A mapper that was trained before keeps its own.
+    A mapper that was trained before keeps its own. Without a cache, the clips of evaluation are
+    encoded here.
     """
     extractor = safeguards.decoder.extractor
     on_bad = safeguards.bad_audio.report if safeguards.decoder.skip_bad_clips else None
-    cache = data_args.feature_cache
     model.to(args.device)
-    _log_audio_cost(model, extractor, dataset, data_args, args)
+    _log_audio_tokens(model, extractor, data_args.max_audio_seconds)
     try:
-        features = precompute_features(model, extractor, dataset, cache, on_bad)
+        features = open_features(model, extractor, dataset, data_args.feature_cache, on_bad)
         if not (model_args.model_name_or_path or model_args.learn_code_embeddings):
             # A random sample of clips that is the same for every encoder.
             generator = torch.Generator().manual_seed(args.seed)
@@ -52,46 +51,29 @@ def encode_audio(
     except (ValueError, OSError, SafetensorError) as error:
         raise UserError(str(error)) from error
     except KeyboardInterrupt:
-        saved = f"; the clips encoded so far are saved in {cache}" if cache else ""
-        print(f"\n{PROGRAM}: interrupted before the first step{saved}", file=sys.stderr)
+        print(f"\n{PROGRAM}: interrupted before the first step", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     if args.resume_from_checkpoint and model_args.lora_r:
         check_features(model, args.resume_from_checkpoint)
     return features
 
 
-def _log_audio_cost(
-    model: AudioLMForConditionalGeneration,
-    extractor: AudioLMFeatureExtractor,
-    dataset: TrainingData,
-    data_args: DataArguments,
-    args: AudioLMTrainingArguments,
+def _log_audio_tokens(
+    model: AudioLMForConditionalGeneration, extractor: AudioLMFeatureExtractor, seconds: float
 ) -> None:
-    seconds = data_args.max_audio_seconds
     frames = extractor.num_frames(int(seconds * extractor.sampling_rate))
     tokens = model.config.audio_tokens or frames
     logger.info("%s: %d audio tokens for %g s", model.config.encoder_type, tokens, seconds)
-    if data_args.feature_cache or data_args.streaming:
-        return
-    examples = args.num_train_epochs * dataset.num_rows
-    if args.max_steps > 0:
-        examples = args.max_steps * batch_size(args)
-    clips_per_example = sum(map(len, dataset.rows["audio"])) / dataset.num_rows
-    times = examples * clips_per_example / dataset.num_clips
-    if times > 2:
-        logger.info(
-            "each clip is encoded %.0f times; with --feature_cache DIR it is encoded once", times
-        )
 
 
-def precompute_features(
+def open_features(
     model: AudioLMForConditionalGeneration,
     extractor: AudioLMFeatureExtractor,
     dataset: TrainingData,
     cache_folder: str | None,
     on_bad: Callable[[str], None] | None,
 ) -> Features:
-    """Returns features by clip, or by the name that the rows have for it.
+    """Opens the cache. Without one, encodes the clips of evaluation by the name in their rows.
 
     A clip that cannot be decoded is reported to `on_bad`, or is an error without it.
     """
@@ -99,7 +81,10 @@ def precompute_features(
     model.encoder.move_conv_sizes_to_cpu()
     if cache_folder:
         cache = FeatureCache(cache_folder, model.encoder, extractor)
-        cache.fill_together(dataset.clips + list(dataset.eval_clips), on_bad)
+        paths = list({*dataset.clips, *dataset.eval_clips})
+        logger.info(cache.describe(paths))
+        if not all(path in cache for path in paths):
+            use_all_of_the_cpu(encodes=True)
         return cache
     clips = list(dataset.eval_clips.values())
     encoded = encode_clips(model.encoder, extractor, clips, desc="evaluation clips", on_bad=on_bad)
@@ -115,14 +100,12 @@ def standardise_features(
     on_bad: Callable[[str], None] | None,
 ) -> None:
     """Sets the mapper's mean and deviation per channel from the features of `clips`."""
+    desc = "feature statistics"
     if isinstance(features, FeatureCache):
-        cache: Any = features
-        pairs: Iterable = ((clip, cache[clip]) for clip in clips if clip in cache)
+        encoded: Iterable = features.encode_together(clips, desc, on_bad)
     else:
-        pairs = encode_clips(
-            model.encoder, extractor, clips, desc="feature statistics", on_bad=on_bad
-        )
-    encoded = (clip_features for _, clip_features in pairs)
+        pairs = encode_clips(model.encoder, extractor, clips, desc=desc, on_bad=on_bad)
+        encoded = (clip_features for _, clip_features in pairs)
     mean, deviation = feature_statistics(model.encoder, encoded)
     model.mapper.feature_mean.copy_(mean)
     model.mapper.feature_std.copy_(deviation)

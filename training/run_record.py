@@ -148,6 +148,8 @@ def _training_settings(
         "LoRA": adapters,
         "seconds used of a clip": data_args.max_audio_seconds,
         "precision": precision(args),
+        # A cache rounds features to bfloat16.
+        "audio features": "of a cache" if data_args.feature_cache else "encoded in each step",
         "language model compiled": args.torch_compile_backend if args.torch_compile else None,
         "seed": args.seed,
         **args.recorded,

@@ -8,6 +8,7 @@ from functools import partial
 from safetensors import SafetensorError
 
 from ..data.decoder import BadClip, ClipDecoder
+from ..data.features import FeatureCache
 from ..processing_audiolm import AudioLMProcessor
 from ..runtime import UserError
 from .arguments import AudioLMTrainingArguments, DataArguments
@@ -66,6 +67,8 @@ def run_training(trainer: AudioLMTrainer, safeguards: Safeguards, stop: StopOnSi
         raise
     finally:
         stop.restore()
+        if isinstance(trainer.features, FeatureCache):
+            trainer.features.save()
     _report_limits(trainer, safeguards)
     if stop.received:
         if trainer.is_world_process_zero():

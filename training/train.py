@@ -15,8 +15,8 @@ from ..hub.push import PushToHub
 from ..modeling_audiolm import AudioLMForConditionalGeneration
 from ..runtime import format_duration, use_all_of_the_cpu, write_run_info, write_text
 from .adapters import build_optimizer
-from .arguments import AudioLMTrainingArguments, DataArguments, ModelArguments
-from .build import build_model, pop_compile_options, prepare_model
+from .arguments import BATCH_SIZE, AudioLMTrainingArguments, DataArguments, ModelArguments
+from .build import build_model, choose_compilation, pop_compile_options, prepare_model
 from .callbacks import EvaluationStopped, StopOnSignal
 from .compile import PAD_TO
 from .dataset import load_training_dataset
@@ -45,15 +45,17 @@ def train(
     check_distributed_options(args, model_args.lora_r, model_args.lm_learning_rate)
     dataset = load_training_dataset(model_args, data_args, args)
     model, processor = build_model(model_args, data_args)
+    choose_compilation(model, model_args, args)
     record = RunRecord.create(model, dataset, model_args, data_args, args)
     if args.resume_from_checkpoint:
         record.check_resumable(args.resume_from_checkpoint, model, model_args, data_args)
-    prepare_output(model, model_args, data_args, args)
+    prepare_output(model, model_args, args)
     push = build_push(record, model_args, args)
     safeguards = Safeguards.create(processor, dataset, data_args, args)
     features = encode_audio(model, dataset, safeguards, model_args, data_args, args)
     compile_options = pop_compile_options(args)
     model = prepare_model(model, model_args, args, compile_options)
+    log_settings(record.card.settings)
     record.card.trained_parameters = count_trained_parameters(model)
     pad_to = PAD_TO if compile_options else 1
     lm_rate = model_args.lm_learning_rate
@@ -92,16 +94,21 @@ def configure_process(args: AudioLMTrainingArguments, encodes_audio: bool) -> No
     set_seed(args.seed)
 
 
+def log_settings(settings: dict) -> None:
+    """Logs what the device decides, and a batch size that is not the experiment's."""
+    logger.info("precision: %s (--bf16 chooses it)", settings["precision"])
+    if settings["rows a step"] != BATCH_SIZE:
+        message = "%d examples per optimizer step, where the experiment has %d"
+        logger.info(message, settings["rows a step"], BATCH_SIZE)
+
+
 def prepare_output(
     model: AudioLMForConditionalGeneration,
     model_args: ModelArguments,
-    data_args: DataArguments,
     args: AudioLMTrainingArguments,
 ) -> None:
-    """Creates the folders of a run, and checks that its checkpoints fit on the disk."""
+    """Creates the folder of a run, and checks that its checkpoints fit on the disk."""
     create_folder("output_dir", args.output_dir)
-    if data_args.feature_cache:
-        create_folder("feature_cache", data_args.feature_cache)
     has_checkpoints = any(Path(args.output_dir).glob("checkpoint-*"))
     if has_checkpoints and not args.resume_from_checkpoint:
         logger.warning(

@@ -6,6 +6,7 @@ Each docstring says why, and when the method can go.
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_utils import TrainOutput, has_length
 
+from ..data.collator import encode_new_clips
 from ..data.length_sampler import LengthGroupedSampler
 from .callbacks import EvaluationStopped, LineLogger, Progress
 from .distributed import mask_repeated_examples
@@ -40,6 +42,7 @@ class AudioLMTrainer(Trainer):
         self.sampler = sampler
         self.on_bad = on_bad
         self.keep_record = keep_record
+        self.features: Any = getattr(self.data_collator, "features", None)
         self._flops_per_token: int | None = None
         self._configure_fsdp()
         # The stock output has no step in its lines.
@@ -95,12 +98,16 @@ class AudioLMTrainer(Trainer):
         return batch
 
     def _prepare_inputs(self, inputs: dict) -> dict:
-        """Reports replaced clips. It can go once a callback receives all batches."""
+        """Reports replaced clips and encodes those that the feature cache lacks.
+
+        It can go once a callback receives all batches.
+        """
         faults = inputs.pop("bad_audio", ())
         if self.on_bad is not None:
             for fault in faults:
                 self.on_bad(fault)
-        return super()._prepare_inputs(inputs)
+        inputs = super()._prepare_inputs(inputs)
+        return encode_new_clips(inputs, self.features) if "new_clips" in inputs else inputs
 
     def _run_epoch(self, *args, **kwargs) -> None:
         """Runs no epoch after the last step, where the Trainer would add one to a resumed run.

@@ -16,7 +16,7 @@ ARMS = ("mimi_full", "text_only")
 def folder(tmp_path_factory, tokenizer):
     """A corpus of 12 rows, checkpoints, and `compare.yaml`, a comparison of two arms."""
     folder = tmp_path_factory.mktemp("compare")
-    config = {"note": "small", "feature_cache": True, **write_corpus(folder, tokenizer, True)}
+    config = {"note": "small", **write_corpus(folder, tokenizer, True)}
     mimi = {"encoder_type": "mimi_full", "encoder_name_or_path": str(folder / "mimi")}
     config["arms"] = {"mimi_full": mimi, "text_only": {**mimi, "no_audio": True}}
     config["train"]["eval_steps"] = 1

@@ -11,7 +11,11 @@ from support.builders import clip, small_model
 from torch.utils.data import DataLoader
 
 from audiolm import AudioLMFeatureExtractor, AudioLMProcessor
-from audiolm.data import FeatureCache, ReasonAQACollator, encode_clips, feature_statistics, features
+from audiolm.data import FeatureCache, ReasonAQACollator, encode_clips, feature_statistics
+from audiolm.data.collator import encode_new_clips
+from audiolm.data.features import cache as cache_module
+from audiolm.data.features import encode as encode_module
+from audiolm.data.features.cache_command import main as cache_command
 from audiolm.encoders_audiolm import MimiEncoder
 
 
@@ -41,7 +45,7 @@ def small_cache(folder, model):
 
 def test_collator_with_features_gives_the_loss_without(parts, files, monkeypatch):
     _, model, processor = parts
-    monkeypatch.setattr(features, "CPU_BATCH_SIZE", 2)
+    monkeypatch.setattr(encode_module, "CPU_BATCH_SIZE", 2)
     examples = make_examples(files)
     expected = model(**ReasonAQACollator(processor)(examples)).loss
     encoded = dict(encode_clips(model.encoder, processor.feature_extractor, files))
@@ -54,7 +58,7 @@ def test_collator_with_a_pickled_cache_gives_the_loss_without(parts, files, tmp_
     examples = make_examples(files)
     expected = model(**ReasonAQACollator(processor)(examples)).loss
     cache = FeatureCache(tmp_path, model.encoder, processor.feature_extractor)
-    cache.fill(files)
+    cache.encode(files)
     in_worker = pickle.loads(pickle.dumps(cache))
     batch = ReasonAQACollator(processor, features=in_worker)(examples)
     assert "input_values" not in batch
@@ -90,7 +94,7 @@ def test_feature_statistics_are_mean_and_deviation_over_all_frames(parts, files)
 
 def test_cache_contains_filled_clips_alone(files, tmp_path):
     cache = small_cache(tmp_path, small_model("mimi_full"))
-    cache.fill(files[:1])
+    cache.encode(files[:1])
     assert files[0] in cache
     assert files[1] not in cache
     assert str(tmp_path / "absent.wav") not in cache
@@ -100,7 +104,7 @@ def test_cache_after_a_file_changed_does_not_contain_it(tmp_path):
     model = small_model("mimi_full")
     path = str(tmp_path / "a.wav")
     soundfile.write(path, clip(0.5), 24000)
-    small_cache(tmp_path / "cache", model).fill([path])
+    small_cache(tmp_path / "cache", model).encode([path])
     soundfile.write(path, clip(0.6), 24000)
     assert path not in small_cache(tmp_path / "cache", model)
 
@@ -120,62 +124,120 @@ def test_cache_of_other_weights_or_seconds_has_another_folder(tmp_path):
 def test_cache_of_another_transformers_version_has_another_folder(tmp_path, monkeypatch):
     model = small_model("mimi_full")
     before = small_cache(tmp_path, model).folder
-    monkeypatch.setattr(features.transformers, "__version__", "5.99")
+    monkeypatch.setattr(cache_module.transformers, "__version__", "5.99")
     assert small_cache(tmp_path, model).folder != before
 
 
 def test_cache_of_changed_encoder_code_has_another_folder(tmp_path, monkeypatch):
     model = small_model("mimi_full")
     before = small_cache(tmp_path, model).folder
-    original = features.inspect.getfile
+    original = cache_module.inspect.getfile
     changed = tmp_path / "changed.py"
     changed.write_bytes(Path(original(MimiEncoder)).read_bytes() + b"# changed")
 
     def getfile(component):
         return str(changed) if component is MimiEncoder else original(component)
 
-    monkeypatch.setattr(features.inspect, "getfile", getfile)
+    monkeypatch.setattr(cache_module.inspect, "getfile", getfile)
     assert small_cache(tmp_path, model).folder != before
 
 
-@pytest.mark.parametrize("arm, expected", [("mimi_full", 8 * 125 * 2), ("htsat", 640 * 64 * 2)])
-def test_cache_without_room_raises_before_anything_is_encoded(
-    arm, expected, tokenizer, files, tmp_path, monkeypatch
+@pytest.mark.parametrize("arm, expected", [("mimi_semantic", 8 * 125 * 2), ("htsat", 640 * 64 * 2)])
+def test_cache_states_the_bytes_of_a_clip(arm, expected, tmp_path):
+    """10 s are 125 frames of all 8 codes, or 10 windows of 64 frames of 64 channels, at 2 bytes."""
+    assert small_cache(tmp_path, small_model(arm)).bytes_per_clip() == expected
+
+
+def break_disk(monkeypatch, folder, kind):
+    """Makes a folder a file, fills its disk, or fails in the middle of a shard."""
+    if kind == "a file":
+        folder.write_text("")
+    elif kind == "full":
+        free = shutil.disk_usage(folder.parent)._replace(free=9)
+        monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda folder: free)
+    else:
+
+        def fail(tensors, file, metadata):
+            Path(file).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(cache_module, "save_file", fail)
+
+
+@pytest.mark.parametrize("kind", ["a file", "full", "fills up"])
+def test_cache_that_cannot_be_written_warns_once_and_encodes(
+    kind, files, tmp_path, monkeypatch, caplog
 ):
-    """10 s are 125 frames of 8 codes, or 10 windows of 64 frames of 64 channels, at 2 bytes."""
-    model = small_model(arm)
-    processor = AudioLMProcessor.from_config(model.config, tokenizer)
-    cache = FeatureCache(tmp_path, model.encoder, processor.feature_extractor)
-    assert cache.bytes_per_clip() == expected
-    free = shutil.disk_usage(tmp_path)._replace(free=5 * expected - 1)
-    monkeypatch.setattr(features.shutil, "disk_usage", lambda folder: free)
-    message = r"--feature_cache .*: no room: up to .*B for the features of 5 clips"
-    with pytest.raises(ValueError, match=message):
-        cache.fill(files)
-    assert not list(cache.folder.iterdir())
-    cache.fill(files[:4])
-    assert all(file in cache for file in files[:4])
+    model = small_model("htsat")
+    expected = small_cache(tmp_path / "sound", model).encode(files)
+    break_disk(monkeypatch, tmp_path / "broken", kind)
+    cache = small_cache(tmp_path / "broken", model)
+    for _ in range(2):
+        encoded = cache.encode(files)
+        assert all(torch.equal(encoded[path], expected[path]) for path in files)
+    assert files[0] not in cache
+    assert caplog.text.count(f"--feature_cache {tmp_path / 'broken'}: ") == 1
+    assert not list(tmp_path.glob("broken/*/*.safetensors"))
 
 
-def test_cache_filled_by_two_processes_has_all_clips(files, tmp_path):
+def test_cache_of_two_processes_has_all_clips(files, tmp_path):
     model = small_model("mimi_semantic")
     caches = [small_cache(tmp_path, model) for _ in range(2)]
-    # The second process finds the first one's clips, and encodes its own part alone.
-    for process, cache in enumerate(caches):
-        cache.fill(files, process=process, processes=2)
-    assert [file in caches[0] for file in files] == [True, False, True, False, True]
-    assert [file in caches[1] for file in files] == [False, True, False, True, False]
+    caches[0].encode(files[::2])
+    caches[1].encode(files[1::2])
     expected = dict(encode_clips(model.encoder, small_extractor(model), files))
     for cache in caches:
-        cache.refresh()
-        assert all(torch.equal(cache[path], expected[path]) for path in files)
+        assert all(torch.equal(cache[path], expected[path]) for path in files if path in cache)
+        assert all(path in cache for path in files)
+
+
+@pytest.mark.parametrize("arm", ["mimi_full", "mimi_acoustic", "mimi_levels=3"])
+def test_variants_of_a_mimi_read_the_codes_that_another_encoded(arm, files, tmp_path, monkeypatch):
+    semantic, other = small_model("mimi_semantic"), small_model(arm)
+    other.encoder.load_state_dict(semantic.encoder.state_dict())
+    expected = dict(encode_clips(other.encoder, small_extractor(other), files))
+    small_cache(tmp_path, semantic).encode(files)
+    monkeypatch.setattr(cache_module, "encode_clips", None)
+    encoded = small_cache(tmp_path, other).encode(files)
+    assert all(torch.equal(encoded[path], expected[path]) for path in files)
+
+
+def test_batch_of_old_and_new_clips_gives_the_loss_of_cached_ones(parts, files, tmp_path):
+    _, model, processor = parts
+    examples = make_examples(files)
+    whole = FeatureCache(tmp_path / "whole", model.encoder, processor.feature_extractor)
+    whole.encode(files)
+    expected = model(**ReasonAQACollator(processor, features=whole)(examples)).loss
+    cache = FeatureCache(tmp_path / "part", model.encoder, processor.feature_extractor)
+    cache.encode(files[:2])
+    batch = ReasonAQACollator(processor, features=pickle.loads(pickle.dumps(cache)))(examples)
+    assert batch["new_clips"]["paths"] == files[2:5]
+    assert torch.equal(model(**encode_new_clips(batch, cache)).loss, expected)
+    cache.save()
+    assert all(path in pickle.loads(pickle.dumps(cache)) for path in files)
+
+
+def test_cache_command_lists_and_clears(files, tmp_path, capsys):
+    cache = small_cache(tmp_path, small_model("mimi_full"))
+    cache.encode(files)
+    (tmp_path / "mine").mkdir()
+    cache_command(["--feature_cache", str(tmp_path), "--unused_days", "1", "--clear"])
+    assert "0 B deleted" in capsys.readouterr().out
+    cache_command(["--feature_cache", str(tmp_path), "--clear"])
+    assert f"{cache.folder.name}  mimi, 10 s of a clip" in capsys.readouterr().out
+    assert [folder.name for folder in tmp_path.iterdir()] == ["mine"]
+
+
+def test_cache_command_of_a_folder_that_is_missing_is_one_line(tmp_path):
+    with pytest.raises(SystemExit, match=r"^audiolm cache: --feature_cache .*there is no such"):
+        cache_command(["--feature_cache", str(tmp_path / "absent")])
 
 
 @pytest.fixture
 def encoded_paths(monkeypatch):
     """Paths that are encoded, in order. The encoding of the fourth is interrupted."""
     paths = []
-    original = features.encode_clips
+    original = cache_module.encode_clips
 
     def encode_until_interrupted(encoder, extractor, clips, *args, **kwargs):
         for path, encoded in original(encoder, extractor, clips, *args, **kwargs):
@@ -185,32 +247,32 @@ def encoded_paths(monkeypatch):
             paths.append(path)
             yield path, encoded
 
-    monkeypatch.setattr(features, "encode_clips", encode_until_interrupted)
-    monkeypatch.setattr(features, "CLIPS_PER_SHARD", 2)
+    monkeypatch.setattr(cache_module, "encode_clips", encode_until_interrupted)
+    monkeypatch.setattr(cache_module, "CLIPS_PER_SHARD", 2)
     return paths
 
 
 def test_cache_after_an_interrupted_fill_encodes_the_rest(files, tmp_path, encoded_paths):
     model = small_model("mimi_full")
     with pytest.raises(KeyboardInterrupt):
-        small_cache(tmp_path, model).fill(files)
+        small_cache(tmp_path, model).encode(files)
     cache = small_cache(tmp_path, model)
     # The third clip is in a shard that is not full.
     assert [path in cache for path in files] == [True, True, True, False, False]
-    cache.fill(files)
+    cache.encode(files)
     assert encoded_paths[encoded_paths.index("interrupted") + 1 :] == files[3:]
 
 
 def test_cache_with_a_damaged_shard_encodes_its_clips_again(files, tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "CLIPS_PER_SHARD", 2)
+    monkeypatch.setattr(cache_module, "CLIPS_PER_SHARD", 2)
     model = small_model("mimi_full")
-    small_cache(tmp_path, model).fill(files)
+    small_cache(tmp_path, model).encode(files)
     shard = sorted(small_cache(tmp_path, model).folder.glob("*.safetensors"))[0]
     shard.write_bytes(shard.read_bytes()[:50])
     cache = small_cache(tmp_path, model)
     assert sum(path in cache for path in files) < 5
     assert not shard.exists()
-    cache.fill(files)
+    cache.encode(files)
     for path, encoded in encode_clips(model.encoder, small_extractor(model), files):
         assert torch.equal(cache[path], encoded)
 

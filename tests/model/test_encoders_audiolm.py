@@ -346,10 +346,8 @@ def test_with_overrides_that_do_not_fit_is_refused(encoders, name, options, mess
 def test_feature_cache_distinguishes_types_of_the_same_weights(encoders, tmp_path):
     names = (
         "mimi_full",
-        "mimi_acoustic",
         "mimi_continuous",
         "mimi_transformer_layer=1",
-        "mimi_levels=3",
     )
     folders = set()
     for name in names:

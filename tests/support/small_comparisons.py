@@ -69,7 +69,7 @@ def write_two_arms(folder: Path, tokenizer) -> dict:
     arms = {}
     for arm in ("mimi_semantic", "mimi_full"):
         arms[arm] = {"encoder_type": arm, "encoder_name_or_path": str(folder / "mimi")}
-    return {"feature_cache": True, "seeds": [0, 1], "arms": arms, **shared}
+    return {"seeds": [0, 1], "arms": arms, **shared}
 
 
 def command_line(folder: Path, config: dict, output: str, **changes) -> list[str]:

@@ -30,8 +30,8 @@ SKIP_OPTIONS = [word for option in SKIP.items() for word in option]
 
 
 def options_without_evaluation(corpus: Path, tokenizer, *more: str) -> list[str]:
-    """Evaluation clips, which are training clips here, would be encoded before the first step."""
-    options = arguments(corpus, "mimi_semantic", tokenizer, *more)
+    """Each step decodes its clips: evaluation and a cache would keep them encoded."""
+    options = arguments(corpus, "mimi_semantic", tokenizer, "--feature_cache", "none", *more)
     position = options.index("--validation_file")
     return options[:position] + options[position + 2 :]
 
@@ -119,12 +119,12 @@ def test_feature_cache_with_a_bad_clip_reports_it_once(corpus, damage):
     cache = FeatureCache(corpus / "cache", encoder, extractor)
     clips = [str(corpus / f"{i}.wav") for i in range(5)]
     faults = []
-    cache.fill_together(clips, faults.append)
+    assert len(list(cache.encode_together(clips, "", faults.append))) == 4
     assert len(faults) == 1
     assert "3.wav" in faults[0]
     assert [path in cache for path in clips] == [True, True, True, False, True]
     with pytest.raises(BadClip, match=r"3\.wav"):
-        cache.fill(clips)
+        cache.encode(clips)
 
 
 def test_run_with_skip_replaces_the_same_examples_each_time(corpus, tokenizer, monkeypatch):

@@ -275,7 +275,7 @@ VARIANTS = {
     "workers": ["--dataloader_num_workers", "2"],
     "adapters, accumulated": [
         *["--freeze_lm", "true", "--lora_r", "2"],
-        *["--per_device_train_batch_size", "4"],
+        *["--gradient_accumulation_steps", "4"],
     ],
     "streamed": ["--streaming", "true", "--dataloader_num_workers", "1"],
     "two processes": [],

@@ -14,10 +14,13 @@ from support.builders import TWO_PROCESSES, Waits, arguments, small_model, weigh
 from transformers import TrainerCallback
 
 from audiolm import AudioLMForConditionalGeneration
-from audiolm.data import features
+from audiolm.data.features import cache as cache_module
 from audiolm.evaluation.evaluate import main as evaluate
 from audiolm.run_train import main as train_command
+from audiolm.runtime import is_bfloat16_fast
+from audiolm.training import build
 from audiolm.training.arguments import build_parser, find_config, parse_arguments
+from audiolm.training.build import choose_compilation
 from audiolm.training.resume import checkpoint_to_resume
 from audiolm.training.train import train
 
@@ -79,17 +82,25 @@ def test_trained_model_evaluates_to_the_same_files_twice(arm, corpus, tokenizer,
     assert metrics["micro"]["n"] == 16
 
 
-def test_run_without_cache_logs_what_a_cache_would_save(corpus, tokenizer, caplog):
-    more = ["--max_steps", "3", "--eval_strategy", "no"]
+def test_run_encodes_clips_into_the_users_cache_as_it_needs_them(
+    corpus, tokenizer, caplog, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    more = ["--max_steps", "2", "--eval_strategy", "no", "--num_stats_clips", "2"]
     options = arguments(corpus, "mimi_semantic", tokenizer, *more)
-    advice = "each clip is encoded 3 times; with --feature_cache DIR it is encoded once"
     with caplog.at_level("INFO", "audiolm"):
         train_command(options)
-        assert advice in caplog.text
-        caplog.clear()
-        train_command([*options, "--feature_cache", str(corpus / "cache")])
-        assert "it is encoded once" not in caplog.text
-        assert "up to 4.0 kB for the features of 16 clips" in caplog.text
+        assert "holds 0 of 16 clips, and takes up to 32.0 kB" in caplog.text
+        first_losses = training_losses(corpus / "out")
+        train_command(options)
+        assert "holds 16 of 16 clips" in caplog.text
+    assert training_losses(corpus / "out") == first_losses
+    clips = map(list_cached_clips, (tmp_path / "home").rglob("*.safetensors"))
+    assert sorted(map(len, clips)) == [2, 14]
+
+
+def training_losses(folder: Path) -> list[float]:
+    return [entry["loss"] for entry in read_log(folder) if "loss" in entry]
 
 
 def test_evaluation_loss_does_not_depend_on_the_batch_size(corpus, tokenizer):
@@ -134,7 +145,8 @@ def test_step_is_the_same_accumulated_and_in_two_processes(corpus, tokenizer):
     options = arguments(corpus, "mimi_full", tokenizer, *more)
     train_command([*options, "--per_device_train_batch_size", "16"])
     expected = weights(corpus / "out")
-    train_command([*options, "--per_device_train_batch_size", "4"])
+    accumulated = ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "4"]
+    train_command([*options, *accumulated])
     assert_close_weights(weights(corpus / "out"), expected)
     run_in_two_processes(corpus, options)
     assert_close_weights(weights(corpus / "out"), expected)
@@ -181,7 +193,7 @@ def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(corpus, token
 
 # These read values on the CPU: the codes and texts of a batch, a new epoch's seed, the frame mask.
 ON_THE_HOST = (
-    "features.py, __getitem__",
+    "cache.py, __getitem__",
     "collator.py, _text_inputs",
     "data_loader.py, __iter__",
     "modeling_audiolm.py, get_audio_features",
@@ -213,8 +225,11 @@ def test_training_step_waits_for_the_gpu_only_to_log(
     logging_steps, is_free_of_waits, corpus, tokenizer
 ):
     watch = Watch(is_free_of_waits)
+    train_command(
+        [*arguments(corpus, "mimi_full", tokenizer), "--max_steps", "1"]
+    )  # fills the cache
     more = ["--max_steps", "5", "--eval_strategy", "no", "--freeze_lm", "true", "--bf16", "true"]
-    more += ["--logging_steps", str(logging_steps), "--feature_cache", str(corpus / "cache")]
+    more += ["--logging_steps", str(logging_steps)]
     if not torch.cuda.is_available():
         more += ["--use_cpu", "true"]
     options = arguments(corpus, "mimi_full", tokenizer, *more)
@@ -263,7 +278,7 @@ def test_resumed_epoch_copies_without_waiting_and_uses_no_random_numbers(corpus,
 def test_interrupted_encoding_resumes_from_the_cache(
     corpus, tokenizer, monkeypatch, capsys, caplog
 ):
-    encode_clips = features.encode_clips
+    encode_clips = cache_module.encode_clips
 
     def interrupted(*args, **options):
         for number, encoded in enumerate(encode_clips(*args, **options)):
@@ -275,37 +290,16 @@ def test_interrupted_encoding_resumes_from_the_cache(
     more = ["--max_steps", "1", "--save_steps", "1", "--eval_strategy", "no"]
     options = arguments(corpus, "mimi_semantic", tokenizer, *more, "--feature_cache", str(cache))
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as exit_info:
-        patch.setattr(features, "encode_clips", interrupted)
+        patch.setattr(cache_module, "encode_clips", interrupted)
         train_command(options)
     assert exit_info.value.code == 130
-    assert capsys.readouterr().err.endswith(
-        f"before the first step; the clips encoded so far are saved in {cache}\n"
-    )
+    assert capsys.readouterr().err.endswith("interrupted before the first step\n")
     with caplog.at_level("INFO", "audiolm"):
         train_command(options)
-        assert "for the features of 11 clips" in caplog.text
+        assert "holds 5 of 16 clips" in caplog.text
         assert "already holds checkpoints" not in caplog.text
         train_command(options)
         assert "already holds checkpoints; they will be overwritten" in caplog.text
-
-
-def test_feature_cache_that_is_a_file_is_one_line(corpus, tokenizer):
-    options = arguments(corpus, "mimi_semantic", tokenizer)
-    message = r"^run_train.py: --feature_cache .*rows.json: File exists$"
-    with pytest.raises(SystemExit, match=message):
-        train_command([*options, "--feature_cache", str(corpus / "rows.json")])
-
-
-def test_disk_that_fills_up_while_encoding_is_one_line(corpus, tokenizer, monkeypatch):
-    def fail(tensors, file, metadata):
-        Path(file).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(features, "save_file", fail)
-    more = ["--max_steps", "1", "--feature_cache", str(corpus / "cache")]
-    with pytest.raises(SystemExit, match=r"^run_train.py: .*No space left on device$"):
-        train_command(arguments(corpus, "mimi_semantic", tokenizer, *more))
-    assert not [file for file in (corpus / "cache").rglob("*") if file.is_file()]
 
 
 def test_bad_audio_stops_the_run_or_is_skipped(corpus, tokenizer):
@@ -396,9 +390,82 @@ def read_parser_error(argv: list[str], capsys) -> str:
     return capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "processes", "expected"),
+    [
+        ("", 1, (16, 1)),
+        ("", 2, (8, 1)),
+        ("", 3, (5, 1)),
+        ("", 32, (1, 1)),
+        ("--gradient_accumulation_steps 4", 2, (2, 4)),
+        ("--per_device_train_batch_size 5", 1, (5, 1)),
+        ("--per_device_train_batch_size 4 --gradient_accumulation_steps 8", 2, (4, 8)),
+    ],
+)
+def test_batch_options_mean_what_they_mean_in_the_stock_trainer(options, processes, expected):
+    args = parse_arguments(options.split(), processes)[2]
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == expected
+
+
+def test_batch_of_another_size_is_one_line_and_recorded(corpus, tokenizer, caplog):
+    more = ["--max_steps", "1", "--eval_strategy", "no", "--per_device_train_batch_size", "3"]
+    more += ["--gradient_accumulation_steps", "2"]
+    with caplog.at_level("INFO", "audiolm"):
+        train_command(arguments(corpus, "mimi_semantic", tokenizer, *more))
+    assert caplog.text.count("6 examples per optimizer step, where the experiment has 16") == 1
+    config = json.loads((corpus / "out" / "config.json").read_text())
+    assert config["training"]["rows a step"] == 6
+
+
+BFLOAT16 = {
+    "CPU": (False, None, "AVX2", False),
+    "CPU with AVX512-BF16": (False, None, "AVX512", True),
+    "T4": (True, (7, 5), "AVX512", False),
+    "L4": (True, (8, 9), "AVX2", True),
+}
+
+
+@pytest.mark.parametrize(("has_gpu", "capability", "cpu", "expected"), BFLOAT16.values())
+def test_default_precision_is_that_of_the_device(has_gpu, capability, cpu, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: cpu)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert is_bfloat16_fast() == expected
+
+
+def test_default_precision_follows_the_device_unless_options_say_more(monkeypatch):
+    monkeypatch.setattr("audiolm.training.arguments.is_bfloat16_fast", lambda use_cpu: True)
+    # `accelerate launch` sets it, also without a configuration.
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert parse_arguments([])[2].bf16
+    assert not parse_arguments(["--bf16", "false"])[2].bf16
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert not parse_arguments([])[2].bf16
+
+
+@pytest.mark.parametrize(
+    ("device", "options", "expected"),
+    [
+        ("cuda", "", True),
+        ("cpu", "", False),
+        ("cuda", "--max_steps 999", False),
+        ("cuda", "--freeze_lm false", False),
+        ("cuda", "--lora_r 4", False),
+        ("cuda", "--torch_compile false", False),
+    ],
+)
+def test_compilation_is_on_where_it_pays_off(device, options, expected, monkeypatch):
+    monkeypatch.setattr(build.shutil, "which", lambda name: name)
+    model_args, _, args = parse_arguments(options.split())
+    args.__dict__["_setup_devices"] = torch.device(device)
+    choose_compilation(small_model("htsat"), model_args, args)
+    assert bool(args.torch_compile) == expected
+
+
 def test_defaults_are_the_experiments():
-    _, data_args, args = parse_arguments(["--per_device_train_batch_size", "4"])
-    assert args.gradient_accumulation_steps == 4
+    _, data_args, args = parse_arguments([])
+    assert args.per_device_train_batch_size == 16
     assert args.max_steps == 20000
     assert args.learning_rate == 1e-4
     assert data_args.max_audio_seconds == 10.0
@@ -442,7 +509,6 @@ def test_push_options_are_those_of_transformers():
 @pytest.mark.parametrize(
     ("message", "argv"),
     [
-        ("do not divide", ["--per_device_train_batch_size", "5"]),
         ("--encoder_type", ["--encoder_type", "x"]),
         ("unrecognized", ["--no_such_flag"]),
         ("--per_device_train_batch_size 0", ["--per_device_train_batch_size", "0"]),
@@ -451,10 +517,7 @@ def test_push_options_are_those_of_transformers():
         ("--max_bad_audio 2.0", ["--max_bad_audio", "2"]),
         ("--audio_timeout 0.0", ["--audio_timeout", "0"]),
         ("--max_audio_seconds 0.0", ["--max_audio_seconds", "0"]),
-        (
-            "makes it 4",
-            ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "8"],
-        ),
+        ("--gradient_accumulation_steps 0", ["--gradient_accumulation_steps", "0"]),
         (
             "load_best_model_at_end",
             ["--load_best_model_at_end", "--validation_file", "v", "--save_steps", "7"],
