@@ -11,6 +11,8 @@ from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 
+from .runtime import prepare_environment
+
 COMMANDS = {
     "ask": "ask.cli",
     "app": "ask.app",
@@ -46,6 +48,8 @@ def help_text() -> str:
 def answer_early(command: str, argv: list[str], program: str) -> None:
     """Prints a command's help or refuses wrong options, before anything slow is imported.
 
+    Otherwise it sets the variables that torch reads when it is imported.
+
     Args:
         command: Name of the command, a key of `COMMANDS`.
         argv: Its options.
@@ -64,6 +68,7 @@ def answer_early(command: str, argv: list[str], program: str) -> None:
         if problem:
             print(f"{program}: error: {problem} (see --help)", file=sys.stderr)
             sys.exit(2)
+    prepare_environment()
 
 
 def _find_problem(word: str, value: str, options: dict[str, str]) -> str | None:

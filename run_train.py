@@ -1,6 +1,5 @@
 """Train one AudioLM: `accelerate launch run_train.py --encoder_type mimi_full`."""
 
-import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,9 +29,6 @@ def main(argv: list[str] | None = None) -> None:
         argv: Command line. Default: this process's.
     """
     answer_early("train", sys.argv[1:] if argv is None else argv, "run_train.py")
-    # Pages of 2 MB for large tensors. torch reads this with its first tensor, and transformers
-    # allocates tensors when it is imported.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from audiolm.training.arguments import parse_arguments
     from audiolm.training.train import train
 

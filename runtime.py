@@ -234,6 +234,16 @@ def resident_memory(kind: str) -> int | None:
     return int(match[1]) * 1024 if match else None
 
 
+def prepare_environment() -> None:
+    """Sets what torch reads when it is imported. Variables that are set keep their values."""
+    # Pages of 2 MB for large tensors. torch reads this with its first tensor, and transformers
+    # allocates tensors when it is imported.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    # Threads that wait for one another sleep soon. Otherwise they keep the core that the thread
+    # they wait for needs, if another program is running (docs/performance.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
 def is_bfloat16_fast(use_cpu: bool = False) -> bool:
     """Whether the device multiplies bfloat16 matrices faster than float32 ones.
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from transformers.hf_argparser import string_to_bool
 
 from ..configuration_audiolm import list_encoder_types, parse_encoder_type
-from ..runtime import format_duration, report_user_errors, run_info, write_json
-from . import measure
+from ..runtime import format_duration, is_bfloat16_fast, report_user_errors, run_info, write_json
+from . import evaluation, measure
 from .measure import PARTS, RUN_STEPS
 
 PROGRAM = "audiolm benchmark"
@@ -106,7 +106,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--steps", type=count, default=10, help="measured steps, after warm-up (default: 10)")
     add("--seconds", type=number, default=10.0, help="length of the clips (default: 10)")
     help_text = "bf16: autocast; the encoder stays fp32"
-    add("--precision", choices=["fp32", "bf16"], default="fp32", help=help_text)
+    help_text += " (default: bf16 where the device is faster with it)"
+    add("--precision", choices=["fp32", "bf16"], help=help_text)
     help_text = "compile the layers of our step; on a GPU, replay them as CUDA graphs"
     add("--torch_compile", action="store_true", help=help_text)
     help_text = "train the mapper only (default: true)"
@@ -117,6 +118,11 @@ def build_parser() -> argparse.ArgumentParser:
         "example and computes the logits of every position"
     )
     add("--naive", action="store_true", help=help_text)
+    help_text = "measure an evaluation in place of training steps, beside a plain generate loop"
+    add("--evaluation", action="store_true", help=help_text)
+    add("--rows", type=count, default=32, help="rows of --evaluation (default: 32)")
+    help_text = "tokens of each text of --evaluation (default: 64)"
+    add("--max_new_tokens", type=count, default=64, help=help_text)
     add("--one_clip", action="store_true", help="leave out examples about two clips, a fifth")
     add("--dataloader_num_workers", type=int, default=0, help="loader processes (default: 0)")
     add("--peak_tflops", type=number, help="peak of the device, for MFU on one that is not listed")
@@ -137,6 +143,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parse_encoder_type(options.encoder_type)
     except ValueError as error:
         parser.error(f"--{error}")
+    if options.precision is None:
+        options.precision = "bf16" if is_bfloat16_fast() else "fp32"
     if options.json and Path(options.json).is_dir():
         parser.error(f"--json {options.json}: expected a file, but this is a folder")
     if options.json and not Path(options.json).absolute().parent.is_dir():
@@ -155,8 +163,15 @@ def run_benchmark(options: argparse.Namespace, argv: list[str] | None) -> dict:
         return measure.run_isolated(function, options, *arguments, environment=environment)
 
     with tempfile.TemporaryDirectory() as folder:
-        clip_seconds = run("clips", measure.prepare, folder, cached)
+        # An evaluation encodes the clips itself.
+        clip_seconds = run("clips", measure.prepare, folder, cached and not options.evaluation)
         result["encode_seconds_per_clip"] = clip_seconds
+        if options.evaluation:
+            environment = ENCODING_ALLOCATOR
+            result["evaluation"] = run(
+                "evaluation", evaluation.measure_evaluation, folder, environment=environment
+            )
+            return result
         ours = run("our steps", measure.measure, False, folder, cached)
         result["variants"]["ours, cached" if cached else "ours, encoding"] = ours
         if options.naive:
@@ -202,7 +217,10 @@ def main(argv: list[str] | None = None) -> None:
     """Runs `audiolm benchmark`."""
     options = parse(argv)
     result = run_benchmark(options, argv)
-    print(format_report(result))
+    if options.evaluation:
+        print(evaluation.format_evaluation(result["evaluation"], options))
+    else:
+        print(format_report(result))
     if options.json:
         write_json(options.json, result)
 

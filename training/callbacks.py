@@ -1,6 +1,7 @@
 """Callbacks of a run: signals, losses that are not finite, clips that turn bad, and its log."""
 
 import logging
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -210,6 +211,14 @@ def format_log_line(step: int, steps: int, logs: dict) -> str:
     return f"step {step:,} of {steps:,}:{label} {', '.join(parts)}"
 
 
+def is_cpu_shared(args: TrainingArguments) -> bool:
+    """Whether other programs slow down a run on the CPU. The time left then changes with them."""
+    if args.device.type != "cpu" or not hasattr(os, "getloadavg"):
+        return False
+    own_load = torch.get_num_threads() + args.dataloader_num_workers
+    return os.getloadavg()[0] > own_load * args.world_size + 0.5
+
+
 class Progress(ProgressCallback):
     """The stock progress bars, with the log lines of `format_log_line`."""
 
@@ -219,7 +228,8 @@ class Progress(ProgressCallback):
             logs = logs or {}
             self.training_bar.write(format_log_line(state.global_step, state.max_steps, logs))
             if "loss" in logs:
-                self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}")
+                shared = {"CPU": "shared with other programs"} if is_cpu_shared(args) else {}
+                self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}", **shared)
 
 
 class LineLogger(PrinterCallback):

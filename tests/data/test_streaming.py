@@ -431,6 +431,7 @@ def test_stream_of_two_processes_gives_every_row_once(corpus, tokenizer, embedde
         "--eval_strategy": "no",
         "--dataloader_num_workers": "2",
         "--per_device_train_batch_size": "2",
+        "--gradient_accumulation_steps": "4",
         "--max_eval_samples": "4",
     }
     more = list(chain.from_iterable(more.items()))

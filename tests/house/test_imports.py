@@ -22,7 +22,7 @@ ALLOWED = {
     "evaluation": [*BASE, "data", "checkpoints", "hub"],
     "comparison": [*BASE, "data", "checkpoints", "hub", "training", "evaluation"],
     "ask": [*BASE, "data", "checkpoints", "evaluation", "demo"],
-    "benchmark": [*BASE, "data", "training"],
+    "benchmark": [*BASE, "data", "training", "evaluation"],
     "demo": [*BASE, "data"],
 }
 ENTRY_POINTS = ["__init__", "__main__", "run_train", "run_eval", "run_compare"]

@@ -1,0 +1,107 @@
+"""Measures an evaluation: rows per second of each protocol and control, and of a plain loop."""
+
+import time
+from argparse import Namespace
+
+import torch
+from tqdm import tqdm
+
+from ..data import FeatureCache
+from ..evaluation.answering import PROTOCOLS
+from ..evaluation.predict import Answerer
+from ..modeling_audiolm import AudioLMForConditionalGeneration
+from ..processing_audiolm import AudioLMProcessor
+from ..runtime import format_duration
+from .workload import build_model, clip_files, draw_examples
+
+TEST_ROWS = 161_800  # of ReasonAQA's test set
+LETTERS = "ABCD"
+# Those that change what a model hears. The others need no pass, or another model.
+CONTROLS = ("no_audio", "noise", "mismatched_audio", "option_relabel")
+
+
+def draw_rows(options: Namespace, clips: list[str], vocab_size: int) -> list[dict]:
+    """Draws test rows of ReasonAQA's lengths. Those with short answers have four options."""
+    rows = draw_examples(options.rows, options.seed, vocab_size, clips, options.one_clip)
+    answers = [row["answer"] for row in rows]
+    for index, row in enumerate(rows):
+        row["question_type"] = "detail"
+        if row["answer"].count("w") < 10:
+            texts = [answers[(index + step) % len(answers)][:12] for step in range(len(LETTERS))]
+            listed = " ".join(f"{letter}) {text}" for letter, text in zip(LETTERS, texts))
+            row["question_type"] = "mcq"
+            row["input"] += f" {listed}"
+            row["answer"] = f"A) {texts[0]}"
+    return rows
+
+
+def answer_one_by_one(
+    model: AudioLMForConditionalGeneration,
+    processor: AudioLMProcessor,
+    rows: list[dict],
+    max_new_tokens: int,
+) -> None:
+    """Decodes, encodes and answers one row after another with `generate`, as others evaluate."""
+    for row in rows:
+        inputs = processor(row["input"], row["audio"])
+        model.generate(**inputs.to(model.device), max_new_tokens=max_new_tokens, do_sample=False)
+
+
+def measure_evaluation(options: Namespace, folder: str) -> dict[str, float]:
+    """Returns the seconds per row of the plain loop, of encoding, each protocol and control."""
+    model, processor = build_model(options)
+    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    # A random model ends no text: every one has the longest length.
+    model.generation_config.eos_token_id = None
+    rows = draw_rows(options, clip_files(folder), model.config.text_config.vocab_size)
+    cache = FeatureCache(folder, model.encoder, processor.feature_extractor)
+    seconds: dict[str, float] = {}
+
+    def answer(protocol: str, controls: tuple[str, ...] = ()) -> None:
+        answerer = Answerer(
+            model,
+            processor,
+            (protocol,),
+            controls,
+            options.batch_size,
+            options.max_new_tokens,
+            options.precision,
+            cache,
+        )
+        answerer.answer_chunk(rows, tqdm(disable=True))
+        seconds.setdefault("encoding, once per clip", answerer.seconds["encoding"])
+        if controls:
+            seconds[controls[0]] = answerer.seconds["controls"]
+        else:
+            seconds[protocol] = answerer.seconds["answering"]
+
+    for protocol in PROTOCOLS:
+        answer(protocol)
+    for control in CONTROLS:
+        answer("likelihood", (control,))
+    start = time.perf_counter()
+    plain_rows = rows[: max(1, len(rows) // 4)]
+    answer_one_by_one(model, processor, plain_rows, options.max_new_tokens)
+    plain = (time.perf_counter() - start) / len(plain_rows)
+    return {
+        "plain generate loop": plain,
+        **{name: total / len(rows) for name, total in seconds.items()},
+    }
+
+
+def format_evaluation(seconds: dict[str, float], options: Namespace) -> str:
+    """Formats the results as a table, with an estimate for ReasonAQA's test set."""
+    plain = seconds["plain generate loop"]
+    lines = [
+        f"{options.rows} rows, batch size {options.batch_size}, {options.precision}, texts of "
+        f"{options.max_new_tokens} tokens",
+        f"{'':<26}{'rows/s':>10}  {f'{TEST_ROWS:,} rows':>14}",
+    ]
+    for name, value in seconds.items():
+        lines.append(f"{name:<26}{1 / value:>10,.2f}  {format_duration(TEST_ROWS * value):>14}")
+    both = sum(seconds[protocol] for protocol in PROTOCOLS)
+    total = sum(seconds.values()) - plain
+    lines.append(f"whole evaluation: {format_duration(TEST_ROWS * total)}")
+    lines.append(f"generate: {plain / seconds['generate']:.1f} x the plain loop")
+    lines.append(f"both protocols: {plain / both:.1f} x the plain loop, which has one")
+    return "\n".join(lines)
