@@ -61,6 +61,8 @@ def plan_run(config: ComparisonConfig, arm: str, seed: int) -> PlannedRun:
     evaluation = {
         **_eval_options(config, arm),
         **cache,
+        # The comparison trains the model, and the file of its encoder is the one that it gives.
+        "trust_remote_code": ":" in config.arms[arm]["encoder_type"] or None,
         "model_name_or_path": folder,
         "output_dir": folder / "evaluation",
     }
