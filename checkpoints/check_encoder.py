@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -34,7 +35,7 @@ encoder = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).encoder
 clip, features = torch.load(sys.argv[2])
 assert "audiolm" not in sys.modules, "the package was imported"
 loaded = encoder.encode(clip)
-assert torch.equal(loaded, features), "the features differ by up to %g" % (loaded - features).abs().max()
+assert torch.equal(loaded, features), f"deviation {(loaded - features).abs().max():g}"
 """
 
 
@@ -119,7 +120,7 @@ def check_precision(encoder: AudioEncoder) -> str:
     return "the same features under autocast and after .to(torch.bfloat16)"
 
 
-def check_codes(encoder: AudioEncoder) -> str:
+def check_codes(encoder: Any) -> str:
     """Checks that codes, if there are any, decode to the features."""
     if not hasattr(encoder, "codes"):
         return "none, the feature cache saves features"
@@ -127,7 +128,7 @@ def check_codes(encoder: AudioEncoder) -> str:
     codes = encoder.codes(clip)
     shape = (1, encoder.num_levels, encoder.num_frames(clip.shape[1]))
     _expect(tuple(codes.shape) == shape, f"codes {tuple(codes.shape)}, expected {shape}")
-    is_valid = 0 <= codes.min() and codes.max() < encoder.codebook_size
+    is_valid = codes.min() >= 0 and codes.max() < encoder.codebook_size
     _expect(is_valid, f"codes from {codes.min()} to {codes.max()}, of {encoder.codebook_size}")
     decoded = encoder.decode_codes(codes)
     _expect(torch.equal(decoded, encoder.encode(clip)), "codes do not decode to the features")
