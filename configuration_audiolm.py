@@ -353,7 +353,10 @@ def _import_source(source: str, name: str) -> None:
     module: Any = sys.modules.get(name)
     if module is None and find_spec(name) is not None:
         raise ValueError(f"encoder_type: {source}: {name} is a module of its own. Rename the file")
-    path = source if is_file else import_module(source).__file__
+    try:
+        path: Any = source if is_file else import_module(source).__file__
+    except ModuleNotFoundError as error:
+        raise ValueError(f"encoder_type: {source}: {error}") from error
     code = portable_code(path)
     if module is not None and portable_code(module.__file__) != code:
         raise ValueError(f"encoder_type: {source}: {module.__file__} has other code of this name")
@@ -382,9 +385,10 @@ def find_encoder_class(encoder_type: str) -> Any:
             f"encoder_type {encoder_type!r}: {file} is not imported. Give its path to train, or "
             "--trust_remote_code to use a trained model with the code in its folder"
         )
-    if not hasattr(module, class_name):
-        raise ValueError(f"encoder_type {encoder_type!r}: {file} has no class {class_name}")
-    return getattr(module, class_name)
+    encoder_class = getattr(module, class_name, None)
+    if not hasattr(encoder_class, "load_weights"):
+        raise ValueError(f"encoder_type {encoder_type!r}: {file} has no AudioEncoder {class_name}")
+    return encoder_class
 
 
 def portable_code(path: str) -> str:
