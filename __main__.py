@@ -20,6 +20,7 @@ COMMANDS = {
     "eval": "run_eval",
     "compare": "run_compare",
     "probe": "evaluation.probe_command",
+    "check-encoder": "checkpoints.check_encoder",
     "prepare": "data.prepare",
     "cache": "data.features.cache_command",
     "benchmark": "benchmark.cli",
@@ -39,7 +40,7 @@ def first_docstring_line(module: str) -> str:
 
 def help_text() -> str:
     """Returns the text of `audiolm --help`."""
-    lines = [f"  {name:<10} {first_docstring_line(m)}" for name, m in COMMANDS.items()]
+    lines = [f"  {name:<13} {first_docstring_line(m)}" for name, m in COMMANDS.items()]
     return f"usage: audiolm [-h] [--version] COMMAND ...\n\n{__doc__}\ncommands:\n" + "\n".join(
         lines
     )

@@ -1,8 +1,13 @@
 """Configuration of AudioLM: the encoder, the language model and the mapper between them.
 
-The module is long because it also holds the table of encoder types.
+The module is long because it also holds the table of encoder types and imports encoders from files.
 """
 
+import re
+import sys
+from importlib import import_module
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
@@ -59,6 +64,7 @@ ENCODER_OPTION_FIELDS = (
     "posterior_repeats",
     "whole_windows",
     "num_tokens",
+    "encoder_class",
 )
 # Options that select a part of an encoder: what they count, and fields that hold the number.
 DEPTH_FIELDS = {
@@ -94,6 +100,9 @@ DEFAULT_TEXT_CONFIG = {
     "eos_token_id": 2,
     "pad_token_id": 2,
 }
+# The modules that a pushed model holds, which an encoder's own file may import.
+SHARED_IMPORT = re.compile(r"^(\s*)from audiolm\.(\w+_audiolm) import", re.M)
+MISSING_IMPORT = re.compile(r"^\s*((import|from) audiolm\b|from \.(?!\w+_audiolm import)).*", re.M)
 MODEL_CLASS = "modeling_audiolm.AudioLMForConditionalGeneration"
 # A pushed model can be loaded with each of these auto classes.
 AUTO_MAP = {
@@ -135,6 +144,12 @@ class PairConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
 
+class FileEncoderConfig(PreTrainedConfig):
+    """Configuration of an encoder from its author's file, if its class names no `config_class`."""
+
+    model_type = "audiolm_file_encoder"
+
+
 OWN_CONFIGS = {"audiolm_silence": SilenceConfig, "audiolm_pair": PairConfig}
 
 
@@ -143,6 +158,7 @@ class AudioLMConfig(PreTrainedConfig):
 
     Args:
         encoder_type: `htsat`, `mimi_semantic`, `mimi_full`, or another of [`list_encoder_types`].
+            `my_encoders.py:MyEncoder` is a class in a file.
         encoder_config: Configuration of the encoder, or its dict. Default: the encoder type's.
         text_config: Configuration of the language model, or its dict. Default: SmolLM2-135M's.
         mapper_hidden_size: Width of the mapper's hidden layer.
@@ -180,7 +196,7 @@ class AudioLMConfig(PreTrainedConfig):
         prompt_format: str = "audiolm",
         **kwargs,
     ):
-        self.encoder_type = encoder_type
+        self.encoder_type = encoder_type_name(encoder_type)
         self.encoder_config = default_encoder_config(encoder_type, encoder_config)
         if text_config is None:
             text_config = DEFAULT_TEXT_CONFIG
@@ -206,6 +222,16 @@ class AudioLMConfig(PreTrainedConfig):
         kwargs.setdefault("tie_word_embeddings", is_tied)
         fields: dict[str, Any] = {"auto_map": dict(AUTO_MAP), **kwargs}
         super().__init__(**fields)
+
+    def to_json_file(self, json_file_path: Any, use_diff: bool = True) -> None:
+        """Saves the configuration, and an encoder's own file with it.
+
+        Args:
+            json_file_path: Path of the JSON file.
+            use_diff: See `PreTrainedConfig.to_json_file`.
+        """
+        super().to_json_file(json_file_path, use_diff)
+        save_encoder_code(self.encoder_config.to_dict(), Path(json_file_path).parent)
 
     def _check_values(self) -> None:
         for name, choices in CHOICES.items():
@@ -247,7 +273,7 @@ def list_encoder_types() -> list[str]:
     for name, entry in ENCODER_TYPES.items():
         if entry.numbered_option is not None:
             names.append(f"{name}={entry.numbers[0]}..{entry.numbers[-1]}")
-    return [*names, "ARM+ARM"]
+    return [*names, "ARM+ARM", "FILE.py:CLASS"]
 
 
 def parse_encoder_type(encoder_type: str) -> EncoderType:
@@ -259,6 +285,12 @@ def parse_encoder_type(encoder_type: str) -> EncoderType:
     if str(encoder_type).count("+") == 1:
         _check_pair(encoder_type)
         return EncoderType("audiolm_pair")
+    if ":" in str(encoder_type):
+        encoder_class = find_encoder_class(encoder_type)
+        options = {"encoder_class": encoder_type_name(encoder_type)}
+        if getattr(encoder_class, "num_levels", None):
+            options["num_levels"] = encoder_class.num_levels
+        return EncoderType(_config_class(encoder_class).model_type, options)
     name, equals, number = str(encoder_type).partition("=")
     entry = ENCODER_TYPES.get(name)
     if entry and not equals and not entry.needs_number:
@@ -279,6 +311,125 @@ def _check_pair(encoder_type: str) -> None:
         raise ValueError(
             f"encoder_type {encoder_type!r}: an encoder with posteriors cannot be part of a pair"
         )
+
+
+def encoder_type_name(encoder_type: str) -> str:
+    """Returns `my_encoders.py:MyEncoder` for a path or module, whose folders are somebody's own."""
+    names = []
+    for part in str(encoder_type).split("+"):
+        source, colon, class_name = part.rpartition(":")
+        stem = Path(source).stem if source.endswith(".py") else source.rpartition(".")[2]
+        names.append(f"{stem}.py:{class_name}" if colon else part)
+    return "+".join(names)
+
+
+def import_encoders(encoder_type: str) -> str:
+    """Imports the encoders that `FILE.py:CLASS` or `MODULE:CLASS` names. Their code runs.
+
+    The file becomes a module beside this one, as it is in a pushed model.
+
+    Returns:
+        The encoder type by [`encoder_type_name`]. Other types are returned as they are.
+
+    Raises:
+        ValueError: If there is no such file or class, or if a pushed model could not import what
+            the file imports.
+    """
+    for part in encoder_type.split("+"):
+        source, colon, _ = part.rpartition(":")
+        if colon and encoder_type_name(part) == part and not Path(source).is_file():
+            find_encoder_class(part)  # It is imported, or this says that there is no such file.
+        elif colon:
+            _import_source(source, f"{__package__}.{encoder_type_name(part).partition('.')[0]}")
+            find_encoder_class(part)
+    return encoder_type_name(encoder_type)
+
+
+def _import_source(source: str, name: str) -> None:
+    """Imports a file or module as the module `name`. The same code is imported once."""
+    is_file = source.endswith(".py")
+    if is_file and not Path(source).is_file():
+        raise ValueError(f"encoder_type: {source}: file not found")
+    module: Any = sys.modules.get(name)
+    if module is None and find_spec(name) is not None:
+        raise ValueError(f"encoder_type: {source}: {name} is a module of its own. Rename the file")
+    try:
+        path: Any = source if is_file else import_module(source).__file__
+    except ModuleNotFoundError as error:
+        raise ValueError(f"encoder_type: {source}: {error}") from error
+    code = portable_code(path)
+    if module is not None and portable_code(module.__file__) != code:
+        raise ValueError(f"encoder_type: {source}: {module.__file__} has other code of this name")
+    if module is None and is_file:
+        spec: Any = spec_from_file_location(name, path)
+        module = sys.modules[name] = module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    elif module is None:
+        sys.modules[name] = sys.modules[source]
+
+
+def find_encoder_class(encoder_type: str) -> Any:
+    """Returns the class `FILE.py:CLASS` of a file that [`import_encoders`] has imported.
+
+    Raises:
+        ValueError: If it is not imported, or has no such class.
+    """
+    file, _, class_name = encoder_type_name(encoder_type).partition(":")
+    module = sys.modules.get(f"{__package__}.{Path(file).stem}")
+    if module is None:
+        raise ValueError(
+            f"encoder_type {encoder_type!r}: {file} is not imported. Give its path to train, or "
+            "--trust_remote_code to use a trained model with the code in its folder"
+        )
+    encoder_class = getattr(module, class_name, None)
+    if not hasattr(encoder_class, "load_weights"):
+        raise ValueError(f"encoder_type {encoder_type!r}: {file} has no AudioEncoder {class_name}")
+    return encoder_class
+
+
+def portable_code(path: str) -> str:
+    """Returns an encoder's file with imports from the modules beside it, not from the package.
+
+    Raises:
+        ValueError: If it imports anything else of the package, which a pushed model lacks.
+    """
+    code = SHARED_IMPORT.sub(r"\1from .\2 import", Path(path).read_text(encoding="utf-8"))
+    missing = MISSING_IMPORT.search(code)
+    if missing:
+        raise ValueError(
+            f"{path}: {missing[0].strip()!r}: a pushed model has this file and not the package. "
+            "Import from audiolm.encoders_audiolm and other packages only"
+        )
+    return code
+
+
+def save_encoder_code(encoder_config: dict, folder: Path) -> None:
+    """Saves an encoder's own file to the folder of a model, whose code then imports it.
+
+    Args:
+        encoder_config: Dict of the encoder's configuration.
+        folder: Folder with the saved copy of this module.
+    """
+    copy = folder / Path(__file__).name
+    for part in (encoder_config, encoder_config.get("first"), encoder_config.get("second")):
+        name = (part or {}).get("encoder_class")
+        if not name or not copy.is_file():
+            continue
+        file, _, class_name = name.partition(":")
+        module: Any = sys.modules[find_encoder_class(name).__module__]
+        (folder / file).write_text(portable_code(module.__file__), encoding="utf-8")
+        line = f"from .{Path(file).stem} import {class_name}  # noqa: E402, F401\n"
+        text = copy.read_text(encoding="utf-8")
+        if line not in text:
+            copy.write_text(f"{text}\n\n{line}", encoding="utf-8")
+
+
+def _config_class(encoder_class: Any) -> type[PreTrainedConfig]:
+    return getattr(encoder_class, "config_class", None) or FileEncoderConfig
 
 
 def default_encoder_config(
@@ -318,6 +469,8 @@ def build_config(field: str, values: dict) -> PreTrainedConfig:
     """
     values = dict(values)
     model_type = values.pop("model_type", None)
+    if values.get("encoder_class"):
+        return _config_class(find_encoder_class(values["encoder_class"]))(**values)
     if model_type in OWN_CONFIGS:
         return OWN_CONFIGS[model_type](**values)
     if model_type not in CONFIG_MAPPING:

@@ -28,6 +28,8 @@ from transformers import (
 from transformers import initialization as init
 from transformers.audio_utils import mel_filter_bank
 
+from .configuration_audiolm import find_encoder_class
+
 # No recording exceeds these. The header of a damaged file can, and would then fill the memory.
 MAX_SAMPLE_RATE = 768_000  # Hz
 MAX_SAMPLES_PER_SECOND = 12_288_000  # In all channels: 64 at 192 kHz.
@@ -156,8 +158,13 @@ class AudioEncoder(nn.Module):
         dim: Channels of a frame.
         sample_rate: Sampling rate of its input in Hz.
         frame_rate: Frames per second of a long clip.
+        config_class: Class of `config` for an encoder in a file of its own. None: it needs no
+            configuration.
+        licence: Licence of the weights, for the model card.
     """
 
+    config_class: type[PreTrainedConfig] | None = None
+    licence: str = "unknown"
     config: PreTrainedConfig
     model: Any
     dim: int
@@ -176,6 +183,14 @@ class AudioEncoder(nn.Module):
 
     def reset_buffers(self) -> None:
         """Computes the encoder's own buffers, which a checkpoint may lack."""
+
+    def load_weights(self, name_or_path: str | None) -> None:
+        """Loads the weights of an encoder in a file of its own.
+
+        Args:
+            name_or_path: Value of `--encoder_name_or_path`. None: the published weights.
+        """
+        raise NotImplementedError
 
     def num_frames(self, num_samples: int) -> int:
         """Returns how many frames `encode` makes of a clip of `num_samples` samples."""
@@ -734,6 +749,9 @@ ENCODERS: dict[str, type[AudioEncoder]] = {
 
 def build_encoder(config: PreTrainedConfig) -> AudioEncoder:
     """Builds the encoder of a configuration with randomly initialised weights."""
+    name = getattr(config, "encoder_class", None)
+    if name is not None:
+        return find_encoder_class(name)(config)
     if isinstance(config, MimiConfig) and not config.num_levels:
         return MimiLatentEncoder(config)
     if isinstance(config, ClapAudioConfig) and getattr(config, "posteriors", None):

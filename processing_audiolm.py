@@ -10,6 +10,7 @@ import os
 import wave
 from contextlib import nullcontext
 from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ from transformers import (
 )
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 
-from .configuration_audiolm import AudioLMConfig, build_config
+from .configuration_audiolm import AudioLMConfig, build_config, save_encoder_code
 from .encoders_audiolm import AudioEncoder, build_encoder, check_rate, resample
 
 soundfile: Any
@@ -430,6 +431,12 @@ class AudioLMProcessor(ProcessorMixin):
         self.audio_tokens = audio_tokens
         self.prompt_format = prompt_format
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+
+    def to_json_file(self, json_file_path: Any) -> None:
+        """Saves the processor's configuration, and an encoder's own file with it."""
+        super().to_json_file(json_file_path)
+        config = self.feature_extractor.encoder_config
+        save_encoder_code(config or {}, Path(json_file_path).parent)
 
     @classmethod
     def from_config(

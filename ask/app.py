@@ -231,6 +231,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--host", help="address that the page listens on (default: this machine only)")
     add("--port", type=int, help="1 to 65535 (default: the first free one from 7860)")
     add("--share", action="store_true", help="also a public address for three days, by gradio")
+    trust_help = "run the file of an encoder in the model's folder, if it has one"
+    add("--trust_remote_code", action="store_true", help=trust_help)
     add("--space", type=Path, metavar="FOLDER", help="write a Space there and start nothing")
     return parser
 
@@ -243,7 +245,8 @@ def serve(args: argparse.Namespace) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     use_all_of_the_cpu()
     disable_progress_bar()
-    models = [LoadedModel(name) for name in args.models or MODEL_NAMES]
+    names = args.models or MODEL_NAMES
+    models = [LoadedModel(name, None, args.trust_remote_code) for name in names]
     with tempfile.TemporaryDirectory() as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder, "uploads"))
         page = build_page(models, build_examples(Path(folder)))

@@ -46,6 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
         f"sounds only: {', '.join(MODEL_NAMES)} (default: mimi_full)",
     )
     add("--revision", help="branch, tag or commit of a model on the Hub")
+    trust_help = "run the file of an encoder in the model's folder, if it has one"
+    add("--trust_remote_code", action="store_true", help=trust_help)
     add("--no_audio", action="store_true", help="ablation: answer from the mean features")
     add("--max_new_tokens", type=int, default=64, help="longest answer (default: 64)")
     add("--json", action="store_true", help="print one JSON object")
@@ -109,7 +111,8 @@ def ask_once(args: argparse.Namespace) -> None:
         raise UserError("the question is empty")
     question = add_options(question, args.options)
     results = []
-    for model in [LoadedModel(name, args.revision) for name in args.model]:
+    options = (args.revision, args.trust_remote_code)
+    for model in [LoadedModel(name, *options) for name in args.model]:
         results.append(_ask_model(model, question, clips, args))
         if not args.json:
             _print_answer(model, results[-1], show_name=len(args.model) > 1)
@@ -171,7 +174,8 @@ def ask_csv(args: argparse.Namespace) -> None:
     from .table import answer_table, read_questions
 
     questions = read_questions(args.csv)
-    num_errors = answer_table(args, questions, LoadedModel(args.model[0], args.revision))
+    model = LoadedModel(args.model[0], args.revision, args.trust_remote_code)
+    num_errors = answer_table(args, questions, model)
     if num_errors:
         raise UserError(
             f"rows not answered: {num_errors}. The column `error` of {args.output} says why. "

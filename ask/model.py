@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import TextIteratorStreamer
 
-from ..checkpoints.load import load_model
+from ..checkpoints.load import import_saved_encoders, load_model
 from ..data.answer_parsing import find_options, infer_answer_format
 from ..data.audio_files import Clip, open_clip
 from ..data.features import encode_clips
@@ -92,17 +92,22 @@ class LoadedModel:
     Args:
         name_or_path: A folder, a Hub name, or one of the demo's models (`audiolm.demo.models()`).
         revision: Branch, tag or commit of a model on the Hub.
+        trust_remote_code: Whether to run the file of an encoder in the model's folder.
 
     Raises:
         UserError: If there is no such model.
     """
 
-    def __init__(self, name_or_path: str, revision: str | None = None):
+    def __init__(
+        self, name_or_path: str, revision: str | None = None, trust_remote_code: bool = False
+    ):
         self.name = name_or_path
         is_folder = Path(name_or_path, "config.json").is_file()
         self.is_demo = name_or_path in demo_models() and not is_folder
         source = demo_models()[name_or_path] if self.is_demo else name_or_path
         try:
+            if trust_remote_code:
+                import_saved_encoders([str(source)], revision)
             model, tokenizer = load_model(str(source), revision)
         except UserError as error:  # the option has another name here
             raise UserError(str(error).replace("--model_name_or_path", "--model")) from error

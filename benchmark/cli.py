@@ -15,7 +15,7 @@ from pathlib import Path
 
 from transformers.hf_argparser import string_to_bool
 
-from ..configuration_audiolm import list_encoder_types, parse_encoder_type
+from ..configuration_audiolm import import_encoders, list_encoder_types, parse_encoder_type
 from ..runtime import format_duration, is_bfloat16_fast, report_user_errors, run_info, write_json
 from . import evaluation, measure
 from .measure import PARTS, RUN_STEPS
@@ -140,6 +140,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if options.dataloader_num_workers < 0:
         parser.error("--dataloader_num_workers: expected a number from 0 on")
     try:
+        options.encoder_type = import_encoders(options.encoder_type)
         parse_encoder_type(options.encoder_type)
     except ValueError as error:
         parser.error(f"--{error}")

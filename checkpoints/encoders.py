@@ -16,6 +16,7 @@ from ..configuration_audiolm import (
     ENCODER_OPTION_FIELDS,
     check_band_limit,
     default_encoder_config,
+    import_encoders,
     parse_encoder_type,
 )
 from ..encoders_audiolm import AudioEncoder, HTSATPosteriorEncoder, build_encoder
@@ -26,6 +27,7 @@ from .state_dicts import (
     CLASSIFIER_PREFIX,
     HTSAT_PREFIXES,
     MSCLAP_PREFIX,
+    UNREADABLE,
     load_state_strictly,
     read_checkpoint,
     rename_clap_keys,
@@ -58,18 +60,21 @@ def load_encoder(encoder_type: str, name_or_path: str | None = None) -> AudioEnc
     """Loads an encoder with its weights, in evaluation mode.
 
     Args:
-        encoder_type: Type of the encoder.
+        encoder_type: Type of the encoder, or `FILE.py:CLASS` for a class in a file, which runs.
         name_or_path: Hub name, folder or file of the weights, or `random`. None: the published.
 
     Raises:
         UserError: If the checkpoint is not found or does not fit.
     """
-    model_type = parse_encoder_type(encoder_type).model_type
-    if name_or_path == "random" and model_type == "audiolm_pair":
+    encoder_type = import_encoders(encoder_type)
+    entry = parse_encoder_type(encoder_type)
+    if name_or_path == "random" and entry.model_type == "audiolm_pair":
         name_or_path = "random+random"
     if name_or_path == "random":
         return build_random_encoder(encoder_type)
-    load = LOADERS.get(model_type, _load_transformers)
+    load = LOADERS.get(entry.model_type, _load_transformers)
+    if "encoder_class" in entry.options:
+        load = _load_file_encoder
     return load(encoder_type, name_or_path).eval()
 
 
@@ -221,6 +226,19 @@ def _load_silence(encoder_type: str, name_or_path: str | None) -> AudioEncoder:
     if name_or_path:
         raise UserError(f"--encoder_name_or_path {name_or_path}: {encoder_type} has no weights")
     return _build(encoder_type)
+
+
+def _load_file_encoder(encoder_type: str, name_or_path: str | None) -> AudioEncoder:
+    encoder = _build(encoder_type)
+    if type(encoder).load_weights is AudioEncoder.load_weights:
+        return _load_transformers(encoder_type, name_or_path)
+    try:
+        encoder.load_weights(name_or_path)
+    except (OSError, *UNREADABLE) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        source = name_or_path or "the published weights"
+        raise UserError(f"--encoder_name_or_path: {encoder_type}: {source}: {reason}") from error
+    return encoder
 
 
 # Encoders that are not listed come in transformers' format alone.

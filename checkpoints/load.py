@@ -8,9 +8,10 @@ import torch
 from huggingface_hub import get_token
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
-from ..configuration_audiolm import AudioLMConfig
+from ..configuration_audiolm import AudioLMConfig, encoder_type_name, import_encoders
 from ..modeling_audiolm import AudioLMForConditionalGeneration
 from ..runtime import UserError, redact_token
 from .mellow import load_mellow, mellow_checkpoint
@@ -66,6 +67,28 @@ def load_model(
     if messages:
         raise UserError(f"--model_name_or_path {name}: incomplete AudioLM: {'; '.join(messages)}")
     return model, tokenizer
+
+
+def import_saved_encoders(names: list[str], revision: str | None = None) -> None:
+    """Imports encoders from files in the folders of trained models. Their code runs.
+
+    Args:
+        names: Folders or Hub names. Models with built-in encoders have no such files.
+        revision: Branch, tag or commit on the Hub.
+
+    Raises:
+        UserError: If a model or its file is not found, or if the file is not valid.
+    """
+    for name in names:
+        try:
+            fields, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
+            for part in str(fields.get("encoder_type")).split("+"):
+                file, colon, class_name = encoder_type_name(part).partition(":")
+                if colon:
+                    path = cached_file(name, file, revision=revision)
+                    import_encoders(f"{path}:{class_name}")
+        except (ValueError, OSError) as error:
+            raise _user_error(name, error) from error
 
 
 def _read_model(

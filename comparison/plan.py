@@ -29,7 +29,7 @@ class Plan:
 
     runs: list[PlannedRun]  # in the order in which they start
     data_files: list[str]  # training, validation and test file
-    checkpoints: dict[str, list[str]]  # names or paths of the pretrained weights of each arm
+    checkpoints: dict[str, list[str]]  # names or paths of what each arm reads: weights, files
     audio_dir: list[str]  # folders of the audio, as `run_eval.py` gets them
 
     def digest_inputs(self) -> list[PlannedRun]:
@@ -59,6 +59,8 @@ def plan_run(config: ComparisonConfig, arm: str, seed: int) -> PlannedRun:
     train = {**_train_options(config, arm), "output_dir": folder, "seed": seed}
     evaluation = {
         **_eval_options(config, arm),
+        # The comparison trains the model, and the file of its encoder is the one that it gives.
+        "trust_remote_code": ":" in config.arms[arm]["encoder_type"] or None,
         "model_name_or_path": folder,
         "output_dir": folder / "evaluation",
     }
@@ -178,7 +180,10 @@ def plan_comparison(config: ComparisonConfig, processes: int = 1) -> Plan:
             )
         name = model.encoder_name_or_path or ""
         encoders = name.split("+") if "+" in model.encoder_type else [name]
-        weights = [*encoders, model.text_model_name_or_path]
+        # An encoder in a file of its own is code that a run reads.
+        arm_types = config.arms[run.arm]["encoder_type"].split("+")
+        files = [part.rpartition(":")[0] for part in arm_types]
+        weights = [*encoders, model.text_model_name_or_path, *files]
         checkpoints[run.arm] = [path for path in weights if path]
     return Plan(runs, data_files, checkpoints, audio_dir)
 

@@ -121,6 +121,9 @@ class EvaluationArguments:
     revision: str | None = option(
         "Branch, tag or commit of a model on the Hub. Results are pushed there too."
     )
+    trust_remote_code: bool = option(
+        "Run the file of an encoder in the model's folder, if it has one.", False
+    )
     hub_dataset_id: str = option("Name of the data set in the Hub's .eval_results.", "reasonaqa")
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ import torch
 from accelerate import PartialState
 
 from .. import __version__
+from ..checkpoints.load import import_saved_encoders
 from ..data import FeatureCache
 from ..data.second_clips import second_clips
 from ..data.shards import MANIFEST, dataset_folder
@@ -94,6 +95,9 @@ def evaluate(arguments: EvaluationArguments) -> Evaluation | None:
     output = Path(arguments.output_dir)
     with input_errors():
         output.mkdir(parents=True, exist_ok=True)
+    if arguments.trust_remote_code:
+        names = [arguments.model_name_or_path, arguments.question_only_model]
+        import_saved_encoders([name for name in names if name], arguments.revision)
     evaluated = load_evaluated_model(
         arguments.model_name_or_path, arguments.revision, state.device, arguments.prompt_format
     )

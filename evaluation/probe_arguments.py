@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..configuration_audiolm import list_encoder_types, parse_encoder_type
+from ..configuration_audiolm import import_encoders, list_encoder_types, parse_encoder_type
 from ..runtime import UserError
 from .arguments import option
 from .probe_folds import LABEL_COLUMNS
@@ -86,7 +86,7 @@ def match_weights(arms: list[str], names: list[str]) -> dict[str, str | None]:
         raise UserError(f"--encoder_type {' '.join(arms)}: each arm once")
     for arm in arms:
         try:
-            parse_encoder_type(arm)
+            parse_encoder_type(import_encoders(arm))
         except ValueError as error:
             raise UserError(f"--{error}") from error
     if names and len(names) != len(arms):
@@ -95,4 +95,4 @@ def match_weights(arms: list[str], names: list[str]) -> dict[str, str | None]:
             "encoder types"
         )
     weights = [None if name == "published" else name for name in names] or [None] * len(arms)
-    return dict(zip(arms, weights))
+    return dict(zip(map(import_encoders, arms), weights))

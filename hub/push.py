@@ -24,7 +24,7 @@ RETRY_DELAYS = (2, 10)  # seconds before the last push is tried again
 TIMEOUT = 120  # seconds without an answer. The client would wait forever.
 # Everything that a repository gets from a folder, beside the card. Optimizer and random states stay
 # here, and training_args.bin, which names paths of this machine.
-MODEL_FILES = ["*.safetensors", "*.safetensors.index.json", "*config.json", "*_audiolm.py"]
+MODEL_FILES = ["*.safetensors", "*.safetensors.index.json", "*config.json", "*.py"]
 MODEL_FILES += ["tokenizer.json", "special_tokens_map.json", "vocab.json", "merges.txt", "*.jinja"]
 # What an earlier push of the other kind may have left in a repository.
 ADAPTER_FILES = ["adapter_*"]

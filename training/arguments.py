@@ -20,7 +20,12 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
-from ..configuration_audiolm import CHOICES, list_encoder_types, parse_encoder_type
+from ..configuration_audiolm import (
+    CHOICES,
+    import_encoders,
+    list_encoder_types,
+    parse_encoder_type,
+)
 from ..data import QUESTION_TYPES
 from ..data.cache import choose_feature_cache
 from ..modeling_audiolm import DEFAULT_TEXT_MODEL
@@ -113,6 +118,7 @@ class ModelArguments:
 
     def __post_init__(self):
         try:
+            self.encoder_type = import_encoders(self.encoder_type)
             parse_encoder_type(self.encoder_type)
         except ValueError as error:
             raise UserError(f"--{error}") from error
@@ -418,8 +424,9 @@ def _fill_shared_defaults(options: dict[str, Any]) -> None:
     message = "--prompt_format mellow pairs clips of the whole corpus; remove --streaming"
     _refuse(streaming and options["prompt_format"] == "mellow", message)
     if options["output_dir"] is None:
-        # The folder's name is also the name of a repository, which has no "=".
-        options["output_dir"] = f"outputs/{options['encoder_type'].replace('=', '-')}"
+        # The folder's name is also the name of a repository, which has no "=" and no ":".
+        name = options["encoder_type"].rpartition(":")[2]
+        options["output_dir"] = f"outputs/{name.replace('=', '-')}"
     if streaming and options["dataloader_persistent_workers"] is None:
         # Each pass over a stream starts new workers.
         options["dataloader_persistent_workers"] = False

@@ -13,7 +13,7 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from ..checkpoints.encoders import PUBLISHED, checkpoint_file
-from ..configuration_audiolm import parse_encoder_type
+from ..configuration_audiolm import find_encoder_class, parse_encoder_type
 from ..data.shards import MANIFEST, dataset_folder
 from ..data.soundscapes.corpus import MANIFEST as SOUNDSCAPES
 from ..hub.model_card import LICENCES, CardFacts
@@ -265,9 +265,13 @@ def encoder_facts(encoder_type: str, name_or_path: str | None) -> dict[str, str]
         ]
         keys = dict.fromkeys([*parts[0], *parts[1]])
         return {key: " and ".join(facts.get(key, "none") for facts in parts) for key in keys}
-    model_type = parse_encoder_type(encoder_type)[0]
+    entry = parse_encoder_type(encoder_type)
+    model_type = entry.model_type
     if name_or_path == "random" or model_type == "audiolm_silence":
         name = "random weights" if name_or_path else "none, learned tokens"
         return {"name": name, "licence": "none"}
+    if "encoder_class" in entry.options:
+        licence = find_encoder_class(encoder_type).licence
+        return {**part_facts(name_or_path or encoder_type), "licence": licence}
     file = checkpoint_file(encoder_type, name_or_path)
     return part_facts(name_or_path or PUBLISHED[model_type], file)

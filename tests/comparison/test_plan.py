@@ -161,8 +161,7 @@ def test_plan_comparison_on_several_gpus_counts_the_processes_of_each_run(
         parse(plan_runs(config)[0].argv["train"])
     assert len(plan_comparison(config).runs) == 2
     assert len(plan_comparison(config, processes=2).runs) == 2
-    with pytest.raises(UserError, match=r"3 processes.* do not divide"):
-        plan_comparison(config, processes=3)
+    assert len(plan_comparison(config, processes=3).runs) == 2
 
 
 def test_digest_paths_of_a_pair_depends_on_both_checkpoints(tmp_path, data):
@@ -201,3 +200,20 @@ def test_probe_argv_names_each_encoder_with_audio_once(tmp_path):
     assert args.pooling == ["mean"]
     assert args.max_audio_seconds == 5
     assert (args.labels, args.audio_dir, args.output_dir) == ("l.csv", "o/corpus", "o/probes/room")
+
+
+def test_plan_trusts_and_digests_the_file_of_an_encoder(tmp_path, data):
+    code = "from audiolm.encoders_audiolm import FramedEncoder\n\n\nclass Own(FramedEncoder):\n"
+    file = tmp_path / "plan_test_encoder.py"
+    file.write_text(code + "    dim = 1\n")
+    arm = {"encoder_type": f"{file}:Own", "encoder_name_or_path": "random"}
+    path = write_config(tmp_path / "c.yaml", {**data, "arms": {"own": arm}})
+    plan = plan_comparison(read_config(path))
+    assert parse_eval(plan.runs[0].argv["evaluate"]).trust_remote_code
+    assert str(file) in plan.checkpoints["own"]
+    assert list(parse_probe_encoders(read_config(path))) == ["plan_test_encoder.py:Own"]
+
+
+def parse_probe_encoders(config):
+    (argv,) = probe_argv(config, {"topic": Path("labels.csv")}).values()
+    return parse_probe_arguments([*argv, "--audio_dir", "."]).encoders

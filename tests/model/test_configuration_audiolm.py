@@ -1,11 +1,20 @@
 """The configuration: names of encoder types, defaults, and values that do not fit together."""
 
+import re
+import sys
+
 import pytest
 from support.builders import ARMS, SMALL_HTSAT, SMALL_MIMI, TEXT
 from support.small_encoders import PAIR
 
 from audiolm import AudioLMConfig
-from audiolm.configuration_audiolm import ENCODER_TYPES, list_encoder_types, parse_encoder_type
+from audiolm.configuration_audiolm import (
+    ENCODER_TYPES,
+    find_encoder_class,
+    import_encoders,
+    list_encoder_types,
+    parse_encoder_type,
+)
 
 FIXED_TYPES = [name for name, entry in ENCODER_TYPES.items() if not entry.needs_number]
 NUMBERED_TYPES = [
@@ -163,3 +172,98 @@ def test_config_reloads_unchanged(arm, is_small, tmp_path):
 def test_config_accepts_language_models_of_transformers(model_type):
     config = AudioLMConfig("htsat", text_config={"model_type": model_type})
     assert config.text_config.model_type == model_type
+
+
+ENCODER_FILE = """
+from audiolm.encoders_audiolm import FramedEncoder
+
+
+class Codec(FramedEncoder):
+    num_levels = 4
+
+
+class Other:
+    pass
+"""
+
+
+@pytest.fixture
+def encoder_file(tmp_path):
+    """An encoder's own file, which is forgotten after the test."""
+    file = tmp_path / "config_test_encoder.py"
+    file.write_text(ENCODER_FILE)
+    yield file
+    sys.modules.pop("audiolm.config_test_encoder", None)
+
+
+def test_encoder_type_of_an_imported_file_has_no_folder(encoder_file):
+    name = import_encoders(f"{encoder_file}:Codec")
+    assert name == "config_test_encoder.py:Codec"
+    assert parse_encoder_type(name).options == {"encoder_class": name, "num_levels": 4}
+    assert AudioLMConfig(f"{encoder_file}:Codec").encoder_type == name
+    assert import_encoders(f"{name}+mimi_full") == f"{name}+mimi_full"
+
+
+def test_import_encoders_takes_a_module_of_the_python_path(encoder_file, monkeypatch):
+    monkeypatch.syspath_prepend(encoder_file.parent)
+    name = import_encoders("config_test_encoder:Codec")
+    assert name == "config_test_encoder.py:Codec"
+    assert find_encoder_class(name) is sys.modules["config_test_encoder"].Codec
+    del sys.modules["config_test_encoder"]
+
+
+def test_configuration_imports_no_file_by_itself(encoder_file, monkeypatch):
+    monkeypatch.chdir(encoder_file.parent)
+    for name in ("config_test_encoder.py:Codec", f"{encoder_file}:Codec"):
+        with pytest.raises(ValueError, match="not imported"):
+            AudioLMConfig(name)
+
+
+@pytest.mark.parametrize(
+    ("encoder_type", "message"),
+    [
+        ("missing.py:Codec", "not imported"),
+        ("folder/missing.py:Codec", "file not found"),
+        ("no_such_module:Codec", "No module named"),
+        ("config_test_encoder.py:Missing", "no AudioEncoder Missing"),
+        ("config_test_encoder.py:Other", "no AudioEncoder Other"),
+    ],
+)
+def test_import_encoders_refuses_what_is_no_encoder(
+    encoder_type, message, encoder_file, monkeypatch
+):
+    monkeypatch.chdir(encoder_file.parent)
+    with pytest.raises(ValueError, match=message):
+        import_encoders(encoder_type)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import audiolm",
+        "from audiolm import load_encoder",
+        "from audiolm.runtime import UserError",
+        "from .blocks import Block",
+    ],
+)
+def test_import_encoders_refuses_imports_that_a_pushed_model_lacks(line, encoder_file):
+    encoder_file.write_text(f"{line}\n{ENCODER_FILE}")
+    with pytest.raises(ValueError, match=re.escape(line)):
+        import_encoders(f"{encoder_file}:Codec")
+
+
+def test_import_encoders_refuses_a_second_file_of_the_same_name(encoder_file, tmp_path):
+    import_encoders(f"{encoder_file}:Codec")
+    copy = tmp_path / "copy" / encoder_file.name
+    copy.parent.mkdir()
+    copy.write_text(ENCODER_FILE)
+    import_encoders(f"{copy}:Codec")
+    copy.write_text(f"{ENCODER_FILE}\nVALUE = 1\n")
+    with pytest.raises(ValueError, match="other code of this name"):
+        import_encoders(f"{copy}:Codec")
+
+
+def test_import_encoders_refuses_names_of_the_packages_own_modules(tmp_path):
+    (tmp_path / "benchmark.py").write_text(ENCODER_FILE)
+    with pytest.raises(ValueError, match=r"Rename the file|other code of this name"):
+        import_encoders(f"{tmp_path}/benchmark.py:Codec")
