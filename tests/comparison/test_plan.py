@@ -15,7 +15,6 @@ from audiolm.comparison.plan import (
 )
 from audiolm.evaluation.arguments import parse_arguments as parse_eval
 from audiolm.evaluation.probe_command import parse_arguments as parse_probe_arguments
-from audiolm.runtime import UserError
 from audiolm.training.arguments import parse_arguments as parse
 
 ROOT = Path(__file__).parents[2]
