@@ -31,7 +31,8 @@ SEED = 980_000_000  # differs from any seed of a corpus
 # <audio> has AudioLMConfig's audio_token_id, 3.
 SPECIAL_TOKENS = ["<unk>", "<s>", "<|im_end|>", "<audio>"]
 BATCH_SIZE = 24
-LETTER_TOKENS = 2  # "B" and ")"
+# One token each. A model this small does not learn which words follow " B" and ")" in a question.
+LETTERS = [f" {letter})" for letter in "ABCDabcd"]
 LETTER_WEIGHT = 4  # of an answer's first token in the loss
 BATCHES_PER_POOL = 16  # batches of similar length are formed among so many
 LLAMA = {
@@ -56,7 +57,7 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
+    fast_tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token="<unk>",
         bos_token="<s>",
@@ -64,6 +65,21 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
         pad_token="<|im_end|>",
         additional_special_tokens=["<audio>"],
     )
+    fast_tokenizer.add_tokens(LETTERS)
+    return fast_tokenizer
+
+
+def load_model(folder: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """Loads a saved model and its tokenizer. Letters that were two tokens become one."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    pieces = {letter: tokenizer(letter).input_ids for letter in LETTERS}
+    if tokenizer.add_tokens(LETTERS):
+        model.resize_token_embeddings(len(tokenizer))
+        weight = model.get_input_embeddings().weight.data
+        for letter, ids in pieces.items():
+            weight[tokenizer.convert_tokens_to_ids(letter)] = weight[ids].mean(0)
+    return model, tokenizer
 
 
 def build_example(processor: AudioLMProcessor, row: dict) -> Example:
@@ -74,7 +90,7 @@ def build_example(processor: AudioLMProcessor, row: dict) -> Example:
     for token in processor.encode_prompt(row["input"], [1] * len(fields)):
         prompt += next(captions) if token == processor.audio_token_id else [token]
     answer = processor.encode_answer(row["answer"])
-    num_unlabelled = len(prompt) + (LETTER_TOKENS if row.get("gives_letter") else 0)
+    num_unlabelled = len(prompt) + (1 if row.get("gives_letter") else 0)
     ids = prompt + answer
     return ids, [-100] * num_unlabelled + ids[num_unlabelled:]
 
@@ -219,8 +235,7 @@ def main(argv: list[str] | None = None) -> None:
     split = draw_corpus(args.rows, SEED)["train"]
     unseen = draw_corpus(1000, SEED + 1)["train"]
     if args.start_from:
-        tokenizer = AutoTokenizer.from_pretrained(args.start_from)
-        model = LlamaForCausalLM.from_pretrained(args.start_from, dtype=torch.float32)
+        model, tokenizer = load_model(args.start_from)
     else:
         fields = ("input", "answer", "caption1")
         texts = [row[field] for row, field in product(split.rows[:20_000], fields)]

@@ -1,6 +1,7 @@
 """Records what a run trains on what, for its checkpoints, its model, its card and comparisons."""
 
 import hashlib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -163,7 +164,8 @@ def _data_facts(data_args: DataArguments, dataset: TrainingData) -> dict[str, An
         facts = {"name": public_name(data_args.dataset_name), "sha256": digest}
     else:
         facts: dict[str, Any] = {**file_facts(data_args.train_file)}
-        if Path(data_args.train_file).with_name(SOUNDSCAPES).is_file():
+        manifest = Path(data_args.train_file).with_name(SOUNDSCAPES)
+        if manifest.is_file() and "recordings" not in json.loads(manifest.read_text("utf-8")):
             facts["synthetic"] = True
     return {**facts, "rows": dataset.num_rows, "clips": dataset.num_clips}
 

@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 import soundfile
+from support.recording_tables import make_table
 
 from audiolm.data import QUESTION_TYPES, check_audio, load_reasonaqa
 from audiolm.data.answer_parsing import option_texts, parse_answer
@@ -36,9 +37,12 @@ def corpus(tmp_path_factory):
     return output, make_soundscapes(output, rows=200, seed=3)
 
 
-@pytest.fixture(scope="module")
-def drawn():
-    return draw_corpus(4000, seed=0)
+@pytest.fixture(scope="module", params=["synthesised", "recordings"])
+def drawn(request, tmp_path_factory):
+    recordings = None
+    if request.param == "recordings":
+        recordings = make_table(tmp_path_factory.mktemp("recordings"), CLASSES)
+    return draw_corpus(4000, 0, recordings)
 
 
 def contents(output):
