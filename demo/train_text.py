@@ -170,37 +170,47 @@ def build_training_rows(split: Split, seed: int) -> list[dict]:
     pairs = list(zip(split.rows, split.categories))
     events = [row for row, category in pairs if category == "sound event"]
     # The letter of an answer is learnt later than its words.
-    lettered = [row for row in split.rows if find_options(row["input"])]
     others = [
         row for row, category in pairs if category != "sound event" and find_options(row["input"])
     ]
-    return split.rows + copies + 2 * events + 2 * others + draw_drills(lettered, seed)
+    return split.rows + copies + events + 2 * others + draw_drills(events, others, seed)
 
 
-def draw_drills(rows: list[dict], seed: int) -> list[dict]:
+def draw_drills(events: list[dict], others: list[dict], seed: int) -> list[dict]:
     """Returns rows that only train to copy an option with its letter.
 
-    In one kind, the answer is any option, right or wrong, and its letter is not trained: the words
+    In most, the answer is any option, right or wrong, and its letter is not trained: the words
     follow the letter, whatever the caption says. Otherwise, right words alone lower the loss, and
-    a model that does not know the letter contradicts itself. In the other kind, options are drawn
-    from all questions, and the caption holds the words of one of them.
+    a model that does not know the letter contradicts itself. Options are a question's own, or drawn
+    from all questions. In the rest, the caption holds the words of one option.
+
+    Args:
+        events: Rows about sound events, in which the words follow the letter early.
+        others: All other rows with lettered options.
+        seed: Seed of options and letters.
     """
     rng = random.Random(seed)
-    pool = sorted({option.text for row in rows for option in find_options(row["input"])})
+    lettered = [row for row in events if find_options(row["input"])] + others
+    pool = sorted({option.text for row in lettered for option in find_options(row["input"])})
     drills = []
-    for number, row in enumerate(rows):
+    for row in others:
+        for option in rng.sample(find_options(row["input"]), 2):
+            answer = f"{option.letter}) {option.text}"
+            drills.append({**row, "answer": answer, "gives_letter": True})
+    for number, row in enumerate(lettered):
         options = find_options(row["input"])
-        option = rng.choice(options)
-        drills.append({**row, "answer": f"{option.letter}) {option.text}", "gives_letter": True})
-        if number % 2:
-            continue
         texts = rng.sample(pool, len(options) + 3)
         lines = [f"{option.letter}) {text}" for option, text in zip(options, texts)]
         answer = rng.randrange(len(options))
-        clip_texts = [texts[answer], *texts[len(options) : len(options) + rng.randrange(4)]]
-        rng.shuffle(clip_texts)
-        drill = {"caption1": f"{', '.join(clip_texts)}.", "caption2": "", "answer": lines[answer]}
-        drills.append({**drill, "input": f"Which option is named? {' '.join(lines)}"})
+        stem = row["input"][: options[0].start - len("A) ")]
+        drill = {"input": f"{stem}{' '.join(lines)}", "answer": lines[answer]}
+        drills.append({**row, **drill, "gives_letter": True})
+        if number % 2:
+            clip_texts = [texts[answer], *texts[len(options) : len(options) + rng.randrange(4)]]
+            rng.shuffle(clip_texts)
+            question = f"Which option is named? {' '.join(lines)}"
+            clip = {"caption1": f"{', '.join(clip_texts)}.", "caption2": ""}
+            drills.append({**clip, "input": question, "answer": lines[answer]})
     return drills
 
 

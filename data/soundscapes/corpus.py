@@ -199,6 +199,12 @@ def _read_manifest(output: Path, settings: dict) -> dict[str, FileEntry]:
     return files
 
 
+def is_synthetic(folder: Path) -> bool:
+    """Whether a folder holds a corpus of synthesised sounds, not of recordings."""
+    manifest = folder / MANIFEST
+    return manifest.is_file() and "recordings" not in json.loads(manifest.read_text("utf-8"))
+
+
 def _file_entry(path: Path) -> FileEntry:
     return path.stat().st_size, file_digest(path)
 

@@ -14,7 +14,7 @@ from support.recording_tables import make_table
 from audiolm.data.audio_check import clip_facts
 from audiolm.data.download import esc50
 from audiolm.data.prepare import main
-from audiolm.data.soundscapes.corpus import draw_corpus, make_soundscapes
+from audiolm.data.soundscapes.corpus import draw_corpus, is_synthetic, make_soundscapes
 from audiolm.data.soundscapes.events import SAMPLE_RATE
 from audiolm.data.soundscapes.recordings import Excerpt, RecordingTable, read_recordings
 from audiolm.runtime import UserError
@@ -155,6 +155,7 @@ def test_corpus_of_recordings_has_their_sounds_and_labels(tmp_path):
     table = make_table(tmp_path / "r", LABELS)
     write_sounds(table)
     files = make_soundscapes(tmp_path / "c", 40, 0, table)
+    assert not is_synthetic(tmp_path / "c")
     text = files["train"].read_text()
     assert "door wood knock" in text and "clock-tick" in text and "bell" not in text
     scenes = json.loads((tmp_path / "c" / "soundscapes.json").read_text())["scenes"]
@@ -230,7 +231,7 @@ def test_download_esc50_unpacks_the_archive_once(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(esc50.pooch, "retrieve", retrieve)
     for _ in range(2):
-        with pytest.raises(SystemExit, match="^0$"):
+        with pytest.raises(SystemExit, match=r"^0$"):
             main(["download", str(tmp_path / "esc50")])
     assert requested == [esc50.URL]
     assert (tmp_path / "esc50" / "meta" / "esc50.csv").is_file()
