@@ -76,8 +76,14 @@ def caveats(comparison: Mapping, options_by_arm: Mapping[str, Mapping] | None = 
             f"Scores depend on the length of the options for {', '.join(warned)}: the "
             "length-normalised score differs by more than 10 points."
         )
-    if comparison.get("corpus"):
-        notes.append("The sounds are synthetic.")
+    corpus = comparison.get("corpus")
+    if corpus:
+        has_recordings = bool(corpus.get("recordings"))
+        notes.append(
+            "The scenes are composed of recordings."
+            if has_recordings
+            else "The sounds are synthetic."
+        )
     return notes
 
 

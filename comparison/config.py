@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from ..configuration_audiolm import ARM_FIELDS
+from ..data.soundscapes.recordings import RecordingTable
 from ..runtime import UserError
 
 PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
@@ -38,7 +39,8 @@ class ComparisonConfig:
     seeds: list[int] = field(default_factory=lambda: [0])
     probe: dict[str, Any] | None = None  # options of `audiolm probe`; a CSV file for each topic
     note: str = ""  # for the terminal and the report
-    corpus: dict[str, int] | None = None  # `rows` and `seed` of a corpus to generate
+    # `rows` and `seed` of a corpus to generate, and `recordings` to take the sounds from
+    corpus: dict[str, Any] | None = None
     data_dir: str | None = None  # folder of ReasonAQA, as `audiolm prepare download` fills it
     train: dict[str, Any] = field(default_factory=dict)  # options that all trainings share
     eval: dict[str, Any] = field(default_factory=dict)  # options that all evaluations share
@@ -53,8 +55,9 @@ class ComparisonConfig:
             raise UserError(f"seeds is {seeds!r}: expected a list of different integers")
         if self.data_dir and self.corpus:
             raise UserError("it has both `data_dir` and `corpus`: remove one of them")
-        if self.corpus and set(self.corpus) != {"rows", "seed"}:
+        if self.corpus and set(self.corpus) - {"recordings"} != {"rows", "seed"}:
             raise UserError(f"corpus takes rows and seed, not {', '.join(map(str, self.corpus))}")
+        self.recordings()
         if self.probe and not self.corpus and not isinstance(self.probe.get("labels"), dict):
             raise UserError("probe lacks `labels`, a CSV file for each topic. Give audio_dir too.")
         for section in ("train", "eval"):
@@ -68,6 +71,23 @@ class ComparisonConfig:
             paths = {name: str(Path(data_dir, file)) for name, file in files.items()}
             options = {"audio_dir": [data_dir], **paths, **getattr(self, section)}
             object.__setattr__(self, section, options)
+
+    def recordings(self) -> RecordingTable | None:
+        """Returns the recordings that the corpus takes its sounds from.
+
+        Raises:
+            UserError: If the options have wrong names.
+        """
+        options = (self.corpus or {}).get("recordings")
+        if options is None:
+            return None
+        try:
+            return RecordingTable(**options)
+        except TypeError as error:
+            raise UserError(
+                f"corpus: recordings is {options!r}: expected csv, audio_dir and label, and "
+                "perhaps file, fold and group"
+            ) from error
 
     def is_text_only(self, arm: str) -> bool:
         """Whether an arm is trained without audio."""

@@ -74,7 +74,8 @@ def generate_corpus(config: ComparisonConfig) -> None:
     started_at = time.perf_counter()
     try:
         folder = Path(config.output_dir, "corpus")
-        make_soundscapes(folder, config.corpus["rows"], config.corpus["seed"])
+        corpus = config.corpus
+        make_soundscapes(folder, corpus["rows"], corpus["seed"], config.recordings())
     except ValueError as error:
         raise UserError(f"--config {config.path}: corpus: {error}") from error
     timings = Path(config.output_dir, "timings.json")
@@ -107,11 +108,10 @@ def build_comparison(
 ) -> dict:
     """Returns `comparison.json`, without durations, so that a repeated command writes the same."""
     seeds = " ".join(map(str, config.seeds))
-    corpus = config.corpus
     comparison: dict = {
         "command": f"run_compare.py --config {config.path} --seeds {seeds}",
         "note": config.note,
-        "corpus": {"rows": corpus["rows"], "seed": corpus["seed"]} if corpus else None,
+        "corpus": config.corpus,
         "train": config.train,
         "eval": config.eval,
         **compare(runs),

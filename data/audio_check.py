@@ -25,8 +25,10 @@ from .audio_files import clip_identity, describe_error, open_clip
 from .cache import JsonCache, cache_folder
 
 logger = logging.getLogger(__name__)
-VERSION = 2  # Version of the facts in the cache.
+VERSION = 3  # Version of the facts in the cache.
 MAX_PEAK = 1.5  # A larger |sample| is no overshoot of a resampler but a broken file.
+MAX_LOSSY_PEAK = 3.0  # Ogg and MP3 files of loud recordings decode to 1.7 and more.
+LOSSY_FORMATS = ("OGG", "MP3", "MPEG")
 SILENCE_PEAK = 1e-4  # -80 dB of full scale.
 MIN_SECONDS = 0.5
 # Programs that write to a pipe do not know the size. sox writes 0x7ffff024, arecord 0x80000024,
@@ -80,9 +82,11 @@ def _decoded_facts(source: str | BinaryIO, raw: BinaryIO, max_seconds: float) ->
     if raw.read(1) == b"":
         return ClipFacts("empty file")
     truncation = find_truncation(raw)
+    is_lossy = is_media(read_at(raw, 0, 16))
     with open_file(source) as file:
         if file.frames == 0:
             return ClipFacts("no samples")
+        is_lossy = is_lossy or file.format in LOSSY_FORMATS
         rate = file.samplerate
         seconds = file.frames / rate
         num_samples = min(file.frames, int(max_seconds * rate))
@@ -101,7 +105,8 @@ def _decoded_facts(source: str | BinaryIO, raw: BinaryIO, max_seconds: float) ->
     peak = float(np.abs(samples.mean(1)).max())
     content = np.ascontiguousarray(samples)
     digest = hashlib.blake2b(content, digest_size=16, key=str(rate).encode()).hexdigest()
-    fault = f"samples up to {peak:.1f}" if peak > MAX_PEAK else None
+    max_peak = MAX_LOSSY_PEAK if is_lossy else MAX_PEAK
+    fault = f"samples up to {peak:.1f}" if peak > max_peak else None
     return ClipFacts(fault, seconds, peak, digest)
 
 

@@ -17,6 +17,7 @@ from .audio_check import inspect_clips
 from .audit.corpus_check import ERRORS, check_corpus, format_report
 from .convert import Conversion
 from .download.audiocaps import REASONAQA_NAME, youtube_index
+from .download.esc50 import fetch_esc50
 from .download.zenodo import fetch_sources
 from .json_table import stream_array
 from .label_fixes import entailment_labels
@@ -44,7 +45,10 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_download_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", help="Folder for the data.")
     parser.add_argument(
-        "--what", nargs="+", choices=SOURCES, default=list(SOURCES), help="What to download."
+        "--what",
+        nargs="+",
+        choices=(*SOURCES, "esc50"),
+        help="What to download. Default: ReasonAQA and its audio, or ESC-50 for a folder `esc50`.",
     )
     parser.add_argument(
         "--audiocaps",
@@ -133,8 +137,14 @@ def download(args: argparse.Namespace) -> int:
     """Runs `audiolm prepare download` and returns the exit status."""
     if args.audiocaps and not Path(args.audiocaps).is_dir():
         raise UserError(f"--audiocaps {args.audiocaps}: folder not found")
+    folder = Path(args.data)
+    names = args.what or (["esc50"] if folder.name == "esc50" else list(SOURCES))
     try:
-        fetch_sources(args.what, Path(args.data), args.server)
+        if "esc50" in names:
+            fetch_esc50(folder)
+        sources = [name for name in names if name in SOURCES]
+        if sources:
+            fetch_sources(sources, folder, args.server)
     except (OSError, ImportError) as error:
         raise UserError(str(error)) from error
     if args.audiocaps:

@@ -8,6 +8,7 @@ that it had least. The next answer can be predicted from earlier rows, but train
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -120,6 +121,10 @@ class QuestionWriter:
                 questions = [q for q in questions if (q.text, *clips) not in self.written]
             if not questions:
                 continue
+            if self.scenes[scene].has_recordings:
+                # With many classes a text comes once or twice. Answers are balanced together too.
+                name = template.ask.__name__
+                questions = [replace(q, keys=(*(q.keys or (q.text,)), name)) for q in questions]
             question = self.balance.choose(questions)
             excess = self.balance.excess(question, question.right)
             candidates.append((excess, attempt, question, clips))

@@ -3,7 +3,8 @@
 `python -m audiolm.data.soundscapes.corpus --output DIR --rows 8000 --seed 0` writes FLAC files of
 24 kHz to `audio/{train,val,test}/`, `train.json`, `val.json` and `test.json`. It writes
 `soundscapes.json` last: the scenes, the category of each row, and size and SHA-256 of every file.
-From it, the next run finds missing and broken files and makes only these.
+From it, the next run finds missing and broken files and makes only these. Excerpts of recordings
+can take the place of synthesised sounds, see `RecordingTable`.
 """
 
 import argparse
@@ -25,6 +26,8 @@ from ...runtime import (
     write_text,
 )
 from .balance import draw_questions
+from .events import CLASSES
+from .recordings import RecordingTable, read_recordings
 from .scenes import NOISY_DB, SAMPLE_RATE, Scene, draw_scene, render
 
 VERSION = 1  # of scenes, questions and rendering
@@ -46,16 +49,17 @@ class Split:
     categories: list[str]  # of each row
 
 
-def draw_corpus(rows: int, seed: int) -> dict[str, Split]:
+def draw_corpus(rows: int, seed: int, recordings: RecordingTable | None = None) -> dict[str, Split]:
     """Draws scenes and rows of each split, without audio. Splits share no scene.
 
     Args:
         rows: Training rows, at least 40. There is an eighth as many for validation, at least 40,
             and a fifth for testing, at least 80.
         seed: Seed of the corpus, from 0 on. Each split has random numbers of its own.
+        recordings: Recordings to take the sounds from. Splits share none of them.
 
     Raises:
-        UserError: If there are too few rows, or the seed is negative.
+        UserError: If there are too few rows, the seed is negative, or the recordings do not suit.
     """
     if rows < 40:
         raise UserError(f"--rows {rows}: expected at least 40 training rows")
@@ -63,23 +67,30 @@ def draw_corpus(rows: int, seed: int) -> dict[str, Split]:
         raise UserError(f"--seed {seed}: expected a number from 0 on")
     rows_per_split = (rows, max(40, rows // 8), max(80, rows // 5))
     sequences = SeedSequence(seed).spawn(len(SPLITS))
+    classes = read_recordings(recordings, seed) if recordings else dict.fromkeys(SPLITS, CLASSES)
     corpus = {}
     for split, count, sequence in zip(SPLITS, rows_per_split, sequences):
         scene_rng, row_rng = map(default_rng, sequence.spawn(2))
         num_scenes = -(-count // ROWS_PER_CLIP)
-        scenes = [draw_scene(scene_rng) for _ in range(num_scenes)]
+        scenes = [draw_scene(scene_rng, classes=classes[split]) for _ in range(num_scenes)]
         paths = [f"audio/{split}/{number:05}.flac" for number in range(num_scenes)]
         corpus[split] = Split(scenes, paths, *draw_questions(scenes, paths, count, row_rng))
     return corpus
 
 
-def make_soundscapes(output_dir: str | Path, rows: int = 8000, seed: int = 0) -> dict[str, Path]:
+def make_soundscapes(
+    output_dir: str | Path,
+    rows: int = 8000,
+    seed: int = 0,
+    recordings: RecordingTable | None = None,
+) -> dict[str, Path]:
     """Makes the corpus, or those of its files that are missing or broken.
 
     Args:
         output_dir: Folder of the corpus.
         rows: Training rows, see `draw_corpus`. There is one clip for ten rows.
         seed: Seed of the corpus.
+        recordings: Recordings to take the sounds from. Default: sounds are synthesised.
 
     Returns:
         JSON file of each split, for `load_reasonaqa(files, audio_dir=output_dir)`.
@@ -89,6 +100,8 @@ def make_soundscapes(output_dir: str | Path, rows: int = 8000, seed: int = 0) ->
     """
     output = Path(output_dir)
     settings = {"version": VERSION, "rows": rows, "seed": seed}
+    if recordings:
+        settings["recordings"] = _digest_recordings(recordings)
     try:
         recorded = _read_manifest(output, settings)
         intact = {}
@@ -96,7 +109,8 @@ def make_soundscapes(output_dir: str | Path, rows: int = 8000, seed: int = 0) ->
             if (output / name).is_file() and _file_entry(output / name) == entry:
                 intact[name] = entry
         if not recorded or intact != recorded:
-            _write_corpus(output, settings, draw_corpus(rows, seed), intact, bool(recorded))
+            corpus = draw_corpus(rows, seed, recordings)
+            _write_corpus(output, settings, corpus, intact, bool(recorded))
     except OSError as error:
         raise UserError(f"{output}: {error}. Choose another folder, or free disk space.") from error
     return {split: output / f"{split}.json" for split in SPLITS}
@@ -135,10 +149,26 @@ def _write_corpus(
         **settings,
         "digest": json_digest(entries),
         "categories": {name: split.categories for name, split in corpus.items()},
-        "scenes": {path: dataclasses.asdict(scene) for path, scene in scenes.items()},
+        "scenes": {path: _scene_record(scene) for path, scene in scenes.items()},
         "files": entries,
     }
     write_text(output / MANIFEST, _to_json(manifest))
+
+
+def _scene_record(scene: Scene) -> dict:
+    record = dataclasses.asdict(scene)
+    del record["classes"]  # the same for all scenes
+    return record
+
+
+def _digest_recordings(recordings: RecordingTable) -> str:
+    """Returns a digest of the table and the sizes of the files."""
+    sizes = sorted(
+        (str(path.relative_to(recordings.audio_dir)), path.stat().st_size)
+        for path in Path(recordings.audio_dir).rglob("*.*")
+    )
+    columns = dataclasses.asdict(recordings) | {"csv": file_digest(Path(recordings.csv))}
+    return json_digest({**columns, "audio_dir": sizes})
 
 
 def _render_file(task: tuple[Path, str, Scene]) -> None:
@@ -167,6 +197,12 @@ def _read_manifest(output: Path, settings: dict) -> dict[str, FileEntry]:
             "Choose another folder, or remove it."
         )
     return files
+
+
+def is_synthetic(folder: Path) -> bool:
+    """Whether a folder holds a corpus of synthesised sounds, not of recordings."""
+    manifest = folder / MANIFEST
+    return manifest.is_file() and "recordings" not in json.loads(manifest.read_text("utf-8"))
 
 
 def _file_entry(path: Path) -> FileEntry:

@@ -43,8 +43,8 @@ class Event:
     @property
     def pitch_word(self) -> str | None:
         """Returns "high" or "low" for its class."""
-        pitch_range = CLASSES[self.name].pitch
-        if self.pitch is None or pitch_range is None:
+        pitch_range = CLASSES[self.name].pitch if self.pitch else None
+        if pitch_range is None:
             return None
         low, high = pitch_range
         return "high" if self.pitch > np.sqrt(low * high) else "low"
@@ -56,12 +56,16 @@ class Event:
             return None
         return "fast" if self.tempo >= TEMPO["fast"][0] else "slow"
 
+    def synthesise(self, samples: int, rng: np.random.Generator) -> np.ndarray:
+        """Returns the waveform, before its level and distance are applied."""
+        return CLASSES[self.name].synthesise(self, samples, rng)
+
 
 def render_event(event: Event) -> np.ndarray:
     """Returns the waveform of an event: float32 samples at `SAMPLE_RATE`, as loud as its level."""
     samples = int(event.duration * SAMPLE_RATE)
     rng = np.random.default_rng(event.seed)
-    sound = CLASSES[event.name].synthesise(event, samples, rng).astype(np.float32)
+    sound = event.synthesise(samples, rng).astype(np.float32)
     fade = min(samples // 4, FADE_SAMPLES)
     sound[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
     cutoff = DISTANCE_CUTOFF[event.distance]
@@ -346,10 +350,11 @@ def _glass(event: Event, samples: int, rng: np.random.Generator) -> np.ndarray:
 class EventClass:
     """How a class sounds, and which properties its events have."""
 
-    synthesise: Callable[[Event, int, np.random.Generator], np.ndarray]
+    synthesise: Any = None  # takes an event, samples and a generator; None: excerpts of `files`
     pitch: tuple[float, float] | None = None  # range, Hz
     has_tempo: bool = False
     has_glide: bool = False
+    files: tuple[str, ...] = ()  # recordings of the class
 
 
 CLASSES = {

@@ -1,4 +1,4 @@
-"""Lists all questions about a synthetic scene or a pair of them, with the answers, by template.
+"""Lists all questions about a scene or a pair of them, with the answers, by template.
 
 Entailment ("the sound of the bell is near") is definitely true for a near sound, definitely false
 for a far one, plausible in between, and undetermined without the sound. "Far away" swaps true and
@@ -11,7 +11,7 @@ from itertools import permutations, product
 
 import numpy as np
 
-from .events import CLASSES, Event
+from .events import Event
 from .scenes import CONDITIONS, Scene, labels
 
 NUMBERS = ("one", "two", "three", "four")
@@ -93,7 +93,7 @@ def _order(text: str, relation: str, pair: tuple[Event, Event], truth: bool) -> 
 
 
 def _absent(scene: Scene) -> tuple[str, ...]:
-    return tuple(name for name in CLASSES if name not in labels(scene))
+    return tuple(name for name in scene.classes if name not in labels(scene))
 
 
 def _event_choice(text: str, right: Event, scene: Scene, excluded: Event | None = None) -> Question:
@@ -109,7 +109,7 @@ def _present(scene: Scene) -> Iterator[Question]:
 
 
 def _is_present(scene: Scene) -> Iterator[Question]:
-    for name in CLASSES:
+    for name in scene.classes:
         yield _yes_no(f"Can the {name} be heard?", name in labels(scene))
 
 
@@ -200,7 +200,7 @@ def _more_than(scene: Scene) -> Iterator[Question]:
 
 def _which_has(first: Scene, second: Scene) -> Iterator[Question]:
     right = {(True, False): 0, (False, True): 1, (True, True): 2, (False, False): 3}
-    for name in CLASSES:
+    for name in first.classes:
         presence = (name in labels(first), name in labels(second))
         yield _choice(f"Which audio has the {name}?", AUDIOS[right[presence]], AUDIOS)
 
@@ -240,7 +240,7 @@ def _same_place(first: Scene, second: Scene) -> Iterator[Question]:
 def _entailment(scene: Scene) -> Iterator[Question]:
     distances = {event.name: event.distance for event in scene.events}
     true, false, plausible, undetermined = ENTAILMENT
-    for name in CLASSES:
+    for name in scene.classes:
         for hypothesis, phrase in (("near", "near"), ("far", "far away")):
             distance = distances.get(name)
             right = {None: undetermined, "middle": plausible, hypothesis: true}.get(distance, false)

@@ -5,7 +5,7 @@ a known answer. Levels are in dB relative to full scale, before the recording is
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from .events import (
     SAMPLE_RATE,
     TEMPO,
     Event,
+    EventClass,
     band_gain,
     bins_hertz,
     fft_size,
@@ -24,6 +25,7 @@ from .events import (
     ramp,
     render_event,
 )
+from .recordings import Excerpt
 
 # Energy of the reverberation relative to the direct sound.
 WET = {
@@ -49,11 +51,17 @@ class Scene:
     quality: str  # "clean", "band-limited" or "clipped"
     level_db: float  # RMS of the whole recording
     seed: int
+    classes: tuple[str, ...] = tuple(CLASSES)  # that questions about it name
 
     @property
     def condition(self) -> str:
         """Returns one of `CONDITIONS`. Only a recording of clean quality is ever noisy."""
         return "noisy" if self.noise_db > NOISY_DB else self.quality
+
+    @property
+    def has_recordings(self) -> bool:
+        """Whether its sounds are excerpts of recordings."""
+        return isinstance(self.events[0], Excerpt)
 
     @property
     def level_word(self) -> str:
@@ -72,6 +80,7 @@ def draw_scene(
     names: Sequence[str] | None = None,
     condition: str | None = None,
     place: str | None = None,
+    classes: Mapping[str, EventClass] = CLASSES,
 ) -> Scene:
     """Draws a scene. What the arguments do not fix is uniform and independent of the rest.
 
@@ -81,8 +90,9 @@ def draw_scene(
         names: Classes to draw from without repetition. Default: all.
         condition: One of `CONDITIONS`.
         place: "indoors" or "outdoors".
+        classes: All classes. Those with files give excerpts of recordings.
     """
-    names = tuple(CLASSES) if names is None else tuple(names)
+    names = tuple(classes) if names is None else tuple(names)
     if count is None:
         count = min(int(rng.integers(1, 5)), len(names))
     condition = condition or str(rng.choice(CONDITIONS))
@@ -97,7 +107,7 @@ def draw_scene(
     for i, name in enumerate(rng.choice(names, count, replace=False)):
         duration = min(_uniform(rng, 1.0, 2.2), 0.98 * slot)
         onset = 0.05 + i * slot + _uniform(rng, 0.0, 1.0) * (slot - duration)
-        events.append(_draw_event(rng, str(name), onset, duration))
+        events.append(_draw_event(rng, str(name), classes[str(name)], onset, duration))
     is_noisy = condition == "noisy"
     return Scene(
         seconds=seconds,
@@ -108,11 +118,13 @@ def draw_scene(
         quality="clean" if is_noisy else condition,
         level_db=_uniform(rng, *LEVEL_DB[str(rng.choice(list(LEVEL_DB)))]),
         seed=int(rng.integers(2**31)),
+        classes=tuple(classes),
     )
 
 
-def _draw_event(rng: np.random.Generator, name: str, onset: float, duration: float) -> Event:
-    event_class = CLASSES[name]
+def _draw_event(
+    rng: np.random.Generator, name: str, event_class: EventClass, onset: float, duration: float
+) -> Event:
     pitch = tempo = glide = None
     if event_class.pitch:
         low, high = event_class.pitch
@@ -123,7 +135,7 @@ def _draw_event(rng: np.random.Generator, name: str, onset: float, duration: flo
         tempo = _uniform(rng, *TEMPO[str(rng.choice(list(TEMPO)))])
     if event_class.has_glide:
         glide = str(rng.choice(["rising", "falling", "steady"]))
-    return Event(
+    event = Event(
         name=name,
         onset=round(onset, 4),
         duration=round(duration, 4),
@@ -134,6 +146,9 @@ def _draw_event(rng: np.random.Generator, name: str, onset: float, duration: flo
         distance=str(rng.choice(list(DISTANCE_DB))),
         seed=int(rng.integers(2**31)),
     )
+    if event_class.files:
+        return Excerpt(**vars(event), path=str(rng.choice(event_class.files)))
+    return event
 
 
 def _uniform(rng: np.random.Generator, low: float, high: float) -> float:

@@ -126,6 +126,18 @@ def test_caveats_name_published_encoders_only_if_they_ran(shown):
     assert "The weights of the encoders are those of demo/x." in caveats(shown, own)
 
 
+@pytest.mark.parametrize(
+    ("recordings", "note"),
+    [
+        ({}, "The sounds are synthetic."),
+        ({"recordings": {"csv": "a.csv"}}, "The scenes are composed of recordings."),
+    ],
+)
+def test_caveats_say_what_the_corpus_is_made_of(shown, recordings, note):
+    corpus = {"rows": 80, "seed": 0, **recordings}
+    assert note in caveats({**shown, "corpus": corpus}, {})
+
+
 def test_conclusion_of_three_seeds_is_not_exploratory(shown):
     assert "exploratory" not in shown["conclusion"]
 

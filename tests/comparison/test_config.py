@@ -50,6 +50,10 @@ def folder(tmp_path, monkeypatch):
             "train sets audio_dir, train_file, validation_file",
         ),
         ({"corpus": {"row": 8}}, "corpus takes rows and seed, not row"),
+        (
+            {"corpus": {"rows": 8, "seed": 0, "recordings": {"csv": "a.csv", "labels": "b"}}},
+            "expected csv, audio_dir and label, and perhaps file, fold and group",
+        ),
         ({"eval": {**TEST, "test_file": "nowhere.json"}}, "nowhere.json: file not found"),
         ({"eval": 3}, "eval is 3: expected options"),
     ],

@@ -11,12 +11,19 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 import soundfile
+from support.recording_tables import make_table
 
 from audiolm.data import QUESTION_TYPES, check_audio, load_reasonaqa
 from audiolm.data.answer_parsing import option_texts, parse_answer
 from audiolm.data.reasonaqa import question_type
 from audiolm.data.soundscapes import corpus as soundscapes
-from audiolm.data.soundscapes.corpus import draw_corpus, main, make_soundscapes, write_labels
+from audiolm.data.soundscapes.corpus import (
+    draw_corpus,
+    is_synthetic,
+    main,
+    make_soundscapes,
+    write_labels,
+)
 from audiolm.data.soundscapes.events import render_event
 from audiolm.data.soundscapes.scenes import (
     CLASSES,
@@ -36,9 +43,12 @@ def corpus(tmp_path_factory):
     return output, make_soundscapes(output, rows=200, seed=3)
 
 
-@pytest.fixture(scope="module")
-def drawn():
-    return draw_corpus(4000, seed=0)
+@pytest.fixture(scope="module", params=["synthesised", "recordings"])
+def drawn(request, tmp_path_factory):
+    recordings = None
+    if request.param == "recordings":
+        recordings = make_table(tmp_path_factory.mktemp("recordings"), CLASSES)
+    return draw_corpus(4000, 0, recordings)
 
 
 def contents(output):
@@ -350,6 +360,10 @@ def test_a_leak_in_the_text_would_be_noticed(drawn):
 
 
 # Files
+
+
+def test_corpus_without_recordings_is_synthetic(corpus, tmp_path):
+    assert is_synthetic(corpus[0]) and not is_synthetic(tmp_path)
 
 
 def test_corpus_loads_like_reasonaqa(corpus, tmp_path):
