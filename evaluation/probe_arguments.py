@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..configuration_audiolm import import_encoders, list_encoder_types, parse_encoder_type
+from ..data.cache import choose_feature_cache
 from ..runtime import UserError
 from .arguments import option
 from .probe_folds import LABEL_COLUMNS
@@ -52,7 +53,7 @@ class ProbeArguments:
             "choices": tuple(POOLINGS),
         },
     )
-    feature_cache: str | None = option("Folder of encoded clips, as in run_train.py.")
+    feature_cache: str | None = option("Folder of encoded clips, or `none`, as in run_train.py.")
     max_audio_seconds: float = option("Seconds used of each clip.", 10.0)
     on_bad_audio: Literal["error", "skip"] = option("What to do about broken files.", "error")
     seed: int = option("Seed of all draws.", 0)
@@ -62,6 +63,7 @@ class ProbeArguments:
     def __post_init__(self) -> None:
         """Checks the options. The controls get the order of the poolings."""
         self.encoders = match_weights(self.encoder_type, self.encoder_name_or_path)
+        self.feature_cache = choose_feature_cache(self.feature_cache)
         for name in sorted(set(self.controls or []) - set(self.pooling)):
             raise UserError(f"--controls {name}: not in --pooling")
         controls = ["mean"] if self.controls is None else self.controls

@@ -1,8 +1,11 @@
 """Tests what frozen features contain: linear probes on labelled clips, for each encoder."""
 
 import hashlib
+import json
 import sys
 from collections import Counter
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,8 @@ same files.
 
 The CSV has a column `filename` (below --audio_dir), a column of labels, and `fold` (each is tested
 after training on the others) or `split` (train, val, test). ESC-50's folder needs no CSV."""
+CHUNK = 512  # clips whose features are in memory together
+ARM_OPTIONS = ("pooling", "controls", "seed")
 REPORTED_OPTIONS = [
     "label_column",
     "folds",
@@ -75,8 +80,6 @@ def main(argv: list[str] | None = None) -> None:
     output = Path(args.output_dir)
     with input_errors():
         output.mkdir(parents=True, exist_ok=True)
-        if args.feature_cache:
-            Path(args.feature_cache).mkdir(parents=True, exist_ok=True)
         clips, origin = find_labelled_clips(
             args.audio_dir, args.labels, args.label_column, args.folds
         )
@@ -96,7 +99,8 @@ def main(argv: list[str] | None = None) -> None:
         "settings": {name: getattr(args, name) for name in REPORTED_OPTIONS},
         "hyperparameters": {**probes.REGRESSION, "resamples": probes.RESAMPLES},
     }
-    results, predicted = run_probes(args, task, encoders, [clip["audio"][0] for clip in clips])
+    paths = [clip["audio"][0] for clip in clips]
+    results, predicted = run_probes(args, task, encoders, paths, digest)
     report |= results
     report["majority"] = task.score(task.predict_majority())
     report["note"] = NOTE
@@ -132,70 +136,117 @@ def labels_digest(clips: list[dict], task: probes.ProbeTask) -> str:
 
 
 def run_probes(
-    args: ProbeArguments, task: probes.ProbeTask, encoders: dict, paths: list[str]
+    args: ProbeArguments,
+    task: probes.ProbeTask,
+    encoders: dict,
+    paths: list[str],
+    labels_sha256: str,
 ) -> tuple[dict, dict[str, np.ndarray]]:
-    """Runs the probes of all arms on the clips at `paths`.
+    """Runs the probes of all arms on the clips at `paths`, and prints each arm as it is done.
 
-    Returns the entries of `probes.json` about arms, and the predictions by "pooling_arm".
+    An arm that an interrupted run has finished is not run again. Returns the entries of
+    `probes.json` about arms, and the predictions by "pooling_arm".
     """
-    entries: dict = {
-        "encoders": {},
-        "results": {pooling: {} for pooling in args.pooling},
-        "shuffled_labels": {pooling: {} for pooling in args.controls},  # ty: ignore[not-iterable]
-        "differences": {},
-    }
-    predicted = {pooling: {} for pooling in args.pooling}
+    records: dict[str, dict] = {}
     for arm, encoder in encoders.items():
-        features, num_frames = encode(encoder, arm, paths, args)
-        entries["encoders"][arm] = {
-            "name_or_path": args.encoders[arm],
-            "tokens_per_clip": float(np.mean(num_frames)),
-            "dim": encoder.dim,
-            "sample_rate": encoder.sample_rate,
-        }
-        for pooling in args.pooling:
-            predictions, settings = task.run(features[pooling], desc=arm)
-            predicted[pooling][arm] = predictions
-            entries["results"][pooling][arm] = task.score(predictions, settings)
-        for pooling in args.controls:  # ty: ignore[not-iterable]
-            predictions, settings = task.run(features[pooling], shuffle=True, desc=arm)
-            entries["shuffled_labels"][pooling][arm] = task.score(predictions, settings)
+        extractor = AudioLMFeatureExtractor.from_encoder(encoder, args.max_audio_seconds)
+        cache = FeatureCache(args.feature_cache or "", encoder, extractor)
+        file = Path(args.output_dir, "arms", f"{arm.replace(':', '-')}.json")
+        settings = {name: getattr(args, name) for name in ARM_OPTIONS}
+        key = {"encoder": cache.folder.name, "labels_sha256": labels_sha256, **settings}
+        record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if record.get("key") != key:
+            record = {"key": key, **probe_arm(args, task, arm, encoder, cache, paths)}
+            file.parent.mkdir(exist_ok=True)
+            write_json(file, record)
+        records[arm] = record
+        accuracies = [
+            f"{pooling} pooling {score['accuracy']:.3f}"
+            for pooling, score in record["results"].items()
+        ]
+        print(f"{arm}: accuracy with {', '.join(accuracies)}", flush=True)
     # Shuffled labels get no interval: a shuffle moves similar clips together, so shuffles vary more
     # than a bootstrap over clips shows.
     columns = {}
-    for pooling, arms in predicted.items():
-        results = entries["results"][pooling]
-        pairs = probes.add_intervals(results, arms, task.test_labels, args.seed)
+    entries: dict = {
+        "encoders": {arm: record["encoder"] for arm, record in records.items()},
+        "results": {},
+        "shuffled_labels": {},
+        "differences": {},
+    }
+    for pooling in args.pooling:
+        predicted = {arm: np.array(r["predicted"][pooling]) for arm, r in records.items()}
+        results = {arm: record["results"][pooling] for arm, record in records.items()}
+        pairs = probes.add_intervals(results, predicted, task.test_labels, args.seed)
+        entries["results"][pooling] = results
         entries["differences"][pooling] = pairs
-        columns |= {f"{pooling}_{arm}": labels for arm, labels in arms.items()}
+        if pooling in args.controls:  # ty: ignore[unsupported-operator]
+            shuffled = {arm: record["shuffled_labels"][pooling] for arm, record in records.items()}
+            entries["shuffled_labels"][pooling] = shuffled
+        columns |= {f"{pooling}_{arm}": labels for arm, labels in predicted.items()}
     return entries, columns
 
 
+def probe_arm(
+    args: ProbeArguments,
+    task: probes.ProbeTask,
+    arm: str,
+    encoder: torch.nn.Module,
+    cache: FeatureCache,
+    paths: list[str],
+) -> dict:
+    """Returns facts, scores and predictions of one arm."""
+    features, num_frames = encode(encoder, arm, paths, args, cache)
+    facts = {
+        "name_or_path": args.encoders[arm],
+        "tokens_per_clip": float(np.mean(num_frames)),
+        "dim": encoder.dim,
+        "sample_rate": encoder.sample_rate,
+    }
+    record: dict = {"encoder": facts, "results": {}, "shuffled_labels": {}, "predicted": {}}
+    for pooling in args.pooling:
+        predictions, settings = task.run(features[pooling], desc=arm)
+        record["predicted"][pooling] = predictions.tolist()
+        record["results"][pooling] = task.score(predictions, settings)
+        if pooling in args.controls:  # ty: ignore[unsupported-operator]
+            predictions, settings = task.run(features[pooling], settings, f"{arm}, shuffled labels")
+            record["shuffled_labels"][pooling] = task.score(predictions, settings)
+    return record
+
+
 def encode(
-    encoder: torch.nn.Module, arm: str, paths: list[str], args: ProbeArguments
+    encoder: torch.nn.Module,
+    arm: str,
+    paths: list[str],
+    args: ProbeArguments,
+    cache: FeatureCache,
 ) -> tuple[dict, list[int]]:
     """Encodes all clips with one encoder.
 
-    Returns the pooled features, shape `(clips, channels)` for each pooling, and the number of
-    frames of each clip.
+    Returns the pooled features, float32 of shape `(clips, channels)` for each pooling, and the
+    number of frames of each clip.
     """
-    extractor = AudioLMFeatureExtractor.from_encoder(encoder, args.max_audio_seconds)
+    distinct, desc = sorted(set(paths)), f"encoding clips, {arm}"
     with input_errors():
         if args.feature_cache:
-            cache = FeatureCache(args.feature_cache, encoder, extractor)
-            encoded = cache.encode(paths, f"encoding clips, {arm}").items()
+            parts = (distinct[i : i + CHUNK] for i in range(0, len(distinct), CHUNK))
+            encoded = chain.from_iterable(cache.encode(part, desc).items() for part in parts)
         else:
-            distinct = sorted(set(paths))
-            encoded = encode_clips(encoder, extractor, distinct, desc=f"encoding clips, {arm}")
-    pooled: dict[str, dict] = {pooling: {} for pooling in args.pooling}
+            encoded = encode_clips(encoder, cache.extractor, distinct, desc=desc)
+        return _pool(encoder, paths, encoded, args.pooling)
+
+
+def _pool(
+    encoder: Any, paths: list[str], encoded: Iterable, poolings: list[str]
+) -> tuple[dict, list[int]]:
+    pooled: dict[str, dict] = {pooling: {} for pooling in poolings}
     num_frames = {}
     for path, clip in encoded:
         if clip.is_floating_point():
             # Rounded as in the cache, which then changes no result.
             features = clip.bfloat16().float()
         else:
-            codec: Any = encoder
-            features = codec.decode_codes(clip[None].to(encoder.device))[0].cpu()
+            features = encoder.decode_codes(clip[None].to(encoder.device))[0].cpu()
         num_frames[path] = len(features)
         for pooling, vectors in pooled.items():
             vectors[path] = probes.POOLINGS[pooling](features.numpy())

@@ -61,7 +61,8 @@ def report(folder) -> dict:
 
 def test_probe_command_separates_tones_and_writes_equal_files_with_a_cache(tones, tmp_path, capsys):
     both = ["--pooling", "mean", "mean_deviation", "--controls", "mean", "mean_deviation"]
-    for name, more in {"first": [], "cached": ["--feature_cache", str(tmp_path / "cache")]}.items():
+    for name, cache in {"first": "none", "cached": str(tmp_path / "cache")}.items():
+        more = ["--feature_cache", cache]
         probe_command.main(arguments(tones, "--output_dir", str(tmp_path / name), *both, *more))
     for file in ("probes.json", "probe_predictions.csv"):
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "cached" / file).read_bytes()
@@ -89,8 +90,29 @@ def test_probe_command_separates_tones_and_writes_equal_files_with_a_cache(tones
     assert len(rows) == 18
     assert all(row["label"] == row["mean_deviation_htsat"] for row in rows)
     printed = capsys.readouterr().out.split("\n")
-    assert printed[0].split() == ARMS
+    assert printed[0] == "htsat: accuracy with mean pooling 1.000, mean_deviation pooling 1.000"
+    assert printed[3].split() == ARMS
     assert any(line.startswith("mean pooling, htsat - mimi_full: +0.000") for line in printed)
+
+
+def test_probe_command_that_was_interrupted_runs_the_other_arms_alone(tones, tmp_path, monkeypatch):
+    argv = arguments(tones, "--output_dir", str(tmp_path))
+    original, probed = probe_command.probe_arm, []
+
+    def interrupted(args, task, arm, *rest):
+        probed.append(arm)
+        if probed.count("mimi_full") == 1:
+            raise KeyboardInterrupt
+        return original(args, task, arm, *rest)
+
+    monkeypatch.setattr(probe_command, "probe_arm", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        probe_command.main(argv)
+    probe_command.main(argv)
+    position = ARMS.index("mimi_full")
+    assert probed == [*ARMS[: position + 1], *ARMS[position:]]
+    probe_command.main([*argv, "--seed", "1"])
+    assert probed[-3:] == ARMS
 
 
 def test_probe_command_with_a_split_tests_only_its_test_clips(tones, tmp_path):
