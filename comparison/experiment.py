@@ -140,10 +140,11 @@ def load_evaluations(runs: list[PlannedRun]) -> dict[str, list[Run]]:
 
 def run_probes(config: ComparisonConfig) -> dict[str, dict]:
     """Probes the arms' encoders, unless that is done. Returns `probes.json` of each topic."""
-    if config.corpus:
-        labels = write_labels(Path(config.output_dir, "corpus"))
+    own_labels = (config.probe or {}).get("labels")
+    if own_labels:
+        labels = {topic: Path(file) for topic, file in own_labels.items()}
     else:
-        labels = {topic: Path(file) for topic, file in (config.probe or {})["labels"].items()}
+        labels = write_labels(Path(config.output_dir, "corpus"))
     results = {}
     for topic, argv in probe_argv(config, labels).items():
         folder = Path(config.output_dir, "probes", topic)

@@ -132,7 +132,8 @@ def probe_argv(config: ComparisonConfig, labels: dict[str, Path]) -> dict[str, l
     names = [str(find_demo_checkpoint(name)) if name else "published" for name in encoders.values()]
     shared = {name: value for name, value in (config.probe or {}).items() if name != "labels"}
     if config.corpus:
-        shared["audio_dir"] = output / "corpus"
+        # Labels of another folder come with it.
+        shared.setdefault("audio_dir", output / "corpus")
     argv = {}
     for topic, file in labels.items():
         options = {
