@@ -340,14 +340,19 @@ def import_encoders(encoder_type: str) -> str:
         if colon and encoder_type_name(part) == part and not Path(source).is_file():
             find_encoder_class(part)  # It is imported, or this says that there is no such file.
         elif colon:
-            _import_source(source, f"{__package__}.{encoder_type_name(part).partition('.')[0]}")
+            import_encoder_source(source)
             find_encoder_class(part)
     return encoder_type_name(encoder_type)
 
 
-def _import_source(source: str, name: str) -> None:
-    """Imports a file or module as the module `name`. The same code is imported once."""
+def import_encoder_source(source: str) -> None:
+    """Imports a file, or a module of the Python path, as a module beside this one.
+
+    Raises:
+        ValueError: As [`import_encoders`]. The same code is imported once.
+    """
     is_file = source.endswith(".py")
+    name = f"{__package__}.{encoder_type_name(f'{source}:').removesuffix('.py:')}"
     if is_file and not Path(source).is_file():
         raise ValueError(f"encoder_type: {source}: file not found")
     module: Any = sys.modules.get(name)
@@ -420,7 +425,7 @@ def save_encoder_code(encoder_config: dict, folder: Path) -> None:
         if not name or not copy.is_file():
             continue
         file, _, class_name = name.partition(":")
-        module: Any = sys.modules[find_encoder_class(name).__module__]
+        module: Any = sys.modules[f"{__package__}.{Path(file).stem}"]
         (folder / file).write_text(portable_code(module.__file__), encoding="utf-8")
         line = f"from .{Path(file).stem} import {class_name}  # noqa: E402, F401\n"
         text = copy.read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from ..configuration_audiolm import AudioLMConfig, encoder_type_name, import_encoders
+from ..configuration_audiolm import AudioLMConfig, encoder_type_name, import_encoder_source
 from ..modeling_audiolm import AudioLMForConditionalGeneration
 from ..runtime import UserError, redact_token
 from .mellow import load_mellow, mellow_checkpoint
@@ -83,10 +83,9 @@ def import_saved_encoders(names: list[str], revision: str | None = None) -> None
         try:
             fields, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
             for part in str(fields.get("encoder_type")).split("+"):
-                file, colon, class_name = encoder_type_name(part).partition(":")
+                file, colon, _ = encoder_type_name(part).partition(":")
                 if colon:
-                    path = cached_file(name, file, revision=revision)
-                    import_encoders(f"{path}:{class_name}")
+                    import_encoder_source(str(cached_file(name, file, revision=revision)))
         except (ValueError, OSError) as error:
             raise _user_error(name, error) from error
 
