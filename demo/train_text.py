@@ -5,7 +5,7 @@ mapper then only has to express a caption as vectors. Both are saved in half pre
 """
 
 import random
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 import torch
@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
-    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -22,7 +21,7 @@ from transformers import (
 )
 
 from .. import AudioLMFeatureExtractor, AudioLMProcessor
-from ..data.answer_parsing import find_options, named_letter_and_words
+from ..data.answer_parsing import find_options, named_letter_and_words, option_texts
 from ..data.soundscapes.corpus import Split, draw_corpus
 from ..runtime import use_all_of_the_cpu
 from .training import Optimizer, script_parser, shuffled_batches, write_figures
@@ -71,12 +70,12 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
 
 def load_model(folder: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """Loads a saved model and its tokenizer. Letters that were two tokens become one."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     pieces = {letter: tokenizer(letter).input_ids for letter in LETTERS}
     if tokenizer.add_tokens(LETTERS):
         model.resize_token_embeddings(len(tokenizer))
-        weight = model.get_input_embeddings().weight.data
+        weight = model.model.embed_tokens.weight.data
         for letter, ids in pieces.items():
             weight[tokenizer.convert_tokens_to_ids(letter)] = weight[ids].mean(0)
     return model, tokenizer
@@ -191,7 +190,7 @@ def draw_drills(events: list[dict], others: list[dict], seed: int) -> list[dict]
     """
     rng = random.Random(seed)
     lettered = [row for row in events if find_options(row["input"])] + others
-    pool = sorted({option.text for row in lettered for option in find_options(row["input"])})
+    pool = sorted(set(chain.from_iterable(option_texts(row["input"]).values() for row in lettered)))
     drills = []
     for row in others:
         for option in rng.sample(find_options(row["input"]), 2):

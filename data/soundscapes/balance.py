@@ -123,8 +123,8 @@ class QuestionWriter:
                 continue
             if self.scenes[scene].has_recordings:
                 # With many classes a text comes once or twice. Answers are balanced together too.
-                name = template.ask.__name__
-                questions = [replace(q, keys=(*(q.keys or (q.text,)), name)) for q in questions]
+                key = f"template {TEMPLATES.index(template)}"
+                questions = [replace(q, keys=(*(q.keys or (q.text,)), key)) for q in questions]
             question = self.balance.choose(questions)
             excess = self.balance.excess(question, question.right)
             candidates.append((excess, attempt, question, clips))

@@ -98,12 +98,15 @@ def test_file_may_have_another_suffix_than_in_the_table(tmp_path):
         ({"label": "class"}, None, "no column 'class', only filename, category, fold, src_file"),
         ({}, lambda line: line.replace("0-0-0.wav", "x.wav"), "x.wav: file not found"),
         ({}, lambda line: line.replace(",dog,", ",dog (big),"), r"label 'dog \(big\)'"),
-        ({}, lambda line: line.replace(",dog,", ",rain,").replace(",siren,", ",rain,"),
-         "4 classes have recordings"),
+        (
+            {},
+            lambda line: line.replace(",dog,", ",rain,").replace(",siren,", ",rain,"),
+            "4 classes have recordings",
+        ),
         ({"fold": "category"}, lambda line: line.replace(",dog,", ",rain,"), "classes have"),
         ({"fold": "take"}, None, "no column 'take'"),
     ],
-)  # fmt: skip
+)
 def test_wrong_table_is_an_error_that_says_why(tmp_path, changes, change, message):
     table = dataclasses.replace(make_table(tmp_path / "r", LABELS), **changes)
     if change:
