@@ -86,8 +86,12 @@ class FeatureCache:
         config = _config_facts(self.encoder.config.to_dict(), ignored)
         facts = (VERSION, transformers.__version__, seconds, config)
         digest = hashlib.sha256(repr(facts).encode())
-        for component in (self.encoder, self.extractor):
-            digest.update(Path(inspect.getfile(type(component))).read_bytes())
+        # An encoder from a file of its own has its base class in another one.
+        bases = type(self.encoder).__mro__
+        classes: list[type] = [cls for cls in bases if issubclass(cls, AudioEncoder)]
+        classes += [type(self.encoder), type(self.extractor)]
+        for file in sorted(set(map(inspect.getfile, classes))):
+            digest.update(Path(file).read_bytes())
         for name, tensor in sorted(self.encoder.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
