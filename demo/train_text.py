@@ -4,8 +4,7 @@ The model reads a clip's caption where an AudioLM reads its audio tokens, and le
 mapper then only has to express a caption as vectors. Both are saved in half precision.
 """
 
-import random
-from itertools import chain, product
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -13,15 +12,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    set_seed,
-)
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from .. import AudioLMFeatureExtractor, AudioLMProcessor
-from ..data.answer_parsing import find_options, named_letter_and_words, option_texts
+from ..data.answer_parsing import find_options, named_letter_and_words
 from ..data.soundscapes.corpus import Split, draw_corpus
 from ..runtime import use_all_of_the_cpu
 from .training import Optimizer, script_parser, shuffled_batches, write_figures
@@ -30,9 +24,6 @@ SEED = 980_000_000  # differs from any seed of a corpus
 # <audio> has AudioLMConfig's audio_token_id, 3.
 SPECIAL_TOKENS = ["<unk>", "<s>", "<|im_end|>", "<audio>"]
 BATCH_SIZE = 24
-# One token each. A model this small does not learn which words follow " B" and ")" in a question.
-LETTERS = [f" {letter})" for letter in "ABCDabcd"]
-LETTER_WEIGHT = 4  # of an answer's first token in the loss
 BATCHES_PER_POOL = 16  # batches of similar length are formed among so many
 LLAMA = {
     "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4,
@@ -56,7 +47,7 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
     tokenizer.train_from_iterator(texts, trainer)
-    fast_tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token="<unk>",
         bos_token="<s>",
@@ -64,21 +55,6 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
         pad_token="<|im_end|>",
         additional_special_tokens=["<audio>"],
     )
-    fast_tokenizer.add_tokens(LETTERS)
-    return fast_tokenizer
-
-
-def load_model(folder: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """Loads a saved model and its tokenizer. Letters that were two tokens become one."""
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    pieces = {letter: tokenizer(letter).input_ids for letter in LETTERS}
-    if tokenizer.add_tokens(LETTERS):
-        model.resize_token_embeddings(len(tokenizer))
-        weight = model.model.embed_tokens.weight.data
-        for letter, ids in pieces.items():
-            weight[tokenizer.convert_tokens_to_ids(letter)] = weight[ids].mean(0)
-    return model, tokenizer
 
 
 def build_example(processor: AudioLMProcessor, row: dict) -> Example:
@@ -89,9 +65,7 @@ def build_example(processor: AudioLMProcessor, row: dict) -> Example:
     for token in processor.encode_prompt(row["input"], [1] * len(fields)):
         prompt += next(captions) if token == processor.audio_token_id else [token]
     answer = processor.encode_answer(row["answer"])
-    num_unlabelled = len(prompt) + (1 if row.get("gives_letter") else 0)
-    ids = prompt + answer
-    return ids, [-100] * num_unlabelled + ids[num_unlabelled:]
+    return prompt + answer, [-100] * len(prompt) + answer
 
 
 def collate(examples: list[Example]) -> dict[str, torch.Tensor]:
@@ -105,17 +79,11 @@ def collate(examples: list[Example]) -> dict[str, torch.Tensor]:
 
 
 def example_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Averages the mean loss of each answer: a "yes" counts as much as a caption.
-
-    The first token counts more. In "B) rain" it decides the rest.
-    """
+    """Averages the mean loss of each answer: a "yes" counts as much as a caption."""
     targets = batch.pop("labels")[:, 1:]
     logits = model(**batch).logits[:, :-1]
     losses = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-    is_answer = targets != -100
-    is_first = is_answer & (is_answer.cumsum(1) == 1)
-    weights = is_answer + (LETTER_WEIGHT - 1) * is_first
-    return ((losses.view_as(targets) * weights).sum(1) / weights.sum(1)).mean()
+    return (losses.view_as(targets).sum(1) / (targets != -100).sum(1)).mean()
 
 
 @torch.no_grad()
@@ -158,66 +126,22 @@ def letter_figures(
     return {name: count / len(lettered) for name, count in counts.items()}
 
 
-def build_training_rows(split: Split, seed: int) -> list[dict]:
-    """Returns the rows of a split with the harder ones repeated, and drills of options."""
+def build_training_rows(split: Split) -> list[dict]:
+    """Returns the rows of a split with the harder ones repeated."""
     # Copying the caption teaches the model to look things up in it.
     copies = [
         {**row, "input": "caption first audio", "answer": f"The audio 1 is {row['caption1']}"}
-        for row in split.rows[::6]
+        for row in split.rows[::3]
     ]
     # Which sounds a clip has is learnt last, and all other questions need it.
-    pairs = list(zip(split.rows, split.categories))
+    pairs = zip(split.rows, split.categories)
     events = [row for row, category in pairs if category == "sound event"]
-    # The letter of an answer is learnt later than its words.
-    others = [
-        row for row, category in pairs if category != "sound event" and find_options(row["input"])
-    ]
-    return split.rows + copies + events + 2 * others + draw_drills(events, others, seed)
+    return split.rows + copies + 2 * events
 
 
-def draw_drills(events: list[dict], others: list[dict], seed: int) -> list[dict]:
-    """Returns rows that only train to copy an option with its letter.
-
-    In most, the answer is any option, right or wrong, and its letter is not trained: the words
-    follow the letter, whatever the caption says. Otherwise, right words alone lower the loss, and
-    a model that does not know the letter contradicts itself. Options are a question's own, or drawn
-    from all questions. In the rest, the caption holds the words of one option.
-
-    Args:
-        events: Rows about sound events, in which the words follow the letter early.
-        others: All other rows with lettered options.
-        seed: Seed of options and letters.
-    """
-    rng = random.Random(seed)
-    lettered = [row for row in events if find_options(row["input"])] + others
-    pool = sorted(set(chain.from_iterable(option_texts(row["input"]).values() for row in lettered)))
-    drills = []
-    for row in others:
-        for option in rng.sample(find_options(row["input"]), 2):
-            answer = f"{option.letter}) {option.text}"
-            drills.append({**row, "answer": answer, "gives_letter": True})
-    for number, row in enumerate(lettered):
-        options = find_options(row["input"])
-        texts = rng.sample(pool, len(options) + 3)
-        lines = [f"{option.letter}) {text}" for option, text in zip(options, texts)]
-        answer = rng.randrange(len(options))
-        stem = row["input"][: options[0].start - len("A) ")]
-        drill = {"input": f"{stem}{' '.join(lines)}", "answer": lines[answer]}
-        drills.append({**row, **drill, "gives_letter": True})
-        if number % 2:
-            clip_texts = [texts[answer], *texts[len(options) : len(options) + rng.randrange(4)]]
-            rng.shuffle(clip_texts)
-            question = f"Which option is named? {' '.join(lines)}"
-            clip = {"caption1": f"{', '.join(clip_texts)}.", "caption2": ""}
-            drills.append({**clip, "input": question, "answer": lines[answer]})
-    return drills
-
-
-def train(
-    model: nn.Module, examples: list[Example], steps: int, seed: int, learning_rate: float
-) -> None:
+def train(model: nn.Module, examples: list[Example], steps: int, seed: int) -> None:
     """Trains the language model. A pass of a pool of batches is never cut."""
-    optimizer = Optimizer(model.parameters(), learning_rate, steps)
+    optimizer = Optimizer(model.parameters(), 2e-3, steps)
     num_pools = -(-steps // BATCHES_PER_POOL)
     pool_size = BATCHES_PER_POOL * BATCH_SIZE
     for bar, pool in shuffled_batches(num_pools, pool_size, len(examples), seed, "text"):
@@ -235,25 +159,19 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--rows", type=int, default=60_000, help="training rows")
     add("--steps", type=int, default=14_000, help="steps with batch size 24")
-    add("--learning_rate", type=float, default=2e-3, help="highest learning rate")
-    add("--start_from", type=Path, help="folder of a model to train further, with its tokenizer")
     add("--vocabulary", type=int, default=768, help="size of the tokenizer's vocabulary")
     args = parser.parse_args(argv)
     use_all_of_the_cpu()
     set_seed(args.seed)
     split = draw_corpus(args.rows, SEED)["train"]
     unseen = draw_corpus(1000, SEED + 1)["train"]
-    if args.start_from:
-        model, tokenizer = load_model(args.start_from)
-    else:
-        fields = ("input", "answer", "caption1")
-        texts = [row[field] for row, field in product(split.rows[:20_000], fields)]
-        tokenizer = train_tokenizer(texts, args.vocabulary)
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **LLAMA))
+    fields = ("input", "answer", "caption1")
+    texts = [row[field] for row, field in product(split.rows[:20_000], fields)]
+    tokenizer = train_tokenizer(texts, args.vocabulary)
     processor = AudioLMProcessor(AudioLMFeatureExtractor(), tokenizer)
-    rows = build_training_rows(split, args.seed)
-    examples = [build_example(processor, row) for row in rows]
-    train(model.train(), examples, args.steps, args.seed, args.learning_rate)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **LLAMA))
+    examples = [build_example(processor, row) for row in build_training_rows(split)]
+    train(model, examples, args.steps, args.seed)
     unseen_examples = [build_example(processor, row) for row in unseen.rows]
     figures = {
         "exact_answers": exact_answers(model.eval(), unseen_examples),
