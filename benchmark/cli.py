@@ -17,7 +17,7 @@ from transformers.hf_argparser import string_to_bool
 
 from ..configuration_audiolm import import_encoders, list_encoder_types, parse_encoder_type
 from ..runtime import format_duration, is_bfloat16_fast, report_user_errors, run_info, write_json
-from . import evaluation, measure
+from . import measure
 from .measure import PARTS, RUN_STEPS
 
 PROGRAM = "audiolm benchmark"
@@ -168,10 +168,11 @@ def run_benchmark(options: argparse.Namespace, argv: list[str] | None) -> dict:
         clip_seconds = run("clips", measure.prepare, folder, cached and not options.evaluation)
         result["encode_seconds_per_clip"] = clip_seconds
         if options.evaluation:
+            from .evaluation import measure_evaluation  # training steps need no datasets
+
             environment = ENCODING_ALLOCATOR
-            result["evaluation"] = run(
-                "evaluation", evaluation.measure_evaluation, folder, environment=environment
-            )
+            seconds = run("evaluation", measure_evaluation, folder, environment=environment)
+            result["evaluation"] = seconds
             return result
         ours = run("our steps", measure.measure, False, folder, cached)
         result["variants"]["ours, cached" if cached else "ours, encoding"] = ours
@@ -219,7 +220,9 @@ def main(argv: list[str] | None = None) -> None:
     options = parse(argv)
     result = run_benchmark(options, argv)
     if options.evaluation:
-        print(evaluation.format_evaluation(result["evaluation"], options))
+        from .evaluation import format_evaluation
+
+        print(format_evaluation(result["evaluation"], options))
     else:
         print(format_report(result))
     if options.json:

@@ -36,6 +36,7 @@ from .workload import (
 )
 
 RUN_STEPS = 20_000
+BASELINE_SLICES = 4  # on a CPU, where the whole baseline step of mimi_full takes over 24 GiB
 PARTS = ("data", "encode", "forward", "backward", "optimizer")
 OUT_OF_MEMORY = "out of memory: take a smaller --batch_size"
 
@@ -48,12 +49,17 @@ class Workload(NamedTuple):
     collate: Callable[[list[dict]], dict]
     batches: list[list[dict]]  # of examples with their numbers of `tokens`, `labels` and `frames`
     uses_bf16: bool
+    slices: int = 1  # in which a step is done, one after the other, to save memory
 
 
 class PartTimer:
-    """Times the parts of steps with CUDA events, for which no step waits, or the host's clock."""
+    """Times the parts of steps with CUDA events, for which no step waits, or the host's clock.
 
-    def __init__(self):
+    Between data and optimizer, a step repeats its other parts for each of its slices.
+    """
+
+    def __init__(self, slices: int = 1):
+        self.slices = slices
         self.marks = []
 
     def mark(self) -> None:
@@ -72,7 +78,10 @@ class PartTimer:
             spans = [start.elapsed_time(end) / 1000 for start, end in pairs]
         else:
             spans = [end - start for start, end in pairs]
-        return torch.tensor(spans, dtype=torch.float64).view(-1, len(PARTS))
+        num_repeated = len(PARTS) - 2
+        table = torch.tensor(spans, dtype=torch.float64).view(-1, 2 + num_repeated * self.slices)
+        repeated = table[:, 1:-1].unflatten(1, (self.slices, num_repeated)).sum(1)
+        return torch.cat([table[:, :1], repeated, table[:, -1:]], 1)
 
 
 def _device() -> torch.device:
@@ -141,7 +150,9 @@ def build_workload(options: Namespace, is_baseline: bool, folder: str, cached: b
     if is_baseline:
         batches = warmup + _split(measured, options.batch_size)
         collate = partial(collate_baseline, processor=processor)
-        return Workload(model, baseline_loss, collate, batches, False)
+        slice_size = -(-options.batch_size // BASELINE_SLICES)
+        slices = 1 if torch.cuda.is_available() else -(-options.batch_size // slice_size)
+        return Workload(model, baseline_loss, collate, batches, False, slices)
     # Batches of similar length, as in training.
     measured = _split(sorted(measured, key=lambda example: example["tokens"]), options.batch_size)
     random.Random(options.seed).shuffle(measured)
@@ -157,6 +168,11 @@ def build_workload(options: Namespace, is_baseline: bool, folder: str, cached: b
     return Workload(model, model_loss, collate, warmup + measured, uses_bf16)
 
 
+def _collate_slices(workload: Workload, examples: list[dict]) -> list[dict]:
+    size = -(-len(examples) // workload.slices)
+    return [workload.collate(part) for part in _split(examples, size)]
+
+
 def time_steps(options: Namespace, workload: Workload) -> tuple[torch.Tensor, list[int], dict]:
     """Trains on all batches and times the parts of each step.
 
@@ -170,35 +186,42 @@ def time_steps(options: Namespace, workload: Workload) -> tuple[torch.Tensor, li
     loader = DataLoader(
         workload.batches,
         None,
-        collate_fn=workload.collate,
+        collate_fn=partial(_collate_slices, workload),
         num_workers=options.dataloader_num_workers,
         pin_memory=torch.cuda.is_available(),
     )
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)  # as the Trainer's
-    timer = PartTimer()
+    timer = PartTimer(workload.slices)
     losses, padded_tokens = [], []
     start = time.perf_counter()
     timer.mark()
     for step, batch in enumerate(loader):
         if step == len(workload.batches) - options.steps:
             warmup_seconds = time.perf_counter() - start
-        for name, value in batch.items():
-            if torch.is_tensor(value):
-                batch[name] = value.to(device, non_blocking=True)
-        padded_tokens.append(batch["input_ids"].numel())
+        for part in batch:
+            for name, value in part.items():
+                if torch.is_tensor(value):
+                    part[name] = value.to(device, non_blocking=True)
+        padded_tokens.append(sum(part["input_ids"].numel() for part in batch))
+        num_labels = [part["labels"].ne(-100).sum() for part in batch]
+        step_loss = torch.zeros((), device=device)
         timer.mark()
-        encode_batch(model, batch)
-        timer.mark()
-        with torch.autocast(device.type, torch.bfloat16, enabled=workload.uses_bf16):
-            loss = workload.loss(model, batch)
-        timer.mark()
-        loss.backward()
-        timer.mark()
+        for part, count in zip(batch, num_labels):
+            encode_batch(model, part)
+            timer.mark()
+            with torch.autocast(device.type, torch.bfloat16, enabled=workload.uses_bf16):
+                loss = workload.loss(model, part)
+                if workload.slices > 1:
+                    loss = loss * count / sum(num_labels)
+            timer.mark()
+            loss.backward()
+            step_loss += loss.detach()
+            timer.mark()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(loss.detach())
+        losses.append(step_loss)
         timer.mark()
     facts = {
         "warmup_seconds": warmup_seconds,

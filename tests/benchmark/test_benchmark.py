@@ -127,6 +127,29 @@ def test_our_step_has_the_baselines_loss_and_gradients(
     assert (other[weight] - expected[weight]).norm() > 0
 
 
+def test_baseline_in_slices_has_the_losses_of_the_whole_batch(tmp_path, monkeypatch):
+    options = parse_small("--batch_size", "6", "--steps", "2")
+    measure.prepare(options, tmp_path, cached=False)
+    losses = []
+    for slices in (1, 4):
+        monkeypatch.setattr(measure, "BASELINE_SLICES", slices)
+        work = measure.build_workload(options, True, tmp_path, cached=False)
+        seconds, _, facts = measure.time_steps(options, work)
+        assert seconds.shape == (2, len(measure.PARTS))
+        assert work.slices == {1: 1, 4: 3}[slices]
+        losses.append(facts["losses"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def test_evaluation_states_rows_per_second_of_each_protocol_and_control(capsys):
+    more = ["--evaluation", "--rows", "8", "--max_new_tokens", "2", "--seconds", "1"]
+    cli.main([*COMMAND, *small_sizes("mimi_full"), *more])
+    printed = capsys.readouterr().out
+    for name in ("plain generate loop", "likelihood", "generate", "mismatched_audio"):
+        assert re.search(rf"^{name} +[\d.,]+  +[\d:.]+ \w+$", printed, re.MULTILINE)
+    assert re.search(r"^generate: [\d.]+ x the plain loop$", printed, re.MULTILINE)
+
+
 def test_draw_examples_depends_on_the_seed_only():
     examples = workload.draw_examples(400, 1, 49152, CLIPS)
     assert examples == workload.draw_examples(400, 1, 49152, CLIPS)
