@@ -111,6 +111,15 @@ def test_plan_runs_of_compare_yaml_is_the_experiment():
         assert model.freeze_lm
 
 
+@pytest.mark.parametrize("name", ["esc50", "esc50_real", "esc50_real_small"])
+def test_plan_of_recordings_has_a_text_only_arm_and_probes_on_the_official_folds(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = read_config(str(ROOT / "configs" / f"{name}.yaml"))
+    assert {run.arm for run in plan_comparison(config).runs} >= {"text_only"}
+    argv = probe_argv(config, {"sound_class": Path("esc50.csv")})["sound_class"]
+    assert argv[argv.index("--audio_dir") + 1] == "esc50/audio"
+
+
 def test_plan_runs_of_ablation_yaml_is_the_experiment_with_other_arms():
     config = read_config(str(ROOT / "configs" / "ablation.yaml"))
     experiment = read_config(str(ROOT / "configs" / "compare.yaml"))
