@@ -205,11 +205,11 @@ def probe_arm(
     }
     record: dict = {"encoder": facts, "results": {}, "shuffled_labels": {}, "predicted": {}}
     for pooling in args.pooling:
-        predictions, settings = task.run(features[pooling], desc=arm)
+        predictions, settings = task.run(features[pooling])
         record["predicted"][pooling] = predictions.tolist()
         record["results"][pooling] = task.score(predictions, settings)
         if pooling in args.controls:  # ty: ignore[unsupported-operator]
-            predictions, settings = task.run(features[pooling], settings, f"{arm}, shuffled labels")
+            predictions, settings = task.run(features[pooling], settings)
             record["shuffled_labels"][pooling] = task.score(predictions, settings)
     return record
 

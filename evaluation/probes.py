@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+from joblib import Parallel, delayed
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.preprocessing import StandardScaler
-from tqdm import tqdm
+from threadpoolctl import threadpool_limits
 
 from .probe_folds import Fold
 from .statistics import clip_bootstrap, interval
@@ -99,25 +100,27 @@ class ProbeTask:
         return self.labels[self.test_clips]
 
     def run(
-        self, features: np.ndarray, shuffled_with: dict | None = None, desc: str = ""
+        self, features: np.ndarray, shuffled_with: dict | None = None
     ) -> tuple[np.ndarray, dict]:
         """Trains and tests a probe on every fold.
 
         `shuffled_with` are the settings of an earlier call, for a control with shuffled training
         labels and the same C. Returns the predictions for `test_clips`, and the settings that each
-        fold chose. There is a progress bar if `desc` gives its title.
+        fold chose.
         """
-        predicted, settings = [], {}
-        bar = tqdm(self.folds, f"probing {desc}", unit="fold", disable=None if desc else True)
-        for number, fold in enumerate(bar):
+        calls = []
+        for number, fold in enumerate(self.folds):
             labels, c = self.labels.copy(), None
             if shuffled_with is not None:
                 c = shuffled_with[fold.name]["C"]
                 generator = np.random.default_rng([self.seed, number])
                 labels[fold.train] = generator.permutation(self.labels[fold.train])
-            predictions, settings[fold.name] = probe_features(features, labels, fold, c)
-            predicted.append(predictions)
-        return np.concatenate(predicted), settings
+            calls.append(delayed(probe_features)(features, labels, fold, c))
+        # A thread per fold. The matrices are too small to be worth threads of their own.
+        with threadpool_limits(1):
+            predicted, settings = zip(*Parallel(n_jobs=-1, backend="threading")(calls))
+        names = [fold.name for fold in self.folds]
+        return np.concatenate(predicted), dict(zip(names, settings))
 
     def predict_majority(self) -> np.ndarray:
         """Predicts the most common training label. Ties go to the first in the alphabet."""
