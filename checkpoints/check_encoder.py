@@ -32,7 +32,7 @@ RELOAD = """
 import sys, torch
 from transformers import AutoModel
 encoder = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).encoder
-clip, features = torch.load(sys.argv[2])
+clip, features = torch.load(sys.argv[2], weights_only=True)
 assert "audiolm" not in sys.modules, "the package was imported"
 loaded = encoder.encode(clip)
 assert torch.equal(loaded, features), f"deviation {(loaded - features).abs().max():g}"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 KEYS_PER_QUERY = 500
+ABOUT_FILE = "about.json"  # in each folder of a feature cache: what its clips were encoded with
 
 
 def cache_folder() -> Path:

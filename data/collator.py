@@ -77,7 +77,7 @@ class ReasonAQACollator:
             clips = []
             try:
                 for clip, name in zip(example["audio"], names):
-                    is_encoded = clip in features
+                    is_encoded = bool(features) and clip in features
                     clips.append(features[clip] if is_encoded else self.decoder(clip, name))
             except BadClip as error:
                 if not self.decoder.skip_bad_clips:

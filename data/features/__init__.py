@@ -6,7 +6,6 @@ The names below are imported on first use, as `audiolm cache` needs no torch.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-ABOUT_FILE = "about.json"  # in each folder of a cache: what its clips were encoded with
 _NAMES = {
     "FeatureCache": "cache",
     "count_frames": "encode",
@@ -14,7 +13,7 @@ _NAMES = {
     "feature_statistics": "encode",
     "pad_features": "encode",
 }
-__all__ = ["ABOUT_FILE", *sorted(_NAMES)]
+__all__ = sorted(_NAMES)
 
 if TYPE_CHECKING:
     from .cache import FeatureCache

@@ -30,7 +30,7 @@ from ...encoders_audiolm import AudioEncoder
 from ...processing_audiolm import AudioLMFeatureExtractor
 from ...runtime import atomic_file, format_bytes, write_json
 from ..audio_files import Clip, clip_identity
-from . import ABOUT_FILE
+from ..cache import ABOUT_FILE
 from .encode import batch_size, encode_batch, encode_clips
 
 logger = logging.getLogger(__name__)

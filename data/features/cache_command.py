@@ -7,8 +7,7 @@ import time
 from pathlib import Path
 
 from ...runtime import UserError, format_bytes, report_user_errors
-from ..cache import choose_feature_cache
-from . import ABOUT_FILE
+from ..cache import ABOUT_FILE, choose_feature_cache
 
 
 def build_parser() -> argparse.ArgumentParser:

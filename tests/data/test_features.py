@@ -205,9 +205,9 @@ def test_variants_of_a_mimi_read_the_codes_that_another_encoded(arm, files, tmp_
 def test_batch_of_old_and_new_clips_gives_the_loss_of_cached_ones(parts, files, tmp_path):
     _, model, processor = parts
     examples = make_examples(files)
-    whole = FeatureCache(tmp_path / "whole", model.encoder, processor.feature_extractor)
-    whole.encode(files)
-    expected = model(**ReasonAQACollator(processor, features=whole)(examples)).loss
+    full = FeatureCache(tmp_path / "full", model.encoder, processor.feature_extractor)
+    full.encode(files)
+    expected = model(**ReasonAQACollator(processor, features=full)(examples)).loss
     cache = FeatureCache(tmp_path / "part", model.encoder, processor.feature_extractor)
     cache.encode(files[:2])
     batch = ReasonAQACollator(processor, features=pickle.loads(pickle.dumps(cache)))(examples)
