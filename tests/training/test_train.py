@@ -579,9 +579,9 @@ def test_help_of_a_negated_option_says_what_it_does():
 def test_import_of_the_package_and_the_scripts_is_light():
     code = """
 import sys, time
-start = time.perf_counter()
+start = time.process_time()
 import audiolm
-assert time.perf_counter() - start < 1
+assert time.process_time() - start < 1
 assert "torch" not in sys.modules
 import audiolm.run_train
 assert "transformers" not in sys.modules
