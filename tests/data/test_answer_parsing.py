@@ -178,10 +178,10 @@ def parsing_seconds(piece: str, question_type: str, characters: int) -> float:
 )
 @pytest.mark.parametrize("question_type", ["mcq", "yes_no"])
 def test_parse_answer_takes_time_in_proportion_to_the_text(piece, question_type):
-    # Eight times the text takes 8 times as long, or 64 times where the cost is quadratic.
-    assert parsing_seconds(piece, question_type, 80_000) < 24 * parsing_seconds(
-        piece, question_type, 10_000
-    )
+    # Eight times the text takes 8 times as long, or 64 times where the cost is quadratic. Below a
+    # quarter of a second, other programs decide.
+    expected = parsing_seconds(piece, question_type, 10_000)
+    assert parsing_seconds(piece, question_type, 80_000) < 24 * expected + 0.25
 
 
 @pytest.fixture(scope="module")
