@@ -36,7 +36,7 @@ from .workload import (
 )
 
 RUN_STEPS = 20_000
-BASELINE_SLICES = 4  # on a CPU, where the whole baseline step of mimi_full takes over 24 GiB
+SLICE_SIZE = 4  # examples; on a CPU, the whole baseline step of mimi_full takes over 24 GiB
 PARTS = ("data", "encode", "forward", "backward", "optimizer")
 OUT_OF_MEMORY = "out of memory: take a smaller --batch_size"
 
@@ -150,8 +150,7 @@ def build_workload(options: Namespace, is_baseline: bool, folder: str, cached: b
     if is_baseline:
         batches = warmup + _split(measured, options.batch_size)
         collate = partial(collate_baseline, processor=processor)
-        slice_size = -(-options.batch_size // BASELINE_SLICES)
-        slices = 1 if torch.cuda.is_available() else -(-options.batch_size // slice_size)
+        slices = 1 if torch.cuda.is_available() else -(-options.batch_size // SLICE_SIZE)
         return Workload(model, baseline_loss, collate, batches, False, slices)
     # Batches of similar length, as in training.
     measured = _split(sorted(measured, key=lambda example: example["tokens"]), options.batch_size)
@@ -169,7 +168,7 @@ def build_workload(options: Namespace, is_baseline: bool, folder: str, cached: b
 
 
 def _collate_slices(workload: Workload, examples: list[dict]) -> list[dict]:
-    size = -(-len(examples) // workload.slices)
+    size = SLICE_SIZE if workload.slices > 1 else len(examples)
     return [workload.collate(part) for part in _split(examples, size)]
 
 

@@ -131,12 +131,12 @@ def test_baseline_in_slices_has_the_losses_of_the_whole_batch(tmp_path, monkeypa
     options = parse_small("--batch_size", "6", "--steps", "2")
     measure.prepare(options, tmp_path, cached=False)
     losses = []
-    for slices in (1, 4):
-        monkeypatch.setattr(measure, "BASELINE_SLICES", slices)
+    for size, slices in ((6, 1), (2, 3)):
+        monkeypatch.setattr(measure, "SLICE_SIZE", size)
         work = measure.build_workload(options, True, tmp_path, cached=False)
         seconds, _, facts = measure.time_steps(options, work)
         assert seconds.shape == (2, len(measure.PARTS))
-        assert work.slices == {1: 1, 4: 3}[slices]
+        assert work.slices == slices
         losses.append(facts["losses"])
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
