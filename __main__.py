@@ -22,7 +22,7 @@ COMMANDS = {
     "probe": "evaluation.probe_command",
     "check-encoder": "checkpoints.check_encoder",
     "prepare": "data.prepare",
-    "cache": "data.features.cache_command",
+    "cache": "data.cache_command",
     "benchmark": "benchmark.cli",
 }
 

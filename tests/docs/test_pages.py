@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # The notebook keeps figures of old runs. The commands' page is generated from help texts.
 PROSE_PAGES = [page for page in PAGES if page.name not in ("lab-notebook.md", "commands.md")]
+PROSE_PAGES += [ROOT / "CONTRIBUTING.md", ROOT / "demo" / "README.md"]
 SNIPPET_PAGES = [ROOT / "README.md", ROOT / "docs" / "use-a-model.md"]
 MAX_BYTES = 100_000
 MARK = "--- end of block ---"

@@ -6,8 +6,8 @@ import shutil
 import time
 from pathlib import Path
 
-from ...runtime import UserError, format_bytes, report_user_errors
-from ..cache import ABOUT_FILE, choose_feature_cache
+from ..runtime import UserError, format_bytes, report_user_errors
+from .cache import ABOUT_FILE, choose_feature_cache
 
 
 def build_parser() -> argparse.ArgumentParser:
