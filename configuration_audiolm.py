@@ -337,11 +337,13 @@ def import_encoders(encoder_type: str) -> str:
     """
     for part in encoder_type.split("+"):
         source, colon, _ = part.rpartition(":")
-        if colon and encoder_type_name(part) == part and not Path(source).is_file():
-            find_encoder_class(part)  # It is imported, or this says that there is no such file.
-        elif colon:
+        if not colon:
+            continue
+        # Without its folder, it may name a file that was imported before.
+        is_imported = f"{__package__}.{Path(source).stem}" in sys.modules
+        if Path(source).is_file() or encoder_type_name(part) != part or not is_imported:
             import_encoder_source(source)
-            find_encoder_class(part)
+        find_encoder_class(part)
     return encoder_type_name(encoder_type)
 
 

@@ -222,7 +222,7 @@ def test_configuration_imports_no_file_by_itself(encoder_file, monkeypatch):
 @pytest.mark.parametrize(
     ("encoder_type", "message"),
     [
-        ("missing.py:Codec", "not imported"),
+        ("missing.py:Codec", "missing.py: file not found"),
         ("folder/missing.py:Codec", "file not found"),
         ("no_such_module:Codec", "No module named"),
         ("config_test_encoder.py:Missing", "no AudioEncoder Missing"),
