@@ -2,6 +2,7 @@
 
 import time
 from argparse import Namespace
+from itertools import chain
 
 import torch
 from tqdm import tqdm
@@ -48,13 +49,17 @@ def answer_one_by_one(
 
 
 def measure_evaluation(options: Namespace, folder: str) -> dict[str, float]:
-    """Returns the seconds per row of the plain loop, of encoding, each protocol and control."""
+    """Returns the seconds per row of the plain loop, each protocol and control.
+
+    `encoding` has the seconds per clip, which an evaluation spends once.
+    """
     model, processor = build_model(options)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     # A random model ends no text: every one has the longest length.
     model.generation_config.eos_token_id = None
     rows = draw_rows(options, clip_files(folder), model.config.text_config.vocab_size)
     cache = FeatureCache(folder, model.encoder, processor.feature_extractor)
+    num_clips = len(set(chain.from_iterable(row["audio"] for row in rows)))
     seconds: dict[str, float] = {}
 
     def answer(protocol: str, controls: tuple[str, ...] = ()) -> None:
@@ -69,39 +74,35 @@ def measure_evaluation(options: Namespace, folder: str) -> dict[str, float]:
             cache,
         )
         answerer.answer_chunk(rows, tqdm(disable=True))
-        seconds.setdefault("encoding, once per clip", answerer.seconds["encoding"])
-        if controls:
-            seconds[controls[0]] = answerer.seconds["controls"]
-        else:
-            seconds[protocol] = answerer.seconds["answering"]
+        seconds.setdefault("encoding", answerer.seconds["encoding"] / num_clips)
+        activity = "controls" if controls else "answering"
+        seconds[controls[0] if controls else protocol] = answerer.seconds[activity] / len(rows)
 
     for protocol in PROTOCOLS:
         answer(protocol)
     for control in CONTROLS:
         answer("likelihood", (control,))
-    start = time.perf_counter()
     plain_rows = rows[: max(1, len(rows) // 4)]
+    start = time.perf_counter()
     answer_one_by_one(model, processor, plain_rows, options.max_new_tokens)
-    plain = (time.perf_counter() - start) / len(plain_rows)
-    return {
-        "plain generate loop": plain,
-        **{name: total / len(rows) for name, total in seconds.items()},
-    }
+    seconds["plain generate loop"] = (time.perf_counter() - start) / len(plain_rows)
+    return seconds
 
 
 def format_evaluation(seconds: dict[str, float], options: Namespace) -> str:
     """Formats the results as a table, with an estimate for ReasonAQA's test set."""
-    plain = seconds["plain generate loop"]
+    seconds = dict(seconds)
+    encoding, plain = seconds.pop("encoding"), seconds.pop("plain generate loop")
     lines = [
         f"{options.rows} rows, batch size {options.batch_size}, {options.precision}, texts of "
         f"{options.max_new_tokens} tokens",
-        f"{'':<26}{'rows/s':>10}  {f'{TEST_ROWS:,} rows':>14}",
+        f"{'':<22}{'rows/s':>10}  {f'{TEST_ROWS:,} rows':>14}",
     ]
-    for name, value in seconds.items():
-        lines.append(f"{name:<26}{1 / value:>10,.2f}  {format_duration(TEST_ROWS * value):>14}")
+    for name, value in {"plain generate loop": plain, **seconds}.items():
+        lines.append(f"{name:<22}{1 / value:>10,.2f}  {format_duration(TEST_ROWS * value):>14}")
     both = sum(seconds[protocol] for protocol in PROTOCOLS)
-    total = sum(seconds.values()) - plain
-    lines.append(f"whole evaluation: {format_duration(TEST_ROWS * total)}")
+    total = format_duration(TEST_ROWS * sum(seconds.values()))
+    lines.append(f"whole evaluation: {total}, and {format_duration(encoding)} once for each clip")
     lines.append(f"generate: {plain / seconds['generate']:.1f} x the plain loop")
     lines.append(f"both protocols: {plain / both:.1f} x the plain loop, which has one")
     return "\n".join(lines)
