@@ -15,7 +15,9 @@ _NAMES = {
     "feature_statistics": "features",
     "QUESTION_TYPES": "reasonaqa",
     "audio_roots": "reasonaqa",
+    "decode_audio": "reasonaqa",
     "load_reasonaqa": "reasonaqa",
+    "load_rows": "reasonaqa",
     "resolve_path": "reasonaqa",
     "select_rows": "subsets",
 }
@@ -25,7 +27,14 @@ if TYPE_CHECKING:
     from .audio_check import check_audio, drop_bad_audio
     from .collator import ReasonAQACollator
     from .features import FeatureCache, encode_clips, feature_statistics
-    from .reasonaqa import QUESTION_TYPES, audio_roots, load_reasonaqa, resolve_path
+    from .reasonaqa import (
+        QUESTION_TYPES,
+        audio_roots,
+        decode_audio,
+        load_reasonaqa,
+        load_rows,
+        resolve_path,
+    )
     from .subsets import select_rows
 
 

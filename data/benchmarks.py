@@ -24,7 +24,7 @@ BENCHMARKS = {
 
 
 def read_benchmark(name: str, file: str | Path, audio_dir: str | Path) -> Dataset:
-    """Reads a benchmark's published file as rows like those of `load_reasonaqa`.
+    """Reads a benchmark's published file as rows like those of `load_rows`.
 
     A question ends with its choices in their published order, "A) … B) …". The answer is "B) text".
     If it is no choice, or the choices cannot be told apart, it is the published answer. That names

@@ -50,7 +50,7 @@ class ReasonAQACollator:
         Raises:
             BadClip: If a clip cannot be decoded and the decoder does not skip bad clips.
         """
-        examples, faults = self._read_audio(examples)
+        examples, faults = self._read_audio([_with_sources(example) for example in examples])
         audio, num_frames = self._audio_inputs(
             list(chain.from_iterable(example["audio"] for example in examples)),
             list(chain.from_iterable(example["clips"] for example in examples)),
@@ -153,6 +153,16 @@ class ReasonAQACollator:
             # With padding on the right, a causal model needs no mask.
             del inputs["attention_mask"]
         return inputs
+
+
+def _with_sources(example: dict) -> dict:
+    """Returns an example with paths or bytes for clips of the type `Audio(decode=False)`."""
+    clips = example["audio"]
+    sources = [
+        clip["bytes"] or clip["path"] if isinstance(clip, dict) and "array" not in clip else clip
+        for clip in clips
+    ]
+    return {**example, "audio": sources}
 
 
 def encode_new_clips(batch: dict, cache: FeatureCache) -> dict:

@@ -57,7 +57,7 @@ class Conversion:
         UserError: If `output` holds another conversion.
     """
 
-    data: DatasetDict  # rows of `load_reasonaqa` whose audio is valid
+    data: DatasetDict  # rows of `load_rows` whose audio is valid
     output: Path
     embedded: bool = False  # whether each row holds its audio
     max_seconds: float = 10.0  # seconds to keep of each clip

@@ -12,7 +12,7 @@ from datasets import DatasetDict
 from huggingface_hub import HfApi, get_token
 
 from ..runtime import UserError, format_bytes, redact_token, report_user_errors, write_json
-from . import audio_roots, drop_bad_audio, load_reasonaqa, resolve_path, select_rows
+from . import audio_roots, drop_bad_audio, load_rows, resolve_path, select_rows
 from .audio_check import inspect_clips
 from .audit.corpus_check import ERRORS, check_corpus, format_report
 from .convert import Conversion
@@ -259,7 +259,7 @@ def _json_files(folder: str) -> dict[str, Path]:
 def _load_corpus(args: argparse.Namespace) -> DatasetDict:
     files = _json_files(args.data)
     roots = args.audio_dir or [_find_audio_dir(args.data, next(iter(files.values())))]
-    data = load_reasonaqa(files, audio_roots(roots))
+    data = load_rows(files, audio_roots(roots))
     for split in data:
         data[split] = select_rows(data[split], args.subtypes, args.question_types)
     return data

@@ -5,14 +5,18 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
-from datasets import Dataset, DatasetDict
+from datasets import Audio, Dataset, DatasetDict, DatasetInfo, Features, List, Value
 
 from ..runtime import UserError
 from .audio_files import find_file
 from .download import audiocaps
 from .json_table import load_json_table
+
+if TYPE_CHECKING:
+    from ..processing_audiolm import AudioLMFeatureExtractor
 
 # fmt: off
 FIELDS = ("taskname", "filepath1", "filepath2", "caption1", "caption2", "input", "answer",
@@ -25,6 +29,9 @@ CLOSED_QUESTION_TYPES = ("mcq", "yes_no", "entailment")
 QUESTION_TYPES = (*CLOSED_QUESTION_TYPES, "difference", "caption", "detail")
 _TEXT_COLUMNS = [(name, pa.string()) for name in (*FIELDS, "question_type")]
 SCHEMA = pa.schema([*_TEXT_COLUMNS, ("audio", pa.list_(pa.string()))])
+_FEATURES = Features(
+    {**{name: Value("string") for name, _ in _TEXT_COLUMNS}, "audio": List(Audio(decode=False))}
+)
 # Increase it when rows are read differently. Cached tables of other versions are not used.
 VERSION = 2
 # A folder of all audio, or a folder for each source. The source is the first part of a row's path.
@@ -114,7 +121,7 @@ def _split_path(filepath: str) -> list[str]:
 
 
 def load_reasonaqa(files: Mapping[str, str | Path], audio_dir: AudioDir) -> DatasetDict:
-    """Reads ReasonAQA's JSON files.
+    """Reads ReasonAQA's JSON files as a data set with audio.
 
     A clip of AudioCaps, `Y<YouTube id>.wav`, is also found by its id in any layout of its source's
     folder.
@@ -124,13 +131,64 @@ def load_reasonaqa(files: Mapping[str, str | Path], audio_dir: AudioDir) -> Data
         audio_dir: A folder, or the folder of each source. See `resolve_path`.
 
     Returns:
-        ReasonAQA's eight fields, `question_type`, and in `audio` the paths of one or two clips.
+        ReasonAQA's eight fields, `question_type`, and one or two clips in `audio`, of type
+        `List(Audio(decode=False))`. `push_to_hub` uploads the recordings with the rows.
+        `decode_audio` decodes them.
 
     Raises:
         UserError: A file is not readable, or a row lacks a field, an answer or a question type, or
             names a file outside of `audio_dir`. The message names file and row.
     """
+    return DatasetDict(
+        {split: _with_audio(rows) for split, rows in load_rows(files, audio_dir).items()}
+    )
+
+
+def load_rows(files: Mapping[str, str | Path], audio_dir: AudioDir) -> DatasetDict:
+    """Reads ReasonAQA's JSON files like [`load_reasonaqa`]. `audio` has the paths alone."""
     return DatasetDict({split: _load_split(file, audio_dir) for split, file in files.items()})
+
+
+def decode_audio(data: DatasetDict, feature_extractor: "AudioLMFeatureExtractor") -> DatasetDict:
+    """Returns a view of `load_reasonaqa`'s data that decodes clips when they are read.
+
+    Args:
+        data: A data set, or its splits.
+        feature_extractor: Gives the sampling rate in Hz and the longest duration in seconds.
+
+    Returns:
+        The same rows. A clip is a dict of its mono `array`, shape `(samples,)`, its
+        `sampling_rate` and its `path`.
+    """
+
+    def decode_clips(clips: list[dict]) -> list[dict]:
+        rate = feature_extractor.sampling_rate
+        arrays = [feature_extractor.load(clip).numpy() for clip in clips]
+        return [
+            {"array": array, "sampling_rate": rate, "path": clip["path"]}
+            for array, clip in zip(arrays, clips)
+        ]
+
+    def decode_batch(batch: dict) -> dict:
+        return {"audio": [decode_clips(clips) for clips in batch["audio"]]}
+
+    return data.with_transform(decode_batch, columns=["audio"], output_all_columns=True)
+
+
+def _with_audio(rows: Dataset) -> Dataset:
+    """Returns a view of rows whose paths have the type of audio. It copies no text."""
+    index = rows.column_names.index("audio")
+    chunks = []
+    for paths in rows.data.column("audio").chunks:
+        files = pa.StructArray.from_arrays(
+            [pa.nulls(len(paths.values), pa.binary()), paths.values], ["bytes", "path"]
+        )
+        chunks.append(pa.ListArray.from_arrays(paths.offsets, files))
+    column = pa.chunked_array(chunks)
+    table = rows.data.set_column(index, pa.field("audio", column.type), column)
+    # Without a fingerprint, the whole table would be hashed.
+    fingerprint = f"{rows._fingerprint}-audio"
+    return Dataset(table, info=DatasetInfo(features=_FEATURES), fingerprint=fingerprint)
 
 
 def _load_split(file: str | Path, audio_dir: AudioDir) -> Dataset:

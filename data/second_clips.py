@@ -19,7 +19,7 @@ def second_clips(rows: Dataset, seed: int, clips: dict[str, str] | None = None) 
     whenever it reads a row.
 
     Args:
-        rows: Rows of `load_reasonaqa`.
+        rows: Rows of `load_rows`.
         seed: Seed of the draw.
         clips: Paths by name. They must include the first clips of `rows`, which are the default.
 

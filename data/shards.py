@@ -57,7 +57,7 @@ def _add_audio(batch: dict, folder: str) -> dict:
 
 
 def load_shards(folder: str | Path, splits: list[str] | None = None) -> DatasetDict:
-    """Loads splits of a converted data set, by default all, as [`load_reasonaqa`] does.
+    """Loads splits of a converted data set, by default all, as [`load_rows`] does.
 
     `audio` names each clip as `SHARD.parquet#ROW`.
 

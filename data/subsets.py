@@ -18,7 +18,7 @@ def select_rows(
     """Returns the rows of these subtypes and question types in their order.
 
     Args:
-        rows: Rows of `load_reasonaqa`.
+        rows: Rows of `load_rows`.
         subtypes: Subtypes with or without ".json". Default: all.
         question_types: Some of `QUESTION_TYPES`. Default: all.
         max_rows_per_clip: Draws at most this many rows with the same first clip.
@@ -89,7 +89,7 @@ def mix_rows(rows: Dataset, mix: list[str], seed: int = 0) -> Dataset:
     Rows are drawn without repetition. Parts that are not named share the rest as they do in `rows`.
 
     Args:
-        rows: Rows of `load_reasonaqa`.
+        rows: Rows of `load_rows`.
         mix: Shares as for `mix_shares`. A part is a question type or a subtype.
         seed: Seed of the draw.
 

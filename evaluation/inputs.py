@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 
 from ..checkpoints.load import load_model
 from ..configuration_audiolm import ARM_FIELDS
-from ..data import audio_roots, drop_bad_audio, load_reasonaqa, resolve_path
+from ..data import audio_roots, drop_bad_audio, load_rows, resolve_path
 from ..data.audio_check import ClipFacts, inspect_clips
 from ..data.benchmarks import read_benchmark
 from ..data.label_fixes import RowFixes
@@ -163,7 +163,7 @@ def read_test_rows(arguments: EvaluationArguments) -> Dataset:
         rows = read_benchmark(arguments.benchmark, arguments.test_file, folder)
     else:
         files = {"test": arguments.test_file}
-        rows = load_reasonaqa(files, audio_roots(arguments.audio_dir))["test"]
+        rows = load_rows(files, audio_roots(arguments.audio_dir))["test"]
     if arguments.subtypes:
         rows = select_rows(rows, arguments.subtypes)
     if arguments.max_samples:

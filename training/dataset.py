@@ -9,7 +9,7 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict, IterableDataset
 from transformers.trainer_utils import IntervalStrategy
 
-from ..data import audio_roots, drop_bad_audio, load_reasonaqa, select_rows
+from ..data import audio_roots, drop_bad_audio, load_rows, select_rows
 from ..data.audio_check import inspect_clips
 from ..data.audio_files import Clip
 from ..data.label_fixes import RowFixes
@@ -92,7 +92,7 @@ def _read_splits(data_args: DataArguments) -> DatasetDict:
     if not data_args.dataset_name:
         files = {"train": data_args.train_file, "validation": data_args.validation_file}
         files = {split: file for split, file in files.items() if file}
-        return load_reasonaqa(files, audio_roots(data_args.audio_dir))
+        return load_rows(files, audio_roots(data_args.audio_dir))
     data = load_shards(dataset_folder(data_args.dataset_name))
     if "train" not in data:
         raise UserError(

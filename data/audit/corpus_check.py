@@ -189,7 +189,7 @@ def check_corpus(
     """Checks all rows of all splits and returns counts and findings as JSON.
 
     Args:
-        data: Splits of `load_reasonaqa`.
+        data: Splits of `load_rows`.
         facts: Facts of all their clips, from `inspect_clips`.
         max_seconds: Seconds that the model uses of a clip.
         max_answer_words: Longer answers are a finding.

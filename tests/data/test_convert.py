@@ -16,7 +16,7 @@ import soundfile
 import torch
 from torch.utils.data import DataLoader
 
-from audiolm.data import audio_files, load_reasonaqa
+from audiolm.data import audio_files, load_rows
 from audiolm.data import convert as convert_module
 from audiolm.data.audio_files import clip_audio, open_clip
 from audiolm.data.convert import Conversion
@@ -126,7 +126,7 @@ def clips_by_name(data) -> dict[str, str]:
 def test_converted_rows_equal_the_corpus(data, tmp_path, layout):
     loaded = load_shards(convert(data, tmp_path / "out", "--audio", layout))
     files = {split: data / f"{split}.json" for split in SPLITS}
-    corpus = load_reasonaqa(files, str(data / "audio"))
+    corpus = load_rows(files, str(data / "audio"))
     assert list(loaded) == list(corpus)
     columns = [*FIELDS, "question_type"]
     for split, rows in corpus.items():

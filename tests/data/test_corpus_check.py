@@ -18,7 +18,7 @@ import soundfile
 from support.builders import EMPTY, MCQ, SHARED, YES_NO, clip, needs_shared
 from support.recordings import make_recording
 
-from audiolm.data import audio_check, cache, check_audio, load_reasonaqa, prepare
+from audiolm.data import audio_check, cache, check_audio, load_rows, prepare
 from audiolm.data.audio_check import clip_facts, inspect_clips
 from audiolm.data.audit.corpus_check import CLIP_PROBLEMS, check_corpus, format_report
 from audiolm.data.cache import JsonCache
@@ -457,7 +457,7 @@ def test_report_does_not_depend_on_the_order_of_workers(folder, monkeypatch):
     for i in range(9):
         write(folder, f"mute{i}.wav", gain=0)
         add(folder, "train", row(CAPTION, "x", f"mute{i}.wav"))
-    data = load_reasonaqa({"train": folder / "train.json"}, folder / "audio")
+    data = load_rows({"train": folder / "train.json"}, folder / "audio")
     clips = sorted(inspect(folder).facts)
     reports = []
     for number, order in enumerate((clips, clips[::-1])):

@@ -8,7 +8,7 @@ import pytest
 from support import full_size
 from support.builders import SHARED, needs_shared
 
-from audiolm.data import json_table, load_reasonaqa
+from audiolm.data import json_table, load_reasonaqa, load_rows
 from audiolm.data.json_table import stream_array
 from audiolm.runtime import UserError
 
@@ -142,7 +142,7 @@ def test_load_json_table_other_name_of_a_clip_is_parsed_again(cached, corpus_fil
     escaped.parent.mkdir(parents=True)
     escaped.touch()
     assert is_parsed(cached / "audio")
-    rows = load_reasonaqa({"train": corpus_file}, cached / "audio")["train"]
+    rows = load_rows({"train": corpus_file}, cached / "audio")["train"]
     assert rows[5]["audio"][0] == str(escaped)
     assert not is_parsed(cached / "audio")
 
@@ -155,7 +155,7 @@ def test_load_json_table_file_changed_in_place_is_parsed_again(cached, corpus_fi
     os.utime(corpus_file, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
     assert corpus_file.stat().st_size == status.st_size
     assert is_parsed(cached / "audio")
-    rows = load_reasonaqa({"train": corpus_file}, cached / "audio")["train"]
+    rows = load_rows({"train": corpus_file}, cached / "audio")["train"]
     assert "caption first sound" in rows["input"]
 
 
@@ -164,7 +164,7 @@ def test_load_json_table_damaged_table_is_parsed_again(cached, corpus_file, is_p
     for file in table_folder(cached).glob("*.arrow"):
         file.write_bytes(b"torn")
     assert is_parsed(cached / "audio")
-    rows = load_reasonaqa({"train": corpus_file}, cached / "audio")["train"]
+    rows = load_rows({"train": corpus_file}, cached / "audio")["train"]
     assert len(rows) == len(json.loads(corpus_file.read_text()))
 
 
@@ -188,7 +188,7 @@ def test_load_json_table_bad_row_is_named_and_not_cached(cached, corpus_file):
 
 def test_load_json_table_without_a_cache_folder_reads_into_memory(cached, corpus_file, caplog):
     (cached / "cache").write_text("not a folder")
-    rows = load_reasonaqa({"train": corpus_file}, cached)["train"]
+    rows = load_rows({"train": corpus_file}, cached)["train"]
     assert len(rows) == len(json.loads(corpus_file.read_text()))
     assert "cannot cache" in caplog.text
 

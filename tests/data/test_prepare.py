@@ -7,7 +7,7 @@ import soundfile
 from support.builders import arguments, clip, make_corpus, run, train
 from support.hub_server import READER, Hub
 
-from audiolm.data import load_reasonaqa
+from audiolm.data import load_rows
 from audiolm.data.download.audiocaps import youtube_id, youtube_index
 from audiolm.data.prepare import build_parser, main
 
@@ -178,7 +178,7 @@ def test_load_reasonaqa_finds_audiocaps_by_id(is_linked, audiocaps, tmp_path):
         roots = tmp_path / "audio"
         roots.mkdir()
         (roots / "AudioCapsLarger").symlink_to(audiocaps)
-    paths = load_reasonaqa({"train": tmp_path / "train.json"}, roots)["train"]["audio"]
+    paths = load_rows({"train": tmp_path / "train.json"}, roots)["train"]["audio"]
     # The last two are missing, and keep ReasonAQA's names.
     assert [path.split("/")[-1] for [path] in paths] == [
         "YAAAAAAAAAAA.wav",

@@ -11,7 +11,7 @@ import soundfile
 import torch
 from support.builders import SHARED, clip, needs_shared
 
-from audiolm.data import check_audio, load_reasonaqa, resolve_path
+from audiolm.data import check_audio, load_reasonaqa, load_rows, resolve_path
 from audiolm.data.reasonaqa import question_type
 from audiolm.processing_audiolm import resample
 from audiolm.runtime import UserError
@@ -68,7 +68,7 @@ def test_question_type_of_real_records(row):
 @needs_shared
 def test_load_reasonaqa_reads_mini_reasonaqa():
     files = {split: SHARED / f"{split}.json" for split in ("train", "val", "test")}
-    data = load_reasonaqa(files, SHARED / "audio")
+    data = load_rows(files, SHARED / "audio")
     counts = {split: len(rows) for split, rows in data.items()}
     assert counts == {"train": 4372, "val": 1436, "test": 1444}
     assert len(Counter(data["test"]["question_type"])) == 6
@@ -113,7 +113,7 @@ def test_load_reasonaqa_finds_a_name_in_another_unicode_form(form, disk_form, tm
     path.touch()
     file = tmp_path / "train.json"
     file.write_text(json.dumps([{**ROW, "filepath1": unicodedata.normalize(form, name)}]))
-    data = load_reasonaqa({"train": file}, tmp_path)
+    data = load_rows({"train": file}, tmp_path)
     assert data["train"]["audio"][0] == [str(path)]
 
 

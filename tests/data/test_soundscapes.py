@@ -13,7 +13,7 @@ import pytest
 import soundfile
 from support.recording_tables import make_table
 
-from audiolm.data import QUESTION_TYPES, check_audio, load_reasonaqa
+from audiolm.data import QUESTION_TYPES, check_audio, load_rows
 from audiolm.data.answer_parsing import option_texts, parse_answer
 from audiolm.data.reasonaqa import question_type
 from audiolm.data.soundscapes import corpus as soundscapes
@@ -370,7 +370,7 @@ def test_corpus_without_recordings_is_synthetic(corpus, tmp_path):
 
 def test_corpus_loads_like_reasonaqa(corpus, tmp_path):
     output, files = corpus
-    data = load_reasonaqa(files, output)
+    data = load_rows(files, output)
     assert {split: len(rows) for split, rows in data.items()} == {
         "train": 200,
         "val": 40,

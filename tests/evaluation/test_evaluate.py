@@ -12,7 +12,7 @@ import torch
 from support.builders import EMPTY, MCQ, TWO_PROCESSES, YES_NO, arguments
 from support.evaluation import make_tone_corpus, read_jsonl
 
-from audiolm.data import load_reasonaqa
+from audiolm.data import load_rows
 from audiolm.evaluation import predict
 from audiolm.evaluation.arguments import parse_arguments
 from audiolm.evaluation.evaluate import main as evaluate
@@ -158,7 +158,7 @@ def test_evaluate_in_two_processes_writes_equal_files(trained, first):
 
 
 def test_split_into_chunks_keeps_clips_together(trained):
-    rows = load_reasonaqa({"test": trained / "rows.json"}, trained)["test"]
+    rows = load_rows({"test": trained / "rows.json"}, trained)["test"]
     chunks = split_into_chunks(rows, 8)
     assert sorted(index for chunk in chunks for index in chunk) == list(range(30))
     assert len(chunks) > 1

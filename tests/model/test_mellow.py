@@ -15,7 +15,7 @@ from audiolm import AudioLMConfig, AudioLMForConditionalGeneration, AudioLMProce
 from audiolm.checkpoints.load import load_model
 from audiolm.checkpoints.mellow import load_mellow
 from audiolm.configuration_audiolm import default_encoder_config
-from audiolm.data import load_reasonaqa
+from audiolm.data import load_rows
 from audiolm.data.second_clips import first_clips, second_clips
 from audiolm.encoders_audiolm import build_encoder
 from audiolm.evaluation.evaluate import main as evaluate
@@ -150,7 +150,7 @@ def test_mellow_num_frames_of_any_clip_is_129(mellow_folder, num_samples):
 @pytest.fixture
 def rows(tmp_path):
     corpus = make_corpus(tmp_path)
-    return load_reasonaqa({"test": corpus / "rows.json"}, str(corpus))["test"]
+    return load_rows({"test": corpus / "rows.json"}, str(corpus))["test"]
 
 
 def test_second_clips_adds_another_clip_to_each_row(rows):

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from support.hostile import PIECES, VALUES, fuzz, one_line
 
-from audiolm.data import json_table, load_reasonaqa, resolve_path
+from audiolm.data import json_table, load_reasonaqa, load_rows, resolve_path
 from audiolm.data.benchmarks import read_benchmark
 from audiolm.data.reasonaqa import FIELDS
 
@@ -45,7 +45,7 @@ def reads_or_refuses(folder: Path, content: bytes) -> None:
     file = folder / "rows.json"
     file.write_bytes(content)
     try:
-        rows = load_reasonaqa({"train": file}, folder)["train"]
+        rows = load_rows({"train": file}, folder)["train"]
     except ValueError as error:
         return one_line(error, file)
     assert [{name: row[name] for name in FIELDS} for row in rows] == [
@@ -226,5 +226,5 @@ def test_resolve_path_follows_links_in_the_folder(folders):
     (folders / "audio" / "link").symlink_to(folders / "elsewhere")
     assert Path(resolve_path("link/x.wav", folders / "audio")).is_file()
     (folders / "audio" / "rows.json").write_bytes(json_of_row(filepath1="link/Yabcdefghijk.wav"))
-    rows = load_reasonaqa({"train": folders / "audio" / "rows.json"}, folders / "audio")
+    rows = load_rows({"train": folders / "audio" / "rows.json"}, folders / "audio")
     assert rows["train"]["audio"] == [[str(folders / "audio" / "link" / "Yabcdefghijk.wav")]]

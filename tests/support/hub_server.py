@@ -26,6 +26,7 @@ LFS_SUFFIXES = (
     ".pt",
     ".pth",
     ".npz",
+    ".parquet",
 )  # as a new repository's .gitattributes
 CHUNK = 5_000_000  # of an upload in parts; the Hub's are larger
 PAGE = 5  # files that a page of a listing holds; the Hub's hold 1000
