@@ -275,7 +275,7 @@ def main(argv: list[str] | None = None) -> None:
     if gr is None:
         raise UserError("the page needs gradio: `uv sync --extra app`, or `pip install gradio`")
     if args.space:
-        write_space(args.space, args.models)
+        write_space(args.space, args.models, args.trust_remote_code)
         print(f"`hf upload USER/NAME {args.space} --repo-type space` publishes the Space.")
         return
     try:

@@ -14,8 +14,10 @@ PACKAGE = Path(__file__).resolve().parents[1]
 ROOMS = ("ask", "checkpoints", "data", "demo", "evaluation")
 
 
-def write_space(folder: Path, models: list[str]) -> None:
+def write_space(folder: Path, models: list[str], trust_remote_code: bool = False) -> None:
     """Writes a Space: this package, its requirements, a page of the models, and the Hub's card.
+
+    With `trust_remote_code` the Space runs the file of an encoder that is pushed with a model.
 
     Raises:
         UserError: If a model is a local folder, which the Space would not have, or `folder` exists.
@@ -38,9 +40,10 @@ def write_space(folder: Path, models: list[str]) -> None:
     setup.read(PACKAGE / "setup.cfg", encoding="utf-8")
     template = Template((Path(__file__).parent / "templates" / "space.md").read_text("utf-8"))
     card = template.render(gradio_version=version("gradio"), models=published)
+    arguments = [*models, "--trust_remote_code"] if trust_remote_code else models
     files = {
         "requirements.txt": setup["options"]["install_requires"].strip(),
-        "app.py": f"from audiolm.ask.app import main\n\nmain({models!r})",
+        "app.py": f"from audiolm.ask.app import main\n\nmain({arguments!r})",
         "README.md": card,
     }
     for name, text in files.items():

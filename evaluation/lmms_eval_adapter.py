@@ -15,6 +15,7 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
+from ..checkpoints.load import import_saved_encoders
 from ..data.decoder import ClipDecoder
 from ..data.features import encode_clips
 from ..runtime import UserError
@@ -34,6 +35,7 @@ class LmmsEvalModel(lmms):
         revision: Branch, tag or commit on the Hub.
         reasonaqa_options: Write option lines ("A. rain") as in training ("A) rain"), leave out
             what follows them, and shorten the answer "A) rain" to "A".
+        trust_remote_code: Run the file of an encoder in the model's folder, if it has one.
         batch_size: Documents per batch.
         device: Default: an accelerator if there is one.
         unsupported: Any other argument is an error.
@@ -44,13 +46,15 @@ class LmmsEvalModel(lmms):
         pretrained: str | None = None,
         revision: str | None = None,
         reasonaqa_options: bool = False,
+        trust_remote_code: bool = False,
         batch_size: int | str = 1,
         device: str | None = None,
         **unsupported: Any,
     ):
         super().__init__()
         if unsupported or not pretrained:
-            expected = "pretrained=FOLDER_OR_HUB_NAME and at most revision and reasonaqa_options"
+            expected = "pretrained=FOLDER_OR_HUB_NAME"
+            expected += " and at most revision, reasonaqa_options and trust_remote_code"
             raise UserError(f"--model_args: expected {expected}, not {', '.join(unsupported)!r}")
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise UserError(f"--batch_size {batch_size}: expected a number above 0")
@@ -59,6 +63,8 @@ class LmmsEvalModel(lmms):
         self.batch_size = int(batch_size)
         self.reasonaqa_options = reasonaqa_options
         target = torch.device(device or PartialState().device)
+        if trust_remote_code:
+            import_saved_encoders([str(pretrained)], revision)
         evaluated = load_evaluated_model(str(pretrained), revision, target)
         self.model, self.processor = evaluated.model, evaluated.processor
 

@@ -24,6 +24,7 @@ from audiolm.checkpoints.check_encoder import (
 )
 from audiolm.checkpoints.check_encoder import main as check_main
 from audiolm.evaluation import probe_command
+from audiolm.runtime import UserError
 
 ROOT = Path(__file__).parents[1]
 ENCODERS = ROOT / "examples" / "encoders"
@@ -183,6 +184,21 @@ def test_file_encoder_trains_evaluates_answers_and_probes(trained, monkeypatch, 
     probe += ["--labels", "labels.csv", "--audio_dir", ".", "--output_dir", "probes"]
     probe_command.main(probe)
     assert NAME in (folder / "probes" / "probes.json").read_text()
+
+
+def test_lmms_eval_runs_the_file_if_it_is_trusted(trained, monkeypatch):
+    if not os.environ.get("CI"):  # CI installs all extras
+        pytest.importorskip("lmms_eval", reason="the extra lmms-eval is not installed")
+    from audiolm.evaluation.lmms_eval_adapter import LmmsEvalModel
+
+    folder, argv = trained
+    monkeypatch.chdir(folder)
+    run_train.main(argv)
+    del sys.modules["audiolm.wav2vec2_example"]  # as in another process
+    with pytest.raises(UserError, match="--trust_remote_code"):
+        LmmsEvalModel("out", device="cpu")
+    model = LmmsEvalModel("out", device="cpu", trust_remote_code=True).model
+    assert model.config.encoder_type == NAME
 
 
 def test_pushed_file_encoder_loads_elsewhere(trained, tmp_path_factory):

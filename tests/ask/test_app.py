@@ -420,6 +420,12 @@ def test_a_space_is_written(tmp_path):
     assert (tmp_path / "named" / "app.py").read_text().endswith("main(['me/one', 'me/two'])\n")
 
 
+def test_a_space_runs_the_file_of_an_encoder(tmp_path):
+    app.main(["--space", str(tmp_path / "space"), "me/one", "--trust_remote_code"])
+    started = (tmp_path / "space" / "app.py").read_text()
+    assert started.endswith("main(['me/one', '--trust_remote_code'])\n")
+
+
 @pytest.mark.slow
 def test_a_space_runs_by_itself(tmp_path, browser, corpus):
     space = written_space(tmp_path / "space")
