@@ -103,7 +103,6 @@ class ModelArguments:
     lm_learning_rate: float | None = _option(None, "Learning rate of language model or adapters")
     lora_r: int | None = _option(None, "Train LoRA adapters of this rank on the language model")
     lora_alpha: int | None = _option(None, "Scale of the adapters; default: twice --lora_r")
-    lora_push: str = _option("merged", "Push the `merged` model, or the `adapter` alone")
     audio_tokens: int | None = _option(None, "Audio tokens per clip; default: one per frame")
     learn_code_embeddings: bool = _option(False, "Learn an embedding table for each codebook")
     band_limit: int | None = _option(None, "Low-pass audio to this sampling rate in Hz")
@@ -123,7 +122,7 @@ class ModelArguments:
         except ValueError as error:
             raise UserError(f"--{error}") from error
         _check_positive(self, vars(self))
-        for name, choices in {"lora_push": ("merged", "adapter"), **CHOICES}.items():
+        for name, choices in CHOICES.items():
             _check_choice(name, getattr(self, name), choices)
         self._check_adapters()
         if self.model_name_or_path:
@@ -139,12 +138,6 @@ class ModelArguments:
         message = "--lm_learning_rate: the language model is frozen; unfreeze it or add --lora_r"
         _refuse(self.lm_learning_rate and self.freeze_lm and not self.lora_r, message)
         _refuse(self.lora_alpha and not self.lora_r, "--lora_alpha: add --lora_r")
-        if self.lora_push == "adapter":
-            base = self.model_name_or_path
-            message = "--lora_push adapter: add --lora_r and --model_name_or_path"
-            _refuse(not self.lora_r or not base, message)
-            message = f"--lora_push adapter: {base} is a local folder; push it to the Hub first"
-            _refuse(Path(base).exists(), message)
 
 
 @dataclass

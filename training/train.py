@@ -50,7 +50,8 @@ def train(
     if args.resume_from_checkpoint:
         record.check_resumable(args.resume_from_checkpoint, model, model_args, data_args)
     prepare_output(model, model_args, args)
-    push = build_push(record, model_args, args)
+    # Before training, so that a wrong name or token is found early.
+    push = PushToHub(args, partial(model_card, record.card)) if args.push_to_hub else None
     safeguards = Safeguards.create(processor, dataset, data_args, args)
     features = encode_audio(model, dataset, safeguards, model_args, data_args, args)
     compile_options = pop_compile_options(args)
@@ -117,16 +118,6 @@ def prepare_output(
             args.output_dir,
         )
     check_disk_space(model, args, saves_adapters=bool(model_args.lora_r))
-
-
-def build_push(
-    record: RunRecord, model_args: ModelArguments, args: AudioLMTrainingArguments
-) -> PushToHub | None:
-    """Contacts the Hub, so that a wrong name or token is found before training."""
-    if not args.push_to_hub:
-        return None
-    adapter_of = model_args.model_name_or_path if model_args.lora_push == "adapter" else None
-    return PushToHub(args, partial(model_card, record.card, adapter_of=adapter_of), adapter_of)
 
 
 def finish(

@@ -181,11 +181,6 @@ def test_train_lm_learning_rate_reaches_the_language_model(corpus, tokenizer):
         ("--lora_r 4 --freeze_lm false", "--lora_r trains adapters on a frozen language model"),
         ("--lm_learning_rate 1e-5", "--lm_learning_rate: the language model is frozen"),
         ("--lora_alpha 8", "--lora_alpha: add --lora_r"),
-        (
-            "--lora_r 4 --lora_push adapter",
-            "--lora_push adapter: add --lora_r and --model_name_or_path",
-        ),
-        ("--lora_r 4 --lora_push both", "--lora_push 'both': expected merged or adapter"),
         ("--lora_r 0", "--lora_r 0: expected a positive number"),
         (
             "--model_name_or_path me/x --encoder_name_or_path random",
