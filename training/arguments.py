@@ -30,6 +30,7 @@ from ..data import QUESTION_TYPES
 from ..data.cache import choose_feature_cache
 from ..modeling_audiolm import DEFAULT_TEXT_MODEL
 from ..runtime import SECRET_VALUE, UserError, is_bfloat16_fast, remove_secrets
+from .distributed import is_sharded
 from .resume import checkpoint_to_resume
 from .stock_options import (
     MACRO_LOSS,
@@ -45,15 +46,6 @@ CONFIG_FOLDER = Path(__file__).parents[1] / "configs"
 DESCRIPTION = f"""Train one AudioLM. Flags override --config. The defaults are the experiment's:
 batch size {BATCH_SIZE}, learning rate 1e-4, 20,000 steps, 10 s of audio."""
 NO_TOKEN = "command lines and files can be read by others. Use `hf auth login` or HF_TOKEN."
-RECIPES = {
-    "mellow": {
-        "encoder_type": "mellow",
-        "mapper_type": "mellow",
-        "prompt_format": "mellow",
-        "freeze_lm": False,
-        "learning_rate": 1e-3,
-    }
-}
 
 
 def _option(default: Any, help: str, **argparse_options: Any) -> Any:
@@ -112,7 +104,6 @@ class ModelArguments:
     )
     mapper_type: str = _option("mlp", "`mlp`, or `mellow`: Mellow's projection")
     prompt_format: str = _option("audiolm", "`audiolm`, or `mellow`: Mellow's 129 tokens")
-    recipe: str | None = _option(None, "`mellow`: Mellow's parts, prompt and learning rate")
     no_audio: bool = _option(False, "Train a text-only model: the mean feature replaces audio")
 
     def __post_init__(self):
@@ -151,7 +142,6 @@ class DataArguments:
     resume_with_changes: bool = _option(False, "Resume although data or settings differ")
     max_skipped_steps: int = _option(10, "Stop after more steps with NaN or infinity than this")
     on_bad_audio: str = _option("error", "`error`, or `skip` examples with unreadable audio")
-    max_bad_audio: float = _option(0.01, "Share of bad training clips above which the run stops")
     audio_timeout: float = _option(60.0, "Seconds after which a clip counts as unreadable")
     subtypes: list[str] | None = _option(None, "Use only subtypes, such as `Clotho-MCQ CLE`")
     question_types: list[str] | None = _option(None, "Use only: " + ", ".join(QUESTION_TYPES))
@@ -179,9 +169,7 @@ class DataArguments:
                 setattr(self, name, [value])
         if isinstance(self.fix_cle_labels, bool):
             self.fix_cle_labels = [] if self.fix_cle_labels else None
-        _check_positive(self, vars(self).keys() - {"max_skipped_steps", "max_bad_audio"})
-        message = f"--max_bad_audio {self.max_bad_audio}: expected a share from 0 to 1"
-        _refuse(not 0 <= self.max_bad_audio <= 1, message)
+        _check_positive(self, vars(self).keys() - {"max_skipped_steps"})
         _check_choice("on_bad_audio", self.on_bad_audio, ("error", "skip"))
         message = "--dataset_name has its own splits; remove --train_file and --validation_file"
         _refuse(self.dataset_name and (self.train_file or self.validation_file), message)
@@ -190,12 +178,8 @@ class DataArguments:
         message = "--streaming reads each clip once; remove --feature_cache"
         _refuse(self.streaming and self.feature_cache not in (None, "none"), message)
         self.feature_cache = None if self.streaming else choose_feature_cache(self.feature_cache)
-        for name, is_used, needed in (
-            ("shuffle_buffer", self.streaming, "--streaming true"),
-            ("max_bad_audio", self.on_bad_audio == "skip", "--on_bad_audio skip"),
-        ):
-            is_default = getattr(self, name) == DataArguments.__dataclass_fields__[name].default
-            _refuse(not is_default and not is_used, f"--{name}: add {needed}")
+        is_default = self.shuffle_buffer == DataArguments.shuffle_buffer
+        _refuse(not (is_default or self.streaming), "--shuffle_buffer: add --streaming true")
         if self.train_file is None and not self.dataset_name:
             self.train_file = "reasonaqa/train.json"
 
@@ -316,12 +300,7 @@ class AudioLMTrainingArguments(TrainingArguments):
             # The Trainer follows the launcher anyway. This makes the record of the run say so.
             setattr(self, precision, True)
         if self.bf16 is None:
-            is_sharded = any(
-                os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true"
-                for name in ("FSDP", "DEEPSPEED")
-            )
-            has_other = self.fp16 or self.fsdp or self.deepspeed or is_sharded
-            self.bf16 = not has_other and is_bfloat16_fast(self.use_cpu)
+            self.bf16 = not (self.fp16 or is_sharded(self)) and is_bfloat16_fast(self.use_cpu)
         if self.torch_compile and self.tf32 is None:
             # TrainingArguments would turn TF32 on together with compilation.
             self.tf32 = False
@@ -375,28 +354,23 @@ def build_parser() -> HfArgumentParser:
 
 
 def _read_options(parser: HfArgumentParser, argv: list[str]) -> dict[str, Any]:
-    """Returns all options: flags over `--config` over `--recipe` over defaults."""
+    """Returns all options: flags over `--config` over defaults."""
     first_look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first_look.add_argument("--config")
-    first_look.add_argument("--recipe")
     first, _ = first_look.parse_known_args(argv)
-    options = {}
+    in_file = {}
     if first.config:
-        options = load_config_file(first.config, {action.dest for action in parser._actions})
-    recipe = first.recipe or options.get("recipe")
-    if recipe is not None:
-        _check_choice("recipe", recipe, RECIPES)
-    parser.set_defaults(**{**RECIPES.get(recipe, {}), **options})
+        in_file = load_config_file(first.config, {action.dest for action in parser._actions})
+    parser.set_defaults(**in_file)
     names = [word.split("=")[0].replace("-", "_") for word in argv]
     _refuse("__hub_token" in names, f"--hub_token: {NO_TOKEN}")
     namespace, unknown = parser.parse_known_args(argv)
     if unknown:
         hidden = SECRET_VALUE.sub(r"\1***", " ".join(unknown))
         raise UserError(f"unrecognized arguments: {hidden}")
-    in_file = set(options)
     options = vars(namespace)
     options.pop("config")
-    for source in ({name.removeprefix("__") for name in names}, in_file):
+    for source in ({name.removeprefix("__") for name in names}, set(in_file)):
         if "num_train_epochs" in source:
             has_both = "max_steps" in source and options["max_steps"] > 0
             _refuse(has_both, "--num_train_epochs and --max_steps: use one of them")

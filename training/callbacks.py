@@ -1,4 +1,4 @@
-"""Callbacks of a run: signals, losses that are not finite, clips that turn bad, and its log."""
+"""Callbacks of a run: signals, losses that are not finite, clips that turn bad, log lines."""
 
 import logging
 import os
@@ -19,6 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from ..runtime import UserError
 from .distributed import any_not_finite
 
 GPU_SYNC_INTERVAL = 10  # steps
@@ -92,16 +93,11 @@ class SkipNonFinite(TrainerCallback):
         describe: Names the examples of a step. Steps are counted from 1.
     """
 
-    def __init__(self, most: int, describe: Callable[[int], str] | None = None):
+    def __init__(self, most: int, describe: Callable[[int], str]):
         self.most = most
         self.describe = describe
         self.skipped: list[int] = []  # steps
         self._pending: dict[int, torch.Tensor] = {}  # step to flag, not read yet
-
-    @property
-    def failed(self) -> bool:
-        """Whether more steps than allowed were skipped."""
-        return len(self.skipped) > self.most
 
     def on_pre_optimizer_step(self, args, state, control, optimizer: Any = None, **kwargs) -> None:
         """Passes the optimizer a flag that makes it skip the update."""
@@ -110,8 +106,7 @@ class SkipNonFinite(TrainerCallback):
         for group in optimizer.param_groups:
             parameters += group["params"]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        # The scaler of fp16 skips such steps itself. DeepSpeed has already stepped: no gradients.
-        if args.fp16 or not gradients:
+        if args.fp16:  # Its scaler skips such steps itself.
             return
         is_bad = any_not_finite(gradients)
         self._pending[state.global_step + 1] = is_bad
@@ -124,46 +119,49 @@ class SkipNonFinite(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs) -> None:
         """Reads the flags if the step is logged or saved, which waits for the GPU anyway."""
         if control.should_log or control.should_save:
-            self.on_train_end(args, state, control)
+            self._read_flags()
+            if len(self.skipped) > self.most:
+                _save_and_stop(control)
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
-        """Reads the flags, logs skipped steps, and stops the run if they are too many."""
+        """Reads the flags of the last steps."""
+        self._read_flags()
+
+    def check(self, step: int) -> None:
+        """Raises a `UserError` if too many steps were skipped. The last one, `step`, is saved."""
+        if len(self.skipped) > self.most:
+            raise UserError(
+                f"loss or gradients of the steps {', '.join(map(str, self.skipped))} were not "
+                f"finite, more than --max_skipped_steps {self.most}; step {step} is saved, "
+                "without their updates"
+            )
+
+    def _read_flags(self) -> None:
         flags = torch.stack(list(self._pending.values())).tolist() if self._pending else []
         for step, is_bad in zip(self._pending, flags):
             if is_bad:
                 self.skipped.append(step)
-                rows = f"; its rows: {self.describe(step)}" if self.describe else ""
-                message = "step %d: loss or gradients are not finite; its update was skipped%s"
-                logger.warning(message, step, rows)
+                message = "step %d: loss or gradients are not finite; its update was skipped; "
+                logger.warning(message + "its rows: %s", step, self.describe(step))
         self._pending.clear()
-        if self.failed:
-            _save_and_stop(control)
 
 
-class BadAudio(TrainerCallback):
-    """Counts clips that turned bad during the run, and stops a run that has too many.
+class BadAudioLog:
+    """Logs a clip that turned bad during the run once, and lists it in `bad_audio.txt`.
 
     Args:
-        most: Number of clips after which the run stops, with a checkpoint.
-        output_dir: Folder where `bad_audio.txt` gets a line for each clip.
+        output_dir: Folder of the list.
     """
 
-    def __init__(self, most: int, output_dir: str):
-        self.most = most
+    def __init__(self, output_dir: str):
         self.listing = Path(output_dir, "bad_audio.txt")
-        self.faults: dict[str, int] = {}  # number of replaced examples, of this process
-        self.clips = 0  # in all processes; 0 between two sync steps
+        self.faults: set[str] = set()  # seen by this process
 
-    @property
-    def failed(self) -> bool:
-        """Whether more clips than allowed turned bad."""
-        return self.clips > self.most
-
-    def report(self, fault: str) -> None:
-        """Logs and lists a clip once, by its fault, which begins with its path."""
+    def __call__(self, fault: str) -> None:
+        """Logs and lists what is wrong with a clip. It begins with the clip's path."""
         if fault in self.faults:
             return
-        self.faults[fault] = 0
+        self.faults.add(fault)
         logger.warning("%s; another row of its batch takes its place", fault)
         line = fault.replace("\n", " ") + "\n"
         self.listing.parent.mkdir(parents=True, exist_ok=True)
@@ -171,28 +169,6 @@ class BadAudio(TrainerCallback):
             file.seek(0)
             if line not in file:  # Another process may have written it.
                 file.write(line)
-
-    def __call__(self, fault: str) -> None:
-        """Reports a clip and counts an example that was replaced because of it."""
-        self.report(fault)
-        self.faults[fault] += 1
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        """Stops the run if too many clips turned bad."""
-        if args.world_size == 1:
-            self.clips = len(self.faults)
-        elif is_sync_step(args, state, control):
-            faults: list = [None] * args.world_size
-            torch.distributed.all_gather_object(faults, list(self.faults))
-            self.clips = len(set().union(*faults))
-        else:
-            self.clips = 0
-        if self.failed:
-            _save_and_stop(control)
-
-    def __str__(self) -> str:
-        rows, clips = sum(self.faults.values()), len(self.faults)
-        return f"{rows} rows were replaced, since {clips} clips turned bad: {self.listing}"
 
 
 def format_log_line(step: int, steps: int, logs: dict) -> str:

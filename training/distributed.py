@@ -1,4 +1,4 @@
-"""Training in several processes: FSDP or DeepSpeed, and the examples that accelerate repeats."""
+"""Training in several processes: FSDP, and the examples that accelerate repeats."""
 
 import os
 
@@ -16,47 +16,29 @@ FSDP_SETTINGS = {
 }
 
 
-def sharding_backend(args: TrainingArguments) -> str | None:
-    """Returns `FSDP`, `DeepSpeed`, or None if each process has the full model."""
-    if args.deepspeed_plugin is not None:
-        return "DeepSpeed"
-    if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        return "FSDP"
-    return None
+def is_sharded(args: TrainingArguments) -> bool:
+    """Returns whether FSDP shards the model, so that no process has all of it."""
+    return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def precision(args: TrainingArguments) -> str:
     """Returns the number format that the language model computes in, such as `bf16 autocast`."""
-    if args.deepspeed_plugin is not None:
-        autocast = args.deepspeed_plugin.deepspeed_config.get("torch_autocast", {})
-        if autocast.get("enabled"):
-            return "fp16 autocast" if autocast.get("dtype") == "float16" else "bf16 autocast"
     if not (args.bf16 or args.fp16):
         return "tf32" if args.tf32 else "fp32"
     number_format = "bf16" if args.bf16 else "fp16"
-    return number_format if sharding_backend(args) == "FSDP" else f"{number_format} autocast"
+    return number_format if is_sharded(args) else f"{number_format} autocast"
 
 
 def check_distributed_options(
     args: TrainingArguments, lora_r: int | None, lm_learning_rate: float | None
 ) -> None:
-    """Raises a `UserError` if the options do not work with FSDP or DeepSpeed, if used."""
-    backend = sharding_backend(args)
-    if backend and args.torch_compile:
-        raise UserError(f"--torch_compile does not work with {backend}. Use one of them.")
-    if backend == "FSDP":
-        _check_fsdp_options(lora_r, lm_learning_rate)
-    elif backend == "DeepSpeed":
-        if args.deepspeed_plugin.zero_stage == 3:
-            raise UserError("DeepSpeed ZeRO-3 is not supported. Use FSDP to shard the weights.")
-        if args.bf16 or args.fp16:
-            raise UserError(
-                "--bf16, --fp16 and mixed_precision would round the encoder too under DeepSpeed. "
-                f"{CONFIG_FOLDER}/deepspeed_zero2.yaml computes in bfloat16 by autocast."
-            )
-
-
-def _check_fsdp_options(lora_r: int | None, lm_learning_rate: float | None) -> None:
+    """Raises a `UserError` for DeepSpeed, and for options that do not work with FSDP."""
+    if args.deepspeed_plugin is not None:
+        raise UserError("DeepSpeed is not supported. Use DDP, or FSDP to shard the weights.")
+    if not is_sharded(args):
+        return
+    if args.torch_compile:
+        raise UserError("--torch_compile does not work with FSDP. Use one of them.")
     if lora_r:
         raise UserError("--lora_r does not work with FSDP. Adapters are small: use DDP.")
     if lm_learning_rate:

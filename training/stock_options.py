@@ -26,7 +26,7 @@ SUPPORTED = {
     "save_only_model", "push_to_hub", "hub_model_id", "hub_strategy", "hub_always_push",
     "hub_private_repo", "hub_revision", "seed", "use_cpu", "dataloader_num_workers",
     "dataloader_pin_memory", "dataloader_persistent_workers", "train_sampling_strategy", "fsdp",
-    "fsdp_config", "deepspeed", "resume_from_checkpoint", "include_num_input_tokens_seen",
+    "fsdp_config", "resume_from_checkpoint", "include_num_input_tokens_seen",
     "report_to", "accelerator_config",
 }
 # fmt: on
@@ -80,7 +80,8 @@ REFUSED = {
     "restore_callback_states_from_checkpoint": "no callback has a state",
     "data_seed": "--seed also draws the order of rows",
     "dataloader_in_order": "equal seeds would give different numbers",
-    "parallelism_config": "use DDP, FSDP or DeepSpeed",
+    "parallelism_config": "use DDP or FSDP",
+    "deepspeed": "use DDP or FSDP",
     "greater_is_better": "all metrics are losses",
     "do_predict": "use run_eval.py",
     "hub_token": "command lines and files can be read by others. Use `hf auth login` or HF_TOKEN",

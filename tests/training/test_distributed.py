@@ -14,7 +14,7 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
+from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from support.builders import TWO_PROCESSES, arguments, free_port, make_corpus, small_model, weights
 from support.options import logged_values, options
@@ -28,7 +28,6 @@ from audiolm.training.distributed import (
     any_not_finite,
     check_distributed_options,
     mask_repeated_examples,
-    precision,
 )
 from audiolm.training.resume import RECORD_FILE, find_checkpoint_problem
 from audiolm.training.trainer import AudioLMTrainer
@@ -387,17 +386,14 @@ def test_any_not_finite_single_nan_is_true():
     assert any_not_finite([torch.ones(3), torch.tensor([1.0, float("nan")])])
 
 
-@pytest.mark.parametrize(
-    "name", ["one_gpu", "several_gpus", "several_nodes", "fsdp", "deepspeed_zero2"]
-)
+@pytest.mark.parametrize("name", ["one_gpu", "several_gpus", "several_nodes", "fsdp"])
 def test_configuration_has_options_of_accelerate_alone(name):
-    # Refuses unknown keys, except in the parts for FSDP and DeepSpeed.
+    # Refuses unknown keys, except in the part for FSDP.
     configuration = load_config_from_file(str(CONFIGURATIONS / f"{name}.yaml"))
     hidden = {"fsdp_ignored_modules"}
     known_options = hidden | set(vars(launch_command_parser().parse_args(["run_train.py"])))
     assert set(configuration.fsdp_config) <= known_options
-    assert set(configuration.deepspeed_config) <= known_options
-    assert configuration.mixed_precision == (None if name == "deepspeed_zero2" else "bf16")
+    assert configuration.mixed_precision == "bf16"
     assert 16 % configuration.num_processes == 0
 
 
@@ -450,37 +446,6 @@ def test_train_compiled_under_fsdp_is_refused(fsdp_environment):
         train(options("--use_cpu true --torch_compile true"))
 
 
-def test_check_distributed_options_under_deepspeed(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    configuration = load_config_from_file(str(CONFIGURATIONS / "deepspeed_zero2.yaml"))
-    file = configuration.deepspeed_config["deepspeed_config_file"]
-    plugin = DeepSpeedPlugin(hf_ds_config=file)
-    assert plugin.zero_stage == 2
-    args = SimpleNamespace(
-        deepspeed_plugin=plugin, torch_compile=False, bf16=False, fp16=False, fsdp=None
-    )
-    check_distributed_options(args, None, None)
-    assert precision(args) == "bf16 autocast"
-    args.bf16 = True
-    with pytest.raises(UserError, match="would round the encoder too under DeepSpeed"):
-        check_distributed_options(args, None, None)
-
-
-def test_find_checkpoint_problem_of_deepspeed(tmp_path):
-    """With the files that deepspeed 0.19 writes."""
-    small_model("mimi_semantic").save_pretrained(tmp_path)
-    (tmp_path / "global_step2").mkdir()
-    shards = [f"global_step2/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (0, 1)]
-    names = ["scheduler.pt", "rng_state_0.pth", "rng_state_1.pth"]
-    names += ["global_step2/mp_rank_00_model_states.pt", *shards]
-    for name in names:
-        torch.save({"state": torch.zeros(3)}, tmp_path / name)
-    for name in ("trainer_state.json", RECORD_FILE):
-        (tmp_path / name).write_text("{}")
-    # `latest` is written last.
-    assert find_checkpoint_problem(tmp_path).startswith("optimizer.pt is missing")
-    (tmp_path / "latest").write_text("global_step2")
-    assert find_checkpoint_problem(tmp_path) is None
-    (tmp_path / shards[1]).write_bytes((tmp_path / shards[1]).read_bytes()[:300])
-    problem = find_checkpoint_problem(tmp_path)
-    assert problem.startswith(f"{shards[1]} is missing or incomplete")
+def test_check_distributed_options_refuses_deepspeed():
+    with pytest.raises(UserError, match="DeepSpeed is not supported"):
+        check_distributed_options(SimpleNamespace(deepspeed_plugin=object()), None, None)

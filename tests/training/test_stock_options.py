@@ -73,7 +73,6 @@ def test_option_that_would_be_ignored_is_refused(name, value, capsys):
     ("argv", "message"),
     [
         (["--shuffle_buffer", "9"], "--shuffle_buffer: add --streaming true"),
-        (["--max_bad_audio", "0.5"], "--max_bad_audio: add --on_bad_audio skip"),
         (["--hub_model_id", "me/x"], "--hub_model_id: add --push_to_hub true"),
         (["--accelerator_config", '{"split_batches": true}'], "split_batches is not supported"),
         (["--load_best_model_at_end", "true"], "needs evaluations: add --validation_file"),

@@ -184,7 +184,7 @@ def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(corpus, token
 
     (corpus / "encoder" / "model.safetensors").unlink()
     small_model("mimi_semantic", seed=1).encoder.model.save_pretrained(corpus / "encoder")
-    with pytest.raises(SystemExit, match="was trained with another encoder"):
+    with pytest.raises(SystemExit, match=r"was trained with encoder weights \w+ \(now"):
         train_command([*options, "--resume_from_checkpoint", str(output / "checkpoint-4")])
 
 
@@ -275,9 +275,7 @@ def test_resumed_epoch_copies_without_waiting_and_uses_no_random_numbers(corpus,
 # Runs that fail
 
 
-def test_interrupted_encoding_resumes_from_the_cache(
-    corpus, tokenizer, monkeypatch, capsys, caplog
-):
+def test_interrupted_encoding_resumes_from_the_cache(corpus, tokenizer, monkeypatch, caplog):
     encode_clips = cache_module.encode_clips
 
     def interrupted(*args, **options):
@@ -293,7 +291,6 @@ def test_interrupted_encoding_resumes_from_the_cache(
         patch.setattr(cache_module, "encode_clips", interrupted)
         train_command(options)
     assert exit_info.value.code == 130
-    assert capsys.readouterr().err.endswith("interrupted before the first step\n")
     with caplog.at_level("INFO", "audiolm"):
         train_command(options)
         assert "holds 5 of 16 clips" in caplog.text
@@ -514,7 +511,6 @@ def test_push_options_are_those_of_transformers():
         ("--per_device_train_batch_size 0", ["--per_device_train_batch_size", "0"]),
         ("--per_device_train_batch_size -4", ["--per_device_train_batch_size", "-4"]),
         ("--num_stats_clips 0", ["--num_stats_clips", "0"]),
-        ("--max_bad_audio 2.0", ["--max_bad_audio", "2"]),
         ("--audio_timeout 0.0", ["--audio_timeout", "0"]),
         ("--max_audio_seconds 0.0", ["--max_audio_seconds", "0"]),
         ("--gradient_accumulation_steps 0", ["--gradient_accumulation_steps", "0"]),
