@@ -45,7 +45,6 @@ ENCODER_OVERRIDES = ("band_limit", "window_seconds")
 CONFIG_FOLDER = Path(__file__).parents[1] / "configs"
 DESCRIPTION = f"""Train one AudioLM. Flags override --config. The defaults are the experiment's:
 batch size {BATCH_SIZE}, learning rate 1e-4, 20,000 steps, 10 s of audio."""
-NO_TOKEN = "command lines and files can be read by others. Use `hf auth login` or HF_TOKEN."
 
 
 def _option(default: Any, help: str, **argparse_options: Any) -> Any:
@@ -212,8 +211,8 @@ class AudioLMTrainingArguments(TrainingArguments):
         choices=["random", "sequential", "group_by_length", "batch_rebalance"],
     )
     learning_rate: float = _stock("learning_rate", 1e-4)
-    num_train_epochs: float = _option(3.0, "Train these epochs, instead of --max_steps")
-    max_steps: int = _option(20_000, "Optimizer steps. With --num_train_epochs, leave it out")
+    num_train_epochs: float = _option(None, "Train these epochs, instead of --max_steps")
+    max_steps: int = _option(None, "Optimizer steps; default: 20,000, or --num_train_epochs")
     lr_scheduler_type: SchedulerType | str = _option("cosine", "Schedule of the learning rate")
     warmup_steps: float = _stock("warmup_steps", 0.01)
     eval_strategy: IntervalStrategy | str = _option("steps", "Never without --validation_file")
@@ -248,6 +247,11 @@ class AudioLMTrainingArguments(TrainingArguments):
         message = f"found {gpus} GPUs: use `accelerate launch` to start one process for each"
         _refuse(gpus > 1 and "LOCAL_RANK" not in os.environ and not is_plan, message)
         self._split_batch(processes)
+        has_both = self.num_train_epochs and (self.max_steps or 0) > 0
+        _refuse(has_both, "--num_train_epochs: remove --max_steps")
+        if self.max_steps is None:
+            self.max_steps = -1 if self.num_train_epochs else 20_000
+        self.num_train_epochs = self.num_train_epochs or 3.0
         if not torch.accelerator.is_available():
             # Without it, each of several processes on a CPU would take itself for the only one,
             # and bfloat16 would be refused.
@@ -312,16 +316,12 @@ def _count_processes() -> int:
     return max(1, torch.cuda.device_count())
 
 
-def find_config(name: str) -> Path:
-    """Returns the path of a config: a file, or the name of one in the package's `configs/`."""
-    packaged = CONFIG_FOLDER / f"{name}.yaml"
-    return packaged if packaged.is_file() and not Path(name).is_file() else Path(name)
-
-
 def load_config_file(name: str, option_names: set[str]) -> dict[str, Any]:
     """Reads options from a YAML file, or from the package's config of that name."""
+    packaged = CONFIG_FOLDER / f"{name}.yaml"
+    file = packaged if packaged.is_file() and not Path(name).is_file() else Path(name)
     try:
-        options = yaml.safe_load(find_config(name).read_text(encoding="utf-8")) or {}
+        options = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"--config {name}: {error}") from error
     kind = type(options).__name__
@@ -329,7 +329,6 @@ def load_config_file(name: str, option_names: set[str]) -> dict[str, Any]:
     _refuse(kind != "dict", message)
     unknown = sorted(set(map(str, options)) - option_names)
     _refuse(unknown, f"--config {name}: unknown options {', '.join(unknown)}")
-    _refuse("hub_token" in options, f"--config {name}: hub_token: {NO_TOKEN}")
     return options
 
 
@@ -355,28 +354,16 @@ def build_parser() -> HfArgumentParser:
 
 def _read_options(parser: HfArgumentParser, argv: list[str]) -> dict[str, Any]:
     """Returns all options: flags over `--config` over defaults."""
-    first_look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first_look.add_argument("--config")
-    first, _ = first_look.parse_known_args(argv)
-    in_file = {}
-    if first.config:
-        in_file = load_config_file(first.config, {action.dest for action in parser._actions})
-    parser.set_defaults(**in_file)
-    names = [word.split("=")[0].replace("-", "_") for word in argv]
-    _refuse("__hub_token" in names, f"--hub_token: {NO_TOKEN}")
+    config = parser.parse_known_args(argv)[0].config
+    if config:
+        option_names = {action.dest for action in parser._actions}
+        parser.set_defaults(**load_config_file(config, option_names))
     namespace, unknown = parser.parse_known_args(argv)
     if unknown:
         hidden = SECRET_VALUE.sub(r"\1***", " ".join(unknown))
         raise UserError(f"unrecognized arguments: {hidden}")
     options = vars(namespace)
     options.pop("config")
-    for source in ({name.removeprefix("__") for name in names}, set(in_file)):
-        if "num_train_epochs" in source:
-            has_both = "max_steps" in source and options["max_steps"] > 0
-            _refuse(has_both, "--num_train_epochs and --max_steps: use one of them")
-            options["max_steps"] = -1
-        if source & {"num_train_epochs", "max_steps"}:
-            break
     return options
 
 
@@ -384,7 +371,7 @@ def _fill_shared_defaults(options: dict[str, Any]) -> None:
     """Checks and sets training options that depend on the model or the data."""
     streaming = options["streaming"]
     message = "--streaming: a stream has no end; use --max_steps, not --num_train_epochs"
-    _refuse(streaming and options["max_steps"] <= 0, message)
+    _refuse(streaming and options["num_train_epochs"], message)
     for name in ("bf16_full_eval", "fp16_full_eval"):
         message = f"--{name} would round the adapters before they are saved; remove it"
         _refuse(options["lora_r"] and options[name], message)
@@ -426,10 +413,3 @@ def parse_arguments(
 
 def _select(options: dict[str, Any], group: Any) -> dict[str, Any]:
     return {f.name: options[f.name] for f in fields(group) if f.init}
-
-
-TRAINING_DEFAULTS = {
-    f.name: f.default
-    for f in fields(AudioLMTrainingArguments)
-    if f.name in AudioLMTrainingArguments.__annotations__ and f.init
-}

@@ -15,9 +15,9 @@ from transformers import (
     ProgressCallback,
     TrainerCallback,
     TrainerControl,
-    TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_utils import IntervalStrategy
 
 from ..runtime import UserError
 from .distributed import any_not_finite
@@ -30,12 +30,6 @@ logger = logging.getLogger("audiolm.train")
 
 class EvaluationStopped(Exception):
     """A signal arrived during an evaluation."""
-
-
-def is_sync_step(args: TrainingArguments, state: TrainerState, control: TrainerControl) -> bool:
-    """Returns whether processes communicate at the end of this step, which waits for the GPU."""
-    is_due = state.global_step % GPU_SYNC_INTERVAL == 0
-    return args.device.type == "cpu" or control.should_log or is_due
 
 
 def _save_and_stop(control: TrainerControl) -> None:
@@ -73,13 +67,25 @@ class StopOnSignal(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs) -> None:
         """Stops the run if a process received a signal."""
         if args.world_size > 1:
-            if not is_sync_step(args, state, control):
+            # They communicate where they wait for the GPU anyway.
+            is_due = state.global_step % GPU_SYNC_INTERVAL == 0 or control.should_log
+            if args.device.type != "cpu" and not is_due:
                 return
             number = torch.tensor(self.received or 0, device=args.device)
             torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
             self.received = int(number.item()) or None
         if self.received:
             _save_and_stop(control)
+
+
+class EvaluateLastStep(TrainerCallback):
+    """Evaluates the last step too, if it is no multiple of `--eval_steps`."""
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        """Requests the evaluation."""
+        has_steps = args.eval_strategy == IntervalStrategy.STEPS
+        if has_steps and state.global_step >= state.max_steps:
+            control.should_evaluate = True
 
 
 class SkipNonFinite(TrainerCallback):

@@ -88,13 +88,7 @@ REFUSED = {
 }
 # Mean over question types of the loss per answer token.
 MACRO_LOSS = "macro_loss"
-PUSH_OPTIONS = (
-    "hub_model_id",
-    "hub_strategy",
-    "hub_always_push",
-    "hub_private_repo",
-    "hub_revision",
-)
+PUSH_OPTIONS = [name for name in SUPPORTED if name.startswith("hub_")]
 # Entries of `accelerator_config`. Others would split batches or change the order of rows.
 ACCELERATOR_SETTINGS = ("non_blocking", "even_batches")
 
@@ -114,7 +108,7 @@ def check_stock_options(args: TrainingArguments) -> None:
     for name, reason in REFUSED.items():
         value = getattr(args, name)
         if value != defaults[name] and (value or defaults[name] is not None):
-            raise UserError(f"--{name} {value}: not supported, because {reason}")
+            raise UserError(f"--{name}: not supported, because {reason}")  # It may be a token.
     for name in PUSH_OPTIONS:
         if not args.push_to_hub and getattr(args, name) != defaults[name]:
             raise UserError(f"--{name}: add --push_to_hub true")

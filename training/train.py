@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -16,9 +15,8 @@ from ..hub.push import PushToHub
 from ..runtime import UserError, format_duration, use_all_of_the_cpu, write_run_info, write_text
 from .adapters import build_optimizer
 from .arguments import BATCH_SIZE, AudioLMTrainingArguments, DataArguments, ModelArguments
-from .build import build_model, choose_compilation, pop_compile_options, prepare_model
-from .callbacks import BadAudioLog, EvaluationStopped, SkipNonFinite, StopOnSignal
-from .compile import PAD_TO
+from .build import build_model, choose_compilation, prepare_model
+from .callbacks import BadAudioLog, EvaluateLastStep, SkipNonFinite, StopOnSignal
 from .dataset import load_training_dataset
 from .distributed import check_distributed_options
 from .encode import encode_audio
@@ -47,10 +45,7 @@ def train(
     model, processor = build_model(model_args, data_args)
     choose_compilation(model, model_args, args)
     record = RunRecord.create(model, dataset, model_args, data_args, args)
-    if args.resume_from_checkpoint:
-        allows_changes = data_args.resume_with_changes
-        check_settings(args.resume_from_checkpoint, record.settings, allows_changes)
-    prepare_output(args)
+    prepare_output(args, record.settings, data_args.resume_with_changes)
     # Before training, so that a wrong name or token is found early.
     push = PushToHub(args, partial(model_card, record.card)) if args.push_to_hub else None
     skips_bad_audio = data_args.on_bad_audio == "skip"
@@ -60,15 +55,14 @@ def train(
     model.to(args.device)
     cache = data_args.feature_cache
     features = encode_audio(model, decoder.extractor, dataset, cache, on_bad)
-    compile_options = pop_compile_options(args)
-    model = prepare_model(model, model_args, args, compile_options)
+    model, pad_to = prepare_model(model, model_args, args)
     log_settings(record.card.settings)
     record.card.trained_parameters = count_trained_parameters(model)
-    pad_to = PAD_TO if compile_options else 1
     lm_rate = model_args.lm_learning_rate
     optimizer = build_optimizer(model, args, lm_rate) if lm_rate else None
     non_finite = SkipNonFinite(data_args.max_skipped_steps, dataset.describe_step)
     stop = StopOnSignal()
+    guards = [EvaluateLastStep(), non_finite, stop, *([push] if push else [])]
     trainer = AudioLMTrainer(
         model=model,
         args=args,
@@ -79,7 +73,7 @@ def train(
         compute_metrics=token_loss,
         preprocess_logits_for_metrics=token_losses,
         optimizers=(optimizer, None),
-        callbacks=[*callbacks, non_finite, stop, *([push] if push else [])],
+        callbacks=[*callbacks, *guards],
         sampler=dataset.sampler,
         on_bad=bad_audio,
         keep_record=record.save,
@@ -107,14 +101,16 @@ def log_settings(settings: dict) -> None:
         logger.info(message, settings["rows a step"], BATCH_SIZE)
 
 
-def prepare_output(args: AudioLMTrainingArguments) -> None:
-    """Creates the folder of a run."""
+def prepare_output(args: AudioLMTrainingArguments, settings: dict, allows_changes: bool) -> None:
+    """Creates the folder of a run, or checks that the checkpoint there has its settings."""
     folder = Path(args.output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output_dir {folder}: {error.strerror}") from error
-    if any(folder.glob("checkpoint-*")) and not args.resume_from_checkpoint:
+    if args.resume_from_checkpoint:
+        check_settings(args.resume_from_checkpoint, settings, allows_changes)
+    elif any(folder.glob("checkpoint-*")):
         logger.warning(
             "%s already holds checkpoints; they will be overwritten. "
             "Use --resume_from_checkpoint true to resume.",
@@ -125,11 +121,9 @@ def prepare_output(args: AudioLMTrainingArguments) -> None:
 def finish(
     trainer: AudioLMTrainer, record: RunRecord, model_args: ModelArguments, push: PushToHub | None
 ) -> None:
-    """Saves the model with its card, evaluates the last step, prints a summary and pushes."""
+    """Saves the model with its card, prints a summary and pushes."""
     if not model_args.lora_r:
-        # Before the evaluation, which rounds the weights with --bf16_full_eval.
         trainer.save_model()
-    evaluate_last_step(trainer)
     trainer.save_state()
     if trainer.is_world_process_zero():
         folder = Path(trainer.args.output_dir)
@@ -151,18 +145,6 @@ def finish(
         )
     if push is not None:
         push.finish()
-
-
-def evaluate_last_step(trainer: AudioLMTrainer) -> None:
-    """Evaluates, unless the last step has been evaluated. A signal skips the evaluation."""
-    if not trainer.eval_dataset:
-        return
-    last_entries = [
-        entry for entry in trainer.state.log_history if entry["step"] == trainer.state.global_step
-    ]
-    if not any("eval" in key for key in set().union(*last_entries)):
-        with suppress(EvaluationStopped):
-            trainer.evaluate()
 
 
 def summarize(trainer: AudioLMTrainer, record: RunRecord) -> str:

@@ -65,8 +65,7 @@ def test_each_option_of_transformers_stands_in_one_table():
 )
 def test_option_that_would_be_ignored_is_refused(name, value, capsys):
     error = read_error([f"--{name}", value], capsys)
-    assert f"--{name} " in error
-    assert error.endswith(f"not supported, because {REFUSED[name]}")
+    assert error.endswith(f"--{name}: not supported, because {REFUSED[name]}")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +77,7 @@ def test_option_that_would_be_ignored_is_refused(name, value, capsys):
         (["--load_best_model_at_end", "true"], "needs evaluations: add --validation_file"),
         (["--lr_scheduler_type", "reduce_lr_on_plateau"], "needs evaluations: add --validation"),
         (["--lora_r", "4", "--bf16_full_eval", "true"], "would round the adapters before they"),
-        (["--num_train_epochs", "3", "--max_steps", "9"], "--max_steps: use one of them"),
+        (["--num_train_epochs", "3", "--max_steps", "9"], "--num_train_epochs: remove --max_steps"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(argv, message, capsys):
@@ -89,15 +88,6 @@ def test_epochs_alone_train_epochs():
     args = parse_arguments(["--num_train_epochs", "3"])[2]
     assert args.max_steps == -1
     assert args.num_train_epochs == 3
-
-
-@pytest.mark.parametrize(
-    ("flags", "max_steps"), [([], -1), (["--max_steps", "5"], 5), (["--max_steps=5"], 5)]
-)
-def test_steps_as_a_flag_win_over_epochs_in_a_file(flags, max_steps, tmp_path):
-    config = tmp_path / "c.yaml"
-    config.write_text("num_train_epochs: 3\n")
-    assert parse_arguments(["--config", str(config), *flags])[2].max_steps == max_steps
 
 
 def test_tiny_label_smoothing_gives_the_loss_without(options, corpus):
