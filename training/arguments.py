@@ -30,7 +30,6 @@ from ..data import QUESTION_TYPES
 from ..data.cache import choose_feature_cache
 from ..modeling_audiolm import DEFAULT_TEXT_MODEL
 from ..runtime import SECRET_VALUE, UserError, is_bfloat16_fast, remove_secrets
-from .distributed import is_sharded
 from .resume import checkpoint_to_resume
 from .stock_options import (
     MACRO_LOSS,
@@ -246,6 +245,9 @@ class AudioLMTrainingArguments(TrainingArguments):
         gpus = torch.cuda.device_count()
         message = f"found {gpus} GPUs: use `accelerate launch` to start one process for each"
         _refuse(gpus > 1 and "LOCAL_RANK" not in os.environ and not is_plan, message)
+        for backend in ("FSDP", "DEEPSPEED"):
+            is_used = os.environ.get(f"ACCELERATE_USE_{backend}", "false").lower() == "true"
+            _refuse(is_used, f"{backend} is not supported: launch with configs/accelerate/*.yaml")
         self._split_batch(processes)
         has_both = self.num_train_epochs and (self.max_steps or 0) > 0
         _refuse(has_both, "--num_train_epochs: remove --max_steps")
@@ -304,7 +306,7 @@ class AudioLMTrainingArguments(TrainingArguments):
             # The Trainer follows the launcher anyway. This makes the record of the run say so.
             setattr(self, precision, True)
         if self.bf16 is None:
-            self.bf16 = not (self.fp16 or is_sharded(self)) and is_bfloat16_fast(self.use_cpu)
+            self.bf16 = not self.fp16 and is_bfloat16_fast(self.use_cpu)
         if self.torch_compile and self.tf32 is None:
             # TrainingArguments would turn TF32 on together with compilation.
             self.tf32 = False

@@ -25,7 +25,6 @@ from .arguments import (
     ModelArguments,
 )
 from .compile import PAD_TO, cache_bf16_weights, can_compile, compile_layers
-from .distributed import is_sharded
 
 # Options that are fields of the model's configuration.
 MODEL_CONFIG_FIELDS = ("audio_tokens", "learn_code_embeddings", "mapper_hidden_size")
@@ -104,7 +103,6 @@ def choose_compilation(
         args.device.type == "cuda"
         and model_args.freeze_lm
         and not model_args.lora_r
-        and not is_sharded(args)
         and args.max_steps >= MIN_COMPILED_STEPS
         and can_compile(model.language_model)
         and any(map(shutil.which, ("cc", "gcc", "clang")))
@@ -130,8 +128,7 @@ def prepare_model(
     model.label_smoothing, args.label_smoothing_factor = args.label_smoothing_factor, 0.0
     if model_args.lora_r:
         prepared = add_lora_adapters(model, model_args.lora_r, model_args.lora_alpha)
-    elif args.bf16 and model_args.freeze_lm and not is_sharded(args):
-        # Sharded weights are gathered for each use, so their casts cannot be cached.
+    elif args.bf16 and model_args.freeze_lm:
         cache_bf16_weights(model.language_model)
     if not args.torch_compile:
         return prepared, 1

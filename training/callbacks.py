@@ -20,7 +20,6 @@ from transformers import (
 from transformers.trainer_utils import IntervalStrategy
 
 from ..runtime import UserError
-from .distributed import any_not_finite
 
 GPU_SYNC_INTERVAL = 10  # steps
 LOG_FORMATS = {"loss": ".4f", "grad_norm": ".3g", "learning_rate": ".2e", "epoch": ".2f"}
@@ -114,7 +113,7 @@ class SkipNonFinite(TrainerCallback):
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if args.fp16:  # Its scaler skips such steps itself.
             return
-        is_bad = any_not_finite(gradients)
+        is_bad = ~torch.stack(torch._foreach_norm(gradients)).isfinite().all()
         self._pending[state.global_step + 1] = is_bad
         if optimizer.defaults.get("fused"):
             optimizer.found_inf = is_bad.float()

@@ -35,11 +35,10 @@ def find_checkpoint_problem(folder: str | Path) -> str | None:
     """
     folder = Path(folder)
     has_adapters = (folder / "adapter_config.json").is_file()
-    is_sharded = (folder / "pytorch_model_fsdp.bin").is_file()
     states = [path.name for path in folder.glob("rng_state*.pth")]
-    names = ["adapter_model.safetensors" if has_adapters else "model.safetensors"]
-    names += ["pytorch_model_fsdp.bin", "optimizer.bin"] if is_sharded else ["optimizer.pt"]
-    for name in (*names, "scheduler.pt", *states, "trainer_state.json", RECORD_FILE):
+    weights = "adapter_model.safetensors" if has_adapters else "model.safetensors"
+    names = [weights, "optimizer.pt", "scheduler.pt", *states, "trainer_state.json", RECORD_FILE]
+    for name in names:
         try:
             _read_file(folder / name)
         except (OSError, SafetensorError, ValueError, BadZipFile) as error:

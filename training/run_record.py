@@ -22,7 +22,6 @@ from ..runtime import code_facts, file_facts, public_name, run_info, write_json,
 from .arguments import ENCODER_OVERRIDES, AudioLMTrainingArguments, DataArguments, ModelArguments
 from .build import MODEL_CONFIG_FIELDS
 from .dataset import TrainingData, batch_size
-from .distributed import precision
 from .resume import RECORD_FILE
 
 
@@ -116,6 +115,9 @@ def _training_settings(
         trained_part = "LoRA adapters"
         adapters = f"rank {model_args.lora_r}, alpha {model_args.lora_alpha}"
     optimizer = getattr(args.optim, "value", args.optim)
+    precision = "tf32" if args.tf32 else "fp32"
+    if args.bf16 or args.fp16:
+        precision = "bf16 autocast" if args.bf16 else "fp16 autocast"
     return {
         "steps": args.max_steps if has_steps else None,
         "epochs": None if has_steps else args.num_train_epochs,
@@ -127,7 +129,7 @@ def _training_settings(
         "language model trains": trained_part,
         "LoRA": adapters,
         "seconds used of a clip": data_args.max_audio_seconds,
-        "precision": precision(args),
+        "precision": precision,
         # A cache rounds features to bfloat16.
         "audio features": "of a cache" if data_args.feature_cache else "encoded in each step",
         "language model compiled": args.torch_compile_backend if args.torch_compile else None,

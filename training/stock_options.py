@@ -25,8 +25,8 @@ SUPPORTED = {
     "per_device_eval_batch_size", "save_strategy", "save_steps", "save_total_limit",
     "save_only_model", "push_to_hub", "hub_model_id", "hub_strategy", "hub_always_push",
     "hub_private_repo", "hub_revision", "seed", "use_cpu", "dataloader_num_workers",
-    "dataloader_pin_memory", "dataloader_persistent_workers", "train_sampling_strategy", "fsdp",
-    "fsdp_config", "resume_from_checkpoint", "include_num_input_tokens_seen",
+    "dataloader_pin_memory", "dataloader_persistent_workers", "train_sampling_strategy",
+    "resume_from_checkpoint", "include_num_input_tokens_seen",
     "report_to", "accelerator_config",
 }
 # fmt: on
@@ -80,8 +80,10 @@ REFUSED = {
     "restore_callback_states_from_checkpoint": "no callback has a state",
     "data_seed": "--seed also draws the order of rows",
     "dataloader_in_order": "equal seeds would give different numbers",
-    "parallelism_config": "use DDP or FSDP",
-    "deepspeed": "use DDP or FSDP",
+    "parallelism_config": "each process has all of the model",
+    "fsdp": "each process has all of the model",
+    "fsdp_config": "each process has all of the model",
+    "deepspeed": "each process has all of the model",
     "greater_is_better": "all metrics are losses",
     "do_predict": "use run_eval.py",
     "hub_token": "command lines and files can be read by others. Use `hf auth login` or HF_TOKEN",

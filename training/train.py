@@ -18,7 +18,6 @@ from .arguments import BATCH_SIZE, AudioLMTrainingArguments, DataArguments, Mode
 from .build import build_model, choose_compilation, prepare_model
 from .callbacks import BadAudioLog, EvaluateLastStep, SkipNonFinite, StopOnSignal
 from .dataset import load_training_dataset
-from .distributed import check_distributed_options
 from .encode import encode_audio
 from .loss import token_loss, token_losses
 from .resume import check_settings
@@ -40,7 +39,6 @@ def train(
     `callbacks` are called before those of this package. A signal ends the run with `SystemExit`.
     """
     configure_process(args, encodes_audio=not data_args.feature_cache)
-    check_distributed_options(args, model_args.lora_r, model_args.lm_learning_rate)
     dataset = load_training_dataset(model_args, data_args, args)
     model, processor = build_model(model_args, data_args)
     choose_compilation(model, model_args, args)

@@ -437,8 +437,6 @@ def test_default_precision_follows_the_device_unless_options_say_more(monkeypatc
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     assert parse_arguments([])[2].bf16
     assert not parse_arguments(["--bf16", "false"])[2].bf16
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert not parse_arguments([])[2].bf16
 
 
 @pytest.mark.parametrize(
