@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
-    PrinterCallback,
     ProgressCallback,
     TrainerCallback,
     TrainerControl,
@@ -22,7 +21,6 @@ from transformers.trainer_utils import IntervalStrategy
 from ..runtime import UserError
 
 GPU_SYNC_INTERVAL = 10  # steps
-LOG_FORMATS = {"loss": ".4f", "grad_norm": ".3g", "learning_rate": ".2e", "epoch": ".2f"}
 
 logger = logging.getLogger("audiolm.train")
 
@@ -176,22 +174,6 @@ class BadAudioLog:
                 file.write(line)
 
 
-def format_log_line(step: int, steps: int, logs: dict) -> str:
-    """Formats what is logged at a step.
-
-    >>> format_log_line(1200, 20000, {"loss": 0.5, "learning_rate": 1e-4})
-    'step 1,200 of 20,000: loss 0.5000, learning rate 1.00e-04'
-    """
-    parts = []
-    for name, value in logs.items():
-        if isinstance(value, (int, float)) and name != "total_flos":
-            label = name.removeprefix("eval_").replace("_", " ")
-            parts.append(f"{label} {value:{LOG_FORMATS.get(name, '.4g')}}")
-    is_evaluation = any(name.startswith("eval_") for name in logs)
-    label = " evaluation:" if is_evaluation else ""
-    return f"step {step:,} of {steps:,}:{label} {', '.join(parts)}"
-
-
 def is_cpu_shared(args: TrainingArguments) -> bool:
     """Whether other programs slow down a run on the CPU. The time left then changes with them."""
     if args.device.type != "cpu" or not hasattr(os, "getloadavg"):
@@ -201,22 +183,11 @@ def is_cpu_shared(args: TrainingArguments) -> bool:
 
 
 class Progress(ProgressCallback):
-    """The stock progress bars, with the log lines of `format_log_line`."""
+    """The stock progress bars, which say when the CPU is shared."""
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         """Writes a line above the bar."""
-        if state.is_world_process_zero and self.training_bar is not None:
-            logs = logs or {}
-            self.training_bar.write(format_log_line(state.global_step, state.max_steps, logs))
-            if "loss" in logs:
-                shared = {"CPU": "shared with other programs"} if is_cpu_shared(args) else {}
-                self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}", **shared)
-
-
-class LineLogger(PrinterCallback):
-    """The same lines without bars, for `--disable_tqdm true`."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        """Prints a line."""
-        if state.is_world_process_zero:
-            print(format_log_line(state.global_step, state.max_steps, logs or {}), flush=True)
+        super().on_log(args, state, control, logs=logs, **kwargs)
+        if self.training_bar is not None:
+            shared = is_cpu_shared(args)
+            self.training_bar.set_postfix({"CPU": "shared with other programs"} if shared else {})

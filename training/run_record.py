@@ -16,6 +16,7 @@ from transformers.utils.hub import extract_commit_hash
 from ..checkpoints.encoders import PUBLISHED, checkpoint_file
 from ..configuration_audiolm import find_encoder_class, parse_encoder_type
 from ..data.shards import MANIFEST, dataset_folder
+from ..data.soundscapes import is_synthetic
 from ..hub.model_card import LICENCES, CardFacts
 from ..modeling_audiolm import DEFAULT_TEXT_MODEL, AudioLMForConditionalGeneration
 from ..runtime import code_facts, file_facts, public_name, run_info, write_json, write_run_info
@@ -146,8 +147,6 @@ def _data_facts(data_args: DataArguments, dataset: TrainingData) -> dict[str, An
             digest = hashlib.sha256(file.read()).hexdigest()
         facts = {"name": public_name(data_args.dataset_name), "sha256": digest}
     else:
-        from ..data.soundscapes.corpus import is_synthetic  # It imports scipy.signal: a second.
-
         facts: dict[str, Any] = {**file_facts(data_args.train_file)}
         if is_synthetic(Path(data_args.train_file).parent):
             facts["synthetic"] = True

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers import ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import TrainOutput, has_length
 
 from ..data.collator import encode_new_clips
 from ..data.length_sampler import LengthGroupedSampler
-from .callbacks import EvaluationStopped, LineLogger, Progress
+from .callbacks import EvaluationStopped, Progress
 from .stock_options import MACRO_LOSS
 
 
@@ -42,12 +42,9 @@ class AudioLMTrainer(Trainer):
         self.keep_record = keep_record
         self.features: Any = getattr(self.data_collator, "features", None)
         self._flops_per_token: int | None = None
-        # The stock output has no step in its lines.
-        stock, ours = ProgressCallback, Progress
-        if self.args.disable_tqdm:
-            stock, ours = PrinterCallback, LineLogger
-        self.remove_callback(stock)
-        self.add_callback(ours)
+        if not self.args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(Progress)
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
         """Returns the sampler of the run. It can go once the Trainer takes a sampler."""
@@ -133,8 +130,8 @@ class AudioLMTrainer(Trainer):
         return not metrics or super()._determine_best_metric(metrics, trial)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Logs, and resets the running loss: the Trainer's subtraction would keep a NaN."""
-        super().log(logs, start_time)
+        """Logs with the step, and resets the running loss, which would keep a NaN."""
+        super().log({"step": self.state.global_step, **logs}, start_time)
         if "loss" in logs:
             self._tr_loss.zero_()
 
