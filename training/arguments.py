@@ -374,9 +374,6 @@ def _fill_shared_defaults(options: dict[str, Any]) -> None:
     streaming = options["streaming"]
     message = "--streaming: a stream has no end; use --max_steps, not --num_train_epochs"
     _refuse(streaming and options["num_train_epochs"], message)
-    for name in ("bf16_full_eval", "fp16_full_eval"):
-        message = f"--{name} would round the adapters before they are saved; remove it"
-        _refuse(options["lora_r"] and options[name], message)
     message = "--prompt_format mellow pairs clips of the whole corpus; remove --streaming"
     _refuse(streaming and options["prompt_format"] == "mellow", message)
     if options["output_dir"] is None:

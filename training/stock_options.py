@@ -18,7 +18,7 @@ from ..runtime import UserError
 SUPPORTED = {
     "output_dir", "per_device_train_batch_size", "num_train_epochs", "max_steps",
     "learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay",
-    "gradient_accumulation_steps", "bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval",
+    "gradient_accumulation_steps", "bf16", "fp16", "tf32",
     "activation_checkpointing", "gradient_checkpointing", "torch_compile",
     "torch_compile_backend", "disable_tqdm", "logging_strategy", "logging_steps",
     "logging_first_step", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start",
@@ -64,6 +64,8 @@ IRRELEVANT = {
 # fmt: on
 # Values other than the default are refused, for these reasons.
 REFUSED = {
+    "bf16_full_eval": "evaluations are a part of training and have its precision",
+    "fp16_full_eval": "evaluations are a part of training and have its precision",
     "batch_eval_metrics": "the loss of an evaluation is computed over all of its rows",
     "prediction_loss_only": "the loss of each question type needs the predictions",
     "include_for_metrics": "the losses need nothing else",
