@@ -92,6 +92,17 @@ def _find_problem(word: str, value: str, options: dict[str, str]) -> str | None:
     return None
 
 
+def check_checkout(script: str) -> None:
+    """Exits if a script would run the code of another checkout, which is installed."""
+    path = Path(script).resolve()
+    folder = Path(__file__).resolve().parent
+    if folder != path.parent:
+        sys.exit(
+            f"{path.name} of {path.parent} runs with the package of {folder}: "
+            f"run `pip install -e {path.parent}`, or run {folder / path.name}"
+        )
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs the command that the first argument names."""
     argv = sys.argv[1:] if argv is None else argv

@@ -4,23 +4,8 @@ python run_eval.py --model_name_or_path M --test_file test.json --audio_dir AUDI
 """
 
 import sys
-from importlib.util import find_spec
-from pathlib import Path
 
-if __name__ == "__main__":
-    # An installed package of another checkout would silently run that checkout's code.
-    here = Path(__file__).resolve()
-    package = find_spec("audiolm")
-    if package is None or package.origin is None:
-        sys.exit(f"{here.name}: the package is not installed: run `pip install -e {here.parent}`")
-    folder = Path(package.origin).resolve().parent
-    if folder != here.parent:
-        sys.exit(
-            f"{here.name} of {here.parent} runs with the package of {folder}: "
-            f"run `pip install -e {here.parent}`, or run {folder / here.name}"
-        )
-
-from audiolm.__main__ import answer_early
+from audiolm.__main__ import answer_early, check_checkout
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -32,4 +17,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    check_checkout(__file__)
     main()

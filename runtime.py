@@ -54,7 +54,7 @@ class UserError(ValueError):
 def report_user_errors(program: str) -> Iterator[None]:
     """Decorates a command's `main`: a `UserError` becomes one line on stderr and exit status 1.
 
-    Every other exception is a bug and keeps its traceback.
+    Ctrl-C exits with status 130. Every other exception is a bug and keeps its traceback.
 
     Args:
         program: Name that stands before the message, such as `run_train.py` or `audiolm ask`.
@@ -63,6 +63,8 @@ def report_user_errors(program: str) -> Iterator[None]:
         yield
     except UserError as error:
         sys.exit(f"{program}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 from audiolm.__main__ import COMMANDS
-from audiolm.training.arguments import TRAINING_DEFAULTS, DataArguments, ModelArguments
+from audiolm.training.arguments import AudioLMTrainingArguments, DataArguments, ModelArguments
 
 PAGE = Path(__file__).parent / "commands.md"
 OPTIONS = Path(__file__).parents[1] / "configs" / "options.json"
@@ -76,7 +76,8 @@ def split_parser(command: str, parser: argparse.ArgumentParser) -> dict[str, lis
     groups: dict[str, list] = {"model": [], "data": [], "training": [], "stock": []}
     names = {"model": names_of(ModelArguments), "data": {*names_of(DataArguments), "config"}}
     for action in actions:
-        is_listed = action.dest in TRAINING_DEFAULTS or action.dest in COMMON
+        own = AudioLMTrainingArguments.__annotations__
+        is_listed = action.dest in own or action.dest in COMMON
         group = "training" if is_listed else "stock"
         group = next((name for name, own in names.items() if action.dest in own), group)
         groups[group].append(action)

@@ -6,7 +6,6 @@ from typing import Any
 
 import yaml
 from huggingface_hub import (
-    EvalResult,
     EvalResultEntry,
     ModelCard,
     ModelCardData,
@@ -20,10 +19,7 @@ LICENCES = {
     "kyutai/mimi": "CC-BY-4.0",
     "microsoft/msclap": "MIT",
 }
-DATA_SOURCE = "[ReasonAQA](https://zenodo.org/records/15036628)"
-TEXT_ONLY = "This is a text-only model, a baseline: the mean feature replaces all audio.\n"
 RESULTS = "## Results\n"
-NOT_EVALUATED = "Not evaluated yet: `run_eval.py --push_to_hub` fills this in.\n"
 EVAL_FILE = ".eval_results/audiolm.yaml"
 TEMPLATE = Path(__file__).with_name("model_card.md")
 # Names of settings in the card, where the record of a run has another one.
@@ -49,105 +45,44 @@ class CardFacts:
     max_audio_seconds: float
     parameters: int
     trained_parameters: int
-    sample: tuple[str, str] | None = None  # question and answer of a training example
+    # Question and answer of a training example.
+    sample: tuple[str, str] = ("Which sound can be heard? A) a dog B) rain", "A) a dog")
     machine: dict[str, str] = field(default_factory=dict)  # hardware and time of a finished run
     encoder_options: dict[str, Any] = field(default_factory=dict)
 
 
-def _table(rows: dict[str, Any]) -> str:
-    lines = [f"| {name} | {value} |\n" for name, value in rows.items() if value is not None]
-    return "| | |\n|---|---|\n" + "".join(lines)
-
-
-def _describe_part(facts: dict[str, str]) -> str:
-    labels = {"name": "", "revision": ", revision ", "sha256": ", SHA-256 "}
-    return "".join(f"{label}`{facts[name]}`" for name, label in labels.items() if name in facts)
-
-
-def _metadata(facts: CardFacts, repo: str, adapter_of: str | None) -> ModelCardData:
-    parts = [facts.encoder["name"], facts.text_model["name"]]
-    base = [name for name in parts if name in LICENCES]
-    if facts.initialised_from and "/" in facts.initialised_from:
-        base = [facts.initialised_from]
-    return ModelCardData(
-        library_name="peft" if adapter_of else "transformers",
-        pipeline_tag="audio-text-to-text",
-        language="en",
-        base_model=adapter_of or base or None,
-        license="other",
-        license_name="of-its-parts",
-        license_link=f"https://huggingface.co/{repo}#licence",
-        datasets=[facts.data["name"]] if "/" in facts.data["name"] else None,
-        tags=["audiolm", facts.encoder_type, "audio-question-answering", "custom_code"],
-    )
-
-
-def _usage(facts: CardFacts, repo: str, adapter_of: str | None) -> str:
-    model_name = adapter_of or repo
-    revision = facts.text_model.get("revision") if adapter_of else None
-    pin = f', revision="{revision}"' if revision else ""
-    load = f'AutoModel.from_pretrained("{model_name}"{pin}, trust_remote_code=True)'
-    imports = "from transformers import AutoModel, AutoProcessor"
-    if adapter_of:
-        imports += "\nfrom peft import PeftModel"
-        load = f'PeftModel.from_pretrained({load}, "{repo}")'
-    return f"""{imports}
-model = {load}
-processor = AutoProcessor.from_pretrained("{model_name}", trust_remote_code=True)
-inputs = processor(text="Which sound comes first?", audio=["clip.wav"])
-output = model.generate(**inputs, max_new_tokens=40)
-answer = output[0, inputs["input_ids"].shape[1]:]
-print(processor.tokenizer.decode(answer, skip_special_tokens=True))"""
-
-
-def model_card(
-    facts: CardFacts, repo: str, step: int | None = None, adapter_of: str | None = None
-) -> str:
+def model_card(facts: CardFacts, repo: str, step: int | None = None) -> str:
     """Returns the text of a card without results.
 
     Args:
         facts: What is known of the model.
         repo: Name of the model on the Hub.
         step: Training step, if training has not ended.
-        adapter_of: Model under the LoRA adapters, if only adapters are pushed.
     """
-    data = facts.data
-    encoder, text_model = facts.encoder["name"], facts.text_model["name"]
-    parts = {
-        "encoder, frozen": _describe_part(facts.encoder),
-        **{name.replace("_", " "): value for name, value in facts.encoder_options.items()},
-        "language model": _describe_part(facts.text_model),
-        "data": f"{_describe_part(data)}, {data['rows']:,} rows about {data['clips']:,} clips",
-        "parameters": f"{facts.parameters:,}; trained: {facts.trained_parameters:,}",
-        "code": ", ".join(f"{name} {version}" for name, version in facts.code.items()),
-    }
-    licences = {
-        f"encoder `{encoder}`": facts.encoder["licence"],
-        f"language model `{text_model}`": facts.text_model["licence"],
-        f"data `{data['name']}`": f"if it is {DATA_SOURCE}: see the records of the questions and "
-        "of the recordings",
-    }
-    notes = TEXT_ONLY if facts.no_audio else ""
-    if step is not None:
-        notes += f"Training was at step {step:,} when this was pushed.\n"
-    settings = {SETTING_NAMES.get(name, name): value for name, value in facts.settings.items()}
-    question, answer = facts.sample or ("Which sound can be heard? A) a dog B) rain", "A) a dog")
-    text = TEMPLATE.read_text(encoding="utf-8").format(
-        name=repo.split("/")[-1],
-        encoder_type=facts.encoder_type,
-        encoder=encoder,
-        text_model=text_model,
-        notes=notes,
-        usage=_usage(facts, repo, adapter_of),
-        parts=_table(parts),
-        licences=_table(licences),
-        settings=_table(settings | facts.machine),
-        question=question,
-        answer=answer,
-        results=f"{RESULTS}\n{NOT_EVALUATED}",
-        seconds=facts.max_audio_seconds,
+    base = [part["name"] for part in (facts.encoder, facts.text_model) if part["name"] in LICENCES]
+    if facts.initialised_from and "/" in facts.initialised_from:
+        base = [facts.initialised_from]
+    metadata = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="audio-text-to-text",
+        language="en",
+        base_model=base or None,
+        license="other",
+        license_name="of-its-parts",
+        license_link=f"https://huggingface.co/{repo}#licence",
+        datasets=[facts.data["name"]] if "/" in facts.data["name"] else None,
+        tags=["audiolm", facts.encoder_type, "audio-question-answering", "custom_code"],
     )
-    return str(ModelCard(f"---\n{_metadata(facts, repo, adapter_of).to_yaml()}\n---\n{text}"))
+    settings = {SETTING_NAMES.get(name, name): value for name, value in facts.settings.items()}
+    card = ModelCard.from_template(
+        metadata,
+        str(TEMPLATE),
+        facts=facts,
+        repo=repo,
+        step=step,
+        settings=settings | facts.machine,
+    )
+    return str(card)
 
 
 def _groups(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -189,34 +124,17 @@ def _describe_scoring(metrics: dict[str, Any], test: dict[str, Any]) -> str:
     return f"by {metrics['protocol_name']}. An unparsed answer counts as wrong.{weights}"
 
 
-def with_results(card: str, metrics: dict[str, Any], test: dict[str, Any], repo: str) -> str:
-    """Returns a card with results, in the text and as `model-index`. Earlier results are replaced.
+def with_results(card: str, metrics: dict[str, Any], test: dict[str, Any]) -> str:
+    """Returns a card with results. Earlier results are replaced.
 
     Args:
         card: Text of the card.
         metrics: `metrics.json` of `run_eval.py`.
         test: `name` and `sha256` of the test file, and the `commit` of the weights.
-        repo: Name of the model on the Hub.
     """
     new_card = ModelCard(card)
-    new_card.data.model_name = repo.split("/")[-1]  # ty: ignore[missing-attribute]
-    results = [
-        EvalResult(
-            task_type="audio-text-to-text",
-            task_name="audio question answering",
-            dataset_type="reasonaqa",
-            dataset_name=f"ReasonAQA, {test['name']}",
-            dataset_split="test",
-            metric_type="accuracy",
-            metric_name=f"accuracy, {name}",
-            metric_value=round(group["accuracy"], 4),
-        )
-        for name, group in _groups(metrics).items()
-        if group
-    ]
-    new_card.data.eval_results = results or None  # ty: ignore[missing-attribute]
     section = (
-        f"{RESULTS}\nOn {_describe_part(test)}, {metrics['n']:,} examples,\n"
+        f"{RESULTS}\nOn `{test['name']}`, SHA-256 `{test['sha256']}`, {metrics['n']:,} examples,\n"
         f"{_describe_scoring(metrics, test)} In brackets 95 % intervals\n"
         "for other clips. They do not cover another training of this model.\n\n"
         f"{results_table(metrics)}\n"

@@ -63,7 +63,7 @@ def test_push_to_hub_pushes_each_checkpoint_and_the_model(arm, pushed):
     assert hub.commits(repo)[-5:] == ["End of training", *checkpoint_commits(6, 4, 2)]
     assert set(hub.files(repo)) - {EVAL_FILE} == PUSHED
     assert hub.repos[repo]["private"]
-    assert f"pushed to {repo}: End of training, " in process.stderr
+    assert f"pushed to {repo}: End of training" in process.stderr
     assert not list((corpus / "out").glob("push-*"))
     trained = corpus / "out" / "model.safetensors"
     assert hub.read(repo, "model.safetensors") == trained.read_bytes()
@@ -151,8 +151,8 @@ def test_push_to_hub_failed_push_is_made_up_for_by_the_next(corpus, tokenizer, h
 
 
 @pytest.mark.slow
-def test_push_to_hub_without_a_hub_names_a_command_that_pushes(corpus, tokenizer, hub):
-    hub.stop()
+def test_push_to_hub_that_fails_names_a_command_that_pushes(corpus, tokenizer, hub):
+    hub.fault = lambda method, path: 500 if "/commit/" in path else None
     more = [*PUSH, *options("--hub_revision dev --hub_private_repo true")]
     process = train(hub, arguments(corpus, "mimi_semantic", tokenizer, *more))
     assert process.returncode == 1
@@ -162,7 +162,7 @@ def test_push_to_hub_without_a_hub_names_a_command_that_pushes(corpus, tokenizer
     assert "Push it with" in process.stderr
     *_, command = process.stderr.strip().splitlines()
     assert command.startswith("hf upload me/x ")
-    hub.start()
+    hub.fault = lambda method, path: None
     by_hand = run(hub, "-m", "huggingface_hub.cli.hf", *shlex.split(command)[1:])
     assert by_hand.returncode == 0, by_hand.stderr
     assert set(hub.files("me/x", "dev")) == PUSHED
@@ -233,12 +233,11 @@ def test_push_to_hub_to_a_hub_that_never_answers_ends(corpus, tokenizer, hub):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         hub.url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         argv = arguments(corpus, "mimi_semantic", tokenizer, *PUSH)
-        code = "import sys; from audiolm.hub import push; push.TIMEOUT = 1; push.RETRY_DELAYS = ()"
+        code = "import sys; from audiolm.hub import push; push.TIMEOUT = 1"
         code += "\nfrom audiolm.run_train import main; main(sys.argv[1:])"
         process = run(hub, "-c", code, *argv)
     assert process.returncode == 1
-    assert SIX_STEPS in process.stdout
-    assert "hf upload me/x" in process.stderr
+    assert process.stderr.splitlines()[-1].startswith("run_train.py: --push_to_hub: me/x: ")
 
 
 @pytest.mark.slow
@@ -312,10 +311,7 @@ def test_push_results_refused_by_the_hub_is_one_line(evaluated):
 def test_push_results_card_holds_the_metrics(evaluated):
     hub, _, metrics = evaluated
     card = ModelCard(hub.read("me/mimi_semantic", "README.md").decode())
-    results = {result.metric_name: result.metric_value for result in card.data.eval_results}
     mcq = metrics["question_type"]["mcq"]
-    assert results["accuracy, mcq"] == round(mcq["accuracy"], 4)
-    assert results["accuracy, all (micro)"] == round(metrics["micro"]["accuracy"], 4)
     majority = metrics["controls"]["majority"]["question_type"]
     assert set(majority) == {"mcq", "yes_no"}
     accuracy, baseline = (
@@ -416,70 +412,20 @@ except ValueError as error:
     assert trace.exists()
 
 
-def adapter_run(corpus, tokenizer, lora_push: str) -> list[str]:
-    """A run that trains adapters on `me/mimi_full` and pushes to `me/merged` or `me/adapter`."""
-    lora = options(f"--freeze_lm true --lora_r 4 --hub_always_push true --lora_push {lora_push}")
-    argv = without(arguments(corpus, "mimi_full", tokenizer, *PUSH, *lora), *FROM_PARTS)
-    names = options(f"--hub_model_id me/{lora_push} --model_name_or_path me/mimi_full")
-    return [*argv, *names, "--output_dir", str(corpus / lora_push)]
-
-
 @pytest.mark.slow
-def test_push_to_hub_merged_adapters(pushed, tokenizer):
+def test_push_to_hub_of_adapters_pushes_the_merged_model_alone(pushed, tokenizer):
     hub, runs = pushed
     corpus, _ = runs["mimi_full"]
-    merged = adapter_run(corpus, tokenizer, "merged")
-    process = train(hub, merged)
+    lora = options("--freeze_lm true --lora_r 4 --hub_model_id me/merged")
+    argv = without(arguments(corpus, "mimi_full", tokenizer, *PUSH, *lora), *FROM_PARTS)
+    argv += ["--model_name_or_path", "me/mimi_full", "--output_dir", str(corpus / "merged")]
+    process = train(hub, argv)
     assert process.returncode == 0, process.stderr
-    assert len(hub.commits("me/merged")) == 5
-    assert "me/mimi_full" in hub.read("me/merged", "README.md").decode()
-    # A repository never holds both: transformers would add adapters to any model beside them.
-    alone = [*merged, "--lora_push", "adapter"]
-    onto_base = [*alone, "--hub_model_id", "me/mimi_full"]
-    refused = one_by_one(hub, "audiolm.run_train", [(WRITER, onto_base)])
-    message = "--push_to_hub: me/mimi_full: it holds the model of the adapter"
-    assert message in refused.stdout
-    assert train(hub, alone).returncode == 0
-    assert "model.safetensors" not in hub.files("me/merged")
-    assert train(hub, merged).returncode == 0
+    assert hub.commits("me/merged") == ["End of training", "initial commit"]
     assert set(hub.files("me/merged")) == PUSHED
+    assert "me/mimi_full" in hub.read("me/merged", "README.md").decode()
     trained = corpus / "merged" / "model.safetensors"
     assert hub.read("me/merged", "model.safetensors") == trained.read_bytes()
-
-
-@pytest.mark.slow
-def test_push_to_hub_adapters_alone(pushed, tokenizer):
-    hub, runs = pushed
-    corpus, _ = runs["mimi_full"]
-    process = train(hub, adapter_run(corpus, tokenizer, "adapter"))
-    assert process.returncode == 0, process.stderr
-    assert len(hub.commits("me/adapter")) == 5
-    files = set(hub.files("me/adapter"))
-    assert {"adapter_model.safetensors", "adapter_config.json", "README.md"} <= files
-    assert "model.safetensors" not in files
-    assert '"me/mimi_full"' in hub.read("me/adapter", "adapter_config.json").decode()
-    card = hub.read("me/adapter", "README.md").decode()
-    example = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
-    assert "PeftModel" in example
-    example = example.replace('["clip.wav"]', '["0.wav"]')
-    executed = run(hub, "-c", f"import os; os.chdir({str(corpus)!r})\n{example}")
-    assert executed.returncode == 0, executed.stderr
-    check = f"""
-import torch
-from peft import PeftModel
-from transformers import AutoModel
-base = AutoModel.from_pretrained("me/mimi_full", trust_remote_code=True)
-adapted = PeftModel.from_pretrained(base, "me/adapter")
-merged = AutoModel.from_pretrained({str(corpus / "adapter")!r}, trust_remote_code=True)
-audio = torch.sin(torch.arange(3000) / 9)[None]
-inputs = dict(input_ids=torch.tensor([[1, 3, 3, 7, 9]]), input_values=audio)
-with torch.no_grad():
-    assert torch.allclose(adapted(**inputs).logits, merged(**inputs).logits, atol=1e-4)
-    with adapted.disable_adapter():
-        assert not torch.allclose(adapted(**inputs).logits, merged(**inputs).logits, atol=1e-3)
-"""
-    checked = run(hub, "-c", check)
-    assert checked.returncode == 0, checked.stderr
 
 
 def test_no_module_reads_a_pickle_that_can_run_code():
@@ -495,9 +441,8 @@ def test_no_module_reads_a_pickle_that_can_run_code():
 
 @pytest.mark.slow
 def test_push_to_hub_from_two_processes_pushes_once(corpus, tokenizer, hub):
-    lora = options("--freeze_lm true --lora_r 4 --learning_rate 1e-3 --lm_learning_rate 1e-3")
-    argv = arguments(corpus, "mimi_semantic", tokenizer, *PUSH, *lora)
-    argv += options("--hub_always_push true --max_steps 2")
+    more = options("--hub_always_push true --max_steps 2 --learning_rate 1e-3")
+    argv = arguments(corpus, "mimi_semantic", tokenizer, *PUSH, *more)
     alone = ["--output_dir", str(corpus / "alone"), "--hub_model_id", "me/alone"]
     single = train(hub, [*argv, *alone])
     double = run(hub, *TWO_PROCESSES, "--module", "audiolm.run_train", *argv)

@@ -84,7 +84,7 @@ def installed(wheel, tmp_path_factory) -> Path:
 def test_wheel_carries_the_presets(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    assert {"audiolm/configs/demo.yaml", "audiolm/configs/accelerate/fsdp.yaml"} <= names
+    assert {"audiolm/configs/demo.yaml", "audiolm/configs/accelerate/several_gpus.yaml"} <= names
 
 
 def test_wheel_carries_every_file_that_the_package_reads(wheel):

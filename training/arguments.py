@@ -44,16 +44,6 @@ ENCODER_OVERRIDES = ("band_limit", "window_seconds")
 CONFIG_FOLDER = Path(__file__).parents[1] / "configs"
 DESCRIPTION = f"""Train one AudioLM. Flags override --config. The defaults are the experiment's:
 batch size {BATCH_SIZE}, learning rate 1e-4, 20,000 steps, 10 s of audio."""
-NO_TOKEN = "command lines and files can be read by others. Use `hf auth login` or HF_TOKEN."
-RECIPES = {
-    "mellow": {
-        "encoder_type": "mellow",
-        "mapper_type": "mellow",
-        "prompt_format": "mellow",
-        "freeze_lm": False,
-        "learning_rate": 1e-3,
-    }
-}
 
 
 def _option(default: Any, help: str, **argparse_options: Any) -> Any:
@@ -103,7 +93,6 @@ class ModelArguments:
     lm_learning_rate: float | None = _option(None, "Learning rate of language model or adapters")
     lora_r: int | None = _option(None, "Train LoRA adapters of this rank on the language model")
     lora_alpha: int | None = _option(None, "Scale of the adapters; default: twice --lora_r")
-    lora_push: str = _option("merged", "Push the `merged` model, or the `adapter` alone")
     audio_tokens: int | None = _option(None, "Audio tokens per clip; default: one per frame")
     learn_code_embeddings: bool = _option(False, "Learn an embedding table for each codebook")
     band_limit: int | None = _option(None, "Low-pass audio to this sampling rate in Hz")
@@ -113,7 +102,6 @@ class ModelArguments:
     )
     mapper_type: str = _option("mlp", "`mlp`, or `mellow`: Mellow's projection")
     prompt_format: str = _option("audiolm", "`audiolm`, or `mellow`: Mellow's 129 tokens")
-    recipe: str | None = _option(None, "`mellow`: Mellow's parts, prompt and learning rate")
     no_audio: bool = _option(False, "Train a text-only model: the mean feature replaces audio")
 
     def __post_init__(self):
@@ -123,7 +111,7 @@ class ModelArguments:
         except ValueError as error:
             raise UserError(f"--{error}") from error
         _check_positive(self, vars(self))
-        for name, choices in {"lora_push": ("merged", "adapter"), **CHOICES}.items():
+        for name, choices in CHOICES.items():
             _check_choice(name, getattr(self, name), choices)
         self._check_adapters()
         if self.model_name_or_path:
@@ -139,12 +127,6 @@ class ModelArguments:
         message = "--lm_learning_rate: the language model is frozen; unfreeze it or add --lora_r"
         _refuse(self.lm_learning_rate and self.freeze_lm and not self.lora_r, message)
         _refuse(self.lora_alpha and not self.lora_r, "--lora_alpha: add --lora_r")
-        if self.lora_push == "adapter":
-            base = self.model_name_or_path
-            message = "--lora_push adapter: add --lora_r and --model_name_or_path"
-            _refuse(not self.lora_r or not base, message)
-            message = f"--lora_push adapter: {base} is a local folder; push it to the Hub first"
-            _refuse(Path(base).exists(), message)
 
 
 @dataclass
@@ -158,7 +140,6 @@ class DataArguments:
     resume_with_changes: bool = _option(False, "Resume although data or settings differ")
     max_skipped_steps: int = _option(10, "Stop after more steps with NaN or infinity than this")
     on_bad_audio: str = _option("error", "`error`, or `skip` examples with unreadable audio")
-    max_bad_audio: float = _option(0.01, "Share of bad training clips above which the run stops")
     audio_timeout: float = _option(60.0, "Seconds after which a clip counts as unreadable")
     subtypes: list[str] | None = _option(None, "Use only subtypes, such as `Clotho-MCQ CLE`")
     question_types: list[str] | None = _option(None, "Use only: " + ", ".join(QUESTION_TYPES))
@@ -186,9 +167,7 @@ class DataArguments:
                 setattr(self, name, [value])
         if isinstance(self.fix_cle_labels, bool):
             self.fix_cle_labels = [] if self.fix_cle_labels else None
-        _check_positive(self, vars(self).keys() - {"max_skipped_steps", "max_bad_audio"})
-        message = f"--max_bad_audio {self.max_bad_audio}: expected a share from 0 to 1"
-        _refuse(not 0 <= self.max_bad_audio <= 1, message)
+        _check_positive(self, vars(self).keys() - {"max_skipped_steps"})
         _check_choice("on_bad_audio", self.on_bad_audio, ("error", "skip"))
         message = "--dataset_name has its own splits; remove --train_file and --validation_file"
         _refuse(self.dataset_name and (self.train_file or self.validation_file), message)
@@ -197,12 +176,8 @@ class DataArguments:
         message = "--streaming reads each clip once; remove --feature_cache"
         _refuse(self.streaming and self.feature_cache not in (None, "none"), message)
         self.feature_cache = None if self.streaming else choose_feature_cache(self.feature_cache)
-        for name, is_used, needed in (
-            ("shuffle_buffer", self.streaming, "--streaming true"),
-            ("max_bad_audio", self.on_bad_audio == "skip", "--on_bad_audio skip"),
-        ):
-            is_default = getattr(self, name) == DataArguments.__dataclass_fields__[name].default
-            _refuse(not is_default and not is_used, f"--{name}: add {needed}")
+        is_default = self.shuffle_buffer == DataArguments.shuffle_buffer
+        _refuse(not (is_default or self.streaming), "--shuffle_buffer: add --streaming true")
         if self.train_file is None and not self.dataset_name:
             self.train_file = "reasonaqa/train.json"
 
@@ -235,8 +210,8 @@ class AudioLMTrainingArguments(TrainingArguments):
         choices=["random", "sequential", "group_by_length", "batch_rebalance"],
     )
     learning_rate: float = _stock("learning_rate", 1e-4)
-    num_train_epochs: float = _option(3.0, "Train these epochs, instead of --max_steps")
-    max_steps: int = _option(20_000, "Optimizer steps. With --num_train_epochs, leave it out")
+    num_train_epochs: float = _option(None, "Train these epochs, instead of --max_steps")
+    max_steps: int = _option(None, "Optimizer steps; default: 20,000, or --num_train_epochs")
     lr_scheduler_type: SchedulerType | str = _option("cosine", "Schedule of the learning rate")
     warmup_steps: float = _stock("warmup_steps", 0.01)
     eval_strategy: IntervalStrategy | str = _option("steps", "Never without --validation_file")
@@ -270,7 +245,15 @@ class AudioLMTrainingArguments(TrainingArguments):
         gpus = torch.cuda.device_count()
         message = f"found {gpus} GPUs: use `accelerate launch` to start one process for each"
         _refuse(gpus > 1 and "LOCAL_RANK" not in os.environ and not is_plan, message)
+        for backend in ("FSDP", "DEEPSPEED"):
+            is_used = os.environ.get(f"ACCELERATE_USE_{backend}", "false").lower() == "true"
+            _refuse(is_used, f"{backend} is not supported: launch with configs/accelerate/*.yaml")
         self._split_batch(processes)
+        has_both = self.num_train_epochs and (self.max_steps or 0) > 0
+        _refuse(has_both, "--num_train_epochs: remove --max_steps")
+        if self.max_steps is None:
+            self.max_steps = -1 if self.num_train_epochs else 20_000
+        self.num_train_epochs = self.num_train_epochs or 3.0
         if not torch.accelerator.is_available():
             # Without it, each of several processes on a CPU would take itself for the only one,
             # and bfloat16 would be refused.
@@ -323,12 +306,7 @@ class AudioLMTrainingArguments(TrainingArguments):
             # The Trainer follows the launcher anyway. This makes the record of the run say so.
             setattr(self, precision, True)
         if self.bf16 is None:
-            is_sharded = any(
-                os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true"
-                for name in ("FSDP", "DEEPSPEED")
-            )
-            has_other = self.fp16 or self.fsdp or self.deepspeed or is_sharded
-            self.bf16 = not has_other and is_bfloat16_fast(self.use_cpu)
+            self.bf16 = not self.fp16 and is_bfloat16_fast(self.use_cpu)
         if self.torch_compile and self.tf32 is None:
             # TrainingArguments would turn TF32 on together with compilation.
             self.tf32 = False
@@ -340,16 +318,12 @@ def _count_processes() -> int:
     return max(1, torch.cuda.device_count())
 
 
-def find_config(name: str) -> Path:
-    """Returns the path of a config: a file, or the name of one in the package's `configs/`."""
-    packaged = CONFIG_FOLDER / f"{name}.yaml"
-    return packaged if packaged.is_file() and not Path(name).is_file() else Path(name)
-
-
 def load_config_file(name: str, option_names: set[str]) -> dict[str, Any]:
     """Reads options from a YAML file, or from the package's config of that name."""
+    packaged = CONFIG_FOLDER / f"{name}.yaml"
+    file = packaged if packaged.is_file() and not Path(name).is_file() else Path(name)
     try:
-        options = yaml.safe_load(find_config(name).read_text(encoding="utf-8")) or {}
+        options = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"--config {name}: {error}") from error
     kind = type(options).__name__
@@ -357,7 +331,6 @@ def load_config_file(name: str, option_names: set[str]) -> dict[str, Any]:
     _refuse(kind != "dict", message)
     unknown = sorted(set(map(str, options)) - option_names)
     _refuse(unknown, f"--config {name}: unknown options {', '.join(unknown)}")
-    _refuse("hub_token" in options, f"--config {name}: hub_token: {NO_TOKEN}")
     return options
 
 
@@ -382,34 +355,17 @@ def build_parser() -> HfArgumentParser:
 
 
 def _read_options(parser: HfArgumentParser, argv: list[str]) -> dict[str, Any]:
-    """Returns all options: flags over `--config` over `--recipe` over defaults."""
-    first_look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first_look.add_argument("--config")
-    first_look.add_argument("--recipe")
-    first, _ = first_look.parse_known_args(argv)
-    options = {}
-    if first.config:
-        options = load_config_file(first.config, {action.dest for action in parser._actions})
-    recipe = first.recipe or options.get("recipe")
-    if recipe is not None:
-        _check_choice("recipe", recipe, RECIPES)
-    parser.set_defaults(**{**RECIPES.get(recipe, {}), **options})
-    names = [word.split("=")[0].replace("-", "_") for word in argv]
-    _refuse("__hub_token" in names, f"--hub_token: {NO_TOKEN}")
+    """Returns all options: flags over `--config` over defaults."""
+    config = parser.parse_known_args(argv)[0].config
+    if config:
+        option_names = {action.dest for action in parser._actions}
+        parser.set_defaults(**load_config_file(config, option_names))
     namespace, unknown = parser.parse_known_args(argv)
     if unknown:
         hidden = SECRET_VALUE.sub(r"\1***", " ".join(unknown))
         raise UserError(f"unrecognized arguments: {hidden}")
-    in_file = set(options)
     options = vars(namespace)
     options.pop("config")
-    for source in ({name.removeprefix("__") for name in names}, in_file):
-        if "num_train_epochs" in source:
-            has_both = "max_steps" in source and options["max_steps"] > 0
-            _refuse(has_both, "--num_train_epochs and --max_steps: use one of them")
-            options["max_steps"] = -1
-        if source & {"num_train_epochs", "max_steps"}:
-            break
     return options
 
 
@@ -417,10 +373,7 @@ def _fill_shared_defaults(options: dict[str, Any]) -> None:
     """Checks and sets training options that depend on the model or the data."""
     streaming = options["streaming"]
     message = "--streaming: a stream has no end; use --max_steps, not --num_train_epochs"
-    _refuse(streaming and options["max_steps"] <= 0, message)
-    for name in ("bf16_full_eval", "fp16_full_eval"):
-        message = f"--{name} would round the adapters before they are saved; remove it"
-        _refuse(options["lora_r"] and options[name], message)
+    _refuse(streaming and options["num_train_epochs"], message)
     message = "--prompt_format mellow pairs clips of the whole corpus; remove --streaming"
     _refuse(streaming and options["prompt_format"] == "mellow", message)
     if options["output_dir"] is None:
@@ -459,10 +412,3 @@ def parse_arguments(
 
 def _select(options: dict[str, Any], group: Any) -> dict[str, Any]:
     return {f.name: options[f.name] for f in fields(group) if f.init}
-
-
-TRAINING_DEFAULTS = {
-    f.name: f.default
-    for f in fields(AudioLMTrainingArguments)
-    if f.name in AudioLMTrainingArguments.__annotations__ and f.init
-}

@@ -24,8 +24,7 @@ from .arguments import (
     DataArguments,
     ModelArguments,
 )
-from .compile import cache_bf16_weights, can_compile, compile_layers
-from .distributed import sharding_backend
+from .compile import PAD_TO, cache_bf16_weights, can_compile, compile_layers
 
 # Options that are fields of the model's configuration.
 MODEL_CONFIG_FIELDS = ("audio_tokens", "learn_code_embeddings", "mapper_hidden_size")
@@ -104,7 +103,6 @@ def choose_compilation(
         args.device.type == "cuda"
         and model_args.freeze_lm
         and not model_args.lora_r
-        and not sharding_backend(args)
         and args.max_steps >= MIN_COMPILED_STEPS
         and can_compile(model.language_model)
         and any(map(shutil.which, ("cc", "gcc", "clang")))
@@ -114,41 +112,31 @@ def choose_compilation(
         args.tf32 = False
 
 
-def pop_compile_options(args: AudioLMTrainingArguments) -> tuple[str, str | None] | None:
-    """Removes `--torch_compile` from the Trainer's arguments: it would recompile for every length.
-
-    Returns:
-        Backend and mode for [`compile_layers`], or None without `--torch_compile`.
-    """
-    if not args.torch_compile:
-        return None
-    options = (args.torch_compile_backend or "inductor", args.torch_compile_mode)
-    args.torch_compile = False
-    args.torch_compile_backend = args.torch_compile_mode = None
-    for name in ("BACKEND", "MODE"):
-        os.environ.pop(f"ACCELERATE_DYNAMO_{name}", None)
-    return options
-
-
 def prepare_model(
     model: AudioLMForConditionalGeneration,
     model_args: ModelArguments,
     args: AudioLMTrainingArguments,
-    compile_options: tuple[str, str | None] | None,
-) -> nn.Module:
+) -> tuple[nn.Module, int]:
     """Adds LoRA adapters, caches bfloat16 weights and compiles layers, as the options ask for.
 
     Returns:
-        The model, or the `PeftModel` around it.
+        The model, or the `PeftModel` around it. The number of tokens to whose multiples batches
+        are padded.
     """
     prepared = model
     # The stock Trainer's smoother takes logits for all tokens, and does not shift the labels.
     model.label_smoothing, args.label_smoothing_factor = args.label_smoothing_factor, 0.0
     if model_args.lora_r:
         prepared = add_lora_adapters(model, model_args.lora_r, model_args.lora_alpha)
-    elif args.bf16 and model_args.freeze_lm and not sharding_backend(args):
-        # Sharded weights are gathered for each use, so their casts cannot be cached.
+    elif args.bf16 and model_args.freeze_lm:
         cache_bf16_weights(model.language_model)
-    if compile_options:
-        compile_layers(prepared.language_model, *compile_options)
-    return prepared
+    if not args.torch_compile:
+        return prepared, 1
+    backend = args.torch_compile_backend or "inductor"
+    compile_layers(prepared.language_model, backend, args.torch_compile_mode)
+    # The Trainer would compile the model again for every length.
+    args.torch_compile = False
+    args.torch_compile_backend = args.torch_compile_mode = None
+    for name in ("BACKEND", "MODE"):
+        os.environ.pop(f"ACCELERATE_DYNAMO_{name}", None)
+    return prepared, PAD_TO

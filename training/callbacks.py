@@ -1,4 +1,4 @@
-"""Callbacks of a run: signals, losses that are not finite, clips that turn bad, and its log."""
+"""Callbacks of a run: signals, losses that are not finite, clips that turn bad, log lines."""
 
 import logging
 import os
@@ -11,30 +11,22 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
-    PrinterCallback,
     ProgressCallback,
     TrainerCallback,
     TrainerControl,
-    TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_utils import IntervalStrategy
 
-from .distributed import any_not_finite
+from ..runtime import UserError
 
 GPU_SYNC_INTERVAL = 10  # steps
-LOG_FORMATS = {"loss": ".4f", "grad_norm": ".3g", "learning_rate": ".2e", "epoch": ".2f"}
 
 logger = logging.getLogger("audiolm.train")
 
 
 class EvaluationStopped(Exception):
     """A signal arrived during an evaluation."""
-
-
-def is_sync_step(args: TrainingArguments, state: TrainerState, control: TrainerControl) -> bool:
-    """Returns whether processes communicate at the end of this step, which waits for the GPU."""
-    is_due = state.global_step % GPU_SYNC_INTERVAL == 0
-    return args.device.type == "cpu" or control.should_log or is_due
 
 
 def _save_and_stop(control: TrainerControl) -> None:
@@ -72,13 +64,25 @@ class StopOnSignal(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs) -> None:
         """Stops the run if a process received a signal."""
         if args.world_size > 1:
-            if not is_sync_step(args, state, control):
+            # They communicate where they wait for the GPU anyway.
+            is_due = state.global_step % GPU_SYNC_INTERVAL == 0 or control.should_log
+            if args.device.type != "cpu" and not is_due:
                 return
             number = torch.tensor(self.received or 0, device=args.device)
             torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
             self.received = int(number.item()) or None
         if self.received:
             _save_and_stop(control)
+
+
+class EvaluateLastStep(TrainerCallback):
+    """Evaluates the last step too, if it is no multiple of `--eval_steps`."""
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        """Requests the evaluation."""
+        has_steps = args.eval_strategy == IntervalStrategy.STEPS
+        if has_steps and state.global_step >= state.max_steps:
+            control.should_evaluate = True
 
 
 class SkipNonFinite(TrainerCallback):
@@ -92,16 +96,11 @@ class SkipNonFinite(TrainerCallback):
         describe: Names the examples of a step. Steps are counted from 1.
     """
 
-    def __init__(self, most: int, describe: Callable[[int], str] | None = None):
+    def __init__(self, most: int, describe: Callable[[int], str]):
         self.most = most
         self.describe = describe
         self.skipped: list[int] = []  # steps
         self._pending: dict[int, torch.Tensor] = {}  # step to flag, not read yet
-
-    @property
-    def failed(self) -> bool:
-        """Whether more steps than allowed were skipped."""
-        return len(self.skipped) > self.most
 
     def on_pre_optimizer_step(self, args, state, control, optimizer: Any = None, **kwargs) -> None:
         """Passes the optimizer a flag that makes it skip the update."""
@@ -110,10 +109,9 @@ class SkipNonFinite(TrainerCallback):
         for group in optimizer.param_groups:
             parameters += group["params"]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        # The scaler of fp16 skips such steps itself. DeepSpeed has already stepped: no gradients.
-        if args.fp16 or not gradients:
+        if args.fp16:  # Its scaler skips such steps itself.
             return
-        is_bad = any_not_finite(gradients)
+        is_bad = ~torch.stack(torch._foreach_norm(gradients)).isfinite().all()
         self._pending[state.global_step + 1] = is_bad
         if optimizer.defaults.get("fused"):
             optimizer.found_inf = is_bad.float()
@@ -124,46 +122,49 @@ class SkipNonFinite(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs) -> None:
         """Reads the flags if the step is logged or saved, which waits for the GPU anyway."""
         if control.should_log or control.should_save:
-            self.on_train_end(args, state, control)
+            self._read_flags()
+            if len(self.skipped) > self.most:
+                _save_and_stop(control)
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
-        """Reads the flags, logs skipped steps, and stops the run if they are too many."""
+        """Reads the flags of the last steps."""
+        self._read_flags()
+
+    def check(self, step: int) -> None:
+        """Raises a `UserError` if too many steps were skipped. The last one, `step`, is saved."""
+        if len(self.skipped) > self.most:
+            raise UserError(
+                f"loss or gradients of the steps {', '.join(map(str, self.skipped))} were not "
+                f"finite, more than --max_skipped_steps {self.most}; step {step} is saved, "
+                "without their updates"
+            )
+
+    def _read_flags(self) -> None:
         flags = torch.stack(list(self._pending.values())).tolist() if self._pending else []
         for step, is_bad in zip(self._pending, flags):
             if is_bad:
                 self.skipped.append(step)
-                rows = f"; its rows: {self.describe(step)}" if self.describe else ""
-                message = "step %d: loss or gradients are not finite; its update was skipped%s"
-                logger.warning(message, step, rows)
+                message = "step %d: loss or gradients are not finite; its update was skipped; "
+                logger.warning(message + "its rows: %s", step, self.describe(step))
         self._pending.clear()
-        if self.failed:
-            _save_and_stop(control)
 
 
-class BadAudio(TrainerCallback):
-    """Counts clips that turned bad during the run, and stops a run that has too many.
+class BadAudioLog:
+    """Logs a clip that turned bad during the run once, and lists it in `bad_audio.txt`.
 
     Args:
-        most: Number of clips after which the run stops, with a checkpoint.
-        output_dir: Folder where `bad_audio.txt` gets a line for each clip.
+        output_dir: Folder of the list.
     """
 
-    def __init__(self, most: int, output_dir: str):
-        self.most = most
+    def __init__(self, output_dir: str):
         self.listing = Path(output_dir, "bad_audio.txt")
-        self.faults: dict[str, int] = {}  # number of replaced examples, of this process
-        self.clips = 0  # in all processes; 0 between two sync steps
+        self.faults: set[str] = set()  # seen by this process
 
-    @property
-    def failed(self) -> bool:
-        """Whether more clips than allowed turned bad."""
-        return self.clips > self.most
-
-    def report(self, fault: str) -> None:
-        """Logs and lists a clip once, by its fault, which begins with its path."""
+    def __call__(self, fault: str) -> None:
+        """Logs and lists what is wrong with a clip. It begins with the clip's path."""
         if fault in self.faults:
             return
-        self.faults[fault] = 0
+        self.faults.add(fault)
         logger.warning("%s; another row of its batch takes its place", fault)
         line = fault.replace("\n", " ") + "\n"
         self.listing.parent.mkdir(parents=True, exist_ok=True)
@@ -171,44 +172,6 @@ class BadAudio(TrainerCallback):
             file.seek(0)
             if line not in file:  # Another process may have written it.
                 file.write(line)
-
-    def __call__(self, fault: str) -> None:
-        """Reports a clip and counts an example that was replaced because of it."""
-        self.report(fault)
-        self.faults[fault] += 1
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        """Stops the run if too many clips turned bad."""
-        if args.world_size == 1:
-            self.clips = len(self.faults)
-        elif is_sync_step(args, state, control):
-            faults: list = [None] * args.world_size
-            torch.distributed.all_gather_object(faults, list(self.faults))
-            self.clips = len(set().union(*faults))
-        else:
-            self.clips = 0
-        if self.failed:
-            _save_and_stop(control)
-
-    def __str__(self) -> str:
-        rows, clips = sum(self.faults.values()), len(self.faults)
-        return f"{rows} rows were replaced, since {clips} clips turned bad: {self.listing}"
-
-
-def format_log_line(step: int, steps: int, logs: dict) -> str:
-    """Formats what is logged at a step.
-
-    >>> format_log_line(1200, 20000, {"loss": 0.5, "learning_rate": 1e-4})
-    'step 1,200 of 20,000: loss 0.5000, learning rate 1.00e-04'
-    """
-    parts = []
-    for name, value in logs.items():
-        if isinstance(value, (int, float)) and name != "total_flos":
-            label = name.removeprefix("eval_").replace("_", " ")
-            parts.append(f"{label} {value:{LOG_FORMATS.get(name, '.4g')}}")
-    is_evaluation = any(name.startswith("eval_") for name in logs)
-    label = " evaluation:" if is_evaluation else ""
-    return f"step {step:,} of {steps:,}:{label} {', '.join(parts)}"
 
 
 def is_cpu_shared(args: TrainingArguments) -> bool:
@@ -220,22 +183,11 @@ def is_cpu_shared(args: TrainingArguments) -> bool:
 
 
 class Progress(ProgressCallback):
-    """The stock progress bars, with the log lines of `format_log_line`."""
+    """The stock progress bars, which say when the CPU is shared."""
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         """Writes a line above the bar."""
-        if state.is_world_process_zero and self.training_bar is not None:
-            logs = logs or {}
-            self.training_bar.write(format_log_line(state.global_step, state.max_steps, logs))
-            if "loss" in logs:
-                shared = {"CPU": "shared with other programs"} if is_cpu_shared(args) else {}
-                self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}", **shared)
-
-
-class LineLogger(PrinterCallback):
-    """The same lines without bars, for `--disable_tqdm true`."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        """Prints a line."""
-        if state.is_world_process_zero:
-            print(format_log_line(state.global_step, state.max_steps, logs or {}), flush=True)
+        super().on_log(args, state, control, logs=logs, **kwargs)
+        if self.training_bar is not None:
+            shared = is_cpu_shared(args)
+            self.training_bar.set_postfix({"CPU": "shared with other programs"} if shared else {})

@@ -6,6 +6,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import torch
 from datasets import Dataset, DatasetDict, IterableDataset
 from transformers.trainer_utils import IntervalStrategy
 
@@ -33,7 +34,16 @@ class TrainingData:
     num_clips: int
     clips: list[Clip]  # for training; of a stream, only those for feature statistics
     eval_clips: dict[str, Clip]  # by the name that `eval_rows` have for a clip
+    # Those for feature statistics. None if the mapper has its own, or needs none.
+    sampled_clips: list[Clip] | None = None
     sampler: LengthGroupedSampler | None = None  # None for the Trainer's order, or a stream's
+
+    def describe_step(self, step: int) -> str:
+        """Returns indices and clips of the examples of a step, counted from 1, if it has them."""
+        if self.sampler is None:
+            return "not known"
+        indices = self.sampler.batch_indices(step)
+        return "; ".join(f"{i} ({', '.join(map(str, self.rows[i]['audio']))})" for i in indices)
 
 
 def load_training_dataset(
@@ -53,6 +63,12 @@ def load_training_dataset(
     check_best_metric(args.metric_for_best_model, data.eval_rows or ())
     if data.eval_rows is None:
         args.eval_strategy = IntervalStrategy.NO
+    if not (model_args.model_name_or_path or model_args.learn_code_embeddings):
+        # A random sample that is the same for every encoder.
+        generator = torch.Generator().manual_seed(args.seed)
+        order = torch.randperm(len(data.clips), generator=generator)
+        sample = order[: data_args.num_stats_clips].tolist()
+        data.sampled_clips = [data.clips[index] for index in sample]
     data.sampler = _build_sampler(data, data_args.max_audio_seconds, args)
     return data
 
@@ -221,9 +237,3 @@ def _build_sampler(
 def batch_size(args: AudioLMTrainingArguments) -> int:
     """Returns the examples per optimizer step, over all processes."""
     return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-
-
-def describe_examples(rows: Dataset, sampler: LengthGroupedSampler, step: int) -> str:
-    """Returns the indices and clips of the examples of a training step, counted from 1."""
-    indices = sampler.batch_indices(step)
-    return "; ".join(f"{i} ({', '.join(map(str, rows[i]['audio']))})" for i in indices)

@@ -1,11 +1,12 @@
 """Records what a run trains on what, for its checkpoints, its model, its card and comparisons."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import torch
 from datasets import Dataset
 from torch import nn
 from transformers import SchedulerType
@@ -15,15 +16,14 @@ from transformers.utils.hub import extract_commit_hash
 from ..checkpoints.encoders import PUBLISHED, checkpoint_file
 from ..configuration_audiolm import find_encoder_class, parse_encoder_type
 from ..data.shards import MANIFEST, dataset_folder
-from ..data.soundscapes.corpus import is_synthetic
+from ..data.soundscapes import is_synthetic
 from ..hub.model_card import LICENCES, CardFacts
 from ..modeling_audiolm import DEFAULT_TEXT_MODEL, AudioLMForConditionalGeneration
 from ..runtime import code_facts, file_facts, public_name, run_info, write_json, write_run_info
 from .arguments import ENCODER_OVERRIDES, AudioLMTrainingArguments, DataArguments, ModelArguments
 from .build import MODEL_CONFIG_FIELDS
 from .dataset import TrainingData, batch_size
-from .distributed import precision
-from .resume import RECORD_FILE, check_adapters, check_encoder, check_settings, check_stream
+from .resume import RECORD_FILE
 
 
 @dataclass
@@ -31,11 +31,9 @@ class RunRecord:
     """What a run trains, on which data, with which settings."""
 
     card: CardFacts
-    model: dict[str, Any]  # encoder type, and options that change the representation of audio
-    data_changes: dict[str, Any]  # subsets and fixes of the data
-    stream: dict[str, Any] | None  # what the place in a stream depends on
+    settings: dict[str, Any]  # those that a resumed run must share
     processes: int
-    info: dict[str, Any] = field(default_factory=dict)  # for `run_info.json`
+    info: dict[str, Any]  # for `run_info.json`
 
     @classmethod
     def create(
@@ -59,55 +57,37 @@ class RunRecord:
         settings["batches"] = "of any length"
         if dataset.sampler:
             settings["batches"] = f"of one length, order {dataset.sampler.digest()[:16]}"
-        record = cls(
-            card=_card_facts(model, model_args, data, settings),
-            model=_model_options(model_args),
-            data_changes=changes,
-            stream=_stream_settings(data_args, args, data, changes),
-            processes=args.world_size,
-        )
+        card = _card_facts(model, model_args, data, settings)
         if isinstance(dataset.rows, Dataset):  # a stream would have to be read for it
             example = dataset.rows[0]
-            record.card.sample = (example["input"], example["answer"])
-        record.info = run_info("run_train.py", args.argv, data=data, settings=record.all_settings)
+            card.sample = (example["input"], example["answer"])
         model.config.data_changes = changes
         model.config.training = {**settings, "data": data}
-        return record
-
-    @property
-    def all_settings(self) -> dict[str, Any]:
-        """Settings that a resumed run must share."""
-        return {**self.model, **self.card.settings, **self.card.data}
-
-    def check_resumable(
-        self,
-        checkpoint: str,
-        model: AudioLMForConditionalGeneration,
-        model_args: ModelArguments,
-        data_args: DataArguments,
-    ) -> None:
-        """Raises a `UserError` if a checkpoint does not belong to this run."""
-        if model_args.lora_r:
-            check_adapters(checkpoint, model_args.lora_r, model_args.lora_alpha)
-        else:
-            check_encoder(model, checkpoint)
-        if self.stream:
-            check_stream(checkpoint, self.stream)
-        if not data_args.resume_with_changes:
-            check_settings(checkpoint, self.all_settings)
+        shared = {
+            **_model_options(model_args),
+            "encoder weights": _weights_digest(model.encoder),
+            **settings,
+            **data,
+        }
+        if data_args.streaming:  # The place of an example in a stream depends on these.
+            shared["workers"] = f"{args.dataloader_num_workers} in {args.world_size} processes"
+            shared["shuffle buffer"] = data_args.shuffle_buffer
+        info = run_info("run_train.py", args.argv, data=data, settings=shared)
+        return cls(card=card, settings=shared, processes=args.world_size, info=info)
 
     def save(self, folder: Path) -> None:
         """Writes the record and `run_info.json` into a checkpoint, which it creates."""
         folder.mkdir(parents=True, exist_ok=True)
-        record = {
-            "data": self.card.data,
-            "changes": self.data_changes,
-            "stream": self.stream,
-            "settings": self.all_settings,
-            "processes": self.processes,
-        }
+        record = {"settings": self.settings, "processes": self.processes}
         write_json(folder / RECORD_FILE, record)
         write_run_info(folder, self.info)
+
+
+def _weights_digest(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for tensor in module.state_dict().values():
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def count_trained_parameters(model: nn.Module) -> int:
@@ -136,6 +116,9 @@ def _training_settings(
         trained_part = "LoRA adapters"
         adapters = f"rank {model_args.lora_r}, alpha {model_args.lora_alpha}"
     optimizer = getattr(args.optim, "value", args.optim)
+    precision = "tf32" if args.tf32 else "fp32"
+    if args.bf16 or args.fp16:
+        precision = "bf16 autocast" if args.bf16 else "fp16 autocast"
     return {
         "steps": args.max_steps if has_steps else None,
         "epochs": None if has_steps else args.num_train_epochs,
@@ -147,7 +130,7 @@ def _training_settings(
         "language model trains": trained_part,
         "LoRA": adapters,
         "seconds used of a clip": data_args.max_audio_seconds,
-        "precision": precision(args),
+        "precision": precision,
         # A cache rounds features to bfloat16.
         "audio features": "of a cache" if data_args.feature_cache else "encoded in each step",
         "language model compiled": args.torch_compile_backend if args.torch_compile else None,
@@ -180,27 +163,6 @@ def _data_changes(data_args: DataArguments, seed: int) -> dict[str, Any]:
     changes["fix_cle_labels"] = fixes
     changes["shuffle_options"] = f"by seed {seed}" if data_args.shuffle_options else None
     return {name: value for name, value in changes.items() if value is not None}
-
-
-def _stream_settings(
-    data_args: DataArguments,
-    args: AudioLMTrainingArguments,
-    data: dict[str, Any],
-    changes: dict[str, Any],
-) -> dict[str, Any] | None:
-    """Returns settings that must be equal to resume a stream at the right example."""
-    if not data_args.streaming:
-        return None
-    return {
-        "processes": args.world_size,
-        "dataloader_num_workers": args.dataloader_num_workers,
-        "per_device_train_batch_size": args.per_device_train_batch_size,
-        "shuffle_buffer": data_args.shuffle_buffer,
-        "seed": args.seed,
-        "sha256": data["sha256"],
-        "rows": data["rows"],
-        "changes": changes,
-    }
 
 
 def _card_facts(

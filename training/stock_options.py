@@ -18,15 +18,15 @@ from ..runtime import UserError
 SUPPORTED = {
     "output_dir", "per_device_train_batch_size", "num_train_epochs", "max_steps",
     "learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay",
-    "gradient_accumulation_steps", "bf16", "fp16", "tf32", "bf16_full_eval", "fp16_full_eval",
+    "gradient_accumulation_steps", "bf16", "fp16", "tf32",
     "activation_checkpointing", "gradient_checkpointing", "torch_compile",
     "torch_compile_backend", "disable_tqdm", "logging_strategy", "logging_steps",
     "logging_first_step", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start",
     "per_device_eval_batch_size", "save_strategy", "save_steps", "save_total_limit",
     "save_only_model", "push_to_hub", "hub_model_id", "hub_strategy", "hub_always_push",
     "hub_private_repo", "hub_revision", "seed", "use_cpu", "dataloader_num_workers",
-    "dataloader_pin_memory", "dataloader_persistent_workers", "train_sampling_strategy", "fsdp",
-    "fsdp_config", "deepspeed", "resume_from_checkpoint", "include_num_input_tokens_seen",
+    "dataloader_pin_memory", "dataloader_persistent_workers", "train_sampling_strategy",
+    "resume_from_checkpoint", "include_num_input_tokens_seen",
     "report_to", "accelerator_config",
 }
 # fmt: on
@@ -64,6 +64,8 @@ IRRELEVANT = {
 # fmt: on
 # Values other than the default are refused, for these reasons.
 REFUSED = {
+    "bf16_full_eval": "evaluations are a part of training and have its precision",
+    "fp16_full_eval": "evaluations are a part of training and have its precision",
     "batch_eval_metrics": "the loss of an evaluation is computed over all of its rows",
     "prediction_loss_only": "the loss of each question type needs the predictions",
     "include_for_metrics": "the losses need nothing else",
@@ -80,20 +82,17 @@ REFUSED = {
     "restore_callback_states_from_checkpoint": "no callback has a state",
     "data_seed": "--seed also draws the order of rows",
     "dataloader_in_order": "equal seeds would give different numbers",
-    "parallelism_config": "use DDP, FSDP or DeepSpeed",
+    "parallelism_config": "each process has all of the model",
+    "fsdp": "each process has all of the model",
+    "fsdp_config": "each process has all of the model",
+    "deepspeed": "each process has all of the model",
     "greater_is_better": "all metrics are losses",
     "do_predict": "use run_eval.py",
     "hub_token": "command lines and files can be read by others. Use `hf auth login` or HF_TOKEN",
 }
 # Mean over question types of the loss per answer token.
 MACRO_LOSS = "macro_loss"
-PUSH_OPTIONS = (
-    "hub_model_id",
-    "hub_strategy",
-    "hub_always_push",
-    "hub_private_repo",
-    "hub_revision",
-)
+PUSH_OPTIONS = [name for name in SUPPORTED if name.startswith("hub_")]
 # Entries of `accelerator_config`. Others would split batches or change the order of rows.
 ACCELERATOR_SETTINGS = ("non_blocking", "even_batches")
 
@@ -113,7 +112,7 @@ def check_stock_options(args: TrainingArguments) -> None:
     for name, reason in REFUSED.items():
         value = getattr(args, name)
         if value != defaults[name] and (value or defaults[name] is not None):
-            raise UserError(f"--{name} {value}: not supported, because {reason}")
+            raise UserError(f"--{name}: not supported, because {reason}")  # It may be a token.
     for name in PUSH_OPTIONS:
         if not args.push_to_hub and getattr(args, name) != defaults[name]:
             raise UserError(f"--{name}: add --push_to_hub true")

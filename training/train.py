@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -10,22 +9,20 @@ from transformers import TrainerCallback, set_seed
 
 from ..checkpoints.load import merge_adapters
 from ..data import QUESTION_TYPES, ReasonAQACollator
+from ..data.decoder import ClipDecoder
 from ..hub.model_card import model_card
 from ..hub.push import PushToHub
-from ..modeling_audiolm import AudioLMForConditionalGeneration
-from ..runtime import format_duration, use_all_of_the_cpu, write_run_info, write_text
+from ..runtime import UserError, format_duration, use_all_of_the_cpu, write_run_info, write_text
 from .adapters import build_optimizer
 from .arguments import BATCH_SIZE, AudioLMTrainingArguments, DataArguments, ModelArguments
-from .build import build_model, choose_compilation, pop_compile_options, prepare_model
-from .callbacks import EvaluationStopped, StopOnSignal
-from .compile import PAD_TO
+from .build import build_model, choose_compilation, prepare_model
+from .callbacks import BadAudioLog, EvaluateLastStep, SkipNonFinite, StopOnSignal
 from .dataset import load_training_dataset
-from .disk import check_disk_space, create_folder
-from .distributed import check_distributed_options
 from .encode import encode_audio
 from .loss import token_loss, token_losses
+from .resume import check_settings
 from .run_record import RunRecord, count_trained_parameters
-from .safeguards import Safeguards, run_training
+from .safeguards import run_training
 from .trainer import AudioLMTrainer
 
 logger = logging.getLogger("audiolm.train")
@@ -42,44 +39,44 @@ def train(
     `callbacks` are called before those of this package. A signal ends the run with `SystemExit`.
     """
     configure_process(args, encodes_audio=not data_args.feature_cache)
-    check_distributed_options(args, model_args.lora_r, model_args.lm_learning_rate)
     dataset = load_training_dataset(model_args, data_args, args)
     model, processor = build_model(model_args, data_args)
     choose_compilation(model, model_args, args)
     record = RunRecord.create(model, dataset, model_args, data_args, args)
-    if args.resume_from_checkpoint:
-        record.check_resumable(args.resume_from_checkpoint, model, model_args, data_args)
-    prepare_output(model, model_args, args)
-    push = build_push(record, model_args, args)
-    safeguards = Safeguards.create(processor, dataset, data_args, args)
-    features = encode_audio(model, dataset, safeguards, model_args, data_args, args)
-    compile_options = pop_compile_options(args)
-    model = prepare_model(model, model_args, args, compile_options)
+    prepare_output(args, record.settings, data_args.resume_with_changes)
+    # Before training, so that a wrong name or token is found early.
+    push = PushToHub(args, partial(model_card, record.card)) if args.push_to_hub else None
+    skips_bad_audio = data_args.on_bad_audio == "skip"
+    decoder = ClipDecoder(processor.feature_extractor, data_args.audio_timeout, skips_bad_audio)
+    bad_audio = BadAudioLog(args.output_dir)
+    on_bad = bad_audio if skips_bad_audio else None
+    model.to(args.device)
+    cache = data_args.feature_cache
+    features = encode_audio(model, decoder.extractor, dataset, cache, on_bad)
+    model, pad_to = prepare_model(model, model_args, args)
     log_settings(record.card.settings)
     record.card.trained_parameters = count_trained_parameters(model)
-    pad_to = PAD_TO if compile_options else 1
     lm_rate = model_args.lm_learning_rate
     optimizer = build_optimizer(model, args, lm_rate) if lm_rate else None
+    non_finite = SkipNonFinite(data_args.max_skipped_steps, dataset.describe_step)
     stop = StopOnSignal()
-    guards = [safeguards.non_finite, safeguards.bad_audio, stop]
-    if push is not None:
-        guards.append(push)
+    guards = [EvaluateLastStep(), non_finite, stop, *([push] if push else [])]
     trainer = AudioLMTrainer(
         model=model,
         args=args,
         train_dataset=dataset.rows,
         eval_dataset=dataset.eval_rows,
-        data_collator=ReasonAQACollator(processor, False, features, pad_to, safeguards.decoder),
+        data_collator=ReasonAQACollator(processor, False, features, pad_to, decoder),
         processing_class=processor,
         compute_metrics=token_loss,
         preprocess_logits_for_metrics=token_losses,
         optimizers=(optimizer, None),
         callbacks=[*callbacks, *guards],
         sampler=dataset.sampler,
-        on_bad=safeguards.bad_audio,
+        on_bad=bad_audio,
         keep_record=record.save,
     )
-    run_training(trainer, safeguards, stop)
+    run_training(trainer, stop, non_finite)
     finish(trainer, record, model_args, push)
     return trainer
 
@@ -102,41 +99,29 @@ def log_settings(settings: dict) -> None:
         logger.info(message, settings["rows a step"], BATCH_SIZE)
 
 
-def prepare_output(
-    model: AudioLMForConditionalGeneration,
-    model_args: ModelArguments,
-    args: AudioLMTrainingArguments,
-) -> None:
-    """Creates the folder of a run, and checks that its checkpoints fit on the disk."""
-    create_folder("output_dir", args.output_dir)
-    has_checkpoints = any(Path(args.output_dir).glob("checkpoint-*"))
-    if has_checkpoints and not args.resume_from_checkpoint:
+def prepare_output(args: AudioLMTrainingArguments, settings: dict, allows_changes: bool) -> None:
+    """Creates the folder of a run, or checks that the checkpoint there has its settings."""
+    folder = Path(args.output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output_dir {folder}: {error.strerror}") from error
+    if args.resume_from_checkpoint:
+        check_settings(args.resume_from_checkpoint, settings, allows_changes)
+    elif any(folder.glob("checkpoint-*")):
         logger.warning(
             "%s already holds checkpoints; they will be overwritten. "
             "Use --resume_from_checkpoint true to resume.",
-            args.output_dir,
+            folder,
         )
-    check_disk_space(model, args, saves_adapters=bool(model_args.lora_r))
-
-
-def build_push(
-    record: RunRecord, model_args: ModelArguments, args: AudioLMTrainingArguments
-) -> PushToHub | None:
-    """Contacts the Hub, so that a wrong name or token is found before training."""
-    if not args.push_to_hub:
-        return None
-    adapter_of = model_args.model_name_or_path if model_args.lora_push == "adapter" else None
-    return PushToHub(args, partial(model_card, record.card, adapter_of=adapter_of), adapter_of)
 
 
 def finish(
     trainer: AudioLMTrainer, record: RunRecord, model_args: ModelArguments, push: PushToHub | None
 ) -> None:
-    """Saves the model with its card, evaluates the last step, prints a summary and pushes."""
+    """Saves the model with its card, prints a summary and pushes."""
     if not model_args.lora_r:
-        # Before the evaluation, which rounds the weights with --bf16_full_eval.
         trainer.save_model()
-    evaluate_last_step(trainer)
     trainer.save_state()
     if trainer.is_world_process_zero():
         folder = Path(trainer.args.output_dir)
@@ -158,18 +143,6 @@ def finish(
         )
     if push is not None:
         push.finish()
-
-
-def evaluate_last_step(trainer: AudioLMTrainer) -> None:
-    """Evaluates, unless the last step has been evaluated. A signal skips the evaluation."""
-    if not trainer.eval_dataset:
-        return
-    last_entries = [
-        entry for entry in trainer.state.log_history if entry["step"] == trainer.state.global_step
-    ]
-    if not any("eval" in key for key in set().union(*last_entries)):
-        with suppress(EvaluationStopped):
-            trainer.evaluate()
 
 
 def summarize(trainer: AudioLMTrainer, record: RunRecord) -> str:

@@ -1,6 +1,6 @@
 """The Trainer of a run: the stock one, with what exact resuming and several processes need.
 
-transformers 5.23 has no public hook for most of this, so eight private methods are overridden.
+transformers 5.23 has no public hook for most of this, so seven private methods are overridden.
 Each docstring says why, and when the method can go.
 """
 
@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.utils.data import DataLoader, Sampler
-from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers import ProgressCallback, Trainer, TrainingArguments
 from transformers.trainer_utils import TrainOutput, has_length
 
 from ..data.collator import encode_new_clips
 from ..data.length_sampler import LengthGroupedSampler
-from .callbacks import EvaluationStopped, LineLogger, Progress
-from .distributed import mask_repeated_examples
+from .callbacks import EvaluationStopped, Progress
 from .stock_options import MACRO_LOSS
 
 
@@ -44,26 +42,9 @@ class AudioLMTrainer(Trainer):
         self.keep_record = keep_record
         self.features: Any = getattr(self.data_collator, "features", None)
         self._flops_per_token: int | None = None
-        self._configure_fsdp()
-        # The stock output has no step in its lines.
-        stock, ours = ProgressCallback, Progress
-        if self.args.disable_tqdm:
-            stock, ours = PrinterCallback, LineLogger
-        self.remove_callback(stock)
-        self.add_callback(ours)
-
-    def _configure_fsdp(self) -> None:
-        """Keeps the frozen encoder out of FSDP: unsharded and in float32."""
-        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
-        if plugin is None:
-            return
-        plugin.ignored_modules = plugin.ignored_modules or "encoder"
-        policy = plugin.mixed_precision_policy
-        if policy is not None:
-            # accelerate's own policy would also round the loss and the encoder's input.
-            plugin.mixed_precision_policy = MixedPrecisionPolicy(
-                policy.param_dtype, torch.float32, cast_forward_inputs=False
-            )
+        if not self.args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(Progress)
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
         """Returns the sampler of the run. It can go once the Trainer takes a sampler."""
@@ -149,8 +130,8 @@ class AudioLMTrainer(Trainer):
         return not metrics or super()._determine_best_metric(metrics, trial)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Logs, and resets the running loss: the Trainer's subtraction would keep a NaN."""
-        super().log(logs, start_time)
+        """Logs with the step, and resets the running loss, which would keep a NaN."""
+        super().log({"step": self.state.global_step, **logs}, start_time)
         if "loss" in logs:
             self._tr_loss.zero_()
 
@@ -172,20 +153,6 @@ class AudioLMTrainer(Trainer):
             self.keep_record(Path(output_dir))
         super().save_model(output_dir, _internal_call)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Writes tied weights once and the class's source. It can go once FSDP2 models do both."""
-        if state_dict is not None:
-            for name in getattr(self.model, "all_tied_weights_keys", {}):
-                state_dict.pop(name, None)
-        wrapped_class = type(self.model)
-        if isinstance(self.model, FSDPModule):
-            # FSDP has replaced it by a class with the bases (FSDPModule, class of the model).
-            self.model.__class__ = wrapped_class.__bases__[1]
-        try:
-            super()._save(output_dir, state_dict)
-        finally:
-            self.model.__class__ = wrapped_class
-
     def _finalize_training(self, *args, **kwargs) -> TrainOutput:
         """Keeps the last checkpoint of a run that stopped early, from which it resumes.
 
@@ -194,3 +161,21 @@ class AudioLMTrainer(Trainer):
         if self.state.global_step < self.state.max_steps:
             self.state.best_model_checkpoint = None
         return super()._finalize_training(*args, **kwargs)
+
+
+def mask_repeated_examples(batch: dict, num_examples: int, args: TrainingArguments) -> None:
+    """Takes repeated examples out of the loss in the last batch of an epoch.
+
+    accelerate appends the first examples of an epoch to the last ones, so that each process has
+    equally many. It does not know their number in a resumed epoch. `labels` and `label_index` of
+    `batch`, one process's share of the last batch, change.
+    """
+    batch_size = args.train_batch_size
+    remainder = num_examples % (batch_size * args.world_size)
+    if args.world_size == 1 or remainder == 0:
+        return
+    num_own = min(max(remainder - args.process_index * batch_size, 0), batch_size)
+    batch["labels"][num_own:] = -100
+    if "label_index" in batch:
+        is_own = batch["label_index"] < batch["labels"][:num_own].numel()
+        batch["label_index"] = batch["label_index"][is_own]

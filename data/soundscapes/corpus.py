@@ -25,6 +25,7 @@ from ...runtime import (
     report_user_errors,
     write_text,
 )
+from . import MANIFEST
 from .balance import draw_questions
 from .events import CLASSES
 from .recordings import RecordingTable, read_recordings
@@ -33,7 +34,6 @@ from .scenes import NOISY_DB, SAMPLE_RATE, Scene, draw_scene, render
 VERSION = 1  # of scenes, questions and rendering
 SPLITS = ("train", "val", "test")
 ROWS_PER_CLIP = 10
-MANIFEST = "soundscapes.json"
 MIN_PARALLEL_FILES = 32
 
 FileEntry = tuple[int, str]  # size in bytes, SHA-256
@@ -197,12 +197,6 @@ def _read_manifest(output: Path, settings: dict) -> dict[str, FileEntry]:
             "Choose another folder, or remove it."
         )
     return files
-
-
-def is_synthetic(folder: Path) -> bool:
-    """Whether a folder holds a corpus of synthesised sounds, not of recordings."""
-    manifest = folder / MANIFEST
-    return manifest.is_file() and "recordings" not in json.loads(manifest.read_text("utf-8"))
 
 
 def _file_entry(path: Path) -> FileEntry:

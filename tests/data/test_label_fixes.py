@@ -231,9 +231,8 @@ def test_training_records_the_fixes(corpus, argv, csv_file):
     }
     checkpoint = corpus / "out" / "checkpoint-1"
     record = json.loads((checkpoint / "training_data.json").read_text())
-    assert record["changes"] == changes
-    assert record["data"]["rows"] == 11
-    assert record["stream"] is None
+    assert record["settings"]["mix"] == "mcq=0.25"
+    assert record["settings"]["rows"] == 11
     assert data_changes(corpus / "out") == changes
     assert data_changes(checkpoint) == changes
     card = (corpus / "out" / "README.md").read_text()
@@ -252,7 +251,7 @@ def test_training_of_adapters_records_the_fixes(corpus, argv):
     # Checkpoints of adapters have no configuration.
     train([*argv, "--freeze_lm", "true", "--lora_r", "2"])
     record = json.loads((corpus / "out" / "checkpoint-1" / "training_data.json").read_text())
-    assert record["changes"] == {"shuffle_options": "by seed 0"}
+    assert record["settings"]["shuffle options"] == "by seed 0"
 
 
 def test_training_missing_csv_is_one_line(argv):

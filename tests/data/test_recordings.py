@@ -14,7 +14,8 @@ from support.recording_tables import make_table
 from audiolm.data.audio_check import clip_facts
 from audiolm.data.download import esc50
 from audiolm.data.prepare import main
-from audiolm.data.soundscapes.corpus import draw_corpus, is_synthetic, make_soundscapes
+from audiolm.data.soundscapes import is_synthetic
+from audiolm.data.soundscapes.corpus import draw_corpus, make_soundscapes
 from audiolm.data.soundscapes.events import SAMPLE_RATE
 from audiolm.data.soundscapes.recordings import Excerpt, RecordingTable, read_recordings
 from audiolm.runtime import UserError

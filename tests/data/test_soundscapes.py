@@ -17,9 +17,9 @@ from audiolm.data import QUESTION_TYPES, check_audio, load_rows
 from audiolm.data.answer_parsing import option_texts, parse_answer
 from audiolm.data.reasonaqa import question_type
 from audiolm.data.soundscapes import corpus as soundscapes
+from audiolm.data.soundscapes import is_synthetic
 from audiolm.data.soundscapes.corpus import (
     draw_corpus,
-    is_synthetic,
     main,
     make_soundscapes,
     write_labels,

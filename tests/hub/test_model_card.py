@@ -39,13 +39,6 @@ def test_card_shows_data_and_settings(facts):
     assert "epochs" not in text
 
 
-def test_card_of_an_adapter_loads_it_on_its_model(facts):
-    card = ModelCard(model_card(facts, "me/x", adapter_of="me/base"))
-    assert card.data.library_name == "peft"
-    assert card.data.base_model == "me/base"
-    assert 'PeftModel.from_pretrained(AutoModel.from_pretrained("me/base"' in card.text
-
-
 def test_card_of_a_text_only_model_says_so(facts):
     facts.no_audio = True
     assert "This is a text-only model" in model_card(facts, "me/x")

@@ -386,7 +386,7 @@ def options_by_type() -> dict[str, list[str]]:
     """Options of run_train.py beside those of every run."""
     options: dict[str, list[str]] = {name: [] for name in FURTHER_TYPES}
     options["mimi_full"] = ["--audio_tokens", "5", "--learn_code_embeddings", "true"]
-    options["mellow"] = ["--recipe", "mellow"]
+    options["mellow"] = ["--config", "mellow"]
     options["htsat"] = ["--audio_tokens", "70", "--band_limit", "4000", "--window_seconds", "0.8"]
     options[PAIR] = ["--audio_tokens", "50"]
     return options

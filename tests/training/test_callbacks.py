@@ -88,7 +88,7 @@ def test_skip_non_finite_too_many_steps_stop_the_run(corpus, tokenizer, nan_step
 def test_skip_non_finite_with_the_fused_optimizer_does_not_wait():
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([weight], fused=True)
-    callback = SkipNonFinite(0)
+    callback = SkipNonFinite(0, str)
     args = SimpleNamespace(fp16=False)
     state = SimpleNamespace(global_step=0)
     for gradient in (1.0, math.inf, 1.0):

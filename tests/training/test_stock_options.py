@@ -14,8 +14,6 @@ from audiolm.run_train import main as train_command
 from audiolm.training.arguments import parse_arguments
 from audiolm.training.stock_options import IRRELEVANT, RECORDED, REFUSED, SUPPORTED
 
-MCQ_LOSS = "eval_mcq_token_loss"
-
 
 def read_log(folder, key):
     """Values of a logged number by step."""
@@ -44,6 +42,7 @@ def test_each_option_of_transformers_stands_in_one_table():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("bf16_full_eval", "true"),
         ("batch_eval_metrics", "true"),
         ("prediction_loss_only", "true"),
         ("include_for_metrics", "inputs"),
@@ -65,21 +64,18 @@ def test_each_option_of_transformers_stands_in_one_table():
 )
 def test_option_that_would_be_ignored_is_refused(name, value, capsys):
     error = read_error([f"--{name}", value], capsys)
-    assert f"--{name} " in error
-    assert error.endswith(f"not supported, because {REFUSED[name]}")
+    assert error.endswith(f"--{name}: not supported, because {REFUSED[name]}")
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["--shuffle_buffer", "9"], "--shuffle_buffer: add --streaming true"),
-        (["--max_bad_audio", "0.5"], "--max_bad_audio: add --on_bad_audio skip"),
         (["--hub_model_id", "me/x"], "--hub_model_id: add --push_to_hub true"),
         (["--accelerator_config", '{"split_batches": true}'], "split_batches is not supported"),
         (["--load_best_model_at_end", "true"], "needs evaluations: add --validation_file"),
         (["--lr_scheduler_type", "reduce_lr_on_plateau"], "needs evaluations: add --validation"),
-        (["--lora_r", "4", "--bf16_full_eval", "true"], "would round the adapters before they"),
-        (["--num_train_epochs", "3", "--max_steps", "9"], "--max_steps: use one of them"),
+        (["--num_train_epochs", "3", "--max_steps", "9"], "--num_train_epochs: remove --max_steps"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(argv, message, capsys):
@@ -90,15 +86,6 @@ def test_epochs_alone_train_epochs():
     args = parse_arguments(["--num_train_epochs", "3"])[2]
     assert args.max_steps == -1
     assert args.num_train_epochs == 3
-
-
-@pytest.mark.parametrize(
-    ("flags", "max_steps"), [([], -1), (["--max_steps", "5"], 5), (["--max_steps=5"], 5)]
-)
-def test_steps_as_a_flag_win_over_epochs_in_a_file(flags, max_steps, tmp_path):
-    config = tmp_path / "c.yaml"
-    config.write_text("num_train_epochs: 3\n")
-    assert parse_arguments(["--config", str(config), *flags])[2].max_steps == max_steps
 
 
 def test_tiny_label_smoothing_gives_the_loss_without(options, corpus):
@@ -151,16 +138,6 @@ def test_metric_of_a_missing_question_type_is_refused(options, capsys):
     argv = [*options, "--metric_for_best_model", "caption_token_loss"]
     with pytest.raises(SystemExit, match="expected macro_loss, mcq_token_loss, mcq_loss, yes_no"):
         train_command(argv)
-
-
-def test_evaluation_in_bfloat16_leaves_the_saved_weights_as_they_are(options, corpus):
-    more = ["--max_steps", "1", "--eval_strategy", "epoch", "--bf16_full_eval", "true"]
-    train_command([*options, *more])
-    assert {value.dtype for value in weights(corpus / "out").values()} <= {
-        torch.float32,
-        torch.int64,
-    }
-    assert MCQ_LOSS in json.dumps(json.loads((corpus / "out/trainer_state.json").read_text()))
 
 
 @pytest.mark.parametrize(

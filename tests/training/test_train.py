@@ -19,7 +19,7 @@ from audiolm.evaluation.evaluate import main as evaluate
 from audiolm.run_train import main as train_command
 from audiolm.runtime import is_bfloat16_fast
 from audiolm.training import build
-from audiolm.training.arguments import build_parser, find_config, parse_arguments
+from audiolm.training.arguments import build_parser, parse_arguments
 from audiolm.training.build import choose_compilation
 from audiolm.training.resume import checkpoint_to_resume
 from audiolm.training.train import train
@@ -184,7 +184,7 @@ def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(corpus, token
 
     (corpus / "encoder" / "model.safetensors").unlink()
     small_model("mimi_semantic", seed=1).encoder.model.save_pretrained(corpus / "encoder")
-    with pytest.raises(SystemExit, match="was trained with another encoder"):
+    with pytest.raises(SystemExit, match=r"was trained with encoder weights \w+ \(now"):
         train_command([*options, "--resume_from_checkpoint", str(output / "checkpoint-4")])
 
 
@@ -275,9 +275,7 @@ def test_resumed_epoch_copies_without_waiting_and_uses_no_random_numbers(corpus,
 # Runs that fail
 
 
-def test_interrupted_encoding_resumes_from_the_cache(
-    corpus, tokenizer, monkeypatch, capsys, caplog
-):
+def test_interrupted_encoding_resumes_from_the_cache(corpus, tokenizer, monkeypatch, caplog):
     encode_clips = cache_module.encode_clips
 
     def interrupted(*args, **options):
@@ -293,7 +291,6 @@ def test_interrupted_encoding_resumes_from_the_cache(
         patch.setattr(cache_module, "encode_clips", interrupted)
         train_command(options)
     assert exit_info.value.code == 130
-    assert capsys.readouterr().err.endswith("interrupted before the first step\n")
     with caplog.at_level("INFO", "audiolm"):
         train_command(options)
         assert "holds 5 of 16 clips" in caplog.text
@@ -440,8 +437,6 @@ def test_default_precision_follows_the_device_unless_options_say_more(monkeypatc
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     assert parse_arguments([])[2].bf16
     assert not parse_arguments(["--bf16", "false"])[2].bf16
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert not parse_arguments([])[2].bf16
 
 
 @pytest.mark.parametrize(
@@ -489,7 +484,6 @@ def test_config_may_hold_one_value_for_a_list_and_false(tmp_path):
 
 def test_config_of_the_package_is_found_by_its_name():
     assert parse_arguments(["--config", "mimi_full"])[0].encoder_type == "mimi_full"
-    assert find_config("demo").is_file()
 
 
 def test_config_file_goes_before_the_packages_config(tmp_path, monkeypatch):
@@ -514,7 +508,6 @@ def test_push_options_are_those_of_transformers():
         ("--per_device_train_batch_size 0", ["--per_device_train_batch_size", "0"]),
         ("--per_device_train_batch_size -4", ["--per_device_train_batch_size", "-4"]),
         ("--num_stats_clips 0", ["--num_stats_clips", "0"]),
-        ("--max_bad_audio 2.0", ["--max_bad_audio", "2"]),
         ("--audio_timeout 0.0", ["--audio_timeout", "0"]),
         ("--max_audio_seconds 0.0", ["--max_audio_seconds", "0"]),
         ("--gradient_accumulation_steps 0", ["--gradient_accumulation_steps", "0"]),
@@ -591,24 +584,14 @@ assert not {"msclap", "moshi", "librosa"} & set(sys.modules)
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def run_copied_script(tmp_path: Path, *flags: str) -> str:
-    """Runs a copy of run_train.py, which stands in another folder than the package."""
+def test_script_of_another_checkout_is_one_line(tmp_path):
     copy = tmp_path / "run_train.py"
     copy.write_bytes(SCRIPT.read_bytes())
-    command = [sys.executable, *flags, str(copy), "--help"]
+    command = [sys.executable, str(copy), "--help"]
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 1
     (line,) = run.stderr.splitlines()
-    return line
-
-
-def test_script_of_another_checkout_is_one_line(tmp_path):
-    assert run_copied_script(tmp_path) == (
+    assert line == (
         f"run_train.py of {tmp_path} runs with the package of {SCRIPT.parent}: "
         f"run `pip install -e {tmp_path}`, or run {SCRIPT}"
     )
-
-
-def test_script_without_an_installed_package_is_one_line(tmp_path):
-    line = run_copied_script(tmp_path, "-I", "-S")
-    assert line == (f"run_train.py: the package is not installed: run `pip install -e {tmp_path}`")
