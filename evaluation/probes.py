@@ -8,6 +8,7 @@ always right has an interval without width.
 from collections import Counter
 from dataclasses import dataclass
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 from joblib import Parallel, delayed
@@ -16,12 +17,13 @@ from sklearn.metrics import f1_score
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from .probe_folds import Fold
-from .statistics import clip_bootstrap, interval
+from ..runtime import UserError
+from .statistics import clip_bootstrap
 
 REGRESSION: dict = {
     "C": [0.001, 0.01, 0.1, 1.0, 10.0],
     "C_without_validation": 1.0,
+    "tol_of_choice": 1e-3,
     "max_iter": 2000,
 }
 RESAMPLES = 2000
@@ -40,6 +42,50 @@ def pool_mean_deviation(frames: np.ndarray) -> np.ndarray:
 POOLINGS = {"mean": pool_mean, "mean_deviation": pool_mean_deviation}
 
 
+class Fold(NamedTuple):
+    """One test of a probe, as indices of clips."""
+
+    name: str
+    train: np.ndarray
+    validation: np.ndarray  # the part of `train` on which C is chosen, or none
+    test: np.ndarray
+
+
+def build_folds(labels: np.ndarray, parts: np.ndarray, is_split: bool) -> list[Fold]:
+    """Tests each fold after training on the others. C is chosen on the next fold.
+
+    A split is one such test, with the fixed names train, val and test. A validation part is left
+    out if the rest lacks a class.
+
+    Args:
+        labels: Shape `(clips,)`.
+        parts: The name of each clip's fold, or of its part of a split.
+        is_split: Whether they are parts of a split.
+
+    Raises:
+        UserError: If a part is missing or unknown, or a class is alone or in one part only.
+    """
+    if len(set(labels)) < 2:
+        raise UserError(f"all clips have the label {labels[0]!r}: expected two classes or more")
+    # Fold 10 comes after fold 9.
+    names = sorted(set(parts), key=lambda name: (len(name), name))
+    pairs = [("test", "val")] if is_split else list(zip(names, names[1:] + names[:1]))
+    if is_split and not {"test", "train"} <= set(names) <= {"test", "train", "val"}:
+        raise UserError(f"expected the splits train, test and, if any, val, not {', '.join(names)}")
+    if len(names) < 2:
+        raise UserError(f"all clips are in fold {names[0]}: expected two folds or more")
+    folds = []
+    for name, next_name in pairs:
+        train, test = np.flatnonzero(parts != name), np.flatnonzero(parts == name)
+        for label in sorted(set(labels[test]) - set(labels[train])):
+            raise UserError(f"class {label!r} is in {name} only: no other part can train for it")
+        validation = np.flatnonzero(parts == next_name)
+        if set(labels[np.setdiff1d(train, validation)]) != set(labels[train]):
+            validation = validation[:0]
+        folds.append(Fold(name, train, validation, test))
+    return folds
+
+
 def probe_features(
     features: np.ndarray, labels: np.ndarray, fold: Fold, c: float | None = None
 ) -> tuple[np.ndarray, dict]:
@@ -48,37 +94,35 @@ def probe_features(
     `c` is chosen on the fold's validation clips if it is not given. Returns the predicted labels of
     the test clips, and C. The labels of test clips are not read. Nothing is random.
     """
-    inner = np.setdiff1d(fold.train, fold.validation)
     if c is None:
-        c = REGRESSION["C_without_validation"]
-        if len(fold.validation) and len(set(labels[inner])) > 1:
-            c = _choose_c(features, labels, inner, fold.validation)
+        c = _choose_c(features, labels, fold)
     scaler = StandardScaler().fit(features[fold.train])
-    probe = _logistic_regression(c).fit(scaler.transform(features[fold.train]), labels[fold.train])
+    probe = LogisticRegression(C=c, max_iter=REGRESSION["max_iter"])
+    probe.fit(scaler.transform(features[fold.train]), labels[fold.train])
     is_converged = bool(probe.n_iter_.max() < REGRESSION["max_iter"])
     predicted = probe.predict(scaler.transform(features[fold.test]))
     return predicted, {"C": c, "converged": is_converged}
 
 
-def _choose_c(
-    features: np.ndarray, labels: np.ndarray, train: np.ndarray, validation: np.ndarray
-) -> float:
+def _choose_c(features: np.ndarray, labels: np.ndarray, fold: Fold) -> float:
     """Returns the C of highest accuracy. Of equal ones the smallest, the strongest regularisation.
 
     Each fit starts at the solution for the C before, which takes fewer iterations.
     """
+    if not len(fold.validation):
+        return REGRESSION["C_without_validation"]
+    train = np.setdiff1d(fold.train, fold.validation)
     scaler = StandardScaler().fit(features[train])
-    inputs, held_out = scaler.transform(features[train]), scaler.transform(features[validation])
-    probe = _logistic_regression(REGRESSION["C"][0])
+    inputs = scaler.transform(features[train])
+    held_out = scaler.transform(features[fold.validation])
+    probe = LogisticRegression(
+        tol=REGRESSION["tol_of_choice"], max_iter=REGRESSION["max_iter"], warm_start=True
+    )
     accuracies = []
     for c in REGRESSION["C"]:
         probe.set_params(C=c).fit(inputs, labels[train])
-        accuracies.append(probe.score(held_out, labels[validation]))
+        accuracies.append(probe.score(held_out, labels[fold.validation]))
     return REGRESSION["C"][int(np.argmax(accuracies))]
-
-
-def _logistic_regression(c: float) -> LogisticRegression:
-    return LogisticRegression(C=c, max_iter=REGRESSION["max_iter"], warm_start=True)
 
 
 @dataclass(frozen=True)
@@ -154,21 +198,22 @@ def add_intervals(
 
     Returns the paired difference of every two arms, with its interval.
     """
-    is_right = np.stack([predicted[arm] == labels for arm in results], 1).astype(float)
+    is_right = {arm: (predicted[arm] == labels).astype(float) for arm in results}
     # Each test clip is a row of its own.
     clips = [(f"{number:09}",) for number in range(len(labels))]
-    groups = np.zeros(len(labels), int)
-    samples = clip_bootstrap(is_right, clips, groups, RESAMPLES, seed)[:, 0]
-    for column, metrics in enumerate(results.values()):
-        metrics |= _interval_fields(samples[:, column])
+    columns = np.stack(list(is_right.values()), 1)
+    samples = clip_bootstrap(columns, clips, np.zeros(len(labels), int), RESAMPLES, seed)[:, 0]
+    samples_by_arm = dict(zip(results, samples.T))
+    for arm, metrics in results.items():
+        metrics |= _interval(samples_by_arm[arm])
     differences = []
-    for (i, first), (j, second) in combinations(enumerate(results), 2):
-        difference = float(is_right[:, i].mean() - is_right[:, j].mean())
-        fields = _interval_fields(samples[:, i] - samples[:, j])
+    for first, second in combinations(results, 2):
+        difference = float(is_right[first].mean() - is_right[second].mean())
+        fields = _interval(samples_by_arm[first] - samples_by_arm[second])
         differences.append({"first": first, "second": second, "difference": difference, **fields})
     return differences
 
 
-def _interval_fields(samples: np.ndarray) -> dict:
-    low, high = interval(samples)
+def _interval(samples: np.ndarray) -> dict[str, float]:
+    low, high = np.quantile(samples, [0.025, 0.975])
     return {"ci95_low": float(low), "ci95_high": float(high)}
