@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .controls import CONTROLS
-from .estimates import ResampledAccuracies, describe_difference
+from .estimates import MEAN, ResampledAccuracies, describe_difference
 
 # Under these controls no answer uses the audio. Under `option_relabel` it does.
 NO_AUDIO_CONTROLS = tuple(control for control in CONTROLS if control != "option_relabel")
@@ -56,7 +56,7 @@ def gain_over_best_baseline(
     outcomes = {"": correct} | {name: baseline.outcomes for name, baseline in baselines.items()}
     accuracies = ResampledAccuracies(outcomes, clips, type_index, resamples, FIXED_CONTROLS)
     gains = {}
-    for row_group, name in [*enumerate(question_types), (None, "macro")]:
+    for row_group, name in [*enumerate(question_types), (MEAN, "macro")]:
         means = {arm: accuracies.group(arm, row_group).values.mean() for arm in outcomes}
         best = max(baselines, key=lambda baseline: means[baseline])
         if baselines[best].has_own_trainings:

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
@@ -49,11 +48,6 @@ class EvaluationData:
     training_rows: list[dict] | None  # of `--train_file`
     # Paths and digests of the clips of `training_rows`.
     training_clips: frozenset[str] = frozenset()
-
-    @cached_property
-    def clips(self) -> list[str]:
-        """The distinct clips of the rows."""
-        return sorted(set(chain.from_iterable(self.rows["audio"])))
 
 
 @contextmanager

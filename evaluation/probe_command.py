@@ -1,5 +1,7 @@
 """Tests what frozen features contain: linear probes on labelled clips, for each encoder."""
 
+# ruff: noqa: RUF009
+
 import json
 import sys
 from collections import Counter
@@ -31,7 +33,7 @@ from ..runtime import (
     write_run_info,
 )
 from . import probes
-from .arguments import option, parse_options
+from .arguments import REQUIRED, option, parse_options
 from .inputs import input_errors
 from .tables import format_share, format_table
 
@@ -51,31 +53,27 @@ CHUNK = 512  # clips whose features are in memory together
 class ProbeArguments:
     """The options of `audiolm probe`. Wrong ones raise a `UserError`."""
 
-    encoder_type: list[str] = field(
-        metadata={"help": f"Any of {', '.join(list_encoder_types())}.", "metavar": "ARM"}
+    encoder_type: list[str] = option(
+        f"Any of {', '.join(list_encoder_types())}.", REQUIRED, metavar="ARM"
     )
-    encoder_name_or_path: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Weights, one for each encoder type in order: a folder, file, Hub name, "
-            "`random` or `published`. By default the published weights.",
-            "metavar": "NAME",
-        },
+    encoder_name_or_path: list[str] = option(
+        "Weights, one for each encoder type in order: a folder, file, Hub name, `random` or "
+        "`published`. By default the published weights.",
+        [],
+        metavar="NAME",
     )
-    labels: str = field(metadata={"help": "The labels, see above.", "metavar": "CSV"})
+    labels: str = option("The labels, see above.", REQUIRED, metavar="CSV")
     label_column: str | None = option(
         f"Column of the labels. By default the first of {', '.join(LABEL_COLUMNS)}."
     )
-    audio_dir: str = field(metadata={"help": "Folder of the clips."})
-    output_dir: str = field(metadata={"help": "Folder for probes.json, probe_predictions.csv."})
-    pooling: list[str] = field(
-        default_factory=lambda: ["mean"],
-        metadata={
-            "help": "What the logistic regression sees of a clip: the mean over its frames, or "
-            "their mean and standard deviation. The first one is repeated with shuffled training "
-            "labels, which gives chance accuracy.",
-            "choices": tuple(probes.POOLINGS),
-        },
+    audio_dir: str = option("Folder of the clips.", REQUIRED)
+    output_dir: str = option("Folder for probes.json, probe_predictions.csv.", REQUIRED)
+    pooling: list[str] = option(
+        "What the logistic regression sees of a clip: the mean over its frames, or their mean and "
+        "standard deviation. The first one is repeated with shuffled training labels, which gives "
+        "chance accuracy.",
+        ["mean"],
+        choices=tuple(probes.POOLINGS),
     )
     feature_cache: str | None = option("Folder of encoded clips, or `none`, as in run_train.py.")
     max_audio_seconds: float = option("Seconds used of each clip.", 10.0)
@@ -235,9 +233,9 @@ def probe_arm(
         for pooling in args.pooling:
             predictions, choices = task.run(features[pooling])
             record["predicted"][pooling] = predictions.tolist()
-            record["results"][pooling] = task.score(predictions, choices)
+            record["results"][pooling] = task.score(predictions)
             if pooling == args.pooling[0]:
-                record["shuffled_labels"] = task.score(*task.run(features[pooling], choices))
+                record["shuffled_labels"] = task.score(task.run(features[pooling], choices)[0])
         file.parent.mkdir(exist_ok=True)
         write_json(file, record)
     accuracies = {name: score["accuracy"] for name, score in record["results"].items()}

@@ -88,7 +88,7 @@ def build_folds(labels: np.ndarray, parts: np.ndarray, is_split: bool) -> list[F
 
 def probe_features(
     features: np.ndarray, labels: np.ndarray, fold: Fold, c: float | None = None
-) -> tuple[np.ndarray, dict]:
+) -> tuple[np.ndarray, float]:
     """Trains and tests a logistic regression on pooled features, `(clips, channels)`.
 
     `c` is chosen on the fold's validation clips if it is not given. Returns the predicted labels of
@@ -99,9 +99,7 @@ def probe_features(
     scaler = StandardScaler().fit(features[fold.train])
     probe = LogisticRegression(C=c, max_iter=REGRESSION["max_iter"])
     probe.fit(scaler.transform(features[fold.train]), labels[fold.train])
-    is_converged = bool(probe.n_iter_.max() < REGRESSION["max_iter"])
-    predicted = probe.predict(scaler.transform(features[fold.test]))
-    return predicted, {"C": c, "converged": is_converged}
+    return probe.predict(scaler.transform(features[fold.test])), c
 
 
 def _choose_c(features: np.ndarray, labels: np.ndarray, fold: Fold) -> float:
@@ -144,27 +142,25 @@ class ProbeTask:
         return self.labels[self.test_clips]
 
     def run(
-        self, features: np.ndarray, shuffled_with: dict | None = None
-    ) -> tuple[np.ndarray, dict]:
+        self, features: np.ndarray, shuffled_with: list[float] | None = None
+    ) -> tuple[np.ndarray, list[float]]:
         """Trains and tests a probe on every fold.
 
-        `shuffled_with` are the settings of an earlier call, for a control with shuffled training
-        labels and the same C. Returns the predictions for `test_clips`, and the settings that each
-        fold chose.
+        `shuffled_with` has the C of each fold, as an earlier call chose them, for a control with
+        shuffled training labels. Returns the predictions for `test_clips`, and the C.
         """
         calls = []
         for number, fold in enumerate(self.folds):
             labels, c = self.labels.copy(), None
             if shuffled_with is not None:
-                c = shuffled_with[fold.name]["C"]
+                c = shuffled_with[number]
                 generator = np.random.default_rng([self.seed, number])
                 labels[fold.train] = generator.permutation(self.labels[fold.train])
             calls.append(delayed(probe_features)(features, labels, fold, c))
         # A thread per fold. The matrices are too small to be worth threads of their own.
         with threadpool_limits(1):
-            predicted, settings = zip(*Parallel(n_jobs=-1, backend="threading")(calls))
-        names = [fold.name for fold in self.folds]
-        return np.concatenate(predicted), dict(zip(names, settings))
+            predicted, choices = zip(*Parallel(n_jobs=-1, backend="threading")(calls))
+        return np.concatenate(predicted), list(choices)
 
     def predict_majority(self) -> np.ndarray:
         """Predicts the most common training label. Ties go to the first in the alphabet."""
@@ -173,22 +169,13 @@ class ProbeTask:
         ]
         return np.repeat(labels, [len(fold.test) for fold in self.folds])
 
-    def score(self, predicted: np.ndarray, settings: dict | None = None) -> dict:
-        """Returns accuracy and macro F1 over all test clips, and of each fold with its settings."""
-        ends = np.cumsum([len(fold.test) for fold in self.folds])
-        by_fold = {}
-        for fold, predictions in zip(self.folds, np.split(predicted, ends[:-1])):
-            by_fold[fold.name] = _accuracy_and_f1(predictions, self.labels[fold.test])
-            by_fold[fold.name] |= (settings or {}).get(fold.name, {})
-        mean = float(np.mean([metrics["accuracy"] for metrics in by_fold.values()]))
-        metrics = _accuracy_and_f1(predicted, self.test_labels)
-        return {**metrics, "mean_of_folds": mean, "folds": by_fold}
-
-
-def _accuracy_and_f1(predicted: np.ndarray, labels: np.ndarray) -> dict:
-    f1 = f1_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0)
-    accuracy = float(np.mean(predicted == labels))
-    return {"n": len(labels), "accuracy": accuracy, "macro_f1": float(f1)}
+    def score(self, predicted: np.ndarray) -> dict:
+        """Returns accuracy and macro F1 over all test clips."""
+        labels = self.test_labels
+        options: dict = {"labels": np.unique(labels), "average": "macro", "zero_division": 0}
+        accuracy = float(np.mean(predicted == labels))
+        macro_f1 = float(f1_score(labels, predicted, **options))
+        return {"n": len(labels), "accuracy": accuracy, "macro_f1": macro_f1}
 
 
 def add_intervals(

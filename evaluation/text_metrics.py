@@ -9,8 +9,7 @@ import math
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterable, Mapping
 from itertools import chain, zip_longest
 from types import SimpleNamespace
 
@@ -67,7 +66,23 @@ class TextMetric(evaluate.Metric):
     def _compute(  # ty: ignore[incompatible-method-override]
         self, predictions: list[str], references: list[list[str]]
     ) -> dict:
-        return _compute_metrics(_build_items(predictions, references))
+        items = []
+        for number, (prediction, texts) in enumerate(zip(predictions, references)):
+            if not texts:
+                raise ValueError(f"item {number} ({prediction[:80]!r}) has no reference")
+            items.append((tokenise(prediction), tuple(sorted(map(tokenise, texts)))))
+        # Sums of floats depend on their order.
+        items.sort()
+        metrics: dict = {"n": len(items), "not_run": {}}
+        for name, measure in METRICS.items():
+            try:
+                if not items:
+                    raise NotRun("there are no items")
+                metrics[name] = measure(items)
+            except NotRun as reason:
+                metrics[name] = None
+                metrics["not_run"][name] = str(reason)
+        return metrics
 
 
 def text_items(rows: Iterable[Mapping]) -> list[dict]:
@@ -81,22 +96,14 @@ def text_items(rows: Iterable[Mapping]) -> list[dict]:
 
     Returns:
         `prediction`, `question_type` and the sorted `references` of each item.
-
-    Raises:
-        ValueError: If a row has no generated text.
     """
     references = defaultdict(list)
     candidates = defaultdict(list)
-    for number, row in enumerate(rows):
+    for row in rows:
         question_type = row["question_type"]
         if question_type not in TEXT_TYPES:
             continue
-        text = ((row.get("answers") or {}).get("generate") or {}).get("text")
-        if not isinstance(text, str):
-            raise ValueError(
-                f"row {number}: expected a {question_type} row with text in answers.generate. "
-                "Use the protocol generate."
-            )
+        text = row["answers"]["generate"]["text"]
         question = row["subtype"] if question_type == "caption" else row["input"]
         key = (question_type, row["filepath1"], row["filepath2"], question)
         references[key].append(row["answer"])
@@ -118,33 +125,10 @@ def text_metrics(rows: Iterable[Mapping]) -> dict:
         if selected:
             predictions = [item["prediction"] for item in selected]
             references = [item["references"] for item in selected]
-            metrics[question_type] = _compute_metrics(_build_items(predictions, references))
+            metrics[question_type] = TextMetric().compute(
+                predictions=predictions, references=references
+            )
     return metrics
-
-
-def _build_items(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[Texts]:
-    items = []
-    for number, (prediction, texts) in enumerate(zip(predictions, references)):
-        if not texts:
-            raise ValueError(f"item {number} ({prediction[:80]!r}) has no reference")
-        items.append((tokenise(prediction), tuple(sorted(map(tokenise, texts)))))
-    return items
-
-
-def _compute_metrics(items: list[Texts]) -> dict:
-    # Sums of floats depend on their order.
-    items = sorted(items)
-    metrics: dict = {"n": len(items)}
-    not_run = {}
-    for name, measure in METRICS.items():
-        try:
-            if not items:
-                raise NotRun("there are no items")
-            metrics[name] = measure(items)
-        except NotRun as reason:
-            metrics[name] = None
-            not_run[name] = str(reason)
-    return {**metrics, "not_run": not_run}
 
 
 def _corpus_bleu(items: list[Texts]) -> BLEUScore:
@@ -167,16 +151,11 @@ def _bleu_4(items: list[Texts]) -> float:
     return min(1.0, _corpus_bleu(items).score / 100)
 
 
-@cache
-def _rouge_scorer():
+def _rouge_l(items: list[Texts]) -> float:
     # rouge_score imports all of nltk, which takes seconds.
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rougeL"], tokenizer=SimpleNamespace(tokenize=str.split))
-
-
-def _rouge_l(items: list[Texts]) -> float:
-    scorer = _rouge_scorer()
+    scorer = RougeScorer(["rougeL"], tokenizer=SimpleNamespace(tokenize=str.split))
     scores = [scorer.score_multi(references, text)["rougeL"] for text, references in items]
     return math.fsum(score.fmeasure for score in scores) / len(items)
 

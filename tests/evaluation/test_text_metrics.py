@@ -232,10 +232,6 @@ def test_text_items_merges_rows_that_ask_the_same():
         ],
     }
     assert sorted(map(repr, text_items(rows[::-1]))) == sorted(map(repr, items))
-    with pytest.raises(
-        ValueError, match=r"row 1: expected a caption row with text in answers\.generate"
-    ):
-        text_items([row(), {**row(), "answers": {"likelihood": {}}}])
 
 
 def test_text_metrics_of_each_question_type_are_those_of_its_items():
