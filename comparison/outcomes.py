@@ -17,7 +17,7 @@ from ..evaluation.audio_gain import (
     gain_over_best_baseline,
 )
 from ..evaluation.estimates import ResampledAccuracies, describe_accuracy
-from ..evaluation.scores import groups_of_rows, recording_names
+from ..evaluation.scores import groups_of_rows
 from .runs import Run
 
 
@@ -28,7 +28,7 @@ class Outcomes:
     rows: list[dict]  # of the first arm's predictions
     question_types: list[str]  # those that occur, in the order of `CLOSED_QUESTION_TYPES`
     type_index: np.ndarray  # each row's question type, shape `(rows,)`
-    clips: list[tuple[str, ...]]  # file names of each row's one or two clips
+    clips: list[tuple[str, ...]]  # digests of each row's one or two clips
     by_seed: dict[str, np.ndarray]  # of each arm, shape `(seeds, rows)`
     published: list[str]  # arms of which there is no other training
     baselines: dict[str, dict[str, Baseline]]  # of each arm, without audio
@@ -75,7 +75,7 @@ def collect_outcomes(runs: Mapping[str, list[Run]]) -> Outcomes:
         if arm not in text_only:
             baselines[arm] |= text_only
     type_index = np.array([question_types.index(row["question_type"]) for row in rows])
-    clips = [recording_names(row) for row in rows]
+    clips = [tuple(row["audio_digests"]) for row in rows]
     return Outcomes(rows, question_types, type_index, clips, by_seed, published, baselines)
 
 

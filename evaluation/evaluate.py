@@ -131,8 +131,7 @@ def evaluate(arguments: EvaluationArguments) -> Evaluation | None:
     seconds = time.perf_counter() - start
     if outputs is None:
         return None
-    training_rows = data.training_rows if "majority" in controls else None
-    rows = predicted_rows(data.rows, outputs, data.facts, training_rows)
+    rows = predicted_rows(data.rows, outputs, data.facts, data.training_rows)
     if data.training_rows is not None:
         mark_training_clips(rows, data.training_clips)
     not_run = {control: problem for control, problem in plan.items() if problem}

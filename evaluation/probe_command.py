@@ -73,7 +73,7 @@ class ProbeArguments:
         "standard deviation. The first one is repeated with shuffled training labels, which gives "
         "chance accuracy.",
         ["mean"],
-        choices=tuple(probes.POOLINGS),
+        choices=probes.POOLINGS,
     )
     feature_cache: str | None = option("Folder of encoded clips, or `none`, as in run_train.py.")
     max_audio_seconds: float = option("Seconds used of each clip.", 10.0)
@@ -265,7 +265,7 @@ def encode(
                 features = encoder.decode_codes(clip[None].to(encoder.device))[0].cpu()
             num_frames.append(len(features))
             for pooling, vectors in pooled.items():
-                vectors.append(probes.POOLINGS[pooling](features.numpy()))
+                vectors.append(probes.pool(features.numpy(), pooling))
     return {pooling: np.stack(vectors) for pooling, vectors in pooled.items()}, num_frames
 
 

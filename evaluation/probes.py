@@ -27,19 +27,13 @@ REGRESSION: dict = {
     "max_iter": 2000,
 }
 RESAMPLES = 2000
+POOLINGS = ("mean", "mean_deviation")
 
 
-def pool_mean(frames: np.ndarray) -> np.ndarray:
-    """Returns the mean over frames. Their shape is `(frames, channels)`."""
-    return frames.mean(0)
-
-
-def pool_mean_deviation(frames: np.ndarray) -> np.ndarray:
-    """Returns the mean and the standard deviation over frames, shape `(2 * channels,)`."""
-    return np.concatenate([frames.mean(0), frames.std(0)])
-
-
-POOLINGS = {"mean": pool_mean, "mean_deviation": pool_mean_deviation}
+def pool(frames: np.ndarray, pooling: str) -> np.ndarray:
+    """Returns the mean over frames of shape `(frames, channels)`, or it and their deviation."""
+    mean = frames.mean(0)
+    return mean if pooling == "mean" else np.concatenate([mean, frames.std(0)])
 
 
 class Fold(NamedTuple):

@@ -127,17 +127,6 @@ def mark_training_clips(rows: list[dict], training_clips: Collection[str]) -> No
         row["in_training"] = any(name in training_clips for name in names)
 
 
-def recording_names(row: Mapping) -> tuple[str, ...]:
-    """Returns what identifies the recordings of a row's clips.
-
-    It is the digest of the audio, which joins ClothoAQA's recordings with Clotho's. Predictions
-    without digests have the full path.
-    """
-    names = clip_paths(row)
-    digests = row.get("audio_digests") or [None] * len(names)
-    return tuple(digest or name for digest, name in zip(digests, names))
-
-
 def softmax_scores(scores: Mapping[str, tuple[float, int]]) -> dict[str, float]:
     """Returns the probability of each option: the softmax of the log-likelihoods."""
     if not scores:
@@ -219,7 +208,7 @@ def closed_metrics(
         references=[row["reference"] or row["answer"] for row in rows],
         question_type=[row["question_type"] for row in rows],
         groups=groups_of_rows(rows, max_audio_seconds),
-        clips=[recording_names(row) for row in rows],
+        clips=[tuple(row["audio_digests"]) for row in rows],
     )
     return metrics or {}
 
@@ -261,7 +250,7 @@ def audio_gain(rows: list[dict], protocol: str) -> dict[str, dict]:
             has_own_trainings = name in (*FIXED_CONTROLS, TEXT_ONLY_CONTROL)
             baselines[name] = Baseline(np.array([outcomes], float), has_own_trainings)
     type_index = np.array([question_types.index(row["question_type"]) for row in rows])
-    clips = [recording_names(row) for row in rows]
+    clips = [tuple(row["audio_digests"]) for row in rows]
     return gain_over_best_baseline(correct, baselines, question_types, type_index, clips)
 
 

@@ -143,8 +143,8 @@ def test_mean_deviation_pooling_finds_what_the_mean_lacks():
     labels = np.array([str(i % 2) for i in range(120)])
     clips = [random.standard_normal((60, 8)) * (1 + int(label)) for label in labels]
     folds = folds_for(labels)[:3]
-    means = np.stack([probes.POOLINGS["mean"](clip) for clip in clips])
-    both = np.stack([probes.POOLINGS["mean_deviation"](clip) for clip in clips])
+    means = np.stack([probes.pool(clip, "mean") for clip in clips])
+    both = np.stack([probes.pool(clip, "mean_deviation") for clip in clips])
     assert both.shape == (120, 16)
     assert accuracy(means, labels, folds) < 0.75
     assert accuracy(both, labels, folds) > 0.95
