@@ -23,7 +23,6 @@ from .statistics import clip_bootstrap
 REGRESSION: dict = {
     "C": [0.001, 0.01, 0.1, 1.0, 10.0],
     "C_without_validation": 1.0,
-    "tol_of_choice": 1e-3,
     "max_iter": 2000,
 }
 RESAMPLES = 2000
@@ -107,9 +106,7 @@ def _choose_c(features: np.ndarray, labels: np.ndarray, fold: Fold) -> float:
     scaler = StandardScaler().fit(features[train])
     inputs = scaler.transform(features[train])
     held_out = scaler.transform(features[fold.validation])
-    probe = LogisticRegression(
-        tol=REGRESSION["tol_of_choice"], max_iter=REGRESSION["max_iter"], warm_start=True
-    )
+    probe = LogisticRegression(max_iter=REGRESSION["max_iter"], warm_start=True)
     accuracies = []
     for c in REGRESSION["C"]:
         probe.set_params(C=c).fit(inputs, labels[train])

@@ -12,13 +12,7 @@ from ..data.answer_parsing import parse_answer
 from ..data.audio_check import ClipFacts
 from ..data.reasonaqa import CLOSED_QUESTION_TYPES, FIELDS
 from .answering import PROTOCOL_NAMES, most_likely_option
-from .audio_gain import (
-    FIXED_CONTROLS,
-    NO_AUDIO_CONTROLS,
-    TEXT_ONLY_CONTROL,
-    Baseline,
-    gain_over_best_baseline,
-)
+from .audio_gain import NO_AUDIO_CONTROLS, gain_over_best_baseline
 from .categories import category
 from .controls import CONTROLS, commonest_answers, shift_option_letters
 from .metric import ReasonAQAMetric
@@ -247,8 +241,7 @@ def audio_gain(rows: list[dict], protocol: str) -> dict[str, dict]:
         answers = [find_answer(row, protocol, name) for row in rows]
         outcomes = [answer["correct"] for answer in answers if answer is not None]
         if len(outcomes) == len(rows):
-            has_own_trainings = name in (*FIXED_CONTROLS, TEXT_ONLY_CONTROL)
-            baselines[name] = Baseline(np.array([outcomes], float), has_own_trainings)
+            baselines[name] = np.array([outcomes], float)
     type_index = np.array([question_types.index(row["question_type"]) for row in rows])
     clips = [tuple(row["audio_digests"]) for row in rows]
     return gain_over_best_baseline(correct, baselines, question_types, type_index, clips)
