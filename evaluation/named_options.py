@@ -35,9 +35,9 @@ def contradictions(rows: Sequence[dict]) -> dict[str, dict]:
         are_both_named = [row for row in named if None not in row[1:]]
         results[question_type] = {
             "n": count,
-            "contradictory": sum(letter != words for _, letter, words in are_both_named) / count,
+            "contradictory": sum(letter != option for _, letter, option in are_both_named) / count,
             "by_letter": sum(letter == reference for reference, letter, _ in named) / count,
-            "by_words": sum(words == reference for reference, _, words in named) / count,
+            "by_words": sum(option == reference for reference, _, option in named) / count,
         }
     return results
 
