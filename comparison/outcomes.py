@@ -13,11 +13,10 @@ from ..evaluation.audio_gain import (
     FIXED_CONTROLS,
     NO_AUDIO_CONTROLS,
     TEXT_ONLY_CONTROL,
-    Baseline,
     gain_over_best_baseline,
 )
 from ..evaluation.estimates import ResampledAccuracies, describe_accuracy
-from ..evaluation.scores import groups_of_rows, recording_names
+from ..evaluation.scores import groups_of_rows
 from .runs import Run
 
 
@@ -28,10 +27,10 @@ class Outcomes:
     rows: list[dict]  # of the first arm's predictions
     question_types: list[str]  # those that occur, in the order of `CLOSED_QUESTION_TYPES`
     type_index: np.ndarray  # each row's question type, shape `(rows,)`
-    clips: list[tuple[str, ...]]  # file names of each row's one or two clips
+    clips: list[tuple[str, ...]]  # digests of each row's one or two clips
     by_seed: dict[str, np.ndarray]  # of each arm, shape `(seeds, rows)`
     published: list[str]  # arms of which there is no other training
-    baselines: dict[str, dict[str, Baseline]]  # of each arm, without audio
+    baselines: dict[str, dict[str, np.ndarray]]  # of each arm, without audio
 
     def resample(self, row_groups: np.ndarray, resamples: int) -> ResampledAccuracies:
         """Returns the accuracies of all arms in groups of rows."""
@@ -63,8 +62,9 @@ def collect_outcomes(runs: Mapping[str, list[Run]]) -> Outcomes:
     by_seed = {}
     for arm, seeds in runs.items():
         by_seed[arm] = np.array([_run_outcomes(run, indices) for run in seeds])
+    # An arm may have the name of a control.
     text_only = {
-        arm: Baseline(by_seed[arm], has_own_trainings=True)
+        f"arm {arm}" if arm in NO_AUDIO_CONTROLS else arm: by_seed[arm]
         for arm, seeds in runs.items()
         if seeds[0].is_text_only
     }
@@ -72,10 +72,10 @@ def collect_outcomes(runs: Mapping[str, list[Run]]) -> Outcomes:
     baselines = {}
     for arm, seeds in runs.items():
         baselines[arm] = _control_outcomes(seeds, indices)
-        if arm not in text_only:
+        if not seeds[0].is_text_only:
             baselines[arm] |= text_only
     type_index = np.array([question_types.index(row["question_type"]) for row in rows])
-    clips = [recording_names(row) for row in rows]
+    clips = [tuple(row["audio_digests"]) for row in rows]
     return Outcomes(rows, question_types, type_index, clips, by_seed, published, baselines)
 
 
@@ -86,7 +86,7 @@ def _run_outcomes(run: Run, indices: list[int], control: str | None = None) -> n
     return np.array([row["answers"][protocol]["correct"] for row in answered], float)
 
 
-def _control_outcomes(seeds: list[Run], indices: list[int]) -> dict[str, Baseline]:
+def _control_outcomes(seeds: list[Run], indices: list[int]) -> dict[str, np.ndarray]:
     """Returns the outcomes under each no-audio control that has all rows of all seeds."""
     rows = []
     for run in seeds:
@@ -102,8 +102,7 @@ def _control_outcomes(seeds: list[Run], indices: list[int]) -> dict[str, Baselin
             elif control in FIXED_CONTROLS:
                 answering = seeds[:1]
             outcomes = [_run_outcomes(run, indices, control) for run in answering]
-            has_own_trainings = control in (*FIXED_CONTROLS, TEXT_ONLY_CONTROL)
-            baselines[control] = Baseline(np.array(outcomes), has_own_trainings)
+            baselines[control] = np.array(outcomes)
     return baselines
 
 

@@ -6,19 +6,14 @@ from ..data.answer_parsing import parse_answer
 
 if TYPE_CHECKING:
     from .metric import ReasonAQAMetric
-    from .text_metrics import TextMetric
 
-__all__ = ["ReasonAQAMetric", "TextMetric", "parse_answer"]
+__all__ = ["ReasonAQAMetric", "parse_answer"]
 
 
 # `evaluate` and scikit-learn take more than a second to import, and training needs neither.
 def __getattr__(name: str) -> type:
-    if name == "ReasonAQAMetric":
-        from .metric import ReasonAQAMetric
+    if name != "ReasonAQAMetric":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .metric import ReasonAQAMetric
 
-        return ReasonAQAMetric
-    if name == "TextMetric":
-        from .text_metrics import TextMetric
-
-        return TextMetric
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return ReasonAQAMetric

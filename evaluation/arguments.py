@@ -1,7 +1,9 @@
 """Options of `run_eval.py`, their checks, and the controls that they select."""
 
-from dataclasses import dataclass, field
-from functools import partial
+# `option` declares fields of dataclasses.
+# ruff: noqa: RUF009
+
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +22,7 @@ DESCRIPTION = """Evaluates a trained model: accuracy by question type, two proto
 `predictions.jsonl` and `metrics.json`, and prints the metrics. `--controls all` adds the controls.
 The same command writes the same files in any number of processes (`accelerate launch run_eval.py`),
 and resumes an interrupted evaluation. docs/evaluate.md explains the metrics."""
+REQUIRED = MISSING
 # Where `audiolm prepare download reasonaqa` puts ReasonAQA.
 DATA_DIR = "reasonaqa"
 # The option that each of these controls needs.
@@ -27,53 +30,29 @@ CONTROL_OPTIONS = {"majority": "train_file", "question_only": "question_only_mod
 
 
 def option(help_text: str, default: Any = None, **more: Any) -> Any:
-    """Declares an option of an arguments dataclass. `more` is for `add_argument`."""
-    return field(default=default, metadata={"help": help_text, **more})
+    """Declares an option of an arguments dataclass. `more` is for `add_argument`.
 
-
-@dataclass(frozen=True)
-class ControlPlan:
-    """The controls to run in the order of `CONTROLS`, and why others are not run."""
-
-    controls: list[str]
-    not_run: dict[str, str]
-
-    @property
-    def input_controls(self) -> tuple[str, ...]:
-        """Those that change the input of the evaluated model.
-
-        The answers of the others come from training data and from another model.
-        """
-        return tuple(control for control in self.controls if control not in CONTROL_OPTIONS)
-
-    def without(self, control: str, reason: str) -> "ControlPlan":
-        """Returns the plan without a control that turned out to be impossible."""
-        if control not in self.controls:
-            return self
-        controls = [name for name in self.controls if name != control]
-        return ControlPlan(controls, {**self.not_run, control: reason})
+    With `REQUIRED` as its default it must be given.
+    """
+    metadata = {"help": help_text, **more}
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(kw_only=True)
 class EvaluationArguments:
     """The options of an evaluation. Conflicting ones raise a `UserError`."""
 
-    model_name_or_path: str = field(
-        metadata={
-            "help": "The trained AudioLM: a folder or Hub name. "
-            "Or Mellow: soham97/mellow, or its v0_s.ckpt."
-        }
+    model_name_or_path: str = option(
+        "The trained AudioLM: a folder or Hub name. Or Mellow: soham97/mellow, or its v0_s.ckpt.",
+        REQUIRED,
     )
     test_file: str | None = option(
         "ReasonAQA's test.json. By default reasonaqa/test.json, with the audio in reasonaqa."
     )
-    audio_dir: list[str] | None = field(
-        default=None,
-        metadata={"help": "Folder of the audio, or SOURCE=FOLDER for each source."},
-    )
-    subtypes: list[str] | None = field(
-        default=None, metadata={"help": "Use only these subtypes, as in run_train.py."}
-    )
+    audio_dir: list[str] | None = option("Folder of the audio, or SOURCE=FOLDER for each source.")
+    subtypes: list[str] | None = option("Use only these subtypes, as in run_train.py.")
     benchmark: str | None = option(
         "--test_file is the published file of this benchmark.", choices=tuple(BENCHMARKS)
     )
@@ -81,25 +60,21 @@ class EvaluationArguments:
         "A data set of `audiolm prepare convert` (folder or Hub name) instead of --test_file and "
         "--audio_dir. Uses its split `test`."
     )
-    fix_cle_labels: list[str] | None = field(
-        default=None, metadata={"help": "Fix the labels of the subtype CLE, as in run_train.py."}
+    fix_cle_labels: list[str] | None = option(
+        "Fix the labels of the subtype CLE, as in run_train.py."
     )
-    output_dir: str = field(metadata={"help": "Folder for predictions.jsonl and metrics.json."})
-    protocol: list[str] = field(
-        default_factory=partial(list, PROTOCOLS),
-        metadata={
-            "help": "How closed questions are answered: by the log-likelihood of each option, or "
-            "by parsing greedy text. metrics.json and the controls use the first one.",
-            "choices": tuple(PROTOCOLS),
-        },
+    output_dir: str = option("Folder for predictions.jsonl and metrics.json.", REQUIRED)
+    protocol: list[str] = option(
+        "How closed questions are answered: by the log-likelihood of each option, or by parsing "
+        "greedy text. metrics.json and the controls use the first one.",
+        [*PROTOCOLS],
+        choices=tuple(PROTOCOLS),
     )
-    controls: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Repeat the evaluation without the information that an honest answer needs. "
-            "`all`: every control that can be run.",
-            "choices": ("all", *CONTROLS),
-        },
+    controls: list[str] = option(
+        "Repeat the evaluation without the information that an honest answer needs. `all`: every "
+        "control that can be run.",
+        [],
+        choices=("all", *CONTROLS),
     )
     train_file: str | None = option("ReasonAQA's train.json, for the control `majority`.")
     question_only_model: str | None = option(
@@ -153,12 +128,8 @@ class EvaluationArguments:
 
     def _check_hub_options(self) -> None:
         if self.revision and Path(self.model_name_or_path).exists():
-            raise UserError(
-                f"--revision {self.revision}: {self.model_name_or_path} is a folder, not a model "
-                "on the Hub"
-            )
-        is_default = self.hub_dataset_id == "reasonaqa"
-        if not self.push_to_hub and (self.hub_model_id or not is_default):
+            raise UserError(f"--revision: {self.model_name_or_path} is a folder, not on the Hub")
+        if not self.push_to_hub and (self.hub_model_id or self.hub_dataset_id != "reasonaqa"):
             raise UserError("--hub_model_id and --hub_dataset_id: add --push_to_hub true")
         repository = Path(self.results_repository)
         if self.push_to_hub and (repository.exists() or len(repository.parts) != 2):
@@ -171,32 +142,30 @@ class EvaluationArguments:
         """The Hub repository that gets the results."""
         return self.hub_model_id or self.model_name_or_path
 
-    def plan_controls(self) -> ControlPlan:
-        """Returns the controls to run. The option of a control selects it too."""
-        controls = []
-        not_run = {}
+    def plan_controls(self) -> dict[str, str]:
+        """Returns why each control that was asked for cannot be run, or "" if it can.
+
+        The option of a control selects it too.
+        """
+        plan = {}
         for control in CONTROLS:
             name = CONTROL_OPTIONS.get(control)
-            if name and getattr(self, name) is None:
-                if "all" in self.controls:
-                    not_run[control] = f"--{name} was not given"
-            elif name or {"all", control} & set(self.controls):
-                controls.append(control)
-        return ControlPlan(controls, not_run)
+            is_selected = control in self.controls or "all" in self.controls
+            if name and getattr(self, name):
+                plan[control] = ""
+            elif is_selected:
+                plan[control] = f"--{name} was not given" if name else ""
+        return plan
 
 
 def build_parser() -> HfArgumentParser:
     """Builds the parser of `run_eval.py`."""
     parser = HfArgumentParser(EvaluationArguments, description=DESCRIPTION, allow_abbrev=False)
-    allow_no_value(parser, "fix_cle_labels")
-    return parser
-
-
-def allow_no_value(parser: HfArgumentParser, name: str) -> None:
-    """Lets a list be empty on the command line. `HfArgumentParser` expects a value."""
     for action in parser._actions:
-        if action.dest == name:
+        if action.dest == "fix_cle_labels":
+            # `HfArgumentParser` expects a value in every list.
             action.nargs = "*"
+    return parser
 
 
 def parse_arguments(argv: list[str] | None = None) -> EvaluationArguments:

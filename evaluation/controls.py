@@ -11,7 +11,6 @@
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -109,13 +108,10 @@ def mismatched_clips(rows: Sequence[Mapping], lengths: Mapping[Clip, int]) -> li
     for row in rows:
         others: list[Clip] = []
         for clip in row["audio"]:
-            place = places[clip]
-            # The clips that are nearest in length come first.
-            offsets = range(1, len(order))
-            nearest = chain.from_iterable((place + offset, place - offset) for offset in offsets)
-            candidates = (order[index] for index in nearest if 0 <= index < len(order))
-            unused = (other for other in candidates if other not in (*row["audio"], *others))
-            others.append(next(unused, clip))
+            unused = [other for other in order if other not in (*row["audio"], *others)]
+            # How far each is from the clip in the order of lengths. Of two, the longer one counts.
+            distances = [(abs(places[other] - places[clip]), -places[other]) for other in unused]
+            others.append(min(zip(distances, unused))[1] if unused else clip)
         mismatched.append(others)
     return mismatched
 

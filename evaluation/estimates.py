@@ -24,6 +24,7 @@ from scipy.stats import t as student_t
 from .statistics import clip_bootstrap
 
 ALPHA = 0.05
+MEAN = -1
 # No p-value is smaller. It bounds the search for it.
 SMALLEST_P = 1e-12
 
@@ -153,7 +154,7 @@ def add_training_error(
 class ResampledAccuracies:
     """Accuracies of arms and baselines in groups of rows, with their resamples over clips.
 
-    A group of rows is a question type, for instance. The group None is the mean over all groups.
+    A group of rows is a question type, for instance. The group `MEAN` is the mean over all groups.
     """
 
     def __init__(
@@ -176,46 +177,40 @@ class ResampledAccuracies:
         """
         self.fixed = fixed
         self.columns: dict[str, slice] = {}
+        start = 0
         for arm, by_training in outcomes.items():
-            start = max((columns.stop for columns in self.columns.values()), default=0)
-            self.columns[arm] = slice(start, start + len(by_training))
+            stop = start + len(by_training)
+            self.columns[arm] = slice(start, stop)
+            start = stop
         columns = np.concatenate(list(outcomes.values())).T
         self.samples = clip_bootstrap(columns, clips, row_groups, resamples)
-        self.means = []
-        self.clip_counts = []
+        means, self.clip_counts = [], []
         for group in range(self.samples.shape[1]):
-            is_inside = row_groups == group
-            self.means.append(columns[is_inside].mean(0))
-            names = chain.from_iterable(clips[row] for row in np.flatnonzero(is_inside))
-            self.clip_counts.append(len(set(names)))
+            rows = np.flatnonzero(row_groups == group)
+            means.append(columns[rows].mean(0))
+            self.clip_counts.append(len(set(chain.from_iterable(clips[row] for row in rows))))
+        # The mean over all groups is the last one.
+        self.means = [*means, np.mean(means, 0)]
+        self.samples = np.append(self.samples, self.samples.mean(1, keepdims=True), axis=1)
+        self.clip_counts.append(min(self.clip_counts))
 
-    def group(self, arm: str, row_group: int | None = None) -> Group:
+    def group(self, arm: str, row_group: int = MEAN) -> Group:
         """Returns an arm's accuracies in a group of rows."""
         columns = self.columns[arm]
-        if row_group is None:
-            values = np.mean(self.means, 0)[columns]
-            samples = self.samples[:, :, columns].mean(1)
-        else:
-            values = self.means[row_group][columns]
-            samples = self.samples[:, row_group, columns]
-        return Group(values, samples, arm in self.fixed)
+        samples = self.samples[:, row_group, columns]
+        return Group(self.means[row_group][columns], samples, arm in self.fixed)
 
-    def estimate(
-        self, first: str, second: str | None = None, row_group: int | None = None
-    ) -> Estimate:
+    def estimate(self, first: str, second: str | None = None, row_group: int = MEAN) -> Estimate:
         """Estimates an arm's accuracy, or its difference from another arm with other trainings."""
         other = self.group(second, row_group) if second else None
-        return estimate(self.group(first, row_group), other, self._count_clips(row_group))
+        return estimate(self.group(first, row_group), other, self.clip_counts[row_group])
 
-    def estimate_paired(self, arm: str, control: str, row_group: int | None = None) -> Estimate:
+    def estimate_paired(self, arm: str, control: str, row_group: int = MEAN) -> Estimate:
         """Estimates an arm's accuracy minus that of the same models under a control."""
         first, second = self.group(arm, row_group), self.group(control, row_group)
         values, samples = first.values - second.values, first.samples - second.samples
         difference = Group(values, samples, first.is_fixed)
-        return estimate(difference, num_clips=self._count_clips(row_group))
-
-    def _count_clips(self, row_group: int | None) -> int:
-        return min(self.clip_counts) if row_group is None else self.clip_counts[row_group]
+        return estimate(difference, num_clips=self.clip_counts[row_group])
 
 
 def describe_accuracy(accuracy: Estimate, count: int) -> dict:

@@ -28,7 +28,7 @@ from ..runtime import (
     write_text,
 )
 from .answering import PROTOCOLS
-from .arguments import ControlPlan, EvaluationArguments, parse_arguments
+from .arguments import CONTROL_OPTIONS, EvaluationArguments, parse_arguments
 from .inputs import (
     EvaluatedModel,
     EvaluationData,
@@ -106,19 +106,19 @@ def evaluate(arguments: EvaluationArguments) -> Evaluation | None:
 
     with input_errors():
         plan = arguments.plan_controls()
-        if not evaluated.model.mapper.feature_mean.any():
-            plan = plan.without(
-                "no_audio", "the model does not hold the mean of training's features"
-            )
-        if len(data.clips) < 2:
-            plan = plan.without("mismatched_audio", "there is one clip")
-        is_mellow = evaluated.processor.prompt_format == "mellow"
+        if "no_audio" in plan and not evaluated.model.mapper.feature_mean.any():
+            plan["no_audio"] = "the model does not hold the mean of training's features"
+        if "mismatched_audio" in plan and len(data.facts) < 2:
+            plan["mismatched_audio"] = "there is one clip"
+        controls = [control for control, problem in plan.items() if not problem]
         answerer = build_answerer(arguments, evaluated, arguments.protocol)
-        answerer.controls = plan.input_controls
-        answerer.rows = second_clips(data.rows, 0) if is_mellow else None
+        # The answers of the others come from training data and from another model.
+        answerer.controls = tuple(name for name in controls if name not in CONTROL_OPTIONS)
+        if evaluated.processor.prompt_format == "mellow":
+            answerer.rows = second_clips(data.rows, 0)
     answerers = {"": answerer}
-    settings = describe_settings(arguments, plan, evaluated, data)
-    if "question_only" in plan.controls:
+    settings = describe_settings(arguments, controls, evaluated, data)
+    if "question_only" in controls:
         text_only = load_text_only_model(arguments.question_only_model, state.device)
         answerers["question_only"] = build_answerer(arguments, text_only, arguments.protocol[:1])
         settings["question_only"] = text_only.facts
@@ -131,11 +131,11 @@ def evaluate(arguments: EvaluationArguments) -> Evaluation | None:
     seconds = time.perf_counter() - start
     if outputs is None:
         return None
-    training_rows = data.training_rows if "majority" in plan.controls else None
-    rows = predicted_rows(data.rows, outputs, data.facts, training_rows)
+    rows = predicted_rows(data.rows, outputs, data.facts, data.training_rows)
     if data.training_rows is not None:
         mark_training_clips(rows, data.training_clips)
-    metrics = compute_metrics(arguments, plan, rows, settings)
+    not_run = {control: problem for control, problem in plan.items() if problem}
+    metrics = compute_metrics(arguments, not_run, rows, settings)
     commit = getattr(evaluated.model.config, "_commit_hash", None)
     return Evaluation(metrics, rows, seconds, answerer.seconds, commit)
 
@@ -156,7 +156,7 @@ def build_answerer(
 
 def describe_settings(
     arguments: EvaluationArguments,
-    plan: ControlPlan,
+    controls: list[str],
     evaluated: EvaluatedModel,
     data: EvaluationData,
 ) -> dict:
@@ -166,7 +166,7 @@ def describe_settings(
         "rows_sha256": rows_digest(data.rows),
         "model": evaluated.facts,
         "protocols": arguments.protocol,
-        "controls": plan.controls,
+        "controls": controls,
         "batch_size": arguments.batch_size,
         "max_new_tokens": arguments.max_new_tokens,
         "precision": arguments.precision,
@@ -177,14 +177,14 @@ def describe_settings(
 
 
 def compute_metrics(
-    arguments: EvaluationArguments, plan: ControlPlan, rows: list[dict], settings: dict
+    arguments: EvaluationArguments, not_run: dict[str, str], rows: list[dict], settings: dict
 ) -> dict:
     """Returns the content of `metrics.json`."""
     protocol = PROTOCOLS[arguments.protocol[0]][0]
     metrics = {
         **score(rows, protocol, settings["max_audio_seconds"]),
         "training_notes": training_notes(settings["model"]["training"]),
-        "not_run": plan.not_run,
+        "not_run": not_run,
         "settings": settings,
     }
     if arguments.fix_cle_labels is not None:

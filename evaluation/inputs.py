@@ -5,14 +5,12 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
 import torch
 from datasets import Dataset, DatasetDict
 from safetensors import SafetensorError
-from transformers import PreTrainedConfig
 
 from ..checkpoints.load import load_model
 from ..configuration_audiolm import ARM_FIELDS
@@ -40,20 +38,15 @@ class EvaluatedModel:
     facts: dict
 
 
-@dataclass(frozen=True)
+@dataclass
 class EvaluationData:
     """The examples of an evaluation."""
 
     rows: Dataset
     facts: dict[str, ClipFacts]  # of each clip
-    training_rows: list[dict] | None  # of `--train_file`
+    training_rows: list[dict] | None = None  # of `--train_file`
     # Paths and digests of the clips of `training_rows`.
     training_clips: frozenset[str] = frozenset()
-
-    @cached_property
-    def clips(self) -> list[str]:
-        """The distinct clips of the rows."""
-        return sorted(set(chain.from_iterable(self.rows["audio"])))
 
 
 @contextmanager
@@ -79,7 +72,6 @@ def load_evaluated_model(
     names = (*ARM_FIELDS, "mapper_hidden_size", "mapper_type", "prompt_format", "training")
     facts = {name: getattr(model.config, name, None) for name in names}
     facts["prompt_format"] = processor.prompt_format
-    facts |= input_overrides(model.config.encoder_config)
     state = Path(name, "trainer_state.json")
     facts["step"] = None
     if state.is_file():
@@ -98,43 +90,24 @@ def load_text_only_model(name: str, device: torch.device) -> EvaluatedModel:
     return text_only
 
 
-def input_overrides(config: PreTrainedConfig) -> dict:
-    """Returns `band_limit` and `window_seconds` of an encoder, or of one of a pair's.
-
-    Both are None for an encoder that does not set them.
-    """
-    parts = (config, getattr(config, "first", None), getattr(config, "second", None))
-    overrides = {}
-    for name in ("band_limit", "window_seconds"):
-        values = [getattr(part, name, None) for part in parts]
-        overrides[name] = next((value for value in values if value is not None), None)
-    return overrides
-
-
 def read_data(arguments: EvaluationArguments, max_audio_seconds: float) -> EvaluationData:
     """Reads the examples to answer, and checks their audio."""
     with input_errors():
-        data = DatasetDict(test=read_test_rows(arguments))
+        splits = DatasetDict(test=read_test_rows(arguments))
         usable = drop_bad_audio(
-            data, max_audio_seconds, arguments.on_bad_audio, arguments.output_dir
+            splits, max_audio_seconds, arguments.on_bad_audio, arguments.output_dir
         )["test"]
         fixes = RowFixes(arguments.fix_cle_labels)
     facts = inspect_clips(list(chain.from_iterable(usable["audio"])), max_audio_seconds)
-    training_rows = None
-    if arguments.train_file:
-        path = arguments.train_file
+    data = EvaluationData(fixes.apply(usable), facts)
+    if path := arguments.train_file:
         try:
-            training_rows = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+            rows = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         except (ValueError, OSError) as error:
             raise UserError(f"--train_file {path}: not a readable JSON file ({error})") from error
-        if arguments.fix_cle_labels is not None:
-            training_rows = [
-                fixes({**row, "question_type": question_type(row)}) for row in training_rows
-            ]
-    training_clips = frozenset()
-    if training_rows is not None:
-        training_clips = identify_clips(training_rows, arguments.audio_dir, max_audio_seconds)
-    return EvaluationData(fixes.apply(usable), facts, training_rows, training_clips)
+        data.training_rows = [fixes({**row, "question_type": question_type(row)}) for row in rows]
+        data.training_clips = identify_clips(rows, arguments.audio_dir, max_audio_seconds)
+    return data
 
 
 def identify_clips(

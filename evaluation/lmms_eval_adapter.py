@@ -5,7 +5,6 @@ lmms-eval finds `manifest` by its entry point in setup.cfg. docs/lmms-eval.md ex
 
 import os
 import re
-from collections.abc import Mapping
 from itertools import groupby
 from typing import Any, NoReturn
 
@@ -115,9 +114,8 @@ class LmmsEvalModel(lmms):
             clips += own
         encoded = encode_clips(self.model.encoder, self.processor.feature_extractor, clips)
         features = {number: features for number, (_, features) in enumerate(encoded)}
-        protocols = ("generate",)
         answers = answer_batch(
-            self.model, self.processor, rows, features, protocols, max_new_tokens
+            self.model, self.processor, rows, features, ("generate",), max_new_tokens
         )
         texts = [answer["text"] for answer in answers]
         if self.reasonaqa_options:
@@ -132,18 +130,9 @@ class LmmsEvalModel(lmms):
         if len(visuals) not in (1, 2):
             raise UserError(f"{place}: AudioLM takes one or two clips, not {len(visuals)}")
         decode = ClipDecoder(self.processor.feature_extractor)
-        clips = [decode(_samples_and_rate(visual, place), place) for visual in visuals]
+        clips = [decode(visual, place) for visual in visuals]
         needs_two_clips = self.processor.prompt_format == "mellow"
         return clips * 2 if needs_two_clips and len(clips) == 1 else clips
-
-
-def _samples_and_rate(visual: Any, place: str) -> tuple[Any, int]:
-    if hasattr(visual, "get_all_samples"):  # torchcodec's AudioDecoder
-        samples = visual.get_all_samples()
-        return samples.data.numpy(), samples.sample_rate
-    if isinstance(visual, Mapping) and {"array", "sampling_rate"} <= set(visual):
-        return visual["array"], visual["sampling_rate"]
-    raise UserError(f"{place}: AudioLM takes audio only, not {type(visual).__name__}")
 
 
 def manifest() -> Any:

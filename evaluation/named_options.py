@@ -32,15 +32,12 @@ def contradictions(rows: Sequence[dict]) -> dict[str, dict]:
         if not named:
             continue
         count = len(named)
-        contradictory = [
-            None not in (by_letter, by_words) and by_letter != by_words
-            for _, by_letter, by_words in named
-        ]
+        are_both_named = [row for row in named if None not in row[1:]]
         results[question_type] = {
             "n": count,
-            "contradictory": sum(contradictory) / count,
-            "by_letter": sum(by_letter == reference for reference, by_letter, _ in named) / count,
-            "by_words": sum(by_words == reference for reference, _, by_words in named) / count,
+            "contradictory": sum(letter != option for _, letter, option in are_both_named) / count,
+            "by_letter": sum(letter == reference for reference, letter, _ in named) / count,
+            "by_words": sum(option == reference for reference, _, option in named) / count,
         }
     return results
 

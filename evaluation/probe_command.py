@@ -1,24 +1,31 @@
 """Tests what frozen features contain: linear probes on labelled clips, for each encoder."""
 
-import hashlib
+# ruff: noqa: RUF009
+
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable
-from itertools import chain
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from datasets import Dataset, DatasetDict
+from pyarrow import csv
 from transformers import HfArgumentParser
 
 from ..checkpoints.encoders import load_encoder
-from ..data import FeatureCache, drop_bad_audio, encode_clips
+from ..configuration_audiolm import import_encoders, list_encoder_types, parse_encoder_type
+from ..data import FeatureCache, drop_bad_audio
+from ..data.audio_files import find_file
+from ..data.cache import choose_feature_cache
 from ..processing_audiolm import AudioLMFeatureExtractor
 from ..runtime import (
+    UserError,
+    json_digest,
     report_user_errors,
     run_info,
     use_all_of_the_cpu,
@@ -26,17 +33,10 @@ from ..runtime import (
     write_run_info,
 )
 from . import probes
-from .arguments import allow_no_value, parse_options
+from .arguments import REQUIRED, option, parse_options
 from .inputs import input_errors
-from .probe_arguments import ProbeArguments
-from .probe_folds import Fold, build_folds, find_labelled_clips
 from .tables import format_share, format_table
 
-NOTE = (
-    "These weights do not show what their kinds of encoder can do. MS-CLAP's HTSAT was trained on "
-    "22 audio tasks, then contrastively on captions, and possibly on clips tested here. Mimi was "
-    "trained on speech, and its audio ends at 12 kHz."
-)
 DESCRIPTION = """Tests what frozen features contain: linear probes on labelled clips.
 
 `audiolm probe --encoder_type htsat mimi_full --labels labels.csv --audio_dir A --output_dir OUT`
@@ -44,27 +44,75 @@ prints one table, and writes `probes.json` and `probe_predictions.csv`. The same
 same files.
 
 The CSV has a column `filename` (below --audio_dir), a column of labels, and `fold` (each is tested
-after training on the others) or `split` (train, val, test). ESC-50's folder needs no CSV."""
+after training on the others) or `split` (train, val, test)."""
+LABEL_COLUMNS = ("label", "category", "target")
 CHUNK = 512  # clips whose features are in memory together
-ARM_OPTIONS = ("pooling", "controls", "seed")
-REPORTED_OPTIONS = [
-    "label_column",
-    "folds",
-    "max_audio_seconds",
-    "on_bad_audio",
-    "pooling",
-    "controls",
-    "seed",
-]
+
+
+@dataclass(kw_only=True)
+class ProbeArguments:
+    """The options of `audiolm probe`. Wrong ones raise a `UserError`."""
+
+    encoder_type: list[str] = option(
+        f"Any of {', '.join(list_encoder_types())}.", REQUIRED, metavar="ARM"
+    )
+    encoder_name_or_path: list[str] = option(
+        "Weights, one for each encoder type in order: a folder, file, Hub name, `random` or "
+        "`published`. By default the published weights.",
+        [],
+        metavar="NAME",
+    )
+    labels: str = option("The labels, see above.", REQUIRED, metavar="CSV")
+    label_column: str | None = option(
+        f"Column of the labels. By default the first of {', '.join(LABEL_COLUMNS)}."
+    )
+    audio_dir: str = option("Folder of the clips.", REQUIRED)
+    output_dir: str = option("Folder for probes.json, probe_predictions.csv.", REQUIRED)
+    pooling: list[str] = option(
+        "What the logistic regression sees of a clip: the mean over its frames, or their mean and "
+        "standard deviation. The first one is repeated with shuffled training labels, which gives "
+        "chance accuracy.",
+        ["mean"],
+        choices=probes.POOLINGS,
+    )
+    feature_cache: str | None = option("Folder of encoded clips, or `none`, as in run_train.py.")
+    max_audio_seconds: float = option("Seconds used of each clip.", 10.0)
+    on_bad_audio: Literal["error", "skip"] = option("What to do about broken files.", "error")
+    seed: int = option("Seed of all draws.", 0)
+    # The weights of each arm, or None for the published ones.
+    encoders: dict[str, str | None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Checks the options."""
+        arms, names = self.encoder_type, self.encoder_name_or_path
+        try:
+            types = [import_encoders(arm) for arm in arms]
+            for arm in types:
+                parse_encoder_type(arm)
+        except ValueError as error:
+            raise UserError(f"--{error}") from error
+        if len(set(types)) < len(arms):
+            raise UserError(f"--encoder_type {' '.join(arms)}: each arm once")
+        if names and len(names) != len(arms):
+            raise UserError(
+                f"--encoder_name_or_path: {len(names)} given; expected one for each of {len(arms)} "
+                "encoder types"
+            )
+        weights = [
+            None if name == "published" else name for name in names or ["published"] * len(arms)
+        ]
+        self.encoders = dict(zip(types, weights))
+        self.feature_cache = choose_feature_cache(self.feature_cache)
+        self.pooling = list(dict.fromkeys(self.pooling))
+        if not self.max_audio_seconds > 0 or self.seed < 0:
+            raise UserError("expected --max_audio_seconds above 0 and --seed of 0 or more")
 
 
 def build_parser() -> HfArgumentParser:
     """Builds the parser of `audiolm probe`."""
-    parser = HfArgumentParser(
+    return HfArgumentParser(
         ProbeArguments, prog="audiolm probe", description=DESCRIPTION, allow_abbrev=False
     )
-    allow_no_value(parser, "controls")
-    return parser
 
 
 def parse_arguments(argv: list[str] | None = None) -> ProbeArguments:
@@ -80,226 +128,185 @@ def main(argv: list[str] | None = None) -> None:
     output = Path(args.output_dir)
     with input_errors():
         output.mkdir(parents=True, exist_ok=True)
-        clips, origin = find_labelled_clips(
-            args.audio_dir, args.labels, args.label_column, args.folds
-        )
-        data = DatasetDict(clips=Dataset.from_list(clips))
+        clips, is_split = read_labels(args.labels, args.label_column)
+        paths = [find_file(str(Path(args.audio_dir, name))) for name in clips["filename"]]
+        data = DatasetDict(clips=Dataset.from_pandas(clips.assign(audio=[[p] for p in paths])))
         data = drop_bad_audio(data, args.max_audio_seconds, args.on_bad_audio, output)
-        clips = list(data["clips"])
-        labels, folds = build_folds(clips, args.folds, args.seed)
-        encoders = load_encoders(args)
+        clips = pd.DataFrame(list(data["clips"]))
+        labels, parts = (clips[name].to_numpy(object) for name in ("label", "part"))
+        folds = probes.build_folds(labels, parts, is_split)
+        # For encoders with random weights.
+        torch.manual_seed(args.seed)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        encoders = {arm: load_encoder(arm, name).to(device) for arm, name in args.encoders.items()}
     task = probes.ProbeTask(labels, folds, args.seed)
-    digest = labels_digest(clips, task)
+    digest = json_digest(clips[["filename", "label", "part"]].values.tolist())
+    records = {
+        arm: probe_arm(args, task, arm, encoder, list(clips["audio"].str[0]), digest)
+        for arm, encoder in encoders.items()
+    }
     report = {
         "clips": len(clips),
         "classes": dict(sorted(Counter(labels).items())),
         "labels_sha256": digest,
-        "folds_from": origin,
-        "folds": {fold.name: _fold_sizes(fold) for fold in folds},
-        "settings": {name: getattr(args, name) for name in REPORTED_OPTIONS},
+        "folds": {
+            fold.name: {part: len(getattr(fold, part)) for part in ("train", "validation", "test")}
+            for fold in folds
+        },
         "hyperparameters": {**probes.REGRESSION, "resamples": probes.RESAMPLES},
+        **merge_records(args, task, records),
+        "majority": task.score(task.predict_majority()),
     }
-    paths = [clip["audio"][0] for clip in clips]
-    results, predicted = run_probes(args, task, encoders, paths, digest)
-    report |= results
-    report["majority"] = task.score(task.predict_majority())
-    report["note"] = NOTE
     write_json(output / "probes.json", report)
     options = sys.argv[1:] if argv is None else argv
     write_run_info(output, run_info("audiolm", ["probe", *options], labels_sha256=digest))
-    write_predictions(output / "probe_predictions.csv", clips, task, predicted)
+    predictions = clips[["filename", "part", "label"]].iloc[task.test_clips]
+    for pooling in args.pooling:
+        for arm, record in records.items():
+            predictions[f"{pooling}_{arm}"] = record["predicted"][pooling]
+    predictions.to_csv(output / "probe_predictions.csv", index=False, lineterminator="\n")
     print(format_report(report))
 
 
-def _fold_sizes(fold: Fold) -> dict[str, int]:
-    return {name: len(getattr(fold, name)) for name in ("train", "validation", "test")}
+def read_labels(path: str, label_column: str | None = None) -> tuple[pd.DataFrame, bool]:
+    """Reads a CSV of labels. ESC-50's is one.
 
+    Returns:
+        Clips with `filename`, `label` and `part`, and whether parts are of a split, not folds.
 
-def load_encoders(args: ProbeArguments) -> dict[str, torch.nn.Module]:
-    """Loads the encoder of each arm."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    encoders = {}
-    for arm, name in args.encoders.items():
-        # For encoders with random weights.
-        torch.manual_seed(args.seed)
-        encoders[arm] = load_encoder(arm, name).to(device)
-    return encoders
-
-
-def labels_digest(clips: list[dict], task: probes.ProbeTask) -> str:
-    """Returns the SHA-256 of the test clips, their labels and their folds."""
-    lines = []
-    for fold in task.folds:
-        for index in fold.test:
-            lines.append(f"{clips[index]['filename']}\t{task.labels[index]}\t{fold.name}\n")
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def run_probes(
-    args: ProbeArguments,
-    task: probes.ProbeTask,
-    encoders: dict,
-    paths: list[str],
-    labels_sha256: str,
-) -> tuple[dict, dict[str, np.ndarray]]:
-    """Runs the probes of all arms on the clips at `paths`, and prints each arm as it is done.
-
-    An arm that an interrupted run has finished is not run again. Returns the entries of
-    `probes.json` about arms, and the predictions by "pooling_arm".
+    Raises:
+        UserError: If it cannot be read, a column or a value is missing, or a clip has two labels.
     """
-    records: dict[str, dict] = {}
-    for arm, encoder in encoders.items():
-        extractor = AudioLMFeatureExtractor.from_encoder(encoder, args.max_audio_seconds)
-        cache = FeatureCache(args.feature_cache or "", encoder, extractor)
-        file = Path(args.output_dir, "arms", f"{arm.replace(':', '-')}.json")
-        settings = {name: getattr(args, name) for name in ARM_OPTIONS}
-        key = {"encoder": cache.folder.name, "labels_sha256": labels_sha256, **settings}
-        record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        if record.get("key") != key:
-            record = {"key": key, **probe_arm(args, task, arm, encoder, cache, paths)}
-            file.parent.mkdir(exist_ok=True)
-            write_json(file, record)
-        records[arm] = record
-        accuracies = [
-            f"{pooling} pooling {score['accuracy']:.3f}"
-            for pooling, score in record["results"].items()
-        ]
-        print(f"{arm}: accuracy with {', '.join(accuracies)}", flush=True)
-    # Shuffled labels get no interval: a shuffle moves similar clips together, so shuffles vary more
-    # than a bootstrap over clips shows.
-    columns = {}
-    entries: dict = {
-        "encoders": {arm: record["encoder"] for arm, record in records.items()},
-        "results": {},
-        "shuffled_labels": {},
-        "differences": {},
-    }
-    for pooling in args.pooling:
-        predicted = {arm: np.array(r["predicted"][pooling]) for arm, r in records.items()}
-        results = {arm: record["results"][pooling] for arm, record in records.items()}
-        pairs = probes.add_intervals(results, predicted, task.test_labels, args.seed)
-        entries["results"][pooling] = results
-        entries["differences"][pooling] = pairs
-        if pooling in args.controls:  # ty: ignore[unsupported-operator]
-            shuffled = {arm: record["shuffled_labels"][pooling] for arm, record in records.items()}
-            entries["shuffled_labels"][pooling] = shuffled
-        columns |= {f"{pooling}_{arm}": labels for arm, labels in predicted.items()}
-    return entries, columns
+    names = ("filename", "fold", "split", label_column or "", *LABEL_COLUMNS)
+    texts = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
+    try:
+        # One thread knows the number of a wrong row.
+        one_thread = csv.ReadOptions(use_threads=False)
+        table = csv.read_csv(path, one_thread, convert_options=texts).to_pandas()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable CSV ({error})") from error
+    label = label_column or next((name for name in LABEL_COLUMNS if name in table), "label")
+    kind = "split" if "split" in table else "fold"
+    for name in ("filename", label, kind):
+        if name not in table:
+            columns = ", ".join(table)
+            raise UserError(f"{path} has no column {name!r}. Its columns: {columns}")
+    clips = table[["filename", label, kind]].drop_duplicates()
+    clips.columns = ["filename", "label", "part"]
+    if clips.empty:
+        raise UserError(f"{path} has no rows")
+    for _, clip in clips[(clips == "").any(axis=1)].iterrows():
+        raise UserError(f"{path}: a value is empty: {', '.join(clip)}")
+    for name in clips["filename"][clips["filename"].duplicated()]:
+        raise UserError(f"{path}: {name} occurs twice, with another {label} or {kind}")
+    return clips, kind == "split"
 
 
 def probe_arm(
     args: ProbeArguments,
     task: probes.ProbeTask,
     arm: str,
-    encoder: torch.nn.Module,
-    cache: FeatureCache,
+    encoder: Any,
     paths: list[str],
+    labels_sha256: str,
 ) -> dict:
-    """Returns facts, scores and predictions of one arm."""
-    features, num_frames = encode(encoder, arm, paths, args, cache)
-    facts = {
-        "name_or_path": args.encoders[arm],
-        "tokens_per_clip": float(np.mean(num_frames)),
-        "dim": encoder.dim,
-        "sample_rate": encoder.sample_rate,
-    }
-    record: dict = {"encoder": facts, "results": {}, "shuffled_labels": {}, "predicted": {}}
-    for pooling in args.pooling:
-        predictions, settings = task.run(features[pooling])
-        record["predicted"][pooling] = predictions.tolist()
-        record["results"][pooling] = task.score(predictions, settings)
-        if pooling in args.controls:  # ty: ignore[unsupported-operator]
-            predictions, settings = task.run(features[pooling], settings)
-            record["shuffled_labels"][pooling] = task.score(predictions, settings)
+    """Returns facts, scores and predictions of one arm on the clips at `paths`, and prints them.
+
+    An arm that an interrupted run has finished is not run again.
+    """
+    extractor = AudioLMFeatureExtractor.from_encoder(encoder, args.max_audio_seconds)
+    cache = FeatureCache(args.feature_cache or "", encoder, extractor)
+    cache.is_writable = args.feature_cache is not None
+    file = Path(args.output_dir, "arms", f"{arm.replace(':', '-')}.json")
+    settings = {"pooling": args.pooling, "seed": args.seed}
+    key = {"encoder": cache.folder.name, "labels_sha256": labels_sha256, **settings}
+    record: dict = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if record.get("key") != key:
+        features, num_frames = encode(args, arm, cache, paths)
+        facts = {
+            "name_or_path": args.encoders[arm],
+            "tokens_per_clip": float(np.mean(num_frames)),
+            "dim": encoder.dim,
+            "sample_rate": encoder.sample_rate,
+        }
+        record = {"key": key, "encoder": facts, "results": {}, "predicted": {}}
+        for pooling in args.pooling:
+            predictions, choices = task.run(features[pooling])
+            record["predicted"][pooling] = predictions.tolist()
+            record["results"][pooling] = task.score(predictions)
+            if pooling == args.pooling[0]:
+                record["shuffled_labels"] = task.score(task.run(features[pooling], choices)[0])
+        file.parent.mkdir(exist_ok=True)
+        write_json(file, record)
+    accuracies = {name: score["accuracy"] for name, score in record["results"].items()}
+    listed = ", ".join(f"{name} pooling {value:.3f}" for name, value in accuracies.items())
+    print(f"{arm}: accuracy with {listed}", flush=True)
     return record
 
 
 def encode(
-    encoder: torch.nn.Module,
-    arm: str,
-    paths: list[str],
-    args: ProbeArguments,
-    cache: FeatureCache,
-) -> tuple[dict, list[int]]:
-    """Encodes all clips with one encoder.
+    args: ProbeArguments, arm: str, cache: FeatureCache, paths: list[str]
+) -> tuple[dict[str, np.ndarray], list[int]]:
+    """Encodes all clips with the encoder of one arm.
 
     Returns the pooled features, float32 of shape `(clips, channels)` for each pooling, and the
     number of frames of each clip.
     """
-    distinct, desc = sorted(set(paths)), f"encoding clips, {arm}"
-    with input_errors():
-        if args.feature_cache:
-            parts = (distinct[i : i + CHUNK] for i in range(0, len(distinct), CHUNK))
-            encoded = chain.from_iterable(cache.encode(part, desc).items() for part in parts)
-        else:
-            encoded = encode_clips(encoder, cache.extractor, distinct, desc=desc)
-        return _pool(encoder, paths, encoded, args.pooling)
+    encoder: Any = cache.encoder
+    pooled: dict[str, list] = {pooling: [] for pooling in args.pooling}
+    num_frames = []
+    for start in range(0, len(paths), CHUNK):
+        with input_errors():
+            encoded = cache.encode(paths[start : start + CHUNK], f"encoding clips, {arm}")
+        for clip in encoded.values():
+            if clip.is_floating_point():
+                features = clip.float()
+            else:
+                features = encoder.decode_codes(clip[None].to(encoder.device))[0].cpu()
+            num_frames.append(len(features))
+            for pooling, vectors in pooled.items():
+                vectors.append(probes.pool(features.numpy(), pooling))
+    return {pooling: np.stack(vectors) for pooling, vectors in pooled.items()}, num_frames
 
 
-def _pool(
-    encoder: Any, paths: list[str], encoded: Iterable, poolings: list[str]
-) -> tuple[dict, list[int]]:
-    pooled: dict[str, dict] = {pooling: {} for pooling in poolings}
-    num_frames = {}
-    for path, clip in encoded:
-        if clip.is_floating_point():
-            # Rounded as in the cache, which then changes no result.
-            features = clip.bfloat16().float()
-        else:
-            features = encoder.decode_codes(clip[None].to(encoder.device))[0].cpu()
-        num_frames[path] = len(features)
-        for pooling, vectors in pooled.items():
-            vectors[path] = probes.POOLINGS[pooling](features.numpy())
-    stacked = {
-        pooling: np.stack([vectors[path] for path in paths]) for pooling, vectors in pooled.items()
-    }
-    return stacked, [num_frames[path] for path in paths]
-
-
-def write_predictions(
-    path: Path, clips: list[dict], task: probes.ProbeTask, predicted: dict[str, np.ndarray]
-) -> None:
-    """Writes the predictions for all test clips as CSV, a column for each pooling and arm."""
-    folds = np.repeat([fold.name for fold in task.folds], [len(fold.test) for fold in task.folds])
-    names = [clips[index]["filename"] for index in task.test_clips]
-    columns = {"clip": names, "fold": folds, "label": task.test_labels, **predicted}
-    pd.DataFrame(columns).to_csv(path, index=False, lineterminator="\n")
+def merge_records(args: ProbeArguments, task: probes.ProbeTask, records: dict[str, dict]) -> dict:
+    """Returns the entries of `probes.json` about arms, with intervals and differences."""
+    entries: dict = {"encoders": {arm: record["encoder"] for arm, record in records.items()}}
+    entries |= {"results": {}, "differences": {}}
+    for pooling in args.pooling:
+        predicted = {arm: np.array(r["predicted"][pooling]) for arm, r in records.items()}
+        results = {arm: record["results"][pooling] for arm, record in records.items()}
+        pairs = probes.add_intervals(results, predicted, task.test_labels, args.seed)
+        entries["results"][pooling] = results
+        entries["differences"][pooling] = pairs
+    # Shuffled labels get no interval: a shuffle moves similar clips together, so shuffles vary more
+    # than a bootstrap over clips shows.
+    shuffled = {arm: record["shuffled_labels"] for arm, record in records.items()}
+    return entries | {"shuffled_labels": {args.pooling[0]: shuffled}}
 
 
 def format_report(report: dict) -> str:
     """Formats `probes.json` as text, with arms as columns."""
-    arms = report["encoders"]
-    tokens = [f"{arm['tokens_per_clip']:.1f}" for arm in arms.values()]
-    rows = [("tokens per clip", *tokens), ("channels", *(str(arm["dim"]) for arm in arms.values()))]
-    for pooling, results in report["results"].items():
-        rows.append((f"{pooling} pooling", *[""] * len(arms)))
-        rows += _pooling_rows(results, report["shuffled_labels"].get(pooling))
-    majority = f"{report['majority']['accuracy']:.3f}"
-    rows.append(("majority class", *[majority] * len(arms)))
-    lines = format_table(("", *arms), rows)
-    for pooling, pairs in report["differences"].items():
-        for pair in pairs:
-            difference = _with_interval(pair, "difference", "+")
-            lines.append(f"{pooling} pooling, {pair['first']} - {pair['second']}: {difference}")
-    return "\n".join([*lines, report["note"]])
-
-
-def _pooling_rows(results: dict[str, dict], shuffled: dict[str, dict] | None) -> list[tuple]:
-    metrics = list(results.values())
-    rows: list[tuple] = [
-        ("  accuracy (95 %)", *(_with_interval(arm, "accuracy") for arm in metrics)),
-        ("  macro F1", *(format_share(arm["macro_f1"]) for arm in metrics)),
+    arms = report["encoders"].values()
+    rows = [
+        ("tokens per clip", *(f"{arm['tokens_per_clip']:.1f}" for arm in arms)),
+        ("channels", *(str(arm["dim"]) for arm in arms)),
     ]
-    folds = metrics[0]["folds"]
-    if len(folds) > 1:
-        for fold in folds:
-            accuracies = [arm["folds"][fold]["accuracy"] for arm in metrics]
-            rows.append((f"  fold {fold}", *map(format_share, accuracies)))
-        rows.append(("  mean of folds", *(format_share(arm["mean_of_folds"]) for arm in metrics)))
-    if shuffled:
-        accuracies = [arm["accuracy"] for arm in shuffled.values()]
-        rows.append(("  with shuffled labels", *map(format_share, accuracies)))
-    return rows
+    differences = []
+    for pooling, results in report["results"].items():
+        scores = results.values()
+        rows.append((pooling, *(_with_interval(score, "accuracy") for score in scores)))
+        rows.append(("  macro F1", *(format_share(score["macro_f1"]) for score in scores)))
+        for pair in report["differences"][pooling]:
+            difference = _with_interval(pair, "difference", "+")
+            title = f"{pooling} pooling, {pair['first']} - {pair['second']}"
+            differences.append(f"{title}: {difference}")
+    for pooling, results in report["shuffled_labels"].items():
+        accuracies = [format_share(score["accuracy"]) for score in results.values()]
+        rows.append((f"{pooling}, shuffled labels", *accuracies))
+    rows.append(("majority class", *[format_share(report["majority"]["accuracy"])] * len(arms)))
+    table = format_table(("accuracy (95 %)", *report["encoders"]), rows)
+    return "\n".join([*table, *differences])
 
 
 def _with_interval(entry: dict, key: str, sign: str = "") -> str:

@@ -8,6 +8,7 @@ always right has an interval without width.
 from collections import Counter
 from dataclasses import dataclass
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 from joblib import Parallel, delayed
@@ -16,8 +17,8 @@ from sklearn.metrics import f1_score
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from .probe_folds import Fold
-from .statistics import clip_bootstrap, interval
+from ..runtime import UserError
+from .statistics import clip_bootstrap
 
 REGRESSION: dict = {
     "C": [0.001, 0.01, 0.1, 1.0, 10.0],
@@ -25,60 +26,92 @@ REGRESSION: dict = {
     "max_iter": 2000,
 }
 RESAMPLES = 2000
+POOLINGS = ("mean", "mean_deviation")
 
 
-def pool_mean(frames: np.ndarray) -> np.ndarray:
-    """Returns the mean over frames. Their shape is `(frames, channels)`."""
-    return frames.mean(0)
+def pool(frames: np.ndarray, pooling: str) -> np.ndarray:
+    """Returns the mean over frames of shape `(frames, channels)`, or it and their deviation."""
+    mean = frames.mean(0)
+    return mean if pooling == "mean" else np.concatenate([mean, frames.std(0)])
 
 
-def pool_mean_deviation(frames: np.ndarray) -> np.ndarray:
-    """Returns the mean and the standard deviation over frames, shape `(2 * channels,)`."""
-    return np.concatenate([frames.mean(0), frames.std(0)])
+class Fold(NamedTuple):
+    """One test of a probe, as indices of clips."""
+
+    name: str
+    train: np.ndarray
+    validation: np.ndarray  # the part of `train` on which C is chosen, or none
+    test: np.ndarray
 
 
-POOLINGS = {"mean": pool_mean, "mean_deviation": pool_mean_deviation}
+def build_folds(labels: np.ndarray, parts: np.ndarray, is_split: bool) -> list[Fold]:
+    """Tests each fold after training on the others. C is chosen on the next fold.
+
+    A split is one such test, with the fixed names train, val and test. A validation part is left
+    out if the rest lacks a class.
+
+    Args:
+        labels: Shape `(clips,)`.
+        parts: The name of each clip's fold, or of its part of a split.
+        is_split: Whether they are parts of a split.
+
+    Raises:
+        UserError: If a part is missing or unknown, or a class is alone or in one part only.
+    """
+    if len(set(labels)) < 2:
+        raise UserError(f"all clips have the label {labels[0]!r}: expected two classes or more")
+    # Fold 10 comes after fold 9.
+    names = sorted(set(parts), key=lambda name: (len(name), name))
+    pairs = [("test", "val")] if is_split else list(zip(names, names[1:] + names[:1]))
+    if is_split and not {"test", "train"} <= set(names) <= {"test", "train", "val"}:
+        raise UserError(f"expected the splits train, test and, if any, val, not {', '.join(names)}")
+    if len(names) < 2:
+        raise UserError(f"all clips are in fold {names[0]}: expected two folds or more")
+    folds = []
+    for name, next_name in pairs:
+        train, test = np.flatnonzero(parts != name), np.flatnonzero(parts == name)
+        for label in sorted(set(labels[test]) - set(labels[train])):
+            raise UserError(f"class {label!r} is in {name} only: no other part can train for it")
+        validation = np.flatnonzero(parts == next_name)
+        if set(labels[np.setdiff1d(train, validation)]) != set(labels[train]):
+            validation = validation[:0]
+        folds.append(Fold(name, train, validation, test))
+    return folds
 
 
 def probe_features(
     features: np.ndarray, labels: np.ndarray, fold: Fold, c: float | None = None
-) -> tuple[np.ndarray, dict]:
+) -> tuple[np.ndarray, float]:
     """Trains and tests a logistic regression on pooled features, `(clips, channels)`.
 
     `c` is chosen on the fold's validation clips if it is not given. Returns the predicted labels of
     the test clips, and C. The labels of test clips are not read. Nothing is random.
     """
-    inner = np.setdiff1d(fold.train, fold.validation)
     if c is None:
-        c = REGRESSION["C_without_validation"]
-        if len(fold.validation) and len(set(labels[inner])) > 1:
-            c = _choose_c(features, labels, inner, fold.validation)
+        c = _choose_c(features, labels, fold)
     scaler = StandardScaler().fit(features[fold.train])
-    probe = _logistic_regression(c).fit(scaler.transform(features[fold.train]), labels[fold.train])
-    is_converged = bool(probe.n_iter_.max() < REGRESSION["max_iter"])
-    predicted = probe.predict(scaler.transform(features[fold.test]))
-    return predicted, {"C": c, "converged": is_converged}
+    probe = LogisticRegression(C=c, max_iter=REGRESSION["max_iter"])
+    probe.fit(scaler.transform(features[fold.train]), labels[fold.train])
+    return probe.predict(scaler.transform(features[fold.test])), c
 
 
-def _choose_c(
-    features: np.ndarray, labels: np.ndarray, train: np.ndarray, validation: np.ndarray
-) -> float:
+def _choose_c(features: np.ndarray, labels: np.ndarray, fold: Fold) -> float:
     """Returns the C of highest accuracy. Of equal ones the smallest, the strongest regularisation.
 
     Each fit starts at the solution for the C before, which takes fewer iterations.
     """
+    if not len(fold.validation):
+        return REGRESSION["C_without_validation"]
+    train = np.setdiff1d(fold.train, fold.validation)
     scaler = StandardScaler().fit(features[train])
-    inputs, held_out = scaler.transform(features[train]), scaler.transform(features[validation])
-    probe = _logistic_regression(REGRESSION["C"][0])
+    inputs = scaler.transform(features[train])
+    held_out = scaler.transform(features[fold.validation])
+    probe = LogisticRegression(max_iter=REGRESSION["max_iter"], warm_start=True)
     accuracies = []
     for c in REGRESSION["C"]:
         probe.set_params(C=c).fit(inputs, labels[train])
-        accuracies.append(probe.score(held_out, labels[validation]))
+        accuracies.append(probe.score(held_out, labels[fold.validation]))
     return REGRESSION["C"][int(np.argmax(accuracies))]
-
-
-def _logistic_regression(c: float) -> LogisticRegression:
-    return LogisticRegression(C=c, max_iter=REGRESSION["max_iter"], warm_start=True)
 
 
 @dataclass(frozen=True)
@@ -100,27 +133,25 @@ class ProbeTask:
         return self.labels[self.test_clips]
 
     def run(
-        self, features: np.ndarray, shuffled_with: dict | None = None
-    ) -> tuple[np.ndarray, dict]:
+        self, features: np.ndarray, shuffled_with: list[float] | None = None
+    ) -> tuple[np.ndarray, list[float]]:
         """Trains and tests a probe on every fold.
 
-        `shuffled_with` are the settings of an earlier call, for a control with shuffled training
-        labels and the same C. Returns the predictions for `test_clips`, and the settings that each
-        fold chose.
+        `shuffled_with` has the C of each fold, as an earlier call chose them, for a control with
+        shuffled training labels. Returns the predictions for `test_clips`, and the C.
         """
         calls = []
         for number, fold in enumerate(self.folds):
             labels, c = self.labels.copy(), None
             if shuffled_with is not None:
-                c = shuffled_with[fold.name]["C"]
+                c = shuffled_with[number]
                 generator = np.random.default_rng([self.seed, number])
                 labels[fold.train] = generator.permutation(self.labels[fold.train])
             calls.append(delayed(probe_features)(features, labels, fold, c))
         # A thread per fold. The matrices are too small to be worth threads of their own.
         with threadpool_limits(1):
-            predicted, settings = zip(*Parallel(n_jobs=-1, backend="threading")(calls))
-        names = [fold.name for fold in self.folds]
-        return np.concatenate(predicted), dict(zip(names, settings))
+            predicted, choices = zip(*Parallel(n_jobs=-1, backend="threading")(calls))
+        return np.concatenate(predicted), list(choices)
 
     def predict_majority(self) -> np.ndarray:
         """Predicts the most common training label. Ties go to the first in the alphabet."""
@@ -129,22 +160,13 @@ class ProbeTask:
         ]
         return np.repeat(labels, [len(fold.test) for fold in self.folds])
 
-    def score(self, predicted: np.ndarray, settings: dict | None = None) -> dict:
-        """Returns accuracy and macro F1 over all test clips, and of each fold with its settings."""
-        ends = np.cumsum([len(fold.test) for fold in self.folds])
-        by_fold = {}
-        for fold, predictions in zip(self.folds, np.split(predicted, ends[:-1])):
-            by_fold[fold.name] = _accuracy_and_f1(predictions, self.labels[fold.test])
-            by_fold[fold.name] |= (settings or {}).get(fold.name, {})
-        mean = float(np.mean([metrics["accuracy"] for metrics in by_fold.values()]))
-        metrics = _accuracy_and_f1(predicted, self.test_labels)
-        return {**metrics, "mean_of_folds": mean, "folds": by_fold}
-
-
-def _accuracy_and_f1(predicted: np.ndarray, labels: np.ndarray) -> dict:
-    f1 = f1_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0)
-    accuracy = float(np.mean(predicted == labels))
-    return {"n": len(labels), "accuracy": accuracy, "macro_f1": float(f1)}
+    def score(self, predicted: np.ndarray) -> dict:
+        """Returns accuracy and macro F1 over all test clips."""
+        labels = self.test_labels
+        options: dict = {"labels": np.unique(labels), "average": "macro", "zero_division": 0}
+        accuracy = float(np.mean(predicted == labels))
+        macro_f1 = float(f1_score(labels, predicted, **options))
+        return {"n": len(labels), "accuracy": accuracy, "macro_f1": macro_f1}
 
 
 def add_intervals(
@@ -154,21 +176,22 @@ def add_intervals(
 
     Returns the paired difference of every two arms, with its interval.
     """
-    is_right = np.stack([predicted[arm] == labels for arm in results], 1).astype(float)
+    is_right = {arm: (predicted[arm] == labels).astype(float) for arm in results}
     # Each test clip is a row of its own.
     clips = [(f"{number:09}",) for number in range(len(labels))]
-    groups = np.zeros(len(labels), int)
-    samples = clip_bootstrap(is_right, clips, groups, RESAMPLES, seed)[:, 0]
-    for column, metrics in enumerate(results.values()):
-        metrics |= _interval_fields(samples[:, column])
+    columns = np.stack(list(is_right.values()), 1)
+    samples = clip_bootstrap(columns, clips, np.zeros(len(labels), int), RESAMPLES, seed)[:, 0]
+    samples_by_arm = dict(zip(results, samples.T))
+    for arm, metrics in results.items():
+        metrics |= _interval(samples_by_arm[arm])
     differences = []
-    for (i, first), (j, second) in combinations(enumerate(results), 2):
-        difference = float(is_right[:, i].mean() - is_right[:, j].mean())
-        fields = _interval_fields(samples[:, i] - samples[:, j])
+    for first, second in combinations(results, 2):
+        difference = float(is_right[first].mean() - is_right[second].mean())
+        fields = _interval(samples_by_arm[first] - samples_by_arm[second])
         differences.append({"first": first, "second": second, "difference": difference, **fields})
     return differences
 
 
-def _interval_fields(samples: np.ndarray) -> dict:
-    low, high = interval(samples)
+def _interval(samples: np.ndarray) -> dict[str, float]:
+    low, high = np.quantile(samples, [0.025, 0.975])
     return {"ci95_low": float(low), "ci95_high": float(high)}

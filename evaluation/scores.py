@@ -1,28 +1,23 @@
 """Turns a model's answers into the rows of predictions.jsonl and the numbers of metrics.json."""
 
 import html
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from itertools import pairwise
 
 import numpy as np
-import pyarrow as pa
+from scipy.special import softmax
 
 from ..data.answer_parsing import parse_answer
 from ..data.audio_check import ClipFacts
-from ..data.reasonaqa import CLOSED_QUESTION_TYPES, FIELDS, QUESTION_TYPES
+from ..data.reasonaqa import CLOSED_QUESTION_TYPES, FIELDS
 from .answering import PROTOCOL_NAMES, most_likely_option
-from .audio_gain import (
-    FIXED_CONTROLS,
-    NO_AUDIO_CONTROLS,
-    TEXT_ONLY_CONTROL,
-    Baseline,
-    gain_over_best_baseline,
-)
-from .categories import categories
+from .audio_gain import NO_AUDIO_CONTROLS, gain_over_best_baseline
+from .categories import category
 from .controls import CONTROLS, commonest_answers, shift_option_letters
 from .metric import ReasonAQAMetric
 from .named_options import contradictions, unparsed_warnings
-from .text_metrics import text_metrics
+from .text_metrics import TEXT_TYPES, text_metrics
 
 # Upper bounds of the groups of answers by their number of words.
 WORD_LIMITS = (1, 3, 6, 12)
@@ -73,11 +68,6 @@ def predicted_rows(
     `facts` are those of each clip. With training rows the control `majority` is added.
     """
     predictions = [_predicted_row(row, output, facts) for row, output in zip(rows, outputs)]
-    columns = [
-        pa.chunked_array([[row[name] for row in predictions]]) for name in ("input", "filepath2")
-    ]
-    for row, category in zip(predictions, categories(*columns)):
-        row["category"] = category
     if training_rows is not None:
         for row, answer in zip(predictions, commonest_answers(training_rows, predictions)):
             if row["question_type"] in CLOSED_QUESTION_TYPES:
@@ -89,6 +79,7 @@ def predicted_rows(
 
 def _predicted_row(row: Mapping, outputs: dict[str, dict], facts: Mapping[str, ClipFacts]) -> dict:
     prediction = {name: row[name] for name in (*FIELDS, "question_type")}
+    prediction["category"] = category(row)
     prediction["seconds"] = [round(facts[clip].seconds, 3) for clip in row["audio"]]
     prediction["audio_digests"] = [facts[clip].digest for clip in row["audio"]]
     prediction["reference"] = parse_answer(row["question_type"], row["input"], row["answer"])
@@ -130,24 +121,11 @@ def mark_training_clips(rows: list[dict], training_clips: Collection[str]) -> No
         row["in_training"] = any(name in training_clips for name in names)
 
 
-def recording_names(row: Mapping) -> tuple[str, ...]:
-    """Returns what identifies the recordings of a row's clips.
-
-    It is the digest of the audio, which joins ClothoAQA's recordings with Clotho's. Predictions
-    without digests have the full path.
-    """
-    names = clip_paths(row)
-    digests = row.get("audio_digests") or [None] * len(names)
-    return tuple(digest or name for digest, name in zip(digests, names))
-
-
 def softmax_scores(scores: Mapping[str, tuple[float, int]]) -> dict[str, float]:
     """Returns the probability of each option: the softmax of the log-likelihoods."""
     if not scores:
         return {}
-    logits = np.array([log_likelihood for log_likelihood, _ in scores.values()])
-    weights = np.exp(logits - logits.max())
-    return dict(zip(scores, (weights / weights.sum()).tolist()))
+    return dict(zip(scores, softmax([total for total, _ in scores.values()]).tolist()))
 
 
 def option_probabilities(row: Mapping) -> dict[str, float]:
@@ -201,9 +179,10 @@ def length_warning(metrics: Mapping) -> str | None:
     )
 
 
-def control_answer(row: Mapping, control: str, protocol: str) -> dict | None:
-    """Returns a row's answer under a control, or None if that was not run."""
-    return row["controls"].get(control, {"answers": {}})["answers"].get(protocol)
+def find_answer(row: Mapping, protocol: str, control: str | None = None) -> dict | None:
+    """Returns a row's answer with audio or under a control, or None if that was not run."""
+    condition = row["controls"].get(control, {}) if control else row
+    return condition.get("answers", {}).get(protocol)
 
 
 def closed_metrics(
@@ -213,20 +192,17 @@ def closed_metrics(
 
     Those of a control are of the rows that have an answer under it.
     """
-    if control is None:
-        answers = [row["answers"][protocol] for row in rows]
-    else:
-        rows = [row for row in rows if control_answer(row, control, protocol) is not None]
-        answers = [row["controls"][control]["answers"][protocol] for row in rows]
+    answers = [find_answer(row, protocol, control) for row in rows]
+    rows = [row for row, answer in zip(rows, answers) if answer is not None]
     if not rows:
         return {}
     metrics = ReasonAQAMetric().compute(
-        predictions=[answer["parsed"] or "" for answer in answers],
+        predictions=[answer["parsed"] or "" for answer in answers if answer is not None],
         # A reference that cannot be parsed stays as its text, which no parsed answer equals.
         references=[row["reference"] or row["answer"] for row in rows],
         question_type=[row["question_type"] for row in rows],
         groups=groups_of_rows(rows, max_audio_seconds),
-        clips=[recording_names(row) for row in rows],
+        clips=[tuple(row["audio_digests"]) for row in rows],
     )
     return metrics or {}
 
@@ -236,18 +212,18 @@ def relabel_consistency(rows: list[dict], protocol: str) -> dict[str, dict]:
 
     An unparsed answer counts as another option.
     """
-    consistency = {}
-    for question_type in CLOSED_QUESTION_TYPES:
-        is_same = []
-        for row in rows:
-            relabelled = control_answer(row, "option_relabel", protocol)
-            if row["question_type"] == question_type and relabelled is not None:
-                option = row["answers"][protocol]["parsed"]
-                is_same.append(option is not None and option == relabelled["parsed"])
-        if is_same:
-            share = sum(is_same) / len(is_same)
-            consistency[question_type] = {"n": len(is_same), "same_option": share}
-    return consistency
+    is_same = defaultdict(list)
+    for row in rows:
+        relabelled = find_answer(row, protocol, "option_relabel")
+        if relabelled is not None:
+            option = row["answers"][protocol]["parsed"]
+            is_same[row["question_type"]].append(
+                option is not None and option == relabelled["parsed"]
+            )
+    return {
+        name: {"n": len(same), "same_option": sum(same) / len(same)}
+        for name, same in is_same.items()
+    }
 
 
 def audio_gain(rows: list[dict], protocol: str) -> dict[str, dict]:
@@ -259,17 +235,15 @@ def audio_gain(rows: list[dict], protocol: str) -> dict[str, dict]:
     rows = [row for row in rows if row["question_type"] in CLOSED_QUESTION_TYPES]
     present = {row["question_type"] for row in rows}
     question_types = [name for name in CLOSED_QUESTION_TYPES if name in present]
-
     correct = np.array([[row["answers"][protocol]["correct"] for row in rows]], float)
     baselines = {}
     for name in NO_AUDIO_CONTROLS:
-        answers = [control_answer(row, name, protocol) for row in rows]
+        answers = [find_answer(row, protocol, name) for row in rows]
         outcomes = [answer["correct"] for answer in answers if answer is not None]
         if len(outcomes) == len(rows):
-            has_own_trainings = name in (*FIXED_CONTROLS, TEXT_ONLY_CONTROL)
-            baselines[name] = Baseline(np.array([outcomes], float), has_own_trainings)
+            baselines[name] = np.array([outcomes], float)
     type_index = np.array([question_types.index(row["question_type"]) for row in rows])
-    clips = [recording_names(row) for row in rows]
+    clips = [tuple(row["audio_digests"]) for row in rows]
     return gain_over_best_baseline(correct, baselines, question_types, type_index, clips)
 
 
@@ -278,9 +252,9 @@ def open_metrics(rows: list[dict]) -> dict[str, dict]:
     is_generated = any("generate" in row["answers"] for row in rows)
     texts = text_metrics(rows) if is_generated else {}
     metrics = {}
-    for question_type in QUESTION_TYPES:
+    for question_type in TEXT_TYPES:
         selected = [row for row in rows if row["question_type"] == question_type]
-        if question_type in CLOSED_QUESTION_TYPES or not selected:
+        if not selected:
             continue
         num_tokens = sum(row["n_tokens"] for row in selected)
         control_loss = {
@@ -322,11 +296,10 @@ def score(rows: list[dict], protocol: str, max_audio_seconds: float) -> dict:
             if name != protocol
         }
         metrics["length_warning"] = length_warning(metrics)
-        metrics["controls"] = {}
-        for name in CONTROLS:
-            values = closed_metrics(closed, protocol, max_audio_seconds, name)
-            if values:
-                metrics["controls"][name] = values
+        controls = {
+            name: closed_metrics(closed, protocol, max_audio_seconds, name) for name in CONTROLS
+        }
+        metrics["controls"] = {name: values for name, values in controls.items() if values}
         if "option_relabel" in metrics["controls"]:
             consistency = relabel_consistency(closed, protocol)
             metrics["controls"]["option_relabel"]["consistency"] = consistency

@@ -4,9 +4,8 @@ Questions about one clip are right or wrong together. So clips are resampled, ne
 `estimates.py` adds the error of the trainings. docs/protocol.md says which number decides what.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import chain, pairwise
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,20 +13,6 @@ from scipy.stats import binomtest
 
 # Numbers in the largest array of one chunk of resamples, 32 MiB.
 CHUNK = 2**22
-
-
-class _Rows(NamedTuple):
-    """Checked rows.
-
-    Attributes:
-        groups: Shape `(rows,)`. The group of each row, or -1.
-        pairs: Shape `(rows, 2)`. The clips of each row, twice the same for a row about one clip.
-        num_clips: Number of distinct clips.
-    """
-
-    groups: np.ndarray
-    pairs: np.ndarray
-    num_clips: int
 
 
 def clip_bootstrap(
@@ -54,17 +39,26 @@ def clip_bootstrap(
         Shape `(resamples, groups, columns)`. NaN where a group got no row.
 
     Raises:
-        ValueError: If shapes differ, or an outcome, clip or group is invalid.
+        ValueError: If shapes differ, an outcome is not finite, or a row has no or three clips.
     """
-    outcomes = np.asarray(outcomes, float)
-    if outcomes.ndim != 2:
-        raise ValueError(f"expected outcomes of shape (rows, columns), got {outcomes.shape}")
-    groups, pairs, num_clips = _check_rows(outcomes, clips, groups)
+    if not len(outcomes) == len(clips) == len(groups) or not np.isfinite(outcomes).all():
+        shapes = f"{np.shape(outcomes)}, {len(clips)} and {len(groups)}"
+        raise ValueError(
+            f"expected finite outcomes, clips and groups of as many rows, not {shapes}"
+        )
+    if not all(isinstance(names, tuple) and len(names) in (1, 2) for names in clips):
+        raise ValueError("expected a tuple of one or two clips for each row")
+    # Clips are numbered in alphabetical order: the draws do not depend on the order of the rows.
+    distinct_clips = sorted(set(chain.from_iterable(clips)))
+    numbers = {clip: number for number, clip in enumerate(distinct_clips)}
+    num_clips = len(numbers)
     num_groups = groups.max(initial=-1) + 1
     is_in_group = groups >= 0
+    pairs = [sorted((numbers[names[0]], numbers[names[-1]])) for names in clips]
+    first, second = np.array(pairs, int).reshape(-1, 2).T
     # The second clip of a row about one clip is `num_clips`, which every resample draws once.
-    second = np.where(pairs[:, 0] == pairs[:, 1], num_clips, pairs[:, 1])
-    keys = np.column_stack([groups, pairs[:, 0], second])[is_in_group]
+    second = np.where(first == second, num_clips, second)
+    keys = np.column_stack([groups, first, second])[is_in_group]
     distinct, place = np.unique(keys, axis=0, return_inverse=True)
     group_of_pair, first, second = distinct.T
     sums = np.zeros((len(distinct), outcomes.shape[1] + 1))
@@ -73,7 +67,9 @@ def clip_bootstrap(
 
     means = np.full((resamples, num_groups, outcomes.shape[1]), np.nan)
     generator = np.random.default_rng(seed)
-    for start, stop in _chunks(resamples, max(num_clips, len(distinct), 1)):
+    size = max(1, CHUNK // max(num_clips, len(distinct), 1))
+    for start in range(0, resamples, size):
+        stop = min(start + size, resamples)
         counts = _draw_counts(generator, stop - start, num_clips)
         for group, (low, high) in enumerate(pairwise(bounds)):
             weights = counts[:, first[low:high]] * counts[:, second[low:high]]
@@ -92,43 +88,22 @@ def _draw_counts(generator: np.random.Generator, resamples: int, num_clips: int)
     return counts
 
 
-def interval(
-    samples: np.ndarray, level: float = 0.95, axis: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the ends of the percentile interval along the axis of resamples, ignoring NaN."""
-    low, high = np.nanquantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=axis)
-    return low, high
-
-
 def mcnemar(first: ArrayLike, second: ArrayLike) -> dict:
     """Runs McNemar's exact test of two arms' right answers to the same rows, as if independent.
 
     Returns:
         `only_first` and `only_second`, the rows that one arm alone has right, and the two-sided
         `p`, which is 1 without such rows.
-
-    Raises:
-        ValueError: If lengths differ, or a value is neither right nor wrong.
     """
-    first, second = np.asarray(first), np.asarray(second)
-    if first.shape != second.shape or not np.isin(np.concatenate([first, second]), (0, 1)).all():
-        raise ValueError(
-            "expected right (1) or wrong (0) for the same rows of both arms, not "
-            f"{first.dtype} {first.shape} and {second.dtype} {second.shape}"
-        )
-    only_first = int((first > second).sum())
-    only_second = int((first < second).sum())
+    only_first = int(np.greater(first, second).sum())
+    only_second = int(np.less(first, second).sum())
     discordant = only_first + only_second
     p = float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
     return {"only_first": only_first, "only_second": only_second, "p": p}
 
 
 def holm(p_values: ArrayLike) -> list[float]:
-    """Corrects the p-values of one family by Holm's method. Returns them in their order.
-
-    Raises:
-        ValueError: If a value is not between 0 and 1.
-    """
+    """Corrects the p-values of one family by Holm's method. Returns them in their order."""
     p_values = np.asarray(p_values, float)
     if not ((p_values >= 0) & (p_values <= 1)).all():
         raise ValueError(f"expected p-values between 0 and 1: {p_values.tolist()}")
@@ -166,19 +141,9 @@ def expected_calibration_error(
     Returns:
         `ece`, the mean distance over rows, and `bins`. Each bin with rows has `low` (inside),
         `high` (outside, except 1), `n`, `confidence` (the mean probability) and `accuracy`.
-
-    Raises:
-        ValueError: If there are no rows, lengths differ, or a probability is not between 0 and 1.
     """
     probabilities = np.asarray(probabilities, float)
     correct = np.asarray(correct, float)
-    has_rows = len(probabilities) > 0 and probabilities.shape == correct.shape
-    if not has_rows or not ((probabilities >= 0) & (probabilities <= 1)).all():
-        raise ValueError(
-            "expected a probability between 0 and 1 for each row: "
-            f"{probabilities.shape} for {correct.shape} rows, "
-            f"from {probabilities.min(initial=np.inf)} to {probabilities.max(initial=-np.inf)}"
-        )
     edges = np.arange(bins + 1) / bins
     bin_of_row = np.digitize(probabilities, edges[1:-1])
     entries = []
@@ -195,31 +160,3 @@ def expected_calibration_error(
         )
     gaps = sum(entry["n"] * abs(entry["confidence"] - entry["accuracy"]) for entry in entries)
     return {"ece": gaps / len(probabilities), "bins": entries}
-
-
-def _check_rows(values: np.ndarray, clips: Sequence[tuple[str, ...]], groups: np.ndarray) -> _Rows:
-    groups = np.asarray(groups)
-    if not len(values) == len(clips) == len(groups):
-        raise ValueError(
-            f"{len(values)} rows, but clips of {len(clips)} and groups of {len(groups)}"
-        )
-    if not np.isfinite(values).all():
-        row = np.argwhere(~np.isfinite(values))[0, 0]
-        raise ValueError(f"row {row} has an outcome that is not finite")
-    for row, names in enumerate(clips):
-        if isinstance(names, str) or len(names) not in (1, 2):
-            raise ValueError(f"row {row}: expected a tuple of one or two clips, not {names!r}")
-    if len(groups) and (groups.dtype.kind not in "iu" or groups.min() < -1):
-        raise ValueError(
-            f"groups are numbers from 0, or -1 for none, not {groups.min()} of {groups.dtype}"
-        )
-    # Clips are numbered in alphabetical order: the draws do not depend on the order of the rows.
-    distinct = sorted(set(chain.from_iterable(clips)))
-    numbers = {clip: number for number, clip in enumerate(distinct)}
-    pairs = [sorted((numbers[names[0]], numbers[names[-1]])) for names in clips]
-    return _Rows(groups.astype(int), np.array(pairs, int).reshape(-1, 2), len(distinct))
-
-
-def _chunks(count: int, width: int) -> Iterator[tuple[int, int]]:
-    size = max(1, CHUNK // width)
-    return ((start, min(start + size, count)) for start in range(0, count, size))

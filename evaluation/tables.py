@@ -1,23 +1,21 @@
-"""Formats the metrics of an evaluation as text.
+"""Formats the metrics of an evaluation as text."""
 
-`python -m audiolm.evaluation.tables RESULTS/predictions.jsonl` recomputes the metrics from saved
-answers and prints them.
-"""
-
-import argparse
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
-from pathlib import Path
 
-from ..data.reasonaqa import CLOSED_QUESTION_TYPES
-from ..runtime import UserError, report_user_errors
+from ..data.reasonaqa import CLOSED_QUESTION_TYPES, QUESTION_TYPES
 from .answering import PROTOCOL_NAMES
 from .audio_gain import TEXT_ONLY_CONTROL
 from .categories import CATEGORIES
 
 MAJORITY = "majority"
 MEAN = "mean of types"
+# The rows of the table of a comparison.
+SECTIONS = {
+    "question_type": CLOSED_QUESTION_TYPES,
+    "category": CATEGORIES,
+    "overall": ("all closed rows", MEAN),
+    "text": QUESTION_TYPES,
+}
 TEXT_METRICS = ("bleu_4", "rouge_l", "cider_d")
 # The protocol trains on 320,000 examples. A model that saw far fewer may be sure and wrong.
 FEW_EXAMPLES = 50_000
@@ -206,80 +204,21 @@ def comparison_rows(comparison: dict) -> list[dict]:
     is `{"n": rows, "loss": loss per answer token}`.
     """
     columns = comparison_columns(comparison)
-
-    def cells_of(*path: str) -> dict[str, dict | None]:
-        cells = {}
-        for column, value in columns.items():
-            for key in path:
-                value = (value or {}).get(key)
-            cells[column] = value
-        return cells
-
-    def names_in(group: str) -> list[str]:
-        groups = [column.get(group, {}) for column in columns.values()]
-        return list(dict.fromkeys(chain.from_iterable(groups)))
-
     rows = []
-    categories = names_in("category")
-    known_first = [*CATEGORIES, *(name for name in categories if name not in CATEGORIES)]
-    for section, order in (("question_type", CLOSED_QUESTION_TYPES), ("category", known_first)):
-        present = names_in(section)
-        rows += [_row(section, name, cells_of(section, name)) for name in order if name in present]
-    if any("micro" in column for column in columns.values()):
-        rows.append(_row("overall", "all closed rows", cells_of("micro")))
-        means = {name: _macro_cell(column) for name, column in columns.items()}
-        rows.append({**_row("overall", MEAN, means), "n": 0})
-    for name in names_in("text"):
-        cells = {}
-        for column, entry in cells_of("text", name).items():
-            cells[column] = entry and {"n": entry["n"], "loss": entry["loss_per_answer_token"]}
-        rows.append(_row("text", name, cells))
+    for section, names in SECTIONS.items():
+        for name in names:
+            cells = {column: _cell(metrics, section, name) for column, metrics in columns.items()}
+            counts = [cell["n"] for cell in cells.values() if cell]
+            if counts:
+                count = 0 if name == MEAN else max(counts)
+                rows.append({"section": section, "name": name, "n": count, "cells": cells})
     return rows
 
 
-def _row(section: str, name: str, cells: dict[str, dict | None]) -> dict:
-    counts = [cell.get("n", 0) for cell in cells.values() if cell]
-    return {"section": section, "name": name, "n": max(counts, default=0), "cells": cells}
-
-
-def _macro_cell(column: dict) -> dict | None:
-    if "macro_accuracy" in column and not column.get("macro"):
-        return {"accuracy": column["macro_accuracy"]}
-    return column.get("macro") or None
-
-
-@report_user_errors("tables")
-def main(argv: list[str] | None = None) -> None:
-    """Prints the metrics of saved answers."""
-    # Scoring imports much more than formatting needs.
-    from .scores import score
-
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("predictions", help="predictions.jsonl of run_eval.py")
-    parser.add_argument(
-        "--protocol",
-        default="likelihood",
-        choices=tuple(PROTOCOL_NAMES),
-        help="of closed questions",
-    )
-    parser.add_argument(
-        "--max_audio_seconds", type=float, default=10.0, help="seconds used of each clip"
-    )
-    args = parser.parse_args(argv)
-    try:
-        lines = Path(args.predictions).read_text(encoding="utf-8").split("\n")
-        rows = [json.loads(line) for line in lines if line]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{args.predictions}: {error}") from error
-    if any(
-        row["question_type"] in CLOSED_QUESTION_TYPES and args.protocol not in row["answers"]
-        for row in rows
-    ):
-        raise UserError(f"{args.predictions} holds no answers by {args.protocol}")
-    print(format_metrics(score(rows, args.protocol, args.max_audio_seconds)))
-
-
-if __name__ == "__main__":
-    main()
+def _cell(metrics: dict, section: str, name: str) -> dict | None:
+    if section == "overall":
+        return metrics.get("macro" if name == MEAN else "micro")
+    cell = metrics.get(section, {}).get(name)
+    if section == "text" and cell:
+        return {"n": cell["n"], "loss": cell["loss_per_answer_token"]}
+    return cell

@@ -10,12 +10,9 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from itertools import chain, zip_longest
 from types import SimpleNamespace
 
-import datasets
-import evaluate
 from sacrebleu.metrics.bleu import BLEU, BLEUScore
 
 # A prediction and its references.
@@ -38,8 +35,8 @@ def tokenise(text: str) -> str:
     return " ".join(_WORD.findall(text))
 
 
-class TextMetric(evaluate.Metric):
-    """BLEU-1 and -4, ROUGE-L and CIDEr-D of texts with references.
+def score_texts(predictions: Iterable[str], references: Iterable[Sequence[str]]) -> dict:
+    """Returns BLEU-1 and -4, ROUGE-L and CIDEr-D of texts with one or more references each.
 
     - `bleu_1`, `bleu_4`: sacrebleu's, of the whole set, without smoothing. The reference with the
       closest length counts.
@@ -49,102 +46,53 @@ class TextMetric(evaluate.Metric):
       An answer of three words, without 4-grams, scores at most 7.5.
 
     A metric without a value is None, and `not_run` says why. The order of items and references has
-    no influence.
-
-    Raises:
-        ValueError: If an item has no reference.
+    no influence, because sums of floats are in the order of the sorted items.
     """
+    items = [
+        (tokenise(prediction), tuple(sorted(map(tokenise, texts))))
+        for prediction, texts in zip(predictions, references, strict=True)
+    ]
+    items.sort()
+    metrics: dict = {"n": len(items), "not_run": {}}
+    for name, measure in METRICS.items():
+        try:
+            metrics[name] = measure(items)
+        except NotRun as reason:
+            metrics[name] = None
+            metrics["not_run"][name] = str(reason)
+    return metrics
 
-    def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description=self.__doc__ or "",
-            citation="",
-            inputs_description="",
-            features=datasets.Features({"predictions": text, "references": datasets.List(text)}),
-        )
 
-    def _compute(  # ty: ignore[incompatible-method-override]
-        self, predictions: list[str], references: list[list[str]]
-    ) -> dict:
-        return _compute_metrics(_build_items(predictions, references))
-
-
-def text_items(rows: Iterable[Mapping]) -> list[dict]:
+def text_items(rows: Iterable[Mapping]) -> dict[str, list[tuple[str, list[str]]]]:
     """Merges predicted rows that ask the same about the same clips into items.
 
     The references of a caption are all answers with its clips and subtype, whatever the prompt.
     Those of another item are the answers of its own rows. An item's first row is the one whose
     answer comes first in the alphabet, so the order of rows only decides the order of items.
 
-    Rows of other question types are skipped.
-
     Returns:
-        `prediction`, `question_type` and the sorted `references` of each item.
-
-    Raises:
-        ValueError: If a row has no generated text.
+        Prediction and sorted references of each item, by question type. Rows of other types than
+        `TEXT_TYPES` are skipped.
     """
     references = defaultdict(list)
     candidates = defaultdict(list)
-    for number, row in enumerate(rows):
+    for row in rows:
         question_type = row["question_type"]
-        if question_type not in TEXT_TYPES:
-            continue
-        text = ((row.get("answers") or {}).get("generate") or {}).get("text")
-        if not isinstance(text, str):
-            raise ValueError(
-                f"row {number}: expected a {question_type} row with text in answers.generate. "
-                "Use the protocol generate."
-            )
-        question = row["subtype"] if question_type == "caption" else row["input"]
-        key = (question_type, row["filepath1"], row["filepath2"], question)
-        references[key].append(row["answer"])
-        candidates[key, row["input"]].append((row["answer"], text))
-    items = []
+        if question_type in TEXT_TYPES:
+            question = row["subtype"] if question_type == "caption" else row["input"]
+            key = (question_type, row["filepath1"], row["filepath2"], question)
+            references[key].append(row["answer"])
+            text = row["answers"]["generate"]["text"]
+            candidates[key, row["input"]].append((row["answer"], text))
+    items = defaultdict(list)
     for (key, _), answered in candidates.items():
-        _, text = min(answered)
-        item = {"prediction": text, "references": sorted(references[key]), "question_type": key[0]}
-        items.append(item)
+        items[key[0]].append((min(answered)[1], sorted(references[key])))
     return items
 
 
 def text_metrics(rows: Iterable[Mapping]) -> dict:
-    """Returns the values of [`TextMetric`] by question type, of rows as in [`text_items`]."""
-    items = text_items(rows)
-    metrics = {}
-    for question_type in TEXT_TYPES:
-        selected = [item for item in items if item["question_type"] == question_type]
-        if selected:
-            predictions = [item["prediction"] for item in selected]
-            references = [item["references"] for item in selected]
-            metrics[question_type] = _compute_metrics(_build_items(predictions, references))
-    return metrics
-
-
-def _build_items(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[Texts]:
-    items = []
-    for number, (prediction, texts) in enumerate(zip(predictions, references)):
-        if not texts:
-            raise ValueError(f"item {number} ({prediction[:80]!r}) has no reference")
-        items.append((tokenise(prediction), tuple(sorted(map(tokenise, texts)))))
-    return items
-
-
-def _compute_metrics(items: list[Texts]) -> dict:
-    # Sums of floats depend on their order.
-    items = sorted(items)
-    metrics: dict = {"n": len(items)}
-    not_run = {}
-    for name, measure in METRICS.items():
-        try:
-            if not items:
-                raise NotRun("there are no items")
-            metrics[name] = measure(items)
-        except NotRun as reason:
-            metrics[name] = None
-            not_run[name] = str(reason)
-    return {**metrics, "not_run": not_run}
+    """Returns [`score_texts`] by question type, of rows as in [`text_items`]."""
+    return {name: score_texts(*zip(*items)) for name, items in text_items(rows).items()}
 
 
 def _corpus_bleu(items: list[Texts]) -> BLEUScore:
@@ -167,16 +115,11 @@ def _bleu_4(items: list[Texts]) -> float:
     return min(1.0, _corpus_bleu(items).score / 100)
 
 
-@cache
-def _rouge_scorer():
+def _rouge_l(items: list[Texts]) -> float:
     # rouge_score imports all of nltk, which takes seconds.
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rougeL"], tokenizer=SimpleNamespace(tokenize=str.split))
-
-
-def _rouge_l(items: list[Texts]) -> float:
-    scorer = _rouge_scorer()
+    scorer = RougeScorer(["rougeL"], tokenizer=SimpleNamespace(tokenize=str.split))
     scores = [scorer.score_multi(references, text)["rougeL"] for text, references in items]
     return math.fsum(score.fmeasure for score in scores) / len(items)
 

@@ -4,7 +4,6 @@ import csv
 import json
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 from support import full_size
 from support.builders import SHARED, needs_shared
@@ -12,7 +11,7 @@ from support.builders import SHARED, needs_shared
 from audiolm.data import QUESTION_TYPES
 from audiolm.data.reasonaqa import question_type
 from audiolm.data.soundscapes.corpus import draw_corpus
-from audiolm.evaluation.categories import CATEGORIES, categories, category
+from audiolm.evaluation.categories import CATEGORIES, category
 
 
 def test_category_of_soundscape_questions_is_the_intended_one():
@@ -96,17 +95,6 @@ def test_category_agrees_with_manual_labels(name, count, right, precision):
         labels = [label for predicted, label in pairs if predicted == name]
         assert sum(label == name for _, label in pairs) >= 12, name
         assert labels.count(name) / len(labels) >= precision, name
-
-
-def test_categories_equal_category_of_each_row():
-    questions = [question for question, _ in hand_labelled("questions_held_out.tsv")] * 2
-    second = ["x.wav" if i % 7 == 0 else "" for i in range(len(questions))]
-    by_row = categories(
-        pa.chunked_array([questions[:100], questions[100:]]), pa.chunked_array([second])
-    )
-    assert by_row.tolist() == [
-        category({"input": q, "filepath2": s}) for q, s in zip(questions, second)
-    ]
 
 
 def test_question_type_counts_match_published_counts():

@@ -76,40 +76,47 @@ def test_commonest_answers_by_hand():
     assert commonest_answers([], rows) == [None, None, None]
 
 
-def train_and_evaluate(
-    folder: Path, tokenizer, rows: list[dict], *trained: str, controls=("all",)
-) -> dict:
-    """Trains a small model and a text-only one on rows. Returns the metrics of the first."""
+def train_models(folder: Path, tokenizer, rows: list[dict], text_only: bool = True) -> Path:
+    """Trains a small model, and perhaps a text-only one, on rows. Returns their folder."""
     corpus = make_tone_corpus(folder, rows)
-    options = arguments(
-        corpus, "htsat", tokenizer, "--max_steps", "60", "--eval_strategy", "no", *trained
-    )
+    options = arguments(corpus, "htsat", tokenizer, "--max_steps", "60", "--eval_strategy", "no")
     train(options)
-    train([*options, "--no_audio", "true", "--output_dir", str(corpus / "text_only")])
+    if text_only:
+        train([*options, "--no_audio", "true", "--output_dir", str(corpus / "text_only")])
+    return corpus
+
+
+def evaluate_model(corpus: Path, model: str = "out") -> dict:
+    """Evaluates a model with all controls. Returns its metrics."""
     data = str(corpus / "rows.json")
+    text_only = corpus / "text_only"
     evaluate(
         [
             "--model_name_or_path",
-            str(corpus / "out"),
+            str(corpus / model),
             "--test_file",
             data,
             "--audio_dir",
             str(corpus),
             "--output_dir",
-            str(corpus / "results"),
-            "--max_new_tokens",
-            "4",
+            str(corpus / model / "results"),
             "--protocol",
             "likelihood",
             "--controls",
-            *controls,
+            "all",
             "--train_file",
             data,
-            "--question_only_model",
-            str(corpus / "text_only"),
+            *(["--question_only_model", str(text_only)] if text_only.exists() else []),
         ]
     )
-    return json.loads((corpus / "results" / "metrics.json").read_text())
+    return json.loads((corpus / model / "results" / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory, tokenizer) -> Path:
+    """A model and a text-only one, trained on questions that only the audio answers."""
+    rows = [{**MCQ, "answer": "B) high" if i % 2 else "A) low"} for i in range(24)]
+    return train_models(tmp_path_factory.mktemp("tones"), tokenizer, rows)
 
 
 def accuracy(metrics: dict, control: str | None = None) -> float:
@@ -117,9 +124,8 @@ def accuracy(metrics: dict, control: str | None = None) -> float:
     return condition["question_type"]["mcq"]["accuracy"]
 
 
-def test_model_that_uses_the_audio_beats_every_baseline(tmp_path, tokenizer):
-    rows = [{**MCQ, "answer": "B) high" if i % 2 else "A) low"} for i in range(24)]
-    metrics = train_and_evaluate(tmp_path, tokenizer, rows)
+def test_model_that_uses_the_audio_beats_every_baseline(tones):
+    metrics = evaluate_model(tones)
     assert accuracy(metrics) == 1
     for control in ("majority", "no_audio", "question_only"):
         assert accuracy(metrics, control) == 0.5
@@ -139,7 +145,7 @@ def test_position_bias_is_exposed_by_relabelling_and_majority(tmp_path, tokenize
         {**MCQ, "input": orders[i % 2], "answer": "A) high" if i % 2 else "A) low"}
         for i in range(24)
     ]
-    metrics = train_and_evaluate(tmp_path, tokenizer, rows)
+    metrics = evaluate_model(train_models(tmp_path, tokenizer, rows, text_only=False))
     assert accuracy(metrics) == 1
     assert accuracy(metrics, "majority") == 1
     option_relabel = metrics["controls"]["option_relabel"]
@@ -156,7 +162,7 @@ def test_leaking_question_is_exposed_by_question_only_model(tmp_path, tokenizer)
         {**MCQ, "input": leaks[i % 2], "answer": "B) high" if i % 2 else "A) low"}
         for i in range(24)
     ]
-    metrics = train_and_evaluate(tmp_path, tokenizer, rows)
+    metrics = evaluate_model(train_models(tmp_path, tokenizer, rows))
     assert accuracy(metrics) == 1
     assert accuracy(metrics, "question_only") == 1
     assert accuracy(metrics, "majority") == 0.5
@@ -169,11 +175,10 @@ def test_leaking_question_is_exposed_by_question_only_model(tmp_path, tokenizer)
     assert metrics["audio_gain"]["mcq"]["difference"] == 0
 
 
-def test_text_only_model_is_exposed_by_noise_and_mismatched_audio(tmp_path, tokenizer):
+def test_text_only_model_is_exposed_by_noise_and_mismatched_audio(tones):
     """A text-only model gives the same answers whatever the audio is."""
-    rows = [{**MCQ, "answer": "B) high" if i % 2 else "A) low"} for i in range(24)]
-    metrics = train_and_evaluate(tmp_path, tokenizer, rows, "--no_audio", "true")
-    for row in read_jsonl(tmp_path / "results" / "predictions.jsonl"):
+    metrics = evaluate_model(tones, "text_only")
+    for row in read_jsonl(tones / "text_only" / "results" / "predictions.jsonl"):
         for control in ("noise", "mismatched_audio", "no_audio", "question_only"):
             assert (
                 row["controls"][control]["answers"]["likelihood"]["parsed"]

@@ -112,7 +112,7 @@ def test_mmau_parser_draws_an_option_for_a_text_that_is_no_letter(text, is_parse
     [
         ({"visuals": [CLIP] * 3}, "task task, document 0: AudioLM takes one or two clips, not 3"),
         ({"visuals": []}, "one or two clips, not 0"),
-        ({"visuals": [object()]}, "document 0: AudioLM takes audio only, not object"),
+        ({"visuals": [object()]}, "task task, document 0: can.t convert"),
         ({"visuals": [{**CLIP, "array": []}]}, "task task, document 0: .* has shape"),
         ({"gen_kwargs": {"temperature": 0.2}}, "greedily, without temperature=0.2. Change it"),
         ({"gen_kwargs": {"do_sample": True}}, "greedily, without do_sample=True"),

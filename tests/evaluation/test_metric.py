@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from support.evaluation import MCQ_QUESTION
 
-from audiolm.evaluation import ReasonAQAMetric, TextMetric, parse_answer
+from audiolm.evaluation import ReasonAQAMetric, parse_answer
 from audiolm.evaluation.metric import accuracies
 
 ENTAILMENT = (
@@ -77,27 +77,15 @@ def test_metric_of_closed_questions_by_hand():
 
 
 def test_metric_of_entailment_by_hand():
-    """Right answers a a b; said a b and nothing: precision, recall of a 1, 1/2, of b 0, 0."""
+    """Right answers a a b; said a b and nothing: recall of a 1/2, of b 0."""
     result = ReasonAQAMetric().compute(
         predictions=["a", "b", ""], references=["a", "a", "b"], question_type=["entailment"] * 3
     )
-    metrics = result["question_type"]["entailment"]
-    assert metrics["confusion"] == {"a": {"a": 1, "b": 1}, "b": {"": 1}}
-    assert metrics["macro_f1"] == pytest.approx((2 / 3 + 0) / 2)
-    assert metrics["balanced_accuracy"] == 0.25
+    assert result["question_type"]["entailment"]["balanced_accuracy"] == 0.25
 
 
-def test_metrics_are_exported_and_are_evaluate_metrics():
+def test_metric_is_exported_and_is_an_evaluate_metric():
     assert isinstance(ReasonAQAMetric(), evaluate.Metric)
-    texts = {
-        "predictions": ["rain falls on a roof", "wind"],
-        "references": [["rain falls on the roof"], ["a dog", "wind"]],
-    }
-    result = TextMetric().compute(**texts)
-    assert isinstance(TextMetric(), evaluate.Metric)
-    assert result["n"] == 2
-    # Four of five words in order, and all words.
-    assert result["rouge_l"] == pytest.approx((0.8 + 1) / 2)
 
 
 def test_metric_has_the_interval_of_a_t_test_over_clips():

@@ -8,19 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from support.builders import ARMS, SHARED, clip, needs_shared
+from support.builders import SHARED, clip, needs_shared
 
 from audiolm.evaluation import probe_command, probes
-from audiolm.evaluation.probe_command import parse_arguments
-from audiolm.evaluation.probe_folds import (
-    Fold,
-    cross_validation,
-    draw_folds,
-    find_labelled_clips,
-)
-from audiolm.runtime import UserError
+from audiolm.evaluation.probe_command import parse_arguments, read_labels
+from audiolm.evaluation.probes import Fold, build_folds
 
 DEMO = Path(probe_command.__file__).parents[1] / "demo"
+ARMS = ["htsat", "mimi_full"]
 ENCODERS = {arm: str(DEMO / arm.split("_")[0]) for arm in ARMS}
 
 
@@ -42,13 +37,13 @@ def tones(tmp_path_factory):
 
 
 def arguments(folder, *more, arms=ARMS, labels="labels.csv"):
-    label_options = ["--labels", str(folder / labels)] if labels else []
     return [
         "--encoder_type",
         *arms,
         "--encoder_name_or_path",
         *(ENCODERS[arm] for arm in arms),
-        *label_options,
+        "--labels",
+        str(folder / labels),
         "--audio_dir",
         str(folder),
         *more,
@@ -60,7 +55,7 @@ def report(folder) -> dict:
 
 
 def test_probe_command_separates_tones_and_writes_equal_files_with_a_cache(tones, tmp_path, capsys):
-    both = ["--pooling", "mean", "mean_deviation", "--controls", "mean", "mean_deviation"]
+    both = ["--pooling", "mean", "mean_deviation"]
     for name, cache in {"first": "none", "cached": str(tmp_path / "cache")}.items():
         more = ["--feature_cache", cache]
         probe_command.main(arguments(tones, "--output_dir", str(tmp_path / name), *both, *more))
@@ -71,19 +66,19 @@ def test_probe_command_separates_tones_and_writes_equal_files_with_a_cache(tones
         assert {
             arm: group["accuracy"] for arm, group in result["results"][pooling].items()
         } == dict.fromkeys(ARMS, 1.0)
-        assert list(result["shuffled_labels"][pooling]) == ARMS
-        assert [pair["difference"] for pair in result["differences"][pooling]] == [0, 0, 0]
+        assert [pair["difference"] for pair in result["differences"][pooling]] == [0]
+    assert list(result["shuffled_labels"]) == ["mean"]
+    assert list(result["shuffled_labels"]["mean"]) == ARMS
     assert result["majority"]["accuracy"] == 0.5
     assert result["classes"] == {"high": 9, "low": 9}
-    assert result["folds_from"] == "fold"
     assert result["folds"] == {fold: {"train": 12, "validation": 6, "test": 6} for fold in "123"}
     assert result["encoders"]["htsat"]["dim"] == 192
     assert result["encoders"]["mimi_full"]["name_or_path"] == str(DEMO / "mimi")
     with open(tmp_path / "first" / "probe_predictions.csv") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [
-        "clip",
-        "fold",
+        "filename",
+        "part",
         "label",
         *(f"{p}_{arm}" for p in ("mean", "mean_deviation") for arm in ARMS),
     ]
@@ -91,28 +86,28 @@ def test_probe_command_separates_tones_and_writes_equal_files_with_a_cache(tones
     assert all(row["label"] == row["mean_deviation_htsat"] for row in rows)
     printed = capsys.readouterr().out.split("\n")
     assert printed[0] == "htsat: accuracy with mean pooling 1.000, mean_deviation pooling 1.000"
-    assert printed[3].split() == ARMS
+    assert printed[2].split()[2:] == ["%)", *ARMS]
     assert any(line.startswith("mean pooling, htsat - mimi_full: +0.000") for line in printed)
 
 
 def test_probe_command_that_was_interrupted_runs_the_other_arms_alone(tones, tmp_path, monkeypatch):
     argv = arguments(tones, "--output_dir", str(tmp_path))
-    original, probed = probe_command.probe_arm, []
+    original, probed = probe_command.encode, []
 
-    def interrupted(args, task, arm, *rest):
+    def interrupted(args, arm, *rest):
         probed.append(arm)
         if probed.count("mimi_full") == 1:
             raise KeyboardInterrupt
-        return original(args, task, arm, *rest)
+        return original(args, arm, *rest)
 
-    monkeypatch.setattr(probe_command, "probe_arm", interrupted)
+    monkeypatch.setattr(probe_command, "encode", interrupted)
     with pytest.raises(KeyboardInterrupt):
         probe_command.main(argv)
     probe_command.main(argv)
     position = ARMS.index("mimi_full")
     assert probed == [*ARMS[: position + 1], *ARMS[position:]]
     probe_command.main([*argv, "--seed", "1"])
-    assert probed[-3:] == ARMS
+    assert probed[-2:] == ARMS
 
 
 def test_probe_command_with_a_split_tests_only_its_test_clips(tones, tmp_path):
@@ -138,8 +133,9 @@ def accuracy(features, labels, folds, **options) -> float:
 
 
 def folds_for(labels, count=5):
-    each = np.arange(len(labels))
-    return cross_validation(labels, draw_folds(labels, each, count, 0), each, 0)
+    """Folds of neighbouring clips."""
+    parts = np.arange(len(labels)) * count // len(labels)
+    return build_folds(labels, parts.astype(str), is_split=False)
 
 
 def test_mean_deviation_pooling_finds_what_the_mean_lacks():
@@ -148,8 +144,8 @@ def test_mean_deviation_pooling_finds_what_the_mean_lacks():
     labels = np.array([str(i % 2) for i in range(120)])
     clips = [random.standard_normal((60, 8)) * (1 + int(label)) for label in labels]
     folds = folds_for(labels)[:3]
-    means = np.stack([probes.POOLINGS["mean"](clip) for clip in clips])
-    both = np.stack([probes.POOLINGS["mean_deviation"](clip) for clip in clips])
+    means = np.stack([probes.pool(clip, "mean") for clip in clips])
+    both = np.stack([probes.pool(clip, "mean_deviation") for clip in clips])
     assert both.shape == (120, 16)
     assert accuracy(means, labels, folds) < 0.75
     assert accuracy(both, labels, folds) > 0.95
@@ -163,54 +159,37 @@ def test_probes_of_random_labels_are_at_chance():
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
-def test_cross_validation_shares_no_clip_and_no_group(count):
-    labels, groups = np.array(list("abc") * 20), np.arange(60) // 3 // 2
-    drawn = draw_folds(labels, groups, count, 7)
-    folds = cross_validation(labels, drawn, groups, 7)
+def test_build_folds_tests_each_clip_once_and_never_trains_on_it(count):
+    folds = folds_for(np.array(list("abc") * 20), count)
     assert sorted(np.concatenate([fold.test for fold in folds])) == list(range(60))
     for fold in folds:
         assert not set(fold.train) & set(fold.test)
         assert len(fold.train) + len(fold.test) == 60
-        inner = np.setdiff1d(fold.train, fold.validation)
-        assert len(fold.validation)
         assert set(fold.validation) < set(fold.train)
-        for first, other in ((fold.train, fold.test), (inner, fold.validation)):
-            assert not set(groups[first]) & set(groups[other])
+        # Of two folds, none is left to choose C on.
+        assert len(fold.validation) == (60 // count if count > 2 else 0)
 
 
-def test_folds_that_split_groups_leak_labels():
-    """Recordings have a sound of their own. It leaks labels between folds that split groups."""
-    random = np.random.default_rng(1)
-    groups = np.repeat(np.arange(40), 5)
-    labels = random.choice(["a", "b"], 40)[groups]
-    features = random.standard_normal((40, 64))[groups] + 0.1 * random.standard_normal((200, 64))
-    official = np.array([str(group % 5) for group in groups])
-    held = accuracy(features, labels, cross_validation(labels, official, groups, 0))
-    grouped = draw_folds(labels, groups, 5, 0)
-    drawn = accuracy(features, labels, cross_validation(labels, grouped, groups, 0))
-    leaking = accuracy(features, labels, folds_for(labels))
-    assert held < 0.7
-    assert drawn < 0.7
-    assert leaking > 0.95
+def test_build_folds_chooses_c_on_the_next_fold():
+    folds = folds_for(np.array(list("abc") * 20), 3)
+    for fold, following in zip(folds, folds[1:] + folds[:1]):
+        assert np.array_equal(fold.validation, following.test)
 
 
 def test_probes_do_not_read_test_labels():
     random = np.random.default_rng(0)
     labels = np.where(np.arange(100) % 5 == 0, "rare", "often")
     features = random.standard_normal((100, 3)) + 4 * (labels == "rare")[:, None]
-    fold = cross_validation(
-        labels, np.array([str(i // 20) for i in range(100)]), np.arange(100), 0
-    )[0]
+    fold = folds_for(labels)[0]
     predictions, chosen = probes.probe_features(features, labels, fold)
-    assert chosen["C"] > probes.REGRESSION["C"][0]
-    assert chosen["converged"]
+    assert chosen > probes.REGRESSION["C"][0]
     flipped, other = labels.copy(), features.copy()
     flipped[fold.test], other[fold.test] = "rare", 1e3
     assert np.array_equal(probes.probe_features(features, flipped, fold)[0], predictions)
     assert probes.probe_features(other, labels, fold)[1] == chosen
     flat = np.zeros((100, 3))  # all C are equally bad: the smallest
     classes = np.array(list("ab") * 50)
-    assert probes.probe_features(flat, classes, fold)[1]["C"] == probes.REGRESSION["C"][0]
+    assert probes.probe_features(flat, classes, fold)[1] == probes.REGRESSION["C"][0]
 
 
 def test_score_and_intervals_by_hand():
@@ -221,14 +200,11 @@ def test_score_and_intervals_by_hand():
     ]
     right, wrong = labels.copy(), np.array(["a", "b", "b", "b", "b", "b"])
     task = probes.ProbeTask(labels, folds, 0)
-    result = {"x": task.score(right), "y": task.score(wrong, {"1": {"C": 1.0}})}
+    result = {"x": task.score(right), "y": task.score(wrong)}
     assert result["y"]["accuracy"] == 0.5
-    assert result["y"]["folds"]["1"]["accuracy"] == pytest.approx(2 / 3)
     assert result["y"]["macro_f1"] == pytest.approx(
         (2 * 1 / (2 + 0 + 3) + 2 * 2 / (4 + 3)) / 2
     )  # 2 tp / (2 tp + fp + fn)
-    assert result["y"]["mean_of_folds"] == pytest.approx((2 / 3 + 1 / 3) / 2)
-    assert result["y"]["folds"]["1"]["C"] == 1
     assert task.predict_majority().tolist() == ["a"] * 6
     [pair] = probes.add_intervals(result, {"x": right, "y": wrong}, labels, 0)
     assert (result["x"]["ci95_low"], result["x"]["ci95_high"]) == (1, 1)
@@ -269,32 +245,22 @@ FAULTS = {
         (HEADER, [*GOOD, ("corrupt.wav", "a", 1)]),
         [],
     ),
-    "no folds": (
-        "neither a column fold nor split",
-        ("filename,label", [row[:2] for row in GOOD]),
-        [],
-    ),
-    "fold twice": ("fold and --folds both say", (HEADER, GOOD), ["--folds", "3"]),
-    "empty fold": ("line 20: fold is empty", (HEADER, [*GOOD, ("0.wav", "a", "")]), []),
-    "short row": ("line 20: label is empty", (HEADER, [*GOOD, ("0.wav",)]), []),
+    "no folds": ("no column 'fold'", ("filename,label", [row[:2] for row in GOOD]), []),
+    "empty fold": ("a value is empty: 0.wav, a,", (HEADER, [*GOOD, ("0.wav", "a", "")]), []),
+    "short row": ("Row #20: Expected 3 columns, got 1", (HEADER, [*GOOD, ("0.wav",)]), []),
     "comma": (
-        "line 20: more values than columns",
+        "Row #20: Expected 3 columns, got 4",
         (HEADER, [*GOOD, ("0.wav", "dog", " barking", 1)]),
         [],
     ),
     "one fold": ("all clips are in fold 1", (HEADER, [(*row[:2], 1) for row in GOOD]), []),
     "unknown split": (
-        "split 'tset' is none of",
+        "expected the splits train, test and, if any, val, not tset",
         ("filename,label,split", [(*row[:2], "tset") for row in GOOD]),
         [],
     ),
-    "no test": (
-        "no clip is in the split test",
-        ("filename,label,split", [(*row[:2], "train") for row in GOOD]),
-        [],
-    ),
     "new in test": (
-        "class 'c' is in the split test, but not",
+        "class 'c' is in test only",
         (
             "filename,label,split",
             [(*row[:2], "train") for row in GOOD[:16]]
@@ -303,26 +269,19 @@ FAULTS = {
         [],
     ),
     "two labels": (
-        r"line 20: 0\.wav occurs twice, with label 'a' and 'b'",
+        r"0\.wav occurs twice, with another label or fold",
         (HEADER, [*GOOD, ("0.wav", "b", 0)]),
         [],
     ),
-    "two folds": (r"twice, with fold '0' and '2'", (HEADER, [*GOOD, ("0.wav", "a", 2)]), []),
     "one class": (
         "all clips have the label 'a'",
         (HEADER, [(row[0], "a", row[2]) for row in GOOD]),
         [],
     ),
-    "one example": ("class 'c' has one clip", (HEADER, [*GOOD[:17], ("17.wav", "c", 1)]), []),
     "class in a fold": (
-        "class 'c' is in fold 2 only",
+        "class 'c' is in 2 only",
         (HEADER, [*GOOD[:16], ("16.wav", "c", 2), ("17.wav", "c", 2)]),
         [],
-    ),
-    "many folds": (
-        "--folds 99: class 'a' has 9 clips",
-        ("filename,label", [row[:2] for row in GOOD]),
-        ["--folds", "99"],
     ),
     "other encoder": (
         "needs a 'mimi' encoder_config",
@@ -370,18 +329,12 @@ def test_probe_command_of_wrong_input_is_one_line(fault, tones, tmp_path, capsys
             "1 given; expected one for each of 2 encoder types",
         ),
         (["--encoder_type", "soundstream"], "--encoder_type 'soundstream': expected one of htsat"),
-        (
-            ["--encoder_type", "htsat", "--controls", "mean_deviation"],
-            "--controls mean_deviation: not in --pooling",
-        ),
-        (["--encoder_type", "htsat", "--label_column", "x"], "--label_column: add --labels"),
-        (["--encoder_type", "htsat", "--folds", "0"], "--folds of 2 or more"),
         (["--encoder_type", "htsat", "--max_audio_seconds", "nan"], "--max_audio_seconds above 0"),
     ],
 )
 def test_parse_arguments_of_conflicting_options_is_an_error(argv, expected, capsys):
     with pytest.raises(SystemExit):
-        probe_command.main([*argv, "--audio_dir", "x", "--output_dir", "x"])
+        probe_command.main([*argv, "--labels", "x", "--audio_dir", "x", "--output_dir", "x"])
     assert expected in capsys.readouterr().err.split("\n")[-2]
 
 
@@ -390,6 +343,8 @@ def test_parse_arguments_takes_weights_in_order():
         "--encoder_type",
         "htsat",
         "mimi_full",
+        "--labels",
+        "x",
         "--audio_dir",
         "x",
         "--output_dir",
@@ -419,43 +374,12 @@ def test_probe_command_skips_bad_audio_on_request(tones, tmp_path):
     assert "corrupt.wav" in (tmp_path / "out" / "bad_audio.txt").read_text()
 
 
-def test_find_labelled_clips_reads_esc50(tmp_path):
-    (tmp_path / "audio").mkdir()
-    (tmp_path / "meta").mkdir()
+def test_read_labels_reads_esc50(tmp_path):
     header = "filename,fold,target,category,esc10,src_file,take"
     row = ("1-100032-A-0.wav", 1, 0, "dog", True, 100032, "A")
-    write_csv(tmp_path / "meta" / "esc50.csv", header, [row])
-    (clip,), origin = find_labelled_clips(str(tmp_path))
-    assert origin == "ESC"
-    assert clip["label"] == "dog"
-    assert clip["fold"] == "1"
-    assert clip["group"] == "100032"
-    assert clip["audio"] == [str(tmp_path / "audio" / "1-100032-A-0.wav")]
-
-
-@pytest.fixture
-def esc_names(tmp_path) -> str:
-    rows = [("1-100032-C.ogg", "dog"), ("2-5-A.ogg", "dog")]
-    return str(write_csv(tmp_path / "named.csv", "filename,target", rows))
-
-
-def test_find_labelled_clips_takes_folds_from_esc_names(tmp_path, esc_names):
-    clips, origin = find_labelled_clips(str(tmp_path), esc_names)
-    assert origin == "ESC"
-    assert [clip["fold"] for clip in clips] == ["1", "2"]
-    assert [clip["group"] for clip in clips] == ["100032", "5"]
-
-
-def test_find_labelled_clips_with_folds_to_draw_has_none(tmp_path, esc_names):
-    clips, origin = find_labelled_clips(str(tmp_path), esc_names, num_folds=2)
-    assert origin == "--folds"
-    assert "fold" not in clips[0]
-
-
-@pytest.mark.parametrize("label_column", [None, "target"])
-def test_find_labelled_clips_without_csv_is_an_error(tmp_path, label_column):
-    with pytest.raises(UserError, match="Give the labels with --labels"):
-        find_labelled_clips(str(tmp_path / "absent"), label_column=label_column)
+    clips, is_split = read_labels(str(write_csv(tmp_path / "esc50.csv", header, [row])))
+    assert clips.values.tolist() == [["1-100032-A-0.wav", "dog", "1"]]
+    assert not is_split
 
 
 def esc10_labels() -> dict[str, str]:
@@ -477,9 +401,9 @@ def test_probe_command_of_real_recordings_is_better_than_chance(tmp_path, capsys
         key = label, Path(name).name[0]
         counts[key] = counts.get(key, 0) + 1
         if counts[key] <= 2:
-            chosen.append((name, label))
+            chosen.append((name, label, Path(name).name[0]))
     assert len(chosen) == 40
-    write_csv(tmp_path / "labels.csv", "filename,label", chosen)
+    write_csv(tmp_path / "labels.csv", "filename,label,fold", chosen)
     probe_command.main(
         [
             "--encoder_type",
@@ -497,7 +421,6 @@ def test_probe_command_of_real_recordings_is_better_than_chance(tmp_path, capsys
         ]
     )
     result = report(tmp_path)
-    assert result["folds_from"] == "ESC"
     assert list(result["folds"]) == list("12345")
     for arm in ("htsat", "mimi_full"):
         assert result["results"]["mean"][arm]["ci95_low"] > 0.3

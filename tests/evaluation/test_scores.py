@@ -7,7 +7,6 @@ from audiolm.evaluation.scores import (
     audio_gain,
     mark_training_clips,
     option_probabilities,
-    recording_names,
     score,
 )
 from audiolm.evaluation.tables import format_metrics
@@ -60,25 +59,6 @@ def test_predicted_rows_relabelled_options_have_original_letters():
     assert metrics["controls"]["option_relabel"]["consistency"] == {
         "mcq": {"n": 1, "same_option": 1.0}
     }
-
-
-@pytest.mark.parametrize(
-    ("paths", "digests", "names"),
-    [
-        # ClothoAQA's recordings are Clotho's, in another folder.
-        (("ClothoAQA/a.wav", ""), ["x"], ("x",)),
-        (("ClothoV21/evaluation/a.wav", ""), ["x"], ("x",)),
-        (("dog/1.wav", "cat/1.wav"), ["x", "y"], ("x", "y")),
-        # Predictions of an older version.
-        (("ClothoAQA\\Mom&amp;Dad.wav", ""), None, ("ClothoAQA/Mom&Dad.wav",)),
-        (("0001/audio.wav", "0002/audio.wav"), None, ("0001/audio.wav", "0002/audio.wav")),
-    ],
-)
-def test_recording_names_are_digests_or_full_paths(paths, digests, names):
-    row = {"filepath1": paths[0], "filepath2": paths[1]}
-    if digests:
-        row["audio_digests"] = digests
-    assert recording_names(row) == names
 
 
 def test_score_groups_rows_by_truncation():

@@ -21,7 +21,6 @@ from audiolm.evaluation.statistics import (
     expected_calibration_error,
     holm,
     holm_levels,
-    interval,
     mcnemar,
 )
 
@@ -65,11 +64,8 @@ def coverage(clips: int, simulations: int, resamples: int, by_row: bool = False)
     for seed in range(simulations):
         right, clip, kind = simulated(generator, clips)
         names = named(range(len(clip)) if by_row else clip)
-        low, high = interval(
-            clip_bootstrap(right[:, 1:] - right[:, :1], names, kind, resamples, seed)[:, :, 0].mean(
-                1
-            )
-        )
+        samples = clip_bootstrap(right[:, 1:] - right[:, :1], names, kind, resamples, seed)
+        low, high = np.quantile(samples[:, :, 0].mean(1), [0.025, 0.975])
         held += low <= TRUTH[1] - TRUTH[0] <= high
     return held / simulations
 
@@ -155,14 +151,6 @@ def test_resampling_memory_is_bounded():
     assert peak < 120e6
 
 
-def test_interval_ignores_nan():
-    samples = np.r_[np.arange(101.0), np.nan, np.nan]
-    assert interval(samples) == pytest.approx((2.5, 97.5))
-    assert interval(samples, level=0.5) == pytest.approx((25, 75))
-    low, high = interval(np.stack([samples, samples + 1]), axis=1)
-    np.testing.assert_allclose([low, high], [[2.5, 3.5], [97.5, 98.5]])
-
-
 def test_interval_coverage_in_short_simulation():
     """A share of .95 of 750 simulations has a standard error of .008, of which 3 are allowed."""
     assert coverage(300, 750, 400) == pytest.approx(
@@ -236,12 +224,6 @@ def test_mcnemar_equals_statsmodels(only_first, only_second):
 
 def test_mcnemar_without_discordant_rows():
     assert mcnemar([True, False], [True, False]) == {"only_first": 0, "only_second": 0, "p": 1.0}
-    with pytest.raises(
-        ValueError, match=r"expected right \(1\) or wrong \(0\) .* not float64 \(2,\)"
-    ):
-        mcnemar([0.5, 1], [1, 0])
-    with pytest.raises(ValueError, match=r"bool \(2,\) and bool \(3,\)"):
-        mcnemar([True, False], [True, False, False])
 
 
 def test_expected_calibration_error_by_hand():
@@ -270,25 +252,12 @@ def test_expected_calibration_error_by_hand():
 
 
 @pytest.mark.parametrize(
-    "invalid", [([], []), ([0.5], [True, False]), ([1.1], [True]), ([float("nan")], [True])]
-)
-def test_expected_calibration_error_of_invalid_probabilities_is_an_error(invalid):
-    with pytest.raises(ValueError, match="expected a probability between 0 and 1 for each row"):
-        expected_calibration_error(*invalid)
-
-
-@pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"clips": [("a",)]}, "2 rows, but clips of 1 and groups of 2"),
-        ({"clips": [("a",), "bc"]}, "row 1: expected a tuple of one or two clips, not 'bc'"),
-        ({"clips": [(), ("a",)]}, r"row 0: expected a tuple of one or two clips, not \(\)"),
-        (
-            {"groups": np.array([0, -2])},
-            "groups are numbers from 0, or -1 for none, not -2 of int64",
-        ),
-        ({"groups": np.array([0.0, 1.0])}, "not 0.0 of float64"),
-        ({"values": np.array([1.0, np.nan])}, "row 1 has an outcome that is not finite"),
+        ({"clips": [("a",)]}, r"as many rows, not \(2, 1\), 1 and 2"),
+        ({"clips": [("a",), "bc"]}, "expected a tuple of one or two clips for each row"),
+        ({"clips": [(), ("a",)]}, "expected a tuple of one or two clips for each row"),
+        ({"values": np.array([1.0, np.nan])}, "expected finite outcomes"),
     ],
 )
 def test_resampling_of_invalid_rows_is_an_error(change, message):
@@ -299,5 +268,3 @@ def test_resampling_of_invalid_rows_is_an_error(change, message):
     } | change
     with pytest.raises(ValueError, match=message):
         clip_bootstrap(values["values"][:, None], values["clips"], values["groups"])
-    with pytest.raises(ValueError, match=r"got \(2,\)"):
-        clip_bootstrap(np.zeros(2), [("a",), ("b",)], np.zeros(2, int))
