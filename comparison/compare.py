@@ -18,15 +18,26 @@ RESAMPLES = 10_000
 TEXT_METRICS = ("bleu_4", "rouge_l", "cider_d")
 
 
-def compare(runs: Mapping[str, list[Run]]) -> dict:
-    """Returns the entries of `comparison.json` that depend on the evaluations alone."""
+def compare(
+    runs: Mapping[str, list[Run]],
+    header: Mapping | None = None,
+    options_by_arm: Mapping[str, Mapping] | None = None,
+) -> dict:
+    """Returns `comparison.json` of comparable runs.
+
+    Args:
+        runs: Evaluations of each arm, one for each seed.
+        header: Its first entries: what was run.
+        options_by_arm: Options of each arm, if a config trained them.
+    """
     first = next(iter(runs.values()))[0]
     # A published model has no seeds.
     trained = sorted(runs.values(), key=lambda seeds: seeds[0].is_published)[0]
     comparison: dict = {
+        **(header or {}),
         "protocol": first.metrics["protocol"],
         "seeds": [run.seed for run in trained],
-        "rows": {"test": len(first.rows)},
+        "rows": _count_rows(trained[0]),
         "arms": {arm: _summarise_arm(seeds) for arm, seeds in runs.items()},
         "statistics": {},
         "majority": first.metrics.get("controls", {}).get("majority", {}),
@@ -43,8 +54,13 @@ def compare(runs: Mapping[str, list[Run]]) -> dict:
         clips = set(chain.from_iterable(outcomes.clips))
         comparison["statistics"] |= {"rows": len(outcomes.rows), "clips": len(clips)}
         comparison["conclusion"] = conclusion(comparison)
-        comparison["caveats"] = caveats(comparison)
+    comparison["caveats"] = caveats(comparison, options_by_arm)
     return comparison
+
+
+def _count_rows(run: Run) -> dict[str, int]:
+    training_rows = (run.training.get("data") or {}).get("rows")
+    return {"test": len(run.rows), **({"train": training_rows} if training_rows else {})}
 
 
 def _summarise_arm(seeds: list[Run]) -> dict:

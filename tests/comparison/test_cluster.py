@@ -127,7 +127,7 @@ def test_stopped_command_saves_the_step_of_each_training(config, number, send):
     for folder, log in zip(folders, logs):
         assert "stopped by SIGTERM" in log.read_text()
         assert len(list(folder.glob(f"checkpoint-*/{RECORD_FILE}"))) == 1
-        assert not (folder / "train.json").exists()
+        assert json.loads((folder / "planned_run.json").read_text())["seconds"] == {}
     assert running_commands(config[0] / name) == ""
 
 
@@ -182,8 +182,8 @@ def test_run_in_two_processes(config):
     argv = command_line(*config, "two", seeds=[0], arms=arms)
     (run,) = plan_runs(read_config(argv[1]), processes=2)
     sweep = Sweep([run], RayCluster(parallel=1, processes=2))
-    sweep.do([run])
-    assert sweep.failures == []
+    sweep.do()
+    assert sweep.failures == {}
     info = json.loads((run.folder / "run_info.json").read_text())
     assert info["machine"]["processes"] == 2
 
