@@ -1,7 +1,15 @@
 """Formats a comparison as text."""
 
+from itertools import groupby
+from operator import itemgetter
+
 from ..evaluation.answering import PROTOCOL_NAMES
-from ..evaluation.tables import comparison_columns, comparison_rows, contradiction_lines
+from ..evaluation.tables import (
+    comparison_columns,
+    comparison_rows,
+    contradiction_lines,
+    format_table,
+)
 from .conclusion import has_text_only_baseline
 
 SECTION_TITLES = {
@@ -31,19 +39,14 @@ def comparison_table(comparison: dict) -> str:
 
 
 def _accuracy_lines(comparison: dict) -> list[str]:
-    rows = comparison_rows(comparison)
-    widths = {name: max(len(name), 12) + 2 for name in comparison_columns(comparison)}
-    label_width = max(28, *(len(row["name"]) + 2 for row in rows))
-    header = "".join(f"{name:>{width}}" for name, width in widths.items())
-    lines = [f"{'':<{label_width}}{'n':>6}{header}"]
-    section = None
-    for row in rows:
-        if row["section"] != section:
-            section = row["section"]
-            lines.append(SECTION_TITLES[section])
-        cells = [f"{_cell(row['cells'][name]):>{width}}" for name, width in widths.items()]
-        lines.append(f"{'  ' + row['name']:<{label_width}}{row['n'] or '':>6}{''.join(cells)}")
-    return lines
+    columns = list(comparison_columns(comparison))
+    lines = []
+    for section, rows in groupby(comparison_rows(comparison), itemgetter("section")):
+        lines.append((SECTION_TITLES[section], "", *[""] * len(columns)))
+        for row in rows:
+            cells = [_cell(row["cells"][name]) for name in columns]
+            lines.append((f"  {row['name']}", str(row["n"] or ""), *cells))
+    return format_table(("", "n", *columns), lines)
 
 
 def _cell(value: dict | None) -> str:
@@ -61,14 +64,8 @@ def _points(value: float) -> str:
     return f"{100 * value:+.1f}"
 
 
-def _difference(result: dict) -> str:
-    """Formats a difference in points with its interval."""
-    return f"{_points(result['difference']):>6} {_ends(result, 'ci95')}"
-
-
-def _ends(result: dict, interval: str) -> str:
-    low, high = (_points(result[f"{interval}_{end}"]) for end in ("low", "high"))
-    return f"({low} to {high})"
+def _interval(result: dict, name: str = "ci95") -> str:
+    return f"({_points(result[f'{name}_low'])} to {_points(result[f'{name}_high'])})"
 
 
 def _audio_gain_lines(comparison: dict) -> list[str]:
@@ -76,7 +73,8 @@ def _audio_gain_lines(comparison: dict) -> list[str]:
     for arm, results in comparison["arms"].items():
         gain = results["audio_gain"].get("macro")
         if gain:
-            lines.append(f"  {arm:<26}{_difference(gain)}, over {gain['best_control']}")
+            difference = f"{_points(gain['difference']):>6} {_interval(gain)}"
+            lines.append(f"  {arm:<26}{difference}, over {gain['best_control']}")
     if has_text_only_baseline(comparison):
         title = "audio gain over the strongest no-audio baseline, in points of macro accuracy"
     else:
@@ -97,9 +95,10 @@ def _difference_lines(pairs: list[dict], title: str) -> list[str]:
             by_seed = ", ".join(_points(value) for value in pair["by_seed"])
             detectable = 100 * pair["minimum_detectable_difference"]
             details = f"by seed {by_seed}; minimum detectable {detectable:.1f}"
-        corrected = f"{_ends(pair, 'holm')} p {pair['p_holm']:.4f}"
-        tests = f"p {pair['p']:.4f}; {corrected}; {details}"
-        lines.append(f"  {name:<40}{_difference(pair)}  {tests}")
+        lines.append(
+            f"  {name:<40}{_points(pair['difference']):>6} {_interval(pair)}  p {pair['p']:.4f}; "
+            f"{_interval(pair, 'holm')} p {pair['p_holm']:.4f}; {details}"
+        )
     return lines if pairs else []
 
 
