@@ -23,7 +23,7 @@ from .planned_run import PlannedRun
 from .report.build import write_report
 from .report.figure import write_figure
 from .runs import Run, check_comparable, model_facts, read_run
-from .sweep import Sweep
+from .sweep import do_runs, without_failures
 from .tables import comparison_table
 
 
@@ -44,20 +44,20 @@ def compare_config(args: Namespace) -> list[str]:
         print(config.note, flush=True)
     Path(config.output_dir).mkdir(parents=True, exist_ok=True)
     labels = generate_corpus(config)
-    sweep = Sweep(digest_inputs(planned), cluster)
-    sweep.do()
-    failures = [f"{name}: {failure}" for name, failure in sweep.failures.items()]
-    finished = sweep.finished_runs()
+    planned = digest_inputs(planned)
+    failures = do_runs(planned, cluster)
+    finished = without_failures(planned, failures)
+    lines = [f"{name}: {failure}" for name, failure in failures.items()]
     if finished:
         try:
             comparison, runs = compare_finished_runs(config, finished)
         except UserError as error:
-            raise UserError("; ".join([str(error), *failures])) from error
+            raise UserError("; ".join([str(error), *lines])) from error
         if config.probe:
             comparison["probes"] = run_probes(config, labels)
         audio_dir = parse_eval_arguments(finished[0].argv["evaluate"]).audio_dir
         write_results(Path(config.output_dir), comparison, runs, audio_roots(audio_dir))
-    return failures
+    return lines
 
 
 def generate_corpus(config: ComparisonConfig) -> dict[str, Path]:

@@ -19,56 +19,51 @@ from .planned_run import STAGES, PlannedRun
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
-class Sweep:
+def do_runs(runs: list[PlannedRun], cluster: RayCluster | None = None) -> dict[str, str]:
     """Does what is not done of a comparison's runs, and reports progress.
 
-    Without a cluster, runs go one after another in this process.
+    Args:
+        runs: The runs. Finished stages are not repeated.
+        cluster: Does several runs at once. Default: one after another in this process.
 
-    Attributes:
-        failures: What failed, by the name of the run.
+    Returns:
+        What failed, by the name of the run.
+
+    Raises:
+        SystemExit: If a signal stopped the runs. Trainings save their step before.
     """
+    started_at = time.perf_counter()
+    titles = {run.name: f"[{number}/{len(runs)}] {run.name}" for number, run in enumerate(runs, 1)}
+    remaining = []
+    for run in runs:
+        stages = run.remaining_stages()
+        if stages:
+            remaining.append(run)
+        for stage in STAGES.keys() - stages:
+            print(
+                f"{titles[run.name]}: {stage} is done with today's options, so it is not run again"
+            )
+    if cluster:
+        results = cluster.do(remaining)
+    else:
+        results = ((run, run.do(run_in_process)) for run in remaining)
+    slots = cluster.slots if cluster else 1
+    failures = {}
+    for count, (run, failure) in enumerate(results, 1):
+        if failure:
+            failures[run.name] = failure
+        passed = time.perf_counter() - started_at
+        # Runs at once take as long as one of them.
+        left = max(0.0, passed * (len(remaining) / slots / math.ceil(count / slots) - 1))
+        progress = f"{format_duration(passed)} passed, about {format_duration(left)} left"
+        print(f"{titles[run.name]}: {failure or 'finished'} ({progress})", flush=True)
+    return failures
 
-    def __init__(self, runs: list[PlannedRun], cluster: RayCluster | None = None):
-        self.runs = runs
-        self.cluster = cluster
-        self.failures: dict[str, str] = {}
 
-    def finished_runs(self) -> list[PlannedRun]:
-        """Returns the runs of arms of which no seed failed."""
-        failed = {run.arm for run in self.runs if run.name in self.failures}
-        return [run for run in self.runs if run.arm not in failed]
-
-    def do(self) -> None:
-        """Does the remaining stages of all runs.
-
-        Raises:
-            SystemExit: If a signal stopped the runs. Trainings save their step before.
-        """
-        started_at = time.perf_counter()
-        remaining = []
-        for run in self.runs:
-            stages = run.remaining_stages()
-            if stages:
-                remaining.append(run)
-            for stage in STAGES.keys() - stages:
-                self._print(run, f"{stage} is done with today's options, so it is not run again")
-        if self.cluster:
-            results = self.cluster.do(remaining)
-        else:
-            results = ((run, run.do(run_in_process)) for run in remaining)
-        slots = self.cluster.slots if self.cluster else 1
-        for count, (run, failure) in enumerate(results, 1):
-            if failure:
-                self.failures[run.name] = failure
-            passed = time.perf_counter() - started_at
-            # Runs at once take as long as one of them.
-            left = max(0.0, passed * (len(remaining) / slots / math.ceil(count / slots) - 1))
-            progress = f"{format_duration(passed)} passed, about {format_duration(left)} left"
-            self._print(run, f"{failure or 'finished'} ({progress})")
-
-    def _print(self, run: PlannedRun, message: str) -> None:
-        number = self.runs.index(run) + 1
-        print(f"[{number}/{len(self.runs)}] {run.name}: {message}", flush=True)
+def without_failures(runs: list[PlannedRun], failures: dict[str, str]) -> list[PlannedRun]:
+    """Returns the runs of arms of which no seed failed."""
+    failed_arms = {run.arm for run in runs if run.name in failures}
+    return [run for run in runs if run.arm not in failed_arms]
 
 
 def run_in_process(module: str, argv: list[str], log: Path) -> str | None:

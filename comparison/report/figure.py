@@ -15,7 +15,6 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocat
 
 from ...data.reasonaqa import QUESTION_TYPES
 from ...runtime import write_text
-from .charts import signed_points, signed_tick
 from .styles import (
     COLOURS,
     TOOLTIP,
@@ -25,6 +24,8 @@ from .styles import (
     export_picture,
     marker_options,
     shared_style,
+    signed_points,
+    signed_tick,
     style_arms,
     template_environment,
 )
@@ -57,15 +58,19 @@ class CostPoint(NamedTuple):
     high: float
 
 
-def cost_points(comparison: Mapping, field: str) -> list[CostPoint]:
-    """Returns the arms that have an audio gain and a cost; none if no cost is above zero."""
-    points = []
-    for arm, results in comparison["arms"].items():
-        gain = results["audio_gain"].get("macro")
-        if gain and not results["no_audio"] and results.get(field) is not None:
-            values = (100 * gain[name] for name in ("difference", "ci95_low", "ci95_high"))
-            points.append(CostPoint(arm, results[field], *values))
-    return points if any(point.cost for point in points) else []
+def cost_points(comparison: Mapping) -> dict[str, list[CostPoint]]:
+    """Returns the arms that have an audio gain and a cost, by cost. No cost is zero for all."""
+    points_by_cost = {}
+    for field in COST_LABELS:
+        points = []
+        for arm, results in comparison["arms"].items():
+            gain = results["audio_gain"].get("macro")
+            if gain and not results["no_audio"] and results.get(field) is not None:
+                values = (100 * gain[name] for name in ("difference", "ci95_low", "ci95_high"))
+                points.append(CostPoint(arm, results[field], *values))
+        if any(point.cost for point in points):
+            points_by_cost[field] = points
+    return points_by_cost
 
 
 def draw_costs(axes: Axes, field: str, points: list[CostPoint], styles: Mapping) -> str:
@@ -107,11 +112,6 @@ def _scale_cost_axis(axes: Axes, costs: list[float]) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def _points_by_cost(comparison: Mapping) -> dict[str, list[CostPoint]]:
-    points = {field: cost_points(comparison, field) for field in COST_LABELS}
-    return {field: points[field] for field in points if points[field]}
-
-
 def _draw_picture(inches: tuple[float, float], draw: Callable[..., str], *args: Any) -> Picture:
     """Returns a picture of one panel. `draw` gets its axes and returns the text alternative."""
     with shared_style():
@@ -122,7 +122,7 @@ def _draw_picture(inches: tuple[float, float], draw: Callable[..., str], *args: 
 def cost_pictures(comparison: Mapping) -> list[Picture]:
     """Draws audio gain against each cost that any arm has."""
     styles = style_arms(comparison)
-    panels = _points_by_cost(comparison).items()
+    panels = cost_points(comparison).items()
     return [_draw_picture(PANEL_INCHES, draw_costs, *panel, styles) for panel in panels]
 
 
@@ -132,7 +132,7 @@ def write_figure(path: str | Path, comparison: Mapping) -> None:
     Nothing is written without an arm that has an audio gain and a cost.
     """
     styles = style_arms(comparison)
-    panels = _points_by_cost(comparison)
+    panels = cost_points(comparison)
     if not panels:
         return
     width, height = PANEL_INCHES

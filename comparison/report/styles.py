@@ -61,6 +61,7 @@ MARKERS = (
 TEXT_ONLY_MARKER = Marker("o", CIRCLE, (4, 4))
 TEMPLATES = Path(__file__).parent / "templates"
 TOOLTIP = "tooltip: "
+MINUS = "\N{MINUS SIGN}"  # as wide as the plus sign
 INK_PARAMS = ("axes.titlecolor", "text.color")
 MUTED_PARAMS = ("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
 
@@ -120,6 +121,16 @@ def template_environment() -> Environment:
 def encodable(text: str) -> str:
     """Returns a text that UTF-8 can encode. JSON may hold half of a surrogate pair."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def signed_points(share: float) -> str:
+    """Formats a difference of accuracies in points, with a sign, such as "+1.2"."""
+    return f"{round(100 * share, 1) + 0.0:+.1f}".replace("-", MINUS)
+
+
+def signed_tick(points: float, _position: int | None = None) -> str:
+    """Formats a label of an axis of differences. Usable as a matplotlib formatter."""
+    return f"{points:+g}".replace("-", MINUS) if points else "0"
 
 
 def shared_style() -> AbstractContextManager[None]:

@@ -16,15 +16,15 @@ from support.comparisons import (
     write_tones,
 )
 
-from audiolm.comparison.report.build import evaluation_folders, pair_rows, write_report
-from audiolm.comparison.report.charts import (
-    MINUS,
+from audiolm.comparison.report.build import (
     accuracy_rows,
+    evaluation_folders,
+    pair_rows,
     plot_differences,
-    signed_points,
-    signed_tick,
+    write_report,
 )
 from audiolm.comparison.report.examples import browse_examples, build_filters, choose_examples
+from audiolm.comparison.report.styles import MINUS, signed_points, signed_tick
 from audiolm.data.clip_preview import BANDS
 
 BREAK_OUT = "</style></title>\"'><script>alert(1)</script><img src=x onerror=alert(1)>"

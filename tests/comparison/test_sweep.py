@@ -6,7 +6,7 @@ import pytest
 from support.small_comparisons import command_line, write_two_arms
 
 from audiolm.comparison.planned_run import PlannedRun, last_line
-from audiolm.comparison.sweep import Sweep
+from audiolm.comparison.sweep import without_failures
 from audiolm.run_compare import main
 
 ARMS = ("mimi_semantic", "mimi_full")
@@ -104,13 +104,11 @@ def test_stage_without_its_result_fails_with_the_last_line_of_its_log(tmp_path):
     assert run.remaining_stages() == ["train", "evaluate"]
 
 
-def test_finished_runs_leave_out_arms_of_which_a_seed_failed(tmp_path):
+def test_without_failures_leaves_out_arms_of_which_a_seed_failed(tmp_path):
     runs = []
     for name in ("a0", "b0", "a1", "b1"):
         runs.append(PlannedRun(name[0], int(name[1]), name, tmp_path, {}))
-    sweep = Sweep(runs)
-    sweep.failures["a1"] = "x"
-    assert [run.name for run in sweep.finished_runs()] == ["b0", "b1"]
+    assert [run.name for run in without_failures(runs, {"a1": "x"})] == ["b0", "b1"]
 
 
 @pytest.mark.parametrize(
