@@ -146,7 +146,7 @@ def _parse_or_explain(parse: Callable, argv: list[str], section: str) -> Any:
 
 def digest_inputs(runs: list[PlannedRun]) -> list[PlannedRun]:
     """Returns the runs with digests of what they read. A change does them again."""
-    paths = {paths for run in runs for paths in (run.data_files, run.checkpoints)}
+    paths = {*(run.data_files for run in runs), *(run.checkpoints for run in runs)}
     digests = {group: digest_paths(group) for group in paths}
     return [
         replace(

@@ -16,6 +16,7 @@ from ..training.resume import checkpoint_to_resume
 
 # Runs a module with a command line and a log file. Returns a message if it failed, else None.
 Execute = Callable[[str, list[str], Path], str | None]
+RECORD_FILE = "planned_run.json"
 # A line that names an error. Launchers report only that one of their processes failed.
 ERROR = re.compile(
     r"(?!.*(ChildFailedError|CalledProcessError))(run_\w+\.py: |[\w.]*(Error|Exception)\b)"
@@ -54,26 +55,18 @@ class PlannedRun:
     digests: dict[str, str] = field(default_factory=dict)  # of the data and checkpoints
     processes: int = 1
 
-    @property
-    def _inputs(self) -> dict:
-        return {**self.argv, **self.digests}
-
-    @property
-    def _record_file(self) -> Path:
-        return self.folder / "planned_run.json"
+    def _record(self, seconds: dict[str, float]) -> dict:
+        return {**self.argv, **self.digests, "processes": self.processes, "seconds": seconds}
 
     def _read_record(self) -> dict:
-        file = self._record_file
+        file = self.folder / RECORD_FILE
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
-    def _write_record(self, seconds: dict[str, float]) -> None:
-        record = {**self._inputs, "processes": self.processes, "seconds": seconds}
-        write_json(self._record_file, record)
 
     def seconds(self) -> dict[str, float]:
         """Returns the seconds of each stage that was done with today's options and inputs."""
         record = self._read_record()
-        if not self._inputs.items() <= record.items():
+        # Other processes give the same numbers.
+        if {**record, "processes": self.processes, "seconds": {}} != self._record({}):
             return {}
         return {
             stage: seconds
@@ -98,7 +91,8 @@ class PlannedRun:
             if message is not None:
                 return f"{activity} failed: {message} ({log})"
             seconds = round(time.perf_counter() - started_at, 1)
-            self._write_record({**self.seconds(), stage: seconds})
+            record = self._record({**self.seconds(), stage: seconds})
+            write_json(self.folder / RECORD_FILE, record)
         return None
 
     def prepare(self, stage: str) -> list[str]:
@@ -112,8 +106,8 @@ class PlannedRun:
         if stage == "evaluate":
             return argv
         begun = {**self._read_record(), "seconds": {}}
-        self._write_record({})
-        if self._read_record() == begun:
+        write_json(self.folder / RECORD_FILE, self._record({}))
+        if begun == self._record({}):
             # Without a complete checkpoint, the training starts again.
             with contextlib.suppress(ValueError):
                 checkpoint_to_resume("true", str(self.folder))
