@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runtime import UserError
-from .planned_run import Failure, PlannedRun, last_line
+from .planned_run import PlannedRun, last_line
 
 MAX_RETRIES = 3  # of a run whose machine was lost
 POLL_SECONDS = 0.2
@@ -34,9 +34,7 @@ LAUNCHER = (
 
 
 class RayCluster:
-    """Machines that do several runs at once, as a context. On exit, unfinished runs are cancelled.
-
-    Within it, SIGINT, SIGTERM and SIGHUP end `do` by `SystemExit`.
+    """Machines that do several runs at once.
 
     Args:
         parallel: Runs at once on each machine. Default: as many as it has GPUs for, or one.
@@ -48,84 +46,76 @@ class RayCluster:
     """
 
     def __init__(self, parallel: int | None, processes: int = 1, address: str | None = None):
-        self.parallel = parallel
-        self.processes = processes
-        self.address = address
-        self.slots = 0
-        self._pending: list = []
-        self._signal = 0
+        self._ray = _start_ray(parallel, address)
+        machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        resources, self.slots = plan_resources(machines, parallel, processes)
+        self._do_run = self._ray.remote(max_retries=MAX_RETRIES, **resources)(do_run)
 
-    def __enter__(self) -> "RayCluster":
-        self._ray = self._start_ray()
-        self._handlers = {number: signal.signal(number, self._stop) for number in SIGNALS}
-        return self
+    def do(self, runs: list[PlannedRun]) -> Iterator[tuple[PlannedRun, str | None]]:
+        """Does the remaining stages of runs. Yields each run when it ends, and what failed.
 
-    def _stop(self, number: int, frame: object) -> None:
-        # Ray would replace the exit status of an exception that is raised here. A second signal
-        # acts as usual.
-        self._signal = number
-        self._restore_handlers()
+        SIGINT, SIGTERM and SIGHUP end it by `SystemExit`. Unfinished runs are then cancelled. A
+        second signal does not wait for them.
+        """
+        signals: list[int] = []
 
-    def _restore_handlers(self) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        def stop(number: int, frame: object) -> None:
+            if signals:
+                raise KeyboardInterrupt
+            # Ray would replace the exit status of an exception that is raised here.
+            signals.append(number)
 
-    def __exit__(self, *error: object) -> None:
+        handlers = {number: signal.signal(number, stop) for number in SIGNALS}
+        runs_by_task = {self._do_run.remote(run, os.getcwd()): run for run in runs}
+        pending = list(runs_by_task)
         try:
-            for task in self._pending:
+            while pending:
+                finished, pending = self._ray.wait(pending, timeout=1)
+                if signals:
+                    sys.exit(128 + signals[0])
+                for task in finished:
+                    yield runs_by_task[task], self._get_failure(task)
+        finally:
+            for task in pending:
                 self._ray.cancel(task)
             # Cancelled tasks end when their trainings have saved the step.
-            if self._pending:
-                self._ray.wait(self._pending, num_returns=len(self._pending))
-        finally:
+            if pending:
+                self._ray.wait(pending, num_returns=len(pending))
             self._ray.shutdown()
-            self._restore_handlers()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
-    def _start_ray(self) -> Any:
-        """Connects to a cluster, or starts Ray on this machine. Returns the module `ray`."""
-        for name, value in RAY_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+    def _get_failure(self, task: Any) -> str | None:
         try:
-            import ray
-        except ImportError as error:
-            raise UserError(
-                "--parallel and --ray_address need the package ray. Install the extra `cluster`: "
-                "`uv sync --extra cluster`, or `pip install ray`."
-            ) from error
-        settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-        if not self.address:
-            parallel = self.parallel or 1
-            cpus = parallel * max(1, (os.cpu_count() or 1) // parallel)
-            settings |= {**LOCAL_RAY, "num_cpus": cpus}
-        try:
-            ray.init(address=self.address or "local", **settings)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"--ray_address {self.address}: no Ray cluster ({error}). Start one with "
-                "`ray start --head`."
-            ) from error
-        return ray
+            return self._ray.get(task)
+        except self._ray.exceptions.RayError as error:
+            # The last line of a worker's traceback names the error.
+            return str(error).strip().split("\n")[-1]
 
-    def do(self, runs: list[PlannedRun]) -> Iterator[tuple[PlannedRun, Failure | None]]:
-        """Does the remaining stages of runs. Yields each run when it ends, and its failure."""
-        machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        resources, self.slots = plan_resources(machines, self.parallel, self.processes)
-        do_run = self._ray.remote(max_retries=MAX_RETRIES, **resources)(do_stages)
-        runs_by_task = {do_run.remote(run, os.getcwd()): run for run in runs}
-        self._pending = list(runs_by_task)
-        while self._pending:
-            finished, self._pending = self._ray.wait(self._pending, timeout=1)
-            if self._signal:
-                sys.exit(128 + self._signal)
-            for task in finished:
-                run = runs_by_task[task]
-                try:
-                    failure = self._ray.get(task)
-                except self._ray.exceptions.RayError as error:
-                    # The last line of a worker's traceback names the error.
-                    message = str(error).strip().split("\n")[-1]
-                    failure = Failure(run, next(iter(run.remaining_stages()), "train"), message)
-                yield run, failure
+
+def _start_ray(parallel: int | None, address: str | None) -> Any:
+    """Connects to a cluster, or starts Ray on this machine. Returns the module `ray`."""
+    for name, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError(
+            "--parallel and --ray_address need the package ray. Install the extra `cluster`: "
+            "`uv sync --extra cluster`, or `pip install ray`."
+        ) from error
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    if not address:
+        parallel = parallel or 1
+        cpus = parallel * max(1, (os.cpu_count() or 1) // parallel)
+        settings |= {**LOCAL_RAY, "num_cpus": cpus}
+    try:
+        ray.init(address=address or "local", **settings)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"--ray_address {address}: no Ray cluster ({error}). Start one with `ray start --head`."
+        ) from error
+    return ray
 
 
 def plan_resources(
@@ -152,14 +142,10 @@ def plan_resources(
     return {"num_cpus": num_cpus, "num_gpus": processes}, slots
 
 
-def do_stages(run: PlannedRun, working_folder: str) -> Failure | None:
-    """Does the remaining stages of a run on a worker. Its paths are relative to a folder."""
+def do_run(run: PlannedRun, working_folder: str) -> str | None:
+    """Does a run on a worker. Its paths are relative to a folder. Returns what failed, or None."""
     with contextlib.chdir(working_folder):
-        for stage in run.remaining_stages():
-            failure = run.do(stage, partial(run_in_subprocess, run.processes))
-            if failure:
-                return failure
-    return None
+        return run.do(partial(run_in_subprocess, run.processes))
 
 
 def run_in_subprocess(processes: int, module: str, argv: list[str], log: Path) -> str | None:

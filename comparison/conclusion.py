@@ -1,6 +1,6 @@
 """States what can be concluded from a comparison, by the rules of docs/protocol.md."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 
 from ..evaluation.audio_gain import NO_AUDIO_CONTROLS, TEXT_ONLY_CONTROL
@@ -25,23 +25,19 @@ def conclusion(comparison: Mapping) -> str:
 
     Each of the four parts is one sentence.
     """
-    sentences = [
-        _state_differences(comparison),
-        _state_audio_use(comparison),
-        _state_missing_controls(comparison),
-        _state_seeds(len(comparison["seeds"])),
-    ]
-    return " ".join(filter(None, sentences))
-
-
-def _state_seeds(seeds: int) -> str | None:
+    seeds = len(comparison["seeds"])
+    limit = f"With {seeds} seeds of the protocol's {MIN_SEEDS}, this is exploratory."
     if seeds == 1:
-        return (
+        limit = (
             "With one seed, no claim about another training is possible, and this is exploratory."
         )
-    if seeds < MIN_SEEDS:
-        return f"With {seeds} seeds of the protocol's {MIN_SEEDS}, this is exploratory."
-    return None
+    sentences = [
+        _state_differences(comparison["statistics"].get("primary", [])),
+        _state_audio_use(comparison),
+        _state_missing_controls(comparison),
+        limit if seeds < MIN_SEEDS else None,
+    ]
+    return " ".join(filter(None, sentences))
 
 
 def caveats(comparison: Mapping, options_by_arm: Mapping[str, Mapping] | None = None) -> list[str]:
@@ -52,25 +48,25 @@ def caveats(comparison: Mapping, options_by_arm: Mapping[str, Mapping] | None = 
         options_by_arm: Options of each arm, if a config trained them. Without
             `encoder_name_or_path`, an arm has the published weights.
     """
-    published = [
-        str(options["encoder_type"])
-        for options in (options_by_arm or {}).values()
-        if not options.get("encoder_name_or_path") and not options.get("no_audio")
-    ]
+    published = set()
+    custom = set()
+    for options in (options_by_arm or {}).values():
+        if options.get("encoder_name_or_path"):
+            custom.add(str(options["encoder_name_or_path"]))
+        elif not options.get("no_audio"):
+            published.add(str(options["encoder_type"]))
     notes = [GENERAL_CAVEAT]
     for family, caveat in PUBLISHED_CAVEATS.items():
         if any(family in encoder_type for encoder_type in published):
             notes.append(caveat)
-    names = [options.get("encoder_name_or_path") for options in (options_by_arm or {}).values()]
-    custom = sorted(set(map(str, filter(None, names))))
     if custom:
-        notes.append(f"The weights of the encoders are those of {', '.join(custom)}.")
-    arms = comparison["arms"].items()
-    warned = [arm for arm, results in arms if results.get("length_warnings")]
-    leaked = [results.get("training_clips", {}).get("clip in training") for _, results in arms]
+        notes.append(f"The weights of the encoders are those of {', '.join(sorted(custom))}.")
+    arms = comparison["arms"]
+    leaked = [arm.get("training_clips", {}).get("clip in training") for arm in arms.values()]
     if any(leaked):
         count = max(cell["n"] for cell in filter(None, leaked))
         notes.append(f"The clips of {count:,} test examples occur in training.")
+    warned = [arm for arm, results in arms.items() if results.get("length_warnings")]
     if warned:
         notes.append(
             f"Scores depend on the length of the options for {', '.join(warned)}: the "
@@ -78,20 +74,17 @@ def caveats(comparison: Mapping, options_by_arm: Mapping[str, Mapping] | None = 
         )
     corpus = comparison.get("corpus")
     if corpus:
-        has_recordings = bool(corpus.get("recordings"))
+        is_recorded = bool(corpus.get("recordings"))
         notes.append(
-            "The scenes are composed of recordings."
-            if has_recordings
-            else "The sounds are synthetic."
+            "The scenes are composed of recordings." if is_recorded else "The sounds are synthetic."
         )
     return notes
 
 
-def _state_differences(comparison: Mapping) -> str | None:
-    pairs = comparison["statistics"].get("primary", [])
-    shown = [pair for pair in pairs if _is_shown(pair)]
+def _state_differences(pairs: Sequence[Mapping]) -> str | None:
     if not pairs:
         return None
+    shown = [pair for pair in pairs if pair["p_holm"] < ALPHA]
     if not shown:
         names = _join(dict.fromkeys(chain.from_iterable((pair["a"], pair["b"]) for pair in pairs)))
         detectable = 100 * max(pair["minimum_detectable_difference"] for pair in pairs)
@@ -99,26 +92,12 @@ def _state_differences(comparison: Mapping) -> str | None:
             f"No difference in macro accuracy was shown between {names} (minimum detectable effect "
             f"{detectable:.1f} points)."
         )
-    if len(shown) == 1:
-        return _describe(shown[0])
-    better = [" > ".join(_ranked(pair)) for pair in shown]
-    return (
-        f"{len(shown)} of {len(pairs)} differences in macro accuracy were shown: "
-        f"{', '.join(better)}."
-    )
-
-
-def _is_shown(pair: Mapping) -> bool:
-    return pair["p_holm"] < ALPHA
-
-
-def _ranked(pair: Mapping) -> tuple[str, str]:
-    """Returns the better and the worse arm."""
-    return (pair["b"], pair["a"]) if pair["difference"] > 0 else (pair["a"], pair["b"])
-
-
-def _describe(pair: Mapping) -> str:
-    better, worse = _ranked(pair)
+    # The better arm of each pair, and the worse one.
+    ranked = [(p["b"], p["a"]) if p["difference"] > 0 else (p["a"], p["b"]) for p in shown]
+    if len(shown) > 1:
+        better = ", ".join(f"{first} > {second}" for first, second in ranked)
+        return f"{len(shown)} of {len(pairs)} differences in macro accuracy were shown: {better}."
+    pair, (better, worse) = shown[0], ranked[0]
     ends = sorted(100 * abs(pair[name]) for name in ("holm_low", "holm_high"))
     p = f"p {pair['p_holm']:.4f}" if pair["p_holm"] >= 1e-4 else "p < 0.0001"
     return (
@@ -128,14 +107,16 @@ def _describe(pair: Mapping) -> str:
 
 
 def _state_audio_use(comparison: Mapping) -> str | None:
-    arms = {arm: results for arm, results in comparison["arms"].items() if not results["no_audio"]}
-    gains = {arm: results["audio_gain"].get("macro") for arm, results in arms.items()}
     if not has_text_only_baseline(comparison):
         return "No text-only model was compared, so nothing is claimed about the use of the audio."
-    unproven = [arm for arm, gain in gains.items() if not gain or gain["ci95_low"] <= 0]
+    unproven = []
+    others = []
+    for arm, results in comparison["arms"].items():
+        gain = results["audio_gain"].get("macro")
+        if not results["no_audio"]:
+            (others if gain and gain["ci95_low"] > 0 else unproven).append(arm)
     if not unproven:
         return "Each model uses the audio: it beats its strongest no-audio baseline."
-    others = [arm for arm in arms if arm not in unproven]
     verb = "is" if len(unproven) == 1 else "are"
     sentence = f"{_join(unproven)} {verb} not shown to use the audio"
     if others:
@@ -148,12 +129,11 @@ def _state_audio_use(comparison: Mapping) -> str | None:
 
 def _state_missing_controls(comparison: Mapping) -> str | None:
     arms = [results for results in comparison["arms"].values() if not results["no_audio"]]
-    missing = []
-    for control in CONTROLS:
-        is_complete = all(control in results.get("controls", {}) for results in arms)
-        # Another sentence is about the text-only model.
-        if not is_complete and control != TEXT_ONLY_CONTROL:
-            missing.append(control)
+    # Another sentence is about the text-only model.
+    controls = [control for control in CONTROLS if control != TEXT_ONLY_CONTROL]
+    missing = [
+        name for name in controls if any(name not in arm.get("controls", {}) for arm in arms)
+    ]
     return f"Not checked: {', '.join(missing)}." if missing else None
 
 

@@ -14,11 +14,10 @@ from ..runtime import UserError
 PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
 # These options change the representation, which is what a comparison is about.
 ARM_OPTIONS = {"encoder_name_or_path", *ARM_FIELDS}
-RESERVED_FOLDERS = ("corpus",)
-SWEEP_OPTIONS = {"config", "output_dir", "seed", "model_name_or_path"}
-RESERVED_OPTIONS = {"resume_from_checkpoint", "encoder_type", "encoder_name_or_path", "no_audio"}
-CORPUS_OPTIONS = {"train_file", "validation_file", "test_file", "audio_dir"}
-# Where `audiolm prepare download DATA_DIR` puts things.
+# A comparison sets these itself, and pushes nothing.
+RESERVED_OPTIONS = {"config", "output_dir", "seed", "model_name_or_path", "resume_from_checkpoint"}
+RESERVED_OPTIONS |= {"encoder_type", "encoder_name_or_path", "no_audio", "push_to_hub"}
+# Files of a corpus, and of the folder that `audiolm prepare download` fills.
 DATA_FILES = {
     "train": {"train_file": "train.json", "validation_file": "val.json"},
     "eval": {"test_file": "test.json"},
@@ -37,7 +36,7 @@ class ComparisonConfig:
     arms: dict[str, dict[str, Any]]  # options of `run_train.py` that make each arm
     output_dir: str = "outputs/compare"
     seeds: list[int] = field(default_factory=lambda: [0])
-    probe: dict[str, Any] | None = None  # options of `audiolm probe`; a CSV file for each topic
+    probe: dict[str, Any] = field(default_factory=dict)  # of `audiolm probe`; a CSV for each topic
     note: str = ""  # for the terminal and the report
     # `rows` and `seed` of a corpus to generate, and `recordings` to take the sounds from
     corpus: dict[str, Any] | None = None
@@ -46,12 +45,15 @@ class ComparisonConfig:
     eval: dict[str, Any] = field(default_factory=dict)  # options that all evaluations share
 
     def __post_init__(self) -> None:
+        for name in ("arms", "train", "eval", "corpus", "probe"):
+            value = getattr(self, name)
+            if not isinstance(value or {}, dict):
+                raise UserError(f"{name} is {value!r}: expected options and their values")
         for name, options in self.arms.items():
             _check_arm(name, options)
         seeds = self.seeds
-        # `isinstance` would take True for an integer.
-        is_typed = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
-        if not is_typed or not seeds or len(set(seeds)) < len(seeds):
+        are_integers = isinstance(seeds, list) and all(isinstance(seed, int) for seed in seeds)
+        if not are_integers or not seeds or len(set(seeds)) < len(seeds):
             raise UserError(f"seeds is {seeds!r}: expected a list of different integers")
         if self.data_dir and self.corpus:
             raise UserError("it has both `data_dir` and `corpus`: remove one of them")
@@ -60,17 +62,27 @@ class ComparisonConfig:
         self.recordings()
         if self.probe and not self.corpus and not isinstance(self.probe.get("labels"), dict):
             raise UserError("probe lacks `labels`, a CSV file for each topic. Give audio_dir too.")
-        for section in ("train", "eval"):
-            _check_shared_options(section, getattr(self, section), bool(self.corpus))
-        if self.data_dir:
-            self._fill_data_paths(self.data_dir)
-
-    def _fill_data_paths(self, data_dir: str) -> None:
-        """Sets the paths that `train` and `eval` do not set."""
         for section, files in DATA_FILES.items():
-            paths = {name: str(Path(data_dir, file)) for name, file in files.items()}
-            options = {"audio_dir": [data_dir], **paths, **getattr(self, section)}
-            object.__setattr__(self, section, options)
+            data_options = {"audio_dir", *files} if self.corpus else set()
+            self._check_shared_options(section, RESERVED_OPTIONS | data_options)
+
+    def _check_shared_options(self, section: str, reserved: set[str]) -> None:
+        names = sorted(map(str, getattr(self, section)))
+        conflicts = [name for name in names if name in reserved or name.startswith("hub_")]
+        if conflicts:
+            raise UserError(
+                f"{section} sets {', '.join(conflicts)}, which a comparison does not accept there. "
+                "It sets folders, seeds and data of a corpus itself, and pushes nothing."
+            )
+
+    def shared_options(self, section: str) -> dict[str, Any]:
+        """Returns the options of `train` or `eval`, with the data that they do not name."""
+        folder = Path(self.output_dir, "corpus") if self.corpus else self.data_dir
+        files = {}
+        if folder:
+            files = {name: Path(folder, file) for name, file in DATA_FILES[section].items()}
+            files["audio_dir"] = Path(folder)
+        return {**files, **getattr(self, section)}
 
     def recordings(self) -> RecordingTable | None:
         """Returns the recordings that the corpus takes its sounds from.
@@ -79,15 +91,10 @@ class ComparisonConfig:
             UserError: If the options have wrong names.
         """
         options = (self.corpus or {}).get("recordings")
-        if options is None:
-            return None
         try:
-            return RecordingTable(**options)
+            return RecordingTable(**options) if options else None
         except TypeError as error:
-            raise UserError(
-                f"corpus: recordings is {options!r}: expected csv, audio_dir and label, and "
-                "perhaps file, fold and group"
-            ) from error
+            raise UserError(f"corpus: recordings is {options!r}: {error}") from error
 
     def is_text_only(self, arm: str) -> bool:
         """Whether an arm is trained without audio."""
@@ -95,8 +102,7 @@ class ComparisonConfig:
 
 
 def _check_arm(name: str, options: dict[str, Any]) -> None:
-    is_word = isinstance(name, str) and re.fullmatch(r"[\w-]+", name)
-    if not is_word or name in RESERVED_FOLDERS:
+    if not re.fullmatch(r"[\w-]+", str(name)) or name == "corpus":
         raise UserError(f"arm {name!r} cannot be a folder name. Use letters, digits, _ and -.")
     if not isinstance(options, dict) or "encoder_type" not in options:
         raise UserError(f"arm {name} lacks encoder_type")
@@ -109,73 +115,39 @@ def _check_arm(name: str, options: dict[str, Any]) -> None:
         )
 
 
-def _check_shared_options(section: str, options: dict[str, Any], has_corpus: bool) -> None:
-    names = sorted(map(str, options))
-    pushing = [name for name in names if name == "push_to_hub" or name.startswith("hub_")]
-    if pushing:
-        raise UserError(
-            f"{section} sets {', '.join(pushing)}. Push a model with run_train.py instead."
-        )
-    reserved = SWEEP_OPTIONS | RESERVED_OPTIONS | (CORPUS_OPTIONS if has_corpus else set())
-    conflicts = [name for name in names if name in reserved]
-    if conflicts:
-        raise UserError(
-            f"{section} sets {', '.join(conflicts)}, which the corpus, the arms or the top of the "
-            "file set"
-        )
-
-
 def find_preset(name: str) -> str:
     """Returns the YAML file that `--config` names: a path, or a preset in the package's `configs/`.
 
     `demo`, `demo.yaml` and `configs/demo.yaml` name one preset. A file at that path comes first.
     """
     preset = PACKAGE_FOLDER / "configs" / f"{Path(name).name.removesuffix('.yaml')}.yaml"
-    is_preset_name = str(Path(name).parent) in (".", "configs")
-    if not Path(name).is_file() and is_preset_name and preset.is_file():
-        return str(preset)
-    return name
+    is_preset_name = str(Path(name).parent) in (".", "configs") and preset.is_file()
+    return str(preset) if is_preset_name and not Path(name).is_file() else name
 
 
-def read_config(
-    path: str,
-    seeds: list[int] | None = None,
-    output_dir: str | None = None,
-    data_dir: str | None = None,
-) -> ComparisonConfig:
-    """Returns the comparison of a YAML file or preset. The other arguments override its own.
+def read_config(path: str, **overrides: Any) -> ComparisonConfig:
+    """Returns the comparison of a YAML file or preset.
+
+    Args:
+        path: As `--config` names it.
+        overrides: Values that replace those of the file, except None.
 
     Raises:
         UserError: If the file cannot be read or is wrong.
     """
+    keys = [spec.name for spec in fields(ComparisonConfig) if spec.name != "path"]
     try:
         settings = yaml.safe_load(Path(find_preset(path)).read_text(encoding="utf-8"))
+        if not isinstance(settings, dict) or not settings.get("arms"):
+            raise UserError("`arms` names no arm")
+        settings |= {name: value for name, value in overrides.items() if value is not None}
+        unknown = sorted(set(map(str, settings)) - set(keys))
+        if unknown:
+            raise UserError(f"unknown keys {', '.join(unknown)}. Expected: {', '.join(keys)}.")
+        return ComparisonConfig(path, **settings)
     except FileNotFoundError as error:
         raise UserError(
             f"--config {path}: file not found. Give a YAML file, or a preset such as `demo`."
         ) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"--config {path}: {' '.join(str(error).split())}") from error
-    overrides = {"seeds": seeds, "output_dir": output_dir, "data_dir": data_dir}
-    try:
-        _check_keys(settings)
-        settings |= {name: value for name, value in overrides.items() if value is not None}
-        return ComparisonConfig(path, **settings)
-    except UserError as error:
-        raise UserError(f"--config {path}: {error}") from error
-
-
-def _check_keys(settings: object) -> None:
-    if not isinstance(settings, dict):
-        raise UserError("expected a mapping with arms, train and eval")
-    keys = [spec.name for spec in fields(ComparisonConfig) if spec.name != "path"]
-    unknown = sorted(set(map(str, settings)) - set(keys))
-    if unknown:
-        raise UserError(f"unknown keys {', '.join(unknown)}. Expected keys: {', '.join(keys)}.")
-    if not isinstance(settings.get("arms"), dict) or not settings["arms"]:
-        raise UserError("`arms` names no arm")
-    for section in ("train", "eval", "corpus", "probe"):
-        value = settings.get(section, {})
-        is_left_out = not value and section in ("corpus", "probe")
-        if not isinstance(value, dict) and not is_left_out:
-            raise UserError(f"{section} is {value!r}: expected options and their values")

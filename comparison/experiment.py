@@ -1,161 +1,191 @@
-"""Trains, evaluates and compares the arms of a config.
+"""Trains, evaluates and compares the arms of a config, or compares finished evaluations.
 
 A finished run is not repeated unless what it depends on has changed. Arms that failed are left out.
 """
 
-import contextlib
 import json
-import time
 from argparse import Namespace
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from ..data import audio_roots
 from ..data.reasonaqa import AudioDir
 from ..data.soundscapes.corpus import make_soundscapes, write_labels
 from ..evaluation import probe_command
+from ..evaluation.arguments import parse_arguments as parse_eval_arguments
 from ..runtime import RUN_INFO_FILE, UserError, write_json
 from .cluster import RayCluster
 from .compare import compare
-from .conclusion import caveats
 from .config import ComparisonConfig, read_config
-from .plan import Plan, digest_paths, plan_comparison, probe_argv
-from .planned_run import Failure, PlannedRun
+from .plan import digest_inputs, digest_paths, plan_comparison, probe_argv
+from .planned_run import PlannedRun
+from .report.build import write_report
+from .report.figure import write_figure
 from .runs import Run, check_comparable, model_facts, read_run
-from .sweep import Sweep
+from .sweep import do_runs, without_failures
+from .tables import comparison_table
 
 
-@dataclass(frozen=True)
-class ComparisonResult:
-    """What a comparison came to."""
+def compare_config(args: Namespace) -> list[str]:
+    """Trains, evaluates and compares what `--config` describes. See `run.build_parser`.
 
-    output: Path
-    failures: list[Failure]
-    comparison: dict = field(default_factory=dict)  # `comparison.json`; empty if every arm failed
-    runs: Mapping[str, list[Run]] = field(default_factory=dict)  # of each arm, one for each seed
-    audio_dir: AudioDir | None = None  # without it, the report has no audio
-
-
-def compare_config(args: Namespace) -> ComparisonResult:
-    """Trains, evaluates and compares what `--config` describes. See `run.build_parser`."""
-    config = read_config(args.config, args.seeds, args.output_dir, args.data_dir)
-    plan = plan_comparison(config, args.processes_per_run)
+    Returns:
+        What failed, a line for each run.
+    """
+    config = read_config(
+        args.config, seeds=args.seeds, output_dir=args.output_dir, data_dir=args.data_dir
+    )
+    planned = plan_comparison(config, args.processes_per_run)
     cluster = None
     if args.parallel or args.ray_address:
         cluster = RayCluster(args.parallel, args.processes_per_run, args.ray_address)
-    output = Path(config.output_dir)
     if config.note:
         print(config.note, flush=True)
-    with explain_file_errors(output):
-        output.mkdir(parents=True, exist_ok=True)
-        generate_corpus(config)
-        sweep = Sweep(plan.digest_inputs(), cluster)
-        sweep.do(sweep.runs)
-    try:
-        return compare_finished_runs(config, plan, sweep)
-    except UserError as error:
-        raise UserError("; ".join([str(error), *map(str, sweep.failures)])) from error
+    Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+    labels = generate_corpus(config)
+    planned = digest_inputs(planned)
+    failures = do_runs(planned, cluster)
+    finished = without_failures(planned, failures)
+    lines = [f"{name}: {failure}" for name, failure in failures.items()]
+    if finished:
+        try:
+            comparison, runs = compare_finished_runs(config, finished)
+        except UserError as error:
+            raise UserError("; ".join([str(error), *lines])) from error
+        if config.probe:
+            comparison["probes"] = run_probes(config, labels)
+        audio_dir = parse_eval_arguments(finished[0].argv["evaluate"]).audio_dir
+        write_results(Path(config.output_dir), comparison, runs, audio_roots(audio_dir))
+    return lines
 
 
-@contextlib.contextmanager
-def explain_file_errors(output: Path) -> Generator[None, None, None]:
-    """Turns a file's error, such as a full disk, into a `UserError`."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{error.filename or output}: {error.strerror or error}") from error
+def generate_corpus(config: ComparisonConfig) -> dict[str, Path]:
+    """Generates the corpus of a config, or reads a complete one.
 
-
-def generate_corpus(config: ComparisonConfig) -> None:
-    """Generates the corpus of a config, or reads a complete one. Records the seconds."""
-    if not config.corpus:
-        return
-    started_at = time.perf_counter()
-    try:
+    Returns:
+        The CSV file of each topic of the probes.
+    """
+    own_labels = (config.probe or {}).get("labels")
+    labels = {topic: Path(file) for topic, file in (own_labels or {}).items()}
+    if config.corpus:
         folder = Path(config.output_dir, "corpus")
-        corpus = config.corpus
-        make_soundscapes(folder, corpus["rows"], corpus["seed"], config.recordings())
-    except ValueError as error:
-        raise UserError(f"--config {config.path}: corpus: {error}") from error
-    timings = Path(config.output_dir, "timings.json")
-    if not timings.is_file():
-        write_json(timings, {"corpus": round(time.perf_counter() - started_at, 1)})
+        try:
+            rows, seed = config.corpus["rows"], config.corpus["seed"]
+            make_soundscapes(folder, rows, seed, config.recordings())
+        except ValueError as error:
+            raise UserError(f"--config {config.path}: corpus: {error}") from error
+        if config.probe and not own_labels:
+            labels = write_labels(folder)
+    return labels
 
 
-def compare_finished_runs(config: ComparisonConfig, plan: Plan, sweep: Sweep) -> ComparisonResult:
-    """Compares the arms of which no run failed."""
-    output = Path(config.output_dir)
-    finished = sweep.without_failures(sweep.runs)
-    if not finished:
-        return ComparisonResult(output, sweep.failures)
-    runs = load_evaluations(finished)
-    check_comparable(runs)
-    comparison = build_comparison(config, plan, finished, runs)
-    if config.probe:
-        comparison["probes"] = run_probes(config)
-    timings = output / "timings.json"
-    corpus = json.loads(timings.read_text()) if timings.is_file() else {}
-    write_json(timings, {**corpus, "arms": sweep.timings()})
-    return ComparisonResult(output, sweep.failures, comparison, runs, audio_roots(plan.audio_dir))
-
-
-def build_comparison(
-    config: ComparisonConfig,
-    plan: Plan,
-    finished: list[PlannedRun],
-    runs: Mapping[str, list[Run]],
-) -> dict:
-    """Returns `comparison.json`, without durations, so that a repeated command writes the same."""
+def compare_finished_runs(
+    config: ComparisonConfig, finished: list[PlannedRun]
+) -> tuple[dict, dict[str, list[Run]]]:
+    """Returns `comparison.json`, without durations, and the evaluations of each arm."""
+    runs: dict[str, list[Run]] = {}
+    for run in finished:
+        runs.setdefault(run.arm, []).append(read_run(run.folder / "evaluation"))
     seeds = " ".join(map(str, config.seeds))
-    comparison: dict = {
+    header = {
         "command": f"run_compare.py --config {config.path} --seeds {seeds}",
         "note": config.note,
         "corpus": config.corpus,
         "train": config.train,
         "eval": config.eval,
-        **compare(runs),
     }
-    comparison["caveats"] = caveats(comparison, config.arms)
+    comparison = compare_runs(runs, header, config.arms)
     record = (finished[0].folder / RUN_INFO_FILE).read_text(encoding="utf-8")
     comparison["code"] = json.loads(record)["code"]
     left_out = [arm for arm in config.arms if arm not in runs]
     if left_out:
         comparison["left_out"] = left_out
-    train_rows = json.loads(Path(plan.data_files[0]).read_text(encoding="utf-8-sig"))
-    comparison["rows"]["train"] = len(train_rows)
-    for run in finished:
-        if run.seed == config.seeds[0]:
-            comparison["arms"][run.arm] |= {**config.arms[run.arm], **model_facts(run.folder)}
+    return comparison, runs
+
+
+def compare_runs(
+    runs: Mapping[str, list[Run]], header: dict, options_by_arm: Mapping[str, dict]
+) -> dict:
+    """Returns `comparison.json` of comparable runs, with facts of the models where they are."""
+    check_comparable(runs)
+    comparison = compare(runs, header, options_by_arm)
+    for arm, results in comparison["arms"].items():
+        results |= options_by_arm.get(arm, {})
+        model_folder = runs[arm][0].folder.parent
+        if (model_folder / "trainer_state.json").is_file():
+            results |= model_facts(model_folder)
     return comparison
 
 
-def load_evaluations(runs: list[PlannedRun]) -> dict[str, list[Run]]:
-    """Returns the evaluations of finished runs by arm."""
-    evaluations: dict[str, list[Run]] = {}
-    for run in runs:
-        evaluations.setdefault(run.arm, []).append(read_run(run.folder / "evaluation"))
-    return evaluations
-
-
-def run_probes(config: ComparisonConfig) -> dict[str, dict]:
+def run_probes(config: ComparisonConfig, labels: Mapping[str, Path]) -> dict[str, dict]:
     """Probes the arms' encoders, unless that is done. Returns `probes.json` of each topic."""
-    own_labels = (config.probe or {}).get("labels")
-    if own_labels:
-        labels = {topic: Path(file) for topic, file in own_labels.items()}
-    else:
-        labels = write_labels(Path(config.output_dir, "corpus"))
     results = {}
-    for topic, argv in probe_argv(config, labels).items():
+    for topic, file in labels.items():
+        argv = probe_argv(config, topic, file)
         folder = Path(config.output_dir, "probes", topic)
         record_path = folder / "probe.json"
-        record = {"words": argv, "labels": digest_paths([str(labels[topic])])}
+        record = {"argv": argv, "labels": digest_paths([str(file)])}
         if not record_path.is_file() or json.loads(record_path.read_text()) != record:
             print(f"Probing the encoders: {topic}…", flush=True)
             folder.mkdir(parents=True, exist_ok=True)
-            log_path = folder / "probe.log"
-            with open(log_path, "w", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+            with open(folder / "probe.log", "w", encoding="utf-8") as log, redirect_stdout(log):
                 probe_command.main(argv)
             write_json(record_path, record)
         results[topic] = json.loads((folder / "probes.json").read_text(encoding="utf-8"))
     return results
+
+
+def compare_folders(args: Namespace) -> list[str]:
+    """Compares the evaluations of `--evaluations`. Nothing is trained, so that nothing fails."""
+    runs = read_evaluations(args.evaluations)
+    published = [arm for arm, seeds in runs.items() if seeds[0].is_published]
+    note = ""
+    if published:
+        note = (
+            f"{', '.join(published)}: trained by its authors with other settings. It differs in "
+            "more than its encoder. It is one checkpoint, so nothing is said about another "
+            "training of it."
+        )
+    command = f"run_compare.py --evaluations {' '.join(args.evaluations)}"
+    comparison = compare_runs(runs, {"command": command, "note": note}, {})
+    audio_dir = audio_roots(args.audio_dir) if args.audio_dir else None
+    write_results(Path(args.output_dir or "outputs/compare"), comparison, runs, audio_dir)
+    return []
+
+
+def read_evaluations(evaluations: list[str]) -> dict[str, list[Run]]:
+    """Returns the evaluations that `ARM=FOLDER` options name, by arm."""
+    runs: dict[str, list[Run]] = {}
+    for option in evaluations:
+        arm, _, folder = option.partition("=")
+        if not arm or not folder:
+            raise UserError(
+                f"--evaluations {option}: expected ARM=FOLDER, such as "
+                "htsat=outputs/htsat/evaluation"
+            )
+        runs.setdefault(arm, []).append(read_run(folder))
+    if len(runs) < 2:
+        raise UserError("--evaluations: expected at least two arms")
+    return runs
+
+
+def write_results(
+    output: Path, comparison: dict, runs: Mapping[str, list[Run]], audio_dir: AudioDir | None
+) -> None:
+    """Writes `comparison.json`, the figure and the report, and prints the table."""
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / "comparison.json", comparison)
+    write_figure(output / "figure.svg", comparison)
+    report = output / "report.html"
+    write_report(report, comparison, runs, audio_dir)
+    texts = (
+        comparison_table(comparison),
+        comparison.get("conclusion"),
+        " ".join(comparison.get("caveats", [])),
+        comparison["note"],
+    )
+    print(*filter(None, texts), sep="\n")
+    model = next(iter(runs.values()))[0].folder.parent
+    question = f'audiolm ask CLIP "QUESTION" --model {model}'
+    print(f"Saved to {output}. Next: open {report}, or ask a model: {question}")

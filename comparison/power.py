@@ -4,7 +4,6 @@
 """
 
 import json
-from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +45,7 @@ def read_noise(path: str | Path) -> Noise:
         raise UserError(f"{path}: no comparison of several arms: {error!r}") from error
     variances = [np.var(values, ddof=1) for values in by_seed if len(values) > 1]
     if not variances:
-        raise UserError(f"{path}: one seed does not show the scatter between seeds: use --scatter")
+        raise UserError(f"{path}: one seed does not show the scatter between seeds")
     scatter = 100 * float(np.mean(variances)) ** 0.5
     clip_error = 100 * float(np.mean(np.square(clip_errors))) ** 0.5
     return Noise(scatter, clip_error, clips, len(pairs))
@@ -71,13 +70,14 @@ def power(noise: Noise, difference: float, seeds: int, clips: int) -> float:
     return float(np.mean(np.abs(values) > estimate.margin(ALPHA / noise.pairs)))
 
 
-def plan_power(args: Namespace) -> str:
-    """Returns a table of the power by seeds and clips, for `--plan_power`."""
-    if args.comparison:
-        noise = read_noise(args.comparison)
-    else:
-        noise = Noise(args.scatter, args.clip_error, args.clips)
-    difference = args.plan_power
+def plan_power(difference: float, comparison_file: str | Path) -> str:
+    """Returns a table of the power by seeds and clips.
+
+    Args:
+        difference: True difference of macro accuracy, in points.
+        comparison_file: See [`read_noise`].
+    """
+    noise = read_noise(comparison_file)
     lines = [
         f"Power to find a difference of {difference:g} points in macro accuracy between two of "
         f"{noise.pairs} pairs, in per cent.",

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -23,13 +24,12 @@ from ..encoders_audiolm import (
 from ..processing_audiolm import AudioLMProcessor
 from ..runtime import UserError
 
-# Answers do not depend on these settings of an evaluation.
-IRRELEVANT_SETTINGS = ("question_only", "batch_size", "controls")
+# Answers do not depend on these settings of an evaluation. Some facts of `model` are compared.
+IRRELEVANT_SETTINGS = ("model", "question_only", "batch_size", "controls")
 # The seeds of one arm differ in these facts of a training.
 SEED_FIELDS = ("seed", "shuffle options", "batches")
-MODEL_FIELDS = ("mapper_hidden_size", "mapper_type", "prompt_format", *ARM_FIELDS)
-MODEL_FIELDS += ("step", "training")
-MODEL_DEFAULTS = {"mapper_type": "mlp", "prompt_format": "audiolm"}
+MODEL_FIELDS = ("mapper_hidden_size", "mapper_type", "prompt_format", "step", "training")
+MODEL_FIELDS += ARM_FIELDS
 
 
 @dataclass(frozen=True)
@@ -65,22 +65,15 @@ def read_run(folder: str | Path) -> Run:
     """Returns the evaluation in a folder of `run_eval.py`.
 
     Raises:
-        UserError: If there is no evaluation, or one of an older version.
+        UserError: If there is no evaluation.
     """
     folder = Path(folder)
     try:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").split("\n")
-        run = Run(folder, metrics, [json.loads(line) for line in lines if line])
-        training = metrics["settings"]["model"]["training"]
-    except (OSError, ValueError, KeyError) as error:
+        return Run(folder, metrics, [json.loads(line) for line in lines if line])
+    except (OSError, ValueError) as error:
         raise UserError(f"{folder}: no evaluation that can be compared: {error}") from error
-    if training is None:
-        raise UserError(
-            f"{folder}: no evaluation that can be compared: the model's config.json does not say "
-            "how it was trained. Train it with this version of run_train.py."
-        )
-    return run
 
 
 def check_comparable(runs: Mapping[str, list[Run]]) -> None:
@@ -122,14 +115,13 @@ def _check_pair(first: Run, second: Run, ignored: set[str]) -> None:
     if first.is_published or second.is_published:
         ignored = set(MODEL_FIELDS)
     settings = [_comparable_settings(run) for run in (first, second)]
-    if None in (settings[0]["step"], settings[1]["step"]):
-        # A model from the Hub does not tell its step.
-        ignored = ignored | {"step"}
     differences = []
-    for name in dict.fromkeys([*settings[0], *settings[1]]):
+    for name in dict.fromkeys(chain(*settings)):
         values = [setting.get(name) for setting in settings]
+        # A model from the Hub does not tell its step.
+        is_unknown = name == "step" and None in values
         is_ignored = any(f"{name}.".startswith(f"{prefix}.") for prefix in ignored)
-        if values[0] != values[1] and not is_ignored:
+        if values[0] != values[1] and not is_ignored and not is_unknown:
             differences.append(f"{name} ({values[0]} and {values[1]})")
     if differences:
         raise UserError(
@@ -140,11 +132,10 @@ def _check_pair(first: Run, second: Run, ignored: set[str]) -> None:
 
 def _comparable_settings(run: Run) -> dict[str, object]:
     """Returns what must be equal. Nested names are joined by dots: `training.learning rate`."""
-    settings = dict(run.metrics["settings"])
-    model = MODEL_DEFAULTS | {k: v for k, v in settings.pop("model").items() if v is not None}
-    settings = {k: v for k, v in settings.items() if k not in IRRELEVANT_SETTINGS}
-    settings |= {name: model.get(name) for name in MODEL_FIELDS}
-    return flatten_dict({"protocol": run.metrics["protocol"], **settings})
+    settings = run.metrics["settings"]
+    relevant = {name: value for name, value in settings.items() if name not in IRRELEVANT_SETTINGS}
+    model = {name: settings["model"].get(name) for name in MODEL_FIELDS}
+    return flatten_dict({"protocol": run.metrics["protocol"], **relevant, **model})
 
 
 def learning_curves(log_history: list[dict]) -> dict:
@@ -188,12 +179,12 @@ def model_facts(folder: str | Path) -> dict:
     """
     # Without registration, transformers asks whether to run the code beside the weights.
     AutoConfig.register("audiolm", AudioLMConfig, exist_ok=True)
-    log_history = _read_log_history(folder)
     try:
+        state = json.loads(Path(folder, "trainer_state.json").read_text(encoding="utf-8"))
         config = AudioLMConfig.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         trained_parameters = _count_trained_parameters(folder, config)
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder}: no complete model: {error}") from error
     extractor = AudioLMProcessor.from_config(config, tokenizer).feature_extractor
     samples = int(config.max_audio_seconds * extractor.sampling_rate)
@@ -207,7 +198,7 @@ def model_facts(folder: str | Path) -> dict:
         "tokens_per_clip": tokens,
         "tokens_per_second": tokens / config.max_audio_seconds,
         "bits_per_second": None if config.no_audio else bits_per_second(encoder),
-        "learning_curves": learning_curves(log_history),
+        "learning_curves": learning_curves(state["log_history"]),
     }
 
 
@@ -219,11 +210,3 @@ def _count_trained_parameters(folder: str | Path, config: AudioLMConfig) -> int:
             if key.startswith(prefixes) and not key.startswith("mapper.feature_"):
                 count += math.prod(file.get_slice(key).get_shape())
     return count
-
-
-def _read_log_history(folder: str | Path) -> list[dict]:
-    path = Path(folder, "trainer_state.json")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["log_history"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: no record of a training: {error}") from error

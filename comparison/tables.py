@@ -1,74 +1,57 @@
-"""Formats a comparison as text."""
+"""Formats the main numbers of a comparison as text. The report has all of them."""
+
+from itertools import chain
 
 from ..evaluation.answering import PROTOCOL_NAMES
-from ..evaluation.tables import comparison_columns, comparison_rows, contradiction_lines
+from ..evaluation.tables import comparison_columns, contradiction_lines, format_table
 from .conclusion import has_text_only_baseline
-
-SECTION_TITLES = {
-    "question_type": "accuracy by question type",
-    "category": "accuracy by category",
-    "overall": "accuracy overall",
-    "text": "loss per answer token",
-}
-FAMILY_TITLES = {"primary": "macro accuracy", "by_type": "one question type"}
 
 
 def comparison_table(comparison: dict) -> str:
-    """Returns accuracies, audio gains, differences and probes of a comparison as text."""
-    lines = [*_accuracy_lines(comparison), *_audio_gain_lines(comparison)]
+    """Returns accuracies, audio gains and differences of a comparison as text."""
     statistics = comparison["statistics"]
+    lines = []
     if statistics:
         counts = f"{statistics['rows']:,} closed examples about {statistics['clips']:,} clips"
         protocol = PROTOCOL_NAMES[comparison["protocol"]]
-        lines.insert(0, f"{counts}, scored by {protocol}; ± half of the 95 % interval")
-    for family, title in FAMILY_TITLES.items():
-        lines += _difference_lines(comparison["statistics"].get(family, []), title)
+        lines.append(f"{counts}, scored by {protocol}; ± half of the 95 % interval")
+    lines += [*_accuracy_lines(comparison), *_audio_gain_lines(comparison)]
+    lines += _difference_lines(statistics.get("primary", []))
     for arm, results in comparison["arms"].items():
         lines += contradiction_lines(results.get("contradictions", {}), arm)
-    if comparison.get("probes"):
-        lines += _probe_lines(comparison["probes"])
     return "\n".join(lines)
 
 
 def _accuracy_lines(comparison: dict) -> list[str]:
-    rows = comparison_rows(comparison)
-    widths = {name: max(len(name), 12) + 2 for name in comparison_columns(comparison)}
-    label_width = max(28, *(len(row["name"]) + 2 for row in rows))
-    header = "".join(f"{name:>{width}}" for name, width in widths.items())
-    lines = [f"{'':<{label_width}}{'n':>6}{header}"]
-    section = None
-    for row in rows:
-        if row["section"] != section:
-            section = row["section"]
-            lines.append(SECTION_TITLES[section])
-        cells = [f"{_cell(row['cells'][name]):>{width}}" for name, width in widths.items()]
-        lines.append(f"{'  ' + row['name']:<{label_width}}{row['n'] or '':>6}{''.join(cells)}")
-    return lines
+    columns = comparison_columns(comparison)
+    types = dict.fromkeys(chain(*(arm.get("question_type", {}) for arm in columns.values())))
+    open_types = dict.fromkeys(chain(*(arm.get("text", {}) for arm in columns.values())))
+    rows = []
+    for name, arm in columns.items():
+        macro = arm.get("macro") or {"accuracy": arm.get("macro_accuracy")}
+        cells = [_accuracy(cell) for cell in (macro, *map(arm.get("question_type", {}).get, types))]
+        for open_type in open_types:
+            loss = arm.get("text", {}).get(open_type, {}).get("loss_per_answer_token")
+            cells.append("-" if loss is None else f"{loss:.3f}")
+        rows.append((name, *cells))
+    losses = [f"loss, {open_type}" for open_type in open_types]
+    return format_table(("accuracy", "macro", *types, *losses), rows)
 
 
-def _cell(value: dict | None) -> str:
-    if value is None:
+def _accuracy(cell: dict | None) -> str:
+    if cell is None or cell["accuracy"] is None:
         return "-"
-    if "loss" in value:
-        return f"{value['loss']:.3f}"
-    if "ci95_low" in value:
-        half = (value["ci95_high"] - value["ci95_low"]) / 2
-        return f"{value['accuracy']:.3f} ±{half:.3f}"
-    return f"{value['accuracy']:.3f}" + " " * len(" ±0.000")
+    if "ci95_low" not in cell:
+        return f"{cell['accuracy']:.3f}"
+    return f"{cell['accuracy']:.3f} ±{(cell['ci95_high'] - cell['ci95_low']) / 2:.3f}"
 
 
 def _points(value: float) -> str:
     return f"{100 * value:+.1f}"
 
 
-def _difference(result: dict) -> str:
-    """Formats a difference in points with its interval."""
-    return f"{_points(result['difference']):>6} {_ends(result, 'ci95')}"
-
-
-def _ends(result: dict, interval: str) -> str:
-    low, high = (_points(result[f"{interval}_{end}"]) for end in ("low", "high"))
-    return f"({low} to {high})"
+def _interval(result: dict, name: str = "ci95") -> str:
+    return f"({_points(result[f'{name}_low'])} to {_points(result[f'{name}_high'])})"
 
 
 def _audio_gain_lines(comparison: dict) -> list[str]:
@@ -76,7 +59,8 @@ def _audio_gain_lines(comparison: dict) -> list[str]:
     for arm, results in comparison["arms"].items():
         gain = results["audio_gain"].get("macro")
         if gain:
-            lines.append(f"  {arm:<26}{_difference(gain)}, over {gain['best_control']}")
+            difference = f"{_points(gain['difference']):>6} {_interval(gain)}"
+            lines.append(f"  {arm:<26}{difference}, over {gain['best_control']}")
     if has_text_only_baseline(comparison):
         title = "audio gain over the strongest no-audio baseline, in points of macro accuracy"
     else:
@@ -84,30 +68,18 @@ def _audio_gain_lines(comparison: dict) -> list[str]:
     return [title, *lines] if lines else []
 
 
-def _difference_lines(pairs: list[dict], title: str) -> list[str]:
+def _difference_lines(pairs: list[dict]) -> list[str]:
     lines = [
-        f"differences in points of {title} (above 0, the first arm is better): 95 % interval, p; "
-        "the same after Holm"
+        "differences in points of macro accuracy (above 0, the first arm is better): 95 % "
+        "interval, p; the same after Holm"
     ]
     for pair in pairs:
-        name = f"{pair.get('question_type', '')} {pair['b']} - {pair['a']}".strip()
-        if "mcnemar" in pair:
-            details = f"McNemar {pair['mcnemar']['p_holm']:.4f}"
-        else:
-            by_seed = ", ".join(_points(value) for value in pair["by_seed"])
-            detectable = 100 * pair["minimum_detectable_difference"]
-            details = f"by seed {by_seed}; minimum detectable {detectable:.1f}"
-        corrected = f"{_ends(pair, 'holm')} p {pair['p_holm']:.4f}"
-        tests = f"p {pair['p']:.4f}; {corrected}; {details}"
-        lines.append(f"  {name:<40}{_difference(pair)}  {tests}")
+        by_seed = ", ".join(_points(value) for value in pair["by_seed"])
+        detectable = 100 * pair["minimum_detectable_difference"]
+        name = f"{pair['b']} - {pair['a']}"
+        lines.append(
+            f"  {name:<40}{_points(pair['difference']):>6} {_interval(pair)}  "
+            f"p {pair['p']:.4f}; {_interval(pair, 'holm')} p {pair['p_holm']:.4f}; by seed "
+            f"{by_seed}; minimum detectable {detectable:.1f}"
+        )
     return lines if pairs else []
-
-
-def _probe_lines(probes_by_topic: dict) -> list[str]:
-    lines = ["accuracy of linear probes on the encoders' features"]
-    for topic, probes in probes_by_topic.items():
-        majority = probes["majority"]["accuracy"]
-        for pooling, results in probes["results"].items():
-            cells = ", ".join(f"{arm} {_cell(result)}" for arm, result in results.items())
-            lines.append(f"  {topic}, {pooling} pooling: {cells}; majority {majority:.3f}")
-    return lines

@@ -4,23 +4,25 @@ This module gathers what the page shows. `templates/` holds its text and markup.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
-from statistics import fmean
+
+from matplotlib.ticker import MaxNLocator
 
 from ...data.reasonaqa import QUESTION_TYPES, AudioDir
 from ...evaluation.answering import PROTOCOL_NAMES
 from ...evaluation.controls import CONTROLS
-from ...evaluation.tables import MAJORITY
+from ...evaluation.tables import MAJORITY, comparison_rows
 from ...runtime import write_text
+from ..compare import average
 from ..conclusion import has_text_only_baseline
 from ..runs import Run
-from .charts import SECTIONS, accuracy_rows, place_differences, place_dots, signed_points
 from .examples import browse_examples, build_filters
 from .figure import CAPTION, cost_pictures, learning_curve_pictures, reliability_picture
-from .styles import COLOURS, encodable, style_arms, template_environment
+from .styles import COLOURS, encodable, signed_points, signed_tick, style_arms, template_environment
 
+SECTIONS = {"overall": "Overall", "question_type": "By question type", "category": "By category"}
 NUM_EXAMPLES = 60  # test examples to browse
 FAMILIES = ("primary", "by_type", "by_category")
 
@@ -61,7 +63,9 @@ def result_context(comparison: dict, runs: Mapping[str, list[Run]]) -> dict[str,
     """Returns what the templates of the results read, by name."""
     arms = comparison["arms"]
     styles = style_arms(comparison)
-    controls = [name for name in CONTROLS if any(name in arm["controls"] for arm in arms.values())]
+    texts = [arm["text"] for arm in arms.values()]
+    open_results = list(chain.from_iterable(text.values() for text in texts))
+    metrics = chain.from_iterable(result.get("generated", {}).items() for result in open_results)
     return {
         "comparison": comparison,
         "seeds": comparison["seeds"],
@@ -70,14 +74,17 @@ def result_context(comparison: dict, runs: Mapping[str, list[Run]]) -> dict[str,
         "has_text_only": has_text_only_baseline(comparison),
         "text_only": [arm for arm, style in styles.items() if style.is_text_only],
         "sections": SECTIONS,
-        "controls": controls,
+        "controls": _present_controls(arm["controls"] for arm in arms.values()),
         "rows": accuracy_rows(comparison),
-        "dots": place_dots(comparison),
-        "gains": place_differences(audio_gain_rows(comparison)),
-        "pairs": {family: place_differences(pair_rows(comparison, family)) for family in FAMILIES},
+        "gains": plot_differences(audio_gain_rows(comparison)),
+        "pairs": {family: plot_differences(pair_rows(comparison, family)) for family in FAMILIES},
         "by_protocol": protocol_rows(runs),
         "has_contradictions": any(arm["contradictions"] for arm in arms.values()),
-        "open": open_columns(comparison),
+        "open": {
+            "types": [name for name in QUESTION_TYPES if any(name in text for text in texts)],
+            "controls": _present_controls(result["control_loss"] for result in open_results),
+            "metrics": list(dict.fromkeys(name for name, value in metrics if value is not None)),
+        },
         "costs": cost_pictures(comparison),
         "caption": CAPTION,
         "reliability": {
@@ -89,6 +96,11 @@ def result_context(comparison: dict, runs: Mapping[str, list[Run]]) -> dict[str,
     }
 
 
+def _present_controls(results: Iterable[Mapping]) -> list[str]:
+    present = set(chain.from_iterable(results))
+    return [name for name in CONTROLS if name in present]
+
+
 def evaluation_folders(runs: Mapping[str, list[Run]], output: Path) -> dict[str, list[tuple]]:
     """Returns seed and folder of each evaluation of an arm. Folders are relative to `output`."""
     folders = {}
@@ -96,6 +108,60 @@ def evaluation_folders(runs: Mapping[str, list[Run]], output: Path) -> dict[str,
         paths = [Path(os.path.relpath(run.folder, output)).as_posix() for run in seed_runs]
         folders[arm] = [(run.seed, path) for run, path in zip(seed_runs, paths)]
     return folders
+
+
+def accuracy_rows(comparison: dict) -> list[dict]:
+    """Returns the rows of `comparison_rows` for questions with options, in the order of `SECTIONS`.
+
+    The rows of the section "overall" are renamed to "macro", the primary metric, and "micro". Each
+    row gets `lanes`: the accuracy of each arm that has one, with its `controls`.
+    """
+    rows = [row for row in comparison_rows(comparison) if row["section"] in SECTIONS]
+    for row in rows:
+        if row["section"] == "overall":
+            row["name"] = "micro" if row["n"] else "macro"
+        row["lanes"] = {}
+        for arm, results in comparison["arms"].items():
+            if row["cells"][arm]:
+                controls = _control_accuracies(results, row["section"], row["name"])
+                row["lanes"][arm] = {**row["cells"][arm], "controls": controls}
+    order = list(SECTIONS)
+    return sorted(rows, key=lambda row: (order.index(row["section"]), row["name"] == "micro"))
+
+
+def _control_accuracies(arm: Mapping, section: str, name: str) -> dict[str, float]:
+    """Returns an arm's accuracy under each control that was run on exactly the examples of a row.
+
+    For instance, options can only be relabelled where there are letters.
+    """
+    accuracies = {}
+    for control, results in arm["controls"].items():
+        if control == MAJORITY or arm["no_audio"]:
+            continue
+        cell = results.get(section, {}).get(name)
+        if name == "macro":
+            if results.get("question_type", {}).keys() == arm["question_type"].keys():
+                accuracies[control] = results["macro_accuracy"]
+        elif cell and cell["n"] == arm[section][name]["n"]:
+            accuracies[control] = cell["accuracy"]
+    return accuracies
+
+
+def plot_differences(rows: list[dict]) -> dict:
+    """Returns a plot of differences on an axis that they share, with zero in its middle.
+
+    Args:
+        rows: Rows with `lanes`: dictionaries with `difference`, `ci95_low` and `ci95_high`.
+
+    Returns:
+        `rows`, the `limit` of the axis as a share, and `ticks`: positions in per cent and labels.
+    """
+    largest = 1.0
+    for lane in chain.from_iterable(row["lanes"] for row in rows):
+        largest = max(largest, -100 * lane["ci95_low"], 100 * lane["ci95_high"])
+    limit = float(MaxNLocator(2, steps=[1, 2, 5, 10]).tick_values(0, largest)[-1])
+    ticks = [(50 + 25 * step, signed_tick(step * limit / 2)) for step in (-2, -1, 0, 1, 2)]
+    return {"rows": rows, "limit": limit / 100, "ticks": ticks}
 
 
 def audio_gain_rows(comparison: Mapping) -> list[dict]:
@@ -106,7 +172,7 @@ def audio_gain_rows(comparison: Mapping) -> list[dict]:
         if not results["no_audio"] and results["audio_gain"]
     }
     rows = []
-    for name in dict.fromkeys(chain.from_iterable(gains.values())):
+    for name in next(iter(gains.values()), {}):
         lanes = [{"arm": arm, **gain[name]} for arm, gain in gains.items()]
         rows.append({"name": name, "lanes": lanes})
     return sorted(rows, key=lambda row: row["name"] != "macro")
@@ -125,40 +191,15 @@ def pair_rows(comparison: Mapping, family: str) -> list[dict]:
 def protocol_rows(runs: Mapping[str, list[Run]]) -> list[dict]:
     """Returns mean accuracies over seeds by each scoring protocol, that of the conclusion first."""
     first = next(iter(runs.values()))[0].metrics
-    if "question_type" not in first:
-        return []
     rows = []
-    for protocol in (first["protocol"], *first.get("other_protocols", {})):
-        for arm, seed_runs in runs.items():
-            metrics = [
-                {run.metrics["protocol"]: run.metrics, **run.metrics.get("other_protocols", {})}
-                for run in seed_runs
-            ]
-            seeds = [by_protocol[protocol] for by_protocol in metrics]
-            types = {}
-            for name in first["question_type"]:
-                types[name] = fmean(seed["question_type"][name]["accuracy"] for seed in seeds)
-            rows.append(
-                {
-                    "protocol": protocol,
-                    "arm": arm,
-                    "types": types,
-                    "macro": fmean(seed["macro_accuracy"] for seed in seeds),
-                    "unparsed": fmean(seed["micro"]["n_unparsed"] for seed in seeds),
-                }
-            )
+    if "question_type" in first:
+        for protocol in (first["protocol"], *first.get("other_protocols", {})):
+            for arm, seed_runs in runs.items():
+                seeds = [_protocol_results(run.metrics, protocol) for run in seed_runs]
+                rows.append({"protocol": protocol, "arm": arm, **average(seeds)})
     return rows
 
 
-def open_columns(comparison: Mapping) -> dict[str, list[str]]:
-    """Returns the open question types, and the controls and metrics that any arm has for them."""
-    texts = [arm["text"] for arm in comparison["arms"].values()]
-    results = list(chain.from_iterable(text.values() for text in texts))
-    metrics = chain.from_iterable(result.get("generated", {}).items() for result in results)
-    return {
-        "types": [name for name in QUESTION_TYPES if any(name in text for text in texts)],
-        "controls": [
-            name for name in CONTROLS if any(name in result["control_loss"] for result in results)
-        ],
-        "metrics": list(dict.fromkeys(name for name, value in metrics if value is not None)),
-    }
+def _protocol_results(metrics: Mapping, protocol: str) -> dict:
+    results = {metrics["protocol"]: metrics, **metrics.get("other_protocols", {})}[protocol]
+    return {name: results[name] for name in ("question_type", "macro_accuracy", "micro")}

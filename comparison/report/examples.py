@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import soundfile
@@ -66,10 +67,8 @@ def browse_examples(
     examples = []
     for index in choose_examples(first.rows, count):
         row = first.rows[index]
-        answers = {}
-        for arm, seed_runs in runs.items():
-            answers[arm] = _describe_answer([run.rows[index] for run in seed_runs], protocol)
-        first_rows = {arm: seed_runs[0].rows[index] for arm, seed_runs in runs.items()}
+        rows = {arm: [run.rows[index] for run in seed_runs] for arm, seed_runs in runs.items()}
+        first_rows = {arm: seed_rows[0] for arm, seed_rows in rows.items()}
         clips = zip((row["filepath1"], row["filepath2"]), row["seconds"])
         examples.append(
             {
@@ -78,9 +77,9 @@ def browse_examples(
                 "category": row["category"],
                 "question": row["input"],
                 "truth": row["answer"],
-                "answers": answers,
+                "answers": {arm: _describe_answer(rows[arm], protocol) for arm in rows},
                 "clips": [describe_clip(*clip, audio_dir, max_seconds) for clip in clips],
-                "options": _describe_options(row, first_rows),
+                "options": _describe_options(first_rows),
                 "conditions": list_conditions(first_rows, protocol),
             }
         )
@@ -103,25 +102,23 @@ def _describe_answer(rows: Sequence[Mapping], protocol: str) -> dict:
     }
 
 
-def _describe_options(row: Mapping, first_rows: Mapping[str, Mapping]) -> list[dict]:
+def _describe_options(rows: Mapping[str, Mapping]) -> list[dict]:
     """Returns each option with every arm's probability; none where no probability was computed."""
-    probabilities = {arm: option_probabilities(answered) for arm, answered in first_rows.items()}
-    if not any(probabilities.values()):
-        return []
+    first = next(iter(rows.values()))
+    shares = {arm: option_probabilities(row) for arm, row in rows.items()}
+    picked = {}
+    for arm, row in rows.items():
+        picked[arm] = row["answers"].get("likelihood", NO_ANSWER)["parsed"]
     options = []
-    for option, text in candidates(row).items():
-        shares = {arm: values[option] for arm, values in probabilities.items() if option in values}
-        picked_by = [
-            arm
-            for arm, answered in first_rows.items()
-            if answered["answers"].get("likelihood", NO_ANSWER)["parsed"] == option
-        ]
+    for option, text in candidates(first).items() if any(shares.values()) else ():
         options.append(
             {
                 "text": text,
-                "correct": option == row["reference"],
-                "probabilities": shares,
-                "picked_by": picked_by,
+                "correct": option == first["reference"],
+                "probabilities": {
+                    arm: shares[arm][option] for arm in rows if option in shares[arm]
+                },
+                "picked_by": [arm for arm in rows if picked[arm] == option],
             }
         )
     return options
@@ -141,25 +138,21 @@ def list_conditions(rows: Mapping[str, Mapping], protocol: str) -> list[dict]:
     """
     first = next(iter(rows.values()))
     is_open = first["question_type"] not in CLOSED_QUESTION_TYPES
+    protocols = [protocol] if is_open else dict.fromkeys((protocol, *first["answers"]))
     conditions = []
-    for name in (protocol,) if is_open else dict.fromkeys((protocol, *first["answers"])):
-        cells = {arm: _condition_cell(row, row, name) for arm, row in rows.items()}
-        conditions.append({"kind": "protocol", "name": name, "cells": cells})
-    for name in CONTROLS:
-        cells = {
-            arm: _condition_cell(row, row["controls"].get(name, {}), protocol)
-            for arm, row in rows.items()
-        }
+    for kind, name in [*product(["protocol"], protocols), *product(["control"], CONTROLS)]:
+        cells = {}
+        for arm, row in rows.items():
+            results = row if kind == "protocol" else row["controls"].get(name, {})
+            if is_open:
+                loss = results.get("loss")
+                cells[arm] = None if loss is None else {"loss": loss / row["n_tokens"]}
+            else:
+                scored_by = name if kind == "protocol" else protocol
+                cells[arm] = results.get("answers", {}).get(scored_by)
         if any(cells.values()):
-            conditions.append({"kind": "control", "name": name, "cells": cells})
+            conditions.append({"kind": kind, "name": name, "cells": cells})
     return conditions
-
-
-def _condition_cell(row: Mapping, results: Mapping, protocol: str) -> dict | None:
-    if row["question_type"] in CLOSED_QUESTION_TYPES:
-        return results.get("answers", {}).get(protocol)
-    loss = results.get("loss")
-    return None if loss is None else {"loss": loss / row["n_tokens"]}
 
 
 def describe_clip(
@@ -168,8 +161,8 @@ def describe_clip(
     """Returns a clip of so many seconds as the report shows it, of which `max_seconds` are used.
 
     Returns:
-        `name`, lengths in seconds `whole` and `used`, and either its `picture` or `why` there is
-        none. A missing clip is no error: the report of the numbers is worth having without it.
+        `name`, `duration` and `used` seconds, and either its `picture` or `why` there is none. A
+        missing clip is no error: the report of the numbers is worth having without it.
     """
     used = min(seconds, max_seconds)
     clip = {"name": filepath, "duration": seconds, "used": used, "picture": None, "why": ""}

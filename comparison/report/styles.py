@@ -61,6 +61,7 @@ MARKERS = (
 TEXT_ONLY_MARKER = Marker("o", CIRCLE, (4, 4))
 TEMPLATES = Path(__file__).parent / "templates"
 TOOLTIP = "tooltip: "
+MINUS = "\N{MINUS SIGN}"  # as wide as the plus sign
 INK_PARAMS = ("axes.titlecolor", "text.color")
 MUTED_PARAMS = ("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
 
@@ -122,6 +123,16 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
+def signed_points(share: float) -> str:
+    """Formats a difference of accuracies in points, with a sign, such as "+1.2"."""
+    return f"{round(100 * share, 1) + 0.0:+.1f}".replace("-", MINUS)
+
+
+def signed_tick(points: float, _position: int | None = None) -> str:
+    """Formats a label of an axis of differences. Usable as a matplotlib formatter."""
+    return f"{points:+g}".replace("-", MINUS) if points else "0"
+
+
 def shared_style() -> AbstractContextManager[None]:
     """Returns a context with the style of all pictures, whatever the user's matplotlibrc says."""
     colours = {
@@ -170,19 +181,9 @@ def _restyle(svg: str) -> str:
     svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r"; font-family: [^;\"]*", "", svg)
     svg = re.sub(rf'<g id="{TOOLTIP}([^"]*)">', r"<g><title>\1</title>", svg)
+    # Nothing refers to groups, whose ids are those of the groups of other pictures.
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     svg = svg.replace("xlink:href", "href")
     for name, colour in COLOURS.items():
         svg = svg.replace(colour.light, f"var(--{name})")
-    svg = re.sub(r'style="([^"]*)"', _presentation_attributes, svg)
-    references = set(re.findall(r'(?:href="|url\()#([\w-]+)', svg))
-
-    def without_unused_id(match: re.Match) -> str:
-        return match.group() if match.group(1) in references else ""
-
-    return re.sub(r' id="([^"]*)"', without_unused_id, svg)
-
-
-def _presentation_attributes(match: re.Match) -> str:
-    """Converts CSS declarations to attributes. A page without style attributes is easy to check."""
-    declarations = [declaration.split(": ") for declaration in match.group(1).split("; ")]
-    return " ".join(f'{name}="{value}"' for name, value in declarations)
+    return svg

@@ -20,7 +20,7 @@ from audiolm.comparison.cluster import (
 from audiolm.comparison.config import read_config
 from audiolm.comparison.plan import plan_runs
 from audiolm.comparison.runs import read_run
-from audiolm.comparison.sweep import Sweep
+from audiolm.comparison.sweep import do_runs
 from audiolm.run_compare import main
 from audiolm.runtime import UserError
 from audiolm.training.resume import RECORD_FILE
@@ -127,7 +127,7 @@ def test_stopped_command_saves_the_step_of_each_training(config, number, send):
     for folder, log in zip(folders, logs):
         assert "stopped by SIGTERM" in log.read_text()
         assert len(list(folder.glob(f"checkpoint-*/{RECORD_FILE}"))) == 1
-        assert not (folder / "train.json").exists()
+        assert json.loads((folder / "planned_run.json").read_text())["seconds"] == {}
     assert running_commands(config[0] / name) == ""
 
 
@@ -181,9 +181,7 @@ def test_run_in_two_processes(config):
     arms = {"mimi_full": config[1]["arms"]["mimi_full"]}
     argv = command_line(*config, "two", seeds=[0], arms=arms)
     (run,) = plan_runs(read_config(argv[1]), processes=2)
-    sweep = Sweep([run], RayCluster(parallel=1, processes=2))
-    sweep.do([run])
-    assert sweep.failures == []
+    assert do_runs([run], RayCluster(parallel=1, processes=2)) == {}
     info = json.loads((run.folder / "run_info.json").read_text())
     assert info["machine"]["processes"] == 2
 

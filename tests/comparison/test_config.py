@@ -28,7 +28,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sed": 1}, "unknown keys sed. Expected keys: arms, output_dir"),
+        ({"sed": 1}, "unknown keys sed. Expected: arms, output_dir"),
         ({"arms": {}}, "`arms` names no arm"),
         ({"arms": {"a": {}}}, "arm a lacks encoder_type"),
         ({"arms": {"../a": ARMS["mimi_full"]}}, "arm '../a' cannot be a folder name"),
@@ -44,7 +44,10 @@ def folder(tmp_path, monkeypatch):
             "train: unrecognized arguments: --learning_speed 1",
         ),
         ({"eval": {**TEST, "batch": 1}}, "eval: unrecognized arguments: --batch 1"),
-        ({"train": {**DATA, "seed": 1}}, "train sets seed, which"),
+        (
+            {"train": {**DATA, "seed": 1}},
+            "train sets seed, which a comparison does not accept there",
+        ),
         (
             {"corpus": {"rows": 8, "seed": 0}},
             "train sets audio_dir, train_file, validation_file",
@@ -52,7 +55,7 @@ def folder(tmp_path, monkeypatch):
         ({"corpus": {"row": 8}}, "corpus takes rows and seed, not row"),
         (
             {"corpus": {"rows": 8, "seed": 0, "recordings": {"csv": "a.csv", "labels": "b"}}},
-            "expected csv, audio_dir and label, and perhaps file, fold and group",
+            "corpus: recordings is {'csv': 'a.csv', 'labels': 'b'}: RecordingTable",
         ),
         ({"eval": {**TEST, "test_file": "nowhere.json"}}, "nowhere.json: file not found"),
         ({"eval": 3}, "eval is 3: expected options"),
@@ -88,7 +91,6 @@ def test_command_without_its_config_says_what_to_give(folder):
         ({"seeds": 3}, f"seeds is 3: {DIFFERENT} integers"),
         ({"seeds": []}, rf"seeds is \[\]: {DIFFERENT} integers"),
         ({"seeds": [1, 1]}, rf"seeds is \[1, 1\]: {DIFFERENT} integers"),
-        ({"seeds": [True]}, rf"seeds is \[True\]: {DIFFERENT} integers"),
         ({"data_dir": "d", "corpus": {"rows": 9, "seed": 0}}, "both `data_dir` and `corpus`"),
         ({"probe": {"pooling": ["mean"]}}, "probe lacks `labels`"),
     ],
@@ -102,7 +104,7 @@ def test_read_config_with_a_wrong_value_is_refused(folder, changes, message):
 def test_read_config_with_options_of_a_push_is_refused_without_the_token(folder):
     train = {"push_to_hub": True, "hub_token": "hf_secret"}
     path = write_config(folder / "c.yaml", HTSAT, train=train)
-    with pytest.raises(UserError, match=r"train sets hub_token, push_to_hub\. Push") as error:
+    with pytest.raises(UserError, match=r"train sets hub_token, push_to_hub, which") as error:
         read_config(path)
     assert "hf_secret" not in str(error.value)
 

@@ -48,13 +48,13 @@ def test_plan_runs_with_a_corpus_gives_its_files(tmp_path):
     path = write_text_only_config(tmp_path, batch_size=64, controls=["all"])
     (run,) = plan_runs(read_config(path, seeds=[7]))
     train = (
-        "--encoder_type htsat --no_audio true --freeze_lm false --learning_rate 0.001 "
         "--train_file o/corpus/train.json --validation_file o/corpus/val.json "
-        "--audio_dir o/corpus --output_dir o/a --seed 7"
+        "--audio_dir o/corpus --freeze_lm false --learning_rate 0.001 --encoder_type htsat "
+        "--no_audio true --output_dir o/a --seed 7"
     )
     evaluation = (
-        "--train_file o/corpus/train.json --batch_size 64 --controls majority "
-        "--test_file o/corpus/test.json --audio_dir o/corpus --model_name_or_path o/a "
+        "--train_file o/corpus/train.json --test_file o/corpus/test.json --audio_dir o/corpus "
+        "--batch_size 64 --controls majority --model_name_or_path o/a "
         "--output_dir o/a/evaluation"
     )
     assert run.argv["train"] == train.split()
@@ -64,7 +64,7 @@ def test_plan_runs_with_a_corpus_gives_its_files(tmp_path):
 @pytest.mark.parametrize("controls", [None, ["no_audio"]])
 def test_plan_comparison_of_a_text_only_arm_drops_controls_that_remove_audio(tmp_path, controls):
     config = read_config(write_text_only_config(tmp_path, controls=controls))
-    (run,) = plan_comparison(config).runs
+    (run,) = plan_comparison(config)
     assert "--controls" not in run.argv["evaluate"]
 
 
@@ -115,8 +115,8 @@ def test_plan_runs_of_compare_yaml_is_the_experiment():
 def test_plan_of_recordings_has_a_text_only_arm_and_probes_on_the_official_folds(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = read_config(str(ROOT / "configs" / f"{name}.yaml"))
-    assert {run.arm for run in plan_comparison(config).runs} >= {"text_only"}
-    argv = probe_argv(config, {"sound_class": Path("esc50.csv")})["sound_class"]
+    assert {run.arm for run in plan_comparison(config)} >= {"text_only"}
+    argv = probe_argv(config, "sound_class", Path("esc50.csv"))
     assert argv[argv.index("--audio_dir") + 1] == "esc50/audio"
 
 
@@ -144,9 +144,9 @@ def test_plan_runs_of_demo_ablation_yaml_names_encoders_of_the_package():
 
 def test_plan_comparison_of_a_preset_in_an_empty_folder_reads_the_package(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    plan = plan_comparison(read_config("demo"))
-    assert plan.checkpoints["htsat"] == [str(ROOT / "demo/htsat"), str(ROOT / "demo/text")]
-    assert plan.checkpoints["mimi_full"] == [str(ROOT / "demo/mimi"), str(ROOT / "demo/text")]
+    checkpoints = {run.arm: run.checkpoints for run in plan_comparison(read_config("demo"))}
+    assert checkpoints["htsat"] == (str(ROOT / "demo/htsat"), str(ROOT / "demo/text"))
+    assert checkpoints["mimi_full"] == (str(ROOT / "demo/mimi"), str(ROOT / "demo/text"))
 
 
 def test_find_demo_checkpoint_with_a_folder_here_returns_it(tmp_path, monkeypatch):
@@ -167,9 +167,9 @@ def test_plan_comparison_on_several_gpus_counts_the_processes_of_each_run(
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     with pytest.raises(SystemExit):
         parse(plan_runs(config)[0].argv["train"])
-    assert len(plan_comparison(config).runs) == 2
-    assert len(plan_comparison(config, processes=2).runs) == 2
-    assert len(plan_comparison(config, processes=3).runs) == 2
+    assert len(plan_comparison(config)) == 2
+    assert len(plan_comparison(config, processes=2)) == 2
+    assert len(plan_comparison(config, processes=3)) == 2
 
 
 def test_digest_paths_of_a_pair_depends_on_both_checkpoints(tmp_path, data):
@@ -178,8 +178,9 @@ def test_digest_paths_of_a_pair_depends_on_both_checkpoints(tmp_path, data):
     names = f"{tmp_path / 'a'}+{tmp_path / 'b'}"
     arms = {"pair": {"encoder_type": "htsat+mimi_full", "encoder_name_or_path": names}}
     config = read_config(write_config(tmp_path / "c.yaml", {"arms": arms, **data}))
-    checkpoints = plan_comparison(config).checkpoints["pair"]
-    assert checkpoints[:2] == [str(tmp_path / "a"), str(tmp_path / "b")]
+    (run,) = plan_comparison(config)
+    checkpoints = run.checkpoints
+    assert checkpoints[:2] == (str(tmp_path / "a"), str(tmp_path / "b"))
     before = digest_paths(checkpoints)
     (tmp_path / "b" / "model.safetensors").write_text("other")
     assert digest_paths(checkpoints) != before
@@ -202,8 +203,7 @@ def test_probe_argv_names_each_encoder_with_audio_once(tmp_path):
             "probe": {"pooling": ["mean"]},
         },
     )
-    argv = probe_argv(read_config(path), {"room": Path("l.csv")})
-    args = parse_probe_arguments(argv["room"])
+    args = parse_probe_arguments(probe_argv(read_config(path), "room", Path("l.csv")))
     assert args.encoders == {"htsat": "e", "mimi_full": None}
     assert args.pooling == ["mean"]
     assert args.max_audio_seconds == 5
@@ -216,12 +216,12 @@ def test_plan_trusts_and_digests_the_file_of_an_encoder(tmp_path, data):
     file.write_text(code + "    dim = 1\n")
     arm = {"encoder_type": f"{file}:Own", "encoder_name_or_path": "random"}
     path = write_config(tmp_path / "c.yaml", {**data, "arms": {"own": arm}})
-    plan = plan_comparison(read_config(path))
-    assert parse_eval(plan.runs[0].argv["evaluate"]).trust_remote_code
-    assert str(file) in plan.checkpoints["own"]
+    (run,) = plan_comparison(read_config(path))
+    assert parse_eval(run.argv["evaluate"]).trust_remote_code
+    assert str(file) in run.checkpoints
     assert list(parse_probe_encoders(read_config(path))) == ["plan_test_encoder.py:Own"]
 
 
 def parse_probe_encoders(config):
-    (argv,) = probe_argv(config, {"topic": Path("labels.csv")}).values()
+    argv = probe_argv(config, "topic", Path("labels.csv"))
     return parse_probe_arguments([*argv, "--audio_dir", "."]).encoders

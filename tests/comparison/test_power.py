@@ -64,13 +64,9 @@ def test_plan_power_command_prints_seeds_and_clips(comparison_file, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--plan_power", "3"], "--plan_power: add --comparison"),
-        (["--plan_power", "3", "--scatter", "1"], "--plan_power: add --comparison"),
-        (["--config", "demo", "--clips", "3"], "use them with --plan_power"),
-        (
-            ["--plan_power", "-1", "--scatter", "1", "--clip_error", "1", "--clips", "9"],
-            "--plan_power -1: expected a positive number",
-        ),
+        (["--plan_power", "3"], "--plan_power and --comparison: use them together"),
+        (["--config", "demo", "--comparison", "c.json"], "use them together"),
+        (["--plan_power", "-1", "--comparison", "c"], "--plan_power -1: expected a positive"),
     ],
 )
 def test_plan_power_with_unsuitable_options_is_an_error(argv, message, capsys):

@@ -16,19 +16,18 @@ from support.comparisons import (
     write_tones,
 )
 
-from audiolm.comparison.report.build import evaluation_folders, pair_rows, write_report
-from audiolm.comparison.report.charts import (
-    MINUS,
-    place_differences,
-    place_dots,
-    signed_points,
-    signed_tick,
+from audiolm.comparison.report.build import (
+    accuracy_rows,
+    evaluation_folders,
+    pair_rows,
+    plot_differences,
+    write_report,
 )
 from audiolm.comparison.report.examples import browse_examples, build_filters, choose_examples
+from audiolm.comparison.report.styles import MINUS, signed_points, signed_tick
 from audiolm.data.clip_preview import BANDS
 
 BREAK_OUT = "</style></title>\"'><script>alert(1)</script><img src=x onerror=alert(1)>"
-NAN = float("nan")
 LEARNING_CURVES = {
     "train_loss": [[10, 2.0], [20, 1.0]],
     "eval_loss": {"mcq": [[10, 1.5], [20, 1.25]]},
@@ -83,59 +82,48 @@ def difference(middle, low, high):
     return {"difference": middle, "ci95_low": low, "ci95_high": high}
 
 
-def test_place_differences_puts_zero_in_the_middle():
+def test_plot_differences_puts_zero_in_the_middle():
     rows = [
         {"name": "mcq", "lanes": [difference(0.1, -0.05, 0.155)]},
-        {"name": "x", "lanes": [difference(0.0, NAN, NAN)]},
+        {"name": "x", "lanes": [difference(0.0, -0.1, 0.1)]},
     ]
-    plot = place_differences(rows)
-    lane = plot["rows"][0]["lanes"][0]
-    assert (lane["at"], lane["low"], lane["high"]) == (75, 37.5, pytest.approx(88.75))
-    assert plot["rows"][1]["lanes"][0]["low"] == 50
+    plot = plot_differences(rows)
+    assert plot["limit"] == 0.2
     assert [at for at, _ in plot["ticks"]] == [0, 25, 50, 75, 100]
     labels = [label.replace(MINUS, "-") for _, label in plot["ticks"]]
     assert labels == ["-20", "-10", "0", "+10", "+20"]
 
 
-def test_place_differences_without_differences_has_an_axis_of_one_point():
-    plot = place_differences([{"name": "mcq", "lanes": [difference(0.0, NAN, NAN)]}])
+def test_plot_differences_of_nothing_has_an_axis_of_one_point():
+    plot = plot_differences([])
+    assert plot["rows"] == []
     assert plot["ticks"][-1] == (100, "+1")
 
 
-def test_place_differences_of_nothing_is_empty():
-    assert place_differences([])["rows"] == []
-
-
 @pytest.fixture(scope="module")
-def dots(comparison):
-    return {row.name: row for row in place_dots(comparison)}
+def rows(comparison):
+    return {row["name"]: row for row in accuracy_rows(comparison)}
 
 
-def test_place_dots_starts_with_the_primary_metric(dots):
-    assert list(dots) == ["macro", "micro", "mcq", "yes_no", "sound event", "count"]
+def test_accuracy_rows_start_with_the_primary_metric(rows):
+    assert list(rows) == ["macro", "micro", "mcq", "yes_no", "sound event", "count"]
 
 
-def test_place_dots_shows_means_over_seeds(dots):
-    lanes = {lane.arm: lane for lane in dots["mcq"].lanes}
+def test_accuracy_rows_show_means_over_seeds(rows):
+    lanes = rows["mcq"]["lanes"]
     # 3 and 4 of 4 questions, 2 and 1, 1 and 1
-    accuracies = {arm: lane.accuracy for arm, lane in lanes.items()}
-    assert accuracies == {"htsat": 87.5, "mimi_full": 37.5, "text_only": 25}
-    assert lanes["htsat"].low <= 87.5 <= lanes["htsat"].high
-    assert dots["mcq"].majority == 50
-    assert dots["macro"].lanes[0].accuracy == pytest.approx((87.5 + 50) / 2)
+    accuracies = {arm: lane["accuracy"] for arm, lane in lanes.items()}
+    assert accuracies == {"htsat": 0.875, "mimi_full": 0.375, "text_only": 0.25}
+    assert rows["mcq"]["cells"]["majority"]["accuracy"] == 0.5
+    assert rows["macro"]["lanes"]["htsat"]["accuracy"] == pytest.approx((0.875 + 0.5) / 2)
 
 
-def test_place_dots_leaves_out_controls_of_other_examples(dots):
-    lanes = {lane.arm: lane for lane in dots["mcq"].lanes}
-    assert lanes["htsat"].controls == {"noise": 25}
-    assert lanes["text_only"].controls == {}
-    assert dots["macro"].lanes[0].controls == {"noise": 12.5}
-    assert dots["micro"].lanes[0].controls == {}
-
-
-def test_place_dots_gives_controls_a_line_of_their_own(dots):
-    assert [lane.y for lane in dots["mcq"].lanes] == [12, 37, 62]
-    assert dots["mcq"].height == 76
+def test_accuracy_rows_leave_out_controls_of_other_examples(rows):
+    lanes = rows["mcq"]["lanes"]
+    assert lanes["htsat"]["controls"] == {"noise": 0.25}
+    assert lanes["text_only"]["controls"] == {}
+    assert rows["macro"]["lanes"]["htsat"]["controls"] == {"noise": 0.125}
+    assert rows["micro"]["lanes"]["htsat"]["controls"] == {}
 
 
 def test_pair_rows_have_a_row_for_each_question_type(comparison):
@@ -435,7 +423,7 @@ def test_report_of_six_arms_has_a_lane_for_each(audio, tmp_path):
         for number, arm in enumerate(["htsat", "mimi_full"] * 3)
     }
     comparison = compare_runs(six)
-    assert len(place_dots(comparison)[0].lanes) == 6
+    assert len(accuracy_rows(comparison)[0]["lanes"]) == 6
     page = render_report(tmp_path, comparison, six, audio)
     assert all(arm in page for arm in six)
 

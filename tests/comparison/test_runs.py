@@ -78,7 +78,7 @@ def test_check_comparable_ignores_settings_on_which_no_answer_depends():
         (make_run([1] * 12, model={"step": 1000}), r"step \(20000 and 1000\)"),
         (
             make_run([1] * 12, model={"prompt_format": "mellow"}),
-            r"prompt_format \(audiolm and mellow\)",
+            r"prompt_format \(None and mellow\)",
         ),
         (make_run([1] * 13), "answer different examples"),
         (

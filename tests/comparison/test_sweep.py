@@ -5,8 +5,8 @@ import json
 import pytest
 from support.small_comparisons import command_line, write_two_arms
 
-from audiolm.comparison.planned_run import Failure, PlannedRun, last_line
-from audiolm.comparison.sweep import Sweep
+from audiolm.comparison.planned_run import PlannedRun, last_line
+from audiolm.comparison.sweep import without_failures
 from audiolm.run_compare import main
 
 ARMS = ("mimi_semantic", "mimi_full")
@@ -53,10 +53,15 @@ def test_finished_runs_are_not_run_again(in_turn, config, capsys):
     assert output.count("not run again") == 8
 
 
-def test_timings_have_each_stage_of_each_run(in_turn):
-    timings = read_json(in_turn / "timings.json")["arms"]
-    assert list(timings["mimi_full/seed-1"]) == ["train", "evaluate"]
-    assert len(timings) == 4
+def test_record_of_a_run_has_the_seconds_of_each_stage(in_turn):
+    record = read_json(in_turn / "mimi_full" / "seed-1" / "planned_run.json")
+    assert list(record["seconds"]) == ["train", "evaluate"]
+
+
+def forget_stages(folder):
+    """Leaves the record of a training that has begun."""
+    record = read_json(folder / "planned_run.json")
+    (folder / "planned_run.json").write_text(json.dumps({**record, "seconds": {}}))
 
 
 def test_training_that_broke_off_resumes_from_its_checkpoint(config, in_turn):
@@ -66,7 +71,7 @@ def test_training_that_broke_off_resumes_from_its_checkpoint(config, in_turn):
     main(argv)
     folder = config[0] / "resumed" / "mimi_full"
     weights = (folder / "model.safetensors").read_bytes()
-    (folder / "train.json").unlink()
+    forget_stages(folder)
     (folder / "model.safetensors").unlink()
     for file in (folder / "checkpoint-2").iterdir():
         file.unlink()
@@ -78,34 +83,32 @@ def test_training_that_broke_off_resumes_from_its_checkpoint(config, in_turn):
 
 
 def test_training_with_other_options_deletes_checkpoints_and_starts_again(tmp_path):
+    other = {"train": ["y"], "evaluate": [], "processes": 1, "seconds": {}}
     run = PlannedRun("a", 0, "a", tmp_path, {"train": ["x"], "evaluate": []})
-    (tmp_path / "begun.json").write_text(json.dumps({"train": ["y"], "evaluate": []}))
+    (tmp_path / "planned_run.json").write_text(json.dumps(other))
     (tmp_path / "checkpoint-2").mkdir()
     assert run.prepare("train") == ["x"]
     assert not list(tmp_path.glob("checkpoint-*"))
-    assert read_json(tmp_path / "begun.json") == {"train": ["x"], "evaluate": [], "processes": 1}
+    assert read_json(tmp_path / "planned_run.json") == {**other, "train": ["x"]}
 
 
 def test_stage_without_its_result_fails_with_the_last_line_of_its_log(tmp_path):
-    run = PlannedRun("a", 0, "a", tmp_path, {"train": []})
+    run = PlannedRun("a", 0, "a", tmp_path, {"train": [], "evaluate": []})
 
     def execute(module, argv, log):
         log.write_text("still\nhere")
 
-    failure = run.do("train", execute)
-    assert str(failure) == (
-        f"a: training failed: it ended without trainer_state.json; here ({tmp_path / 'train.log'})"
+    assert run.do(execute) == (
+        f"training failed: it ended without trainer_state.json; here ({tmp_path / 'train.log'})"
     )
-    assert not run.is_done("train")
+    assert run.remaining_stages() == ["train", "evaluate"]
 
 
 def test_without_failures_leaves_out_arms_of_which_a_seed_failed(tmp_path):
     runs = []
     for name in ("a0", "b0", "a1", "b1"):
         runs.append(PlannedRun(name[0], int(name[1]), name, tmp_path, {}))
-    sweep = Sweep(runs)
-    sweep.failures.append(Failure(runs[2], "train", "x"))
-    assert [run.name for run in sweep.without_failures(runs)] == ["b0", "b1"]
+    assert [run.name for run in without_failures(runs, {"a1": "x"})] == ["b0", "b1"]
 
 
 @pytest.mark.parametrize(
