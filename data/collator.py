@@ -3,17 +3,14 @@
 Audio is decoded here, unless a clip's features were computed before.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import chain
 
 import torch
-from torch.utils.data import get_worker_info
 
 from ..processing_audiolm import AudioLMProcessor
 from .decoder import BadClip, ClipDecoder, replace_bad_examples
 from .features import FeatureCache, count_frames, pad_features
-
-MAX_PIPED_BYTES = 2**18
 
 
 class ReasonAQACollator:
@@ -58,10 +55,7 @@ class ReasonAQACollator:
         if faults:
             audio["bad_audio"] = faults
         # The text comes first because the Trainer takes the batch size from the first entry.
-        batch = {**self._text_inputs(examples, num_frames), **audio}
-        if get_worker_info() is None:
-            return batch
-        return {name: _send_small_tensors_by_pipe(value) for name, value in batch.items()}
+        return {**self._text_inputs(examples, num_frames), **audio}
 
     def _read_audio(self, examples: list[dict]) -> tuple[list[dict], list[str]]:
         """Returns the examples with their `clips`, bad ones replaced, and the faults.
@@ -164,24 +158,3 @@ def encode_new_clips(batch: dict, cache: FeatureCache) -> dict:
     clips = [features[path].to(values.device) for path in batch.pop("clips")]
     padded, num_frames = pad_features(clips)
     return {**batch, "input_features": padded, "num_frames": num_frames}
-
-
-def _send_small_tensors_by_pipe(value: object) -> object:
-    """Wraps a small tensor, so that a worker sends its content through the pipe.
-
-    torch sends tensors through shared memory and opens a connection for each. With two workers
-    the pipe made 5,129 instead of 4,150 examples per second (docs/performance.md).
-    """
-    # numpy has no bfloat16.
-    is_small = torch.is_tensor(value) and value.nbytes <= MAX_PIPED_BYTES
-    return _PipedTensor(value) if is_small and value.dtype != torch.bfloat16 else value
-
-
-class _PipedTensor:
-    """Arrives as a plain tensor in the process that unpickles it."""
-
-    def __init__(self, tensor: torch.Tensor):
-        self.tensor = tensor
-
-    def __reduce__(self) -> tuple[Callable, tuple]:
-        return torch.from_numpy, (self.tensor.numpy(),)
