@@ -18,7 +18,6 @@ from .convert import Conversion
 from .download.archives import SOURCES, fetch_sources
 from .download.audiocaps import REASONAQA_NAME, youtube_index
 from .json_table import stream_array
-from .label_fixes import entailment_labels
 from .shards import PUSHED, read_manifest
 
 REASONAQA_SOURCES = ("reasonaqa", "clotho", "clothoaqa")
@@ -83,11 +82,6 @@ def _add_corpus_options(parser: argparse.ArgumentParser) -> None:
 def _add_check_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", default="check.json", help="JSON file of the report.")
     parser.add_argument(
-        "--entailment_csv",
-        nargs="+",
-        help="CSV files of AudioEntailment. Compares the labels of CLE with them.",
-    )
-    parser.add_argument(
         "--allow", nargs="+", default=[], choices=ERRORS, help="Findings that are no errors."
     )
 
@@ -140,11 +134,10 @@ def _print_audiocaps(data: str, audiocaps: str) -> None:
 
 def check(args: argparse.Namespace) -> int:
     """Checks every row and clip and prints a table. The exit status is 1 if there are errors."""
-    labels = entailment_labels(args.entailment_csv) if args.entailment_csv else None
     data = _load_corpus(args)
     clips = chain.from_iterable(chain.from_iterable(rows["audio"] for rows in data.values()))
     facts = inspect_clips(list(clips), args.max_audio_seconds)
-    report = check_corpus(data, facts, args.max_audio_seconds, labels, args.allow)
+    report = check_corpus(data, facts, args.max_audio_seconds, args.allow)
     print(format_report(report))
     try:
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)

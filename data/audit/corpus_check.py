@@ -12,7 +12,6 @@ from datasets import Dataset, DatasetDict
 
 from ..answer_parsing import option_texts, parse_answer
 from ..audio_check import ClipFacts
-from ..label_fixes import EntailmentLabels, correct_label, is_cle
 from ..reasonaqa import CLOSED_QUESTION_TYPES
 from .fingerprints import FingerprintIndex, fingerprint_clips
 
@@ -36,7 +35,6 @@ ERRORS = {
     "copied audio in two splits": "leakage: the same recording, re-encoded, shifted, softer or "
     "resampled; remove the rows from one split, or pass --allow if you listened and it is another",
     "unparsable": "no options, or an answer that names no option: nothing can count as correct",
-    "wrong entailment label": "--fix_cle_labels with the CSV files corrects it",
 }
 WARNINGS = {
     "contradiction": "one clip and question with several answers: at most one can be learned",
@@ -50,15 +48,11 @@ REMEDIES = ERRORS | WARNINGS
 class CorpusCheck:
     """Collects what is wrong with a corpus: how often each finding occurs, and first examples."""
 
-    def __init__(
-        self, facts: Mapping[str, ClipFacts], labels: EntailmentLabels | None, max_seconds: float
-    ):
+    def __init__(self, facts: Mapping[str, ClipFacts], max_seconds: float):
         self.facts = facts
-        self.labels = labels
         self.max_seconds = max_seconds
         self.counts: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = defaultdict(list)
-        self.label_counts: Counter[str] = Counter()
         # First answers by digest of the question, which saves memory.
         self.answers: dict[bytes, str | None] = {}
         self.clip_names: dict[str, dict[str, str]] = defaultdict(dict)  # by split and path
@@ -92,18 +86,8 @@ class CorpusCheck:
             key = (split, row["subtype"].removesuffix(".json"))
             self.letters[key][letter] += 1
             self.expected[key] += 1 / len(options)
-        option = options.get(letter, "")
-        if self.labels is not None and is_cle(row):
-            self._check_label(place, row, option.rstrip(".").lower(), self.labels)
-        self._check_contradiction(split, place, row, _normalize(option or letter or row["answer"]))
-
-    def _check_label(self, place: str, row: dict, option: str, labels: EntailmentLabels) -> None:
-        label = correct_label(row, labels)
-        verdict = "unknown" if label is None else "right" if label == option else "wrong"
-        self.label_counts[verdict] += 1
-        if verdict == "wrong":
-            text = f"{row['answer'][:40]!r} instead of {label!r}: {row['input'][:90]!r}"
-            self.add("wrong entailment label", f"{place}: {text}")
+        answer = _normalize(options.get(letter) or letter or row["answer"])
+        self._check_contradiction(split, place, row, answer)
 
     def _check_contradiction(self, split: str, place: str, row: dict, answer: str) -> None:
         key = "\0".join([split, *row["audio"], _normalize(row["input"])])
@@ -146,35 +130,21 @@ class CorpusCheck:
                 pair = f"{names[source]} is {other_names[path]}"
                 self.add(finding, f"{first} and {second}: {pair}")
 
-    def check_answer_positions(self) -> list[dict]:
-        """Returns how often each letter is correct in the subtypes of the splits."""
-        statistics = []
+    def check_answer_positions(self) -> None:
+        """Finds subtypes of a split in which one letter is correct too often."""
         for (split, subtype), letters in sorted(self.letters.items()):
             letter, count = letters.most_common(1)[0]
             total = letters.total()
             chance = self.expected[split, subtype] / total
-            counts = "  ".join(f"{name} {number:,}" for name, number in sorted(letters.items()))
-            statistics.append(
-                {
-                    "split": split,
-                    "options of": subtype,
-                    "commonest": letter,
-                    "always it": round(count / total, 3),
-                    "chance": round(chance, 3),
-                    "letters": counts,
-                }
-            )
             if count / total - chance > 3 * (chance * (1 - chance) / total) ** 0.5:
                 text = f"{letter!r} is correct in {count} of {total}, by chance {chance:.3f}"
                 self.add("answer-position bias", f"{split} {subtype}: {text}")
-        return statistics
 
 
 def check_corpus(
     data: DatasetDict,
     facts: Mapping[str, ClipFacts],
     max_seconds: float = 10.0,
-    labels: EntailmentLabels | None = None,
     allowed: Collection[str] = (),
 ) -> dict:
     """Checks all rows of all splits and returns counts and findings as JSON.
@@ -183,10 +153,9 @@ def check_corpus(
         data: Splits of `load_reasonaqa`.
         facts: Facts of all their clips, from `inspect_clips`.
         max_seconds: Seconds that the model uses of a clip.
-        labels: Labels of `entailment_labels` to compare with.
         allowed: Names of errors that do not count. The other ones are listed under `wrong`.
     """
-    check = CorpusCheck(facts, labels, max_seconds)
+    check = CorpusCheck(facts, max_seconds)
     splits = []
     for split, rows in data.items():
         batches = rows.with_format("arrow").iter(10_000)
@@ -194,13 +163,11 @@ def check_corpus(
             check.check_row(split, number, row)
         splits += _count_clips(split, rows, facts, max_seconds)
     check.check_clips()
-    options = check.check_answer_positions()
+    check.check_answer_positions()
     names = [name for name in REMEDIES if check.counts[name]]
     errors = [name for name in names if name in ERRORS and name not in allowed]
     return {
         "splits": splits,
-        "options": options,
-        "entailment_labels": dict(check.label_counts) or None,
         "findings": {
             name: {
                 "count": check.counts[name],
@@ -243,12 +210,7 @@ def _count_clips(
 
 def format_report(report: Mapping) -> str:
     """Formats a report of `check_corpus` as text."""
-    tables = [pd.DataFrame(report[name]) for name in ("splits", "options") if report[name]]
-    lines = [f"{table.to_string(index=False)}\n" for table in tables]
-    if report["entailment_labels"]:
-        counts = sorted(report["entailment_labels"].items())
-        text = ", ".join(f"{count:,} {name}" for name, count in counts)
-        lines.append(f"CLE against AudioEntailment's labels: {text}\n")
+    lines = [f"{pd.DataFrame(report['splits']).to_string(index=False)}\n"]
     for name, finding in report["findings"].items():
         label = "ERROR" if finding["wrong"] else "note"
         lines.append(f"{label:<6} {finding['count']:>9,}  {name}: {finding['what_to_do']}")

@@ -1,6 +1,5 @@
 """`audiolm prepare check`: each kind of damage is counted, named and sets the exit status."""
 
-import csv
 import itertools
 import json
 import os
@@ -301,70 +300,6 @@ def test_check_bad_rows_are_found_and_set_the_exit_status(bad_rows, check):
         assert f"{'ERROR' if is_error else 'note'} {count} {finding}: " in result.printed
     if is_error:
         assert check("--allow", finding).status == 0
-
-
-def test_check_answer_positions_are_printed(folder, check):
-    add(folder, "train", *[row(FOUR_OPTIONS, "B) cat")] * 4)
-    assert "train T-MCQ b 1.0 0.25 b 4" in check().printed
-
-
-LABEL_COLUMNS = ["Prompt", "Dataset", "Audio file", "Caption", "Entailment", "Neutral"]
-LABEL_COLUMNS += ["Contradiction", "Full response"]
-ANSWERS = {
-    "true": "a) It is definitely true",
-    "false": "b) It is definitely false",
-    "plausible": "c) It is plausible.",
-}
-
-
-@pytest.fixture
-def labels_file(folder):
-    """Labels of AudioEntailment. Of the CLE rows 3 agree with them, 2 do not, 2 are not in it."""
-    hypotheses = ["A dog barks.", "It is, say, old.", "Nothing is heard."]
-    lines = [
-        LABEL_COLUMNS,
-        ["p", "Clotho", "t0.wav", "c", *hypotheses, "1\n2"],
-        ["p", "Clotho", "Mom&amp;Dad.wav", "c", "Two talk.", "They are wed.", "One sings.", "1"],
-    ]
-    with open(folder / "labels.csv", "w", newline="") as file:
-        csv.writer(file).writerows(lines)
-    write(folder, "Mom&Dad.wav", seed=7)
-    for name, hypothesis, answer in [
-        ("t0", "A dog barks.", "true"),
-        ("t0", "It is, say, old.", "false"),
-        ("t0", "Nothing  is heard.", "false"),
-        ("Mom&amp;Dad", "They are wed.", "plausible"),
-        ("Mom&Dad", "One sings.", "true"),
-        ("t0", "Who knows?", "false"),
-        ("t2", "A dog barks.", "plausible"),
-    ]:
-        options = f"{' '.join(ANSWERS.values())} d) I cannot determine"
-        question = f'what can be said about the hypothesis - "{hypothesis}"? {options}'
-        cle = {"subtype": "CLE.json", "input": question}
-        add(folder, "train", row(cle, ANSWERS[answer], f"{name}.wav"))
-    return folder / "labels.csv"
-
-
-def test_check_without_csv_compares_no_labels(labels_file, check):
-    result = check()
-    assert result.status == 0
-    assert result.report["entailment_labels"] is None
-
-
-def test_check_with_csv_finds_wrong_labels(labels_file, check):
-    result = check("--entailment_csv", labels_file)
-    assert result.status == 1
-    assert result.report["entailment_labels"] == {"right": 3, "wrong": 2, "unknown": 2}
-    assert "CLE against AudioEntailment's labels: 3 right, 2 unknown, 2 wrong" in result.printed
-    first, second = result.examples("wrong entailment label")
-    expected = "train row 4: 'b) It is definitely false' instead of 'it is plausible'"
-    assert first.startswith(expected)
-    assert second.startswith("train row 7")
-
-
-def test_check_allowed_wrong_labels_are_no_error(labels_file, check):
-    options = ("--entailment_csv", labels_file, "--allow", "wrong entailment label")
-    assert check(*options).status == 0
 
 
 @pytest.mark.parametrize(

@@ -196,10 +196,6 @@ def test_load_reasonaqa_finds_audiocaps_by_id(is_linked, audiocaps, tmp_path):
         (["convert", "nowhere", "--output", "out"], "nowhere: no train.json"),
         (["push", "nowhere", "--hub_dataset_id", "me/x"], "nowhere: no converted data set"),
         (["download", "data", "--audiocaps", "gone"], "--audiocaps gone: folder not found"),
-        (
-            ["check", "nowhere", "--entailment_csv", "gone.csv"],
-            "gone.csv: not a CSV file of AudioEntailment",
-        ),
     ],
 )
 def test_prepare_wrong_input_is_one_line(argv, message, tmp_path, monkeypatch):
