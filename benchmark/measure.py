@@ -115,7 +115,7 @@ def build_collator(
     if cache_folder is not None:
         cache = FeatureCache(cache_folder, model.encoder, processor.feature_extractor)
     pad_to = PAD_TO if options.torch_compile else 1
-    return ReasonAQACollator(processor, False, cache, pad_to)
+    return ReasonAQACollator(processor, cache, pad_to)
 
 
 def _split(examples: list, batch_size: int) -> list[list]:

@@ -29,6 +29,8 @@ _OPENING_QUOTES = tuple("([{<*\"'`«\u201c\u2018")
 _LEADING_LETTER = re.compile(r"\s*\(?([a-zA-Z])(?:[).:]|\s*$)")
 # Punctuation that ends a clause, and so ends what a "not" governs.
 _CLAUSE_END = re.compile(r"[,;.!?\n\u2013\u2014\u2026]|\s-+\s")
+# "a" and "i" are words too, and a truncated text may end with "a".
+ARTICLES = ("a", "i")
 # Words at the start of an option that an answer may omit.
 _OMISSIBLE = re.compile(r"^(a|an|the|i|it is|there is) ")
 
@@ -69,21 +71,6 @@ class Mention(NamedTuple):
     start: int
     end: int
     letter: str
-
-
-class LetterContext(NamedTuple):
-    """A single letter in a generated text, with what stands around it. Missing words are ""."""
-
-    letter: str
-    second_word_before: str
-    word_before: str
-    word_after: str
-    text_before: str  # Punctuation and spaces.
-    text_after: str
-    precedes_option_text: bool
-
-
-Rule = Callable[[LetterContext], bool]
 
 
 def find_options(question: str) -> list[Option]:
@@ -147,72 +134,43 @@ def add_options(question: str, options: list[str]) -> str:
     return full_question
 
 
-def is_part_of_a_word(context: LetterContext) -> bool:
-    """The letter belongs to the word before it: "sound(s)"."""
-    return bool(context.word_before) and bool(re.fullmatch(r"\S*[(.&-]", context.text_before))
-
-
-def is_set_off(context: LetterContext) -> bool:
-    """Punctuation or a dash or the end of the text follows: "b: rain", but not "e.g."."""
-    if not context.word_after or _DASH.match(context.text_after):
+def _names_an_option(
+    text: TokenizedText, i: int, letters: Collection[str], covered: Collection[int]
+) -> bool:
+    """Whether the letter at word `i` names an option. `covered` are words of option texts."""
+    letter, gap, next_gap = text.tokens[i], text.gaps[i], text.gaps[i + 1]
+    second_before, before = ["", "", *text.tokens[max(0, i - 2) : i]][-2:]
+    after = text.tokens[i + 1] if i + 1 < len(text.tokens) else ""
+    if before and re.fullmatch(r"\S*[(.&-]", gap):
+        return False  # "sound(s)"
+    # Punctuation or a dash or the end of the text follows: "b: rain", but not "e.g."
+    is_set_off = not after or bool(_DASH.match(next_gap))
+    is_set_off |= next_gap != "." and next_gap[:1] not in (" ", "-", "&")
+    # A letter of no option makes the text unparsed if it is in brackets or quotes, opens the text
+    # ("E: thunder") or follows a cue ("option E here", "The answer is E.").
+    is_quoted = gap.endswith(_OPENING_QUOTES)
+    opens_text = not before and (not after or next_gap[:1] in (")", ".", ":"))
+    follows_cue = before in ("is", "was") and second_before in CUES
+    if before in CUES or (is_set_off and (is_quoted or opens_text or follows_cue)):
         return True
-    return context.text_after != "." and context.text_after[:1] not in (" ", "-", "&")
-
-
-# One of these is enough for any letter. A letter of no option makes the text unparsed.
-ANY_LETTER_RULES: dict[str, Rule] = {
-    # In brackets or quotes or asterisks: "It says 'E' here."
-    "is_quoted": lambda c: is_set_off(c) and c.text_before.endswith(_OPENING_QUOTES),
-    # The text is the letter, or starts with it and a bracket or dot or colon: "E: thunder".
-    "opens_the_text": lambda c: (
-        not c.word_before
-        and is_set_off(c)
-        and (not c.word_after or c.text_after[:1] in (")", ".", ":"))
-    ),
-    # "option E here", "The answer is E."
-    "follows_a_cue": lambda c: (
-        c.word_before in CUES
-        or (c.word_before in ("is", "was") and c.second_word_before in CUES and is_set_off(c))
-    ),
-}
-# One of these is enough for a letter of an option.
-OPTION_LETTER_RULES: dict[str, Rule] = {
-    "is_set_off": is_set_off,
-    "follows_a_choice": lambda c: c.word_before in BEFORE_LETTER,  # "pick B please"
-    "precedes_a_clause": lambda c: c.word_after in AFTER_LETTER,  # "B because it rains"
-    "precedes_option_text": lambda c: c.precedes_option_text,  # "B rain"
-}
-# "a" and "i" are words too, and a truncated text may end with "a".
-ARTICLES = ("a", "i")
-ARTICLE_RULES: dict[str, Rule] = {
-    # "答案是A"
-    "is_in_another_script": lambda c: SCRIPT_MARK in (c.text_before, c.text_after),
-    # No noun follows: "pick A."
-    "is_chosen_article": lambda c: c.word_before in BEFORE_LETTER and is_set_off(c),
-    # "so A is right"
-    "is_article_before_a_clause": lambda c: c.letter == "a" and c.word_after in AFTER_LETTER,
-    # It starts the text, or a closing bracket or colon or slash follows: "A/B".
-    "is_article_label": lambda c: (
-        is_set_off(c) and (not c.word_before or c.text_after[:1] in (")", "]", ":", "/"))
-    ),
-}
-
-
-def names_an_option(context: LetterContext, letters: Collection[str]) -> bool:
-    """Decides by the rules above whether a letter names one of the options `letters`."""
-    if is_part_of_a_word(context):
-        return False
-    if any(rule(context) for rule in ANY_LETTER_RULES.values()):
-        return True
-    rules = ARTICLE_RULES if context.letter in ARTICLES else OPTION_LETTER_RULES
-    return context.letter in letters and any(rule(context) for rule in rules.values())
+    follows_choice = before in BEFORE_LETTER  # "pick B please"
+    precedes_clause = after in AFTER_LETTER  # "B because it rains"
+    if letter not in ARTICLES:
+        is_named = is_set_off or follows_choice or precedes_clause or i + 1 in covered
+        return letter in letters and is_named
+    # A label starts the text, or a closing bracket or colon or slash follows: "A/B".
+    is_label = not before or next_gap[:1] in (")", "]", ":", "/")
+    is_foreign = SCRIPT_MARK in (gap, next_gap)  # "答案是A"
+    is_clause = letter == "a" and precedes_clause  # "so A is right"
+    is_named = is_foreign or is_clause or (is_set_off and (follows_choice or is_label))
+    return letter in letters and is_named
 
 
 def parse_answer(question_type: str, question: str, text: str) -> str | None:
     """Returns the option letter or "yes" or "no" that a text names, or None.
 
     - A text names an option by its letter, by its place ("the second option") or by its full text.
-    - A letter counts by the rules of `names_an_option`.
+    - A letter counts if it is set off, is chosen ("pick B") or stands before its option's text.
     - The full text counts in any case and punctuation, without a leading article or "it is".
       Where one option's text contains another's, the longest match counts.
     - A negated option is not named: "not B", "rather than rain", "B is wrong".
@@ -327,20 +285,6 @@ def _is_answer_no(text: TokenizedText, i: int) -> bool:
     return bool(gap.strip(" ")) and gap != "-"
 
 
-def letter_context(text: TokenizedText, i: int, covered: Collection[int] = ()) -> LetterContext:
-    """Returns the context of word `i`. `covered` are the words of option texts."""
-    tokens = text.tokens
-    return LetterContext(
-        letter=tokens[i],
-        second_word_before=tokens[i - 2] if i > 1 else "",
-        word_before=tokens[i - 1] if i > 0 else "",
-        word_after=tokens[i + 1] if i + 1 < len(tokens) else "",
-        text_before=text.gaps[i],
-        text_after=text.gaps[i + 1],
-        precedes_option_text=i + 1 in covered,
-    )
-
-
 def _find_letters(text: TokenizedText, letters: list[str], covered: set[int]) -> list[Mention]:
     """Finds what names an option by letter or place, outside of the `covered` option texts."""
     mentions = []
@@ -351,7 +295,7 @@ def _find_letters(text: TokenizedText, letters: list[str], covered: set[int]) ->
         is_letter = len(token) == 1 and token.isalpha()
         if mention:
             mentions.append(mention)
-        elif is_letter and names_an_option(letter_context(text, i, covered), letters):
+        elif is_letter and _names_an_option(text, i, letters, covered):
             mentions.append(Mention(i, i + 1, token))
     return mentions
 

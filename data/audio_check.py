@@ -6,6 +6,7 @@ What the container of a file states is compared with the bytes that the file hol
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -31,8 +32,9 @@ MAX_LOSSY_PEAK = 3.0  # Ogg and MP3 files of loud recordings decode to 1.7 and m
 LOSSY_FORMATS = ("OGG", "MP3", "MPEG")
 SILENCE_PEAK = 1e-4  # -80 dB of full scale.
 MIN_SECONDS = 0.5
-# Programs that write to a pipe do not know the size. sox writes 0x7ffff024, arecord 0x80000024,
-# FFmpeg 0xffffffff.
+# libsndfile's note on WAV, RF64, W64, AIFF and AU files whose header states other bytes than they
+# hold. Programs that write to a pipe do not know them and state 0x7ffff024 and more.
+OTHER_SIZE = re.compile(r"(?:riff|form|size) *: (\d+) \(should be (\d+)\)", re.I)
 MIN_UNKNOWN_SIZE = 0x7F000000
 MAX_OGG_PAGE = 65_307  # bytes
 MAX_PADDING = 0.2  # s that a compressed file may state beyond its samples
@@ -52,15 +54,13 @@ class ClipFacts(NamedTuple):
     @property
     def kind(self) -> str:
         """Returns "sound" for a valid clip, or the name of its problem."""
-        if self.fault is None:
-            if self.peak < SILENCE_PEAK:
-                return "silent"
-            return "too short" if self.seconds < MIN_SECONDS else "sound"
-        kinds = {"missing": "missing", "NaN": "not finite", "samples up to": "too loud"}
-        for start, kind in kinds.items():
-            if self.fault.startswith(start):
-                return kind
-        return "unreadable"
+        if self.fault is not None:
+            kinds = {"missing": "missing", "NaN": "not finite", "samples up to": "too loud"}
+            starts = (start for start in kinds if self.fault.startswith(start))
+            return kinds.get(next(starts, ""), "unreadable")
+        if self.peak < SILENCE_PEAK:
+            return "silent"
+        return "too short" if self.seconds < MIN_SECONDS else "sound"
 
 
 def clip_facts(clip: str, max_seconds: float = 10.0) -> ClipFacts:
@@ -81,7 +81,6 @@ def clip_facts(clip: str, max_seconds: float = 10.0) -> ClipFacts:
 def _decoded_facts(source: str | BinaryIO, raw: BinaryIO, max_seconds: float) -> ClipFacts:
     if raw.read(1) == b"":
         return ClipFacts("empty file")
-    truncation = find_truncation(raw)
     is_lossy = is_media(read_at(raw, 0, 16))
     with open_file(source) as file:
         if file.frames == 0:
@@ -91,10 +90,7 @@ def _decoded_facts(source: str | BinaryIO, raw: BinaryIO, max_seconds: float) ->
         seconds = file.frames / rate
         num_samples = min(file.frames, int(max_seconds * rate))
         samples = file.read(num_samples, dtype="float32", always_2d=True)
-        if file.format == "FLAC" and not _has_last_sample(file):
-            truncation = f"not all of its {file.frames} samples"
-        if seconds < (stated := media_seconds(raw)) - MAX_PADDING:
-            truncation = f"{seconds:.1f} of {stated:.1f} s"
+        truncation = find_truncation(raw, file)
     if len(samples) < num_samples:
         truncation = f"{len(samples)} of {num_samples} samples"
     if truncation:
@@ -110,6 +106,33 @@ def _decoded_facts(source: str | BinaryIO, raw: BinaryIO, max_seconds: float) ->
     return ClipFacts(fault, seconds, peak, digest)
 
 
+def find_truncation(raw: BinaryIO, file: soundfile.SoundFile) -> str | None:
+    """Returns what an open file lacks, such as "12 of 24 bytes".
+
+    None means that it is complete, or that its container does not tell.
+    """
+    size = raw.seek(0, os.SEEK_END)
+    header = read_at(raw, 0, 16)
+    if header[:4] == b"OggS":
+        return None if _has_last_ogg_page(raw, size) else "its last page is missing"
+    if file.format == "FLAC":
+        return None if _has_last_sample(file) else f"not all of its {file.frames} samples"
+    if is_media(header):
+        import av  # the extra `media`, without which the file cannot be opened either
+
+        with av.open(raw) as container:
+            stated = (container.duration or 0) / av.time_base
+        seconds = file.frames / file.samplerate
+        is_short = seconds < stated - MAX_PADDING
+        return f"{seconds:.1f} of {stated:.1f} s" if is_short else None
+    tag = find_mp3_tag(raw)
+    sizes = [(tag.end or 0, size)] if tag else OTHER_SIZE.findall(file.extra_info)
+    for stated, held in sizes:
+        if int(held) < int(stated) < MIN_UNKNOWN_SIZE:
+            return f"{held} of {stated} bytes"
+    return None
+
+
 def _has_last_sample(file: soundfile.SoundFile) -> bool:
     try:
         file.seek(-1, os.SEEK_END)
@@ -118,56 +141,12 @@ def _has_last_sample(file: soundfile.SoundFile) -> bool:
         return False
 
 
-def find_truncation(file: BinaryIO) -> str | None:
-    """Returns what an open file lacks, such as "12 of 24 bytes".
-
-    None means that it is complete, or that its container does not tell. FLAC states its samples.
-    """
-    size = file.seek(0, os.SEEK_END)
-    header = read_at(file, 0, 28)
-    if header[:4] == b"OggS":
-        return None if _has_last_ogg_page(file, size) else "its last page is missing"
-    tag = find_mp3_tag(file)
-    stated = _stated_size(header) if tag is None else tag.end
-    return f"{size} of {stated} bytes" if stated and size < stated else None
-
-
-def _stated_size(header: bytes) -> int | None:
-    """Returns the bytes that WAV, AIFF, AU, W64 or RF64 state, or None."""
-    little = [int.from_bytes(header[i : i + 4], "little") for i in range(0, 28, 4)]
-    big = [int.from_bytes(header[i : i + 4], "big") for i in range(0, 28, 4)]
-    match header[:4]:
-        case b"RIFF" if little[1] < MIN_UNKNOWN_SIZE:
-            return 8 + little[1]
-        case b"FORM" if big[1] < MIN_UNKNOWN_SIZE:
-            return 8 + big[1]
-        case b".snd" if big[2] < MIN_UNKNOWN_SIZE:
-            return big[1] + big[2]  # header and samples
-        case b"riff":
-            return little[4] + (little[5] << 32)
-        case b"RF64" if header[12:16] == b"ds64" and little[6] < MIN_UNKNOWN_SIZE:
-            return 8 + little[5] + (little[6] << 32)
-    return None
-
-
 def _has_last_ogg_page(file: BinaryIO, size: int) -> bool:
     end = read_at(file, max(0, size - MAX_OGG_PAGE), -1)
     page = end[max(0, end.rfind(b"OggS")) :]
     segments = page[27 : 27 + page[26]] if len(page) > 26 else b""
     is_complete = len(page) >= 27 + len(segments) + sum(segments)
     return is_complete and bool(segments) and bool(page[5] & 4)
-
-
-def media_seconds(file: BinaryIO) -> float:
-    """Returns how long an MP4, WebM or other file of FFmpeg's states to be, or 0."""
-    if not is_media(read_at(file, 0, 16)):
-        return 0.0
-    import av  # the extra `media`, without which the file cannot be opened either
-
-    with av.open(file) as container:
-        seconds = (container.duration or 0) / av.time_base
-    file.seek(0)
-    return seconds
 
 
 def inspect_clips(
@@ -197,8 +176,7 @@ def inspect_clips(
     def inspect(clip: str) -> None:
         new_facts[clip] = look(clip, max_seconds)
 
-    is_silent = None if new else True
-    with tqdm(total=len(new), desc="checking audio", unit="file", disable=is_silent) as bar:
+    with tqdm(total=len(new), desc="checking audio", unit="file", disable=None) as bar:
         for start in range(0, len(new), AT_ONCE):
             try:
                 with ThreadPoolExecutor() as pool:

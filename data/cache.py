@@ -25,62 +25,46 @@ def choose_feature_cache(option: str | None) -> str | None:
 class JsonCache:
     """JSON values by key in an SQLite file. Several processes may use it at once.
 
-    A corrupt file is replaced by an empty one. If the file cannot be used, the cache is empty and
-    logs a warning.
+    If the file cannot be used, a warning says so, and the cache lasts as long as the object.
     """
 
     def __init__(self, file: str | Path):
         self.file = Path(file)
-        self._database: sqlite3.Connection | None = None
         try:
-            self._open()
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self._open(self.file)
         except (sqlite3.Error, OSError) as error:
-            self._recover(error)
+            self._replace(error)
 
     def get(self, keys: list[str]) -> dict[str, object]:
         """Returns the values of those keys that are in the cache."""
         values: dict[str, object] = {}
         for start in range(0, len(keys), KEYS_PER_QUERY):
-            if not self._database:
-                break
             part = keys[start : start + KEYS_PER_QUERY]
             placeholders = ",".join("?" * len(part))
             query = f"SELECT key, value FROM entries WHERE key IN ({placeholders})"
             try:
-                for key, value in self._database.execute(query, part):
-                    values[key] = json.loads(value)
+                rows = self._database.execute(query, part).fetchall()
+                values.update((key, json.loads(value)) for key, value in rows)
             except (sqlite3.Error, ValueError) as error:
-                self._recover(error)
+                self._replace(error)
         return values
 
     def put(self, values: Mapping[str, object]) -> None:
         """Saves values. They outlive the process when this returns."""
-        if not self._database:
-            return
         rows = [(key, json.dumps(value)) for key, value in values.items()]
         try:
             with self._database:
                 self._database.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?)", rows)
         except sqlite3.Error as error:
-            self._recover(error)
+            self._replace(error)
 
-    def _open(self) -> None:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        self._database = sqlite3.connect(self.file, timeout=30)
+    def _open(self, file: Path | str) -> None:
+        self._database = sqlite3.connect(file, timeout=30)
         self._database.execute(
             "CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID"
         )
 
-    def _recover(self, error: Exception) -> None:
-        """Replaces a corrupt file, or stops using the file."""
-        database, self._database = self._database, None
-        # SQLite raises this class, and not a subclass, for a file that is no intact database.
-        if database and type(error) is sqlite3.DatabaseError:
-            database.close()
-            try:
-                self.file.unlink(missing_ok=True)
-                self._open()
-                return
-            except (sqlite3.Error, OSError) as second_error:
-                self._database, error = None, second_error
-        logger.warning("%s: the cache cannot be used (%s)", self.file, error)
+    def _replace(self, error: Exception) -> None:
+        logger.warning("%s: the cache cannot be used (%s). Delete the file.", self.file, error)
+        self._open(":memory:")

@@ -6,7 +6,6 @@ Both are data URIs, so that a page needs no other files.
 import base64
 import io
 import math
-from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -16,14 +15,7 @@ from transformers.audio_utils import hertz_to_mel, mel_filter_bank
 
 from ..processing_audiolm import open_file
 
-# The first format that libsndfile can write at the clip's rate, and its compression from 0 to 1:
-# 0.5 takes 40 to 75 kB for 10 s. iPhones play Vorbis only since 2025.
-FORMATS = (
-    ("MP3", "MPEG_LAYER_III", "audio/mpeg", 0.5),
-    ("OGG", "VORBIS", "audio/ogg", 0.5),
-    ("FLAC", "PCM_16", "audio/flac", None),
-    ("WAV", "PCM_16", "audio/wav", None),
-)
+COMPRESSION = 0.5  # from 0 to 1: 40 to 75 kB for 10 s
 MAX_COLUMNS = 360  # Width of a spectrogram.
 BANDS = 96  # Height of a spectrogram.
 DYNAMIC_RANGE = 70.0  # dB between the brightest and the darkest shade.
@@ -82,14 +74,14 @@ def data_uri(media_type: str, content: bytes) -> str:
 
 def audio_uri(samples: np.ndarray, rate: int) -> str:
     """Returns samples, shape `(samples,)`, as the data URI of a small audio file."""
-    for name, subtype, media_type, compression in FORMATS:
-        options = {"subtype": subtype, "format": name, "compression_level": compression}
+    file = io.BytesIO()
+    try:
+        soundfile.write(file, samples, rate, format="MP3", compression_level=COMPRESSION)
+        return data_uri("audio/mpeg", file.getvalue())
+    except soundfile.LibsndfileError:  # MP3 has no rate such as 96 kHz.
         file = io.BytesIO()
-        # MP3 has no rate such as 96 kHz, and older versions of libsndfile have no MP3.
-        with suppress(soundfile.LibsndfileError, ValueError):
-            soundfile.write(file, samples, rate, **options)
-            return data_uri(media_type, file.getvalue())
-    raise ValueError(f"libsndfile writes no audio at {rate} Hz")
+        soundfile.write(file, samples, rate, "PCM_16", format="FLAC")
+        return data_uri("audio/flac", file.getvalue())
 
 
 def spectrogram(samples: np.ndarray, rate: int) -> np.ndarray:

@@ -3,17 +3,14 @@
 Audio is decoded here, unless a clip's features were computed before.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import chain
 
 import torch
-from torch.utils.data import get_worker_info
 
 from ..processing_audiolm import AudioLMProcessor
 from .decoder import BadClip, ClipDecoder, replace_bad_examples
 from .features import FeatureCache, count_frames, pad_features
-
-MAX_PIPED_BYTES = 2**18
 
 
 class ReasonAQACollator:
@@ -21,7 +18,6 @@ class ReasonAQACollator:
 
     Args:
         processor: Processor of the model.
-        generate: Whether the inputs are for generation: without answers, padded on the left.
         features: Encoded clips by path: a [`FeatureCache`], or a dict of [`encode_clips`]. A
             batch whose clips are all there decodes no audio. Clips that a cache lacks come decoded
             in `new_clips`, for [`encode_new_clips`].
@@ -33,13 +29,11 @@ class ReasonAQACollator:
     def __init__(
         self,
         processor: AudioLMProcessor,
-        generate: bool = False,
         features: Mapping[str, torch.Tensor] | None = None,
         pad_to_multiple_of: int = 1,
         decoder: ClipDecoder | None = None,
     ):
         self.processor = processor
-        self.generate = generate
         self.features = features
         self.pad_to_multiple_of = pad_to_multiple_of
         self.decoder = decoder or ClipDecoder(processor.feature_extractor)
@@ -58,10 +52,7 @@ class ReasonAQACollator:
         if faults:
             audio["bad_audio"] = faults
         # The text comes first because the Trainer takes the batch size from the first entry.
-        batch = {**self._text_inputs(examples, num_frames), **audio}
-        if get_worker_info() is None:
-            return batch
-        return {name: _send_small_tensors_by_pipe(value) for name, value in batch.items()}
+        return {**self._text_inputs(examples, num_frames), **audio}
 
     def _read_audio(self, examples: list[dict]) -> tuple[list[dict], list[str]]:
         """Returns the examples with their `clips`, bad ones replaced, and the faults.
@@ -90,20 +81,17 @@ class ReasonAQACollator:
 
     def _usable_features(self, examples: list[dict]) -> Mapping[str, torch.Tensor]:
         features = self.features
-        if features is None or self._can_encode:
+        if features is None or isinstance(features, FeatureCache):
             return features or {}
         clips = chain.from_iterable(example["audio"] for example in examples)
         return features if all(clip in features for clip in clips) else {}
 
-    @property
-    def _can_encode(self) -> bool:
-        return isinstance(self.features, FeatureCache) and not self.generate
-
     def _audio_inputs(self, paths: list[str], clips: list[torch.Tensor]) -> tuple[dict, list[int]]:
         """Returns the audio inputs of a batch, and the frames of each clip."""
         if all(clip.ndim == 2 for clip in clips):
-            return self._encoded_inputs(clips)
-        if not self._can_encode:
+            padded, num_frames = pad_features(clips)
+            return {"input_features": padded, "num_frames": num_frames}, num_frames
+        if not isinstance(self.features, FeatureCache):
             return self._sample_inputs(clips)
         encoded = {path: clip for path, clip in zip(paths, clips) if clip.ndim == 2}
         samples = {path: clip for path, clip in zip(paths, clips) if clip.ndim == 1}
@@ -117,24 +105,13 @@ class ReasonAQACollator:
         }
         return inputs, [num_frames[path] for path in paths]
 
-    def _encoded_inputs(self, clips: list[torch.Tensor]) -> tuple[dict, list[int]]:
-        features, num_frames = pad_features(clips)
-        inputs: dict = {"input_features": features}
-        if self.generate:
-            positions = torch.arange(max(num_frames))
-            inputs["input_features_mask"] = positions[None] < torch.tensor(num_frames)[:, None]
-        else:
-            inputs["num_frames"] = num_frames
-        return inputs, num_frames
-
     def _sample_inputs(self, samples: list[torch.Tensor]) -> tuple[dict, list[int]]:
         extractor = self.processor.feature_extractor
         inputs = dict(extractor(samples))
         lengths = inputs["input_values_mask"].sum(1).tolist()
-        if not self.generate:
-            # Lengths on the CPU spare the model a GPU sync.
-            del inputs["input_values_mask"]
-            inputs["num_samples"] = lengths
+        # Lengths on the CPU spare the model a GPU sync.
+        del inputs["input_values_mask"]
+        inputs["num_samples"] = lengths
         return inputs, [extractor.num_frames(length) for length in lengths]
 
     def _text_inputs(self, examples: list[dict], num_frames: list[int]) -> dict:
@@ -142,16 +119,15 @@ class ReasonAQACollator:
         inputs = self.processor.encode_texts(
             [example["input"] for example in examples],
             [[next(remaining) for _ in example["audio"]] for example in examples],
-            None if self.generate else [example["answer"] for example in examples],
-            padding_side="left" if self.generate else "right",
+            [example["answer"] for example in examples],
+            padding_side="right",
             pad_to_multiple_of=self.pad_to_multiple_of,
         )
-        if not self.generate:
-            is_audio = inputs["input_ids"].flatten() == self.processor.audio_token_id
-            inputs["label_index"] = (inputs["labels"].flatten() != -100).nonzero()[:, 0]
-            inputs["audio_index"] = is_audio.nonzero()[:, 0]
-            # With padding on the right, a causal model needs no mask.
-            del inputs["attention_mask"]
+        is_audio = inputs["input_ids"].flatten() == self.processor.audio_token_id
+        inputs["label_index"] = (inputs["labels"].flatten() != -100).nonzero()[:, 0]
+        inputs["audio_index"] = is_audio.nonzero()[:, 0]
+        # With padding on the right, a causal model needs no mask.
+        del inputs["attention_mask"]
         return inputs
 
 
@@ -174,24 +150,3 @@ def encode_new_clips(batch: dict, cache: FeatureCache) -> dict:
     clips = [features[path].to(values.device) for path in batch.pop("clips")]
     padded, num_frames = pad_features(clips)
     return {**batch, "input_features": padded, "num_frames": num_frames}
-
-
-def _send_small_tensors_by_pipe(value: object) -> object:
-    """Wraps a small tensor, so that a worker sends its content through the pipe.
-
-    torch sends tensors through shared memory and opens a connection for each. With two workers
-    the pipe made 5,129 instead of 4,150 examples per second (docs/performance.md).
-    """
-    # numpy has no bfloat16.
-    is_small = torch.is_tensor(value) and value.nbytes <= MAX_PIPED_BYTES
-    return _PipedTensor(value) if is_small and value.dtype != torch.bfloat16 else value
-
-
-class _PipedTensor:
-    """Arrives as a plain tensor in the process that unpickles it."""
-
-    def __init__(self, tensor: torch.Tensor):
-        self.tensor = tensor
-
-    def __reduce__(self) -> tuple[Callable, tuple]:
-        return torch.from_numpy, (self.tensor.numpy(),)

@@ -14,12 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
-import torch
 from datasets import Audio, Dataset, DatasetDict, Features, List, Value
 from jinja2 import Template
 from tqdm import tqdm
 
-from ..processing_audiolm import read_file, resample
+from ..processing_audiolm import read_file
 from ..runtime import UserError, atomic_file, write_json, write_text
 from .audio_files import open_clip
 from .reasonaqa import FIELDS
@@ -61,49 +60,36 @@ class Conversion:
     output: Path
     embedded: bool = False  # whether each row holds its audio
     max_seconds: float = 10.0  # seconds to keep of each clip
-    sampling_rate: int | None = None  # of all clips in Hz, by default each clip's own
-    format: str = "flac"  # or "wav", with 16 bits
 
     def __post_init__(self):
-        self.output = Path(self.output)
         self.sources: dict[str, str] = {}  # file of each clip, by its name in the rows
         self.places: dict[str, str] = {}  # `SHARD#ROW` of each clip
-        row_shards: list[Shard] = []
+        self.shards: list[Shard] = []
         for split, rows in self.data.items():
-            names = [_clip_names(row) for row in zip(rows["filepath1"], rows["filepath2"])]
+            names = _clip_names(rows)
             for clips, files in zip(names, rows["audio"]):
                 self.sources.update(zip(clips, files))
-            row_shards += self._plan_rows(split, names)
+            order = list(range(len(names)))
+            if self.embedded:
+                order.sort(key=names.__getitem__)
+            size = EMBEDDED_PER_SHARD if self.embedded else ROWS_PER_SHARD
+            shards = _split_into_shards(f"rows/{split}-", split, order, size)
+            self.shards += shards
+            for shard in shards if self.embedded else ():
+                for place, row in enumerate(shard.items):
+                    for position, clip in enumerate(names[row]):
+                        self.places.setdefault(clip, f"{shard.path}#{place}.{position}")
         self.clips = sorted(self.sources)
-        self.shards = row_shards if self.embedded else [*self._plan_clips(), *row_shards]
-        self.manifest = self._describe()
-        self._check_output()
-
-    def _plan_rows(self, split: str, names: list[list[str]]) -> list[Shard]:
-        order = list(range(len(names)))
         if not self.embedded:
-            return _split_into_shards(f"rows/{split}-", split, order, ROWS_PER_SHARD)
-        order.sort(key=names.__getitem__)
-        shards = _split_into_shards(f"rows/{split}-", split, order, EMBEDDED_PER_SHARD)
-        for shard in shards:
-            for place, row in enumerate(shard.items):
-                for position, clip in enumerate(names[row]):
-                    self.places.setdefault(clip, f"{shard.path}#{place}.{position}")
-        return shards
-
-    def _plan_clips(self) -> list[Shard]:
-        shards = _split_into_shards("clips/", None, self.clips, CLIPS_PER_SHARD)
-        for shard in shards:
-            self.places.update((clip, f"{shard.path}#{i}") for i, clip in enumerate(shard.items))
-        return shards
-
-    def _describe(self) -> dict:
-        """Returns what the content of the shards follows from."""
-        return {
+            shards = _split_into_shards("clips/", None, self.clips, CLIPS_PER_SHARD)
+            for shard in shards:
+                places = (f"{shard.path}#{place}" for place in range(len(shard.items)))
+                self.places.update(zip(shard.items, places))
+            self.shards = [*shards, *self.shards]
+        # What the content of the shards follows from.
+        self.manifest = {
             "version": 1,  # of the layout
             "audio": "embedded" if self.embedded else "referenced",
-            "format": self.format,
-            "sampling_rate": self.sampling_rate,
             "max_audio_seconds": self.max_seconds,
             "clips": len(self.clips),
             "splits": {
@@ -111,6 +97,7 @@ class Conversion:
                 for split, rows in self.data.items()
             },
         }
+        self._check_output()
 
     def _check_output(self) -> None:
         if not any(self.output.glob("*/*.parquet")):
@@ -124,8 +111,8 @@ class Conversion:
                 "Choose another folder."
             )
 
-    def encode(self, clip: str) -> bytes:
-        """Returns the first seconds of a clip as a mono file with 16 bits.
+    def encode(self, clip: str) -> dict:
+        """Returns path and bytes of a clip: its first seconds as a mono FLAC file of 16 bits.
 
         A clip with 16 bits and one channel keeps its samples.
 
@@ -137,18 +124,16 @@ class Conversion:
             audio, rate = read_file(open_clip(source), self.max_seconds)
         except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError) as error:
             raise UserError(f"{source}: not readable any more ({error})") from error
-        audio = audio.mean(1)
-        new_rate = self.sampling_rate or rate
-        if rate != new_rate:
-            audio = resample(torch.from_numpy(audio), rate, new_rate).numpy()
-            audio = audio[: round(self.max_seconds * new_rate)]
-        samples = np.clip(np.rint(audio * 32768), -32768, 32767).astype(np.int16)
+        samples = np.clip(np.rint(audio.mean(1) * 32768), -32768, 32767).astype(np.int16)
         content = io.BytesIO()
-        soundfile.write(content, samples, new_rate, "PCM_16", format=self.format.upper())
-        return content.getvalue()
+        soundfile.write(content, samples, rate, "PCM_16", format="FLAC")
+        return {"bytes": content.getvalue(), "path": clip}
 
-    def write(self) -> None:
+    def write(self) -> int:
         """Writes the shards that are missing, each complete or absent, then card and manifest.
+
+        Returns:
+            The bytes of all shards.
 
         Raises:
             UserError: If a clip cannot be read or a file cannot be written.
@@ -156,13 +141,13 @@ class Conversion:
         try:
             self._write_shards()
             num_bytes = sum((self.output / shard.path).stat().st_size for shard in self.shards)
-            manifest = {**self.manifest, "bytes": num_bytes}
             template = Path(__file__).with_name("dataset_card.md").read_text("utf-8")
             card = Template(template, trim_blocks=True, keep_trailing_newline=True)
-            write_text(self.output / "README.md", card.render(manifest))
-            write_json(self.output / MANIFEST, manifest)
+            write_text(self.output / "README.md", card.render(self.manifest))
+            write_json(self.output / MANIFEST, self.manifest)
         except OSError as error:
             raise UserError(f"{self.output}: {error}. Run it again to resume.") from error
+        return num_bytes
 
     def _write_shards(self) -> None:
         self.output.mkdir(parents=True, exist_ok=True)
@@ -189,32 +174,28 @@ class Conversion:
         with pq.ParquetWriter(file, schema, **options) as writer:
             for group in _chunks(shard.items, size):
                 if shard.split is None:
-                    audio = self._encode_all(group, pool)
-                    rows = [{"filepath": clip, "audio": audio[clip]} for clip in group]
+                    audio = pool.map(self.encode, group)
+                    rows = [{"filepath": clip["path"], "audio": clip} for clip in audio]
                 else:
                     rows = self._describe_rows(self.data[shard.split].select(group), pool)
                 writer.write_table(pa.Table.from_pylist(rows, schema))
                 bar.update(len(rows))
 
     def _describe_rows(self, data: Dataset, pool: ThreadPoolExecutor) -> list[dict]:
-        rows = data.to_list()
-        names = [_clip_names((row["filepath1"], row["filepath2"])) for row in rows]
+        rows, names = data.to_list(), _clip_names(data)
         for row, clips in zip(rows, names):
             row["clips"] = [self.places[clip] for clip in clips]
         if self.embedded:
-            audio = self._encode_all(sorted(set().union(*names)), pool)
+            unique = sorted(set().union(*names))
+            audio = dict(zip(unique, pool.map(self.encode, unique)))
             for row, clips in zip(rows, names):
                 row["audio"] = [audio[clip] for clip in clips]
         return rows
 
-    def _encode_all(self, clips: list[str], pool: ThreadPoolExecutor) -> dict[str, dict]:
-        contents = zip(clips, pool.map(self.encode, clips))
-        return {clip: {"bytes": content, "path": clip} for clip, content in contents}
 
-
-def _clip_names(names: tuple[str, str]) -> list[str]:
-    """Returns the names of a row's one or two clips."""
-    return [name for name in names if name]
+def _clip_names(rows: Dataset) -> list[list[str]]:
+    """Returns the names of each row's one or two clips."""
+    return [list(filter(None, pair)) for pair in zip(rows["filepath1"], rows["filepath2"])]
 
 
 def _chunks(items: list, size: int) -> Iterator[list]:

@@ -61,17 +61,6 @@ def _label_key(file: str, hypothesis: str) -> tuple[str, str]:
     return name.casefold(), " ".join(html.unescape(hypothesis).split()).casefold()
 
 
-def is_cle(row: Mapping) -> bool:
-    """Whether a row has the subtype with the wrong labels."""
-    return row["subtype"].removesuffix(".json") == "CLE"
-
-
-def correct_label(row: Mapping, labels: EntailmentLabels) -> str | None:
-    """Returns the correct option of a CLE row, or None if `labels` do not contain it."""
-    hypothesis = _HYPOTHESIS.search(row["input"])
-    return labels.get(_label_key(row["filepath1"], hypothesis[1])) if hypothesis else None
-
-
 def _answered_option(row: Mapping) -> tuple[list[Option], int] | None:
     """Returns the options of a question and the index of the one that its answer names."""
     options = find_options(row["input"])
@@ -88,12 +77,16 @@ def fix_cle_label(row: dict, labels: EntailmentLabels | None) -> dict:
         labels: Correct options. Rows without one do not change. None swaps "definitely false"
             and "plausible".
     """
-    answered = _answered_option(row) if is_cle(row) else None
+    is_cle = row["subtype"].removesuffix(".json") == "CLE"
+    answered = _answered_option(row) if is_cle else None
     if answered is None:
         return row
     options, index = answered
     texts = [option.text.strip().rstrip(".").lower() for option in options]
-    label = _SWAPPED.get(texts[index]) if labels is None else correct_label(row, labels)
+    hypothesis = _HYPOTHESIS.search(row["input"])
+    label = _SWAPPED.get(texts[index]) if labels is None else None
+    if labels is not None and hypothesis:
+        label = labels.get(_label_key(row["filepath1"], hypothesis[1]))
     if label not in texts:
         return row
     option = options[texts.index(label)]

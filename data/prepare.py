@@ -1,11 +1,10 @@
 """Downloads, checks, converts and pushes ReasonAQA: `audiolm prepare COMMAND`."""
 
 import argparse
-import json
 import logging
 import re
 import sys
-from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 from datasets import DatasetDict
@@ -16,38 +15,45 @@ from . import audio_roots, drop_bad_audio, load_rows, resolve_path, select_rows
 from .audio_check import inspect_clips
 from .audit.corpus_check import ERRORS, check_corpus, format_report
 from .convert import Conversion
+from .download.archives import SOURCES, fetch_sources
 from .download.audiocaps import REASONAQA_NAME, youtube_index
-from .download.esc50 import fetch_esc50
-from .download.zenodo import fetch_sources
 from .json_table import stream_array
-from .label_fixes import entailment_labels
-from .shards import MANIFEST, PUSHED, read_manifest
+from .shards import PUSHED, read_manifest
 
-SOURCES = ("reasonaqa", "clotho", "clothoaqa")
+REASONAQA_SOURCES = ("reasonaqa", "clotho", "clothoaqa")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of `audiolm prepare` with its four commands."""
     parser = argparse.ArgumentParser(prog="audiolm prepare", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True)
-    for name, (description, add_options, _) in COMMANDS.items():
+    for run_command in (download, check, convert, push):
+        description = (run_command.__doc__ or "").splitlines()[0]
         command = subparsers.add_parser(
-            name,
+            run_command.__name__,
             help=description,
             description=description,
             allow_abbrev=False,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
-        add_options(command)
+        command.set_defaults(run_command=run_command)
+        command.add_argument("data", help="Folder of the data.")
+    _add_download_options(subparsers.choices["download"])
+    for name in ("check", "convert"):
+        _add_corpus_options(subparsers.choices[name])
+    _add_check_options(subparsers.choices["check"])
+    _add_convert_options(subparsers.choices["convert"])
+    push_parser = subparsers.choices["push"]
+    push_parser.add_argument("--hub_dataset_id", required=True, help="Name on the Hub, USER/NAME.")
+    push_parser.add_argument("--private", action="store_true", help="Make the data set private.")
     return parser
 
 
 def _add_download_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", help="Folder for the data.")
     parser.add_argument(
         "--what",
         nargs="+",
-        choices=(*SOURCES, "esc50"),
+        choices=list(SOURCES),
         help="What to download. Default: ReasonAQA and its audio, or ESC-50 for a folder `esc50`.",
     )
     parser.add_argument(
@@ -55,11 +61,9 @@ def _add_download_options(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="Your copy of AudioCaps. Prints how many of ReasonAQA's clips it contains.",
     )
-    parser.add_argument("--server", default="https://zenodo.org", help="Address of the archive.")
 
 
 def _add_corpus_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", help="Folder with train.json, val.json and test.json, or some.")
     parser.add_argument(
         "--audio_dir",
         nargs="+",
@@ -67,7 +71,7 @@ def _add_corpus_options(parser: argparse.ArgumentParser) -> None:
         "Default: DATA, or DATA/audio if it contains the first clip.",
     )
     parser.add_argument(
-        "--max_audio_seconds", type=_positive(float), default=10.0, help="Seconds used of a clip."
+        "--max_audio_seconds", type=float, default=10.0, help="Seconds used of a clip."
     )
     parser.add_argument(
         "--subtypes", nargs="+", help="Use only these subtypes, such as `Clotho-MCQ CLE`."
@@ -76,37 +80,19 @@ def _add_corpus_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_check_options(parser: argparse.ArgumentParser) -> None:
-    _add_corpus_options(parser)
     parser.add_argument("--output", default="check.json", help="JSON file of the report.")
-    parser.add_argument(
-        "--entailment_csv",
-        nargs="+",
-        help="CSV files of AudioEntailment. Compares the labels of CLE with them.",
-    )
-    parser.add_argument(
-        "--max_answer_words", type=_positive(int), default=300, help="Longer answers are counted."
-    )
     parser.add_argument(
         "--allow", nargs="+", default=[], choices=ERRORS, help="Findings that are no errors."
     )
 
 
 def _add_convert_options(parser: argparse.ArgumentParser) -> None:
-    _add_corpus_options(parser)
     parser.add_argument("--output", required=True, help="Folder of the data set.")
     parser.add_argument(
         "--audio",
         choices=("referenced", "embedded"),
         default="referenced",
         help="Store each clip once, or in every row about it (for --streaming).",
-    )
-    parser.add_argument(
-        "--audio_format", choices=("flac", "wav"), default="flac", help="16 bits, mono."
-    )
-    parser.add_argument(
-        "--sampling_rate",
-        type=_positive(int),
-        help="Resample all clips to this rate in Hz. Default: each clip's own rate.",
     )
     parser.add_argument(
         "--on_bad_audio",
@@ -116,36 +102,14 @@ def _add_convert_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_push_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", help="Output folder of `convert`.")
-    parser.add_argument("--hub_dataset_id", required=True, help="Name on the Hub, USER/NAME.")
-    parser.add_argument("--private", action="store_true", help="Make the data set private.")
-
-
-def _positive(number_type: type[int] | type[float]) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        value = number_type(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"{text}: expected a positive number")
-        return value
-
-    parse.__name__ = number_type.__name__
-    return parse
-
-
 def download(args: argparse.Namespace) -> int:
-    """Runs `audiolm prepare download` and returns the exit status."""
+    """Downloads and unpacks ReasonAQA, Clotho v2.1 and ClothoAQA. Run it again to resume."""
     if args.audiocaps and not Path(args.audiocaps).is_dir():
         raise UserError(f"--audiocaps {args.audiocaps}: folder not found")
-    folder = Path(args.data)
-    names = args.what or (["esc50"] if folder.name == "esc50" else list(SOURCES))
+    is_esc50 = Path(args.data).name == "esc50"
     try:
-        if "esc50" in names:
-            fetch_esc50(folder)
-        sources = [name for name in names if name in SOURCES]
-        if sources:
-            fetch_sources(sources, folder, args.server)
-    except (OSError, ImportError) as error:
+        fetch_sources(args.what or (["esc50"] if is_esc50 else REASONAQA_SOURCES), args.data)
+    except OSError as error:
         raise UserError(str(error)) from error
     if args.audiocaps:
         _print_audiocaps(args.data, args.audiocaps)
@@ -169,17 +133,11 @@ def _print_audiocaps(data: str, audiocaps: str) -> None:
 
 
 def check(args: argparse.Namespace) -> int:
-    """Runs `audiolm prepare check` and returns the exit status."""
-    labels = entailment_labels(args.entailment_csv) if args.entailment_csv else None
+    """Checks every row and clip and prints a table. The exit status is 1 if there are errors."""
     data = _load_corpus(args)
-    clips = set()
-    for rows in data.values():
-        for paths in rows["audio"]:
-            clips.update(paths)
-    facts = inspect_clips(sorted(clips), args.max_audio_seconds)
-    report = check_corpus(
-        data, facts, args.max_audio_seconds, args.max_answer_words, labels, args.allow
-    )
+    clips = chain.from_iterable(chain.from_iterable(rows["audio"] for rows in data.values()))
+    facts = inspect_clips(list(clips), args.max_audio_seconds)
+    report = check_corpus(data, facts, args.max_audio_seconds, args.allow)
     print(format_report(report))
     try:
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
@@ -190,62 +148,44 @@ def check(args: argparse.Namespace) -> int:
 
 
 def convert(args: argparse.Namespace) -> int:
-    """Runs `audiolm prepare convert` and returns the exit status."""
-    data = drop_bad_audio(
-        _load_corpus(args), args.max_audio_seconds, args.on_bad_audio, args.output
-    )
-    conversion = Conversion(
-        data,
-        args.output,
-        args.audio == "embedded",
-        args.max_audio_seconds,
-        args.sampling_rate,
-        args.audio_format,
-    )
+    """Writes a data set of Parquet shards in place of many files. Run it again to resume."""
+    data = _load_corpus(args)
+    data = drop_bad_audio(data, args.max_audio_seconds, args.on_bad_audio, args.output)
+    is_embedded = args.audio == "embedded"
+    conversion = Conversion(data, Path(args.output), is_embedded, args.max_audio_seconds)
     num_rows = sum(map(len, data.values()))
     print(f"{len(conversion.clips):,} clips and {num_rows:,} rows")
-    conversion.write()
-    written = json.loads(Path(args.output, MANIFEST).read_text())["bytes"]
-    print(
-        f"{format_bytes(written)} written; train with `run_train.py --dataset_name {args.output}`"
-    )
+    size = format_bytes(conversion.write())
+    print(f"{size} written; train with `run_train.py --dataset_name {args.output}`")
     return 0
 
 
 def push(args: argparse.Namespace) -> int:
-    """Runs `audiolm prepare push` and returns the exit status."""
-    # Raises an error for a folder without a complete conversion.
-    read_manifest(Path(args.data))
+    """Uploads a converted data set and its card to the Hub."""
+    read_manifest(Path(args.data))  # raises an error for an incomplete conversion
+    api = HfApi()
     try:
-        name = _upload(args)
+        repo = api.create_repo(
+            args.hub_dataset_id, repo_type="dataset", private=args.private, exist_ok=True
+        )
+        name = repo.repo_id
+        if args.private and not api.dataset_info(name).private:
+            raise UserError(f"--private: {name} exists and is public")
+        api.upload_folder(
+            repo_id=name,
+            repo_type="dataset",
+            folder_path=args.data,
+            allow_patterns=list(PUSHED),
+            delete_patterns=list(PUSHED[:2]),
+            commit_message="Upload the data set",
+        )
     except UserError:
         raise
-    except Exception as error:
-        # The Hub's client raises errors of many libraries.
-        message = redact_token(error, get_token())
-        raise UserError(
-            f"not pushed to {args.hub_dataset_id}: {message}. Run it again to resume."
-        ) from error
+    except Exception as error:  # The Hub's client raises errors of many libraries.
+        message = f"{redact_token(error, get_token())}. Run it again to resume."
+        raise UserError(f"not pushed to {args.hub_dataset_id}: {message}") from error
     print(f"pushed to {name}; train with `run_train.py --dataset_name {name}`")
     return 0
-
-
-def _upload(args: argparse.Namespace) -> str:
-    api = HfApi()
-    repo = api.create_repo(
-        args.hub_dataset_id, repo_type="dataset", private=args.private, exist_ok=True
-    )
-    if args.private and not api.dataset_info(repo.repo_id).private:
-        raise UserError(f"--private: {repo.repo_id} exists and is public")
-    api.upload_folder(
-        repo_id=repo.repo_id,
-        repo_type="dataset",
-        folder_path=args.data,
-        allow_patterns=list(PUSHED),
-        delete_patterns=list(PUSHED[:2]),
-        commit_message="Upload the data set",
-    )
-    return repo.repo_id
 
 
 def _json_files(folder: str) -> dict[str, Path]:
@@ -257,6 +197,8 @@ def _json_files(folder: str) -> dict[str, Path]:
 
 
 def _load_corpus(args: argparse.Namespace) -> DatasetDict:
+    if args.max_audio_seconds <= 0:
+        raise UserError(f"--max_audio_seconds {args.max_audio_seconds}: expected a positive number")
     files = _json_files(args.data)
     roots = args.audio_dir or [_find_audio_dir(args.data, next(iter(files.values())))]
     data = load_rows(files, audio_roots(roots))
@@ -273,32 +215,13 @@ def _find_audio_dir(data: str, file: Path) -> str:
     return audio_dir if has_clip else data
 
 
-COMMANDS = {
-    "download": (
-        "Downloads and unpacks ReasonAQA, Clotho v2.1 and ClothoAQA. Run it again to resume.",
-        _add_download_options,
-        download,
-    ),
-    "check": (
-        "Checks every row and clip and prints a table. The exit status is 1 if there are errors.",
-        _add_check_options,
-        check,
-    ),
-    "convert": (
-        "Writes a data set of Parquet shards in place of many audio files. Run it again to resume.",
-        _add_convert_options,
-        convert,
-    ),
-    "push": ("Uploads a converted data set and its card to the Hub.", _add_push_options, push),
-}
-
-
 def main(argv: list[str] | None = None) -> None:
     """Runs `audiolm prepare`. Default options: those of the command line."""
     args = build_parser().parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    _, _, run_command = COMMANDS[args.command]
-    sys.exit(report_user_errors(f"audiolm prepare {args.command}")(run_command)(args))
+    with report_user_errors(f"audiolm prepare {args.command}"):
+        status = args.run_command(args)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

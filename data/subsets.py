@@ -119,8 +119,7 @@ def _split_parts(rows: Dataset, names: list[str]) -> list[np.ndarray]:
         is_inside = (types == name) | (subtypes == name)
         if not is_inside.any():
             raise UserError(f"--mix {name}: choose from {', '.join(sorted({*types, *subtypes}))}")
-        other = part[is_inside].max()
-        if other >= 0:
+        if (other := part[is_inside].max()) >= 0:
             raise UserError(f"--mix {name}: {names[other]} has rows in common with it")
         part[is_inside] = number
     return [np.flatnonzero(part == number) for number in (*range(len(names)), -1)]

@@ -66,7 +66,7 @@ def train(
         args=args,
         train_dataset=dataset.rows,
         eval_dataset=dataset.eval_rows,
-        data_collator=ReasonAQACollator(processor, False, features, pad_to, decoder),
+        data_collator=ReasonAQACollator(processor, features, pad_to, decoder),
         processing_class=processor,
         compute_metrics=token_loss,
         preprocess_logits_for_metrics=token_losses,

@@ -2,19 +2,20 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping
-from itertools import combinations
+from collections.abc import Collection, Mapping
+from itertools import chain, combinations
 from typing import Any
 
-import numpy as np
+import pandas as pd
+import pyarrow as pa
 from datasets import Dataset, DatasetDict
 
 from ..answer_parsing import option_texts, parse_answer
 from ..audio_check import ClipFacts
-from ..label_fixes import EntailmentLabels, correct_label, is_cle
 from ..reasonaqa import CLOSED_QUESTION_TYPES
 from .fingerprints import FingerprintIndex, fingerprint_clips
 
+MAX_ANSWER_WORDS = 300
 EXAMPLES_PER_FINDING = 5
 DROP = "--on_bad_audio skip drops the rows"
 # Findings, and what to do about them. Every problem of a clip is an error.
@@ -34,11 +35,10 @@ ERRORS = {
     "copied audio in two splits": "leakage: the same recording, re-encoded, shifted, softer or "
     "resampled; remove the rows from one split, or pass --allow if you listened and it is another",
     "unparsable": "no options, or an answer that names no option: nothing can count as correct",
-    "wrong entailment label": "--fix_cle_labels with the CSV files corrects it",
 }
 WARNINGS = {
     "contradiction": "one clip and question with several answers: at most one can be learned",
-    "long answer": "longer than --max_answer_words: pads batches and is never generated in full",
+    "long answer": f"more than {MAX_ANSWER_WORDS} words: pads batches, never generated in full",
     "answer-position bias": "one letter alone beats chance; --shuffle_options balances mcq in "
     "training",
 }
@@ -48,22 +48,13 @@ REMEDIES = ERRORS | WARNINGS
 class CorpusCheck:
     """Collects what is wrong with a corpus: how often each finding occurs, and first examples."""
 
-    def __init__(
-        self,
-        facts: Mapping[str, ClipFacts],
-        max_answer_words: int,
-        labels: EntailmentLabels | None,
-        max_seconds: float,
-    ):
+    def __init__(self, facts: Mapping[str, ClipFacts], max_seconds: float):
         self.facts = facts
         self.max_seconds = max_seconds
-        self.max_answer_words = max_answer_words
-        self.labels = labels
         self.counts: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = defaultdict(list)
-        self.label_counts: Counter[str] = Counter()
-        self.first_answers: dict[bytes, str] = {}  # by digest of the question, which saves memory
-        self.contradicted: set[bytes] = set()
+        # First answers by digest of the question, which saves memory.
+        self.answers: dict[bytes, str | None] = {}
         self.clip_names: dict[str, dict[str, str]] = defaultdict(dict)  # by split and path
         # By split and subtype.
         self.letters: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
@@ -80,7 +71,7 @@ class CorpusCheck:
         place = f"{split} row {number}"
         self.clip_names[split].update(zip(row["audio"], (row["filepath1"], row["filepath2"])))
         num_words = len(row["answer"].split())
-        if num_words > self.max_answer_words:
+        if num_words > MAX_ANSWER_WORDS:
             self.add("long answer", f"{place}: {num_words} words")
         question_type = row["question_type"]
         if question_type not in CLOSED_QUESTION_TYPES:
@@ -95,29 +86,15 @@ class CorpusCheck:
             key = (split, row["subtype"].removesuffix(".json"))
             self.letters[key][letter] += 1
             self.expected[key] += 1 / len(options)
-        option = options.get(letter, "")
-        self._check_label(place, row, option.rstrip(".").lower())
-        self._check_contradiction(split, place, row, _normalize(option or letter or row["answer"]))
-
-    def _check_label(self, place: str, row: dict, option: str) -> None:
-        if self.labels is None or not is_cle(row):
-            return
-        label = correct_label(row, self.labels)
-        if label is None:
-            self.label_counts["unknown"] += 1
-        elif label == option:
-            self.label_counts["right"] += 1
-        else:
-            self.label_counts["wrong"] += 1
-            text = f"{row['answer'][:40]!r} instead of {label!r}: {row['input'][:90]!r}"
-            self.add("wrong entailment label", f"{place}: {text}")
+        answer = _normalize(options.get(letter) or letter or row["answer"])
+        self._check_contradiction(split, place, row, answer)
 
     def _check_contradiction(self, split: str, place: str, row: dict, answer: str) -> None:
         key = "\0".join([split, *row["audio"], _normalize(row["input"])])
         digest = hashlib.blake2b(key.encode(), digest_size=12).digest()
-        first = self.first_answers.setdefault(digest, answer)
-        if answer != first and digest not in self.contradicted:
-            self.contradicted.add(digest)
+        first = self.answers.setdefault(digest, answer)
+        if first not in (None, answer):
+            self.answers[digest] = None  # counted
             question = f"{row['filepath1']}: {row['input'][:80]!r}"
             self.add("contradiction", f"{place}: {question} → {first!r} and {answer!r}")
 
@@ -134,9 +111,7 @@ class CorpusCheck:
         for first, second in combinations(self.clip_names, 2):
             self._check_leakage(first, second, fingerprints)
 
-    def _check_leakage(
-        self, first: str, second: str, fingerprints: Mapping[str, np.ndarray]
-    ) -> None:
+    def _check_leakage(self, first: str, second: str, fingerprints: dict) -> None:
         names, other_names = self.clip_names[first], self.clip_names[second]
         sounds = [path for path in sorted(names) if self.facts[path].kind == "sound"]
         path_by_digest = {self.facts[path].digest: path for path in sounds}
@@ -145,45 +120,31 @@ class CorpusCheck:
         )
         for path in sorted(other_names):
             clip = self.facts[path]
-            if path in names:
-                self.add("same clip in two splits", f"{first} and {second}: {other_names[path]}")
-                continue
-            if clip.kind != "sound":
-                continue
-            finding, source = "same audio in two splits", path_by_digest.get(clip.digest)
-            if source is None and path in fingerprints:
-                finding, source = "copied audio in two splits", index.find_copy(fingerprints[path])
+            finding, source = "same clip in two splits", path if path in names else None
+            if source is None and clip.kind == "sound":
+                finding, source = "same audio in two splits", path_by_digest.get(clip.digest)
+                if source is None and path in fingerprints:
+                    finding = "copied audio in two splits"
+                    source = index.find_copy(fingerprints[path])
             if source is not None:
-                copy = f"{names[source]} is {other_names[path]}"
-                self.add(finding, f"{first} and {second}: {copy}")
+                pair = f"{names[source]} is {other_names[path]}"
+                self.add(finding, f"{first} and {second}: {pair}")
 
-    def check_answer_positions(self) -> dict[tuple[str, str], dict]:
-        """Returns how often each letter is correct in the subtypes of the splits."""
-        statistics = {}
-        for (split, subtype), letters in self.letters.items():
+    def check_answer_positions(self) -> None:
+        """Finds subtypes of a split in which one letter is correct too often."""
+        for (split, subtype), letters in sorted(self.letters.items()):
             letter, count = letters.most_common(1)[0]
             total = letters.total()
-            accuracy = count / total
             chance = self.expected[split, subtype] / total
-            statistics[split, subtype] = {
-                "letters": dict(sorted(letters.items())),
-                "commonest": letter,
-                "accuracy_of_commonest": accuracy,
-                "chance": chance,
-            }
-            standard_error = (chance * (1 - chance) / total) ** 0.5
-            if accuracy - chance > 3 * standard_error:
+            if count / total - chance > 3 * (chance * (1 - chance) / total) ** 0.5:
                 text = f"{letter!r} is correct in {count} of {total}, by chance {chance:.3f}"
                 self.add("answer-position bias", f"{split} {subtype}: {text}")
-        return statistics
 
 
 def check_corpus(
     data: DatasetDict,
     facts: Mapping[str, ClipFacts],
     max_seconds: float = 10.0,
-    max_answer_words: int = 300,
-    labels: EntailmentLabels | None = None,
     allowed: Collection[str] = (),
 ) -> dict:
     """Checks all rows of all splits and returns counts and findings as JSON.
@@ -192,24 +153,21 @@ def check_corpus(
         data: Splits of `load_rows`.
         facts: Facts of all their clips, from `inspect_clips`.
         max_seconds: Seconds that the model uses of a clip.
-        max_answer_words: Longer answers are a finding.
-        labels: Labels of `entailment_labels` to compare with.
         allowed: Names of errors that do not count. The other ones are listed under `wrong`.
     """
-    check = CorpusCheck(facts, max_answer_words, labels, max_seconds)
+    check = CorpusCheck(facts, max_seconds)
+    splits = []
     for split, rows in data.items():
-        for number, row in enumerate(_read_rows(rows)):
+        batches = rows.with_format("arrow").iter(10_000)
+        for number, row in enumerate(chain.from_iterable(map(pa.Table.to_pylist, batches))):
             check.check_row(split, number, row)
+        splits += _count_clips(split, rows, facts, max_seconds)
     check.check_clips()
-    options: dict = {split: {} for split in data}
-    for (split, subtype), statistics in sorted(check.check_answer_positions().items()):
-        options[split][subtype] = statistics
+    check.check_answer_positions()
     names = [name for name in REMEDIES if check.counts[name]]
     errors = [name for name in names if name in ERRORS and name not in allowed]
     return {
-        "splits": {split: _count_clips(rows, facts, max_seconds) for split, rows in data.items()},
-        "options": options,
-        "entailment_labels": dict(check.label_counts) or None,
+        "splits": splits,
         "findings": {
             name: {
                 "count": check.counts[name],
@@ -223,41 +181,36 @@ def check_corpus(
     }
 
 
-def _read_rows(rows: Dataset) -> Iterator[dict]:
-    for batch in rows.with_format("arrow").iter(10_000):
-        yield from batch.to_pylist()
-
-
 def _normalize(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def _count_clips(rows: Dataset, facts: Mapping[str, ClipFacts], max_seconds: float) -> dict:
+def _count_clips(
+    split: str, rows: Dataset, facts: Mapping[str, ClipFacts], max_seconds: float
+) -> list[dict]:
     """Returns the numbers of rows and clips of each subtype of a split, and of "all"."""
     table: Any = rows.select_columns(["subtype", "audio"]).to_pandas()
-    counts = {}
+    counts = []
     for name, part in (*table.groupby(table.subtype.str.removesuffix(".json")), ("all", table)):
         clips = [facts[clip] for clip in part.audio.explode().unique()]
         kinds = Counter(clip.kind for clip in clips)
         used_seconds = [min(clip.seconds, max_seconds) for clip in clips if not clip.fault]
-        counts[name] = {
-            "rows": len(part),
-            "clips": len(clips),
-            "found": len(clips) - kinds["missing"],
-            **{kind: kinds[kind] for kind in CLIP_PROBLEMS},
-            "seconds": round(sum(used_seconds), 1),
-        }
+        counts.append(
+            {
+                "split": split,
+                "subtype": name,
+                "rows": len(part),
+                "clips": len(clips),
+                **{kind: kinds[kind] for kind in CLIP_PROBLEMS},
+                "hours": round(sum(used_seconds) / 3600, 2),
+            }
+        )
     return counts
 
 
 def format_report(report: Mapping) -> str:
     """Formats a report of `check_corpus` as text."""
-    lines = [*_format_splits(report["splits"]), "", *_format_options(report["options"])]
-    if report["entailment_labels"]:
-        counts = sorted(report["entailment_labels"].items())
-        text = ", ".join(f"{count:,} {name}" for name, count in counts)
-        lines += ["", f"CLE against AudioEntailment's labels: {text}"]
-    lines.append("")
+    lines = [f"{pd.DataFrame(report['splits']).to_string(index=False)}\n"]
     for name, finding in report["findings"].items():
         label = "ERROR" if finding["wrong"] else "note"
         lines.append(f"{label:<6} {finding['count']:>9,}  {name}: {finding['what_to_do']}")
@@ -265,26 +218,3 @@ def format_report(report: Mapping) -> str:
     errors = ", ".join(report["wrong"])
     lines.append(f"do not train on this corpus: {errors}" if errors else "no errors")
     return "\n".join(lines)
-
-
-def _format_splits(splits: Mapping) -> Iterator[str]:
-    columns = ("rows", "clips", "found", *CLIP_PROBLEMS)
-    widths = {name: max(9, len(name) + 2) for name in columns}
-    titles = "".join(f"{name:>{widths[name]}}" for name in columns)
-    yield f"{'split':<7}{'subtype':<18}{titles}{'hours':>9}"
-    for split, subtypes in splits.items():
-        for subtype, part in subtypes.items():
-            numbers = "".join(f"{part[name]:>{widths[name]},}" for name in columns)
-            yield f"{split:<7}{subtype:<18}{numbers}{part['seconds'] / 3600:>9.2f}"
-
-
-def _format_options(options: Mapping) -> Iterator[str]:
-    titles = f"{'commonest':>11}{'always it':>11}{'chance':>9}   letters"
-    yield f"{'split':<7}{'options of':<18}{titles}"
-    for split, subtypes in options.items():
-        for subtype, part in subtypes.items():
-            letters = "  ".join(f"{letter} {count:,}" for letter, count in part["letters"].items())
-            yield (
-                f"{split:<7}{subtype:<18}{part['commonest']:>11}"
-                f"{part['accuracy_of_commonest']:>11.3f}{part['chance']:>9.3f}   {letters}"
-            )

@@ -7,18 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ...runtime import UserError
-from .transfer import check_free_space
 
 SCRATCH = ".unpacking."
-
-
-def check_py7zr() -> None:
-    """Raises `UserError` if 7z archives cannot be read."""
-    try:
-        import py7zr  # noqa: F401
-    except ImportError as error:
-        message = "7z archives need py7zr: `uv sync --extra prepare`, or `pip install py7zr`."
-        raise UserError(message) from error
+MAC_METADATA = {"__MACOSX", ".DS_Store"}
 
 
 def _extract(archive: Path, folder: str, limit: int) -> None:
@@ -27,17 +18,16 @@ def _extract(archive: Path, folder: str, limit: int) -> None:
         reader = zipfile.ZipFile(archive)
         size = sum(info.file_size for info in reader.infolist())
     else:
-        check_py7zr()
-        import py7zr
-
+        try:
+            import py7zr
+        except ImportError as error:
+            message = "7z archives need py7zr: `uv sync --extra prepare`, or `pip install py7zr`."
+            raise UserError(message) from error
         reader = py7zr.SevenZipFile(archive)
         size = sum(file.uncompressed for file in reader.files)
     with reader:
         if size > limit:
-            raise UserError(
-                f"{archive}: would unpack to {size:,} bytes, expected at most {limit:,}"
-            )
-        check_free_space(Path(folder), size, f"to unpack {archive.name}")
+            raise UserError(f"{archive}: would unpack to {size:,} bytes, more than {limit:,}")
         reader.extractall(folder)
 
 
@@ -66,20 +56,14 @@ def unpack(archive: Path, target: Path, limit: int) -> list[str]:
         except (UserError, OSError):
             raise
         except Exception as error:  # each reader has many errors for a damaged archive
-            reason = f"{type(error).__name__}: {error}"
-            raise UserError(f"{archive}: cannot be unpacked ({reason})") from error
-        entries = [path for path in Path(scratch).rglob("*") if path.is_symlink() or path.is_file()]
-        links = [path.name for path in entries if path.is_symlink()]
-        files = [path for path in entries if not _is_mac_metadata(path)]
-        if links or not files:
-            raise UserError(f"{archive}: holds {f'the link {links[0]}' if links else 'no file'}")
+            raise UserError(f"{archive}: cannot be unpacked ({error!r})") from error
+        paths = list(Path(scratch).rglob("*"))
+        files = [path for path in paths if path.is_file() and not MAC_METADATA & {*path.parts}]
+        if not files or any(path.is_symlink() for path in paths):
+            raise UserError(f"{archive}: holds no file, or a link")
         shared = Path(commonpath([path.parent for path in files]))
         places = [path.relative_to(shared) for path in files]
         for path, place in zip(files, places):
             (target / place).parent.mkdir(parents=True, exist_ok=True)
             path.replace(target / place)
     return [str(place) for place in places]
-
-
-def _is_mac_metadata(path: Path) -> bool:
-    return "__MACOSX" in path.parts or path.name == ".DS_Store"

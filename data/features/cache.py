@@ -5,13 +5,11 @@ identical features. All variants of one Mimi share the codes of all its codebook
 are saved as bfloat16, shape `(frames, dim)`.
 """
 
-import errno
 import hashlib
 import inspect
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
@@ -119,9 +117,8 @@ class FeatureCache:
             return
         self._modified_at = modified_at
         read_shards = {shard for shard, _ in self._places.values()}
-        for shard in sorted(self.folder.glob("*.safetensors")):
-            if str(shard) not in read_shards:
-                self._index(shard)
+        for shard in sorted({*map(str, self.folder.glob("*.safetensors"))} - read_shards):
+            self._index(Path(shard))
 
     def __getstate__(self) -> dict:
         # A data loader's worker needs no encoder.
@@ -250,8 +247,9 @@ class FeatureCache:
         tensors = {str(i): clip.contiguous() for i, clip in enumerate(features.values())}
         clips = {str(i): identity for i, identity in enumerate(identities)}
         try:
-            self._check_room(sum(clip.nbytes for clip in features.values()))
-            self._describe_encoder()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            seconds, encoder = self.extractor.max_audio_seconds, self.encoder.config.model_type
+            write_json(self.folder / ABOUT_FILE, {"encoder": encoder, "seconds": seconds})
             with atomic_file(shard) as temporary:
                 save_file(tensors, temporary, {"clips": json.dumps(clips)})
         except (OSError, SafetensorError) as error:
@@ -264,20 +262,6 @@ class FeatureCache:
             )
             return
         self._index(shard)
-
-    def _check_room(self, num_bytes: int) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.folder).free
-        if num_bytes > free:
-            raise OSError(errno.ENOSPC, f"no room: {format_bytes(free)} are free")
-
-    def _describe_encoder(self) -> None:
-        about = {
-            "encoder": self.encoder.config.model_type,
-            "seconds": self.extractor.max_audio_seconds,
-        }
-        if not (self.folder / ABOUT_FILE).exists():
-            write_json(self.folder / ABOUT_FILE, about)
 
     def describe(self, paths: list[str]) -> str:
         """Returns where the cache is, how many of the clips it holds, and its size at the end."""

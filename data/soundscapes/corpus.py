@@ -13,6 +13,7 @@ import json
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import pandas as pd
 import soundfile
 from numpy.random import SeedSequence, default_rng
 from tqdm import tqdm
@@ -104,37 +105,33 @@ def make_soundscapes(
         settings["recordings"] = _digest_recordings(recordings)
     try:
         recorded = _read_manifest(output, settings)
-        intact = {}
-        for name, entry in recorded.items():
-            if (output / name).is_file() and _file_entry(output / name) == entry:
-                intact[name] = entry
-        if not recorded or intact != recorded:
+        intact = {name for name, entry in recorded.items() if _file_entry(output / name) == entry}
+        if not recorded or len(intact) < len(recorded):
             corpus = draw_corpus(rows, seed, recordings)
-            _write_corpus(output, settings, corpus, intact, bool(recorded))
+            if not recorded:
+                _check_is_free(output, corpus)
+            _write_corpus(output, settings, corpus, intact)
     except OSError as error:
         raise UserError(f"{output}: {error}. Choose another folder, or free disk space.") from error
     return {split: output / f"{split}.json" for split in SPLITS}
 
 
-def _write_corpus(
-    output: Path,
-    settings: dict,
-    corpus: dict[str, Split],
-    intact: dict[str, FileEntry],
-    is_ours: bool,
-) -> None:
-    texts = {output / f"{name}.json": _to_json(split.rows) for name, split in corpus.items()}
-    for path, text in texts.items():
-        if not is_ours and path.exists() and path.read_bytes() != text.encode():
+def _check_is_free(output: Path, corpus: dict[str, Split]) -> None:
+    for name, split in corpus.items():
+        path = output / f"{name}.json"
+        if path.exists() and path.read_bytes() != _to_json(split.rows).encode():
             raise UserError(
                 f"{path} is not of this corpus. Choose another folder, or remove the file."
             )
+
+
+def _write_corpus(output: Path, settings: dict, corpus: dict[str, Split], intact: set[str]) -> None:
+    """Writes the files of a corpus except the audio of `intact`, and last the manifest."""
     scenes = {}
     for name, split in corpus.items():
         (output / "audio" / name).mkdir(parents=True, exist_ok=True)
         scenes |= dict(zip(split.paths, split.scenes))
-    for path, text in texts.items():
-        write_text(path, text)
+        write_text(output / f"{name}.json", _to_json(split.rows))
     tasks = [(output, path, scene) for path, scene in scenes.items() if path not in intact]
     # Processes start when they get work. For few files that takes longer than to render them.
     with ProcessPoolExecutor() as pool:
@@ -143,8 +140,8 @@ def _write_corpus(
             pool.map(_render_file, tasks, chunksize=4) if is_parallel else map(_render_file, tasks)
         )
         list(tqdm(done, total=len(tasks), desc="rendering", unit="clip", disable=None))
-    names = sorted([*scenes, *(path.name for path in texts)])
-    entries = {name: intact.get(name) or _file_entry(output / name) for name in names}
+    names = sorted([*scenes, *(f"{name}.json" for name in corpus)])
+    entries = {name: _file_entry(output / name) for name in names}
     manifest = {
         **settings,
         "digest": json_digest(entries),
@@ -181,12 +178,9 @@ def _read_manifest(output: Path, settings: dict) -> dict[str, FileEntry]:
     """Returns the files of a corpus that is complete, else nothing."""
     try:
         manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
-        recorded = {key: manifest[key] for key in settings}
-        files = {name: (size, digest) for name, (size, digest) in manifest["files"].items()}
-        if json_digest(files) != manifest["digest"]:
-            return {}
-    except (FileNotFoundError, ValueError, LookupError, TypeError):
+    except (FileNotFoundError, ValueError):
         return {}
+    recorded = {key: manifest.get(key) for key in settings}
     if recorded != settings:
         texts = [
             ", ".join(f"{key} {value}" for key, value in part.items())
@@ -196,11 +190,11 @@ def _read_manifest(output: Path, settings: dict) -> dict[str, FileEntry]:
             f"{output} holds a corpus of {texts[0]}, not of {texts[1]}. "
             "Choose another folder, or remove it."
         )
-    return files
+    return {name: (size, digest) for name, (size, digest) in manifest["files"].items()}
 
 
-def _file_entry(path: Path) -> FileEntry:
-    return path.stat().st_size, file_digest(path)
+def _file_entry(path: Path) -> FileEntry | None:
+    return (path.stat().st_size, file_digest(path)) if path.is_file() else None
 
 
 def _to_json(content: object) -> str:
@@ -216,18 +210,17 @@ def write_labels(corpus_dir: str | Path) -> dict[str, Path]:
     """
     corpus = Path(corpus_dir)
     scenes = json.loads((corpus / MANIFEST).read_text(encoding="utf-8"))["scenes"]
-    lines = {kind: ["filename,split,label"] for kind in ("sound", "quality", "room")}
+    rows = []
     for path, scene in scenes.items():
-        start = f"{path},{path.split('/')[1]}"
-        names = {event["name"] for event in scene["events"]}
-        if len(names) == 1:
-            lines["sound"].append(f"{start},{names.pop()}")
+        names = [event["name"] for event in scene["events"]]
+        sound = names[0] if len(names) == 1 else None
         quality = "noisy" if scene["noise_db"] > NOISY_DB else scene["quality"]
-        lines["quality"].append(f"{start},{quality}")
-        lines["room"].append(f"{start},{scene['room']}")
-    files = {kind: corpus / f"labels-{kind}.csv" for kind in lines}
+        rows.append((path, path.split("/")[1], sound, quality, scene["room"]))
+    table = pd.DataFrame(rows, columns=["filename", "split", "sound", "quality", "room"])
+    files = {kind: corpus / f"labels-{kind}.csv" for kind in ("sound", "quality", "room")}
     for kind, file in files.items():
-        write_text(file, "\n".join(lines[kind]) + "\n")
+        labels = table[["filename", "split", kind]].rename(columns={kind: "label"}).dropna()
+        write_text(file, labels.to_csv(index=False, lineterminator="\n"))
     return files
 
 

@@ -93,18 +93,15 @@ def read_recordings(table: RecordingTable, seed: int) -> dict[str, dict[str, Eve
     if len(folds) < 3:
         raise UserError(f"{table.csv}: {len(folds)} folds, expected at least 3")
     folds_by_split = {"test": folds[-1:], "val": folds[-2:-1], "train": folds[:-2]}
-    rows_by_split = {}
-    groups: set[str] = set()
+    parts = {}
     for split, names in folds_by_split.items():
         part = rows[rows["fold"].isin(names)]
-        shared = part["group"].isin(groups)
-        if shared.any():
-            logger.warning(
-                "%s: %d recordings of a group of another split are not used", split, shared.sum()
-            )
-        rows_by_split[split] = part[~shared]
-        groups |= set(part["group"])
-    complete = sorted(set.intersection(*(set(part["label"]) for part in rows_by_split.values())))
+        is_shared = part["group"].isin(set().union(*(other["group"] for other in parts.values())))
+        if is_shared.any():
+            message = "%s: %d recordings of a group of another split are not used"
+            logger.warning(message, split, is_shared.sum())
+        parts[split] = part[~is_shared]
+    complete = sorted(set.intersection(*(set(part["label"]) for part in parts.values())))
     if len(complete) < MIN_CLASSES:
         raise UserError(
             f"{table.csv}: {len(complete)} classes have recordings for training, validation and "
@@ -113,13 +110,11 @@ def read_recordings(table: RecordingTable, seed: int) -> dict[str, dict[str, Eve
     left_out = sorted(set(rows["label"]) - set(complete))
     if left_out:
         logger.warning("classes without recordings in each split: %s", ", ".join(left_out))
-    return {
-        split: {
-            name: EventClass(files=tuple(part.loc[part["label"] == name, "path"]))
-            for name in complete
-        }
-        for split, part in rows_by_split.items()
-    }
+    classes = {}
+    for split, part in parts.items():
+        paths = part.groupby("label")["path"].agg(tuple)
+        classes[split] = {name: EventClass(files=paths[name]) for name in complete}
+    return classes
 
 
 def _read_rows(table: RecordingTable) -> pd.DataFrame:

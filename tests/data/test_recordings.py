@@ -12,7 +12,7 @@ import soundfile
 from support.recording_tables import make_table
 
 from audiolm.data.audio_check import clip_facts
-from audiolm.data.download import esc50
+from audiolm.data.download import archives
 from audiolm.data.prepare import main
 from audiolm.data.soundscapes import is_synthetic
 from audiolm.data.soundscapes.corpus import draw_corpus, make_soundscapes
@@ -215,45 +215,40 @@ def test_esc50_gives_a_corpus_with_all_classes(tmp_path):
     assert {row["subtype"] for row in rows} >= {"Soundscapes-MCQ.json", "SoundscapesE.json"}
 
 
-def esc50_archive(recordings: int) -> bytes:
+def esc50_archive() -> bytes:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         archive.writestr("ESC-50-master/meta/esc50.csv", "filename,fold,category,src_file\n")
-        for number in range(recordings):
+        for number in range(3):
             archive.writestr(f"ESC-50-master/audio/{number}.wav", b"RIFF")
     return content.getvalue()
 
 
-def test_download_esc50_unpacks_the_archive_once(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(esc50, "NUM_RECORDINGS", 3)
-    requested = []
+@pytest.fixture
+def served(monkeypatch):
+    """Content in place of ESC-50's archive, and the addresses that were asked for."""
+    answers = {"content": esc50_archive(), "urls": []}
 
-    def retrieve(url, known_hash, name, folder, progressbar):
-        requested.append(url)
-        Path(folder, name).write_bytes(esc50_archive(3))
-        return str(Path(folder, name))
+    def download(url, path, size, md5):
+        answers["urls"].append(url)
+        path.write_bytes(answers["content"])
 
-    monkeypatch.setattr(esc50.pooch, "retrieve", retrieve)
+    monkeypatch.setattr(archives, "download", download)
+    return answers
+
+
+def test_download_esc50_unpacks_the_archive_once(tmp_path, served, capsys):
     for _ in range(2):
         with pytest.raises(SystemExit, match=r"^0$"):
             main(["download", str(tmp_path / "esc50")])
-    assert requested == [esc50.URL]
+    assert served["urls"] == [archives.ESC50_URL]
     assert (tmp_path / "esc50" / "meta" / "esc50.csv").is_file()
     assert len(list((tmp_path / "esc50" / "audio").glob("*.wav"))) == 3
-    assert "3 recordings in" in capsys.readouterr().out
+    assert "4 files in" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(b"<html>", "not a zip file"), (esc50_archive(2), "lacks meta/esc50.csv or some of 3")],
-)
-def test_download_esc50_of_something_else_is_an_error(tmp_path, monkeypatch, content, message):
-    monkeypatch.setattr(esc50, "NUM_RECORDINGS", 3)
-
-    def retrieve(url, known_hash, name, folder, progressbar):
-        Path(folder, name).write_bytes(content)
-        return str(Path(folder, name))
-
-    monkeypatch.setattr(esc50.pooch, "retrieve", retrieve)
-    with pytest.raises(SystemExit, match=message):
+def test_download_esc50_of_something_else_is_an_error_and_goes(tmp_path, served):
+    served["content"] = b"<html>"
+    with pytest.raises(SystemExit, match="cannot be unpacked"):
         main(["download", str(tmp_path), "--what", "esc50"])
+    assert not (tmp_path / "archives" / "ESC-50.zip").exists()

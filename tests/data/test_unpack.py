@@ -11,7 +11,7 @@ import py7zr
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.faulty_server import free, seven_of, tree, zip_of
+from support.faulty_server import seven_of, tree, zip_of
 
 from audiolm.data.download.unpack import SCRATCH, unpack
 from audiolm.runtime import UserError
@@ -133,7 +133,7 @@ def test_link_in_a_7z_is_refused(target, box, tmp_path):
 
 @PACKERS
 def test_archive_larger_than_the_limit_is_refused(pack, box):
-    with pytest.raises(UserError, match="would unpack to 2,000,000 bytes, expected at most 1,999"):
+    with pytest.raises(UserError, match="would unpack to 2,000,000 bytes, more than 1,999"):
         box.unpack(pack({"x.wav": bytes(2_000_000)}), limit=1_999_999)
 
 
@@ -141,13 +141,6 @@ def test_archive_larger_than_the_limit_is_refused(pack, box):
 def test_archive_without_a_file_is_refused(pack, box):
     with pytest.raises(UserError, match="holds no file"):
         box.unpack(pack({".DS_Store": b"mac"}))
-
-
-@PACKERS
-def test_full_disk_is_noticed_before_unpacking(pack, box, monkeypatch):
-    free(monkeypatch, 3000)
-    with pytest.raises(UserError, match=r"3\.0 kB are free, but 3\.0 kB are needed to unpack"):
-        box.unpack(pack(FILES))
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04", b"7z\xbc\xaf'\x1c"])
@@ -168,7 +161,7 @@ def intact_archive(pack) -> bytes:
 
 
 @PACKERS
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_damaged_archive_gives_the_right_files_or_an_error(pack, data, tmp_path_factory):
     content = bytearray(intact_archive(pack))

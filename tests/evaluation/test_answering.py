@@ -5,6 +5,7 @@ import torch
 from support.builders import clip
 
 from audiolm.data import ReasonAQACollator, encode_clips
+from audiolm.data.features import pad_features
 from audiolm.evaluation.answering import (
     answer_batch,
     build_scoring_batch,
@@ -64,7 +65,11 @@ def test_answer_batch_equals_forward_and_generate_on_single_examples(parts):
             )
             assert count == labels
             assert total == pytest.approx(-loss, abs=1e-4)
-        prompt = ReasonAQACollator(processor, generate=True, features=features)([row])
+        padded, num_frames = pad_features([features[clip] for clip in row["audio"]])
+        prompt = processor.encode_texts([row["input"]], [num_frames])
+        prompt["input_features"] = padded
+        is_frame = torch.arange(max(num_frames))[None] < torch.tensor(num_frames)[:, None]
+        prompt["input_features_mask"] = is_frame
         tokens = model.generate(**prompt, do_sample=False, max_new_tokens=9)[
             0, prompt["input_ids"].shape[1] :
         ]
