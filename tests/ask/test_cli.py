@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -148,26 +147,6 @@ def test_muted_only_the_clips_length_is_known(scenes, model):
     assert max(encoded) > 0.9 and min(encoded) < 0.1
 
 
-def test_it_streams_what_it_says_at_once(scenes, model):
-    encoded = model.encode([clip(scenes), clip(scenes, 2)])
-    *texts, answer = model.stream("explain the difference in few words", encoded)
-    assert (
-        answer.text == texts[-1]
-        and len(set(texts)) > 3
-        and answer.options == {}
-        and answer.choice is None
-    )
-    assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
-    (alone,) = model.ask(["explain the difference in few words"], [encoded])
-    assert alone.text == answer.text
-
-
-def test_what_fails_in_the_stream_is_heard_of(scenes, model, monkeypatch):
-    monkeypatch.setattr(LoadedModel, "ask", lambda *args, **kwargs: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        list(model.stream("What?", model.encode([clip(scenes)])))
-
-
 def test_of_a_long_clip_it_says_what_was_heard(scenes, tmp_path, capsys):
     soundfile.write(tmp_path / "long.wav", 0.1 * np.sin(np.arange(12 * 24000) / 9), 24000)
     run_ask.main([str(tmp_path / "long.wav"), clip(scenes), "explain the difference in few words"])
@@ -186,9 +165,8 @@ def test_standard_input(scenes, monkeypatch, capsys):
     assert answer.startswith("alarm (99.")
     with pytest.raises(SystemExit, match=r"^audiolm ask: a clip without a name: "):
         run("-", "What?", entry_values=b"no audio")
-    with pytest.raises(SystemExit):
-        run("-", "-", entry_values=b"")
-    assert "can be read once" in capsys.readouterr().err.splitlines()[-1]
+    with pytest.raises(SystemExit, match="the question is empty"):
+        run("-", "-", entry_values=b"no audio")
     argv = [sys.executable, "-m", "audiolm", "ask", "-", *ALARM]
     done = subprocess.run(
         argv, input=Path(clip(scenes)).read_bytes(), capture_output=True, cwd=scenes[0]
@@ -387,10 +365,10 @@ def test_table_with_fewer_questions_than_answers_is_left_alone(answered):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"audio,what\n", "no column question. It has the columns audio, what"),
-        (b"audio;question\n", "It has the columns audio;question, separated by commas"),
-        (b"audio,question,answer\n", "holds columns of the output: answer"),
-        (b"audio,question,question\n", "holds a column twice"),
+        (b"audio,what\n", "has the columns audio, what: expected audio, question"),
+        (b"audio;question\n", "has the columns audio;question: expected"),
+        (b"audio,question,answer\n", "but none twice and not answer, probability"),
+        (b"audio,question,question\n", "has the columns audio, question, question: expected"),
         (b"", "No columns to parse from file"),
         (b"\xff\xfe\x00", "not a readable table"),
     ],
@@ -400,7 +378,7 @@ def test_table_that_cannot_be_read_is_one_line(answered, content, message):
     assert message in ask_table(answered)
 
 
-@pytest.mark.parametrize("output", ["q.csv", "nowhere/a.csv", "audio"])
+@pytest.mark.parametrize("output", ["nowhere/a.csv", "audio"])
 def test_output_that_cannot_be_written_is_refused(table, output, capsys):
     with pytest.raises(SystemExit) as ended:
         run_ask.main(["--csv", str(table / "q.csv"), "--output", str(table / output)])
