@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from itertools import chain, pairwise
 from multiprocessing import get_context
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -153,7 +153,7 @@ def _load(workload: Workload, examples: list[dict]) -> dict:
     return batch
 
 
-def time_steps(options: Namespace, workload: Workload) -> dict[str, object]:
+def time_steps(options: Namespace, workload: Workload) -> dict[str, Any]:
     """Trains on all batches and times the parts of each measured step.
 
     Returns:
