@@ -27,7 +27,7 @@ from transformers import (
 from transformers import initialization as init
 from transformers.audio_utils import mel_filter_bank
 
-from .configuration_audiolm import find_encoder_class
+from .configuration_audiolm import FileEncoderConfig, find_encoder_class
 
 # No recording exceeds these. The header of a damaged file can, and would then fill the memory.
 MAX_SAMPLE_RATE = 768_000  # Hz
@@ -157,12 +157,11 @@ class AudioEncoder(nn.Module):
         dim: Channels of a frame.
         sample_rate: Sampling rate of its input in Hz.
         frame_rate: Frames per second of a long clip.
-        config_class: Class of `config` for an encoder in a file of its own. None: it needs no
-            configuration.
+        config_class: Class of `config` for an encoder in a file of its own, if it needs one.
         licence: Licence of the weights, for the model card.
     """
 
-    config_class: type[PreTrainedConfig] | None = None
+    config_class: type[PreTrainedConfig] = FileEncoderConfig
     licence: str = "unknown"
     config: PreTrainedConfig
     model: Any

@@ -176,7 +176,8 @@ class LoadedModel:
     def _check_length(self, question: str, clips: list[EncodedClip], max_new_tokens: int) -> None:
         limit = self.model.config.text_config.max_position_embeddings
         frames = [count_frames(clip.features) for clip in clips]
-        length = len(self.processor.encode_prompt(question, frames)) + max_new_tokens
+        (prompt,) = self.processor.encode_prompts([question], [frames])
+        length = len(prompt) + max_new_tokens
         if length > limit:
             raise UserError(
                 f"clips, question and answer have {length:,} tokens; {self.name} takes up to "

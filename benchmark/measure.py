@@ -111,9 +111,13 @@ def build_workload(options: Namespace, is_baseline: bool, folder: str, cached: b
     num_warmup = (3 if torch.cuda.is_available() else 1) * options.batch_size
     count = num_warmup + options.steps * options.batch_size
     examples = draw_examples(count, text_config.vocab_size, clip_files(folder), options.one_clip)
-    for example in examples:
-        prompt = processor.encode_prompt(example["input"], [frames] * len(example["audio"]))
-        example["tokens"] = len(prompt) + len(processor.encode_answer(example["answer"]))
+    prompts = processor.encode_prompts(
+        [example["input"] for example in examples],
+        [[frames] * len(example["audio"]) for example in examples],
+    )
+    answers = processor.encode_answers([example["answer"] for example in examples])
+    for example, prompt, answer in zip(examples, prompts, answers):
+        example["tokens"] = len(prompt) + len(answer)
     longest = max(example["tokens"] for example in examples)
     if longest > text_config.max_position_embeddings:
         raise UserError(

@@ -59,11 +59,12 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
 def build_example(processor: AudioLMProcessor, row: dict) -> Example:
     """Returns a row's token ids, with captions in place of audio tokens, and its labels."""
     fields = [field for field in ("caption1", "caption2") if row[field]]
-    captions = iter([processor.encode_answer(row[field])[:-1] for field in fields])
+    texts = [*(row[field] for field in fields), row["answer"]]
+    *captions, answer = processor.encode_answers(texts)
+    (tokens,) = processor.encode_prompts([row["input"]], [[1] * len(fields)])
     prompt = []
-    for token in processor.encode_prompt(row["input"], [1] * len(fields)):
-        prompt += next(captions) if token == processor.audio_token_id else [token]
-    answer = processor.encode_answer(row["answer"])
+    for token in tokens:
+        prompt += captions.pop(0)[:-1] if token == processor.audio_token_id else [token]
     return prompt + answer, [-100] * len(prompt) + answer
 
 

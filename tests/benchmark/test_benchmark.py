@@ -163,8 +163,9 @@ def test_draw_examples_one_clip_leaves_out_pairs():
 def test_prompt_template_has_as_many_tokens_as_with_smollm2():
     # With SmolLM2's tokenizer "Audio 1: " is five tokens, "\n" one and "\nAnswer:" three.
     _, processor = workload.build_model(parse_small())
-    assert len(processor.encode_prompt("w5w6", [4])) == 5 + 4 + 1 + 2 + 3
-    assert processor.encode_answer("w7w8") == [7, 8, 2]
+    (prompt,) = processor.encode_prompts(["w5w6"], [[4]])
+    assert len(prompt) == 5 + 4 + 1 + 2 + 3
+    assert processor.encode_answers(["w7w8"]) == [[7, 8, 2]]
 
 
 @pytest.fixture
