@@ -89,8 +89,7 @@ def gradients(work, examples):
     return loss, {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize("freeze_lm", [True, False])
-@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize(("cached", "freeze_lm"), [(True, True), (False, False)])
 def test_our_step_has_the_baselines_loss_and_gradients(
     options, cached, freeze_lm, tmp_path, varied_codes
 ):
