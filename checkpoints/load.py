@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from ..configuration_audiolm import AudioLMConfig, encoder_type_name, import_encoder_source
+from ..configuration_audiolm import encoder_type_name, import_encoder_source
 from ..modeling_audiolm import AudioLMForConditionalGeneration
 from ..runtime import UserError, redact_token
 from .mellow import load_mellow, mellow_checkpoint
@@ -90,7 +90,6 @@ def _read_model(
     name: str, revision: str | None
 ) -> tuple[AudioLMForConditionalGeneration, dict, Any]:
     # The installed classes read the model. The copy beside its weights would need the user's trust.
-    AutoConfig.register("audiolm", AudioLMConfig, exist_ok=True)
     options = {"revision": revision, "trust_remote_code": False}
     model_type = AutoConfig.from_pretrained(name, **options).model_type
     if model_type != "audiolm":

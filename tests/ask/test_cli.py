@@ -229,11 +229,10 @@ def test_what_is_wrong_is_one_line(scenes, argv, code, message, capsys):
     )
 
 
-@pytest.fixture
-def table(scenes, tmp_path):
-    """A table of 42 questions beside its clips, of which five cannot be answered."""
-    shutil.copytree(scenes[0] / "audio", tmp_path / "audio")
-    shutil.copyfile(scenes[0] / "not_audio.wav", tmp_path / "not_audio.wav")
+def write_questions(scenes, folder) -> Path:
+    """Writes a table of 42 questions beside its clips, of which five cannot be answered."""
+    shutil.copytree(scenes[0] / "audio", folder / "audio")
+    shutil.copyfile(scenes[0] / "not_audio.wav", folder / "not_audio.wav")
     rows = [
         {"audio": row["filepath1"], "audio2": row["filepath2"], "question": row["input"]}
         for row in scenes[1][:36]
@@ -252,11 +251,16 @@ def table(scenes, tmp_path):
     rows.insert(
         5, {"audio": "audio/test/00000.flac", "question": ALARM[0], "options": "|".join(ALARM[2:])}
     )
-    with open(tmp_path / "q.csv", "w", newline="") as file:
+    with open(folder / "q.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, ["id", "audio", "audio2", "question", "options"])
         writer.writeheader()
         writer.writerows({"id": i, **row} for i, row in enumerate(rows))
-    return tmp_path
+    return folder
+
+
+@pytest.fixture
+def table(scenes, tmp_path):
+    return write_questions(scenes, tmp_path)
 
 
 def ask_table(folder, *argv) -> str:
@@ -334,13 +338,19 @@ def test_table_resumes_wherever_its_output_was_cut(table, model, monkeypatch):
         assert len(ids) <= complete[cut:].count(b"\n") + 1, cut
 
 
+@pytest.fixture(scope="module")
+def answered_once(scenes, tmp_path_factory):
+    folder = write_questions(scenes, tmp_path_factory.mktemp("answered"))
+    ask_table(folder)
+    return folder
+
+
 @pytest.fixture
-def answered(table):
+def answered(answered_once, tmp_path):
     """A table with its answers. No test changes the answers."""
-    ask_table(table)
-    content = (table / "a.csv").read_bytes()
-    yield table
-    assert (table / "a.csv").read_bytes() == content
+    shutil.copytree(answered_once, tmp_path, dirs_exist_ok=True)
+    yield tmp_path
+    assert (tmp_path / "a.csv").read_bytes() == (answered_once / "a.csv").read_bytes()
 
 
 @pytest.mark.parametrize(
