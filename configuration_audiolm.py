@@ -290,7 +290,7 @@ def parse_encoder_type(encoder_type: str) -> EncoderType:
         options = {"encoder_class": encoder_type_name(encoder_type)}
         if getattr(encoder_class, "num_levels", None):
             options["num_levels"] = encoder_class.num_levels
-        return EncoderType(_config_class(encoder_class).model_type, options)
+        return EncoderType(encoder_class.config_class.model_type, options)
     name, equals, number = str(encoder_type).partition("=")
     entry = ENCODER_TYPES.get(name)
     if entry and not equals and not entry.needs_number:
@@ -435,10 +435,6 @@ def save_encoder_code(encoder_config: dict, folder: Path) -> None:
             copy.write_text(f"{text}\n\n{line}", encoding="utf-8")
 
 
-def _config_class(encoder_class: Any) -> type[PreTrainedConfig]:
-    return getattr(encoder_class, "config_class", None) or FileEncoderConfig
-
-
 def default_encoder_config(
     encoder_type: str, config: PreTrainedConfig | dict | None = None
 ) -> PreTrainedConfig:
@@ -477,7 +473,7 @@ def build_config(field: str, values: dict) -> PreTrainedConfig:
     values = dict(values)
     model_type = values.pop("model_type", None)
     if values.get("encoder_class"):
-        return _config_class(find_encoder_class(values["encoder_class"]))(**values)
+        return find_encoder_class(values["encoder_class"]).config_class(**values)
     if model_type in OWN_CONFIGS:
         return OWN_CONFIGS[model_type](**values)
     if model_type not in CONFIG_MAPPING:

@@ -7,10 +7,9 @@ model.
 import math
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from transformers import (
 from transformers import initialization as init
 from transformers.audio_utils import mel_filter_bank
 
-from .configuration_audiolm import find_encoder_class
+from .configuration_audiolm import FileEncoderConfig, find_encoder_class
 
 # No recording exceeds these. The header of a damaged file can, and would then fill the memory.
 MAX_SAMPLE_RATE = 768_000  # Hz
@@ -158,12 +157,11 @@ class AudioEncoder(nn.Module):
         dim: Channels of a frame.
         sample_rate: Sampling rate of its input in Hz.
         frame_rate: Frames per second of a long clip.
-        config_class: Class of `config` for an encoder in a file of its own. None: it needs no
-            configuration.
+        config_class: Class of `config` for an encoder in a file of its own, if it needs one.
         licence: Licence of the weights, for the model card.
     """
 
-    config_class: type[PreTrainedConfig] | None = None
+    config_class: type[PreTrainedConfig] = FileEncoderConfig
     licence: str = "unknown"
     config: PreTrainedConfig
     model: Any
@@ -279,63 +277,6 @@ class AudioEncoder(nn.Module):
         return super()._apply(keep_dtype, recurse)
 
 
-class Window(NamedTuple):
-    """A window of a clip: its first sample, and the range of its time cells that are used."""
-
-    start: int
-    first_cell: int
-    end_cell: int
-
-
-@dataclass(frozen=True)
-class HTSATGeometry:
-    """Sizes of HTSAT's windows, and of the grid of cells that each of them becomes."""
-
-    window_samples: int
-    frequency_cells: int
-    time_cells: int
-    uses_all_cells: bool  # Of each window, also those in repeated audio.
-
-    @classmethod
-    def from_config(cls, config: PreTrainedConfig) -> "HTSATGeometry":
-        """Works out the sizes. Raises ValueError if windows are too long for the model's image."""
-        # The spectrogram is cut along time, and the slices are stacked to a square image.
-        slices = config.spec_size // config.num_mel_bins
-        side = config.spec_size // config.patch_stride[0] // 2 ** (len(config.depths) - 1)
-        window_samples = round(config.window_seconds * config.sampling_rate)
-        max_columns = config.spec_size * slices
-        is_too_long = window_samples // config.hop_length >= max_columns
-        if is_too_long or not config.n_fft <= window_samples:
-            longest = max_columns * config.hop_length / config.sampling_rate
-            raise ValueError(
-                f"window_seconds {config.window_seconds:g}: HTSAT reads at most {longest:.2f} s"
-            )
-        uses_all_cells = bool(getattr(config, "whole_windows", None))
-        return cls(window_samples, side // slices, side * slices, uses_all_cells)
-
-    def windows(self, num_samples: int) -> list[Window]:
-        """Returns the windows of a clip.
-
-        The last window of a clip with several ends with it. A cell is used if its centre lies in
-        the clip and in no earlier window. The first cell of a clip is always used.
-        """
-        windows: list[Window] = []
-        covered = 0
-        while covered < num_samples or not windows:
-            start = max(0, min(covered, num_samples - self.window_samples))
-            numbers = np.arange(self.time_cells) + 0.5
-            centres = start + numbers * self.window_samples / self.time_cells
-            cells = np.flatnonzero((centres >= covered) & (centres < num_samples))
-            if self.uses_all_cells:
-                cells = np.arange(self.time_cells)
-            elif not windows and not len(cells):
-                cells = np.array([0])
-            covered = start + self.window_samples
-            if len(cells):
-                windows.append(Window(start, int(cells[0]), int(cells[-1]) + 1))
-        return windows
-
-
 class HTSATEncoder(AudioEncoder):
     """HTSAT (arXiv 2202.00874) as MS-CLAP 2023, LAION-CLAP and its authors trained it.
 
@@ -361,10 +302,22 @@ class HTSATEncoder(AudioEncoder):
         self.latent_dim = config.patch_embeds_hidden_size * 2 ** (stage - 1)
         self.dim = self.latent_dim
         self.sample_rate = config.sampling_rate
-        self.geometry = HTSATGeometry.from_config(config)
-        self.frames_per_cell = self.geometry.frequency_cells
+        # The spectrogram is cut along time, and the slices are stacked to a square image.
+        self.slices = config.spec_size // config.num_mel_bins
+        stride: Any = config.patch_stride
+        side = config.spec_size // stride[0] // 2 ** (len(config.depths) - 1)
+        self.frequency_cells = side // self.slices
+        self.time_cells = side * self.slices
+        self.window_samples = round(config.window_seconds * config.sampling_rate)
+        max_samples = config.spec_size * self.slices * config.hop_length
+        if not config.n_fft <= self.window_samples < max_samples:
+            longest = max_samples / config.sampling_rate
+            raise ValueError(
+                f"window_seconds {config.window_seconds:g}: HTSAT reads at most {longest:.2f} s"
+            )
+        self.frames_per_cell = self.frequency_cells
         self.latents_per_window = 0
-        self.frame_rate = self.num_frames(self.geometry.window_samples) / config.window_seconds
+        self.frame_rate = self.num_frames(self.window_samples) / config.window_seconds
         self.register_buffer("mel_filters", torch.empty(config.n_fft // 2 + 1, config.num_mel_bins))
         self.register_buffer("window", torch.empty(config.n_fft))
         self.reset_buffers()
@@ -385,11 +338,33 @@ class HTSATEncoder(AudioEncoder):
             init.copy_(self.mel_filters, torch.tensor(mel, dtype=torch.float32))
             init.copy_(self.window, torch.hann_window(config.n_fft))
 
+    def windows(self, num_samples: int) -> list[tuple[int, slice]]:
+        """Returns the first sample of each window of a clip, and which of its time cells are used.
+
+        The last window of a clip with several ends with it. A cell is used if its centre lies in
+        the clip and in no earlier window. The first cell of a clip is always used.
+        """
+        windows: list[tuple[int, slice]] = []
+        covered = 0
+        while covered < num_samples or not windows:
+            start = max(0, min(covered, num_samples - self.window_samples))
+            numbers = np.arange(self.time_cells) + 0.5
+            centres = start + numbers * self.window_samples / self.time_cells
+            cells = np.flatnonzero((centres >= covered) & (centres < num_samples))
+            if getattr(self.config, "whole_windows", None):
+                cells = np.arange(self.time_cells)
+            elif not windows and not len(cells):
+                cells = np.array([0])
+            covered = start + self.window_samples
+            if len(cells):
+                windows.append((start, slice(int(cells[0]), int(cells[-1]) + 1)))
+        return windows
+
     def num_frames(self, num_samples: int) -> int:
         """Returns how many frames `encode` makes of a clip of `num_samples` samples."""
-        windows = self.geometry.windows(num_samples)
-        cells = sum(window.end_cell - window.first_cell for window in windows)
-        return self.frames_per_cell * cells + self.latents_per_window * len(windows)
+        windows = self.windows(num_samples)
+        num_cells = sum(cells.stop - cells.start for _, cells in windows)
+        return self.frames_per_cell * num_cells + self.latents_per_window * len(windows)
 
     def log_mel(self, waveform: torch.Tensor) -> torch.Tensor:
         """Returns the log-mel spectrogram in dB, shape `(batch, samples // hop + 1, mel bins)`."""
@@ -414,10 +389,9 @@ class HTSATEncoder(AudioEncoder):
         image = outputs[0][1]  # Before downsampling.
         # Its shape is (batch, side * side, dim): time slices, one below the other.
         side = math.isqrt(image.shape[1])
-        slices = self.config.spec_size // self.config.num_mel_bins
-        image = image.transpose(1, 2).unflatten(2, (slices, side // slices, side))
+        image = image.transpose(1, 2).unflatten(2, (self.slices, side // self.slices, side))
         image = image.transpose(2, 3).flatten(3)
-        pool_size = side // slices // self.geometry.frequency_cells
+        pool_size = side // self.slices // self.frequency_cells
         return nn.functional.avg_pool2d(image, pool_size), output.pooler_output
 
     def _window_frames(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -430,20 +404,19 @@ class HTSATEncoder(AudioEncoder):
         return cells.new_empty(len(cells), 0, self.dim), cells
 
     def _encode(self, waveform: torch.Tensor, num_samples: list[int]) -> torch.Tensor:
-        windows_by_clip = [self.geometry.windows(length) for length in num_samples]
-        size = self.geometry.window_samples
+        windows_by_clip = [self.windows(length) for length in num_samples]
+        size = self.window_samples
         crops: list[torch.Tensor] = []
         for clip, length, windows in zip(waveform, num_samples, windows_by_clip):
             if length < size:
                 clip = clip[:length].repeat(-(-size // length))
-            crops += [clip[window.start : window.start + size] for window in windows]
-        latents, cells = self._window_frames(torch.stack(crops))
-        encoded = zip(latents, cells)
+            crops += [clip[start : start + size] for start, _ in windows]
+        encoded = zip(*self._window_frames(torch.stack(crops)))
         features = []
         for windows in windows_by_clip:
             parts: list[torch.Tensor] = []
-            for window, (latent, grid) in zip(windows, encoded):
-                parts += [latent, grid[window.first_cell : window.end_cell].flatten(0, 1)]
+            for (_, cells), (latent, grid) in zip(windows, encoded):
+                parts += [latent, grid[cells].flatten(0, 1)]
             features.append(torch.cat(parts))
         return pad_sequence(features, batch_first=True)
 
@@ -458,11 +431,11 @@ class HTSATPosteriorEncoder(HTSATEncoder):
     def __init__(self, config: ClapAudioConfig):
         super().__init__(config)
         self.dim = self.latent_dim + config.num_classes
-        size = (self.geometry.frequency_cells, 3)
+        size = (self.frequency_cells, 3)
         self.classifier = nn.Conv2d(self.latent_dim, config.num_classes, size, padding=(0, 1))
         self.frames_per_cell = getattr(config, "posterior_repeats", None) or 1
         self.latents_per_window = 1
-        self.frame_rate = self.num_frames(self.geometry.window_samples) / config.window_seconds
+        self.frame_rate = self.num_frames(self.window_samples) / config.window_seconds
 
     @property
     def dims(self) -> tuple[int, ...]:

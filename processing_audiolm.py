@@ -503,10 +503,6 @@ class AudioLMProcessor(ProcessorMixin):
     def _audio_ids(self, frames: int) -> list[int]:
         return [self.audio_token_id] * (self.audio_tokens or frames)
 
-    def encode_prompt(self, question: str, frames: list[int]) -> list[int]:
-        """Returns the ids of one prompt. See [`encode_prompts`]."""
-        return self.encode_prompts([question], [frames])[0]
-
     def encode_answers(self, answers: list[str]) -> list[list[int]]:
         """Returns the ids of answers, each with its EOS."""
         if self.prompt_format == "mellow":
@@ -514,10 +510,6 @@ class AudioLMProcessor(ProcessorMixin):
         else:
             texts = [" " + answer.strip() for answer in answers]
         return [[*ids, self.tokenizer.eos_token_id] for ids in self._tokenize(texts)]
-
-    def encode_answer(self, answer: str) -> list[int]:
-        """Returns the ids of one answer and its EOS."""
-        return self.encode_answers([answer])[0]
 
     def __call__(
         self,

@@ -19,13 +19,13 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
 
-from ..data.answer_parsing import add_options, infer_answer_format
+from ..data.answer_parsing import add_options
 from ..data.clip_preview import preview_clip
 from ..data.decoder import BadClip
 from ..data.soundscapes.corpus import make_soundscapes
 from ..demo import MODEL_NAMES
 from ..runtime import UserError, report_user_errors, use_all_of_the_cpu
-from .model import Answer, LoadedModel
+from .model import LoadedModel
 from .space import write_space
 
 try:
@@ -43,7 +43,7 @@ DEMO_NOTE = (
     "These small demo models know twenty synthetic sounds only: try the examples below. "
     "Their answers about other recordings mean nothing."
 )
-EXAMPLE_COUNTS = {"mcq": 3, "yes_no": 2, "pair": 1}
+CLIP_FIELDS = ("filepath1", "filepath2")
 
 
 def clip_figures(paths: list[str], models: list[LoadedModel]) -> str:
@@ -63,33 +63,9 @@ def read_inputs(clips: list[str], question: str, options: str) -> str:
     """Returns the question with its options, or raises `UserError`."""
     if not clips:
         raise UserError("Upload or record a clip, or pick an example")
-    if not (question or "").strip():
-        raise UserError("Write a question first")
-    if len(question) + len(options or "") > MAX_CHARACTERS:
+    if len(question) + len(options) > MAX_CHARACTERS:
         raise UserError(f"Use at most {MAX_CHARACTERS:,} characters")
-    return add_options(question, (options or "").splitlines())
-
-
-def answer_column(
-    model: LoadedModel, clips: list[str], question: str, no_audio: bool
-) -> Iterator[list]:
-    """Yields the options' probabilities, a model's text and times as the answer grows."""
-    start = time.perf_counter()
-    encoded = model.encode(clips)
-    notes = [f"encoded {time.perf_counter() - start:.2f} s"]
-    yield [None, "", notes[0]]
-    start = time.perf_counter()
-    for part in model.stream(question, encoded, no_audio):
-        if isinstance(part, Answer):
-            notes.append(f"answered {part.seconds:.2f} s")
-            if any(clip.is_truncated for clip in encoded):
-                notes.append(f"used the first {model.max_audio_seconds:g} s")
-            text = part.text or "(empty answer)"
-            yield [part.probabilities or None, text, " · ".join(notes)]
-        else:
-            if len(notes) == 1:
-                notes.append(f"first word {time.perf_counter() - start:.2f} s")
-            yield [None, part, notes[0]]
+    return add_options(question, options.splitlines())
 
 
 def ask(
@@ -107,10 +83,19 @@ def ask(
     try:
         question = read_inputs(clips, question, options)
         for model, column in zip(models, columns):
-            for content in answer_column(model, clips, question, no_audio):
-                column[:] = content
-                figures = figures or clip_figures(clips, models)
-                yield [figures, *chain.from_iterable(columns)]
+            start = time.perf_counter()
+            encoded = model.encode(clips)
+            notes = [f"encoded {time.perf_counter() - start:.2f} s"]
+            figures = figures or clip_figures(clips, models)
+            column[2] = notes[0]
+            yield [figures, *chain.from_iterable(columns)]
+            (answer,) = model.ask([question], [encoded], no_audio)
+            notes.append(f"answered {answer.seconds:.2f} s")
+            if any(clip.is_truncated for clip in encoded):
+                notes.append(f"used the first {model.max_audio_seconds:g} s")
+            text = answer.text or "(empty answer)"
+            column[:] = [answer.probabilities or None, text, " · ".join(notes)]
+            yield [figures, *chain.from_iterable(columns)]
     except BadClip as error:
         message = str(error)
         for path in clips:  # Their folder on the server tells a user nothing.
@@ -128,17 +113,12 @@ def _empty_columns(models: list[LoadedModel]) -> list:
 def build_examples(folder: Path) -> list[list]:
     """Makes a small demo corpus. Returns clip, second clip, question, options and truth."""
     test_file = make_soundscapes(folder, 40, 7)["test"]
-    remaining = dict(EXAMPLE_COUNTS)
-    examples: dict[str, list] = {}  # by their first clip
-    for row in json.loads(test_file.read_text(encoding="utf-8")):
-        first, second = row["filepath1"], row["filepath2"]
-        kind = infer_answer_format(row["input"])
-        kind = "pair" if second and kind != "open" else kind
-        if remaining.get(kind) and first not in examples:
-            remaining[kind] -= 1
-            second = str(folder / second) if second else None
-            examples[first] = [str(folder / first), second, row["input"], "", row["answer"]]
-    return list(examples.values())
+    rows = json.loads(test_file.read_text(encoding="utf-8"))
+    examples = []
+    for row in {row["filepath1"]: row for row in rows[::-1]}.values():  # one for each clip
+        clips = [str(folder / row[name]) if row[name] else None for name in CLIP_FIELDS]
+        examples.append([*clips, row["input"], "", row["answer"]])
+    return examples
 
 
 def _input_components(examples: list[list]) -> list:
@@ -149,20 +129,12 @@ def _input_components(examples: list[list]) -> list:
         label = "Second clip, to compare (optional)"
         second = gr.Audio(label=label, sources=sources, type="filepath", elem_id="other")
     with gr.Row():
-        question = gr.Textbox(
-            label="Question",
-            placeholder="Which sound is that?",
-            max_lines=3,
-            scale=2,
-            elem_id="question",
-        )
-        options = gr.Textbox(
-            label="Options, one per line (optional)",
-            placeholder="rain\na dog",
-            lines=2,
-            max_lines=6,
-            elem_id="options",
-        )
+        hint = "Which sound is that?"
+        style = {"max_lines": 3, "scale": 2, "elem_id": "question"}
+        question = gr.Textbox("", label="Question", placeholder=hint, **style)
+        label = "Options, one per line (optional)"
+        style = {"lines": 2, "max_lines": 6, "elem_id": "options"}
+        options = gr.Textbox("", label=label, placeholder="rain\na dog", **style)
     gr.Examples(
         [values[:4] for values in examples],
         [first, second, question, options],
@@ -230,7 +202,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("models", nargs="*", metavar="MODEL", help=help_text)
     add("--host", help="address that the page listens on (default: this machine only)")
     add("--port", type=int, help="1 to 65535 (default: the first free one from 7860)")
-    add("--share", action="store_true", help="also a public address for three days, by gradio")
     trust_help = "run the file of an encoder in the model's folder, if it has one"
     add("--trust_remote_code", action="store_true", help=trust_help)
     add("--space", type=Path, metavar="FOLDER", help="write a Space there and start nothing")
@@ -254,7 +225,6 @@ def serve(args: argparse.Namespace) -> None:
             page.launch(
                 server_name=args.host,
                 server_port=args.port,
-                share=args.share,
                 max_file_size=MAX_UPLOAD,
                 css=(TEMPLATES / "page.css").read_text(encoding="utf-8"),
                 ssr_mode=False,

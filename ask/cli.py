@@ -77,8 +77,6 @@ def _table_problem(args: argparse.Namespace) -> str | None:
         return "--csv and --output: give both or neither"
     if args.inputs or args.options or args.json or len(args.model) > 1:
         return "--csv: the table holds clips, questions and options, and one --model answers it"
-    if args.output.exists() and args.csv.exists() and args.output.samefile(args.csv):
-        return f"--output {args.output}: is the table of questions itself"
     if not args.output.absolute().parent.is_dir() or args.output.is_dir():
         return f"--output {args.output}: not a file in an existing folder"
     return None
@@ -92,8 +90,6 @@ def _question_problem(args: argparse.Namespace) -> str | None:
         )
     if Path(args.inputs[-1]).is_file():
         return f"{args.inputs[-1]}: is a file, but the question comes last"
-    if args.inputs.count(STDIN) > 1:
-        return "-: stdin can be read once, as a clip or as the question"
     return None
 
 
@@ -101,14 +97,11 @@ def ask_once(args: argparse.Namespace) -> None:
     """Prints each model's answer to one question."""
     from ..data.answer_parsing import add_options
     from ..data.audio_files import find_file
-    from ..runtime import UserError
     from .model import LoadedModel
 
     *names, question = args.inputs
     clips = [sys.stdin.buffer.read() if name == STDIN else find_file(name) for name in names]
     question = sys.stdin.read() if question == STDIN else question
-    if not question.strip():
-        raise UserError("the question is empty")
     question = add_options(question, args.options)
     results = []
     options = (args.revision, args.trust_remote_code)

@@ -1,19 +1,16 @@
 """A loaded model that answers: clips and a question in, text and the options' probabilities out."""
 
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
 import torch
-from transformers import TextIteratorStreamer
 
 from ..checkpoints.load import import_saved_encoders, load_model
 from ..data.answer_parsing import find_options, infer_answer_format
 from ..data.audio_files import Clip, open_clip
-from ..data.features import encode_clips
+from ..data.features import count_frames, encode_clips
 from ..demo import models as demo_models
 from ..evaluation.answering import answer_batch, most_likely_option
 from ..evaluation.controls import mean_audio_features
@@ -35,11 +32,6 @@ class EncodedClip:
     features: torch.Tensor
     duration: float
     used: float
-
-    @property
-    def num_frames(self) -> int:
-        """Number of the encoder's frames."""
-        return self.features.shape[0 if self.features.is_floating_point() else -1]
 
     @property
     def is_truncated(self) -> bool:
@@ -78,12 +70,8 @@ class Answer:
     @property
     def probabilities(self) -> dict[str, float]:
         """Probability of each option, as it is written in the question."""
-        return {
-            f"{name.upper()}) {self.option_texts[name]}"
-            if name in self.option_texts
-            else name: share
-            for name, share in self.options.items()
-        }
+        names = {name: f"{name.upper()}) {text}" for name, text in self.option_texts.items()}
+        return {names.get(name, name): share for name, share in self.options.items()}
 
 
 class LoadedModel:
@@ -142,7 +130,6 @@ class LoadedModel:
         clips: list[list[EncodedClip]],
         no_audio: bool = False,
         max_new_tokens: int = 64,
-        streamer: TextIteratorStreamer | None = None,
     ) -> list[Answer]:
         """Answers questions in one batch, each about clips of its own.
 
@@ -151,12 +138,17 @@ class LoadedModel:
             clips: The clips of each question.
             no_audio: Replace each frame by the mean of the training clips' features.
             max_new_tokens: Longest answer.
-            streamer: Receives the text's tokens as they come, for one question alone.
 
         Raises:
-            UserError: If a question and its clips are longer than the language model's context.
+            UserError: If a question and its clips are longer than the language model's context, or
+                if the model cannot be asked without audio.
         """
         start = time.perf_counter()
+        if no_audio and not self.model.mapper.feature_mean.any():
+            raise UserError(
+                f"{self.name} does not hold the mean features of its training clips, so it cannot "
+                "be asked without audio"
+            )
         if self.processor.prompt_format == "mellow":  # its prompt always has two clips
             clips = [pair * 2 if len(pair) == 1 else pair for pair in clips]
         rows = []
@@ -164,14 +156,13 @@ class LoadedModel:
             self._check_length(question, own_clips, max_new_tokens)
             row = {"input": question, "answer": "yes", "audio": [id(clip) for clip in own_clips]}
             rows.append(row | {"question_type": infer_answer_format(question)})
+        # By the identity of their clip.
+        features = {id(clip): clip.features for clip in chain.from_iterable(clips)}
+        if no_audio or self.model.config.no_audio:
+            features = {key: mean_audio_features(self.model, features[key]) for key in features}
+        protocols = ("likelihood", "generate")
         results = answer_batch(
-            self.model,
-            self.processor,
-            rows,
-            self._features(clips, no_audio),
-            ("likelihood", "generate"),
-            max_new_tokens,
-            streamer=streamer,
+            self.model, self.processor, rows, features, protocols, max_new_tokens
         )
         seconds = time.perf_counter() - start
         answers = []
@@ -182,40 +173,13 @@ class LoadedModel:
             answers.append(Answer(result["text"], shares, choice, seconds, texts))
         return answers
 
-    def _features(self, clips: list[list[EncodedClip]], no_audio: bool) -> dict[int, torch.Tensor]:
-        """Features by the identity of their clip, or the mean features in their place."""
-        if no_audio and not self.model.mapper.feature_mean.any():
-            raise UserError(
-                f"{self.name} does not hold the mean features of its training clips, so it cannot "
-                "be asked without audio"
-            )
-        features = {id(clip): clip.features for clip in chain.from_iterable(clips)}
-        if no_audio or self.model.config.no_audio:
-            return {key: mean_audio_features(self.model, value) for key, value in features.items()}
-        return features
-
     def _check_length(self, question: str, clips: list[EncodedClip], max_new_tokens: int) -> None:
         limit = self.model.config.text_config.max_position_embeddings
-        prompt = self.processor.encode_prompt(question, [clip.num_frames for clip in clips])
+        frames = [count_frames(clip.features) for clip in clips]
+        (prompt,) = self.processor.encode_prompts([question], [frames])
         length = len(prompt) + max_new_tokens
         if length > limit:
             raise UserError(
                 f"clips, question and answer have {length:,} tokens; {self.name} takes up to "
                 f"{limit:,}"
             )
-
-    def stream(
-        self, question: str, clips: list[EncodedClip], no_audio: bool = False
-    ) -> Iterator[str | Answer]:
-        """Yields the text of an answer as it grows, and last the complete `Answer`."""
-        tokenizer = self.processor.tokenizer
-        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        text = ""
-        with ThreadPoolExecutor(1) as pool:
-            future = pool.submit(self.ask, [question], [clips], no_audio, streamer=streamer)
-            # Without this, a failure would leave the loop below waiting for ever.
-            future.add_done_callback(lambda _: streamer.end())
-            for piece in streamer:
-                text += piece
-                yield text.strip()
-            yield future.result()[0]

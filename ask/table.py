@@ -26,18 +26,12 @@ def read_questions(path: Path) -> pd.DataFrame:
     except (OSError, ValueError) as error:
         raise UserError(f"--csv {path}: not a readable table ({error})") from error
     table = table[1:].reset_index(drop=True).set_axis(table.iloc[0].to_list(), axis=1)
-    names = ", ".join(table)
-    missing = [column for column in ("audio", "question") if column not in table]
-    if missing:
-        columns = " and ".join(missing)
+    is_complete = {"audio", "question"} <= set(table) and table.columns.is_unique
+    if not is_complete or set(ADDED_COLUMNS) & set(table):
         raise UserError(
-            f"--csv {path}: no column {columns}. It has the columns {names}, separated by commas."
+            f"--csv {path}: has the columns {', '.join(table)}: expected audio, question and "
+            f"others, separated by commas, but none twice and not {', '.join(ADDED_COLUMNS)}"
         )
-    if not table.columns.is_unique:
-        raise UserError(f"--csv {path}: holds a column twice: {names}")
-    reserved = [column for column in ADDED_COLUMNS if column in table]
-    if reserved:
-        raise UserError(f"--csv {path}: holds columns of the output: {', '.join(reserved)}")
     return table
 
 
@@ -71,27 +65,23 @@ def answer_table(args: Namespace, questions: pd.DataFrame, model: LoadedModel) -
     Raises:
         UserError: If the output holds other answers.
     """
-    # Names everything that an answer depends on.
-    label = f"{model.name} {model_digest(model.model)[:12]}"
-    label += " no_audio" if args.no_audio else ""
+    # The label names everything that an answer depends on, and what a probability of 1.0000 hides.
+    label = f"{model.name} {model_digest(model.model)[:12]}{' no_audio' if args.no_audio else ''}"
     label += f" {args.max_new_tokens} tokens" if args.max_new_tokens != 64 else ""
-    # A probability of 1.0000 would look like knowledge.
     notes = training_notes(getattr(model.model.config, "training", None))
     label += f" ({', '.join(notes)})" if notes else ""
     finished = _read_finished(args.output, questions, label)
     table = pd.DataFrame(finished, columns=[*questions, *ADDED_COLUMNS])
     write_text(args.output, table.to_csv(index=False))
     num_errors = sum(table["error"] != "")
-    progress = {"desc": "asking", "unit": "row", "disable": None, "initial": len(finished)}
-    with tqdm(total=len(questions), **progress) as bar:
-        for start in range(len(finished), len(questions), args.batch_size):
-            batch = questions[start : start + args.batch_size]
-            empty = dict.fromkeys(ADDED_COLUMNS, "") | {"model": label}
-            rows = answer_rows(args, batch.to_dict("records"), model)
-            answers = pd.DataFrame([empty | row for row in rows], batch.index)
-            batch.join(answers).to_csv(args.output, mode="a", header=False, index=False)
-            num_errors += sum(answers["error"] != "")
-            bar.update(len(batch))
+    empty = dict.fromkeys(ADDED_COLUMNS, "") | {"model": label}
+    starts = range(len(finished), len(questions), args.batch_size)
+    for start in tqdm(starts, "asking", unit="batch", disable=None):
+        batch = questions[start : start + args.batch_size]
+        rows = answer_rows(args, batch.to_dict("records"), model)
+        answers = pd.DataFrame([empty | row for row in rows], batch.index)
+        batch.join(answers).to_csv(args.output, mode="a", header=False, index=False)
+        num_errors += sum(answers["error"] != "")
     return num_errors
 
 
@@ -110,14 +100,11 @@ def _answer_batch(args: Namespace, rows: list[dict], model: LoadedModel) -> list
     for row in rows:
         if not row["audio"]:
             raise UserError("no clip is named")
-        if not row["question"].strip():
-            raise UserError("the question is empty")
         names = filter(None, (row["audio"], row.get("audio2")))
         paths.append([find_file(str(args.csv.parent / name)) for name in names])
         questions.append(add_options(row["question"], row.get("options", "").split("|")))
     encoded = iter(model.encode(list(chain.from_iterable(paths))))
     clips = [[next(encoded) for _ in row_paths] for row_paths in paths]
-    answers = model.ask(questions, clips, args.no_audio, args.max_new_tokens)
     return [
         {
             "answer": answer.reply,
@@ -126,5 +113,7 @@ def _answer_batch(args: Namespace, rows: list[dict], model: LoadedModel) -> list
             "text": answer.text,
             "used_seconds": " ".join(f"{clip.used:.4g}" for clip in row_clips),
         }
-        for answer, row_clips in zip(answers, clips)
+        for answer, row_clips in zip(
+            model.ask(questions, clips, args.no_audio, args.max_new_tokens), clips
+        )
     ]

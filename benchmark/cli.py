@@ -1,8 +1,8 @@
 """Measures a training step at real dimensions with random weights: `audiolm benchmark --naive`.
 
 It downloads nothing, and needs torch, torchaudio, transformers and accelerate only. The clips are
-generated noise. On a CPU each variant runs in a process of its own. On a GPU, the time of a part is
-the time for which the GPU works on it or waits for it.
+generated noise. Each variant runs in a process of its own. On a GPU, the time of a part is the time
+for which the GPU works on it or waits for it.
 """
 
 import argparse
@@ -13,8 +13,6 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from transformers.hf_argparser import string_to_bool
-
 from ..configuration_audiolm import import_encoders, list_encoder_types, parse_encoder_type
 from ..runtime import format_duration, is_bfloat16_fast, report_user_errors, run_info, write_json
 from . import measure
@@ -22,27 +20,18 @@ from .measure import PARTS, RUN_STEPS
 
 PROGRAM = "audiolm benchmark"
 REASONAQA_CLIPS = 54_046  # each is encoded once where features are cached
-# glibc's allocator as run_train.py sets it, in pages of 2 MB. An encoder loses time if freed memory
-# goes back to the system. From the cache, blocks of 4 MB and more go back, which saves memory.
-CACHED_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**22), "THP_MEM_ALLOC_ENABLE": "1"}
-ENCODING_ALLOCATOR = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
-    "THP_MEM_ALLOC_ENABLE": "1",
-}
+# glibc's allocator as run_train.py sets it. An encoder loses time if freed memory goes back to the
+# system. From the cache, blocks of 4 MB and more go back, which saves memory.
+CACHED_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**22)}
+ENCODING_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 TABLE_ROWS = {
     "samples/s": "{samples_per_second:,.2f}",
-    "tokens/s, real": "{tokens_per_second[real]:,.0f}",
-    "tokens/s, padded": "{tokens_per_second[padded]:,.0f}",
+    "tokens/s": "{tokens_per_second:,.0f}",
     "tokens per step": "{tokens_per_step[real]:,.0f} of {tokens_per_step[padded]:,.0f}",
-    "labels per step": "{tokens_per_step[labels]:,.0f}",
     "peak memory": "{memory:.2f} GiB",
-    "TFLOP/s": "{tflops:.3f} ({tflop_per_step:.3f} TFLOP per step)",
-    "MFU": "{utilisation}",
     "warm-up": "{warmup}",
     f"{RUN_STEPS:,} steps": "{run}",
     "loss, first step": "{losses[0]:.5f}",
-    "compiled graphs": "{compiled_graphs}",
 }
 
 
@@ -54,12 +43,9 @@ def format_table(variants: dict[str, dict]) -> str:
         for part in (*PARTS, "step"):
             low, median, high = (1000 * seconds for seconds in result["seconds"][part])
             column[f"{part}, ms"] = f"{median:,.1f} ({low:,.1f}-{high:,.1f})"
-        peak = result["peak_tflops"]
         values = {
             **result,
             "memory": (result["peak_memory_bytes"] or math.nan) / 2**30,
-            "tflop_per_step": result["flops_per_step"] / 1e12,
-            "utilisation": f"{result['mfu']:.1%} of {peak:g} TFLOP/s" if peak else "unknown peak",
             "warmup": format_duration(result["warmup_seconds"]),
             "run": format_duration(result["run_seconds"]),
         }
@@ -83,35 +69,20 @@ def compare_variants(ours: dict, baseline: dict, clip_seconds: float | None) -> 
     }
 
 
-def _positive_number(convert: Callable[[str], float]) -> Callable[[str], float]:
-    def number(text: str) -> float:
-        value = convert(text)
-        if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text}: expected a positive number")
-        return value
-
-    return number
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser of `audiolm benchmark`."""
     parser = argparse.ArgumentParser(PROGRAM, description=__doc__, allow_abbrev=False)
     add = parser.add_argument
-    count = _positive_number(int)
-    number = _positive_number(float)
     types = ", ".join(list_encoder_types())
     add("--encoder_type", default="htsat", metavar="TYPE", help=f"{types} (default: htsat)")
-    add("--audio_tokens", type=count, help="tokens per clip (default: one per frame)")
-    add("--batch_size", type=count, default=16, help="examples per step (default: 16)")
-    add("--steps", type=count, default=10, help="measured steps, after warm-up (default: 10)")
-    add("--seconds", type=number, default=10.0, help="length of the clips (default: 10)")
+    add("--batch_size", type=int, default=16, help="examples per step (default: 16)")
+    add("--steps", type=int, default=10, help="measured steps, after warm-up (default: 10)")
+    add("--seconds", type=float, default=10.0, help="length of the clips (default: 10)")
     help_text = "bf16: autocast; the encoder stays fp32"
     help_text += " (default: bf16 where the device is faster with it)"
     add("--precision", choices=["fp32", "bf16"], help=help_text)
     help_text = "compile the layers of our step; on a GPU, replay them as CUDA graphs"
     add("--torch_compile", action="store_true", help=help_text)
-    help_text = "train the mapper only (default: true)"
-    add("--freeze_lm", type=string_to_bool, default=True, help=help_text)
     add("--no_feature_cache", action="store_true", help="encode the clips in each step")
     help_text = (
         "also measure a baseline in fp32 that encodes the clips in each step, pads to the longest "
@@ -120,13 +91,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--naive", action="store_true", help=help_text)
     help_text = "measure an evaluation in place of training steps, beside a plain generate loop"
     add("--evaluation", action="store_true", help=help_text)
-    add("--rows", type=count, default=32, help="rows of --evaluation (default: 32)")
+    add("--rows", type=int, default=32, help="rows of --evaluation (default: 32)")
     help_text = "tokens of each text of --evaluation (default: 64)"
-    add("--max_new_tokens", type=count, default=64, help=help_text)
+    add("--max_new_tokens", type=int, default=64, help=help_text)
     add("--one_clip", action="store_true", help="leave out examples about two clips, a fifth")
-    add("--dataloader_num_workers", type=int, default=0, help="loader processes (default: 0)")
-    add("--peak_tflops", type=number, help="peak of the device, for MFU on one that is not listed")
-    add("--seed", type=int, default=0, help="seed of examples and weights (default: 0)")
     add("--json", metavar="FILE", help="write all results to this file")
     help_text = "further fields of the model's config, such as a smaller text_config"
     add("--config_overrides", type=json.loads, default={}, metavar="JSON", help=help_text)
@@ -137,8 +105,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses and checks the command line."""
     parser = build_parser()
     options = parser.parse_args(argv)
-    if options.dataloader_num_workers < 0:
-        parser.error("--dataloader_num_workers: expected a number from 0 on")
+    for name in ("batch_size", "steps", "seconds", "rows", "max_new_tokens"):
+        if not 0 < getattr(options, name) < math.inf:
+            parser.error(f"--{name} {getattr(options, name)}: expected a positive number")
     try:
         options.encoder_type = import_encoders(options.encoder_type)
         parse_encoder_type(options.encoder_type)
@@ -146,8 +115,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--{error}")
     if options.precision is None:
         options.precision = "bf16" if is_bfloat16_fast() else "fp32"
-    if options.json and Path(options.json).is_dir():
-        parser.error(f"--json {options.json}: expected a file, but this is a folder")
     if options.json and not Path(options.json).absolute().parent.is_dir():
         parser.error(f"--json {options.json}: its folder does not exist")
     return options

@@ -10,8 +10,6 @@ from tqdm import tqdm
 from ..data import FeatureCache
 from ..evaluation.answering import PROTOCOLS
 from ..evaluation.predict import Answerer
-from ..modeling_audiolm import AudioLMForConditionalGeneration
-from ..processing_audiolm import AudioLMProcessor
 from ..runtime import format_duration
 from .workload import build_model, clip_files, draw_examples
 
@@ -23,7 +21,7 @@ CONTROLS = ("no_audio", "noise", "mismatched_audio", "option_relabel")
 
 def draw_rows(options: Namespace, clips: list[str], vocab_size: int) -> list[dict]:
     """Draws test rows of ReasonAQA's lengths. Those with short answers have four options."""
-    rows = draw_examples(options.rows, options.seed, vocab_size, clips, options.one_clip)
+    rows = draw_examples(options.rows, vocab_size, clips, options.one_clip)
     answers = [row["answer"] for row in rows]
     for index, row in enumerate(rows):
         row["question_type"] = "detail"
@@ -34,18 +32,6 @@ def draw_rows(options: Namespace, clips: list[str], vocab_size: int) -> list[dic
             row["input"] += f" {listed}"
             row["answer"] = f"A) {texts[0]}"
     return rows
-
-
-def answer_one_by_one(
-    model: AudioLMForConditionalGeneration,
-    processor: AudioLMProcessor,
-    rows: list[dict],
-    max_new_tokens: int,
-) -> None:
-    """Decodes, encodes and answers one row after another with `generate`, as others evaluate."""
-    for row in rows:
-        inputs = processor(row["input"], row["audio"])
-        model.generate(**inputs.to(model.device), max_new_tokens=max_new_tokens, do_sample=False)
 
 
 def measure_evaluation(options: Namespace, folder: str) -> dict[str, float]:
@@ -84,7 +70,9 @@ def measure_evaluation(options: Namespace, folder: str) -> dict[str, float]:
         answer("likelihood", (control,))
     plain_rows = rows[: max(1, len(rows) // 4)]
     start = time.perf_counter()
-    answer_one_by_one(model, processor, plain_rows, options.max_new_tokens)
+    for row in plain_rows:  # decoded, encoded and answered one after another, as others evaluate
+        inputs = processor(row["input"], row["audio"]).to(model.device)
+        model.generate(**inputs, max_new_tokens=options.max_new_tokens, do_sample=False)
     seconds["plain generate loop"] = (time.perf_counter() - start) / len(plain_rows)
     return seconds
 

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,8 @@ def check_shapes(encoder: AudioEncoder) -> str:
     shape = (1, frames, encoder.dim)
     _expect(tuple(features.shape) == shape, f"features {tuple(features.shape)}, expected {shape}")
     _expect(features.dtype == torch.float32, f"features are {features.dtype}, expected float32")
-    _expect(torch.isfinite(features).all(), "features hold NaN or infinite values")
-    _expect(features.std() > 0, "all features are equal")
+    # A deviation that is NaN is not above 0 either.
+    _expect(features.std() > 0, "features are all equal, or hold NaN or infinite values")
     expected = encoder.frame_rate * SECONDS
     is_close = not expected or abs(frames - expected) <= max(2, 0.1 * expected)
     _expect(is_close, f"{frames} frames in {SECONDS} s, but frame_rate {encoder.frame_rate:g}")
@@ -99,13 +100,11 @@ def check_padding(encoder: AudioEncoder) -> str:
     worst = 0.0
     for row, features, length in zip(batch, encoder.encode(batch, lengths), lengths):
         alone = encoder.encode(row[None, :length])[0]
-        worst = max(worst, _deviation(features[: len(alone)], alone))
-        _expect(
-            worst < TOLERANCE, f"{length} samples: other features in a padded batch ({worst:g})"
-        )
-        _expect(
-            not features[len(alone) :].any(), f"{length} samples: no zeros after the last frame"
-        )
+        frames, padding = features[: len(alone)], features[len(alone) :]
+        worst = max(worst, _deviation(frames, alone))
+        name = f"{length} samples"
+        _expect(worst < TOLERANCE, f"{name}: other features in a padded batch ({worst:g})")
+        _expect(not padding.any(), f"{name}: no zeros after the last frame")
     return f"the same features, deviation {worst:.1g}"
 
 
@@ -182,19 +181,19 @@ def check_encoder(encoder_type: str, name_or_path: str | None = None) -> int:
         The number of checks that failed.
     """
     encoder = load_encoder(encoder_type, name_or_path)
-    checks: dict[str, Callable[[], str]] = {
-        "shapes": lambda: check_shapes(encoder),
-        "frame counts": lambda: check_frame_counts(encoder),
-        "padding": lambda: check_padding(encoder),
-        "float32": lambda: check_precision(encoder),
-        "codes": lambda: check_codes(encoder),
-        "save and reload": lambda: check_reload(encoder, encoder_type),
-        "speed": lambda: measure_speed(encoder),
+    checks: dict[str, Callable[[AudioEncoder], str]] = {
+        "shapes": check_shapes,
+        "frame counts": check_frame_counts,
+        "padding": check_padding,
+        "float32": check_precision,
+        "codes": check_codes,
+        "save and reload": partial(check_reload, encoder_type=encoder_type),
+        "speed": measure_speed,
     }
     failures = 0
     for name, check in checks.items():
         try:
-            result, detail = "ok", check()
+            result, detail = "ok", check(encoder)
         except Exception as error:  # The encoder's own code can fail in any way.
             failures += 1
             is_own = isinstance(error, CheckError)
@@ -205,13 +204,7 @@ def check_encoder(encoder_type: str, name_or_path: str | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of `audiolm check-encoder`."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        "audiolm check-encoder",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=formatter,
-    )
+    parser = argparse.ArgumentParser("audiolm check-encoder", description=__doc__)
     add = parser.add_argument
     add("encoder_type", metavar="ENCODER", help=f"one of {', '.join(list_encoder_types())}")
     weights = "weights, as in run_train.py; `random` checks the code alone"
@@ -228,9 +221,4 @@ def main(argv: list[str] | None = None) -> None:
         failures = check_encoder(args.encoder_type, args.encoder_name_or_path)
     except ValueError as error:
         raise UserError(str(error)) from error
-    if failures:
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()
+    sys.exit(1 if failures else 0)

@@ -20,7 +20,7 @@ from ..configuration_audiolm import (
     parse_encoder_type,
 )
 from ..encoders_audiolm import AudioEncoder, HTSATPosteriorEncoder, build_encoder
-from ..runtime import UserError
+from ..runtime import UserError, redact_token
 from .random_weights import build_random_encoder
 from .state_dicts import (
     AUDIOSET_PREFIX,
@@ -235,7 +235,7 @@ def _load_file_encoder(encoder_type: str, name_or_path: str | None) -> AudioEnco
     try:
         encoder.load_weights(name_or_path)
     except (OSError, *UNREADABLE) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        reason = f"{type(error).__name__}: {redact_token(error, None)}"
         source = name_or_path or "the published weights"
         raise UserError(f"--encoder_name_or_path: {encoder_type}: {source}: {reason}") from error
     return encoder

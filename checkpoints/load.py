@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from ..configuration_audiolm import AudioLMConfig, encoder_type_name, import_encoder_source
+from ..configuration_audiolm import encoder_type_name, import_encoder_source
 from ..modeling_audiolm import AudioLMForConditionalGeneration
 from ..runtime import UserError, redact_token
 from .mellow import load_mellow, mellow_checkpoint
@@ -35,9 +35,6 @@ def load_model(
     Raises:
         UserError: If `name` is not found, is no AudioLM, or lacks weights.
     """
-    if not Path(name).exists() and Path(name).parent.is_dir() and Path(name).parent != Path():
-        # The Hub is not asked: a connection that is refused takes it a minute to report.
-        raise UserError(f"--model_name_or_path {name}: no such folder or file")
     try:
         has_weights = Path(name, "model.safetensors").is_file()
         mellow_file = None if has_weights else mellow_checkpoint(name, revision)
@@ -45,8 +42,10 @@ def load_model(
             return load_mellow(mellow_file)
     except (ValueError, OSError) as error:
         raise _user_error(name, error) from error
-    is_hub_name = len(Path(name).parts) == 2 and not Path(name).exists()
-    if not is_hub_name and not Path(name, "config.json").is_file():
+    path = Path(name)
+    # The Hub is not asked for a missing folder: a connection that is refused takes a minute.
+    is_hub_name = len(path.parts) == 2 and not path.exists() and not path.parent.is_dir()
+    if not is_hub_name and not (path / "config.json").is_file():
         raise UserError(
             f"--model_name_or_path {name} is neither a folder with config.json nor a Hub name "
             "like user/model"
@@ -55,15 +54,12 @@ def load_model(
         model, info, tokenizer = _read_model(name, revision)
     except LOADING_ERRORS as error:
         raise _user_error(name, error) from error
-    info["mismatched_keys"] = [
-        f"{key} {tuple(shape)}, not {tuple(expected)}"
-        for key, shape, expected in info["mismatched_keys"]
-    ]
+    shapes = [f"{key} {tuple(a)}, not {tuple(b)}" for key, a, b in info["mismatched_keys"]]
     messages = []
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        keys = sorted(map(str, info[problem]))
-        if keys:
-            messages.append(f"{len(keys)} {problem.replace('_', ' ')} ({', '.join(keys[:3])})")
+    for problem, keys in {**info, "mismatched_keys": shapes}.items():
+        if keys and problem.endswith("_keys"):
+            first = ", ".join(sorted(map(str, keys))[:3])
+            messages.append(f"{len(keys)} {problem.replace('_', ' ')} ({first})")
     if messages:
         raise UserError(f"--model_name_or_path {name}: incomplete AudioLM: {'; '.join(messages)}")
     return model, tokenizer
@@ -94,7 +90,6 @@ def _read_model(
     name: str, revision: str | None
 ) -> tuple[AudioLMForConditionalGeneration, dict, Any]:
     # The installed classes read the model. The copy beside its weights would need the user's trust.
-    AutoConfig.register("audiolm", AudioLMConfig, exist_ok=True)
     options = {"revision": revision, "trust_remote_code": False}
     model_type = AutoConfig.from_pretrained(name, **options).model_type
     if model_type != "audiolm":

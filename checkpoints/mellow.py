@@ -25,7 +25,6 @@ PUBLISHED_MELLOW = "soham97/mellow"
 CHECKPOINT_NAME = "v0.ckpt"
 TOKENIZER_SOURCE = "HuggingFaceTB/SmolLM2-135M"
 LAYER_KEY = re.compile(r"model\.layers\.(\d+)\.")
-TENSORS_PER_LAYER = 9
 # Prefixes of keys in the checkpoint, and of the same tensors in the mapper.
 MAPPER_PREFIXES = {
     "audio_encoder.base.c2l.": "posteriors.",
@@ -51,7 +50,7 @@ def mellow_checkpoint(name: str, revision: str | None = None) -> str | None:
         return str(file) if file.is_file() else None
     if name == PUBLISHED_MELLOW:
         return cached_file(name, CHECKPOINT_NAME, revision=revision)
-    if path.suffix == ".ckpt" and len(path.parts) == 3 and not path.is_absolute():
+    if path.suffix == ".ckpt" and len(path.parts) == 3 and not path.parent.is_dir():
         user, repository, file_name = path.parts
         return cached_file(f"{user}/{repository}", file_name, revision=revision)
     return None
@@ -65,8 +64,11 @@ def load_mellow(path: str) -> tuple[AudioLMForConditionalGeneration, PreTrainedT
     """
     state = {key.removeprefix("module."): value for key, value in read_checkpoint(path).items()}
     text_state = select_prefix(state, TEXT_PREFIX)
+    layers = {match[1] for match in map(LAYER_KEY.match, text_state) if match}
+    if not layers:
+        raise UserError(f"{path} is not Mellow: no layers of a language model")
     text_config = AudioLMConfig("mellow").text_config.to_dict()
-    text_config |= {"num_hidden_layers": _count_layers(text_state, path)}
+    text_config |= {"num_hidden_layers": len(layers)}
     text_config |= {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     fields: Any = {"mapper_type": "mellow", "prompt_format": "mellow", "freeze_lm": False}
     config = AudioLMConfig("mellow", text_config=text_config, **fields)
@@ -82,20 +84,6 @@ def load_mellow(path: str) -> tuple[AudioLMForConditionalGeneration, PreTrainedT
     tokenizer: Any = AutoTokenizer.from_pretrained(source)
     tokenizer.eos_token = tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
     return model.train(False), tokenizer
-
-
-def _count_layers(text_state: State, path: str) -> int:
-    """Counts the layers of the language model before a model of that size is built."""
-    matches = [LAYER_KEY.match(key) for key in text_state]
-    layers = sorted(int(match[1]) for match in matches if match)
-    num_layers = len(layers) // TENSORS_PER_LAYER
-    expected = sorted(TENSORS_PER_LAYER * list(range(num_layers)))
-    if not layers or layers != expected:
-        raise UserError(
-            f"{path} is not Mellow: {len(layers)} tensors of language model layers, expected "
-            f"{TENSORS_PER_LAYER} of each"
-        )
-    return num_layers
 
 
 def _copy_weights(model: AudioLMForConditionalGeneration, state: State, path: str) -> None:

@@ -1,7 +1,6 @@
 """Compare our encoders with msclap and moshi on the same weights. Needs the extra `reference`."""
 
 import argparse
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -30,17 +29,16 @@ class MSClapReference:
     @torch.no_grad()
     def encode(self, waveform: torch.Tensor, ours: AudioEncoder) -> torch.Tensor:
         """Encodes a clip at 44.1 kHz, shape `(1, samples)`, to features `(1, frames, 768)`."""
-        geometry = cast(HTSATEncoder, ours).geometry
-        size = geometry.window_samples
+        encoder = cast(HTSATEncoder, ours)
+        size = encoder.window_samples
         num_samples = waveform.shape[1]
         clip = waveform[0]
         if num_samples < size:
             clip = clip.repeat(-(-size // num_samples))
         features = []
-        for window in geometry.windows(num_samples):
-            self.model(clip[None, window.start : window.start + size])
-            cells = self.grid[0].permute(2, 1, 0)[window.first_cell : window.end_cell]
-            features.append(cells.flatten(0, 1))
+        for start, cells in encoder.windows(num_samples):
+            self.model(clip[None, start : start + size])
+            features.append(self.grid[0].permute(2, 1, 0)[cells].flatten(0, 1))
         return torch.cat(features)[None]
 
 
@@ -66,13 +64,18 @@ def main(argv: list[str] | None = None) -> float:
     add("--encoder_type", required=True, choices=["htsat", "mimi_semantic", "mimi_full"])
     weights = "CLAP_weights_2023.pth, or moshi's safetensors file"
     add("--encoder_name_or_path", required=True, help=weights)
-    add("--max_audio_seconds", type=float, default=10.0, help="seconds used of each file")
-    add("--output_dir", type=Path, help="save the reference's features here, one .pt per file")
     add("audio", nargs="+", help="audio files")
     args = parser.parse_args(argv)
     ours = load_encoder(args.encoder_type, args.encoder_name_or_path)
-    reference = _load_reference(args.encoder_name_or_path, ours)
-    extractor = AudioLMFeatureExtractor.from_encoder(ours, args.max_audio_seconds)
+    path = args.encoder_name_or_path
+    try:
+        if isinstance(ours, HTSATEncoder):
+            reference: MSClapReference | MoshiReference = MSClapReference(path)
+        else:
+            reference = MoshiReference(path, cast(QuantizedEncoder, ours).num_levels)
+    except ImportError as error:
+        raise UserError(f"{error}. Install the extra `reference`") from error
+    extractor = AudioLMFeatureExtractor.from_encoder(ours, max_audio_seconds=10.0)
     largest = 0.0
     for file in args.audio:
         try:
@@ -83,20 +86,8 @@ def main(argv: list[str] | None = None) -> float:
         deviation = float((features - ours.encode(clip)).abs().max())
         largest = max(largest, deviation)
         print(f"{deviation:.2e}  {features.shape[1]:4d} frames  {file}")
-        if args.output_dir:
-            args.output_dir.mkdir(parents=True, exist_ok=True)
-            torch.save(features[0], args.output_dir / f"{Path(file).stem}.pt")
     print(f"largest deviation: {largest:.2e}")
     return largest
-
-
-def _load_reference(path: str, ours: AudioEncoder) -> MSClapReference | MoshiReference:
-    try:
-        if isinstance(ours, HTSATEncoder):
-            return MSClapReference(path)
-        return MoshiReference(path, cast(QuantizedEncoder, ours).num_levels)
-    except ImportError as error:
-        raise UserError(f"{error}. Install the extra `reference`") from error
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from ..runtime import UserError
+from ..runtime import UserError, redact_token
 
 # HTSAT's keys begin with one of these in checkpoints of msclap, its authors, and transformers.
 MSCLAP_PREFIX = "audio_encoder.base.htsat."
@@ -17,6 +17,7 @@ AUDIOSET_PREFIX = "sed_model."
 HTSAT_PREFIXES = (MSCLAP_PREFIX, AUDIOSET_PREFIX, "audio_model.audio_encoder.", "audio_encoder.")
 HTSAT_UNUSED = r"^(spectrogram_extractor|logmel_extractor|head)\.|attn_mask$"
 CLASSIFIER_PREFIX = "tscam_conv."
+INDEX_SUFFIX = "relative_position_index"
 # Patterns in foreign keys, and what ClapAudioModel and MimiModel have in their place.
 HTSAT_NAMES = [
     (r"^bn0\.", "batch_norm."),
@@ -69,7 +70,7 @@ def read_checkpoint(path: str) -> State:
             state = torch.load(path, map_location="cpu", weights_only=True)
         return dict(state.get("model", state.get("state_dict", state)))
     except UNREADABLE as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        reason = f"{type(error).__name__}: {redact_token(error, None)}"
         raise UserError(f"{path} is not a readable checkpoint ({reason})") from error
 
 
@@ -79,24 +80,14 @@ def load_state_strictly(module: nn.Module, state: State, source: str) -> None:
     Raises:
         UserError: If keys are missing or unexpected, or shapes differ.
     """
-    architecture = "relative_position_index"
-    own_state = {k: v for k, v in module.state_dict().items() if not k.endswith(architecture)}
-    state = {k: v for k, v in state.items() if not k.endswith(architecture)}
-    missing = [key for key in own_state if key not in state]
-    unexpected = [key for key in state if key not in own_state]
-    shapes = [
-        f"{key} {tuple(state[key].shape)}, not {tuple(value.shape)}"
-        for key, value in own_state.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    if missing or unexpected or shapes:
-        raise UserError(
-            f"{source} does not fit {type(module).__name__}: "
-            f"{len(missing)} keys missing ({', '.join(missing[:3])}), "
-            f"{len(unexpected)} unexpected ({', '.join(unexpected[:3])}), "
-            f"{len(shapes)} of another shape ({'; '.join(shapes[:3])})"
-        )
-    module.load_state_dict(state, strict=False)
+    own_state = module.state_dict()
+    # The index depends on the architecture alone, and not all formats have it.
+    index = {key: value for key, value in own_state.items() if key.endswith(INDEX_SUFFIX)}
+    weights = {key: value for key, value in state.items() if not key.endswith(INDEX_SUFFIX)}
+    try:
+        module.load_state_dict(weights | index)
+    except RuntimeError as error:
+        raise UserError(f"{source} does not fit: {redact_token(error, None)}") from error
 
 
 def select_prefix(state: State, prefix: str) -> State:

@@ -166,7 +166,7 @@ def bits_per_second(encoder: AudioEncoder) -> float:
     if isinstance(encoder, HTSATEncoder) and len(encoder.dims) > 1:
         # Posteriors are repeated for each frame of a time cell, which adds no information.
         latent, classes = encoder.dims
-        per_window = latent + encoder.geometry.time_cells * classes
+        per_window = latent + encoder.time_cells * classes
         return 16.0 * per_window / encoder.config.window_seconds
     return encoder.frame_rate * encoder.dim * 16.0
 

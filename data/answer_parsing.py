@@ -105,10 +105,12 @@ def add_options(question: str, options: list[str]) -> str:
     The options "yes" and "no" become a sentence that asks for one of them, if it is missing.
 
     Raises:
-        UserError: The question has options already, there are fewer than 2 or more than 26, two
-            are equal, or a text cannot be written as an option.
+        UserError: The question is empty or has options already, there are fewer than 2 or more than
+            26, two are equal, or a text cannot be written as an option.
     """
     question = question.strip()
+    if not question:
+        raise UserError("the question is empty")
     options = [option.strip() for option in options if option.strip()]
     distinct = {option.casefold() for option in options}
     try:

@@ -15,7 +15,6 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from .. import AudioLMFeatureExtractor, AudioLMProcessor
-from ..data.answer_parsing import find_options, named_letter_and_words
 from ..data.soundscapes.corpus import Split, draw_corpus
 from ..runtime import use_all_of_the_cpu
 from .training import Optimizer, script_parser, shuffled_batches, write_figures
@@ -60,11 +59,12 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
 def build_example(processor: AudioLMProcessor, row: dict) -> Example:
     """Returns a row's token ids, with captions in place of audio tokens, and its labels."""
     fields = [field for field in ("caption1", "caption2") if row[field]]
-    captions = iter([processor.encode_answer(row[field])[:-1] for field in fields])
+    texts = [*(row[field] for field in fields), row["answer"]]
+    *captions, answer = processor.encode_answers(texts)
+    (tokens,) = processor.encode_prompts([row["input"]], [[1] * len(fields)])
     prompt = []
-    for token in processor.encode_prompt(row["input"], [1] * len(fields)):
-        prompt += next(captions) if token == processor.audio_token_id else [token]
-    answer = processor.encode_answer(row["answer"])
+    for token in tokens:
+        prompt += captions.pop(0)[:-1] if token == processor.audio_token_id else [token]
     return prompt + answer, [-100] * len(prompt) + answer
 
 
@@ -97,33 +97,6 @@ def exact_answers(model: nn.Module, examples: list[Example]) -> float:
         is_right = (predictions == targets) | (targets == -100)
         num_right += int(is_right.all(1).sum())
     return num_right / len(examples)
-
-
-@torch.no_grad()
-def letter_figures(
-    model: LlamaForCausalLM, processor: AudioLMProcessor, rows: list[dict]
-) -> dict[str, float]:
-    """Returns what generated answers to questions with lettered options name.
-
-    Returns:
-        Shares of the texts that name the right letter, that name the right words, and that name
-        the letter of one option and the words of another.
-    """
-    counts = {"right_letters": 0, "right_words": 0, "contradictory": 0}
-    lettered = [row for row in rows if find_options(row["input"])]
-    for row in lettered:
-        ids, labels = build_example(processor, row)
-        prompt = torch.tensor([ids[: labels.count(-100)]])
-        output = model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=16, do_sample=False
-        )
-        text = processor.tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True)
-        letter, worded = named_letter_and_words(row["input"], text)
-        reference = row["answer"][0].lower()
-        counts["right_letters"] += letter == reference
-        counts["right_words"] += worded == reference
-        counts["contradictory"] += None not in (letter, worded) and letter != worded
-    return {name: count / len(lettered) for name, count in counts.items()}
 
 
 def build_training_rows(split: Split) -> list[dict]:
@@ -173,10 +146,7 @@ def main(argv: list[str] | None = None) -> None:
     examples = [build_example(processor, row) for row in build_training_rows(split)]
     train(model, examples, args.steps, args.seed)
     unseen_examples = [build_example(processor, row) for row in unseen.rows]
-    figures = {
-        "exact_answers": exact_answers(model.eval(), unseen_examples),
-        **letter_figures(model, processor, unseen.rows),
-    }
+    figures = {"exact_answers": exact_answers(model.eval(), unseen_examples)}
     model.half().save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
     write_figures(args.output, figures)

@@ -5,10 +5,8 @@
 
 import argparse
 import json
-import re
 import textwrap
 from collections.abc import Iterable
-from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 
@@ -33,7 +31,6 @@ This page is generated (`python docs/build_commands.py`). `run_train.py`, `run_e
 `run_compare.py` are `audiolm train`, `audiolm eval` and `audiolm compare`. With several processes,
 use `accelerate launch`.
 """
-STOCK = "`run_train.py --help_all` lists the other options of transformers' `TrainingArguments`."
 HELP_ALL = "--help_all also lists the other options of transformers' TrainingArguments."
 
 
@@ -48,24 +45,6 @@ def format_value(value: object) -> str:
     return str(getattr(value, "value", value))
 
 
-def format_options(actions: list[argparse.Action]) -> str:
-    """Returns a Markdown table of options."""
-    rows = ["| option | default | |", "|---|---|---|"]
-    for action in actions:
-        name = action.option_strings[0] if action.option_strings else action.metavar or action.dest
-        choices = " ".join(f"`{choice}`" for choice in action.choices or ())
-        # The default of pinning is what the machine has.
-        default = "" if action.dest == "dataloader_pin_memory" else format_value(action.default)
-        text = action.help or ""
-        if default:
-            text = re.sub(r"\s*\(default: [^()]*(\([^()]*\)[^()]*)*\)", "", text)
-        separator = ": " if text and choices else ""
-        text = " ".join(f"{text}{separator}{choices}".split())
-        text = text.replace("|", "\\|").replace("%%", "%")
-        rows.append(f"| `{name}` | {f'`{default}`' if default else ''} | {text} |")
-    return "\n".join(rows)
-
-
 def split_parser(command: str, parser: argparse.ArgumentParser) -> dict[str, list]:
     """Returns the actions of a parser by group: ours first, then the stock ones of the Trainer."""
     # `--no_OPTION` is the opposite of an option that is listed.
@@ -74,7 +53,10 @@ def split_parser(command: str, parser: argparse.ArgumentParser) -> dict[str, lis
     if command != "train":
         return {"options": actions}
     groups: dict[str, list] = {"model": [], "data": [], "training": [], "stock": []}
-    names = {"model": names_of(ModelArguments), "data": {*names_of(DataArguments), "config"}}
+    names = {
+        "model": ModelArguments.__dataclass_fields__.keys(),
+        "data": {*DataArguments.__dataclass_fields__, "config"},
+    }
     for action in actions:
         own = AudioLMTrainingArguments.__annotations__
         is_listed = action.dest in own or action.dest in COMMON
@@ -82,11 +64,6 @@ def split_parser(command: str, parser: argparse.ArgumentParser) -> dict[str, lis
         group = next((name for name, own in names.items() if action.dest in own), group)
         groups[group].append(action)
     return groups
-
-
-def names_of(dataclass: type) -> set[str]:
-    """Returns the names of a dataclass's fields."""
-    return {field.name for field in fields(dataclass)}
 
 
 def describe(action: argparse.Action) -> str:
@@ -151,31 +128,15 @@ def build_options() -> dict[str, dict]:
     return pages
 
 
-def format_command(command: str, module: str) -> str:
-    """Returns the section of a command."""
-    parser = import_module(f"audiolm.{module}").build_parser()
-    parts = [f"## audiolm {command}", parser.description or ""]
-    subcommands = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-    if subcommands:
-        for name, inner in subcommands[0].choices.items():
-            parts += [f"### audiolm {command} {name}", inner.description or ""]
-            parts.append(format_options(split_parser(name, inner)["options"]))
-    else:
-        groups = split_parser(command, parser)
-        groups.pop("stock", None)
-        for title, actions in groups.items():
-            parts += [f"### {title.capitalize()}"] if len(groups) > 1 else []
-            parts.append(format_options(actions))
-        parts += [STOCK] if command == "train" else []
-    return "\n\n".join(part.strip() for part in parts if part)
-
-
-def build_page() -> str:
-    """Returns the whole page."""
-    sections = [format_command(command, module) for command, module in PARSERS.items()]
+def build_page(pages: dict[str, dict]) -> str:
+    """Returns commands.md: the help of each command, from the content of options.json."""
+    sections = [
+        f"## audiolm {name}\n\n```text\n{page['help']}\n```" for name, page in pages.items()
+    ]
     return "\n\n".join([INTRO.strip(), *sections]) + "\n"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(build_page(), encoding="utf-8")
-    OPTIONS.write_text(json.dumps(build_options(), indent=1) + "\n", encoding="utf-8")
+    pages = build_options()
+    PAGE.write_text(build_page(pages), encoding="utf-8")
+    OPTIONS.write_text(json.dumps(pages, indent=1) + "\n", encoding="utf-8")

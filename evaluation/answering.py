@@ -176,7 +176,7 @@ class _Answers:
 def _answers_to_score(row: Mapping, processor: "AudioLMProcessor", with_options: bool) -> _Answers:
     options = candidates(row) if with_options else None
     texts = list(dict.fromkeys([row["answer"].strip(), *(options or {}).values()]))
-    return _Answers(options, texts, [processor.encode_answer(text) for text in texts])
+    return _Answers(options, texts, processor.encode_answers(texts))
 
 
 @torch.no_grad()
@@ -187,13 +187,11 @@ def answer_batch(
     features: Mapping[Clip, torch.Tensor],
     protocols: tuple[str, ...],
     max_new_tokens: int = 64,
-    **generate_options,
 ) -> list[dict]:
     """Scores and generates the answers to questions about encoded clips.
 
     Rows have `input`, `answer`, `question_type` and `audio` (the clips). The features of each clip
-    come from `encode_clips`. Protocols are "likelihood" and "generate". More options go to
-    `generate`: a `streamer` needs a batch of one row.
+    come from `encode_clips`. Protocols are "likelihood" and "generate".
 
     Returns:
         One dict per row. `loss` is summed over the `n_tokens` tokens of the right answer. With
@@ -203,10 +201,8 @@ def answer_batch(
     clips = list(chain.from_iterable(row["audio"] for row in rows))
     inputs, num_frames = pad_features([features[clip] for clip in clips])
     frame_counts = iter(num_frames)
-    prompts = []
-    for row in rows:
-        counts = list(islice(frame_counts, len(row["audio"])))
-        prompts.append(processor.encode_prompt(row["input"], counts))
+    counts = [list(islice(frame_counts, len(row["audio"]))) for row in rows]
+    prompts = processor.encode_prompts([row["input"] for row in rows], counts)
     answers = [_answers_to_score(row, processor, "likelihood" in protocols) for row in rows]
     branches = [answer.tokens for answer in answers]
     batch = build_scoring_batch(prompts, branches, processor.tokenizer.pad_token_id)
@@ -225,8 +221,7 @@ def answer_batch(
     losses = iter(_token_losses(model, batch, outputs.last_hidden_state))
     results = [answer.result(losses) for answer in answers]
     if "generate" in protocols:
-        options = {"max_new_tokens": max_new_tokens, **generate_options}
-        texts = _generate(model, batch, getattr(outputs, CACHE_NAME), options)
+        texts = _generate(model, batch, getattr(outputs, CACHE_NAME), max_new_tokens)
         for result, tokens in zip(results, texts):
             result["text"] = processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
     return results
@@ -246,7 +241,7 @@ def _token_losses(
 
 
 def _generate(
-    model: "AudioLMForConditionalGeneration", batch: ScoringBatch, cache, options: dict
+    model: "AudioLMForConditionalGeneration", batch: ScoringBatch, cache, max_new_tokens: int
 ) -> torch.Tensor:
     """Generates greedily. Returns the new tokens, shape `(rows, tokens)`."""
     prompt_length = batch.prompt_mask.shape[1]
@@ -256,7 +251,7 @@ def _generate(
         input_ids=batch.input_ids[:, :prompt_length],
         attention_mask=batch.prompt_mask,
         do_sample=False,
+        max_new_tokens=max_new_tokens,
         **{CACHE_NAME: cache},
-        **options,
     )
     return sequences[:, prompt_length:]

@@ -5,17 +5,17 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
 import torch
 from support.builders import SMALL_HTSAT, SMALL_MIMI, TEXT
 
-from audiolm import AudioLMConfig
 from audiolm.benchmark import cli, measure, workload
 from audiolm.checkpoints.random_weights import randomise_codebooks
 from audiolm.encoders_audiolm import MimiEncoder
-from audiolm.runtime import resident_memory
+from audiolm.runtime import UserError, resident_memory
 from audiolm.training.compile import PAD_TO, compile_layers
 
 ENCODERS = {"htsat": SMALL_HTSAT, "mimi_full": SMALL_MIMI}
@@ -28,10 +28,6 @@ RESULTS = (
     "tokens_per_step",
     "tokens_per_second",
     "peak_memory_bytes",
-    "flops_per_step",
-    "tflops",
-    "peak_tflops",
-    "mfu",
     "run_seconds",
     "losses",
 )
@@ -84,33 +80,26 @@ def varied_codes(monkeypatch):
     monkeypatch.setattr(measure, "build_model", build)
 
 
-def gradients(model, batch, loss_function):
+def gradients(work, examples):
+    model, batch = work.model, work.collate(examples)
     workload.encode_batch(model, batch)
     model.zero_grad()
-    loss = loss_function(model, batch)
+    loss = work.loss(model, batch)
     loss.backward()
     return loss, {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def baseline_gradients(model, processor, examples):
-    batch = workload.collate_baseline(examples, processor)
-    return gradients(model, batch, workload.baseline_loss)
-
-
-@pytest.mark.parametrize("freeze_lm", [True, False])
-@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize(("cached", "freeze_lm"), [(True, True), (False, False)])
 def test_our_step_has_the_baselines_loss_and_gradients(
     options, cached, freeze_lm, tmp_path, varied_codes
 ):
-    options.freeze_lm = freeze_lm
+    options.config_overrides["freeze_lm"] = freeze_lm
     measure.prepare(options, tmp_path, cached=True)
-    examples = workload.draw_examples(6, 0, 300, workload.clip_files(tmp_path))
+    examples = workload.draw_examples(6, 300, workload.clip_files(tmp_path))
     assert {len(example["audio"]) for example in examples} == {1, 2}
-    model, processor = measure.build_model(options)
-    model.train()
-    collate = measure.build_collator(options, model, processor, tmp_path if cached else None)
-    loss, ours = gradients(model, collate(examples), workload.model_loss)
-    expected_loss, expected = baseline_gradients(model, processor, examples)
+    loss, ours = gradients(measure.build_workload(options, False, tmp_path, cached), examples)
+    baseline = measure.build_workload(options, True, tmp_path, cached)
+    expected_loss, expected = gradients(baseline, examples)
     assert abs(loss - expected_loss) < 1e-4
     assert ours.keys() == expected.keys()
     assert any("mapper" in name for name in ours)
@@ -122,7 +111,7 @@ def test_our_step_has_the_baselines_loss_and_gradients(
         assert error <= tolerance * expected[name].norm() + 1e-8, name
     # The comparison notices swapped clips.
     swapped = [{**example, "audio": example["audio"][::-1]} for example in examples]
-    _, other = baseline_gradients(model, processor, swapped)
+    _, other = gradients(baseline, swapped)
     weight = "mapper.linear_1.weight"
     assert (other[weight] - expected[weight]).norm() > 0
 
@@ -134,14 +123,14 @@ def test_baseline_in_slices_has_the_losses_of_the_whole_batch(tmp_path, monkeypa
     for size, slices in ((6, 1), (2, 3)):
         monkeypatch.setattr(measure, "SLICE_SIZE", size)
         work = measure.build_workload(options, True, tmp_path, cached=False)
-        seconds, _, facts = measure.time_steps(options, work)
-        assert seconds.shape == (2, len(measure.PARTS))
-        assert work.slices == slices
+        facts = measure.time_steps(options, work)
+        assert facts["parts"].shape == (2, len(measure.PARTS))
+        assert {len(batch) for batch in work.batches} == {slices}
         losses.append(facts["losses"])
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
-def test_evaluation_states_rows_per_second_of_each_protocol_and_control(capsys):
+def test_evaluation_states_rows_per_second_of_each_protocol_and_control(in_one_process, capsys):
     more = ["--evaluation", "--rows", "8", "--max_new_tokens", "2", "--seconds", "1"]
     cli.main([*COMMAND, *small_sizes("mimi_full"), *more])
     printed = capsys.readouterr().out
@@ -150,14 +139,8 @@ def test_evaluation_states_rows_per_second_of_each_protocol_and_control(capsys):
     assert re.search(r"^generate: [\d.]+ x the plain loop$", printed, re.MULTILINE)
 
 
-def test_draw_examples_depends_on_the_seed_only():
-    examples = workload.draw_examples(400, 1, 49152, CLIPS)
-    assert examples == workload.draw_examples(400, 1, 49152, CLIPS)
-    assert examples != workload.draw_examples(400, 2, 49152, CLIPS)
-
-
 def test_draw_examples_has_reasonaqas_lengths():
-    examples = workload.draw_examples(4000, 1, 49152, CLIPS)
+    examples = workload.draw_examples(4000, 49152, CLIPS)
     questions, answers = (
         [len(re.findall("w", example[part])) for example in examples]
         for part in ("input", "answer")
@@ -165,22 +148,23 @@ def test_draw_examples_has_reasonaqas_lengths():
     pairs = sum(len(example["audio"]) == 2 for example in examples) / len(examples)
     assert pairs == pytest.approx(3 * 67_855 / 968_071, abs=0.02)
     # Shares of the kinds by their means.
-    assert sum(questions) / len(examples) == pytest.approx(17.2, abs=0.6)
+    assert sum(questions) / len(examples) == pytest.approx(16.65, abs=0.6)
     assert sum(answers) / len(examples) == pytest.approx(41.5, abs=2)
     assert max(answers) > 250
     assert min(answers) == 1
 
 
 def test_draw_examples_one_clip_leaves_out_pairs():
-    examples = workload.draw_examples(200, 1, 300, CLIPS, one_clip=True)
+    examples = workload.draw_examples(200, 300, CLIPS, one_clip=True)
     assert {len(example["audio"]) for example in examples} == {1}
 
 
 def test_prompt_template_has_as_many_tokens_as_with_smollm2():
     # With SmolLM2's tokenizer "Audio 1: " is five tokens, "\n" one and "\nAnswer:" three.
     _, processor = workload.build_model(parse_small())
-    assert len(processor.encode_prompt("w5w6", [4])) == 5 + 4 + 1 + 2 + 3
-    assert processor.encode_answer("w7w8") == [7, 8, 2]
+    (prompt,) = processor.encode_prompts(["w5w6"], [[4]])
+    assert len(prompt) == 5 + 4 + 1 + 2 + 3
+    assert processor.encode_answers(["w7w8"]) == [[7, 8, 2]]
 
 
 @pytest.fixture
@@ -202,10 +186,9 @@ def test_tokens_by_hand(few_examples, tmp_path):
     ours, baseline = (
         measure.measure(options, is_baseline, tmp_path) for is_baseline in (False, True)
     )
-    assert ours["tokens_per_step"] == {"real": 19 + 31, "padded": 2 * 31, "labels": 2 + 5}
-    assert baseline["tokens_per_step"] == {"real": 19 + 31, "padded": 2 * 31, "labels": 2 + 5}
+    assert ours["tokens_per_step"] == {"real": 19 + 31, "padded": 2 * 31}
+    assert baseline["tokens_per_step"] == {"real": 19 + 31, "padded": 2 * 31}
     assert ours["clips_per_step"] == 3
-    assert ours["flops_per_step"] == baseline["flops_per_step"]
     assert ours["samples_per_second"] == pytest.approx(2 / ours["mean_step_seconds"])
     assert ours["run_seconds"] == pytest.approx(20_000 * ours["mean_step_seconds"])
 
@@ -221,31 +204,9 @@ def test_our_batches_hold_the_baselines_examples_sorted_by_length(tmp_path):
     assert ours["padded"] < 0.9 * baseline["padded"]
 
 
-def test_flops_by_hand():
-    text = {
-        "hidden_size": 8,
-        "intermediate_size": 10,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 4,
-        "vocab_size": 20,
-    }
-    config = AudioLMConfig("mimi_full", text_config=text, mapper_hidden_size=6)
-    # q and o have 64 weights each, k and v 32 each, the MLP 240: 432 weights at 7 tokens. The head
-    # has 160 at 2 labels. Each costs 4 FLOPs.
-    language_model = 4 * (432 * 7 + 160 * 2)
-    attention = 6 * 8 * (3**2 + 4**2)
-    # 6 x 5 weights of 4 FLOPs and 6 x 8 of 6, at 4 frames
-    mapper = 4 * (30 * 4 + 48 * 6)
-    assert workload.step_flops(config, 5, [3, 4], 2, 4) == language_model + attention + mapper
-    config.freeze_lm = False
-    assert workload.step_flops(config, 5, [3, 4], 2, 4) == 6 * 3344 + attention + mapper
-
-
 @pytest.mark.parametrize("cached", [True, False])
 def test_measure_returns_consistent_results(options, cached, tmp_path):
-    options.precision, options.peak_tflops = "bf16", 2.0
+    options.precision = "bf16"
     clip_seconds = measure.prepare(options, tmp_path, cached)
     assert clip_seconds > 0 if cached else clip_seconds is None
     result = measure.measure(options, False, tmp_path, cached)
@@ -255,8 +216,6 @@ def test_measure_returns_consistent_results(options, cached, tmp_path):
     parts = sum(result["seconds"][part][1] for part in measure.PARTS)
     assert parts == pytest.approx(result["seconds"]["step"][1])
     assert parts == pytest.approx(result["mean_step_seconds"])
-    flops_per_second = result["flops_per_step"] / result["mean_step_seconds"]
-    assert result["mfu"] == pytest.approx(flops_per_second / 2e12)
     assert len(result["losses"]) == 2  # with the warm-up
 
 
@@ -307,26 +266,10 @@ def test_command_without_optional_packages_writes_all_results(lean_run):
     assert ours.keys() >= set(RESULTS)
     # Of both steps, so the optimizer did the same too.
     assert ours["losses"] == pytest.approx(baseline["losses"], abs=1e-4)
-    assert ours["mfu"] is None
     assert ours["peak_memory_bytes"] > 0
     speed = ours["samples_per_second"] / baseline["samples_per_second"]
     assert results["ratio"]["samples_per_second"] == pytest.approx(speed)
     assert 0 < results["ratio"]["samples_per_second_with_encoding"] < speed
-
-
-@pytest.mark.parametrize(
-    ("device", "peak"),
-    [
-        ("NVIDIA H200", 989),
-        ("NVIDIA H100 80GB HBM3", 989),
-        ("NVIDIA A100-SXM4-40GB", 312),
-        ("NVIDIA L4", 121),
-        ("NVIDIA L40S", None),
-        ("CPU (AVX512)", None),
-    ],
-)
-def test_peak_tflops_is_the_devices(device, peak):
-    assert workload.peak_tflops(device) == peak
 
 
 def test_resident_memory_counts_allocated_memory():
@@ -341,13 +284,11 @@ def test_resident_memory_counts_allocated_memory():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--batch_size", "0"], "--batch_size: 0: expected a positive number"),
-        (["--steps", "2.5"], "--steps: invalid number value: '2.5'"),
-        (["--seconds", "nan"], "--seconds: nan: expected a positive number"),
+        (["--batch_size", "0"], "--batch_size 0: expected a positive number"),
+        (["--steps", "2.5"], "--steps: invalid int value: '2.5'"),
+        (["--seconds", "nan"], "--seconds nan: expected a positive number"),
         (["--precision", "fp16"], "--precision: invalid choice: 'fp16'"),
-        (["--dataloader_num_workers", "-1"], "--dataloader_num_workers: expected a number from 0"),
         (["--json", "nowhere/x.json"], "--json nowhere/x.json: its folder does not exist"),
-        (["--json", "."], "--json .: expected a file, but this is a folder"),
         (["--encoder_type", "nothing"], "--encoder_type"),
     ],
 )
@@ -368,6 +309,7 @@ def test_compiled_steps_have_the_losses_of_plain_ones(tmp_path, monkeypatch):
     eager = partial(compile_layers, backend="eager")
     monkeypatch.setattr(measure, "compile_layers", eager)
     plain = measure_compiled(tmp_path)
+    torch._dynamo.utils.counters.clear()
     compiled = measure_compiled(tmp_path, "--torch_compile")
     assert compiled["losses"] == pytest.approx(plain["losses"], rel=1e-3)
     tokens, plain_tokens = compiled["tokens_per_step"], plain["tokens_per_step"]
@@ -375,18 +317,15 @@ def test_compiled_steps_have_the_losses_of_plain_ones(tmp_path, monkeypatch):
     assert tokens["padded"] % (4 * PAD_TO / 2) == 0
     assert tokens["padded"] > plain_tokens["padded"] >= tokens["real"]
     # One graph serves all layers and lengths.
-    assert compiled["compiled_graphs"] == 1
-    assert plain["compiled_graphs"] == 0
-    table = cli.format_table({"plain": plain, "compiled": compiled})
-    assert re.search(r"^compiled graphs +0 +1$", table, re.MULTILINE)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 @pytest.fixture
 def in_one_process(monkeypatch):
-    """Runs each part in this process, as on a GPU."""
+    """Runs each part in this process."""
 
     def run(function, *arguments, environment):
-        return measure.in_this_process(function, *arguments)
+        return function(*arguments)
 
     monkeypatch.setattr(measure, "run_isolated", run)
 
@@ -408,11 +347,14 @@ def test_too_long_examples_are_refused(in_one_process):
         cli.main(argv)
 
 
-def test_out_of_memory_is_one_line(in_one_process, monkeypatch):
-    def run_out_of_memory(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+def test_out_of_memory_is_one_line(monkeypatch):
+    monkeypatch.setattr(measure, "ProcessPoolExecutor", lambda *_: nullcontext(FullMemory()))
+    with pytest.raises(UserError, match=r"^out of memory: take a smaller --batch_size$"):
+        measure.run_isolated(measure.measure, environment={})
 
-    monkeypatch.setattr(measure, "measure", run_out_of_memory)
-    message = r"^audiolm benchmark: out of memory: take a smaller --batch_size$"
-    with pytest.raises(SystemExit, match=message):
-        cli.main([*COMMAND, *small_sizes("htsat")])
+
+class FullMemory:
+    """Takes the place of a process."""
+
+    def submit(self, *_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")

@@ -149,7 +149,7 @@ def test_htsat_layer_shows_a_tone_burst_where_it_is(stage):
 def test_htsat_layer_has_the_width_of_its_stage(stage):
     encoder = small_encoder(f"htsat_layer={stage}")
     assert encoder.dim == 8 * 2 ** (stage - 1)
-    assert encoder.num_frames(encoder.geometry.window_samples) == 64
+    assert encoder.num_frames(encoder.window_samples) == 64
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -171,7 +171,7 @@ def test_htsat_layer_averages_the_states_of_transformers(stage):
 
 def tone_burst(encoder) -> torch.Tensor:
     """A window whose second half alone holds noise."""
-    window = encoder.geometry.window_samples
+    window = encoder.window_samples
     audio = torch.zeros(1, window)
     audio[0, window // 2 :] = torch.randn(window // 2, generator=torch.Generator().manual_seed(0))
     return audio
@@ -279,7 +279,7 @@ def test_pair_does_not_save_the_folders_of_its_encoders(half_precision_parts):
 
 def test_htsat_posteriors_are_a_latent_and_those_of_the_grid(encoders):
     encoder = encoders["htsat_posteriors"]
-    audio, _ = noise_clips(encoder, encoder.geometry.window_samples / encoder.sample_rate)
+    audio, _ = noise_clips(encoder, encoder.window_samples / encoder.sample_rate)
     features = encoder.encode(audio)[0]
     grid, latent = encoder.encode_windows(audio)
     width = encoder.latent_dim

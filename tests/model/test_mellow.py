@@ -225,11 +225,11 @@ def test_mellow_is_evaluated_with_both_prompts_and_after_saving(mellow_folder, t
     [
         (
             {"audio_encoder.base.htsat.bn0.weight": torch.ones(64)},
-            r"v0\.ckpt is not Mellow: 0 tensors of language model layers",
+            r"v0\.ckpt is not Mellow: no layers",
         ),
         (
             {"module.caption_decoder.lm.model.layers.1000.x": torch.ones(1)},
-            "1 tensors of language model layers, expected 9 of each",
+            "does not fit: .* Missing key",
         ),
     ],
 )
@@ -246,7 +246,7 @@ def test_load_model_of_an_incomplete_mellow_checkpoint_is_refused(tmp_path):
 
 
 def test_load_model_of_a_missing_checkpoint_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"v1.ckpt: no such folder or file"):
+    with pytest.raises(UserError, match=r"v1.ckpt is neither a folder"):
         load_model(str(tmp_path / "v1.ckpt"))
 
 

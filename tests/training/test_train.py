@@ -325,7 +325,7 @@ def test_encoder_that_cannot_be_read_is_named(corpus, tokenizer):
     without_config = corpus / "alone" / "model.safetensors"
     without_config.parent.mkdir()
     without_config.write_bytes((corpus / "other" / "model.safetensors").read_bytes())
-    assert_rejected(without_config, r"does not fit MimiModel: .* keys missing")
+    assert_rejected(without_config, r"does not fit: .* MimiModel: Missing key")
 
 
 def test_folder_without_a_trained_model_is_not_evaluated(corpus, tokenizer):
