@@ -16,7 +16,7 @@ from ..evaluation.audio_gain import (
     gain_over_best_baseline,
 )
 from ..evaluation.estimates import ResampledAccuracies, describe_accuracy
-from ..evaluation.scores import groups_of_rows
+from ..evaluation.scores import groups_of_rows, recording_names
 from .runs import Run
 
 
@@ -75,7 +75,7 @@ def collect_outcomes(runs: Mapping[str, list[Run]]) -> Outcomes:
         if not seeds[0].is_text_only:
             baselines[arm] |= text_only
     type_index = np.array([question_types.index(row["question_type"]) for row in rows])
-    clips = [tuple(row["audio_digests"]) for row in rows]
+    clips = [recording_names(row) for row in rows]
     return Outcomes(rows, question_types, type_index, clips, by_seed, published, baselines)
 
 
