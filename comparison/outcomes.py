@@ -16,7 +16,7 @@ from ..evaluation.audio_gain import (
     gain_over_best_baseline,
 )
 from ..evaluation.estimates import ResampledAccuracies
-from ..evaluation.scores import groups_of_rows
+from ..evaluation.scores import groups_of_rows, recording_names
 from .runs import Run
 
 
@@ -28,7 +28,7 @@ class Outcomes:
     # Names of groups and each row's index among them, shape `(rows,)`, by grouping. Question types
     # are in the order of `CLOSED_QUESTION_TYPES`, other groups in alphabetical order.
     groups: dict[str, tuple[list[str], np.ndarray]]
-    clips: list[tuple[str, ...]]  # digests of each row's one or two clips
+    clips: list[tuple[str, ...]]  # names of each row's one or two clips
     by_seed: dict[str, np.ndarray]  # of each arm, shape `(seeds, rows)`
     published: list[str]  # arms of which there is no other training
     baselines: dict[str, dict[str, np.ndarray]]  # of each arm, without audio
@@ -69,7 +69,7 @@ def collect_outcomes(runs: Mapping[str, list[Run]]) -> Outcomes:
         if not seeds[0].is_text_only:
             baselines[arm] |= text_only
     published = [arm for arm, seeds in runs.items() if seeds[0].is_published]
-    clips = [tuple(row["audio_digests"]) for row in rows]
+    clips = [recording_names(row) for row in rows]
     groups = _index_groups(rows, first.metrics["max_audio_seconds"])
     return Outcomes(rows, groups, clips, by_seed, published, baselines)
 

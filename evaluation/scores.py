@@ -121,6 +121,11 @@ def mark_training_clips(rows: list[dict], training_clips: Collection[str]) -> No
         row["in_training"] = any(name in training_clips for name in names)
 
 
+def recording_names(row: Mapping) -> tuple[str, ...]:
+    """Returns the digests of a row's clips, or the full paths in predictions without digests."""
+    return tuple(row.get("audio_digests") or clip_paths(row))
+
+
 def softmax_scores(scores: Mapping[str, tuple[float, int]]) -> dict[str, float]:
     """Returns the probability of each option: the softmax of the log-likelihoods."""
     if not scores:
@@ -202,7 +207,7 @@ def closed_metrics(
         references=[row["reference"] or row["answer"] for row in rows],
         question_type=[row["question_type"] for row in rows],
         groups=groups_of_rows(rows, max_audio_seconds),
-        clips=[tuple(row["audio_digests"]) for row in rows],
+        clips=[recording_names(row) for row in rows],
     )
     return metrics or {}
 
@@ -243,7 +248,7 @@ def audio_gain(rows: list[dict], protocol: str) -> dict[str, dict]:
         if len(outcomes) == len(rows):
             baselines[name] = np.array([outcomes], float)
     type_index = np.array([question_types.index(row["question_type"]) for row in rows])
-    clips = [tuple(row["audio_digests"]) for row in rows]
+    clips = [recording_names(row) for row in rows]
     return gain_over_best_baseline(correct, baselines, question_types, type_index, clips)
 
 
