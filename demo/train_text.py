@@ -16,12 +16,15 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 
 from .. import AudioLMFeatureExtractor, AudioLMProcessor
 from ..data.soundscapes.corpus import Split, draw_corpus
+from ..data.soundscapes.recordings import RecordingTable
 from ..runtime import use_all_of_the_cpu
 from .training import Optimizer, script_parser, shuffled_batches, write_figures
 
 SEED = 980_000_000  # differs from any seed of a corpus
 # <audio> has AudioLMConfig's audio_token_id, 3.
 SPECIAL_TOKENS = ["<unk>", "<s>", "<|im_end|>", "<audio>"]
+FOLDER = Path(__file__).parent / "text"
+TEXT_FIELDS = ("input", "answer", "caption1")
 BATCH_SIZE = 24
 BATCHES_PER_POOL = 16  # batches of similar length are formed among so many
 LLAMA = {
@@ -126,23 +129,35 @@ def train(model: nn.Module, examples: list[Example], steps: int, seed: int) -> N
             bar.set_postfix(loss=f"{loss.item():.3f}")
 
 
+def esc50_table(folder: Path) -> RecordingTable:
+    """Returns the table of ESC-50's recordings in a folder."""
+    csv, audio_dir = str(folder / "meta" / "esc50.csv"), str(folder / "audio")
+    return RecordingTable(csv, audio_dir, "category", fold="fold", group="src_file")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Trains and saves the tokenizer and the language model."""
-    parser = script_parser(__doc__, Path(__file__).parent / "text", "output folder")
+    parser = script_parser(__doc__, FOLDER, "output folder")
     add = parser.add_argument
     add("--rows", type=int, default=60_000, help="training rows")
     add("--steps", type=int, default=14_000, help="steps with batch size 24")
     add("--vocabulary", type=int, default=768, help="size of the tokenizer's vocabulary")
+    esc50_help = "folder of ESC-50: go on from the demo's model, and teach it ESC-50's classes"
+    add("--esc50", type=Path, metavar="FOLDER", help=esc50_help)
     args = parser.parse_args(argv)
     use_all_of_the_cpu()
     set_seed(args.seed)
-    split = draw_corpus(args.rows, SEED)["train"]
-    unseen = draw_corpus(1000, SEED + 1)["train"]
-    fields = ("input", "answer", "caption1")
-    texts = [row[field] for row, field in product(split.rows[:20_000], fields)]
-    tokenizer = train_tokenizer(texts, args.vocabulary)
+    recordings = esc50_table(args.esc50) if args.esc50 else None
+    split = draw_corpus(args.rows, SEED, recordings)["train"]
+    unseen = draw_corpus(1000, SEED + 1, recordings)["train"]
+    if recordings:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(FOLDER)
+        model = LlamaForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).train()
+    else:
+        texts = [row[field] for row, field in product(split.rows[:20_000], TEXT_FIELDS)]
+        tokenizer = train_tokenizer(texts, args.vocabulary)
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **LLAMA))
     processor = AudioLMProcessor(AudioLMFeatureExtractor(), tokenizer)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **LLAMA))
     examples = [build_example(processor, row) for row in build_training_rows(split)]
     train(model, examples, args.steps, args.seed)
     unseen_examples = [build_example(processor, row) for row in unseen.rows]

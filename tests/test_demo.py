@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from support.recording_tables import make_table
 from transformers import AutoModelForCausalLM, AutoTokenizer, MimiModel
 
 from audiolm import AudioLMFeatureExtractor, AudioLMProcessor
@@ -173,6 +174,21 @@ def test_update_codebook_converges_to_the_centres_of_points():
         points = centres[torch.randint(5, (200,))] + 0.01 * torch.randn(200, centres.shape[1])
         train_encoders.update_codebook(codebook, points, codebook.encode(points))
     assert (codebook.decode(codebook.encode(centres)) - centres).abs().max() < 0.1
+
+
+def test_train_text_goes_on_from_the_demos_model_with_esc50s_classes(tmp_path):
+    make_table(tmp_path / "esc50", ["hen", "toilet flush", "crow", "sneezing", "door knock"])
+    (tmp_path / "esc50" / "meta").mkdir()
+    (tmp_path / "esc50" / "table.csv").rename(tmp_path / "esc50" / "meta" / "esc50.csv")
+    small = ["--rows", "200", "--steps", "16", "--output", str(tmp_path / "text")]
+    train_text.main(["--esc50", str(tmp_path / "esc50"), *small])
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+        for folder in (DEMO / "text", tmp_path / "text")
+    )
+    assert before.keys() == after.keys()
+    distances = [(after[name] - before[name]).abs().max().item() for name in before]
+    assert 0 < max(distances) < 0.5
 
 
 def test_train_text_saves_a_model_and_tokenizer_that_load(tmp_path):
