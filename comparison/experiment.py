@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 
+from ..checkpoints.load import import_saved_encoders
 from ..data import audio_roots
 from ..data.reasonaqa import AudioDir
 from ..data.soundscapes.corpus import make_soundscapes, write_labels
@@ -139,6 +140,9 @@ def run_probes(config: ComparisonConfig, labels: Mapping[str, Path]) -> dict[str
 def compare_folders(args: Namespace) -> list[str]:
     """Compares the evaluations of `--evaluations`. Nothing is trained, so that nothing fails."""
     runs = read_evaluations(args.evaluations)
+    if args.trust_remote_code:
+        models = [seeds[0].folder.parent for seeds in runs.values()]
+        import_saved_encoders([str(model) for model in models if (model / "config.json").is_file()])
     published = [arm for arm, seeds in runs.items() if seeds[0].is_published]
     note = ""
     if published:

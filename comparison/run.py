@@ -60,6 +60,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--data_dir", help=data_help)
     audio_help = "with --evaluations: folder of the audio for the report (default: no audio in it)"
     add("--audio_dir", nargs="+", help=audio_help)
+    trust_help = "with --evaluations: run the file of an encoder in a model's folder"
+    add("--trust_remote_code", action="store_true", help=trust_help)
     add(
         "--parallel",
         type=int,

@@ -13,7 +13,7 @@ from support.builders import arguments, run
 from support.hub_server import Hub
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-from audiolm import load_encoder, run_eval, run_train
+from audiolm import load_encoder, run_compare, run_eval, run_train
 from audiolm.ask import cli as ask
 from audiolm.checkpoints.check_encoder import (
     CheckError,
@@ -184,6 +184,21 @@ def test_file_encoder_trains_evaluates_answers_and_probes(trained, monkeypatch, 
     probe += ["--labels", "labels.csv", "--audio_dir", ".", "--output_dir", "probes"]
     probe_command.main(probe)
     assert NAME in (folder / "probes" / "probes.json").read_text()
+
+
+def test_comparison_of_folders_runs_the_file_if_it_is_trusted(trained, monkeypatch):
+    folder, argv = trained
+    monkeypatch.chdir(folder)
+    run_train.main(argv)
+    data = ["--test_file", "rows.json", "--audio_dir", "."]
+    run_eval.main(["--model_name_or_path", "out", *data, "--output_dir", "out/evaluation"])
+    del sys.modules["audiolm.wav2vec2_example"]  # as in another process
+    folders = ["--evaluations", "a=out/evaluation", "b=out/evaluation", "--output_dir", "compared"]
+    with pytest.raises(SystemExit, match="--trust_remote_code"):
+        run_compare.main(folders)
+    run_compare.main([*folders, "--trust_remote_code"])
+    arms = json.loads((folder / "compared" / "comparison.json").read_text())["arms"]
+    assert arms["a"]["tokens_per_clip"] > 0
 
 
 def test_lmms_eval_runs_the_file_if_it_is_trusted(trained, monkeypatch):
