@@ -32,22 +32,15 @@ def stream_array(path: str | Path) -> Iterator[dict]:
     """Yields the objects of the JSON list in a file. Memory does not grow with their number.
 
     Raises:
-        UserError: The file is not readable or no JSON list of objects. The message names the row.
+        OSError: The file is not readable.
+        UserError: The file holds no JSON list of objects. The message names the row.
     """
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            # Progress is shown on terminals, for large files.
-            is_small = os.fstat(file.fileno()).st_size < MIN_CACHED_BYTES
-            rows = _parse_objects(iter(lambda: file.read(CHUNK_CHARACTERS), ""), path)
-            title = f"reading {Path(path).name}"
-            yield from tqdm(rows, title, unit=" rows", disable=True if is_small else None)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path}: file not found. Download ReasonAQA with `audiolm prepare download "
-            "reasonaqa`, or try without data: `run_compare.py --config demo`"
-        ) from error
-    except OSError as error:
-        raise UserError(f"{path}: not readable ({error})") from error
+    with open(path, encoding="utf-8-sig") as file:
+        # Progress is shown on terminals, for large files.
+        is_small = os.fstat(file.fileno()).st_size < MIN_CACHED_BYTES
+        rows = _parse_objects(iter(lambda: file.read(CHUNK_CHARACTERS), ""), path)
+        title = f"reading {Path(path).name}"
+        yield from tqdm(rows, title, unit=" rows", disable=True if is_small else None)
 
 
 def _parse_objects(chunks: Iterable[str], path: str | Path) -> Iterator[dict]:
@@ -98,6 +91,7 @@ def load_json_table(
         look_up: Returns the result for a name. The cached table is used while results are equal.
 
     Raises:
+        OSError: The file is not readable.
         UserError: As for `stream_array`, or raised by `parse`.
     """
     status = os.stat(path)

@@ -198,6 +198,11 @@ def _load_split(file: str | Path, audio_dir: AudioDir) -> Dataset:
         rows = load_json_table(
             file, reader.parse, SCHEMA, cache_key, reader.uncertain_paths, reader.find_file
         )
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{file}: file not found. Download ReasonAQA with `audiolm prepare download "
+            "reasonaqa`, or try without data: `run_compare.py --config demo`"
+        ) from error
     except OSError as error:
         raise UserError(f"{file}: not readable ({error})") from error
     if not len(rows):

@@ -1,4 +1,4 @@
-"""Draws architecture.svg and results.svg: `python docs/draw_figures.py`."""
+"""Draws the figures of the documentation: `python docs/draw_figures.py`."""
 
 import json
 from pathlib import Path
@@ -16,13 +16,9 @@ BOXES = (  # x, y, width, title, second line, fill
     (8.1, 0.65, 2.6, "SmolLM2-135M", "frozen at first", "#4c78a8"),
     (11.3, 0.65, 1.5, "answer", "text", None),
 )
-MARKERS = {  # Colours that colour-blind readers can tell apart, on light and dark pages.
-    "htsat": ("o", "#4c78a8"),
-    "mimi_semantic": ("s", "#f58518"),
-    "mimi_full": ("D", "#54a24b"),
-    "text-only model": ("|", GREY),
-    "majority answer": ("x", GREY),
-}
+# Colours that colour-blind readers can tell apart, on light and dark pages.
+MARKERS = (("o", "#4c78a8"), ("s", "#f58518"), ("D", "#54a24b"), ("^", "#b279a2"), ("v", "#9d755d"))
+BASELINE_MARKERS = {"text-only model": ("|", GREY), "majority answer": ("x", GREY)}
 ARROWS = (  # from, to
     ((1.5, 1.75), (2.1, 1.75)),
     ((4.5, 1.75), (5.1, 1.75)),
@@ -57,14 +53,16 @@ def draw_architecture() -> plt.Figure:
     return figure
 
 
-def draw_results() -> plt.Figure:
-    """Returns the figure of results.json: accuracy of each model, with its interval, by row."""
-    accuracy = json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))["accuracy"]
+def draw_results(name: str) -> plt.Figure:
+    """Returns the figure of a file of results: accuracy of each model, with its interval, by row."""
+    accuracy = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))["accuracy"]
     rows = list(next(iter(accuracy.values())))
-    figure, axes = plt.subplots(figsize=(7, 4))
-    for lane, (model, (marker, color)) in enumerate(MARKERS.items()):
-        cells = [accuracy[model][row] for row in rows]
-        heights = [number + 0.15 * (lane - 2) for number in range(len(rows))]
+    figure, axes = plt.subplots(figsize=(7, 0.57 * len(rows) + 0.12 * len(accuracy)))
+    for lane, (model, values_by_row) in enumerate(accuracy.items()):
+        marker, color = BASELINE_MARKERS.get(model) or MARKERS[lane]
+        cells = [values_by_row[row] for row in rows]
+        shift = 0.75 / len(accuracy) * (lane - (len(accuracy) - 1) / 2)
+        heights = [number + shift for number in range(len(rows))]
         values = [100 * value for value, _, _ in cells]
         low = [100 * (value - (value if end is None else end)) for value, end, _ in cells]
         high = [100 * ((value if end is None else end) - value) for value, _, end in cells]
@@ -73,7 +71,7 @@ def draw_results() -> plt.Figure:
     axes.set_yticks(range(len(rows)), rows)
     axes.invert_yaxis()
     axes.set_xlabel("accuracy in % (bar: 95 % interval over clips)", color=GREY)
-    axes.set_xlim(15, 100)
+    axes.set_xlim(10, 100)
     axes.tick_params(colors=GREY)
     axes.spines[:].set_color(GREY)
     axes.grid(axis="x", color=GREY, alpha=0.3)
@@ -85,6 +83,8 @@ def draw_results() -> plt.Figure:
 
 if __name__ == "__main__":
     plt.rcParams["svg.hashsalt"] = "audiolm"  # equal figures give equal files
-    for name, figure in {"architecture": draw_architecture(), "results": draw_results()}.items():
+    figures = {"architecture": draw_architecture()}
+    figures |= {name: draw_results(name) for name in ("results", "results_esc50")}
+    for name, figure in figures.items():
         options = {"bbox_inches": "tight", "transparent": True, "metadata": {"Date": None}}
         figure.savefig(FOLDER / f"{name}.svg", **options)

@@ -65,11 +65,6 @@ def test_stream_array_broken_file_names_the_row(content, message, chunk, tmp_pat
     assert str(error.value).startswith(f"{file}, {message}")
 
 
-def test_stream_array_missing_file_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"gone\.json: file not found\. Download"):
-        list(stream_array(tmp_path / "gone.json"))
-
-
 @pytest.fixture
 def cached(tmp_path, monkeypatch):
     """A folder. Tables of files of any size are cached in its `cache`."""

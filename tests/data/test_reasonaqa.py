@@ -100,7 +100,7 @@ def test_load_reasonaqa_missing_field_is_named(tmp_path):
 
 
 def test_load_reasonaqa_missing_file_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"gone.json: not readable .*No such file"):
+    with pytest.raises(UserError, match=r"gone.json: file not found. Download"):
         load_reasonaqa({"train": tmp_path / "gone.json"}, tmp_path)
 
 
