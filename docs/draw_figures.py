@@ -54,7 +54,7 @@ def draw_architecture() -> plt.Figure:
 
 
 def draw_results(name: str) -> plt.Figure:
-    """Returns the figure of a file of results: accuracy of each model, with its interval, by row."""
+    """Returns the figure of a results file: accuracy of each model, with its interval, by row."""
     accuracy = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))["accuracy"]
     rows = list(next(iter(accuracy.values())))
     figure, axes = plt.subplots(figsize=(7, 0.57 * len(rows) + 0.12 * len(accuracy)))
