@@ -42,9 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
     source.add_argument(
         "--config", help="YAML file of the comparison, or a preset such as demo (configs/demo.yaml)"
     )
-    source.add_argument(
-        "--evaluations", nargs="+", metavar="ARM=FOLDER", help="folders that run_eval.py wrote"
-    )
+    folders_help = "folders that run_eval.py wrote"
+    source.add_argument("--evaluations", nargs="+", metavar="ARM=FOLDER", help=folders_help)
     source.add_argument(
         "--plan_power",
         type=float,

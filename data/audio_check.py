@@ -111,12 +111,13 @@ def find_truncation(raw: BinaryIO, file: soundfile.SoundFile) -> str | None:
 
     None means that it is complete, or that its container does not tell.
     """
+    # Before `raw` is moved, which may be the stream that `file` reads from.
+    if file.format == "FLAC":
+        return None if _has_last_sample(file) else f"not all of its {file.frames} samples"
     size = raw.seek(0, os.SEEK_END)
     header = read_at(raw, 0, 16)
     if header[:4] == b"OggS":
         return None if _has_last_ogg_page(raw, size) else "its last page is missing"
-    if file.format == "FLAC":
-        return None if _has_last_sample(file) else f"not all of its {file.frames} samples"
     if is_media(header):
         import av  # the extra `media`, without which the file cannot be opened either
 

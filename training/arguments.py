@@ -373,7 +373,8 @@ def _fill_shared_defaults(options: dict[str, Any]) -> None:
     """Checks and sets training options that depend on the model or the data."""
     streaming = options["streaming"]
     message = "--streaming: a stream has no end; use --max_steps, not --num_train_epochs"
-    _refuse(streaming and options["num_train_epochs"], message)
+    counts_epochs = options["num_train_epochs"] or (options["max_steps"] or 1) <= 0
+    _refuse(streaming and counts_epochs, message)
     message = "--prompt_format mellow pairs clips of the whole corpus; remove --streaming"
     _refuse(streaming and options["prompt_format"] == "mellow", message)
     if options["output_dir"] is None:

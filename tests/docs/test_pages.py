@@ -121,8 +121,15 @@ def test_python_blocks_run_and_print_what_the_page_shows(page):
         assert not expected or output.strip() == expected.strip(), code
 
 
-def test_tables_show_the_figures_of_results_json():
-    results = json.loads((ROOT / "docs" / "results.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize(
+    ("name", "categories"),
+    [
+        ("results", ("sound event", "recording quality")),
+        ("results_esc50", ("sound event", "recording quality", "environment")),
+    ],
+)
+def test_tables_show_the_figures_of_a_results_file(name, categories):
+    results = json.loads((ROOT / "docs" / f"{name}.json").read_text(encoding="utf-8"))
     for page in (ROOT / "README.md", ROOT / "docs" / "results.md"):
         text = page.read_text(encoding="utf-8")
         for model, rows in results["accuracy"].items():
@@ -130,7 +137,7 @@ def test_tables_show_the_figures_of_results_json():
             interval = f" ({low:.3f} to {high:.3f})" if low is not None else ""
             gain = results["audio_gain"].get(model)
             gained = f"{gain[0]:+.1f} ({gain[1]:+.1f} to {gain[2]:+.1f})" if gain else ""
-            others = [f"{rows[name][0]:.3f}" for name in ("sound event", "recording quality")]
+            others = [f"{rows[name][0]:.3f}" for name in categories]
             cells = [model, f"{value:.3f}{interval}", gained, *others]
             assert f"| {' | '.join(cells)} |" in text, page.name
 

@@ -116,7 +116,7 @@ def test_evaluate_after_interruption_resumes_and_writes_equal_files(trained, fir
     monkeypatch.setattr(predict, "answer_batch", count)
     evaluate(command(trained, "whole"))
     monkeypatch.setattr(predict, "answer_batch", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="130"):
         evaluate(command(trained, "again"))
     (part,) = (trained / "again").glob("predictions.part0.jsonl")
     # The settings and a chunk.

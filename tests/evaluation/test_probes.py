@@ -101,7 +101,7 @@ def test_probe_command_that_was_interrupted_runs_the_other_arms_alone(tones, tmp
         return original(args, arm, *rest)
 
     monkeypatch.setattr(probe_command, "encode", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="130"):
         probe_command.main(argv)
     probe_command.main(argv)
     position = ARMS.index("mimi_full")

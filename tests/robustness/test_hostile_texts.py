@@ -151,7 +151,7 @@ EVIL = [
 
 
 class Structure(HTMLParser):
-    """Markup of a page: tags with the names of their attributes, addresses, the style sheet."""
+    """Markup of a page: tags with the names of their attributes, addresses, all styles."""
 
     def __init__(self, page: str):
         super().__init__()
@@ -163,8 +163,9 @@ class Structure(HTMLParser):
         self.addresses |= {
             value
             for name, value in attrs
-            if name in ("src", "href", "action", "srcset", "xlink:href", "style")
+            if name in ("src", "href", "action", "srcset", "xlink:href")
         }
+        self.style += [value for name, value in attrs if name == "style"]
         self.inside = tag
 
     def handle_endtag(self, tag):
