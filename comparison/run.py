@@ -39,9 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--config", help="YAML file of the comparison, or a preset such as demo (configs/demo.yaml)"
-    )
+    config_help = "YAML file of the comparison, or a preset such as demo (configs/demo.yaml)"
+    source.add_argument("--config", help=config_help)
     folders_help = "folders that run_eval.py wrote"
     source.add_argument("--evaluations", nargs="+", metavar="ARM=FOLDER", help=folders_help)
     source.add_argument(
