@@ -41,7 +41,9 @@ def one_event():
 
 def test_shipped_weights_are_small():
     files = sorted(file.relative_to(DEMO).as_posix() for file in DEMO.glob("*/*.safetensors"))
-    assert files == [f"{part}/model.safetensors" for part in ("htsat", "mimi", "text", "text_esc50")]
+    assert files == [
+        f"{part}/model.safetensors" for part in ("htsat", "mimi", "text", "text_esc50")
+    ]
     assert sum((DEMO / file).stat().st_size for file in files[:2]) <= 8_000_000
     assert (
         sum(p.numel() for p in load_encoder("htsat", str(DEMO / "htsat")).parameters()) <= 1_500_000
