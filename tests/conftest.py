@@ -5,10 +5,8 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # The default precision is that of a CPU without bfloat16 units.
 os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
-if (
-    "PYTEST_XDIST_WORKER" in os.environ
-):  # two processes of several threads each wait for one another
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Sums depend on the number of threads, and threads of two test processes wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
 

@@ -116,12 +116,14 @@ def test_stopped_command_saves_the_step_of_each_training(config, number, send):
     name = f"stopped_{number}"
     argv = command_line(*config, name, train=train, seeds=[0])
     command = [sys.executable, "-m", "audiolm.run_compare", *argv, "--parallel", "2"]
-    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
     folders = [config[0] / name / arm for arm in config[1]["arms"]]
     logs = [folder / "train.log" for folder in folders]
-    wait_for(lambda: all(log.is_file() and "loss " in log.read_text() for log in logs))
-    send(process.pid, number)
-    _, errors = process.communicate()
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: all(log.is_file() and "'loss'" in log.read_text() for log in logs))
+    finally:  # also ends the trainings of a failing test
+        send(process.pid, number)
+        _, errors = process.communicate()
     assert process.returncode == 128 + number
     assert "Traceback" not in errors
     for folder, log in zip(folders, logs):

@@ -2,6 +2,7 @@
 
 import pytest
 from huggingface_hub import ModelCard
+from support.readability import LIMITS, measure_prose
 
 from audiolm.hub.model_card import CardFacts, model_card
 from audiolm.training.run_record import part_facts
@@ -43,3 +44,11 @@ def test_card_of_a_text_only_model_says_so(facts):
     facts.no_audio = True
     assert "This is a text-only model" in model_card(facts, "me/x")
     assert "Training was at step 1,200" in model_card(facts, "me/x", step=1200)
+
+
+def test_card_keeps_the_limits_of_prose(facts, tmp_path):
+    facts.no_audio = True
+    page = tmp_path / "README.md"
+    page.write_text(ModelCard(model_card(facts, "me/x", step=1200)).text)
+    figures = measure_prose(page)
+    assert all(figures[name] <= limit for name, limit in LIMITS.items()), figures
