@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import chain
@@ -17,13 +17,14 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import pyarrow as pa
 import soundfile
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from tqdm import tqdm
 
 from ..processing_audiolm import find_mp3_tag, is_media, open_file, read_at
 from ..runtime import UserError, write_text
 from .audio_files import clip_identity, describe_error, open_clip
 from .cache import JsonCache, cache_folder
+from .reasonaqa import iterate_columns
 
 logger = logging.getLogger(__name__)
 VERSION = 3  # Version of the facts in the cache.
@@ -200,6 +201,12 @@ def check_audio(
     return {path: clip.fault for path, clip in facts.items() if clip.fault}
 
 
+def list_clips(splits: Iterable[Dataset]) -> list[str]:
+    """Returns the distinct clips of all rows, in their order."""
+    rows = chain.from_iterable(iterate_columns(split, "audio") for split in splits)
+    return list(dict.fromkeys(chain.from_iterable(chain.from_iterable(rows))))
+
+
 def drop_bad_audio(
     data: DatasetDict, seconds: float, on_bad_audio: str, output_dir: str | Path
 ) -> DatasetDict:
@@ -208,8 +215,7 @@ def drop_bad_audio(
     Raises:
         UserError: If there is a fault and `on_bad_audio` is "error", or if a split loses all rows.
     """
-    clips = chain.from_iterable(split["audio"] for split in data.values())
-    faults = check_audio(list(chain.from_iterable(clips)), seconds)
+    faults = check_audio(list_clips(data.values()), seconds)
     if not faults:
         return data
     listing = Path(output_dir, "bad_audio.txt")

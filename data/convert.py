@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ..processing_audiolm import read_file
 from ..runtime import UserError, atomic_file, write_json, write_text
 from .audio_files import open_clip
-from .reasonaqa import FIELDS
+from .reasonaqa import FIELDS, iterate_columns
 from .shards import MANIFEST, PLAN, ROW_COLUMNS
 
 CLIPS_PER_SHARD = 1000
@@ -67,7 +67,7 @@ class Conversion:
         self.shards: list[Shard] = []
         for split, rows in self.data.items():
             names = _clip_names(rows)
-            for clips, files in zip(names, rows["audio"]):
+            for clips, files in zip(names, rows["audio"][:]):
                 self.sources.update(zip(clips, files))
             order = list(range(len(names)))
             if self.embedded:
@@ -195,7 +195,7 @@ class Conversion:
 
 def _clip_names(rows: Dataset) -> list[list[str]]:
     """Returns the names of each row's one or two clips."""
-    return [list(filter(None, pair)) for pair in zip(rows["filepath1"], rows["filepath2"])]
+    return [list(filter(None, pair)) for pair in iterate_columns(rows, "filepath1", "filepath2")]
 
 
 def _chunks(items: list, size: int) -> Iterator[list]:

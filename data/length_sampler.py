@@ -1,14 +1,10 @@
 """Orders the examples of an epoch so that each batch holds examples of similar length."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch.utils.data import Sampler
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 # Lengths are estimated alike for all encoders, so that every encoder sees the same batches.
 TOKENS_PER_SECOND = 10
@@ -18,19 +14,19 @@ MIN_WINDOWS_PER_EPOCH = 8
 
 
 def estimate_lengths(
-    examples: "Dataset | Mapping[str, Sequence]",
+    examples: Iterable[tuple[Sequence[str], str, str]],
     seconds: Mapping[str, float],
     max_seconds: float,
 ) -> list[float]:
     """Estimates the tokens of each example from the audio that is used and the text.
 
     Args:
-        examples: Columns `audio`, `input` and `answer`.
+        examples: Clips, question and answer of each.
         seconds: Duration of each clip.
         max_seconds: Seconds that the model uses of a clip.
     """
     lengths = []
-    for clips, question, answer in zip(examples["audio"], examples["input"], examples["answer"]):
+    for clips, question, answer in examples:
         used_seconds = sum(min(seconds[clip], max_seconds) for clip in clips)
         characters = len(question) + len(answer)
         lengths.append(TOKENS_PER_SECOND * used_seconds + TOKENS_PER_CHARACTER * characters)

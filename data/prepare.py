@@ -4,7 +4,6 @@ import argparse
 import logging
 import re
 import sys
-from itertools import chain
 from pathlib import Path
 
 from datasets import DatasetDict
@@ -12,7 +11,7 @@ from huggingface_hub import HfApi, get_token
 
 from ..runtime import UserError, format_bytes, redact_token, report_user_errors, write_json
 from . import audio_roots, drop_bad_audio, load_rows, resolve_path, select_rows
-from .audio_check import inspect_clips
+from .audio_check import inspect_clips, list_clips
 from .audit.corpus_check import ERRORS, check_corpus, format_report
 from .convert import Conversion
 from .download.archives import SOURCES, fetch_sources
@@ -135,8 +134,7 @@ def _print_audiocaps(data: str, audiocaps: str) -> None:
 def check(args: argparse.Namespace) -> int:
     """Checks every row and clip and prints a table. The exit status is 1 if there are errors."""
     data = _load_corpus(args)
-    clips = chain.from_iterable(chain.from_iterable(rows["audio"] for rows in data.values()))
-    facts = inspect_clips(list(clips), args.max_audio_seconds)
+    facts = inspect_clips(list_clips(data.values()), args.max_audio_seconds)
     report = check_corpus(data, facts, args.max_audio_seconds, args.allow)
     print(format_report(report))
     try:

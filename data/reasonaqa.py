@@ -3,7 +3,7 @@
 import html
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -270,3 +270,12 @@ def _find_problem(row: dict) -> str | None:
         if field in REQUIRED_FIELDS and (not value or value.isspace()):
             return f"field {field!r} is empty"
     return None
+
+
+def iterate_columns(rows: Dataset, *names: str) -> Iterator[tuple]:
+    """Yields these columns of each row.
+
+    It is several times as fast as iterating over `rows[name]`, which formats each value on its own.
+    """
+    for batch in rows.select_columns(list(names)).iter(10_000):
+        yield from zip(*(batch[name] for name in names))

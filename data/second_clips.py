@@ -5,11 +5,12 @@ import random
 from datasets import Dataset, List, Value
 
 from ..runtime import UserError
+from .reasonaqa import iterate_columns
 
 
 def first_clips(rows: Dataset) -> dict[str, str]:
     """Returns the paths of the first clips by their names in the rows."""
-    return {name: paths[0] for name, paths in zip(rows["filepath1"], rows["audio"])}
+    return {name: paths[0] for name, paths in iterate_columns(rows, "filepath1", "audio")}
 
 
 def second_clips(rows: Dataset, seed: int, clips: dict[str, str] | None = None) -> Dataset:
@@ -34,7 +35,7 @@ def second_clips(rows: Dataset, seed: int, clips: dict[str, str] | None = None) 
     partners = {name: clips[_other_name(names, i, seed)] for i, name in enumerate(names)}
     pairs = [
         list(paths) if len(paths) == 2 else [paths[0], partners[name]]
-        for name, paths in zip(plain_rows["filepath1"], plain_rows["audio"])
+        for name, paths in iterate_columns(plain_rows, "filepath1", "audio")
     ]
     paired = plain_rows.remove_columns("audio")
     paired = paired.add_column("audio", pairs, feature=List(Value("string")))

@@ -10,7 +10,7 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,30 +28,29 @@ if TYPE_CHECKING:
 CONTROLS = ("majority", "no_audio", "noise", "mismatched_audio", "option_relabel", "question_only")
 
 
-def commonest_answers(
-    training_rows: Iterable[Mapping], rows: Sequence[Mapping]
-) -> list[str | None]:
-    """Returns the most common training answer (letter, yes or no) for each row.
+class CommonestAnswers:
+    """The most common training answer (letter, yes or no), without the training rows in memory."""
 
-    It is the most common one of the row's subtype. If training lacks the subtype, it is that of
-    the question type. Ties go to the first in the alphabet. Without any answer it is None.
-    """
-    counts: dict[tuple, Counter] = defaultdict(Counter)
-    for row in training_rows:
+    def __init__(self):
+        self._counts: dict[tuple, Counter] = defaultdict(Counter)
+
+    def add(self, row: Mapping) -> None:
+        """Counts the answer of a training row."""
         kind = question_type(row)
         answer = parse_answer(kind, row["input"], row["answer"])
         if answer:
-            counts[kind, row["subtype"]][answer] += 1
-            counts[kind, None][answer] += 1
-    commonest = {
-        group: min(counter, key=lambda answer: (-counter[answer], answer))
-        for group, counter in counts.items()
-    }
-    answers = []
-    for row in rows:
-        of_type = commonest.get((row["question_type"], None))
-        answers.append(commonest.get((row["question_type"], row["subtype"]), of_type))
-    return answers
+            self._counts[kind, row["subtype"]][answer] += 1
+            self._counts[kind, None][answer] += 1
+
+    def find(self, row: Mapping) -> str | None:
+        """Returns the most common answer of the row's subtype.
+
+        If training lacks the subtype, it is that of the question type. Ties go to the first in the
+        alphabet. Without any answer it is None.
+        """
+        kind = row["question_type"]
+        counts = self._counts.get((kind, row["subtype"])) or self._counts.get((kind, None), {})
+        return min(counts, key=lambda answer: (-counts[answer], answer), default=None)
 
 
 def noise_of_equal_power(clip: Clip, samples: torch.Tensor) -> torch.Tensor:

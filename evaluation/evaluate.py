@@ -131,8 +131,8 @@ def evaluate(arguments: EvaluationArguments) -> Evaluation | None:
     seconds = time.perf_counter() - start
     if outputs is None:
         return None
-    rows = predicted_rows(data.rows, outputs, data.facts, data.training_rows)
-    if data.training_rows is not None:
+    rows = predicted_rows(data.rows, outputs, data.facts, data.training_answers)
+    if data.training_answers is not None:
         mark_training_clips(rows, data.training_clips)
     not_run = {control: problem for control, problem in plan.items() if problem}
     metrics = compute_metrics(arguments, not_run, rows, settings)

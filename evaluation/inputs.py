@@ -15,8 +15,9 @@ from safetensors import SafetensorError
 from ..checkpoints.load import load_model
 from ..configuration_audiolm import ARM_FIELDS
 from ..data import audio_roots, drop_bad_audio, load_rows, resolve_path
-from ..data.audio_check import ClipFacts, inspect_clips
+from ..data.audio_check import ClipFacts, inspect_clips, list_clips
 from ..data.benchmarks import read_benchmark
+from ..data.json_table import stream_array
 from ..data.label_fixes import RowFixes
 from ..data.reasonaqa import question_type
 from ..data.shards import dataset_folder, load_shards
@@ -25,6 +26,7 @@ from ..modeling_audiolm import AudioLMForConditionalGeneration
 from ..processing_audiolm import AudioLMProcessor
 from ..runtime import UserError
 from .arguments import EvaluationArguments
+from .controls import CommonestAnswers
 from .predict import model_digest
 from .scores import clip_paths
 
@@ -44,8 +46,8 @@ class EvaluationData:
 
     rows: Dataset
     facts: dict[str, ClipFacts]  # of each clip
-    training_rows: list[dict] | None = None  # of `--train_file`
-    # Paths and digests of the clips of `training_rows`.
+    training_answers: CommonestAnswers | None = None  # of `--train_file`
+    # Paths and digests of the clips of `--train_file`.
     training_clips: frozenset[str] = frozenset()
 
 
@@ -98,23 +100,33 @@ def read_data(arguments: EvaluationArguments, max_audio_seconds: float) -> Evalu
             splits, max_audio_seconds, arguments.on_bad_audio, arguments.output_dir
         )["test"]
         fixes = RowFixes(arguments.fix_cle_labels)
-    facts = inspect_clips(list(chain.from_iterable(usable["audio"])), max_audio_seconds)
+    facts = inspect_clips(list_clips([usable]), max_audio_seconds)
     data = EvaluationData(fixes.apply(usable), facts)
     if path := arguments.train_file:
-        try:
-            rows = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-        except (ValueError, OSError) as error:
-            raise UserError(f"--train_file {path}: not a readable JSON file ({error})") from error
-        data.training_rows = [fixes({**row, "question_type": question_type(row)}) for row in rows]
-        data.training_clips = identify_clips(rows, arguments.audio_dir, max_audio_seconds)
+        data.training_answers, paths = read_training_answers(path, fixes)
+        data.training_clips = identify_clips(paths, arguments.audio_dir, max_audio_seconds)
     return data
 
 
+def read_training_answers(path: str, fixes: RowFixes) -> tuple[CommonestAnswers, set[str]]:
+    """Reads the answers and the clips' paths of a training file, row by row."""
+    answers = CommonestAnswers()
+    paths: set[str] = set()
+    try:
+        for row in stream_array(path):
+            answers.add(fixes({**row, "question_type": question_type(row)}))
+            paths.update(clip_paths(row))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--train_file {path}: not a readable JSON file ({error})") from error
+    except KeyError as error:
+        raise UserError(f"--train_file {path}: a row has no field {error}") from error
+    return answers, paths
+
+
 def identify_clips(
-    rows: list[dict], folders: list[str] | None, max_audio_seconds: float
+    paths: set[str], folders: list[str] | None, max_audio_seconds: float
 ) -> frozenset[str]:
-    """Returns the paths of the clips of rows, and the digests of those whose audio is there."""
-    paths = set(chain.from_iterable(map(clip_paths, rows)))
+    """Returns the paths of clips, and the digests of those whose audio is there."""
     if not folders:
         return frozenset(paths)
     roots = audio_roots(folders)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ..data.audio_files import Clip
 from ..data.features import count_frames
-from ..data.reasonaqa import FIELDS
+from ..data.reasonaqa import FIELDS, iterate_columns
 from ..runtime import write_text
 from .answering import answer_batch
 from .controls import (
@@ -68,7 +68,7 @@ def split_into_chunks(rows: Dataset, size: int) -> list[list[int]]:
     has two clips, as the control `mismatched_audio` needs.
     """
     rows_by_clip: dict[str, list[int]] = {}
-    for index, name in enumerate(rows["filepath1"]):
+    for index, (name,) in enumerate(iterate_columns(rows, "filepath1")):
         rows_by_clip.setdefault(name, []).append(index)
     chunks: list[list[int]] = []
     clips_of_last_chunk = 0

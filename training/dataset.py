@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from ..data.audio_check import inspect_clips
 from ..data.audio_files import Clip
 from ..data.label_fixes import RowFixes
 from ..data.length_sampler import LengthGroupedSampler, estimate_lengths
+from ..data.reasonaqa import iterate_columns
 from ..data.second_clips import first_clips, second_clips
 from ..data.shards import dataset_folder, load_shards
 from ..data.streaming import Shards, StreamReaders, read_rows_in_order, stream_examples
@@ -76,8 +77,8 @@ def load_training_dataset(
 def unique_clips(rows: Dataset) -> list[str]:
     """Returns the distinct clips of rows, ordered by the names in the rows, not by their paths."""
     clip_by_name: dict[str, str] = {}
-    for name, second_name, clips in zip(rows["filepath1"], rows["filepath2"], rows["audio"]):
-        clip_by_name.update(zip((name, second_name), clips))
+    for *names, clips in iterate_columns(rows, "filepath1", "filepath2", "audio"):
+        clip_by_name.update(zip(names, clips))
     return [clip_by_name[name] for name in sorted(clip_by_name)]
 
 
@@ -171,7 +172,7 @@ def _open_stream(
     train_fixes, eval_fixes = _build_row_fixes(data_args, args.seed)
     shards = Shards(address, "train")
     chosen = choose_rows(shards.selection_columns(), data_args, args.seed, True)
-    stream = partial(stream_examples, shards, chosen["row"], data_args.shuffle_buffer, args.seed)
+    stream = partial(stream_examples, shards, chosen["row"][:], data_args.shuffle_buffer, args.seed)
     workers, size = args.dataloader_num_workers, args.per_device_train_batch_size
     readers = StreamReaders(args.world_size, workers, size, batches_done)
     rows = stream(readers, train_fixes)
@@ -185,7 +186,8 @@ def _open_stream(
     if shards.has_split("val"):
         held_out = Shards(address, "val")
         eval_rows, eval_clips = _read_eval_rows(held_out, data_args, args.seed, eval_fixes)
-    num_clips = len({*chosen["filepath1"], *chosen["filepath2"]} - {""})
+    names = chain.from_iterable(iterate_columns(chosen, "filepath1", "filepath2"))
+    num_clips = len(set(names) - {""})
     clips = list(clip_by_name.values())
     return TrainingData(rows, eval_rows, len(chosen), num_clips, clips, eval_clips)
 
@@ -197,7 +199,7 @@ def _read_eval_rows(
     chosen = choose_rows(shards.selection_columns(), data_args, seed, False)
     indices: list[int] = []
     for positions in first_of_each_type(chosen, data_args.max_eval_samples).values():
-        indices += chosen.select(positions)["row"]
+        indices += chosen.select(positions)["row"][:]
     clips: dict[str, Clip] = {}
     texts = []
     for row in read_rows_in_order(shards, indices):
@@ -230,7 +232,8 @@ def _build_sampler(
         return None
     facts = inspect_clips(data.clips, max_seconds)
     seconds = {clip: clip_facts.seconds for clip, clip_facts in facts.items()}
-    lengths = estimate_lengths(data.rows, seconds, max_seconds)
+    examples = iterate_columns(data.rows, "audio", "input", "answer")
+    lengths = estimate_lengths(examples, seconds, max_seconds)
     return LengthGroupedSampler(lengths, batch_size(args), args.seed)
 
 

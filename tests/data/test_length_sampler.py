@@ -118,7 +118,7 @@ def test_sampler_long_batches_come_at_any_time():
 
 
 def test_estimate_lengths_counts_used_seconds_and_text():
-    examples = {"audio": [["a"], ["a", "b"]], "input": ["x" * 8, ""], "answer": ["y" * 4, "y"]}
+    examples = [(["a"], "x" * 8, "y" * 4), (["a", "b"], "", "y")]
     assert estimate_lengths(examples, {"a": 3.0, "b": 90.0}, 10.0) == [33.0, 130.25]
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from datasets import Dataset
 from support.builders import SHARED, clip, needs_shared
 
 from audiolm.data import check_audio, load_reasonaqa, load_rows, resolve_path
-from audiolm.data.reasonaqa import question_type
+from audiolm.data.reasonaqa import iterate_columns, question_type
 from audiolm.processing_audiolm import resample
 from audiolm.runtime import UserError
 
@@ -38,6 +39,12 @@ SUBTYPE_TYPES = {
     "CLE": "entailment",
     "Clotho": "caption",
 }
+
+
+def test_iterate_columns_gives_the_values_of_each_row():
+    paths = [[f"{number}.wav"] for number in range(20_000)]  # more than a batch
+    rows = Dataset.from_dict({"number": range(len(paths)), "audio": paths}).select(range(5, 20_000))
+    assert list(iterate_columns(rows, "audio", "number")) == list(zip(paths[5:], range(5, 20_000)))
 
 
 def real_records() -> list[dict]:

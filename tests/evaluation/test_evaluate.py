@@ -203,6 +203,12 @@ def test_evaluate_unreadable_train_file_is_one_line(trained, name):
         evaluate([*command(trained, "x"), "--train_file", str(trained / name)])
 
 
+def test_evaluate_train_file_without_a_field_is_one_line(trained, tmp_path):
+    (tmp_path / "train.json").write_text('[{"input": "is there a dog?"}]')
+    with pytest.raises(SystemExit, match=r"train.json: a row has no field 'subtype'$"):
+        evaluate([*command(trained, "x"), "--train_file", str(tmp_path / "train.json")])
+
+
 def test_evaluate_in_bf16_stays_close_to_fp32(trained, first):
     evaluate([*command(trained, "bf16"), "--precision", "bf16", "--controls", "noise"])
     full, low = (
