@@ -15,8 +15,11 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from .. import AudioLMFeatureExtractor, AudioLMProcessor
+from ..data.answer_parsing import find_options, parse_answer
+from ..data.reasonaqa import question_type
 from ..data.soundscapes.corpus import Split, draw_corpus
 from ..data.soundscapes.recordings import RecordingTable
+from ..evaluation.named_options import contradictions
 from ..runtime import use_all_of_the_cpu
 from .training import Optimizer, script_parser, shuffled_batches, write_figures
 
@@ -26,6 +29,7 @@ SPECIAL_TOKENS = ["<unk>", "<s>", "<|im_end|>", "<audio>"]
 FOLDER = Path(__file__).parent / "text"
 TEXT_FIELDS = ("input", "answer", "caption1")
 BATCH_SIZE = 24
+LETTER_WEIGHT = 4  # of an answer's first token in the loss
 BATCHES_PER_POOL = 16  # batches of similar length are formed among so many
 LLAMA = {
     "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4,
@@ -82,11 +86,17 @@ def collate(examples: list[Example]) -> dict[str, torch.Tensor]:
 
 
 def example_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Averages the mean loss of each answer: a "yes" counts as much as a caption."""
+    """Averages the mean loss of each answer: a "yes" counts as much as a caption.
+
+    The first token counts more. In "B) rain" it decides the rest, and is learnt last.
+    """
     targets = batch.pop("labels")[:, 1:]
     logits = model(**batch).logits[:, :-1]
     losses = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-    return (losses.view_as(targets).sum(1) / (targets != -100).sum(1)).mean()
+    is_answer = targets != -100
+    is_first = is_answer & (is_answer.cumsum(1) == 1)
+    weights = is_answer + (LETTER_WEIGHT - 1) * is_first
+    return ((losses.view_as(targets) * weights).sum(1) / weights.sum(1)).mean()
 
 
 @torch.no_grad()
@@ -102,22 +112,51 @@ def exact_answers(model: nn.Module, examples: list[Example]) -> float:
     return num_right / len(examples)
 
 
+@torch.no_grad()
+def letter_figures(
+    model: LlamaForCausalLM, processor: AudioLMProcessor, rows: list[dict]
+) -> dict[str, dict]:
+    """Returns what generated answers name, as [`contradictions`] does."""
+    lettered = [row for row in rows if find_options(row["input"])]
+    answered = []
+    for start in range(0, len(lettered), 64):
+        batch = lettered[start : start + 64]
+        examples = [build_example(processor, row) for row in batch]
+        prompts = {"input_ids": [ids[: labels.count(-100)] for ids, labels in examples]}
+        inputs = processor.tokenizer.pad(prompts, padding_side="left", return_tensors="pt")
+        tokens = model.generate(**inputs, max_new_tokens=16, do_sample=False)
+        new_tokens = tokens[:, inputs["input_ids"].shape[1] :]
+        texts = processor.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
+        for row, text in zip(batch, texts):
+            kind = question_type(row)
+            reference = parse_answer(kind, row["input"], row["answer"])
+            facts = {"question_type": kind, "reference": reference}
+            answered.append({**row, **facts, "answers": {"generate": {"text": text}}})
+    return contradictions(answered)
+
+
 def build_training_rows(split: Split) -> list[dict]:
     """Returns the rows of a split with the harder ones repeated."""
     # Copying the caption teaches the model to look things up in it.
     copies = [
         {**row, "input": "caption first audio", "answer": f"The audio 1 is {row['caption1']}"}
-        for row in split.rows[::3]
+        for row in split.rows[::6]
     ]
     # Which sounds a clip has is learnt last, and all other questions need it.
-    pairs = zip(split.rows, split.categories)
+    pairs = list(zip(split.rows, split.categories))
     events = [row for row, category in pairs if category == "sound event"]
-    return split.rows + copies + 2 * events
+    # The letter of a count or a quality is learnt later than its words.
+    others = [
+        row for row, category in pairs if category != "sound event" and find_options(row["input"])
+    ]
+    return split.rows + copies + events + 3 * others
 
 
-def train(model: nn.Module, examples: list[Example], steps: int, seed: int) -> None:
+def train(
+    model: nn.Module, examples: list[Example], steps: int, seed: int, learning_rate: float
+) -> None:
     """Trains the language model. A pass of a pool of batches is never cut."""
-    optimizer = Optimizer(model.parameters(), 2e-3, steps)
+    optimizer = Optimizer(model.parameters(), learning_rate, steps)
     num_pools = -(-steps // BATCHES_PER_POOL)
     pool_size = BATCHES_PER_POOL * BATCH_SIZE
     for bar, pool in shuffled_batches(num_pools, pool_size, len(examples), seed, "text"):
@@ -142,26 +181,30 @@ def main(argv: list[str] | None = None) -> None:
     add("--rows", type=int, default=60_000, help="training rows")
     add("--steps", type=int, default=14_000, help="steps with batch size 24")
     add("--vocabulary", type=int, default=768, help="size of the tokenizer's vocabulary")
-    esc50_help = "folder of ESC-50: go on from the demo's model, and teach it ESC-50's classes"
-    add("--esc50", type=Path, metavar="FOLDER", help=esc50_help)
+    add("--learning_rate", type=float, default=2e-3, help="highest learning rate")
+    add("--start_from", type=Path, metavar="FOLDER", help="model to train further")
+    add("--esc50", type=Path, metavar="FOLDER", help="folder of ESC-50, whose classes to teach")
     args = parser.parse_args(argv)
     use_all_of_the_cpu()
     set_seed(args.seed)
     recordings = esc50_table(args.esc50) if args.esc50 else None
     split = draw_corpus(args.rows, SEED, recordings)["train"]
     unseen = draw_corpus(1000, SEED + 1, recordings)["train"]
-    if recordings:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(FOLDER)
-        model = LlamaForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).train()
+    if args.start_from:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.start_from)
+        model = LlamaForCausalLM.from_pretrained(args.start_from, dtype=torch.float32)
     else:
         texts = [row[field] for row, field in product(split.rows[:20_000], TEXT_FIELDS)]
         tokenizer = train_tokenizer(texts, args.vocabulary)
         model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **LLAMA))
     processor = AudioLMProcessor(AudioLMFeatureExtractor(), tokenizer)
     examples = [build_example(processor, row) for row in build_training_rows(split)]
-    train(model, examples, args.steps, args.seed)
+    train(model.train(), examples, args.steps, args.seed, args.learning_rate)
     unseen_examples = [build_example(processor, row) for row in unseen.rows]
-    figures = {"exact_answers": exact_answers(model.eval(), unseen_examples)}
+    figures = {
+        "exact_answers": exact_answers(model.eval(), unseen_examples),
+        "letters": letter_figures(model, processor, unseen.rows),
+    }
     model.half().save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
     write_figures(args.output, figures)

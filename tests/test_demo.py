@@ -113,7 +113,9 @@ def test_shipped_language_model_answers_what_captions_say():
 def test_card_shows_the_figures():
     card = (DEMO / "README.md").read_text(encoding="utf-8")
     shown = FIGURES["mimi"]["spectral_distance"].values()
-    for value in (*FIGURES["htsat"].values(), *shown, *FIGURES["text"].values()):
+    text = FIGURES["text"]
+    letters = [text["letters"]["mcq"][name] for name in ("contradictory", "by_letter", "by_words")]
+    for value in (*FIGURES["htsat"].values(), *shown, text["exact_answers"], *letters):
         assert f"{value:.3f}" in card
 
 
@@ -183,7 +185,8 @@ def test_train_text_goes_on_from_the_demos_model_with_esc50s_classes(tmp_path):
     (tmp_path / "esc50" / "meta").mkdir()
     (tmp_path / "esc50" / "table.csv").rename(tmp_path / "esc50" / "meta" / "esc50.csv")
     small = ["--rows", "200", "--steps", "16", "--output", str(tmp_path / "text")]
-    train_text.main(["--esc50", str(tmp_path / "esc50"), *small])
+    start = ["--start_from", str(DEMO / "text")]
+    train_text.main([*start, "--esc50", str(tmp_path / "esc50"), *small])
     before, after = (
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
         for folder in (DEMO / "text", tmp_path / "text")
