@@ -8,8 +8,8 @@ from .audio_gain import TEXT_ONLY_CONTROL
 from .categories import CATEGORIES
 
 MAJORITY = "majority"
-MEAN = "mean of types"
-# The rows of the table of a comparison.
+MEAN = "macro accuracy"
+# The rows of the report's table of accuracies.
 SECTIONS = {
     "question_type": CLOSED_QUESTION_TYPES,
     "category": CATEGORIES,
