@@ -65,7 +65,11 @@ def question_type(row: Mapping[str, str]) -> str:
 
 
 def audio_roots(audio_dir: list[str]) -> AudioDir:
-    """Parses `--audio_dir`: one folder, or the folder of each source as SOURCE=FOLDER."""
+    """Parses `--audio_dir`: one folder, or the folder of each source as SOURCE=FOLDER.
+
+    Raises:
+        UserError: If several folders lack their source.
+    """
     if len(audio_dir) == 1 and "=" not in audio_dir[0]:
         return audio_dir[0]
     for folder in audio_dir:

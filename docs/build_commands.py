@@ -1,4 +1,4 @@
-"""Write commands.md and configs/options.json from the parsers: `python docs/build_commands.py`.
+"""Writes commands.md and configs/options.json from the parsers: `python docs/build_commands.py`.
 
 `audiolm COMMAND --help` prints what options.json holds. A test compares both with the parsers.
 """

@@ -49,8 +49,8 @@ def commonest_answers(
     }
     answers = []
     for row in rows:
-        of_type = commonest.get((row["question_type"], None))
-        answers.append(commonest.get((row["question_type"], row["subtype"]), of_type))
+        answer_of_type = commonest.get((row["question_type"], None))
+        answers.append(commonest.get((row["question_type"], row["subtype"]), answer_of_type))
     return answers
 
 

@@ -42,7 +42,7 @@ MIN_COMPILED_STEPS = 1000  # Compiling and recording take a minute, and save 20 
 BATCH_SIZE = 16  # examples per optimizer step, over all processes
 ENCODER_OVERRIDES = ("band_limit", "window_seconds")
 CONFIG_FOLDER = Path(__file__).parents[1] / "configs"
-DESCRIPTION = f"""Train one AudioLM. Flags override --config. The defaults are the experiment's:
+DESCRIPTION = f"""Trains one AudioLM. Flags override --config. The defaults are the experiment's:
 batch size {BATCH_SIZE}, learning rate 1e-4, 20,000 steps, 10 s of audio."""
 
 
