@@ -134,7 +134,8 @@ def with_results(card: str, metrics: dict[str, Any], source: dict[str, Any]) -> 
     """
     new_card = ModelCard(card)
     section = (
-        f"{RESULTS}\nOn `{source['name']}`, SHA-256 `{source['sha256']}`, {metrics['n']:,} examples,\n"
+        f"{RESULTS}\n"
+        f"On `{source['name']}`, SHA-256 `{source['sha256']}`, {metrics['n']:,} examples,\n"
         f"{_describe_scoring(metrics, source)} In brackets 95 % intervals\n"
         "for other clips. They do not cover another training of this model.\n\n"
         f"{results_table(metrics)}\n"
