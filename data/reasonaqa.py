@@ -136,8 +136,8 @@ def load_reasonaqa(files: Mapping[str, str | Path], audio_dir: AudioDir) -> Data
 
     Returns:
         ReasonAQA's eight fields, `question_type`, and one or two clips in `audio`, of type
-        `List(Audio(decode=False))`. `push_to_hub` uploads the recordings with the rows.
-        `decode_audio` decodes them.
+        `List(Audio(decode=False))`. `decode_audio` decodes them. Cast the column to
+        `List(Audio())` before `push_to_hub`, which would upload paths.
 
     Raises:
         UserError: A file is not readable, or a row lacks a field, an answer or a question type, or

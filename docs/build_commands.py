@@ -51,7 +51,7 @@ def split_parser(command: str, parser: argparse.ArgumentParser) -> dict[str, lis
     hidden = (argparse._HelpAction, argparse._StoreFalseAction, argparse._SubParsersAction)
     actions = [action for action in parser._actions if not isinstance(action, hidden)]
     if command != "train":
-        return {"options": actions}
+        return {"options": actions} if actions else {}
     groups: dict[str, list] = {"model": [], "data": [], "training": [], "stock": []}
     names = {
         "model": ModelArguments.__dataclass_fields__.keys(),

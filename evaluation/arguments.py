@@ -76,7 +76,9 @@ class EvaluationArguments:
         [],
         choices=("all", *CONTROLS),
     )
-    train_file: str | None = option("ReasonAQA's train.json, for the control `majority`.")
+    train_file: str | None = option(
+        "ReasonAQA's train.json, for the control `majority`, and to report clips that occur in it."
+    )
     question_only_model: str | None = option(
         "A text-only model (run_train.py --no_audio), for the control `question_only`."
     )
