@@ -116,7 +116,7 @@ def build_training_rows(split: Split) -> list[dict]:
 
 
 def train(model: nn.Module, examples: list[Example], steps: int, seed: int) -> None:
-    """Trains the language model. A pass of a pool of batches is never cut."""
+    """Trains the language model. `steps` are rounded up to whole pools of batches."""
     optimizer = Optimizer(model.parameters(), 2e-3, steps)
     num_pools = -(-steps // BATCHES_PER_POOL)
     pool_size = BATCHES_PER_POOL * BATCH_SIZE
@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--rows", type=int, default=60_000, help="training rows")
     add("--steps", type=int, default=14_000, help="steps with batch size 24")
     add("--vocabulary", type=int, default=768, help="size of the tokenizer's vocabulary")
-    esc50_help = "folder of ESC-50: go on from the demo's model, and teach it ESC-50's classes"
+    esc50_help = "folder of ESC-50: train the demo's model further, on ESC-50's classes"
     add("--esc50", type=Path, metavar="FOLDER", help=esc50_help)
     args = parser.parse_args(argv)
     use_all_of_the_cpu()
