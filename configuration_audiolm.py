@@ -27,7 +27,7 @@ class EncoderType(NamedTuple):
         return self.numbered_option is not None and self.numbered_option not in self.options
 
 
-# The first three are those of the experiment. docs/ablations.md describes all of them.
+# The first three are those of the experiment. docs/encoders.md describes all of them.
 ENCODER_TYPES: dict[str, EncoderType] = {
     "htsat": EncoderType("clap_audio_model"),
     "mimi_semantic": EncoderType("mimi", {"num_levels": 1}),

@@ -305,6 +305,9 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             `last_hidden_state` has the features of padded clips, shape `(clips, frames, dim)`.
             `pooler_output` has audio embeddings of all clips, one after the other, shape `(audio
             tokens, text hidden size)`. A tuple of both with `return_dict=False`.
+
+        Raises:
+            ValueError: If neither `input_values` nor `input_features` is given.
         """
         if input_features is not None:
             features = input_features
@@ -367,7 +370,13 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_ids: torch.Tensor | None,
         audio_index: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Replaces the embeddings of placeholders, at `audio_index`, by audio embeddings.
+        """Replaces the embeddings of placeholders by audio embeddings.
+
+        Args:
+            inputs_embeds: Shape `(batch, sequence, text hidden size)`.
+            audio_embeds: Of all clips, shape `(audio tokens, text hidden size)`.
+            input_ids: Shape `(batch, sequence)`. They find the placeholders without `audio_index`.
+            audio_index: Positions of the placeholders in `input_ids.flatten()`.
 
         Raises:
             ValueError: If there are more or fewer placeholders than audio embeddings.
@@ -409,9 +418,8 @@ class AudioLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Computes logits, and the loss if there are labels.
 
-        The four arguments before `cache` spare the GPU's values that the host already knows. With
-        them, and without `attention_mask`, a step does not wait for the GPU, but once where Mimi
-        encodes.
+        The host already knows `num_samples`, `num_frames`, `audio_index` and `label_index`. With
+        them, and without `attention_mask`, a step waits for the GPU only where Mimi encodes.
 
         Args:
             input_ids: Token ids with one `audio_token_id` for each audio frame, shape `(batch,
@@ -570,7 +578,7 @@ def unsaved_buffers(module: nn.Module, prefix: str = "") -> Iterator[str]:
 def pool_to_length(features: torch.Tensor, lengths: list[int], num_tokens: int) -> torch.Tensor:
     """Averages or repeats the frames of padded clips, `(clips, frames, dim)`, to `num_tokens`.
 
-    Tokens stand for equal shares of a clip's frames, of which there are as `lengths` says.
+    Tokens stand for equal shares of a clip's frames. `lengths` has the frames of each clip.
     """
     clips = [clip[:length].T[None] for clip, length in zip(features, lengths)]
     pooled = [nn.functional.adaptive_avg_pool1d(clip.float(), num_tokens) for clip in clips]
@@ -580,9 +588,15 @@ def pool_to_length(features: torch.Tensor, lengths: list[int], num_tokens: int) 
 def chunked_cross_entropy(
     hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor, label_smoothing: float = 0.0
 ) -> torch.Tensor:
-    """Sums the cross-entropy of labels, of `hidden` before each, without all logits at once.
+    """Sums the cross-entropy of labels without all logits at once.
 
     With more than `LOSS_CHUNK_SIZE` labels, the backward pass computes each chunk's logits again.
+
+    Args:
+        hidden: Hidden states before the labels, shape `(labels, hidden size)`.
+        head: Maps them to logits.
+        targets: The labels, shape `(labels,)`.
+        label_smoothing: As in `torch.nn.functional.cross_entropy`.
     """
 
     def chunk_loss(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

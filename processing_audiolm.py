@@ -1,4 +1,4 @@
-"""Turn clips and a question into model inputs: resampled audio, and ids with a token per frame.
+"""Turns clips and a question into model inputs: resampled audio, and ids with a token per frame.
 
 The module also reads audio files, since each further module would be pushed with every model.
 """
@@ -98,7 +98,11 @@ class AudioLMFeatureExtractor(SequenceFeatureExtractor):
         return values
 
     def num_frames(self, num_samples: int) -> int:
-        """Returns how many frames the encoder makes of a clip of `num_samples` samples."""
+        """Returns how many frames the encoder makes of a clip of `num_samples` samples.
+
+        Raises:
+            ValueError: If the extractor has no `encoder_config`.
+        """
         if self._encoder is None:
             if self.encoder_config is None:
                 raise ValueError("the feature extractor has no encoder_config to count frames with")
@@ -187,7 +191,7 @@ class AudioLMFeatureExtractor(SequenceFeatureExtractor):
 
 
 def check_options(options: dict[str, Any]) -> None:
-    """Raises an error for keywords and values that a processor of ours would ignore."""
+    """Raises TypeError for keywords, and ValueError for values, that a processor would ignore."""
     # A pipeline also passes its processor the options of `generate`.
     options = {name: options[name] for name in options.keys() - vars(GenerationConfig()).keys()}
     for name, value in options.items():
@@ -442,7 +446,11 @@ class AudioLMProcessor(ProcessorMixin):
     def from_config(
         cls, config: AudioLMConfig, tokenizer: PreTrainedTokenizerBase
     ) -> "AudioLMProcessor":
-        """Makes a model's processor. Its `audio_token_id` must be a special token."""
+        """Makes a model's processor.
+
+        Raises:
+            ValueError: If the configuration's `audio_token_id` is no special token.
+        """
         placeholder = tokenizer.added_tokens_decoder.get(config.audio_token_id)
         if placeholder is None or not placeholder.special:
             word = tokenizer.convert_ids_to_tokens(config.audio_token_id)
@@ -572,7 +580,14 @@ class AudioLMProcessor(ProcessorMixin):
         padding_side: str = "left",
         pad_to_multiple_of: int = 1,
     ) -> dict[str, torch.Tensor]:
-        """Tokenizes questions, given the frames of each clip for each, and answers if any.
+        """Tokenizes questions, and answers if any.
+
+        Args:
+            texts: The questions.
+            frames: Frames of each clip, for each question.
+            answers: With their answers, there are `labels`.
+            padding_side: `left` for generation, `right` for training.
+            pad_to_multiple_of: Pads the longest sequence to a multiple of this.
 
         Returns:
             `input_ids`, `attention_mask` and, with answers, `labels`, shape `(batch, sequence)`.

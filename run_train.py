@@ -1,4 +1,4 @@
-"""Train one AudioLM: `accelerate launch run_train.py --encoder_type mimi_full`."""
+"""Trains one AudioLM: `accelerate launch run_train.py --encoder_type mimi_full`."""
 
 import sys
 

@@ -187,13 +187,13 @@ def code_facts() -> dict[str, str]:
     return facts | {"python": platform.python_version()}
 
 
-def run_info(program: str, argv: list[str] | None, **more) -> dict:
+def run_info(program: str, argv: list[str] | None, **entries) -> dict:
     """Returns what is needed to repeat a run: command without secrets, versions and machine.
 
     Args:
         program: Name of the command.
         argv: Its command line. Default: this process's.
-        more: Further entries, such as digests of the data.
+        entries: Further entries, such as digests of the data.
     """
     import torch
 
@@ -214,7 +214,7 @@ def run_info(program: str, argv: list[str] | None, **more) -> dict:
             "threads": torch.get_num_threads(),
             "platform": platform.platform(),
         },
-        **more,
+        **entries,
     }
 
 

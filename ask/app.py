@@ -1,4 +1,4 @@
-"""A web page that compares trained models on your clip: `audiolm app [MODEL ...]` (extra `app`).
+"""Serves a page that compares trained models on your clip: `audiolm app [MODEL ...]` (extra `app`).
 
 Without a model it loads the demo's three, which know synthetic sounds only, and needs no network.
 `--space FOLDER` writes a Space for the Hub. `hf upload me/audiolm FOLDER --repo-type space`

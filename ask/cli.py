@@ -1,4 +1,4 @@
-"""Ask a trained model: `audiolm ask clip.wav "What is that?" --options rain "a dog"`.
+"""Asks a trained model: `audiolm ask clip.wav "What is that?" --options rain "a dog"`.
 
 The last word is the question. `-` in place of the question or of a clip reads it from stdin.
 

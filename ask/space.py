@@ -1,4 +1,4 @@
-"""Write a Hub Space that runs the page: `audiolm app --space FOLDER`."""
+"""Writes a Hub Space that runs the page: `audiolm app --space FOLDER`."""
 
 import shutil
 from configparser import ConfigParser

@@ -1,4 +1,4 @@
-"""Answer a table of questions, `audiolm ask --csv`: rows in, the same rows with answers out."""
+"""Answers a table of questions, `audiolm ask --csv`: rows in, the same rows with answers out."""
 
 import csv
 from argparse import Namespace

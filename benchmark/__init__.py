@@ -1,1 +1,1 @@
-"""Measuring what a training step costs."""
+"""Measures what a training step and an evaluation cost."""

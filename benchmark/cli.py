@@ -1,6 +1,6 @@
 """Measures a training step at real dimensions with random weights: `audiolm benchmark --naive`.
 
-It downloads nothing, and needs torch, torchaudio, transformers and accelerate only. The clips are
+It downloads nothing. Training steps need torch, transformers and accelerate only. The clips are
 generated noise. Each variant runs in a process of its own. On a GPU, the time of a part is the time
 for which the GPU works on it or waits for it.
 """

@@ -15,7 +15,7 @@ from .workload import build_model, clip_files, draw_examples
 
 TEST_ROWS = 161_800  # of ReasonAQA's test set
 LETTERS = "ABCD"
-# Those that change what a model hears. The others need no pass, or another model.
+# Those that change a model's input. `majority` needs no model, and `question_only` another one.
 CONTROLS = ("no_audio", "noise", "mismatched_audio", "option_relabel")
 
 

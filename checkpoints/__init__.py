@@ -1,1 +1,1 @@
-"""Load weights: published encoders, trained AudioLMs, and the reference packages."""
+"""Loads weights: published encoders, trained AudioLMs, and the reference packages."""

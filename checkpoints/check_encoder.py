@@ -1,4 +1,4 @@
-"""Check an encoder before it is used: `audiolm check-encoder my_encoders.py:MyEncoder`.
+"""Checks an encoder before it is used: `audiolm check-encoder my_encoders.py:MyEncoder`.
 
 It prints one line per check: shapes, numbers of frames, padded clips against clips alone, float32
 under autocast, codes (of a codec), saving and loading in a process without this package, and speed.

@@ -1,4 +1,4 @@
-"""Load the weights of audio encoders, in each format in which they are published."""
+"""Loads the weights of audio encoders, in each format in which they are published."""
 
 import copy
 import json
@@ -79,7 +79,11 @@ def load_encoder(encoder_type: str, name_or_path: str | None = None) -> AudioEnc
 
 
 def checkpoint_file(encoder_type: str, name_or_path: str | None = None) -> str:
-    """Returns the path of the file that [`load_encoder`] reads, and downloads it if needed."""
+    """Returns the path of the file that [`load_encoder`] reads, and downloads it if needed.
+
+    Raises:
+        UserError: If there is no such file.
+    """
     entry = parse_encoder_type(encoder_type)
     if not name_or_path and entry.options.get("posteriors"):
         # MS-CLAP was trained on captions after AudioSet, and its classifier no longer fits.
@@ -131,12 +135,12 @@ def with_overrides(
             part.window_seconds = window_seconds
     try:
         check_band_limit(config)
-        changed = build_encoder(config)
+        rebuilt = build_encoder(config)
     except ValueError as error:
         raise UserError(f"--{error}") from error
-    changed.load_state_dict(encoder.state_dict())
-    changed.clear_codebook_cache()
-    return changed.eval()
+    rebuilt.load_state_dict(encoder.state_dict())
+    rebuilt.clear_codebook_cache()
+    return rebuilt.eval()
 
 
 def _load_htsat(encoder_type: str, name_or_path: str | None) -> AudioEncoder:

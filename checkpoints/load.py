@@ -1,4 +1,4 @@
-"""Load a trained AudioLM from a folder or the Hub."""
+"""Loads a trained AudioLM from a folder or the Hub."""
 
 import copy
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Load Mellow (arXiv 2503.08540) from its published checkpoint as an AudioLM."""
+"""Loads Mellow (arXiv 2503.08540) from its published checkpoint as an AudioLM."""
 
 import re
 from pathlib import Path

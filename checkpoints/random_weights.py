@@ -1,4 +1,4 @@
-"""Build encoders with random weights, for tests and trial runs without a checkpoint."""
+"""Builds encoders with random weights, for tests and trial runs without a checkpoint."""
 
 import warnings
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Compare our encoders with msclap and moshi on the same weights. Needs the extra `reference`."""
+"""Compares our encoders with msclap and moshi on the same weights. Needs the extra `reference`."""
 
 import argparse
 from typing import cast

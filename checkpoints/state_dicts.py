@@ -1,4 +1,4 @@
-"""Read the tensors of checkpoints, rename them, and copy them into modules."""
+"""Reads the tensors of checkpoints, renames them, and copies them into modules."""
 
 import re
 from pickle import UnpicklingError

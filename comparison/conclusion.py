@@ -62,14 +62,14 @@ def caveats(comparison: Mapping, options_by_arm: Mapping[str, Mapping] | None = 
     if custom:
         notes.append(f"The weights of the encoders are those of {', '.join(sorted(custom))}.")
     arms = comparison["arms"]
-    leaked = [arm.get("training_clips", {}).get("clip in training") for arm in arms.values()]
-    if any(leaked):
-        count = max(cell["n"] for cell in filter(None, leaked))
+    cells = [arm.get("training_clips", {}).get("clip in training") for arm in arms.values()]
+    if any(cells):
+        count = max(cell["n"] for cell in filter(None, cells))
         notes.append(f"The clips of {count:,} test examples occur in training.")
-    warned = [arm for arm, results in arms.items() if results.get("length_warnings")]
-    if warned:
+    sensitive_arms = [arm for arm, results in arms.items() if results.get("length_warnings")]
+    if sensitive_arms:
         notes.append(
-            f"Scores depend on the length of the options for {', '.join(warned)}: the "
+            f"Scores depend on the length of the options for {', '.join(sensitive_arms)}: the "
             "length-normalised score differs by more than 10 points."
         )
     corpus = comparison.get("corpus")
@@ -84,8 +84,8 @@ def caveats(comparison: Mapping, options_by_arm: Mapping[str, Mapping] | None = 
 def _state_differences(pairs: Sequence[Mapping]) -> str | None:
     if not pairs:
         return None
-    shown = [pair for pair in pairs if pair["p_holm"] < ALPHA]
-    if not shown:
+    significant = [pair for pair in pairs if pair["p_holm"] < ALPHA]
+    if not significant:
         names = _join(dict.fromkeys(chain.from_iterable((pair["a"], pair["b"]) for pair in pairs)))
         detectable = 100 * max(pair["minimum_detectable_difference"] for pair in pairs)
         return (
@@ -93,11 +93,12 @@ def _state_differences(pairs: Sequence[Mapping]) -> str | None:
             f"{detectable:.1f} points)."
         )
     # The better arm of each pair, and the worse one.
-    ranked = [(p["b"], p["a"]) if p["difference"] > 0 else (p["a"], p["b"]) for p in shown]
-    if len(shown) > 1:
+    ranked = [(p["b"], p["a"]) if p["difference"] > 0 else (p["a"], p["b"]) for p in significant]
+    if len(significant) > 1:
         better = ", ".join(f"{first} > {second}" for first, second in ranked)
-        return f"{len(shown)} of {len(pairs)} differences in macro accuracy were shown: {better}."
-    pair, (better, worse) = shown[0], ranked[0]
+        counts = f"{len(significant)} of {len(pairs)}"
+        return f"{counts} differences in macro accuracy were shown: {better}."
+    pair, (better, worse) = significant[0], ranked[0]
     ends = sorted(100 * abs(pair[name]) for name in ("holm_low", "holm_high"))
     p = f"p {pair['p_holm']:.4f}" if pair["p_holm"] >= 1e-4 else "p < 0.0001"
     return (

@@ -84,7 +84,7 @@ def generate_corpus(config: ComparisonConfig) -> dict[str, Path]:
 def compare_finished_runs(
     config: ComparisonConfig, finished: list[PlannedRun]
 ) -> tuple[dict, dict[str, list[Run]]]:
-    """Returns `comparison.json`, without durations, and the evaluations of each arm."""
+    """Returns the content of `comparison.json`, and the evaluations of each arm."""
     runs: dict[str, list[Run]] = {}
     for run in finished:
         runs.setdefault(run.arm, []).append(read_run(run.folder / "evaluation"))

@@ -105,9 +105,9 @@ class PlannedRun:
         argv = self.argv[stage]
         if stage == "evaluate":
             return argv
-        begun = {**self._read_record(), "seconds": {}}
+        earlier_record = {**self._read_record(), "seconds": {}}
         write_json(self.folder / RECORD_FILE, self._record({}))
-        if begun == self._record({}):
+        if earlier_record == self._record({}):
             # Without a complete checkpoint, the training starts again.
             with contextlib.suppress(ValueError):
                 checkpoint_to_resume("true", str(self.folder))

@@ -34,6 +34,9 @@ def read_noise(path: str | Path) -> Noise:
 
     Args:
         path: `comparison.json`, with several seeds and at least two arms that use audio.
+
+    Raises:
+        UserError: If it is no such file.
     """
     try:
         comparison = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -85,12 +88,12 @@ def plan_power(difference: float, comparison_file: str | Path) -> str:
         f"{noise.clips:,} clips {noise.clip_error:.2f} points.",
     ]
     rows = []
-    enough = []
+    sufficient_counts = []
     for clips in (factor * noise.clips for factor in CLIP_FACTORS):
         powers = {seeds: power(noise, difference, seeds, clips) for seeds in SEEDS}
         rows.append((f"{clips:,} clips", *(f"{100 * value:.0f}" for value in powers.values())))
         sufficient = [seeds for seeds, value in powers.items() if value >= TARGET]
-        counted = f"{sufficient[0]} seeds" if sufficient else f"more than {SEEDS[-1]} seeds"
-        enough.append(f"{counted} with {clips:,} clips")
+        num_seeds = str(sufficient[0]) if sufficient else f"more than {SEEDS[-1]}"
+        sufficient_counts.append(f"{num_seeds} seeds with {clips:,} clips")
     lines += format_table(("seeds", *map(str, SEEDS)), rows)
-    return "\n".join([*lines, f"{100 * TARGET:.0f} % power: {', '.join(enough)}."])
+    return "\n".join([*lines, f"{100 * TARGET:.0f} % power: {', '.join(sufficient_counts)}."])

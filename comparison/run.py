@@ -9,7 +9,7 @@ its data or its checkpoints changed. Failed runs are listed at the end. Arms tha
 seeds are compared without the others.
 
 Runs go one after another. With the extra `cluster`, `--parallel N` does N of them at once, and
-`--ray_address auto` uses all machines of a Ray cluster. See docs/train.md.
+`--ray_address auto` uses all machines of a Ray cluster. See docs/ablations.md.
 
 `python run_compare.py --evaluations htsat=A mimi_full=B` compares folders of run_eval.py. Repeat
 an arm's name to add another seed.

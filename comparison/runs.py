@@ -85,7 +85,7 @@ def check_comparable(runs: Mapping[str, list[Run]]) -> None:
     # How a published model was trained is unknown, so a trained one is the reference.
     arms = sorted(runs, key=lambda arm: runs[arm][0].is_published)
     reference = runs[arms[0]]
-    of_seeds = {f"training.{name}" for name in SEED_FIELDS}
+    seed_settings = {f"training.{name}" for name in SEED_FIELDS}
     for arm, arm_runs in runs.items():
         if arm_runs[0].is_published:
             # It is one checkpoint, without seeds.
@@ -99,7 +99,7 @@ def check_comparable(runs: Mapping[str, list[Run]]) -> None:
         if len(set(seeds)) != len(seeds):
             raise UserError(f"{arm}: seed {seeds[0]} occurs twice. Train it with another seed.")
         for run in arm_runs[1:]:
-            _check_pair(arm_runs[0], run, of_seeds)
+            _check_pair(arm_runs[0], run, seed_settings)
     for arm in arms[1:]:
         for first, second in zip(reference, runs[arm]):
             _check_pair(first, second, set(ARM_FIELDS))

@@ -52,10 +52,10 @@ def do_runs(runs: list[PlannedRun], cluster: RayCluster | None = None) -> dict[s
     for count, (run, failure) in enumerate(results, 1):
         if failure:
             failures[run.name] = failure
-        passed = time.perf_counter() - started_at
+        seconds = time.perf_counter() - started_at
         # Runs at once take as long as one of them.
-        left = max(0.0, passed * (len(remaining) / slots / math.ceil(count / slots) - 1))
-        progress = f"{format_duration(passed)} passed, about {format_duration(left)} left"
+        seconds_left = max(0.0, seconds * (len(remaining) / slots / math.ceil(count / slots) - 1))
+        progress = f"{format_duration(seconds)} passed, about {format_duration(seconds_left)} left"
         print(f"{titles[run.name]}: {failure or 'finished'} ({progress})", flush=True)
     return failures
 

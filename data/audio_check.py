@@ -129,9 +129,9 @@ def find_truncation(raw: BinaryIO, file: soundfile.SoundFile) -> str | None:
         return f"{seconds:.1f} of {stated:.1f} s" if is_short else None
     tag = find_mp3_tag(raw)
     sizes = [(tag.end or 0, size)] if tag else OTHER_SIZE.findall(file.extra_info)
-    for stated, held in sizes:
-        if int(held) < int(stated) < MIN_UNKNOWN_SIZE:
-            return f"{held} of {stated} bytes"
+    for stated_size, actual_size in sizes:
+        if int(actual_size) < int(stated_size) < MIN_UNKNOWN_SIZE:
+            return f"{actual_size} of {stated_size} bytes"
     return None
 
 
@@ -155,12 +155,18 @@ def inspect_clips(
     clips: list[str],
     max_seconds: float = 10.0,
     cache_file: str | Path | None = None,
-    look: Callable[[str, float], ClipFacts] = clip_facts,
+    read_facts: Callable[[str, float], ClipFacts] = clip_facts,
 ) -> dict[str, ClipFacts]:
     """Returns the facts of all clips, by clip.
 
     Files are read in parallel. Facts are cached by path, size and modification time, also when
-    the check is interrupted. `look` computes the facts of a clip.
+    the check is interrupted.
+
+    Args:
+        clips: Paths or rows of shards.
+        max_seconds: Seconds that are used of a clip.
+        cache_file: SQLite file of the cache. Default: in the user's cache folder.
+        read_facts: Computes the facts of a clip from it and `max_seconds`.
     """
     facts: dict[str, ClipFacts] = {}
     keys: dict[str, str] = {}
@@ -176,7 +182,7 @@ def inspect_clips(
     new_facts: dict[str, ClipFacts] = {}
 
     def inspect(clip: str) -> None:
-        new_facts[clip] = look(clip, max_seconds)
+        new_facts[clip] = read_facts(clip, max_seconds)
 
     with tqdm(total=len(new), desc="checking audio", unit="file", disable=None) as bar:
         for start in range(0, len(new), AT_ONCE):
@@ -211,6 +217,12 @@ def drop_bad_audio(
     data: DatasetDict, seconds: float, on_bad_audio: str, output_dir: str | Path
 ) -> DatasetDict:
     """Drops the rows with unusable audio, and lists the faults in `output_dir`/bad_audio.txt.
+
+    Args:
+        data: Splits of `load_rows`.
+        seconds: Seconds that are used of a clip.
+        on_bad_audio: "error" or "skip".
+        output_dir: Folder of the list.
 
     Raises:
         UserError: If there is a fault and `on_bad_audio` is "error", or if a split loses all rows.

@@ -1,4 +1,4 @@
-"""A persistent key-value cache in `~/.cache/audiolm`. It is safe to delete."""
+"""The user's cache folder, which is safe to delete, and a key-value cache in it."""
 
 import json
 import logging

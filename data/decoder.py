@@ -1,4 +1,4 @@
-"""Decodes clips while a run goes on, each within a time limit.
+"""Decodes clips during a run, each within a time limit.
 
 A `DataLoader` has a `timeout` of its own, but it ends the run and does not name the file.
 """

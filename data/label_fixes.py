@@ -1,4 +1,4 @@
-"""Fixes two known defects of ReasonAQA: wrong labels of CLE, and options whose position tells."""
+"""Fixes two known defects of ReasonAQA: wrong labels of CLE, and answer-position bias."""
 
 import html
 import random

@@ -102,7 +102,7 @@ def _add_convert_options(parser: argparse.ArgumentParser) -> None:
 
 
 def download(args: argparse.Namespace) -> int:
-    """Downloads and unpacks ReasonAQA, Clotho v2.1 and ClothoAQA. Run it again to resume."""
+    """Downloads and unpacks ReasonAQA and its free audio, or ESC-50. Run it again to resume."""
     if args.audiocaps and not Path(args.audiocaps).is_dir():
         raise UserError(f"--audiocaps {args.audiocaps}: folder not found")
     is_esc50 = Path(args.data).name == "esc50"

@@ -65,7 +65,11 @@ def question_type(row: Mapping[str, str]) -> str:
 
 
 def audio_roots(audio_dir: list[str]) -> AudioDir:
-    """Parses `--audio_dir`: one folder, or the folder of each source as SOURCE=FOLDER."""
+    """Parses `--audio_dir`: one folder, or the folder of each source as SOURCE=FOLDER.
+
+    Raises:
+        UserError: If several folders lack their source.
+    """
     if len(audio_dir) == 1 and "=" not in audio_dir[0]:
         return audio_dir[0]
     for folder in audio_dir:
@@ -132,8 +136,8 @@ def load_reasonaqa(files: Mapping[str, str | Path], audio_dir: AudioDir) -> Data
 
     Returns:
         ReasonAQA's eight fields, `question_type`, and one or two clips in `audio`, of type
-        `List(Audio(decode=False))`. `push_to_hub` uploads the recordings with the rows.
-        `decode_audio` decodes them.
+        `List(Audio(decode=False))`. `decode_audio` decodes them. Cast the column to
+        `List(Audio())` before `push_to_hub`, which would upload paths.
 
     Raises:
         UserError: A file is not readable, or a row lacks a field, an answer or a question type, or

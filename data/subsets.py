@@ -66,7 +66,11 @@ def first_of_each_type(rows: Dataset, limit: int) -> dict[str, np.ndarray]:
 
 
 def mix_shares(mix: list[str]) -> dict[str, float]:
-    """Parses `--mix caption=0.1,mcq=0.5` to the share of each part."""
+    """Parses `--mix caption=0.1,mcq=0.5` to the share of each part.
+
+    Raises:
+        UserError: If a share is no number between 0 and 1, or all sum to more than 1.
+    """
     shares: dict[str, float] = {}
     for entry in filter(None, ",".join(mix).split(",")):
         name, _, text = entry.partition("=")

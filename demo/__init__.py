@@ -1,4 +1,4 @@
-"""Small encoders, a small language model and three trained AudioLMs. README.md is their card."""
+"""Small encoders, two small language models and three trained AudioLMs. README.md is their card."""
 
 from pathlib import Path
 

@@ -155,7 +155,7 @@ def build_training_rows(split: Split) -> list[dict]:
 def train(
     model: nn.Module, examples: list[Example], steps: int, seed: int, learning_rate: float
 ) -> None:
-    """Trains the language model. A pass of a pool of batches is never cut."""
+    """Trains the language model. `steps` are rounded up to whole pools of batches."""
     optimizer = Optimizer(model.parameters(), learning_rate, steps)
     num_pools = -(-steps // BATCHES_PER_POOL)
     pool_size = BATCHES_PER_POOL * BATCH_SIZE

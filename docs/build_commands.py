@@ -1,4 +1,4 @@
-"""Write commands.md and configs/options.json from the parsers: `python docs/build_commands.py`.
+"""Writes commands.md and configs/options.json from the parsers: `python docs/build_commands.py`.
 
 `audiolm COMMAND --help` prints what options.json holds. A test compares both with the parsers.
 """
@@ -51,17 +51,17 @@ def split_parser(command: str, parser: argparse.ArgumentParser) -> dict[str, lis
     hidden = (argparse._HelpAction, argparse._StoreFalseAction, argparse._SubParsersAction)
     actions = [action for action in parser._actions if not isinstance(action, hidden)]
     if command != "train":
-        return {"options": actions}
+        return {"options": actions} if actions else {}
     groups: dict[str, list] = {"model": [], "data": [], "training": [], "stock": []}
     names = {
         "model": ModelArguments.__dataclass_fields__.keys(),
         "data": {*DataArguments.__dataclass_fields__, "config"},
     }
     for action in actions:
-        own = AudioLMTrainingArguments.__annotations__
-        is_listed = action.dest in own or action.dest in COMMON
+        declared = AudioLMTrainingArguments.__annotations__
+        is_listed = action.dest in declared or action.dest in COMMON
         group = "training" if is_listed else "stock"
-        group = next((name for name, own in names.items() if action.dest in own), group)
+        group = next((name for name, options in names.items() if action.dest in options), group)
         groups[group].append(action)
     return groups
 
@@ -111,15 +111,18 @@ def build_options() -> dict[str, dict]:
         parsers = {command: parser}
         for action in parser._actions:
             if isinstance(action, argparse._SubParsersAction):
-                parsers |= {f"{command} {name}": own for name, own in action.choices.items()}
-        for name, own in parsers.items():
-            groups = split_parser(command, own)
+                parsers |= {f"{command} {name}": sub for name, sub in action.choices.items()}
+        for name, subparser in parsers.items():
+            groups = split_parser(command, subparser)
             stock = groups.pop("stock", None)
             program = PROGRAMS.get(name, f"audiolm {name}")
-            description = own.description or ""
-            if own is parser and len(parsers) > 1:
+            description = subparser.description or ""
+            if subparser is parser and len(parsers) > 1:
                 description += "\n\ncommands: " + ", ".join(list(parsers)[1:])
-            page = {"help": format_help(program, description, groups), "options": option_kinds(own)}
+            page = {
+                "help": format_help(program, description, groups),
+                "options": option_kinds(subparser),
+            }
             if stock is not None:
                 page["help"] += f"\n\n{HELP_ALL}"
                 groups |= {"stock options of transformers' TrainingArguments": stock}

@@ -13,7 +13,7 @@ BOXES = (  # x, y, width, title, second line, fill
     (2.1, 1.3, 2.4, "encoder (frozen)", "HTSAT or Mimi", "#4c78a8"),
     (5.1, 1.3, 2.4, "mapper (trained)", "Linear, GELU, Linear", "#f58518"),
     (0.0, 0.0, 1.5, "question", "text", None),
-    (8.1, 0.65, 2.6, "SmolLM2-135M", "frozen at first", "#4c78a8"),
+    (8.1, 0.65, 2.6, "SmolLM2-135M", "frozen by default", "#4c78a8"),
     (11.3, 0.65, 1.5, "answer", "text", None),
 )
 # Colours that colour-blind readers can tell apart, on light and dark pages.

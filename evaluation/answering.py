@@ -190,8 +190,13 @@ def answer_batch(
 ) -> list[dict]:
     """Scores and generates the answers to questions about encoded clips.
 
-    Rows have `input`, `answer`, `question_type` and `audio` (the clips). The features of each clip
-    come from `encode_clips`. Protocols are "likelihood" and "generate".
+    Args:
+        model: Answers them.
+        processor: Writes the prompts.
+        rows: Rows with `input`, `answer`, `question_type` and `audio` (the clips).
+        features: The features of each clip, as `encode_clips` yields them.
+        protocols: "likelihood", "generate" or both.
+        max_new_tokens: Longest generated answer.
 
     Returns:
         One dict per row. `loss` is summed over the `n_tokens` tokens of the right answer. With

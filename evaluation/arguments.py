@@ -29,12 +29,12 @@ DATA_DIR = "reasonaqa"
 CONTROL_OPTIONS = {"majority": "train_file", "question_only": "question_only_model"}
 
 
-def option(help_text: str, default: Any = None, **more: Any) -> Any:
-    """Declares an option of an arguments dataclass. `more` is for `add_argument`.
+def option(help_text: str, default: Any = None, **argparse_options: Any) -> Any:
+    """Declares an option of an arguments dataclass. `argparse_options` go to `add_argument`.
 
     With `REQUIRED` as its default it must be given.
     """
-    metadata = {"help": help_text, **more}
+    metadata = {"help": help_text, **argparse_options}
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -76,7 +76,9 @@ class EvaluationArguments:
         [],
         choices=("all", *CONTROLS),
     )
-    train_file: str | None = option("ReasonAQA's train.json, for the control `majority`.")
+    train_file: str | None = option(
+        "ReasonAQA's train.json, for the control `majority`, and to report clips that occur in it."
+    )
     question_only_model: str | None = option(
         "A text-only model (run_train.py --no_audio), for the control `question_only`."
     )

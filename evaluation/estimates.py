@@ -69,9 +69,9 @@ class Estimate:
         """Returns half the width of the interval that misses the truth in a share `alpha`."""
         quantile = 1 - np.asarray(alpha) / 2
         total = np.maximum(self.clip_variance + self.training_variance, np.finfo(float).tiny)
-        of_clips = student_t.ppf(quantile, max(1, self.num_clips - 1)) * self.clip_variance
-        of_trainings = student_t.ppf(quantile, self.training_df) * self.training_variance
-        return (of_clips + of_trainings) / np.sqrt(total)
+        clip_part = student_t.ppf(quantile, max(1, self.num_clips - 1)) * self.clip_variance
+        training_part = student_t.ppf(quantile, self.training_df) * self.training_variance
+        return (clip_part + training_part) / np.sqrt(total)
 
     def interval(self, alpha: float = ALPHA) -> tuple[float, float]:
         """Returns the ends of the interval that misses the truth in a share `alpha`."""

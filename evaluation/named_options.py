@@ -32,10 +32,10 @@ def contradictions(rows: Sequence[dict]) -> dict[str, dict]:
         if not named:
             continue
         count = len(named)
-        are_both_named = [row for row in named if None not in row[1:]]
+        named_twice = [row for row in named if None not in row[1:]]
         results[question_type] = {
             "n": count,
-            "contradictory": sum(letter != option for _, letter, option in are_both_named) / count,
+            "contradictory": sum(letter != option for _, letter, option in named_twice) / count,
             "by_letter": sum(letter == reference for reference, letter, _ in named) / count,
             "by_words": sum(option == reference for reference, _, option in named) / count,
         }

@@ -62,7 +62,7 @@ def model_digest(model: torch.nn.Module) -> str:
 
 
 def split_into_chunks(rows: Dataset, size: int) -> list[list[int]]:
-    """Splits row indices into chunks of at least `size`, so that no first clip is in two chunks.
+    """Splits row indices into chunks of `size` or more, so that no first clip is in two chunks.
 
     Clips come in the order of their names' hashes: neighbours have nothing in common. Every chunk
     has two clips, as the control `mismatched_audio` needs.

@@ -89,7 +89,11 @@ def _draw_counts(generator: np.random.Generator, resamples: int, num_clips: int)
 
 
 def mcnemar(first: ArrayLike, second: ArrayLike) -> dict:
-    """Runs McNemar's exact test of two arms' right answers to the same rows, as if independent.
+    """Runs McNemar's exact test of two arms on the same rows, as if rows were independent.
+
+    Args:
+        first: Whether the first arm is right, shape `(rows,)`.
+        second: Whether the second arm is.
 
     Returns:
         `only_first` and `only_second`, the rows that one arm alone has right, and the two-sided
@@ -103,7 +107,11 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> dict:
 
 
 def holm(p_values: ArrayLike) -> list[float]:
-    """Corrects the p-values of one family by Holm's method. Returns them in their order."""
+    """Corrects the p-values of one family by Holm's method. Returns them in their order.
+
+    Raises:
+        ValueError: If one is not between 0 and 1.
+    """
     p_values = np.asarray(p_values, float)
     if not ((p_values >= 0) & (p_values <= 1)).all():
         raise ValueError(f"expected p-values between 0 and 1: {p_values.tolist()}")
@@ -136,7 +144,12 @@ def expected_calibration_error(
 ) -> dict:
     """Returns how far the probability of the chosen answer is from its accuracy.
 
-    Source: Guo et al. 2017, arXiv:1706.04599. The bins have equal width.
+    Source: Guo et al. 2017, arXiv:1706.04599.
+
+    Args:
+        probabilities: Of the chosen answers, shape `(rows,)`.
+        correct: Whether they are right, shape `(rows,)`.
+        bins: Number of bins of equal width.
 
     Returns:
         `ece`, the mean distance over rows, and `bins`. Each bin with rows has `low` (inside),

@@ -8,8 +8,8 @@ from .audio_gain import TEXT_ONLY_CONTROL
 from .categories import CATEGORIES
 
 MAJORITY = "majority"
-MEAN = "mean of types"
-# The rows of the table of a comparison.
+MEAN = "macro accuracy"
+# The rows of the report's table of accuracies.
 SECTIONS = {
     "question_type": CLOSED_QUESTION_TYPES,
     "category": CATEGORIES,
@@ -87,10 +87,10 @@ def _closed_lines(metrics: dict) -> list[str]:
     for grouping in ("category", "truncation", "clips"):
         if grouping == "category" or len(metrics[grouping]) > 1:
             lines += _group_table(grouping, metrics[grouping])
-    leaked = metrics.get("training_clips", {}).get("clip in training")
-    if leaked:
+    leaking_rows = metrics.get("training_clips", {}).get("clip in training")
+    if leaking_rows:
         lines += _group_table("training", metrics["training_clips"])
-        lines.append(f"warning: the clips of {leaked['n']} rows occur in training")
+        lines.append(f"warning: the clips of {leaking_rows['n']} rows occur in training")
     normalised = metrics["other_protocols"].get("likelihood_normalised", {})
     lengths = normalised.get("answer_words", {})
     lines += _group_table("answer words", metrics["answer_words"], normalised=lengths)

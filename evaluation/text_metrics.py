@@ -85,8 +85,8 @@ def text_items(rows: Iterable[Mapping]) -> dict[str, list[tuple[str, list[str]]]
             text = row["answers"]["generate"]["text"]
             candidates[key, row["input"]].append((row["answer"], text))
     items = defaultdict(list)
-    for (key, _), answered in candidates.items():
-        items[key[0]].append((min(answered)[1], sorted(references[key])))
+    for (key, _), answers in candidates.items():
+        items[key[0]].append((min(answers)[1], sorted(references[key])))
     return items
 
 

@@ -118,24 +118,25 @@ def results_table(metrics: dict[str, Any]) -> str:
     return "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
 
 
-def _describe_scoring(metrics: dict[str, Any], test: dict[str, Any]) -> str:
-    commit = test.get("commit")
+def _describe_scoring(metrics: dict[str, Any], source: dict[str, Any]) -> str:
+    commit = source.get("commit")
     weights = f" Weights of commit {commit}." if commit else ""
     return f"by {metrics['protocol_name']}. An unparsed answer counts as wrong.{weights}"
 
 
-def with_results(card: str, metrics: dict[str, Any], test: dict[str, Any]) -> str:
+def with_results(card: str, metrics: dict[str, Any], source: dict[str, Any]) -> str:
     """Returns a card with results. Earlier results are replaced.
 
     Args:
         card: Text of the card.
         metrics: `metrics.json` of `run_eval.py`.
-        test: `name` and `sha256` of the test file, and the `commit` of the weights.
+        source: `name` and `sha256` of the test file, and the `commit` of the weights.
     """
     new_card = ModelCard(card)
     section = (
-        f"{RESULTS}\nOn `{test['name']}`, SHA-256 `{test['sha256']}`, {metrics['n']:,} examples,\n"
-        f"{_describe_scoring(metrics, test)} In brackets 95 % intervals\n"
+        f"{RESULTS}\n"
+        f"On `{source['name']}`, SHA-256 `{source['sha256']}`, {metrics['n']:,} examples,\n"
+        f"{_describe_scoring(metrics, source)} In brackets 95 % intervals\n"
         "for other clips. They do not cover another training of this model.\n\n"
         f"{results_table(metrics)}\n"
     )
@@ -147,9 +148,9 @@ def with_results(card: str, metrics: dict[str, Any], test: dict[str, Any]) -> st
     return str(new_card)
 
 
-def eval_results(metrics: dict[str, Any], test: dict[str, Any], dataset_id: str) -> str:
+def eval_results(metrics: dict[str, Any], source: dict[str, Any], dataset_id: str) -> str:
     """Returns a file of `.eval_results/` with accuracies in percent. See [`with_results`]."""
-    note = f"{test['name']}, SHA-256 {test['sha256']}; {_describe_scoring(metrics, test)}"
+    note = f"{source['name']}, SHA-256 {source['sha256']}; {_describe_scoring(metrics, source)}"
     groups = {**metrics.get("question_type", {}), "all": metrics.get("micro")}
     entries = [
         EvalResultEntry(

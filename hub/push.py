@@ -166,6 +166,9 @@ def push_results(
 
     Returns:
         URL of the new commit.
+
+    Raises:
+        PushError: If the Hub does not accept it.
     """
     token = get_token()
     api = HfApi(token=token)

@@ -42,7 +42,7 @@ MIN_COMPILED_STEPS = 1000  # Compiling and recording take a minute, and save 20 
 BATCH_SIZE = 16  # examples per optimizer step, over all processes
 ENCODER_OVERRIDES = ("band_limit", "window_seconds")
 CONFIG_FOLDER = Path(__file__).parents[1] / "configs"
-DESCRIPTION = f"""Train one AudioLM. Flags override --config. The defaults are the experiment's:
+DESCRIPTION = f"""Trains one AudioLM. Flags override --config. The defaults are the experiment's:
 batch size {BATCH_SIZE}, learning rate 1e-4, 20,000 steps, 10 s of audio."""
 
 
@@ -226,6 +226,12 @@ class AudioLMTrainingArguments(TrainingArguments):
     )
     remove_unused_columns: bool = _stock("remove_unused_columns", False)
     label_names: list[str] | None = _option(["labels"], "Names of the model's label inputs")
+    resume_from_checkpoint: str | None = _option(
+        None, "`true`: the last complete checkpoint in --output_dir. Or the folder of a checkpoint"
+    )
+    hub_strategy: str = _option(
+        "every_save", "`every_save`: push each checkpoint and the trained model; `end`: the latter"
+    )
     seed: int = _stock("seed", 0)
     dataloader_num_workers: int = _stock("dataloader_num_workers", 2)
     dataloader_pin_memory: bool = _option(None, "Pin memory of batches; default: with a GPU")

@@ -1,4 +1,4 @@
-"""Callbacks of a run: signals, losses that are not finite, clips that turn bad, log lines."""
+"""Callbacks of a run: signals, losses that are not finite, clips that turn bad, progress."""
 
 import logging
 import os

@@ -1,7 +1,7 @@
 """The Trainer of a run: the stock one, with what exact resuming and several processes need.
 
 transformers 5.23 has no public hook for most of this, so seven private methods are overridden.
-Each docstring says why, and when the method can go.
+Their docstrings say why.
 """
 
 from collections.abc import Callable, Iterator

@@ -106,9 +106,9 @@ def _describe_options(rows: Mapping[str, Mapping]) -> list[dict]:
     """Returns each option with every arm's probability; none where no probability was computed."""
     first = next(iter(rows.values()))
     shares = {arm: option_probabilities(row) for arm, row in rows.items()}
-    picked = {}
+    choices = {}
     for arm, row in rows.items():
-        picked[arm] = row["answers"].get("likelihood", NO_ANSWER)["parsed"]
+        choices[arm] = row["answers"].get("likelihood", NO_ANSWER)["parsed"]
     options = []
     for option, text in candidates(first).items() if any(shares.values()) else ():
         options.append(
@@ -118,7 +118,7 @@ def _describe_options(rows: Mapping[str, Mapping]) -> list[dict]:
                 "probabilities": {
                     arm: shares[arm][option] for arm in rows if option in shares[arm]
                 },
-                "picked_by": [arm for arm in rows if picked[arm] == option],
+                "picked_by": [arm for arm in rows if choices[arm] == option],
             }
         )
     return options
@@ -158,7 +158,13 @@ def list_conditions(rows: Mapping[str, Mapping], protocol: str) -> list[dict]:
 def describe_clip(
     filepath: str, seconds: float, audio_dir: AudioDir | None, max_seconds: float
 ) -> dict:
-    """Returns a clip of so many seconds as the report shows it, of which `max_seconds` are used.
+    """Returns a clip as the report shows it.
+
+    Args:
+        filepath: Path of the clip in the rows.
+        seconds: Duration of the file.
+        audio_dir: Where the clips are. None leaves out players and spectrograms.
+        max_seconds: Seconds that the models use.
 
     Returns:
         `name`, `duration` and `used` seconds, and either its `picture` or `why` there is none. A

@@ -73,7 +73,7 @@ def fingerprint_clip(clip: str, max_seconds: float) -> ClipFacts:
 def fingerprint_clips(clips: Sequence[str], max_seconds: float = 10.0) -> dict[str, np.ndarray]:
     """Returns the fingerprints of the readable clips. They are cached as `inspect_clips` does."""
     cache_file = cache_folder() / "fingerprints.sqlite"
-    facts = inspect_clips(list(clips), max_seconds, cache_file, look=fingerprint_clip)
+    facts = inspect_clips(list(clips), max_seconds, cache_file, read_facts=fingerprint_clip)
     return {
         clip: np.frombuffer(bytes.fromhex(fact.digest), ">u4").astype(np.uint32)
         for clip, fact in facts.items()

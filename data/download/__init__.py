@@ -1,1 +1,1 @@
-"""Downloading ReasonAQA and its audio."""
+"""Downloads ReasonAQA and its audio."""

@@ -1,4 +1,4 @@
-"""Find AudioCaps' clips by YouTube id, in whatever layout somebody has them."""
+"""Finds AudioCaps' clips by YouTube id, in whatever layout somebody has them."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Unpack zip and 7z archives into a folder, and nowhere else."""
+"""Unpacks zip and 7z archives into a folder, and nowhere else."""
 
 import shutil
 import zipfile

@@ -29,11 +29,20 @@ def encode_clips(
     alter: Callable[[Clip, torch.Tensor], torch.Tensor] | None = None,
     on_bad: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[Clip, torch.Tensor]]:
-    """Yields each clip with its codes or float32 features, on the CPU and without padding.
+    """Yields each clip with its codes or features, on the CPU and without padding.
 
-    The progress bar has the name `desc`. `alter` replaces the samples of a clip, both of shape
-    `(samples,)`, before encoding. `on_bad` gets what is wrong with a clip that cannot be decoded,
-    and the clip is left out. Without it, the [`BadClip`] is raised.
+    Codes are int16 of shape `(codebooks, frames)`, features float32 of shape `(frames, dim)`.
+
+    Args:
+        encoder: The encoder.
+        extractor: Decodes clips at the encoder's rate.
+        clips: Paths, rows of shards, or contents of files.
+        desc: Name of the progress bar. Default: no bar.
+        alter: Replaces the samples of a clip, both of shape `(samples,)`, before encoding.
+        on_bad: Gets what is wrong with a clip that cannot be decoded. The clip is left out.
+
+    Raises:
+        BadClip: If a clip cannot be decoded, without `on_bad`.
     """
     decoder = ClipDecoder(extractor)
 

@@ -95,7 +95,7 @@ def bins_hertz(size: int) -> np.ndarray:
 
 
 def band_gain(hertz: np.ndarray, low: float, high: float, order: int) -> np.ndarray:
-    """Returns the magnitude of a Butterworth band-pass of order 1, 2 or 4. Its phase is zero."""
+    """Returns gains of a zero-phase Butterworth band-pass, `low` to `high` Hz, order 1, 2 or 4."""
     above = np.square(hertz / high)
     below = np.square(low / np.maximum(hertz, 1))
     for _ in range(order.bit_length() - 1):
@@ -105,7 +105,7 @@ def band_gain(hertz: np.ndarray, low: float, high: float, order: int) -> np.ndar
 
 
 def filter_band(sound: np.ndarray, low: float, high: float, order: int) -> np.ndarray:
-    """Applies `band_gain` to a waveform."""
+    """Applies `band_gain` to a waveform, shape `(samples,)`."""
     size = fft_size(len(sound))
     spectrum = np.fft.rfft(sound, size) * band_gain(bins_hertz(size), low, high, order)
     return np.fft.irfft(spectrum, size).astype(np.float32)[: len(sound)]

@@ -1,4 +1,4 @@
-"""Convert Lyra V2's two TFLite files for lyra_v2.py: `python convert_lyra_v2.py FOLDER OUTPUT`.
+"""Converts Lyra V2's two TFLite files for lyra_v2.py: `python convert_lyra_v2.py FOLDER OUTPUT`.
 
 FOLDER holds soundstream_encoder.tflite and quantizer.tflite, OUTPUT is a .safetensors file.
 It needs `pip install ai-edge-litert`.

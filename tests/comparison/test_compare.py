@@ -51,7 +51,7 @@ def comparison():
 
 def test_table_rows_of_a_comparison_have_cells_of_each_column(comparison):
     rows = {row["name"]: row for row in comparison_rows(comparison)}
-    assert list(rows) == ["mcq", "yes_no", "count", "all closed rows", "mean of types", "caption"]
+    assert list(rows) == ["mcq", "yes_no", "count", "all closed rows", "macro accuracy", "caption"]
     assert rows["mcq"]["n"] == 8
     assert rows["mcq"]["cells"]["htsat"]["accuracy"] == 0.75
     assert rows["caption"]["cells"] == {

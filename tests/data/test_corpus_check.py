@@ -337,7 +337,7 @@ def inspect(folder, used_seconds=10.0, stop_after=10**9, delays=None) -> Inspect
         return clip_facts(path, seconds)
 
     clips = sorted(map(str, (folder / "audio").iterdir()))
-    return Inspection(inspect_clips(clips * 2, used_seconds, look=look), sorted(names))
+    return Inspection(inspect_clips(clips * 2, used_seconds, read_facts=look), sorted(names))
 
 
 def test_inspect_clips_reads_a_file_once(folder):
