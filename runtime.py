@@ -1,6 +1,7 @@
-"""What every room needs: user errors, the record of a run, digests, atomic files, the CPU.
+"""What every room needs: user errors, the record of a run, digests, atomic files, tables, the CPU.
 
-Functions that need torch import it themselves, so that help and wrong options need not wait for it.
+Functions that need torch or pandas import it themselves, so that help and wrong options need not
+wait for it.
 """
 
 import ctypes
@@ -19,8 +20,12 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from subprocess import DEVNULL
+from typing import TYPE_CHECKING
 
 from . import __version__
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RUN_INFO_FILE = "run_info.json"
 PACKAGES = (
@@ -92,6 +97,28 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: object) -> None:
     """Writes a value as indented JSON with `write_text`."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_table(path: str | Path, *columns: str) -> "pd.DataFrame":
+    """Reads a CSV file whose cells are texts. Cells that a row lacks at its end are empty.
+
+    Raises:
+        UserError: If the file is not readable, lacks one of `columns`, or has a name twice.
+    """
+    import pandas as pd
+
+    try:
+        # With `header`, pandas would rename a second column of one name and drop further cells.
+        table = pd.read_csv(path, header=None, dtype=str, keep_default_na=False).fillna("")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable table ({error})") from error
+    table = table[1:].reset_index(drop=True).set_axis(table.iloc[0].to_list(), axis=1)
+    if not set(columns) <= set(table) or not table.columns.is_unique:
+        raise UserError(
+            f"{path}: has the columns {', '.join(table)}: expected {', '.join(columns)}, separated "
+            "by commas, and none twice"
+        )
+    return table
 
 
 def file_digest(path: str | Path) -> str:

@@ -248,11 +248,4 @@ def main(argv: list[str] | None = None) -> None:
         write_space(args.space, args.models, args.trust_remote_code)
         print(f"`hf upload USER/NAME {args.space} --repo-type space` publishes the Space.")
         return
-    try:
-        serve(args)
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-if __name__ == "__main__":
-    main()
+    serve(args)

@@ -194,7 +194,3 @@ def main(argv: list[str] | None = None) -> None:
         print(format_report(result))
     if options.json:
         write_json(options.json, result)
-
-
-if __name__ == "__main__":
-    main()

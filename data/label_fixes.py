@@ -8,9 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from ..runtime import UserError
+from ..runtime import UserError, read_table
 from .answer_parsing import Option, find_options, parse_answer
 
 if TYPE_CHECKING:
@@ -42,12 +40,7 @@ def entailment_labels(files: Iterable[str | Path]) -> dict[tuple[str, str], str]
     """
     labels: dict[tuple[str, str], str] = {}
     for file in files:
-        try:
-            columns = ["Audio file", *LABELS]
-            table = pd.read_csv(file, usecols=columns, dtype=str, keep_default_na=False)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{file}: not a CSV file of AudioEntailment ({error})") from error
-        for row in table.to_dict("records"):
+        for row in read_table(file, "Audio file", *LABELS).to_dict("records"):
             for column, label in LABELS.items():
                 labels[_label_key(row["Audio file"], row[column])] = label
     if not labels:

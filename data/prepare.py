@@ -222,7 +222,3 @@ def main(argv: list[str] | None = None) -> None:
     with report_user_errors(f"audiolm prepare {args.command}"):
         status = args.run_command(args)
     sys.exit(status)
-
-
-if __name__ == "__main__":
-    main()

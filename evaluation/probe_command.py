@@ -11,10 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import torch
 from datasets import Dataset, DatasetDict
-from pyarrow import csv
 from transformers import HfArgumentParser
 
 from ..checkpoints.encoders import load_encoder
@@ -26,6 +24,7 @@ from ..processing_audiolm import AudioLMFeatureExtractor
 from ..runtime import (
     UserError,
     json_digest,
+    read_table,
     report_user_errors,
     run_info,
     use_all_of_the_cpu,
@@ -177,20 +176,12 @@ def read_labels(path: str, label_column: str | None = None) -> tuple[pd.DataFram
     Raises:
         UserError: If it cannot be read, a column or a value is missing, or a clip has two labels.
     """
-    names = ("filename", "fold", "split", label_column or "", *LABEL_COLUMNS)
-    texts = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
-    try:
-        # One thread knows the number of a wrong row.
-        one_thread = csv.ReadOptions(use_threads=False)
-        table = csv.read_csv(path, one_thread, convert_options=texts).to_pandas()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable CSV ({error})") from error
-    label = label_column or next((name for name in LABEL_COLUMNS if name in table), "label")
+    table = read_table(path, "filename", *filter(None, [label_column]))
+    label = label_column or next((name for name in LABEL_COLUMNS if name in table), "")
     kind = "split" if "split" in table else "fold"
-    for name in ("filename", label, kind):
-        if name not in table:
-            columns = ", ".join(table)
-            raise UserError(f"{path} has no column {name!r}. Its columns: {columns}")
+    if not {label, kind} <= set(table):
+        expected = f"{' or '.join(LABEL_COLUMNS)}, and fold or split"
+        raise UserError(f"{path}: has the columns {', '.join(table)}: expected also {expected}")
     clips = table[["filename", label, kind]].drop_duplicates()
     clips.columns = ["filename", "label", "part"]
     if clips.empty:
@@ -312,7 +303,3 @@ def format_report(report: dict) -> str:
 def _with_interval(entry: dict, key: str, sign: str = "") -> str:
     low, high = entry["ci95_low"], entry["ci95_high"]
     return f"{entry[key]:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.signal import resample_poly
 
 from ...processing_audiolm import open_file
-from ...runtime import UserError
+from ...runtime import UserError, read_table
 from .events import FADE_SAMPLES, SAMPLE_RATE, Event, EventClass
 
 logger = logging.getLogger(__name__)
@@ -119,14 +119,8 @@ def read_recordings(table: RecordingTable, seed: int) -> dict[str, dict[str, Eve
 
 def _read_rows(table: RecordingTable) -> pd.DataFrame:
     """Returns `label`, `path`, `fold` and `group` of each recording."""
-    try:
-        source = pd.read_csv(table.csv, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{table.csv}: cannot be read as a CSV file ({error})") from error
-    columns = [table.label, table.file, *filter(None, (table.fold, table.group))]
-    missing = [name for name in columns if name not in source]
-    if missing:
-        raise UserError(f"{table.csv}: no column {missing[0]!r}, only {', '.join(source)}")
+    columns = filter(None, (table.label, table.file, table.fold, table.group))
+    source = read_table(table.csv, *columns)
     labels = source[table.label].str.replace("_", " ").str.strip()
     wrong = labels[~labels.str.fullmatch(r"[\w' -]+")]
     if len(wrong):

@@ -75,7 +75,7 @@ def started(argv: list[str], folder: Path, **variables: str):
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     folder = tmp_path_factory.mktemp("served")
-    process, address = started(["-m", "audiolm.ask.app"], folder)
+    process, address = started(["-m", "audiolm", "app"], folder)
     yield address
     process.terminate()
     process.wait()

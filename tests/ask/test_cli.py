@@ -32,6 +32,7 @@ from audiolm.data.answer_parsing import (
 from audiolm.data.soundscapes.corpus import make_soundscapes
 from audiolm.demo import MODEL_NAMES, models
 from audiolm.evaluation.scores import softmax_scores
+from audiolm.runtime import read_table
 
 ROOT = Path(__file__).parents[2]
 ALARM = ["Which sound can be heard?", "--options", "cricket", "engine", "footsteps", "alarm"]
@@ -316,7 +317,7 @@ def test_table_resumes_wherever_its_output_was_cut(table, model, monkeypatch):
     (table / "q.csv").write_bytes("\ufeff".encode() + "\r\n".join(broken).encode())
     argv = ["--csv", table / "q.csv", "--output", table / "a.csv", "--batch_size", "2"]
     args = run_ask.parse_arguments([str(word) for word in argv])
-    questions = question_table.read_questions(args.csv)
+    questions = read_table(args.csv, "audio", "question")
     assert question_table.answer_table(args, questions, model) == 1
     complete = (table / "a.csv").read_bytes()
     answers = {row["id"]: row for row in csv.DictReader(io.StringIO(complete.decode()))}
@@ -377,7 +378,7 @@ def test_table_with_fewer_questions_than_answers_is_left_alone(answered):
     [
         (b"audio,what\n", "has the columns audio, what: expected audio, question"),
         (b"audio;question\n", "has the columns audio;question: expected"),
-        (b"audio,question,answer\n", "but none twice and not answer, probability"),
+        (b"audio,question,answer\n", "expected no column answer or probability"),
         (b"audio,question,question\n", "has the columns audio, question, question: expected"),
         (b"", "No columns to parse from file"),
         (b"\xff\xfe\x00", "not a readable table"),
@@ -401,6 +402,13 @@ def test_a_comma_that_is_not_quoted_is_an_error(table):
         "audio,question\naudio/test/00000.flac,What is heard, if anything?\n"
     )
     assert "Expected 2 fields in line 2, saw 3" in ask_table(table)
+
+
+def test_a_row_without_a_question_says_so(table):
+    (table / "q.csv").write_text("audio,question\naudio/test/00000.flac\n")
+    ask_table(table)
+    (row,) = csv.DictReader(io.StringIO((table / "a.csv").read_text()))
+    assert row["error"] == "the question is empty"
 
 
 def test_asking_leaves_no_thread_behind(scenes, model):

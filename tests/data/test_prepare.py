@@ -26,7 +26,7 @@ def hub(tmp_path_factory):
 
 
 def push(hub, folder, *options, **variables):
-    command = ["-m", "audiolm.data.prepare", "push", str(folder), "--hub_dataset_id", "me/data"]
+    command = ["-m", "audiolm", "prepare", "push", str(folder), "--hub_dataset_id", "me/data"]
     return run(hub, *command, *options, **variables)
 
 
