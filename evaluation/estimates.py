@@ -54,8 +54,6 @@ class Estimate:
         num_clips: Number of clips. For a mean over groups, of the group with the fewest.
         training_variance: Its variance due to the trainings.
         training_df: Degrees of freedom of that. Infinite without such variance.
-        covers_trainings: Whether it holds for other trainings too. False for one training of an
-            arm, whose variance is unknown.
     """
 
     value: float
@@ -63,7 +61,6 @@ class Estimate:
     num_clips: int
     training_variance: float = 0.0
     training_df: float = np.inf
-    covers_trainings: bool = True
 
     def margin(self, alpha: float | np.ndarray = ALPHA) -> Any:
         """Returns half the width of the interval that misses the truth in a share `alpha`."""
@@ -135,7 +132,7 @@ def add_training_error(
     """
     repeated = [values for values in trained if values.shape[-1] > 1]
     if not repeated:
-        return Estimate(value, clip_variance, num_clips, covers_trainings=not trained)
+        return Estimate(value, clip_variance, num_clips)
     variances = []
     for values in trained:
         source = values if values.shape[-1] > 1 else repeated[0]
