@@ -73,6 +73,22 @@ def report_user_errors(program: str) -> Iterator[None]:
 
 
 @contextmanager
+def explain_errors(message: str = "", *types: type[Exception]) -> Iterator[None]:
+    """Turns errors into a `UserError`, whose message is this one and theirs, on one line.
+
+    Args:
+        message: What was read or written. Default: the errors say it.
+        types: Of the errors. Default: those of files and their content.
+    """
+    explained = types or (OSError, ValueError)
+    try:
+        yield
+    except explained as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{message}: {reason}" if message else reason) from error
+
+
+@contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path, which becomes `path` if nothing is raised.
 
@@ -107,11 +123,9 @@ def read_table(path: str | Path, *columns: str) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    try:
+    with explain_errors(f"{path}: not a readable table"):
         # With `header`, pandas would rename a second column of one name and drop further cells.
         table = pd.read_csv(path, header=None, dtype=str, keep_default_na=False).fillna("")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable table ({error})") from error
     table = table[1:].reset_index(drop=True).set_axis(table.iloc[0].to_list(), axis=1)
     if not set(columns) <= set(table) or not table.columns.is_unique:
         raise UserError(

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from ..configuration_audiolm import import_encoders, list_encoder_types, parse_encoder_type
+from ..configuration_audiolm import import_encoders, list_encoder_types
 from ..runtime import format_duration, is_bfloat16_fast, report_user_errors, run_info, write_json
 from . import measure
 from .measure import PARTS, RUN_STEPS
@@ -110,7 +110,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"--{name} {getattr(options, name)}: expected a positive number")
     try:
         options.encoder_type = import_encoders(options.encoder_type)
-        parse_encoder_type(options.encoder_type)
     except ValueError as error:
         parser.error(f"--{error}")
     if options.precision is None:

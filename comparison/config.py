@@ -9,7 +9,7 @@ import yaml
 
 from ..configuration_audiolm import ARM_FIELDS
 from ..data.soundscapes.recordings import RecordingTable
-from ..runtime import UserError
+from ..runtime import UserError, explain_errors
 
 PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
 # These options change the representation, which is what a comparison is about.
@@ -91,10 +91,8 @@ class ComparisonConfig:
             UserError: If the options have wrong names.
         """
         options = (self.corpus or {}).get("recordings")
-        try:
+        with explain_errors(f"corpus: recordings is {options!r}", TypeError):
             return RecordingTable(**options) if options else None
-        except TypeError as error:
-            raise UserError(f"corpus: recordings is {options!r}: {error}") from error
 
     def is_text_only(self, arm: str) -> bool:
         """Whether an arm is trained without audio."""

@@ -15,7 +15,7 @@ from ..data.reasonaqa import AudioDir
 from ..data.soundscapes.corpus import make_soundscapes, write_labels
 from ..evaluation import probe_command
 from ..evaluation.arguments import parse_arguments as parse_eval_arguments
-from ..runtime import RUN_INFO_FILE, UserError, write_json
+from ..runtime import RUN_INFO_FILE, UserError, explain_errors, write_json
 from .cluster import RayCluster
 from .compare import compare
 from .config import ComparisonConfig, read_config
@@ -71,11 +71,9 @@ def generate_corpus(config: ComparisonConfig) -> dict[str, Path]:
     labels = {topic: Path(file) for topic, file in (own_labels or {}).items()}
     if config.corpus:
         folder = Path(config.output_dir, "corpus")
-        try:
+        with explain_errors(f"--config {config.path}: corpus", ValueError):
             rows, seed = config.corpus["rows"], config.corpus["seed"]
             make_soundscapes(folder, rows, seed, config.recordings())
-        except ValueError as error:
-            raise UserError(f"--config {config.path}: corpus: {error}") from error
         if config.probe and not own_labels:
             labels = write_labels(folder)
     return labels

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..evaluation.estimates import ALPHA, add_training_error
 from ..evaluation.tables import format_table
-from ..runtime import UserError
+from ..runtime import UserError, explain_errors
 
 TARGET = 0.8  # power that is enough
 SIMULATIONS = 4_000
@@ -35,14 +35,13 @@ def read_noise(path: str | Path) -> Noise:
     Args:
         path: `comparison.json`, with several seeds and at least two arms that use audio.
     """
-    try:
+    message = f"{path}: no comparison of several arms"
+    with explain_errors(message, OSError, ValueError, KeyError, TypeError):
         comparison = json.loads(Path(path).read_text(encoding="utf-8"))
         pairs = comparison["statistics"]["primary"]
         clip_errors = [pair["clip_error"] for pair in pairs]
         clips = comparison["statistics"]["clips"]
         by_seed = [arm["macro_by_seed"] for arm in comparison["arms"].values()]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: no comparison of several arms: {error!r}") from error
     variances = [np.var(values, ddof=1) for values in by_seed if len(values) > 1]
     if not variances:
         raise UserError(f"{path}: one seed does not show the scatter between seeds")

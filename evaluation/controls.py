@@ -19,7 +19,6 @@ from ..data.answer_parsing import find_options, parse_answer
 from ..data.audio_files import Clip, clip_audio
 from ..data.features import encode_clips
 from ..data.label_fixes import refers_to_options
-from ..data.reasonaqa import question_type
 
 if TYPE_CHECKING:
     from ..modeling_audiolm import AudioLMForConditionalGeneration
@@ -28,30 +27,22 @@ if TYPE_CHECKING:
 CONTROLS = ("majority", "no_audio", "noise", "mismatched_audio", "option_relabel", "question_only")
 
 
-def commonest_answers(
-    training_rows: Iterable[Mapping], rows: Sequence[Mapping]
-) -> list[str | None]:
-    """Returns the most common training answer (letter, yes or no) for each row.
+def commonest_answers(training_rows: Iterable[Mapping]) -> dict[tuple[str, str | None], str]:
+    """Returns the most common answer (letter, yes or no) of each question type and subtype.
 
-    It is the most common one of the row's subtype. If training lacks the subtype, it is that of
-    the question type. Ties go to the first in the alphabet. Without any answer it is None.
+    The subtype None stands for all of them. Ties go to the first in the alphabet.
     """
     counts: dict[tuple, Counter] = defaultdict(Counter)
     for row in training_rows:
-        kind = question_type(row)
+        kind = row["question_type"]
         answer = parse_answer(kind, row["input"], row["answer"])
         if answer:
             counts[kind, row["subtype"]][answer] += 1
             counts[kind, None][answer] += 1
-    commonest = {
+    return {
         group: min(counter, key=lambda answer: (-counter[answer], answer))
         for group, counter in counts.items()
     }
-    answers = []
-    for row in rows:
-        of_type = commonest.get((row["question_type"], None))
-        answers.append(commonest.get((row["question_type"], row["subtype"]), of_type))
-    return answers
 
 
 def noise_of_equal_power(clip: Clip, samples: torch.Tensor) -> torch.Tensor:

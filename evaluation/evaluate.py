@@ -20,6 +20,7 @@ from ..data.shards import MANIFEST, dataset_folder
 from ..hub.push import push_results
 from ..runtime import (
     UserError,
+    explain_errors,
     report_user_errors,
     run_info,
     use_all_of_the_cpu,
@@ -32,7 +33,6 @@ from .arguments import CONTROL_OPTIONS, EvaluationArguments, parse_arguments
 from .inputs import (
     EvaluatedModel,
     EvaluationData,
-    input_errors,
     load_evaluated_model,
     load_text_only_model,
     read_data,
@@ -93,7 +93,7 @@ def evaluate(arguments: EvaluationArguments) -> Evaluation | None:
     use_all_of_the_cpu()
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=WAIT_LIMIT)
     output = Path(arguments.output_dir)
-    with input_errors():
+    with explain_errors():
         output.mkdir(parents=True, exist_ok=True)
     if arguments.trust_remote_code:
         names = [arguments.model_name_or_path, arguments.question_only_model]
@@ -104,7 +104,7 @@ def evaluate(arguments: EvaluationArguments) -> Evaluation | None:
     data = read_data(arguments, evaluated.model.config.max_audio_seconds)
     warn_about_labels(arguments, evaluated)
 
-    with input_errors():
+    with explain_errors():
         plan = arguments.plan_controls()
         if "no_audio" in plan and not evaluated.model.mapper.feature_mean.any():
             plan["no_audio"] = "the model does not hold the mean of training's features"
@@ -131,8 +131,8 @@ def evaluate(arguments: EvaluationArguments) -> Evaluation | None:
     seconds = time.perf_counter() - start
     if outputs is None:
         return None
-    rows = predicted_rows(data.rows, outputs, data.facts, data.training_rows)
-    if data.training_rows is not None:
+    rows = predicted_rows(data.rows, outputs, data.facts, data.commonest_answers)
+    if data.commonest_answers is not None:
         mark_training_clips(rows, data.training_clips)
     not_run = {control: problem for control, problem in plan.items() if problem}
     metrics = compute_metrics(arguments, not_run, rows, settings)

@@ -16,13 +16,14 @@ from datasets import Dataset, DatasetDict
 from transformers import HfArgumentParser
 
 from ..checkpoints.encoders import load_encoder
-from ..configuration_audiolm import import_encoders, list_encoder_types, parse_encoder_type
+from ..configuration_audiolm import import_encoders, list_encoder_types
 from ..data import FeatureCache, drop_bad_audio
 from ..data.audio_files import find_file
 from ..data.cache import choose_feature_cache
 from ..processing_audiolm import AudioLMFeatureExtractor
 from ..runtime import (
     UserError,
+    explain_errors,
     json_digest,
     read_table,
     report_user_errors,
@@ -33,7 +34,6 @@ from ..runtime import (
 )
 from . import probes
 from .arguments import REQUIRED, option, parse_options
-from .inputs import input_errors
 from .tables import format_share, format_table
 
 DESCRIPTION = """Tests what frozen features contain: linear probes on labelled clips.
@@ -86,8 +86,6 @@ class ProbeArguments:
         arms, names = self.encoder_type, self.encoder_name_or_path
         try:
             types = [import_encoders(arm) for arm in arms]
-            for arm in types:
-                parse_encoder_type(arm)
         except ValueError as error:
             raise UserError(f"--{error}") from error
         if len(set(types)) < len(arms):
@@ -125,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     use_all_of_the_cpu()
     output = Path(args.output_dir)
-    with input_errors():
+    with explain_errors():
         output.mkdir(parents=True, exist_ok=True)
         clips, is_split = read_labels(args.labels, args.label_column)
         paths = [find_file(str(Path(args.audio_dir, name))) for name in clips["filename"]]
@@ -247,7 +245,7 @@ def encode(
     pooled: dict[str, list] = {pooling: [] for pooling in args.pooling}
     num_frames = []
     for start in range(0, len(paths), CHUNK):
-        with input_errors():
+        with explain_errors():
             encoded = cache.encode(paths[start : start + CHUNK], f"encoding clips, {arm}")
         for clip in encoded.values():
             if clip.is_floating_point():

@@ -24,7 +24,6 @@ from ..configuration_audiolm import (
     CHOICES,
     import_encoders,
     list_encoder_types,
-    parse_encoder_type,
 )
 from ..data import QUESTION_TYPES
 from ..data.cache import choose_feature_cache
@@ -107,7 +106,6 @@ class ModelArguments:
     def __post_init__(self):
         try:
             self.encoder_type = import_encoders(self.encoder_type)
-            parse_encoder_type(self.encoder_type)
         except ValueError as error:
             raise UserError(f"--{error}") from error
         _check_positive(self, vars(self))

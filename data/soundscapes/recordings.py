@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.signal import resample_poly
 
 from ...processing_audiolm import open_file
-from ...runtime import UserError, read_table
+from ...runtime import UserError, explain_errors, read_table
 from .events import FADE_SAMPLES, SAMPLE_RATE, Event, EventClass
 
 logger = logging.getLogger(__name__)
@@ -30,12 +30,13 @@ class Excerpt(Event):
         Raises:
             UserError: If the recording cannot be read or is silent.
         """
-        try:
-            with open_file(self.path) as file:
-                rate = file.samplerate
-                recording = file.read(MAX_SECONDS * rate, dtype="float32", always_2d=True).mean(1)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"{self.path}: not readable as audio ({error})") from error
+        message = f"{self.path}: not readable as audio"
+        with (
+            explain_errors(message, OSError, ValueError, RuntimeError),
+            open_file(self.path) as file,
+        ):
+            rate = file.samplerate
+            recording = file.read(MAX_SECONDS * rate, dtype="float32", always_2d=True).mean(1)
         sound = resample_poly(
             _loudest_part(recording, samples * rate // SAMPLE_RATE), SAMPLE_RATE, rate
         )

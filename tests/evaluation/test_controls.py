@@ -59,21 +59,17 @@ def test_shift_option_letters_by_hand():
 
 
 def test_commonest_answers_by_hand():
-    training = [{**MCQ, "answer": a} for a in ("A) low", "B) high", "B) high")]
-    training += [
-        {**MCQ, "subtype": "U-MCQ.json", "answer": "A) low"}
-    ] * 3  # over both subtypes, a is commoner
-    training += [{**YES_NO, "answer": a} for a in ("yes", "no")]  # a tie: the alphabet's first
-    rows = [
-        {**row, "question_type": kind}
-        for kind, row in (
-            ("mcq", MCQ),
-            ("mcq", {**MCQ, "subtype": "new-MCQ.json"}),
-            ("yes_no", YES_NO),
-        )
-    ]
-    assert commonest_answers(training, rows) == ["b", "a", "no"]
-    assert commonest_answers([], rows) == [None, None, None]
+    mcq, yes_no = {**MCQ, "question_type": "mcq"}, {**YES_NO, "question_type": "yes_no"}
+    training = [{**mcq, "answer": answer} for answer in ("A) low", "B) high", "B) high")]
+    # Over both subtypes, a is more common.
+    training += [{**mcq, "subtype": "U-MCQ.json", "answer": "A) low"}] * 3
+    # Of two equal ones, the first in the alphabet counts.
+    training += [{**yes_no, "answer": answer} for answer in ("yes", "no")]
+    commonest = commonest_answers(training)
+    assert commonest["mcq", MCQ["subtype"]] == "b"
+    assert commonest["mcq", None] == "a"
+    assert commonest["yes_no", YES_NO["subtype"]] == "no"
+    assert commonest_answers([]) == {}
 
 
 def train_models(folder: Path, tokenizer, rows: list[dict], text_only: bool = True) -> Path:

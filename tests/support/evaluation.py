@@ -7,6 +7,7 @@ import soundfile
 from support.builders import EMPTY, clip
 
 from audiolm.data.audio_check import ClipFacts
+from audiolm.evaluation.controls import commonest_answers
 from audiolm.evaluation.scores import predicted_rows
 
 MCQ_QUESTION = "What is it? A) rain B) heavy rain C) a dog barking D) wind"
@@ -47,7 +48,8 @@ def make_predictions(
     ]
     outputs = [by_condition for _, by_condition in answered]
     facts = {row["audio"][0]: ClipFacts(None, seconds, 0.5, row["audio"][0]) for row in rows}
-    return predicted_rows(rows, outputs, facts, training_rows)
+    commonest = None if training_rows is None else commonest_answers(training_rows)
+    return predicted_rows(rows, outputs, facts, commonest)
 
 
 def read_jsonl(path: Path) -> list[dict]:
