@@ -20,10 +20,6 @@ from .measure import PARTS, RUN_STEPS
 
 PROGRAM = "audiolm benchmark"
 REASONAQA_CLIPS = 54_046  # each is encoded once where features are cached
-# glibc's allocator as run_train.py sets it. An encoder loses time if freed memory goes back to the
-# system. From the cache, blocks of 4 MB and more go back, which saves memory.
-CACHED_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**22)}
-ENCODING_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 TABLE_ROWS = {
     "samples/s": "{samples_per_second:,.2f}",
     "tokens/s": "{tokens_per_second:,.0f}",
@@ -122,12 +118,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def run_benchmark(options: argparse.Namespace, argv: list[str] | None) -> dict:
     """Measures all that the options ask for. Returns what `--json` writes."""
     cached = not options.no_feature_cache
-    allocator = CACHED_ALLOCATOR if cached else ENCODING_ALLOCATOR
     result = {"settings": vars(options), "environment": run_info(PROGRAM, argv), "variants": {}}
 
-    def run(label: str, function: Callable, *arguments, environment=allocator):
+    def run(label: str, function: Callable, *arguments):
         print(f"{label} ...", file=sys.stderr, flush=True)
-        return measure.run_isolated(function, options, *arguments, environment=environment)
+        return measure.run_isolated(function, options, *arguments)
 
     with tempfile.TemporaryDirectory() as folder:
         # An evaluation encodes the clips itself.
@@ -136,14 +131,12 @@ def run_benchmark(options: argparse.Namespace, argv: list[str] | None) -> dict:
         if options.evaluation:
             from .evaluation import measure_evaluation  # training steps need no datasets
 
-            environment = ENCODING_ALLOCATOR
-            seconds = run("evaluation", measure_evaluation, folder, environment=environment)
-            result["evaluation"] = seconds
+            result["evaluation"] = run("evaluation", measure_evaluation, folder)
             return result
         ours = run("our steps", measure.measure, False, folder, cached)
         result["variants"]["ours, cached" if cached else "ours, encoding"] = ours
         if options.naive:
-            baseline = run("baseline steps", measure.measure, True, folder, environment={})
+            baseline = run("baseline steps", measure.measure, True, folder)
             result["variants"]["baseline"] = baseline
             result["ratio"] = compare_variants(ours, baseline, clip_seconds)
     return result

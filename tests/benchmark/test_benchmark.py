@@ -324,7 +324,7 @@ def test_compiled_steps_have_the_losses_of_plain_ones(tmp_path, monkeypatch):
 def in_one_process(monkeypatch):
     """Runs each part in this process."""
 
-    def run(function, *arguments, environment):
+    def run(function, *arguments):
         return function(*arguments)
 
     monkeypatch.setattr(measure, "run_isolated", run)
@@ -350,7 +350,7 @@ def test_too_long_examples_are_refused(in_one_process):
 def test_out_of_memory_is_one_line(monkeypatch):
     monkeypatch.setattr(measure, "ProcessPoolExecutor", lambda *_: nullcontext(FullMemory()))
     with pytest.raises(UserError, match=r"^out of memory: take a smaller --batch_size$"):
-        measure.run_isolated(measure.measure, environment={})
+        measure.run_isolated(measure.measure)
 
 
 class FullMemory:
