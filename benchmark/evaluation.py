@@ -7,7 +7,7 @@ from itertools import chain
 import torch
 from tqdm import tqdm
 
-from ..data import FeatureCache
+from ..data.features import FeatureCache
 from ..evaluation.answering import PROTOCOLS
 from ..evaluation.predict import Answerer
 from ..runtime import format_duration, use_all_of_the_cpu

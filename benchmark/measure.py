@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..data import FeatureCache, ReasonAQACollator
+from ..data.collator import ReasonAQACollator
+from ..data.features import FeatureCache
 from ..modeling_audiolm import AudioLMForConditionalGeneration
 from ..runtime import UserError, resident_memory, use_all_of_the_cpu
 from ..training.compile import PAD_TO, cache_bf16_weights, compile_layers

@@ -10,8 +10,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from ..checkpoints.load import import_saved_encoders
-from ..data import audio_roots
-from ..data.reasonaqa import AudioDir
+from ..data.reasonaqa import AudioDir, audio_roots
 from ..data.soundscapes.corpus import make_soundscapes, write_labels
 from ..evaluation import probe_command
 from ..evaluation.arguments import parse_arguments as parse_eval_arguments

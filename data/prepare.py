@@ -18,14 +18,15 @@ from ..runtime import (
     report_user_errors,
     write_json,
 )
-from . import audio_roots, drop_bad_audio, load_rows, resolve_path, select_rows
-from .audio_check import inspect_clips
+from .audio_check import drop_bad_audio, inspect_clips
 from .audit.corpus_check import ERRORS, check_corpus, format_report
 from .convert import Conversion
 from .download.archives import SOURCES, fetch_sources
 from .download.audiocaps import REASONAQA_NAME, youtube_index
 from .json_table import stream_array
+from .reasonaqa import audio_roots, load_rows, resolve_path
 from .shards import PUSHED, read_manifest
+from .subsets import select_rows
 
 REASONAQA_SOURCES = ("reasonaqa", "clotho", "clothoaqa")
 

@@ -14,7 +14,7 @@ from accelerate import PartialState
 
 from .. import __version__
 from ..checkpoints.load import import_saved_encoders
-from ..data import FeatureCache
+from ..data.features import FeatureCache
 from ..data.second_clips import second_clips
 from ..data.shards import MANIFEST, dataset_folder
 from ..hub.push import push_results

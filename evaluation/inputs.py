@@ -13,12 +13,11 @@ from datasets import Dataset, DatasetDict
 
 from ..checkpoints.load import load_model
 from ..configuration_audiolm import ARM_FIELDS
-from ..data import audio_roots, drop_bad_audio, load_rows, resolve_path
-from ..data.audio_check import ClipFacts, inspect_clips
+from ..data.audio_check import ClipFacts, drop_bad_audio, inspect_clips
 from ..data.benchmarks import read_benchmark
 from ..data.json_table import stream_array
 from ..data.label_fixes import RowFixes
-from ..data.reasonaqa import question_type
+from ..data.reasonaqa import audio_roots, load_rows, question_type, resolve_path
 from ..data.shards import dataset_folder, load_shards
 from ..data.subsets import first_of_each_type, select_rows
 from ..modeling_audiolm import AudioLMForConditionalGeneration

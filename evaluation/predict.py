@@ -36,7 +36,7 @@ from .controls import (
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-    from ..data import FeatureCache
+    from ..data.features import FeatureCache
     from ..modeling_audiolm import AudioLMForConditionalGeneration
     from ..processing_audiolm import AudioLMProcessor
 

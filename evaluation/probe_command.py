@@ -17,9 +17,10 @@ from transformers import HfArgumentParser
 
 from ..checkpoints.encoders import load_encoder
 from ..configuration_audiolm import import_encoders, list_encoder_types
-from ..data import FeatureCache, drop_bad_audio
+from ..data.audio_check import drop_bad_audio
 from ..data.audio_files import find_file
 from ..data.cache import choose_feature_cache
+from ..data.features import FeatureCache
 from ..processing_audiolm import AudioLMFeatureExtractor
 from ..runtime import (
     UserError,

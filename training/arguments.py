@@ -25,8 +25,8 @@ from ..configuration_audiolm import (
     import_encoders,
     list_encoder_types,
 )
-from ..data import QUESTION_TYPES
 from ..data.cache import choose_feature_cache
+from ..data.reasonaqa import QUESTION_TYPES
 from ..modeling_audiolm import DEFAULT_TEXT_MODEL
 from ..runtime import SECRET_VALUE, UserError, is_bfloat16_fast, remove_secrets
 from .resume import checkpoint_to_resume

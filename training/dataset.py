@@ -10,15 +10,15 @@ import torch
 from datasets import Dataset, DatasetDict, IterableDataset
 from transformers.trainer_utils import IntervalStrategy
 
-from ..data import audio_roots, drop_bad_audio, load_rows, select_rows
-from ..data.audio_check import inspect_clips
+from ..data.audio_check import drop_bad_audio, inspect_clips
 from ..data.audio_files import Clip
 from ..data.label_fixes import RowFixes
 from ..data.length_sampler import LengthGroupedSampler, estimate_lengths
+from ..data.reasonaqa import audio_roots, load_rows
 from ..data.second_clips import first_clips, second_clips
 from ..data.shards import dataset_folder, load_shards
 from ..data.streaming import Shards, StreamReaders, read_rows_in_order, stream_examples
-from ..data.subsets import first_of_each_type, mix_rows
+from ..data.subsets import first_of_each_type, mix_rows, select_rows
 from ..runtime import UserError, explain_errors
 from .arguments import AudioLMTrainingArguments, DataArguments, ModelArguments
 from .stock_options import check_best_metric

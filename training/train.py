@@ -8,8 +8,9 @@ from pathlib import Path
 from transformers import TrainerCallback, set_seed
 
 from ..checkpoints.load import merge_adapters
-from ..data import QUESTION_TYPES, ReasonAQACollator
+from ..data.collator import ReasonAQACollator
 from ..data.decoder import ClipDecoder
+from ..data.reasonaqa import QUESTION_TYPES
 from ..hub.model_card import model_card
 from ..hub.push import PushToHub
 from ..runtime import UserError, format_duration, use_all_of_the_cpu, write_run_info, write_text

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from audiolm.data import benchmarks
+from audiolm.data.answer_parsing import parse_answer
 from audiolm.data.benchmarks import read_benchmark
 from audiolm.data.reasonaqa import SCHEMA
-from audiolm.evaluation import parse_answer
 from audiolm.runtime import UserError
 
 MAN = ["A man", "A woman", "A child", "Two men"]

@@ -10,9 +10,9 @@ from support.builders import clip, small_model
 from torch.utils.data import DataLoader
 
 from audiolm import AudioLMFeatureExtractor, AudioLMProcessor
-from audiolm.data import FeatureCache, ReasonAQACollator, encode_clips, feature_statistics
 from audiolm.data.cache_command import main as cache_command
-from audiolm.data.collator import encode_new_clips
+from audiolm.data.collator import ReasonAQACollator, encode_new_clips
+from audiolm.data.features import FeatureCache, encode_clips, feature_statistics
 from audiolm.data.features import cache as cache_module
 from audiolm.data.features import encode as encode_module
 from audiolm.encoders_audiolm import MimiEncoder

@@ -6,9 +6,9 @@ from collections import Counter
 import pytest
 from support.builders import SHARED, arguments, needs_shared
 
-from audiolm.data import load_reasonaqa
 from audiolm.data.answer_parsing import option_texts, parse_answer
 from audiolm.data.label_fixes import RowFixes, entailment_labels, fix_cle_label, shuffle_options
+from audiolm.data.reasonaqa import load_reasonaqa
 from audiolm.run_train import main as train
 from audiolm.runtime import UserError
 

@@ -7,9 +7,9 @@ import soundfile
 from support.builders import arguments, clip, make_corpus, run, train
 from support.hub_server import READER, Hub
 
-from audiolm.data import load_rows
 from audiolm.data.download.audiocaps import youtube_id, youtube_index
 from audiolm.data.prepare import build_parser, main
+from audiolm.data.reasonaqa import load_rows
 
 SMALL_GROUPS = """
 import sys

@@ -13,9 +13,9 @@ import pytest
 import soundfile
 from support.recording_tables import make_table
 
-from audiolm.data import QUESTION_TYPES, check_audio, load_rows
 from audiolm.data.answer_parsing import option_texts, parse_answer
-from audiolm.data.reasonaqa import question_type
+from audiolm.data.audio_check import check_audio
+from audiolm.data.reasonaqa import QUESTION_TYPES, load_rows, question_type
 from audiolm.data.soundscapes import corpus as soundscapes
 from audiolm.data.soundscapes import is_synthetic
 from audiolm.data.soundscapes.corpus import (

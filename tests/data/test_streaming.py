@@ -17,8 +17,8 @@ from support.builders import TWO_PROCESSES, arguments
 from torch.utils.data import DataLoader
 
 from audiolm import AudioLMForConditionalGeneration
-from audiolm.data import ReasonAQACollator
 from audiolm.data import convert as convert_module
+from audiolm.data.collator import ReasonAQACollator
 from audiolm.data.prepare import main as prepare
 from audiolm.data.shards import load_shards
 from audiolm.data.streaming import (

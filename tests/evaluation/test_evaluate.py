@@ -12,7 +12,7 @@ import torch
 from support.builders import EMPTY, MCQ, TWO_PROCESSES, YES_NO, arguments
 from support.evaluation import make_tone_corpus, read_jsonl
 
-from audiolm.data import load_rows
+from audiolm.data.reasonaqa import load_rows
 from audiolm.evaluation import predict
 from audiolm.evaluation.arguments import parse_arguments
 from audiolm.evaluation.evaluate import main as evaluate
