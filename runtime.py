@@ -17,16 +17,18 @@ import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from subprocess import DEVNULL
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import __version__
 
 if TYPE_CHECKING:
     import pandas as pd
 
+PACKAGE_FOLDER = Path(__file__).resolve().parent
 RUN_INFO_FILE = "run_info.json"
 PACKAGES = (
     "torchaudio",
@@ -74,11 +76,9 @@ def report_user_errors(program: str) -> Iterator[None]:
 
 @contextmanager
 def explain_errors(message: str = "", *types: type[Exception]) -> Iterator[None]:
-    """Turns errors into a `UserError`, whose message is this one and theirs, on one line.
+    """Turns errors of some types, by default of files and their content, into a `UserError`.
 
-    Args:
-        message: What was read or written. Default: the errors say it.
-        types: Of the errors. Default: those of files and their content.
+    It says what was read or written by `message`, if the errors do not, and then why it failed.
     """
     explained = types or (OSError, ValueError)
     try:
@@ -86,6 +86,26 @@ def explain_errors(message: str = "", *types: type[Exception]) -> Iterator[None]
     except explained as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{message}: {reason}" if message else reason) from error
+
+
+def option(help_text: str, default: Any = None, **more: Any) -> Any:
+    """Declares an option as a field of a dataclass. `more` is for `add_argument`.
+
+    With `dataclasses.MISSING` as its default it must be given.
+    """
+    metadata = {"help": help_text, **more}
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def check_positive(options: object, *names: str) -> None:
+    """Raises a `UserError` if one of these options is a number that is not above 0."""
+    for name in names:
+        value = getattr(options, name)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if is_number and not value > 0:
+            raise UserError(f"--{name} {value}: expected a positive number")
 
 
 @contextmanager
@@ -128,10 +148,8 @@ def read_table(path: str | Path, *columns: str) -> "pd.DataFrame":
         table = pd.read_csv(path, header=None, dtype=str, keep_default_na=False).fillna("")
     table = table[1:].reset_index(drop=True).set_axis(table.iloc[0].to_list(), axis=1)
     if not set(columns) <= set(table) or not table.columns.is_unique:
-        raise UserError(
-            f"{path}: has the columns {', '.join(table)}: expected {', '.join(columns)}, separated "
-            "by commas, and none twice"
-        )
+        expected = f"expected {', '.join(columns)}, separated by commas, and none twice"
+        raise UserError(f"{path}: has the columns {', '.join(table)}: {expected}")
     return table
 
 
@@ -215,15 +233,14 @@ def redact_token(error: Exception, token: str | None) -> str:
 
 def code_facts() -> dict[str, str]:
     """Returns the versions of this package and its base, and the commit of the checkout."""
-    folder = Path(__file__).parent
     facts = {"audiolm": __version__}
-    git = ["git", "-C", str(folder), "--git-dir", str(folder / ".git")]
+    git = ["git", "-C", str(PACKAGE_FOLDER), "--git-dir", str(PACKAGE_FOLDER / ".git")]
     try:
         commit = subprocess.check_output([*git, "rev-parse", "HEAD"], stderr=DEVNULL, text=True)
         diff = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "*.py"], stderr=DEVNULL)
         facts["commit"] = commit.strip() + (", with uncommitted changes" if diff.returncode else "")
     except (OSError, subprocess.CalledProcessError):  # installed from a wheel
-        logger.debug("%s is not a git checkout", folder)
+        logger.debug("%s is not a git checkout", PACKAGE_FOLDER)
     facts |= {name: version(name) for name in ("torch", "transformers")}
     return facts | {"python": platform.python_version()}
 
@@ -257,11 +274,6 @@ def run_info(program: str, argv: list[str] | None, **more) -> dict:
         },
         **more,
     }
-
-
-def write_run_info(folder: str | Path, info: dict) -> None:
-    """Writes `run_info.json` into a folder."""
-    write_json(Path(folder, RUN_INFO_FILE), info)
 
 
 def resident_memory(kind: str) -> int | None:

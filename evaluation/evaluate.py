@@ -19,13 +19,13 @@ from ..data.second_clips import second_clips
 from ..data.shards import MANIFEST, dataset_folder
 from ..hub.push import push_results
 from ..runtime import (
+    RUN_INFO_FILE,
     UserError,
     explain_errors,
     report_user_errors,
     run_info,
     use_all_of_the_cpu,
     write_json,
-    write_run_info,
     write_text,
 )
 from .answering import PROTOCOLS
@@ -77,7 +77,8 @@ class Evaluation:
         write_json(folder / "metrics.json", self.metrics)
         settings = self.metrics["settings"]
         facts = {"rows_sha256": settings["rows_sha256"], "model": settings["model"]}
-        write_run_info(folder, run_info("run_eval.py", argv, **facts, seconds=self.seconds))
+        info = run_info("run_eval.py", argv, **facts, seconds=self.seconds)
+        write_json(folder / RUN_INFO_FILE, info)
         PartialAnswers(folder, settings).delete()
 
     def summary(self) -> str:

@@ -23,18 +23,20 @@ from ..data.cache import choose_feature_cache
 from ..data.features import FeatureCache
 from ..processing_audiolm import AudioLMFeatureExtractor
 from ..runtime import (
+    RUN_INFO_FILE,
     UserError,
+    check_positive,
     explain_errors,
     json_digest,
+    option,
     read_table,
     report_user_errors,
     run_info,
     use_all_of_the_cpu,
     write_json,
-    write_run_info,
 )
 from . import probes
-from .arguments import REQUIRED, option, parse_options
+from .arguments import REQUIRED, parse_options
 from .tables import format_share, format_table
 
 DESCRIPTION = """Tests what frozen features contain: linear probes on labelled clips.
@@ -102,8 +104,9 @@ class ProbeArguments:
         self.encoders = dict(zip(types, weights))
         self.feature_cache = choose_feature_cache(self.feature_cache)
         self.pooling = list(dict.fromkeys(self.pooling))
-        if not self.max_audio_seconds > 0 or self.seed < 0:
-            raise UserError("expected --max_audio_seconds above 0 and --seed of 0 or more")
+        check_positive(self, "max_audio_seconds")
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed}: expected 0 or more")
 
 
 def build_parser() -> HfArgumentParser:
@@ -157,7 +160,8 @@ def main(argv: list[str] | None = None) -> None:
     }
     write_json(output / "probes.json", report)
     options = sys.argv[1:] if argv is None else argv
-    write_run_info(output, run_info("audiolm", ["probe", *options], labels_sha256=digest))
+    info = run_info("audiolm", ["probe", *options], labels_sha256=digest)
+    write_json(output / RUN_INFO_FILE, info)
     predictions = clips[["filename", "part", "label"]].iloc[task.test_clips]
     for pooling in args.pooling:
         for arm, record in records.items():

@@ -19,7 +19,7 @@ from ..data.shards import MANIFEST, dataset_folder
 from ..data.soundscapes import is_synthetic
 from ..hub.model_card import LICENCES, CardFacts
 from ..modeling_audiolm import DEFAULT_TEXT_MODEL, AudioLMForConditionalGeneration
-from ..runtime import code_facts, file_facts, public_name, run_info, write_json, write_run_info
+from ..runtime import RUN_INFO_FILE, code_facts, file_facts, public_name, run_info, write_json
 from .arguments import ENCODER_OVERRIDES, AudioLMTrainingArguments, DataArguments, ModelArguments
 from .build import MODEL_CONFIG_FIELDS
 from .dataset import TrainingData, batch_size
@@ -80,7 +80,7 @@ class RunRecord:
         folder.mkdir(parents=True, exist_ok=True)
         record = {"settings": self.settings, "processes": self.processes}
         write_json(folder / RECORD_FILE, record)
-        write_run_info(folder, self.info)
+        write_json(folder / RUN_INFO_FILE, self.info)
 
 
 def _weights_digest(module: nn.Module) -> str:
