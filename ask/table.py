@@ -8,9 +8,9 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
+from ..checkpoints.state_dicts import weights_digest
 from ..data.answer_parsing import add_options
 from ..data.audio_files import find_file
-from ..evaluation.predict import model_digest
 from ..runtime import UserError, write_text
 from .model import LoadedModel
 
@@ -40,7 +40,7 @@ def answer_table(args: Namespace, questions: pd.DataFrame, model: LoadedModel) -
     if set(ADDED_COLUMNS) & set(questions):
         raise UserError(f"--csv {args.csv}: expected no column {' or '.join(ADDED_COLUMNS)}")
     # The label names everything that an answer depends on, and what a probability of 1.0000 hides.
-    label = f"{model.name} {model_digest(model.model)[:12]}{' no_audio' if args.no_audio else ''}"
+    label = f"{model.name} {weights_digest(model.model)[:12]}{' no_audio' if args.no_audio else ''}"
     label += f" {args.max_new_tokens} tokens" if args.max_new_tokens != 64 else ""
     label += f" ({', '.join(model.notes)})" if model.notes else ""
     finished = _read_finished(args.output, questions, label)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..runtime import UserError, read_table
-from .answer_parsing import Option, find_options, parse_answer
+from .answer_parsing import Option, find_options, parse_answer, replace_texts
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -103,16 +103,11 @@ def shuffle_options(row: dict, seed: int) -> dict:
     options, answer_index = answered
     order = list(range(len(options)))
     random.Random(f"{seed}|{row['filepath1']}|{row['input']}").shuffle(order)
-    question = row["input"]
-    parts = []
-    end = 0
-    for option, new_index in zip(options, order):
-        parts += [question[end : option.start], options[new_index].text]
-        end = option.end
+    question = replace_texts(row["input"], options, [options[index].text for index in order])
     letter = options[order.index(answer_index)].letter
     # An answer without a letter is the option's text, which stays the same.
     answer = _ANSWER_LETTER.sub(lambda match: match[1] + letter, row["answer"])
-    return {**row, "input": "".join([*parts, question[end:]]), "answer": answer}
+    return {**row, "input": question, "answer": answer}
 
 
 class RowFixes:

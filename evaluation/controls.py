@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..data.answer_parsing import find_options, parse_answer
+from ..data.answer_parsing import find_options, parse_answer, replace_texts
 from ..data.audio_files import Clip, clip_audio
 from ..data.features import encode_clips
 from ..data.label_fixes import refers_to_options
@@ -119,13 +119,11 @@ def shift_option_letters(row: dict) -> tuple[dict, dict[str, str]] | None:
         return None
     right = parse_answer(row["question_type"], row["input"], row["answer"])
     answer = row["answer"]
-    question, end = "", 0
+    sources = [options[-1], *options[:-1]]
     old_letters = {}
-    for option, source in zip(options, [options[-1], *options[:-1]]):
-        question += row["input"][end : option.start] + source.text
-        end = option.end
+    for option, source in zip(options, sources):
         old_letters[option.letter.lower()] = source.letter.lower()
         if source.letter.lower() == right:
             answer = f"{option.letter}) {source.text}"
-    question += row["input"][end:]
+    question = replace_texts(row["input"], options, [source.text for source in sources])
     return {**row, "input": question, "answer": answer}, old_letters

@@ -42,6 +42,8 @@ from .predict import Answerer, PartialAnswers, answer_rows, rows_digest
 from .scores import mark_training_clips, predicted_rows, score
 from .tables import format_metrics, training_notes
 
+# Options that answers depend on, and fields of an `Answerer`.
+ANSWERER_OPTIONS = ("batch_size", "max_new_tokens", "precision")
 # A process that has fewer examples left waits for the others, however long that takes.
 WAIT_LIMIT = timedelta(days=7)
 
@@ -112,7 +114,9 @@ def evaluate(arguments: EvaluationArguments) -> Evaluation | None:
         if "mismatched_audio" in plan and len(data.facts) < 2:
             plan["mismatched_audio"] = "there is one clip"
         controls = [control for control, problem in plan.items() if not problem]
-        answerer = build_answerer(arguments, evaluated, arguments.protocol)
+        options = {name: getattr(arguments, name) for name in ANSWERER_OPTIONS}
+        protocols = tuple(arguments.protocol)
+        answerer = Answerer(evaluated.model, evaluated.processor, protocols, **options)
         # The answers of the others come from training data and from another model.
         answerer.controls = tuple(name for name in controls if name not in CONTROL_OPTIONS)
         if evaluated.processor.prompt_format == "mellow":
@@ -121,7 +125,8 @@ def evaluate(arguments: EvaluationArguments) -> Evaluation | None:
     settings = describe_settings(arguments, controls, evaluated, data)
     if "question_only" in controls:
         text_only = load_text_only_model(arguments.question_only_model, state.device)
-        answerers["question_only"] = build_answerer(arguments, text_only, arguments.protocol[:1])
+        parts = (text_only.model, text_only.processor)
+        answerers["question_only"] = Answerer(*parts, protocols[:1], **options)
         settings["question_only"] = text_only.facts
     if arguments.feature_cache:
         extractor = evaluated.processor.feature_extractor
@@ -141,20 +146,6 @@ def evaluate(arguments: EvaluationArguments) -> Evaluation | None:
     return Evaluation(metrics, rows, seconds, answerer.seconds, commit)
 
 
-def build_answerer(
-    arguments: EvaluationArguments, evaluated: EvaluatedModel, protocols: list[str]
-) -> Answerer:
-    """Returns a model as an [`Answerer`] without controls."""
-    return Answerer(
-        evaluated.model,
-        evaluated.processor,
-        tuple(protocols),
-        batch_size=arguments.batch_size,
-        max_new_tokens=arguments.max_new_tokens,
-        precision=arguments.precision,
-    )
-
-
 def describe_settings(
     arguments: EvaluationArguments,
     controls: list[str],
@@ -168,9 +159,7 @@ def describe_settings(
         "model": evaluated.facts,
         "protocols": arguments.protocol,
         "controls": controls,
-        "batch_size": arguments.batch_size,
-        "max_new_tokens": arguments.max_new_tokens,
-        "precision": arguments.precision,
+        **{name: getattr(arguments, name) for name in ANSWERER_OPTIONS},
         "max_audio_seconds": evaluated.model.config.max_audio_seconds,
         # A cache rounds HTSAT's features to bfloat16.
         "features": "of a cache" if arguments.feature_cache else "encoded here",

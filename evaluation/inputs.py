@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset, DatasetDict
 
 from ..checkpoints.load import load_model
+from ..checkpoints.state_dicts import weights_digest
 from ..configuration_audiolm import ARM_FIELDS
 from ..data.audio_check import ClipFacts, drop_bad_audio, inspect_clips
 from ..data.benchmarks import read_benchmark
@@ -25,7 +26,6 @@ from ..processing_audiolm import AudioLMProcessor
 from ..runtime import UserError, explain_errors
 from .arguments import EvaluationArguments
 from .controls import commonest_answers
-from .predict import model_digest
 from .scores import clip_paths
 
 
@@ -67,7 +67,7 @@ def load_evaluated_model(
     facts["step"] = None
     if state.is_file():
         facts["step"] = json.loads(state.read_text(encoding="utf-8"))["global_step"]
-    facts["weights_sha256"] = model_digest(model)
+    facts["weights_sha256"] = weights_digest(model)
     return EvaluatedModel(model.to(device).eval(), processor, facts)
 
 

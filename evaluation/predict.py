@@ -52,15 +52,6 @@ def rows_digest(rows: Dataset) -> str:
     return digest.hexdigest()
 
 
-def model_digest(model: torch.nn.Module) -> str:
-    """Returns the SHA-256 of a model's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def split_into_chunks(rows: Dataset, size: int) -> list[list[int]]:
     """Splits row indices into chunks of at least `size`, so that no first clip is in two chunks.
 

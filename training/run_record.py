@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import torch
 from datasets import Dataset
 from torch import nn
 from transformers import SchedulerType
@@ -14,6 +13,7 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from ..checkpoints.encoders import PUBLISHED, checkpoint_file
+from ..checkpoints.state_dicts import weights_digest
 from ..configuration_audiolm import find_encoder_class, parse_encoder_type
 from ..data.shards import MANIFEST, dataset_folder
 from ..data.soundscapes import is_synthetic
@@ -65,7 +65,7 @@ class RunRecord:
         model.config.training = {**settings, "data": data}
         shared = {
             **_model_options(model_args),
-            "encoder weights": _weights_digest(model.encoder),
+            "encoder weights": weights_digest(model.encoder)[:16],
             **settings,
             **data,
         }
@@ -81,13 +81,6 @@ class RunRecord:
         record = {"settings": self.settings, "processes": self.processes}
         write_json(folder / RECORD_FILE, record)
         write_json(folder / RUN_INFO_FILE, self.info)
-
-
-def _weights_digest(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for tensor in module.state_dict().values():
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
 
 
 def count_trained_parameters(model: nn.Module) -> int:

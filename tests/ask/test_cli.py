@@ -329,8 +329,8 @@ def test_table_resumes_wherever_its_output_was_cut(table, model, monkeypatch):
         return [{c: answers[row["id"]][c] for c in columns} for row in rows]
 
     monkeypatch.setattr(question_table, "answer_rows", look_up)
-    digest = question_table.model_digest(model.model)
-    monkeypatch.setattr(question_table, "model_digest", lambda model: digest)
+    digest = question_table.weights_digest(model.model)
+    monkeypatch.setattr(question_table, "weights_digest", lambda model: digest)
     for cut in range(0, len(complete) + 1, 5):
         (table / "a.csv").write_bytes(complete[:cut])
         ids.clear()
