@@ -95,7 +95,8 @@ def check_comparable(runs: Mapping[str, list[Run]]) -> None:
             by_arm = {name: [run.seed for run in runs[name]] for name in runs}
             raise UserError(f"expected the same seeds in the same order for each arm, not {by_arm}")
         if len(set(seeds)) != len(seeds):
-            raise UserError(f"{arm}: seed {seeds[0]} occurs twice. Train it with another seed.")
+            repeated = next(seed for seed in seeds if seeds.count(seed) > 1)
+            raise UserError(f"{arm}: seed {repeated} occurs twice. Train it with another seed.")
         for run in arm_runs[1:]:
             _check_pair(arm_runs[0], run, of_seeds)
     for arm in arms[1:]:

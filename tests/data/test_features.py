@@ -218,6 +218,12 @@ def test_cache_command_of_a_folder_that_is_missing_is_one_line(tmp_path):
         cache_command(["--feature_cache", str(tmp_path / "absent")])
 
 
+def test_cache_command_without_a_cache_leaves_the_current_folder(files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r"--feature_cache none: there is no such"):
+        cache_command(["--feature_cache", "none", "--clear"])
+
+
 @pytest.fixture
 def encoded_paths(monkeypatch):
     """Paths that are encoded, in order. The encoding of the fourth is interrupted."""
