@@ -11,7 +11,7 @@ from ..checkpoints.load import import_saved_encoders, load_model
 from ..data.answer_parsing import infer_answer_format, option_texts
 from ..data.audio_files import Clip, open_clip
 from ..data.features import count_frames, encode_clips
-from ..demo import models as demo_models
+from ..demo import FOLDER, MODEL_NAMES
 from ..evaluation.answering import answer_batch, most_likely_option
 from ..evaluation.controls import mean_audio_features
 from ..evaluation.scores import softmax_scores
@@ -89,7 +89,7 @@ class LoadedModel:
     """A trained AudioLM and its processor, in eval mode on the device.
 
     Args:
-        name_or_path: A folder, a Hub name, or one of the demo's models (`audiolm.demo.models()`).
+        name_or_path: A folder, a Hub name, or a model of the demo (`audiolm.demo.MODEL_NAMES`).
         revision: Branch, tag or commit of a model on the Hub.
         trust_remote_code: Whether to run the file of an encoder in the model's folder.
 
@@ -102,8 +102,8 @@ class LoadedModel:
     ):
         self.name = name_or_path
         is_folder = Path(name_or_path, "config.json").is_file()
-        self.is_demo = name_or_path in demo_models() and not is_folder
-        source = demo_models()[name_or_path] if self.is_demo else name_or_path
+        self.is_demo = name_or_path in MODEL_NAMES and not is_folder
+        source = FOLDER / name_or_path if self.is_demo else name_or_path
         try:
             if trust_remote_code:
                 import_saved_encoders([str(source)], revision)

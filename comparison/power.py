@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..evaluation.estimates import ALPHA, add_training_error
+from ..evaluation.estimates import ALPHA, POWER, add_training_error
 from ..evaluation.tables import format_table
 from ..runtime import UserError, explain_errors
 
-TARGET = 0.8  # power that is enough
 SIMULATIONS = 4_000
 SEEDS = (3, 4, 5, 6, 8, 10, 15, 20)
 CLIP_FACTORS = (1, 2, 5, 10)
@@ -88,8 +87,8 @@ def plan_power(difference: float, comparison_file: str | Path) -> str:
     for clips in (factor * noise.clips for factor in CLIP_FACTORS):
         powers = {seeds: power(noise, difference, seeds, clips) for seeds in SEEDS}
         rows.append((f"{clips:,} clips", *(f"{100 * value:.0f}" for value in powers.values())))
-        sufficient = [seeds for seeds, value in powers.items() if value >= TARGET]
+        sufficient = [seeds for seeds, value in powers.items() if value >= POWER]
         counted = f"{sufficient[0]} seeds" if sufficient else f"more than {SEEDS[-1]} seeds"
         enough.append(f"{counted} with {clips:,} clips")
     lines += format_table(("seeds", *map(str, SEEDS)), rows)
-    return "\n".join([*lines, f"{100 * TARGET:.0f} % power: {', '.join(enough)}."])
+    return "\n".join([*lines, f"{100 * POWER:.0f} % power: {', '.join(enough)}."])

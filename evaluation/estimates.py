@@ -24,6 +24,7 @@ from scipy.stats import t as student_t
 from .statistics import clip_bootstrap
 
 ALPHA = 0.05
+POWER = 0.8  # that is enough
 MEAN = -1
 # No p-value is smaller. It bounds the search for it.
 SMALLEST_P = 1e-12
@@ -85,14 +86,12 @@ class Estimate:
             low, high = np.where(holds_zero, middle, low), np.where(holds_zero, high, middle)
         return np.exp(high)
 
-    def minimum_detectable(self, tests: int = 1, power: float = 0.8) -> float:
-        """Returns the true difference that is found with the probability `power`.
+    def minimum_detectable(self, tests: int) -> float:
+        """Returns the true difference that is found with the probability `POWER`.
 
-        Args:
-            tests: Number of tests. Each has the level `ALPHA / tests`, Holm's strictest.
-            power: Probability of finding it.
+        Each of the `tests` has the level `ALPHA / tests`, Holm's strictest.
         """
-        return self.margin(ALPHA / tests) + self.margin(2 * (1 - power))
+        return self.margin(ALPHA / tests) + self.margin(2 * (1 - POWER))
 
 
 def estimate(first: Group, second: Group | None = None, num_clips: int = 2) -> Estimate:

@@ -196,7 +196,7 @@ class PartialAnswers:
         for file in self.files():
             # A killed process leaves an incomplete last line.
             lines = file.read_text(encoding="utf-8").split("\n")[:-1]
-            if not lines or json.loads(lines[0]) != self.settings:
+            if lines and json.loads(lines[0]) != self.settings:
                 print(
                     f"{file}: ignored, it belongs to another evaluation (other settings)",
                     file=sys.stderr,
