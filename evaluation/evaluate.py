@@ -107,20 +107,19 @@ def evaluate(arguments: EvaluationArguments) -> Evaluation | None:
     data = read_data(arguments, evaluated.model.config.max_audio_seconds)
     warn_about_labels(arguments, evaluated)
 
-    with explain_errors():
-        plan = arguments.plan_controls()
-        if "no_audio" in plan and not evaluated.model.mapper.feature_mean.any():
-            plan["no_audio"] = "the model does not hold the mean of training's features"
-        if "mismatched_audio" in plan and len(data.facts) < 2:
-            plan["mismatched_audio"] = "there is one clip"
-        controls = [control for control, problem in plan.items() if not problem]
-        options = {name: getattr(arguments, name) for name in ANSWERER_OPTIONS}
-        protocols = tuple(arguments.protocol)
-        answerer = Answerer(evaluated.model, evaluated.processor, protocols, **options)
-        # The answers of the others come from training data and from another model.
-        answerer.controls = tuple(name for name in controls if name not in CONTROL_OPTIONS)
-        if evaluated.processor.prompt_format == "mellow":
-            answerer.rows = second_clips(data.rows, 0)
+    plan = arguments.plan_controls()
+    if "no_audio" in plan and not evaluated.model.mapper.feature_mean.any():
+        plan["no_audio"] = "the model does not hold the mean of training's features"
+    if "mismatched_audio" in plan and len(data.facts) < 2:
+        plan["mismatched_audio"] = "there is one clip"
+    controls = [control for control, problem in plan.items() if not problem]
+    options = {name: getattr(arguments, name) for name in ANSWERER_OPTIONS}
+    protocols = tuple(arguments.protocol)
+    answerer = Answerer(evaluated.model, evaluated.processor, protocols, **options)
+    # The answers of the others come from training data and from another model.
+    answerer.controls = tuple(name for name in controls if name not in CONTROL_OPTIONS)
+    if evaluated.processor.prompt_format == "mellow":
+        answerer.rows = second_clips(data.rows, 0)
     answerers = {"": answerer}
     settings = describe_settings(arguments, controls, evaluated, data)
     if "question_only" in controls:
