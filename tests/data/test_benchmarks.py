@@ -181,7 +181,7 @@ def test_read_benchmark_bad_item_is_named(change, message, tmp_path):
         ("mmau.json", "{}", "expected a list of objects"),
         ("mmau.json", "[3]", "expected a list of objects"),
         ("mmau.jsonl", "[]\n", "expected a list of objects"),
-        ("mmau.jsonl", "{}\n{\n", r"not readable as JSON \(.*line 2"),
+        ("mmau.jsonl", "{}\n{\n", r"not readable as JSON: .*line 2"),
     ],
 )
 def test_read_benchmark_bad_file_is_refused(name, text, message, tmp_path):
