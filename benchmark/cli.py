@@ -110,6 +110,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--{error}")
     if options.precision is None:
         options.precision = "bf16" if is_bfloat16_fast() else "fp32"
+    for name in ("naive", "torch_compile", "no_feature_cache"):
+        if options.evaluation and getattr(options, name):
+            parser.error(f"--{name}: it measures training steps; remove --evaluation")
     if options.json and not Path(options.json).absolute().parent.is_dir():
         parser.error(f"--json {options.json}: its folder does not exist")
     return options

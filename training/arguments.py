@@ -48,6 +48,7 @@ from .stock_options import (
 
 MIN_COMPILED_STEPS = 1000  # Compiling and recording take a minute, and save 20 ms a step.
 BATCH_SIZE = 16  # examples per optimizer step, over all processes
+DATA_DIR = "reasonaqa"  # where `audiolm prepare download reasonaqa` puts ReasonAQA
 ENCODER_OVERRIDES = ("band_limit", "window_seconds")
 DESCRIPTION = f"""Train one AudioLM. Flags override --config. The defaults are the experiment's:
 batch size {BATCH_SIZE}, learning rate 1e-4, 20,000 steps, 10 s of audio."""
@@ -123,7 +124,7 @@ class DataArguments:
 
     train_file: str | None = option("ReasonAQA's train.json; default: reasonaqa/train.json")
     validation_file: str | None = option("ReasonAQA's val.json; default: no evaluation")
-    audio_dir: list[str] = option("Folder of the audio; or several SOURCE=FOLDER", ["reasonaqa"])
+    audio_dir: list[str] = option("Folder of the audio; or several SOURCE=FOLDER", [DATA_DIR])
     max_audio_seconds: float = option("Seconds used of each clip", 10.0)
     resume_with_changes: bool = option("Resume although data or settings differ", False)
     max_skipped_steps: int = option("Stop after more steps with NaN or infinity than this", 10)
@@ -158,6 +159,9 @@ class DataArguments:
         _check_choice("on_bad_audio", self.on_bad_audio, ("error", "skip"))
         message = "--dataset_name has its own splits; remove --train_file and --validation_file"
         _refuse(self.dataset_name and (self.train_file or self.validation_file), message)
+        has_audio_dir = self.audio_dir != [DATA_DIR]
+        message = "--dataset_name has its own audio; remove --audio_dir"
+        _refuse(self.dataset_name and has_audio_dir, message)
         message = "--streaming: add --dataset_name, converted with `--audio embedded`"
         _refuse(self.streaming and not self.dataset_name, message)
         message = "--streaming reads each clip once; remove --feature_cache"
@@ -166,7 +170,7 @@ class DataArguments:
         is_default = self.shuffle_buffer == DataArguments.shuffle_buffer
         _refuse(not (is_default or self.streaming), "--shuffle_buffer: add --streaming true")
         if self.train_file is None and not self.dataset_name:
-            self.train_file = "reasonaqa/train.json"
+            self.train_file = f"{DATA_DIR}/train.json"
 
 
 @dataclass

@@ -290,6 +290,7 @@ def test_resident_memory_counts_allocated_memory():
         (["--precision", "fp16"], "--precision: invalid choice: 'fp16'"),
         (["--json", "nowhere/x.json"], "--json nowhere/x.json: its folder does not exist"),
         (["--encoder_type", "nothing"], "--encoder_type"),
+        (["--evaluation", "--naive"], "--naive: it measures training steps"),
     ],
 )
 def test_parse_wrong_option_is_refused(argv, message, capsys):

@@ -180,14 +180,12 @@ def test_evaluations_option_with_another_precision_is_refused(output, evaluation
             ["--config", "c.yaml", "--processes_per_run", "2"],
             "--processes_per_run 2: add --parallel",
         ),
-        (
-            ["--evaluations", "a=b", "--parallel", "2"],
-            "--parallel, --processes_per_run and --ray_address: use them with --config",
-        ),
-        (
-            ["--evaluations", "a=b", "--ray_address", "auto"],
-            "--parallel, --processes_per_run and --ray_address: use them with --config",
-        ),
+        (["--evaluations", "a=b", "--parallel", "2"], "--parallel: use it with --config"),
+        (["--evaluations", "a=b", "--ray_address", "x"], "--ray_address: use it with --config"),
+        (["--evaluations", "a=b", "--seeds", "1"], "--seeds: use it with --config"),
+        (["--evaluations", "a=b", "--data_dir", "x"], "--data_dir: use it with --config"),
+        (["--config", "demo", "--audio_dir", "x"], "--audio_dir: use it with --evaluations"),
+        (["--config", "demo", "--trust_remote_code"], "use it with --evaluations"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(argv, message, capsys):

@@ -374,6 +374,7 @@ def test_streamed_run_trains_on_the_selected_parts(
             ["--dataset_name", "x", "--train_file", "x"],
             "--dataset_name has its own splits",
         ),
+        (["--dataset_name", "x", "--audio_dir", "x"], "--dataset_name has its own audio"),
     ],
 )
 def test_streaming_options_that_conflict_are_refused(options, message, capsys):
