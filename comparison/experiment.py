@@ -6,13 +6,11 @@ A finished run is not repeated unless what it depends on has changed. Arms that 
 import json
 from argparse import Namespace
 from collections.abc import Mapping
-from contextlib import redirect_stdout
 from pathlib import Path
 
 from ..checkpoints.load import import_saved_encoders
 from ..data.reasonaqa import AudioDir, audio_roots
 from ..data.soundscapes.corpus import make_soundscapes, write_labels
-from ..evaluation import probe_command
 from ..evaluation.arguments import parse_arguments as parse_eval_arguments
 from ..runtime import RUN_INFO_FILE, UserError, explain_errors, write_json
 from .cluster import RayCluster
@@ -23,7 +21,7 @@ from .planned_run import PlannedRun
 from .report.build import write_report
 from .report.figure import write_figure
 from .runs import Run, check_comparable, model_facts, read_run
-from .sweep import do_runs, without_failures
+from .sweep import do_runs, run_in_process, without_failures
 from .tables import comparison_table
 
 
@@ -31,7 +29,7 @@ def compare_config(args: Namespace) -> list[str]:
     """Trains, evaluates and compares what `--config` describes. See `run.build_parser`.
 
     Returns:
-        What failed, a line for each run.
+        What failed, a line for each run or topic of the probes.
     """
     config = read_config(
         args.config, seeds=args.seeds, output_dir=args.output_dir, data_dir=args.data_dir
@@ -54,7 +52,8 @@ def compare_config(args: Namespace) -> list[str]:
         except UserError as error:
             raise UserError("; ".join([str(error), *lines])) from error
         if config.probe:
-            comparison["probes"] = run_probes(config, labels)
+            comparison["probes"], probe_failures = run_probes(config, labels)
+            lines += probe_failures
         audio_dir = parse_eval_arguments(finished[0].argv["evaluate"]).audio_dir
         write_results(Path(config.output_dir), comparison, runs, audio_roots(audio_dir))
     return lines
@@ -116,9 +115,16 @@ def compare_runs(
     return comparison
 
 
-def run_probes(config: ComparisonConfig, labels: Mapping[str, Path]) -> dict[str, dict]:
-    """Probes the arms' encoders, unless that is done. Returns `probes.json` of each topic."""
+def run_probes(
+    config: ComparisonConfig, labels: Mapping[str, Path]
+) -> tuple[dict[str, dict], list[str]]:
+    """Probes the arms' encoders, unless that is done.
+
+    Returns:
+        `probes.json` of each topic, and what failed. A topic that failed is left out.
+    """
     results = {}
+    failures = []
     for topic, file in labels.items():
         argv = probe_argv(config, topic, file)
         folder = Path(config.output_dir, "probes", topic)
@@ -127,11 +133,14 @@ def run_probes(config: ComparisonConfig, labels: Mapping[str, Path]) -> dict[str
         if not record_path.is_file() or json.loads(record_path.read_text()) != record:
             print(f"Probing the encoders: {topic}…", flush=True)
             folder.mkdir(parents=True, exist_ok=True)
-            with open(folder / "probe.log", "w", encoding="utf-8") as log, redirect_stdout(log):
-                probe_command.main(argv)
+            log = folder / "probe.log"
+            message = run_in_process("audiolm.evaluation.probe_command", argv, log)
+            if message is not None:
+                failures.append(f"probes of {topic}: {message} ({log})")
+                continue
             write_json(record_path, record)
         results[topic] = json.loads((folder / "probes.json").read_text(encoding="utf-8"))
-    return results
+    return results, failures
 
 
 def compare_folders(args: Namespace) -> list[str]:

@@ -6,6 +6,8 @@ import pytest
 from support.builders import small_model
 from support.small_comparisons import write_config, write_corpus
 
+from audiolm.comparison.config import read_config
+from audiolm.comparison.experiment import generate_corpus, run_probes
 from audiolm.comparison.runs import read_run
 from audiolm.run_compare import main
 
@@ -201,3 +203,18 @@ def test_corpus_of_another_size_in_the_folder_is_named(tmp_path):
     path = write_config(tmp_path / "c.yaml", config, output_dir=str(tmp_path / "o"))
     with pytest.raises(SystemExit, match=f"run_compare.py: --config {path}: corpus: "):
         main(["--config", path])
+
+
+def test_probes_that_fail_are_named_and_left_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = write_config(
+        tmp_path / "c.yaml",
+        {
+            "arms": {"a": {"encoder_type": "htsat", "encoder_name_or_path": "random"}},
+            "probe": {"labels": {"room": "absent.csv"}, "audio_dir": "."},
+        },
+    )
+    config = read_config(path)
+    results, (failure,) = run_probes(config, generate_corpus(config))
+    assert results == {}
+    assert failure.startswith("probes of room: audiolm probe: absent.csv: not a readable table")
