@@ -51,9 +51,10 @@ def compare_config(args: Namespace) -> list[str]:
             comparison, runs = compare_finished_runs(config, finished)
         except UserError as error:
             raise UserError("; ".join([str(error), *lines])) from error
-        if config.probe:
-            comparison["probes"], probe_failures = run_probes(config, labels)
-            lines += probe_failures
+        probes, probe_failures = run_probes(config, labels)
+        lines += probe_failures
+        if probes:
+            comparison["probes"] = probes
         audio_dir = parse_eval_arguments(finished[0].argv["evaluate"]).audio_dir
         write_results(Path(config.output_dir), comparison, runs, audio_roots(audio_dir))
     return lines
