@@ -113,8 +113,6 @@ class EvaluationArguments:
             )
 
     def _check_hub_options(self) -> None:
-        if self.revision and Path(self.model_name_or_path).exists():
-            raise UserError(f"--revision: {self.model_name_or_path} is a folder, not on the Hub")
         if not self.push_to_hub and (self.hub_model_id or self.hub_dataset_id != "reasonaqa"):
             raise UserError("--hub_model_id and --hub_dataset_id: add --push_to_hub true")
         repository = Path(self.results_repository)

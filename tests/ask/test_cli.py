@@ -207,6 +207,7 @@ def test_standard_input(scenes, monkeypatch, capsys):
             "pass the options without letters: they are added",
         ),
         (["CLIP", "What?", "--options", "rain"], 1, "expected 2 to 26 different options"),
+        (["CLIP", "What?", "--revision", "main"], 1, "models/mimi_full is not on the Hub"),
         (
             ["CLIP", "What?", "--model", "nothing"],
             1,
