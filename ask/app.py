@@ -242,6 +242,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.port is not None and not 1 <= args.port <= 65535:
         parser.error(f"--port {args.port}: expected a number from 1 to 65535")
+    if args.space and (args.host or args.port):
+        parser.error("--space starts no page; remove --host and --port")
     if gr is None:
         raise UserError("the page needs gradio: `uv sync --extra app`, or `pip install gradio`")
     if args.space:

@@ -381,6 +381,7 @@ def test_former_answers_do_not_stand_under_a_new_question(opened, corpus):
     ("argv", "message"),
     [
         (["--port", "99999"], "--port 99999: expected a number from 1 to 65535"),
+        (["--space", "x", "--host", "0.0.0.0"], "--space starts no page"),
         (["nothing"], "audiolm app: --model nothing is neither a folder with config.json"),
     ],
 )
