@@ -13,7 +13,7 @@ _NAMES = {
     "AudioLMFeatureExtractor": "processing_audiolm",
     "AudioLMProcessor": "processing_audiolm",
     "load_encoder": "checkpoints.encoders",
-    "load_reasonaqa": "data",
+    "load_reasonaqa": "data.reasonaqa",
 }
 __all__ = sorted(_NAMES)
 __version__ = "0.1.0"
@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .checkpoints.encoders import load_encoder
     from .configuration_audiolm import AudioLMConfig
-    from .data import load_reasonaqa
+    from .data.reasonaqa import load_reasonaqa
     from .encoders_audiolm import HTSATEncoder, MimiEncoder
     from .modeling_audiolm import AudioLMForConditionalGeneration
     from .processing_audiolm import AudioLMFeatureExtractor, AudioLMProcessor

@@ -332,8 +332,8 @@ def import_encoders(encoder_type: str) -> str:
         The encoder type by [`encoder_type_name`]. Other types are returned as they are.
 
     Raises:
-        ValueError: If there is no such file or class, or if a pushed model could not import what
-            the file imports.
+        ValueError: If there is no such type, file or class, or if a pushed model could not import
+            what the file imports.
     """
     for part in encoder_type.split("+"):
         source, colon, _ = part.rpartition(":")
@@ -343,7 +343,7 @@ def import_encoders(encoder_type: str) -> str:
         is_imported = f"{__package__}.{Path(source).stem}" in sys.modules
         if Path(source).is_file() or encoder_type_name(part) != part or not is_imported:
             import_encoder_source(source)
-        find_encoder_class(part)
+    parse_encoder_type(encoder_type)
     return encoder_type_name(encoder_type)
 
 

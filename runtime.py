@@ -1,6 +1,7 @@
-"""What every room needs: user errors, the record of a run, digests, atomic files, the CPU.
+"""What every room needs: user errors, the record of a run, digests, atomic files, tables, the CPU.
 
-Functions that need torch import it themselves, so that help and wrong options need not wait for it.
+Functions that need torch or pandas import it themselves, so that help and wrong options need not
+wait for it.
 """
 
 import ctypes
@@ -16,12 +17,18 @@ import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from subprocess import DEVNULL
+from typing import TYPE_CHECKING, Any
 
 from . import __version__
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+PACKAGE_FOLDER = Path(__file__).resolve().parent
 RUN_INFO_FILE = "run_info.json"
 PACKAGES = (
     "torchaudio",
@@ -68,6 +75,40 @@ def report_user_errors(program: str) -> Iterator[None]:
 
 
 @contextmanager
+def explain_errors(message: str = "", *types: type[Exception]) -> Iterator[None]:
+    """Turns errors of some types, by default of files and their content, into a `UserError`.
+
+    It says what was read or written by `message`, if the errors do not, and then why it failed.
+    """
+    explained = types or (OSError, ValueError)
+    try:
+        yield
+    except explained as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{message}: {reason}" if message else reason) from error
+
+
+def option(help_text: str, default: Any = None, **more: Any) -> Any:
+    """Declares an option as a field of a dataclass. `more` is for `add_argument`.
+
+    With `dataclasses.MISSING` as its default it must be given.
+    """
+    metadata = {"help": help_text, **more}
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def check_positive(options: object, *names: str) -> None:
+    """Raises a `UserError` if one of these options is a number that is not above 0."""
+    for name in names:
+        value = getattr(options, name)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if is_number and not value > 0:
+            raise UserError(f"--{name} {value}: expected a positive number")
+
+
+@contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path, which becomes `path` if nothing is raised.
 
@@ -92,6 +133,24 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: object) -> None:
     """Writes a value as indented JSON with `write_text`."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_table(path: str | Path, *columns: str) -> "pd.DataFrame":
+    """Reads a CSV file whose cells are texts. Cells that a row lacks at its end are empty.
+
+    Raises:
+        UserError: If the file is not readable, lacks one of `columns`, or has a name twice.
+    """
+    import pandas as pd
+
+    with explain_errors(f"{path}: not a readable table"):
+        # With `header`, pandas would rename a second column of one name and drop further cells.
+        table = pd.read_csv(path, header=None, dtype=str, keep_default_na=False).fillna("")
+    table = table[1:].reset_index(drop=True).set_axis(table.iloc[0].to_list(), axis=1)
+    if not set(columns) <= set(table) or not table.columns.is_unique:
+        expected = f"expected {', '.join(columns)}, separated by commas, and none twice"
+        raise UserError(f"{path}: has the columns {', '.join(table)}: {expected}")
+    return table
 
 
 def file_digest(path: str | Path) -> str:
@@ -174,15 +233,14 @@ def redact_token(error: Exception, token: str | None) -> str:
 
 def code_facts() -> dict[str, str]:
     """Returns the versions of this package and its base, and the commit of the checkout."""
-    folder = Path(__file__).parent
     facts = {"audiolm": __version__}
-    git = ["git", "-C", str(folder), "--git-dir", str(folder / ".git")]
+    git = ["git", "-C", str(PACKAGE_FOLDER), "--git-dir", str(PACKAGE_FOLDER / ".git")]
     try:
         commit = subprocess.check_output([*git, "rev-parse", "HEAD"], stderr=DEVNULL, text=True)
         diff = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "*.py"], stderr=DEVNULL)
         facts["commit"] = commit.strip() + (", with uncommitted changes" if diff.returncode else "")
     except (OSError, subprocess.CalledProcessError):  # installed from a wheel
-        logger.debug("%s is not a git checkout", folder)
+        logger.debug("%s is not a git checkout", PACKAGE_FOLDER)
     facts |= {name: version(name) for name in ("torch", "transformers")}
     return facts | {"python": platform.python_version()}
 
@@ -216,11 +274,6 @@ def run_info(program: str, argv: list[str] | None, **entries) -> dict:
         },
         **entries,
     }
-
-
-def write_run_info(folder: str | Path, info: dict) -> None:
-    """Writes `run_info.json` into a folder."""
-    write_json(Path(folder, RUN_INFO_FILE), info)
 
 
 def resident_memory(kind: str) -> int | None:

@@ -242,17 +242,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.port is not None and not 1 <= args.port <= 65535:
         parser.error(f"--port {args.port}: expected a number from 1 to 65535")
+    if args.space and (args.host or args.port):
+        parser.error("--space starts no page; remove --host and --port")
     if gr is None:
         raise UserError("the page needs gradio: `uv sync --extra app`, or `pip install gradio`")
     if args.space:
         write_space(args.space, args.models, args.trust_remote_code)
         print(f"`hf upload USER/NAME {args.space} --repo-type space` publishes the Space.")
         return
-    try:
-        serve(args)
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-if __name__ == "__main__":
-    main()
+    serve(args)

@@ -122,11 +122,8 @@ def _ask_model(model, question: str, clips: list, args: argparse.Namespace) -> d
     return {
         "model": model.name,
         "encoder_type": model.model.config.encoder_type,
-        "answer": answer.reply,
-        "choice": answer.choice,
-        "probability": answer.probability,
+        **answer.facts,
         "options": {option: round(p, 6) for option, p in answer.probabilities.items()},
-        "text": answer.text,
         "no_audio": args.no_audio,
         "seconds": {
             "clips": [round(clip.duration, 3) for clip in encoded],
@@ -139,8 +136,6 @@ def _ask_model(model, question: str, clips: list, args: argparse.Namespace) -> d
 
 def _print_answer(model, result: dict, show_name: bool) -> None:
     """Prints the answer to stdout and what a reader should know about it to stderr."""
-    from ..evaluation.tables import training_notes
-
     name = f"{model.name}: " if show_name else ""
     share = "" if result["choice"] is None else f" ({result['probability']:.1%})"
     print(f"{name}{result['answer']}{share}")
@@ -151,7 +146,7 @@ def _print_answer(model, result: dict, show_name: bool) -> None:
     if model.is_demo:
         notes.append("a demo model, which knows synthetic sounds only")
     else:
-        notes += training_notes(getattr(model.model.config, "training", None))
+        notes += model.notes
     seconds = result["seconds"]
     for number, (duration, used) in enumerate(zip(seconds["clips"], seconds["used"]), 1):
         if duration > used + 0.05:
@@ -162,11 +157,11 @@ def _print_answer(model, result: dict, show_name: bool) -> None:
 
 def ask_csv(args: argparse.Namespace) -> None:
     """Answers a table of questions."""
-    from ..runtime import UserError
+    from ..runtime import UserError, read_table
     from .model import LoadedModel
-    from .table import answer_table, read_questions
+    from .table import answer_table
 
-    questions = read_questions(args.csv)
+    questions = read_table(args.csv, "audio", "question")
     model = LoadedModel(args.model[0], args.revision, args.trust_remote_code)
     num_errors = answer_table(args, questions, model)
     if num_errors:
@@ -186,14 +181,5 @@ def main(argv: list[str] | None = None) -> None:
 
     disable_progress_bar()
     use_all_of_the_cpu()
-    run = ask_csv if args.csv else ask_once
-    try:
-        report_user_errors("audiolm ask")(run)(args)
-    except KeyboardInterrupt:
-        hint = ". Run the command again; it resumes" if args.csv else ""
-        print(f"audiolm ask: interrupted{hint}", file=sys.stderr)
-        sys.exit(130)
-
-
-if __name__ == "__main__":
-    main()
+    with report_user_errors("audiolm ask"):
+        (ask_csv if args.csv else ask_once)(args)

@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 
 from ..checkpoints.load import import_saved_encoders, load_model
-from ..data.answer_parsing import find_options, infer_answer_format
+from ..data.answer_parsing import infer_answer_format, option_texts
 from ..data.audio_files import Clip, open_clip
 from ..data.features import count_frames, encode_clips
-from ..demo import models as demo_models
+from ..demo import FOLDER, MODEL_NAMES
 from ..evaluation.answering import answer_batch, most_likely_option
 from ..evaluation.controls import mean_audio_features
 from ..evaluation.scores import softmax_scores
+from ..evaluation.tables import training_notes
 from ..processing_audiolm import AudioLMProcessor, open_file
 from ..runtime import UserError
 
@@ -63,6 +64,16 @@ class Answer:
         return self.text if self.choice is None else self.option_texts.get(self.choice, self.choice)
 
     @property
+    def facts(self) -> dict[str, str | float | None]:
+        """The answer as the command prints it: chosen, with its probability, and generated."""
+        return {
+            "answer": self.reply,
+            "choice": self.choice,
+            "probability": self.probability,
+            "text": self.text,
+        }
+
+    @property
     def probability(self) -> float | None:
         """Probability of the chosen option."""
         return None if self.choice is None else self.options[self.choice]
@@ -78,7 +89,7 @@ class LoadedModel:
     """A trained AudioLM and its processor, in eval mode on the device.
 
     Args:
-        name_or_path: A folder, a Hub name, or one of the demo's models (`audiolm.demo.models()`).
+        name_or_path: A folder, a Hub name, or a model of the demo (`audiolm.demo.MODEL_NAMES`).
         revision: Branch, tag or commit of a model on the Hub.
         trust_remote_code: Whether to run the file of an encoder in the model's folder.
 
@@ -91,8 +102,8 @@ class LoadedModel:
     ):
         self.name = name_or_path
         is_folder = Path(name_or_path, "config.json").is_file()
-        self.is_demo = name_or_path in demo_models() and not is_folder
-        source = demo_models()[name_or_path] if self.is_demo else name_or_path
+        self.is_demo = name_or_path in MODEL_NAMES and not is_folder
+        source = FOLDER / name_or_path if self.is_demo else name_or_path
         try:
             if trust_remote_code:
                 import_saved_encoders([str(source)], revision)
@@ -107,6 +118,11 @@ class LoadedModel:
     def max_audio_seconds(self) -> float:
         """Longest part of a clip that the model uses, in s."""
         return self.model.config.max_audio_seconds
+
+    @property
+    def notes(self) -> list[str]:
+        """What limits its answers."""
+        return training_notes(getattr(self.model.config, "training", None))
 
     def encode(self, clips: list[Clip]) -> list[EncodedClip]:
         """Encodes clips.
@@ -169,7 +185,7 @@ class LoadedModel:
         for question, result in zip(questions, results):
             scores = result["scores"]
             shares, choice = softmax_scores(scores), most_likely_option(scores)
-            texts = {option.letter.lower(): option.text for option in find_options(question)}
+            texts = option_texts(question)
             answers.append(Answer(result["text"], shares, choice, seconds, texts))
         return answers
 

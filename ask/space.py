@@ -8,9 +8,8 @@ from pathlib import Path
 from jinja2 import Template
 
 from ..demo import MODEL_NAMES
-from ..runtime import UserError
+from ..runtime import PACKAGE_FOLDER, UserError
 
-PACKAGE = Path(__file__).resolve().parents[1]
 ROOMS = ("ask", "checkpoints", "data", "demo", "evaluation")
 
 
@@ -33,11 +32,11 @@ def write_space(folder: Path, models: list[str], trust_remote_code: bool = False
         ignored.append("models")  # the demo's weights
     for room in ROOMS:
         ignore = shutil.ignore_patterns(*ignored)
-        shutil.copytree(PACKAGE / room, folder / "audiolm" / room, ignore=ignore)
-    for file in [*PACKAGE.glob("*.py"), PACKAGE / "LICENSE"]:
+        shutil.copytree(PACKAGE_FOLDER / room, folder / "audiolm" / room, ignore=ignore)
+    for file in [*PACKAGE_FOLDER.glob("*.py"), PACKAGE_FOLDER / "LICENSE"]:
         shutil.copyfile(file, folder / "audiolm" / file.name)
     setup = ConfigParser()
-    setup.read(PACKAGE / "setup.cfg", encoding="utf-8")
+    setup.read(PACKAGE_FOLDER / "setup.cfg", encoding="utf-8")
     template = Template((Path(__file__).parent / "templates" / "space.md").read_text("utf-8"))
     card = template.render(gradio_version=version("gradio"), models=published)
     arguments = [*models, "--trust_remote_code"] if trust_remote_code else models

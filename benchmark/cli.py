@@ -13,17 +13,13 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from ..configuration_audiolm import import_encoders, list_encoder_types, parse_encoder_type
+from ..configuration_audiolm import import_encoders, list_encoder_types
 from ..runtime import format_duration, is_bfloat16_fast, report_user_errors, run_info, write_json
 from . import measure
 from .measure import PARTS, RUN_STEPS
 
 PROGRAM = "audiolm benchmark"
 REASONAQA_CLIPS = 54_046  # each is encoded once where features are cached
-# glibc's allocator as run_train.py sets it. An encoder loses time if freed memory goes back to the
-# system. From the cache, blocks of 4 MB and more go back, which saves memory.
-CACHED_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**22)}
-ENCODING_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 TABLE_ROWS = {
     "samples/s": "{samples_per_second:,.2f}",
     "tokens/s": "{tokens_per_second:,.0f}",
@@ -110,11 +106,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"--{name} {getattr(options, name)}: expected a positive number")
     try:
         options.encoder_type = import_encoders(options.encoder_type)
-        parse_encoder_type(options.encoder_type)
     except ValueError as error:
         parser.error(f"--{error}")
     if options.precision is None:
         options.precision = "bf16" if is_bfloat16_fast() else "fp32"
+    for name in ("naive", "torch_compile", "no_feature_cache"):
+        if options.evaluation and getattr(options, name):
+            parser.error(f"--{name}: it measures training steps; remove --evaluation")
     if options.json and not Path(options.json).absolute().parent.is_dir():
         parser.error(f"--json {options.json}: its folder does not exist")
     return options
@@ -123,12 +121,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def run_benchmark(options: argparse.Namespace, argv: list[str] | None) -> dict:
     """Measures all that the options ask for. Returns what `--json` writes."""
     cached = not options.no_feature_cache
-    allocator = CACHED_ALLOCATOR if cached else ENCODING_ALLOCATOR
     result = {"settings": vars(options), "environment": run_info(PROGRAM, argv), "variants": {}}
 
-    def run(label: str, function: Callable, *arguments, environment=allocator):
+    def run(label: str, function: Callable, *arguments):
         print(f"{label} ...", file=sys.stderr, flush=True)
-        return measure.run_isolated(function, options, *arguments, environment=environment)
+        return measure.run_isolated(function, options, *arguments)
 
     with tempfile.TemporaryDirectory() as folder:
         # An evaluation encodes the clips itself.
@@ -137,14 +134,12 @@ def run_benchmark(options: argparse.Namespace, argv: list[str] | None) -> dict:
         if options.evaluation:
             from .evaluation import measure_evaluation  # training steps need no datasets
 
-            environment = ENCODING_ALLOCATOR
-            seconds = run("evaluation", measure_evaluation, folder, environment=environment)
-            result["evaluation"] = seconds
+            result["evaluation"] = run("evaluation", measure_evaluation, folder)
             return result
         ours = run("our steps", measure.measure, False, folder, cached)
         result["variants"]["ours, cached" if cached else "ours, encoding"] = ours
         if options.naive:
-            baseline = run("baseline steps", measure.measure, True, folder, environment={})
+            baseline = run("baseline steps", measure.measure, True, folder)
             result["variants"]["baseline"] = baseline
             result["ratio"] = compare_variants(ours, baseline, clip_seconds)
     return result
@@ -194,7 +189,3 @@ def main(argv: list[str] | None = None) -> None:
         print(format_report(result))
     if options.json:
         write_json(options.json, result)
-
-
-if __name__ == "__main__":
-    main()

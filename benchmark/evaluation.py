@@ -7,10 +7,10 @@ from itertools import chain
 import torch
 from tqdm import tqdm
 
-from ..data import FeatureCache
+from ..data.features import FeatureCache
 from ..evaluation.answering import PROTOCOLS
 from ..evaluation.predict import Answerer
-from ..runtime import format_duration
+from ..runtime import format_duration, use_all_of_the_cpu
 from .workload import build_model, clip_files, draw_examples
 
 TEST_ROWS = 161_800  # of ReasonAQA's test set
@@ -39,6 +39,7 @@ def measure_evaluation(options: Namespace, folder: str) -> dict[str, float]:
 
     `encoding` has the seconds per clip, which an evaluation spends once.
     """
+    use_all_of_the_cpu()
     model, processor = build_model(options)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     # A random model ends no text: every one has the longest length.

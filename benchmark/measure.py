@@ -1,6 +1,5 @@
 """Measures one thing at a time: the feature cache, training steps."""
 
-import os
 import random
 import time
 from argparse import Namespace
@@ -15,9 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..data import FeatureCache, ReasonAQACollator
+from ..data.collator import ReasonAQACollator
+from ..data.features import FeatureCache
 from ..modeling_audiolm import AudioLMForConditionalGeneration
-from ..runtime import UserError, resident_memory
+from ..runtime import UserError, resident_memory, use_all_of_the_cpu
 from ..training.compile import PAD_TO, cache_bf16_weights, compile_layers
 from .workload import (
     baseline_loss,
@@ -83,6 +83,7 @@ def _device() -> torch.device:
 
 def prepare(options: Namespace, folder: str, cached: bool) -> float | None:
     """Writes the clips and fills their feature cache. Returns the seconds per clip for it."""
+    use_all_of_the_cpu()
     model, processor = build_model(options)
     write_clips(folder, model.encoder.sample_rate, options.seconds)
     if not cached:
@@ -210,6 +211,8 @@ def measure(options: Namespace, is_baseline: bool, folder: str, cached: bool = F
         The rates of the measured steps, as the JSON file has them.
     """
     cuda = torch.cuda.is_available()
+    if not is_baseline:
+        use_all_of_the_cpu(encodes=not cached)
     memory_before = torch.cuda.memory_reserved() if cuda else resident_memory("VmRSS")
     workload = build_workload(options, is_baseline, folder, cached)
     facts = time_steps(options, workload)
@@ -238,13 +241,11 @@ def measure(options: Namespace, is_baseline: bool, folder: str, cached: bool = F
     }
 
 
-def run_isolated(function: Callable, *arguments: object, environment: dict[str, str]) -> object:
-    """Calls a function in a new process with this environment, so that it has its own memory.
+def run_isolated(function: Callable, *arguments: object) -> object:
+    """Calls a function in a new process, so that it has its own memory.
 
     A `UserError` tells if memory does not suffice.
     """
-    before = dict(os.environ)
-    os.environ.update(environment)  # glibc reads it when the process starts
     try:
         with ProcessPoolExecutor(1, get_context("spawn")) as process:
             return process.submit(function, *arguments).result()
@@ -253,6 +254,3 @@ def run_isolated(function: Callable, *arguments: object, environment: dict[str, 
         if is_killed or "allocate memory" in str(error):
             raise UserError("out of memory: take a smaller --batch_size") from error
         raise
-    finally:
-        os.environ.clear()
-        os.environ.update(before)

@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from ..configuration_audiolm import list_encoder_types
 from ..encoders_audiolm import AudioEncoder, build_encoder
 from ..modeling_audiolm import AudioLMForConditionalGeneration
-from ..runtime import UserError, report_user_errors, use_all_of_the_cpu
+from ..runtime import explain_errors, report_user_errors, use_all_of_the_cpu
 from .encoders import load_encoder
 
 SECONDS = 10
@@ -217,8 +217,6 @@ def main(argv: list[str] | None = None) -> None:
     """Runs `audiolm check-encoder`."""
     args = build_parser().parse_args(argv)
     use_all_of_the_cpu()
-    try:
+    with explain_errors():
         failures = check_encoder(args.encoder_type, args.encoder_name_or_path)
-    except ValueError as error:
-        raise UserError(str(error)) from error
     sys.exit(1 if failures else 0)

@@ -20,7 +20,7 @@ from ..configuration_audiolm import (
     parse_encoder_type,
 )
 from ..encoders_audiolm import AudioEncoder, HTSATPosteriorEncoder, build_encoder
-from ..runtime import UserError, redact_token
+from ..runtime import UserError, explain_errors, redact_token
 from .random_weights import build_random_encoder
 from .state_dicts import (
     AUDIOSET_PREFIX,
@@ -197,17 +197,15 @@ def _load_transformers(encoder_type: str, name_or_path: str | None) -> AudioEnco
     source = name_or_path or PUBLISHED[parse_encoder_type(encoder_type).model_type]
     encoder = _build(encoder_type, _read_config(source))
     model_class = type(encoder.model)
-    try:
+    message = f"{path} does not fit {model_class.__name__}"
+    with explain_errors(message, OSError, ValueError, RuntimeError, SafetensorError):
         model, info = model_class.from_pretrained(
             source, config=encoder.config, dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{path} does not fit {model_class.__name__}: {error}") from error
     for problem in ("missing_keys", "mismatched_keys"):
         if info[problem]:
             keys = ", ".join(sorted(map(str, info[problem]))[:3])
-            name = f"{problem.replace('_', ' ')} {keys}"
-            raise UserError(f"{path} does not fit {model_class.__name__}: {name}")
+            raise UserError(f"{message}: {problem.replace('_', ' ')} {keys}")
     encoder.model = model
     return encoder
 
@@ -255,18 +253,14 @@ LOADERS: dict[str, Callable[[str, str | None], AudioEncoder]] = {
 
 
 def _build(encoder_type: str, fields: dict | None = None) -> AudioEncoder:
-    try:
+    with explain_errors(f"--encoder_type {encoder_type}", ValueError, StrictDataclassError):
         return build_encoder(default_encoder_config(encoder_type, fields))
-    except (ValueError, StrictDataclassError) as error:
-        raise UserError(f"--encoder_type {encoder_type}: {error}") from error
 
 
 def _find_in(folder_or_repository: str, name: str) -> str | None:
     """Returns the path of a file, downloaded if needed, or None if there is no such file."""
-    try:
+    with explain_errors(f"--encoder_name_or_path {folder_or_repository}", OSError):
         return cached_file(folder_or_repository, name, _raise_exceptions_for_missing_entries=False)
-    except OSError as error:
-        raise UserError(f"--encoder_name_or_path {folder_or_repository}: {error}") from error
 
 
 def _read_config(source: str) -> dict | None:
@@ -278,8 +272,7 @@ def _read_config(source: str) -> dict | None:
         source = str(Path(source).parent)
         if not Path(source, "config.json").is_file():
             return None
-    try:
+    message = f"--encoder_name_or_path {source}"
+    with explain_errors(message, OSError, ValueError, StrictDataclassError):
         config = AutoConfig.from_pretrained(source).to_dict()
-    except (OSError, ValueError, StrictDataclassError) as error:
-        raise UserError(f"--encoder_name_or_path {source}: {error}") from error
     return {name: value for name, value in config.items() if name not in ENCODER_OPTION_FIELDS}

@@ -33,8 +33,11 @@ def load_model(
         revision: Branch, tag or commit on the Hub.
 
     Raises:
-        UserError: If `name` is not found, is no AudioLM, or lacks weights.
+        UserError: If `name` is not found, is no AudioLM, lacks weights, or is here and not on the
+            Hub, where revisions are.
     """
+    if revision and Path(name).exists():
+        raise UserError(f"--revision: {name} is not on the Hub")
     try:
         has_weights = Path(name, "model.safetensors").is_file()
         mellow_file = None if has_weights else mellow_checkpoint(name, revision)

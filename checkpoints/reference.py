@@ -7,7 +7,7 @@ import torch
 
 from ..encoders_audiolm import AudioEncoder, HTSATEncoder, QuantizedEncoder
 from ..processing_audiolm import AudioLMFeatureExtractor
-from ..runtime import UserError, report_user_errors
+from ..runtime import UserError, explain_errors, report_user_errors
 from .encoders import load_encoder
 from .state_dicts import MSCLAP_PREFIX, select_prefix
 
@@ -78,10 +78,8 @@ def main(argv: list[str] | None = None) -> float:
     extractor = AudioLMFeatureExtractor.from_encoder(ours, max_audio_seconds=10.0)
     largest = 0.0
     for file in args.audio:
-        try:
+        with explain_errors("", ValueError, OSError, ImportError):
             clip = extractor.load(file)[None]
-        except (ValueError, OSError, ImportError) as error:
-            raise UserError(str(error)) from error
         features = reference.encode(clip, ours)
         deviation = float((features - ours.encode(clip)).abs().max())
         largest = max(largest, deviation)

@@ -1,5 +1,6 @@
-"""Reads the tensors of checkpoints, renames them, and copies them into modules."""
+"""Reads the tensors of checkpoints, renames them, copies them into modules, and digests those."""
 
+import hashlib
 import re
 from pickle import UnpicklingError
 from typing import Any
@@ -88,6 +89,15 @@ def load_state_strictly(module: nn.Module, state: State, source: str) -> None:
         module.load_state_dict(weights | index)
     except RuntimeError as error:
         raise UserError(f"{source} does not fit: {redact_token(error, None)}") from error
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Returns the SHA-256 of a module's weights, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def select_prefix(state: State, prefix: str) -> State:

@@ -10,13 +10,13 @@ from ..data.reasonaqa import CLOSED_QUESTION_TYPES
 from ..evaluation.estimates import describe_accuracy
 from ..evaluation.scores import option_probabilities
 from ..evaluation.statistics import expected_calibration_error
+from ..evaluation.tables import TEXT_METRICS
 from .conclusion import caveats, conclusion
 from .differences import compare_by_category, compare_by_type
 from .outcomes import Outcomes, collect_outcomes
 from .runs import Run
 
 RESAMPLES = 10_000
-TEXT_METRICS = ("bleu_4", "rouge_l", "cider_d")
 
 
 def compare(

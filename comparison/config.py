@@ -9,9 +9,9 @@ import yaml
 
 from ..configuration_audiolm import ARM_FIELDS
 from ..data.soundscapes.recordings import RecordingTable
-from ..runtime import UserError
+from ..runtime import UserError, explain_errors
+from ..training.arguments import find_preset
 
-PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
 # These options change the representation, which is what a comparison is about.
 ARM_OPTIONS = {"encoder_name_or_path", *ARM_FIELDS}
 # A comparison sets these itself, and pushes nothing.
@@ -91,10 +91,8 @@ class ComparisonConfig:
             UserError: If the options have wrong names.
         """
         options = (self.corpus or {}).get("recordings")
-        try:
+        with explain_errors(f"corpus: recordings is {options!r}", TypeError):
             return RecordingTable(**options) if options else None
-        except TypeError as error:
-            raise UserError(f"corpus: recordings is {options!r}: {error}") from error
 
     def is_text_only(self, arm: str) -> bool:
         """Whether an arm is trained without audio."""
@@ -115,16 +113,6 @@ def _check_arm(name: str, options: dict[str, Any]) -> None:
         )
 
 
-def find_preset(name: str) -> str:
-    """Returns the YAML file that `--config` names: a path, or a preset in the package's `configs/`.
-
-    `demo`, `demo.yaml` and `configs/demo.yaml` name one preset. A file at that path comes first.
-    """
-    preset = PACKAGE_FOLDER / "configs" / f"{Path(name).name.removesuffix('.yaml')}.yaml"
-    is_preset_name = str(Path(name).parent) in (".", "configs") and preset.is_file()
-    return str(preset) if is_preset_name and not Path(name).is_file() else name
-
-
 def read_config(path: str, **overrides: Any) -> ComparisonConfig:
     """Returns the comparison of a YAML file or preset.
 
@@ -137,7 +125,7 @@ def read_config(path: str, **overrides: Any) -> ComparisonConfig:
     """
     keys = [spec.name for spec in fields(ComparisonConfig) if spec.name != "path"]
     try:
-        settings = yaml.safe_load(Path(find_preset(path)).read_text(encoding="utf-8"))
+        settings = yaml.safe_load(find_preset(path).read_text(encoding="utf-8"))
         if not isinstance(settings, dict) or not settings.get("arms"):
             raise UserError("`arms` names no arm")
         settings |= {name: value for name, value in overrides.items() if value is not None}

@@ -6,16 +6,13 @@ A finished run is not repeated unless what it depends on has changed. Arms that 
 import json
 from argparse import Namespace
 from collections.abc import Mapping
-from contextlib import redirect_stdout
 from pathlib import Path
 
 from ..checkpoints.load import import_saved_encoders
-from ..data import audio_roots
-from ..data.reasonaqa import AudioDir
+from ..data.reasonaqa import AudioDir, audio_roots
 from ..data.soundscapes.corpus import make_soundscapes, write_labels
-from ..evaluation import probe_command
 from ..evaluation.arguments import parse_arguments as parse_eval_arguments
-from ..runtime import RUN_INFO_FILE, UserError, write_json
+from ..runtime import RUN_INFO_FILE, UserError, explain_errors, write_json
 from .cluster import RayCluster
 from .compare import compare
 from .config import ComparisonConfig, read_config
@@ -24,7 +21,7 @@ from .planned_run import PlannedRun
 from .report.build import write_report
 from .report.figure import write_figure
 from .runs import Run, check_comparable, model_facts, read_run
-from .sweep import do_runs, without_failures
+from .sweep import do_runs, run_in_process, without_failures
 from .tables import comparison_table
 
 
@@ -32,7 +29,7 @@ def compare_config(args: Namespace) -> list[str]:
     """Trains, evaluates and compares what `--config` describes. See `run.build_parser`.
 
     Returns:
-        What failed, a line for each run.
+        What failed, a line for each run or topic of the probes.
     """
     config = read_config(
         args.config, seeds=args.seeds, output_dir=args.output_dir, data_dir=args.data_dir
@@ -54,8 +51,10 @@ def compare_config(args: Namespace) -> list[str]:
             comparison, runs = compare_finished_runs(config, finished)
         except UserError as error:
             raise UserError("; ".join([str(error), *lines])) from error
-        if config.probe:
-            comparison["probes"] = run_probes(config, labels)
+        probes, probe_failures = run_probes(config, labels)
+        lines += probe_failures
+        if probes:
+            comparison["probes"] = probes
         audio_dir = parse_eval_arguments(finished[0].argv["evaluate"]).audio_dir
         write_results(Path(config.output_dir), comparison, runs, audio_roots(audio_dir))
     return lines
@@ -71,11 +70,9 @@ def generate_corpus(config: ComparisonConfig) -> dict[str, Path]:
     labels = {topic: Path(file) for topic, file in (own_labels or {}).items()}
     if config.corpus:
         folder = Path(config.output_dir, "corpus")
-        try:
+        with explain_errors(f"--config {config.path}: corpus", ValueError):
             rows, seed = config.corpus["rows"], config.corpus["seed"]
             make_soundscapes(folder, rows, seed, config.recordings())
-        except ValueError as error:
-            raise UserError(f"--config {config.path}: corpus: {error}") from error
         if config.probe and not own_labels:
             labels = write_labels(folder)
     return labels
@@ -119,9 +116,16 @@ def compare_runs(
     return comparison
 
 
-def run_probes(config: ComparisonConfig, labels: Mapping[str, Path]) -> dict[str, dict]:
-    """Probes the arms' encoders, unless that is done. Returns `probes.json` of each topic."""
+def run_probes(
+    config: ComparisonConfig, labels: Mapping[str, Path]
+) -> tuple[dict[str, dict], list[str]]:
+    """Probes the arms' encoders, unless that is done.
+
+    Returns:
+        `probes.json` of each topic, and what failed. A topic that failed is left out.
+    """
     results = {}
+    failures = []
     for topic, file in labels.items():
         argv = probe_argv(config, topic, file)
         folder = Path(config.output_dir, "probes", topic)
@@ -130,11 +134,14 @@ def run_probes(config: ComparisonConfig, labels: Mapping[str, Path]) -> dict[str
         if not record_path.is_file() or json.loads(record_path.read_text()) != record:
             print(f"Probing the encoders: {topic}…", flush=True)
             folder.mkdir(parents=True, exist_ok=True)
-            with open(folder / "probe.log", "w", encoding="utf-8") as log, redirect_stdout(log):
-                probe_command.main(argv)
+            log = folder / "probe.log"
+            message = run_in_process("audiolm.evaluation.probe_command", argv, log)
+            if message is not None:
+                failures.append(f"probes of {topic}: {message} ({log})")
+                continue
             write_json(record_path, record)
         results[topic] = json.loads((folder / "probes.json").read_text(encoding="utf-8"))
-    return results
+    return results, failures
 
 
 def compare_folders(args: Namespace) -> list[str]:

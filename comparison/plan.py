@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.arguments import parse_arguments as parse_eval_arguments
-from ..runtime import UserError, file_digest
+from ..runtime import PACKAGE_FOLDER, UserError, file_digest
 from ..training.arguments import parse_arguments as parse_train_arguments
-from .config import PACKAGE_FOLDER, ComparisonConfig
+from .config import ComparisonConfig
 from .planned_run import PlannedRun
 
 # A probe measures an encoder on its usual input, so arms with these options are not probed.

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..evaluation.estimates import ALPHA, add_training_error
+from ..evaluation.estimates import ALPHA, POWER, add_training_error
 from ..evaluation.tables import format_table
-from ..runtime import UserError
+from ..runtime import UserError, explain_errors
 
-TARGET = 0.8  # power that is enough
 SIMULATIONS = 4_000
 SEEDS = (3, 4, 5, 6, 8, 10, 15, 20)
 CLIP_FACTORS = (1, 2, 5, 10)
@@ -38,14 +37,13 @@ def read_noise(path: str | Path) -> Noise:
     Raises:
         UserError: If it is no such file.
     """
-    try:
+    message = f"{path}: no comparison of several arms"
+    with explain_errors(message, OSError, ValueError, KeyError, TypeError):
         comparison = json.loads(Path(path).read_text(encoding="utf-8"))
         pairs = comparison["statistics"]["primary"]
         clip_errors = [pair["clip_error"] for pair in pairs]
         clips = comparison["statistics"]["clips"]
         by_seed = [arm["macro_by_seed"] for arm in comparison["arms"].values()]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: no comparison of several arms: {error!r}") from error
     variances = [np.var(values, ddof=1) for values in by_seed if len(values) > 1]
     if not variances:
         raise UserError(f"{path}: one seed does not show the scatter between seeds")
@@ -92,8 +90,8 @@ def plan_power(difference: float, comparison_file: str | Path) -> str:
     for clips in (factor * noise.clips for factor in CLIP_FACTORS):
         powers = {seeds: power(noise, difference, seeds, clips) for seeds in SEEDS}
         rows.append((f"{clips:,} clips", *(f"{100 * value:.0f}" for value in powers.values())))
-        sufficient = [seeds for seeds, value in powers.items() if value >= TARGET]
+        sufficient = [seeds for seeds, value in powers.items() if value >= POWER]
         num_seeds = str(sufficient[0]) if sufficient else f"more than {SEEDS[-1]}"
         sufficient_counts.append(f"{num_seeds} seeds with {clips:,} clips")
     lines += format_table(("seeds", *map(str, SEEDS)), rows)
-    return "\n".join([*lines, f"{100 * TARGET:.0f} % power: {', '.join(sufficient_counts)}."])
+    return "\n".join([*lines, f"{100 * POWER:.0f} % power: {', '.join(sufficient_counts)}."])

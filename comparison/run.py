@@ -29,6 +29,18 @@ from ..runtime import UserError, format_duration
 from .experiment import compare_config, compare_folders
 from .power import plan_power
 
+# The options that others need.
+NEEDED_OPTIONS = {
+    "comparison": ("plan_power",),
+    "seeds": ("config",),
+    "data_dir": ("config",),
+    "parallel": ("config",),
+    "ray_address": ("config",),
+    "audio_dir": ("evaluations",),
+    "trust_remote_code": ("evaluations",),
+    "output_dir": ("config", "evaluations"),
+}
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Returns the parser of `run_compare.py`."""
@@ -92,11 +104,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         value = getattr(args, option)
         if value is not None and value <= 0:
             parser.error(f"--{option} {value:g}: expected a positive number")
-    if (args.plan_power is None) != (args.comparison is None):
-        parser.error("--plan_power and --comparison: use them together")
+    for option, needed in NEEDED_OPTIONS.items():
+        if getattr(args, option) and not any(getattr(args, name) for name in needed):
+            parser.error(f"--{option}: use it with --{' or --'.join(needed)}")
+    if args.plan_power and not args.comparison:
+        parser.error("--plan_power: add --comparison")
     uses_ray = args.parallel is not None or args.ray_address is not None
-    if not args.config and (uses_ray or args.processes_per_run > 1):
-        parser.error("--parallel, --processes_per_run and --ray_address: use them with --config")
     if args.processes_per_run > 1 and not uses_ray:
         parser.error(f"--processes_per_run {args.processes_per_run}: add --parallel")
     if args.config and not uses_ray and torch.cuda.device_count() > 1:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 from transformers.utils import flatten_dict
 
 from ..configuration_audiolm import ARM_FIELDS, AudioLMConfig
@@ -22,7 +22,7 @@ from ..encoders_audiolm import (
     build_encoder,
 )
 from ..processing_audiolm import AudioLMProcessor
-from ..runtime import UserError
+from ..runtime import UserError, explain_errors
 
 # Answers do not depend on these settings of an evaluation. Some facts of `model` are compared.
 IRRELEVANT_SETTINGS = ("model", "question_only", "batch_size", "controls")
@@ -68,12 +68,10 @@ def read_run(folder: str | Path) -> Run:
         UserError: If there is no evaluation.
     """
     folder = Path(folder)
-    try:
+    with explain_errors(f"{folder}: no evaluation that can be compared"):
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").split("\n")
         return Run(folder, metrics, [json.loads(line) for line in lines if line])
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no evaluation that can be compared: {error}") from error
 
 
 def check_comparable(runs: Mapping[str, list[Run]]) -> None:
@@ -97,7 +95,8 @@ def check_comparable(runs: Mapping[str, list[Run]]) -> None:
             by_arm = {name: [run.seed for run in runs[name]] for name in runs}
             raise UserError(f"expected the same seeds in the same order for each arm, not {by_arm}")
         if len(set(seeds)) != len(seeds):
-            raise UserError(f"{arm}: seed {seeds[0]} occurs twice. Train it with another seed.")
+            repeated = next(seed for seed in seeds if seeds.count(seed) > 1)
+            raise UserError(f"{arm}: seed {repeated} occurs twice. Train it with another seed.")
         for run in arm_runs[1:]:
             _check_pair(arm_runs[0], run, seed_settings)
     for arm in arms[1:]:
@@ -177,15 +176,11 @@ def model_facts(folder: str | Path) -> dict:
     Raises:
         UserError: If the folder holds no complete model.
     """
-    # Without registration, transformers asks whether to run the code beside the weights.
-    AutoConfig.register("audiolm", AudioLMConfig, exist_ok=True)
-    try:
+    with explain_errors(f"{folder}: no complete model", OSError, ValueError, SafetensorError):
         state = json.loads(Path(folder, "trainer_state.json").read_text(encoding="utf-8"))
         config = AudioLMConfig.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         trained_parameters = _count_trained_parameters(folder, config)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{folder}: no complete model: {error}") from error
     extractor = AudioLMProcessor.from_config(config, tokenizer).feature_extractor
     samples = int(config.max_audio_seconds * extractor.sampling_rate)
     tokens = config.audio_tokens or extractor.num_frames(samples)

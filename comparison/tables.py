@@ -3,8 +3,10 @@
 from itertools import chain
 
 from ..evaluation.answering import PROTOCOL_NAMES
-from ..evaluation.tables import comparison_columns, contradiction_lines, format_table
+from ..evaluation.tables import contradiction_lines, format_table
 from .conclusion import has_text_only_baseline
+
+MAJORITY = "majority"
 
 
 def comparison_table(comparison: dict) -> str:
@@ -20,6 +22,14 @@ def comparison_table(comparison: dict) -> str:
     for arm, results in comparison["arms"].items():
         lines += contradiction_lines(results.get("contradictions", {}), arm)
     return "\n".join(lines)
+
+
+def comparison_columns(comparison: dict) -> dict[str, dict]:
+    """Returns the columns of a comparison: the arms, and the majority baseline if it was run."""
+    columns = dict(comparison["arms"])
+    if comparison[MAJORITY]:
+        columns[MAJORITY] = comparison[MAJORITY]
+    return columns
 
 
 def _accuracy_lines(comparison: dict) -> list[str]:

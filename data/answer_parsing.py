@@ -5,7 +5,7 @@ The module is long because the rules of parsing belong together.
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from string import ascii_uppercase as LETTERS
 from typing import NamedTuple
 
@@ -90,6 +90,14 @@ def find_options(question: str) -> list[Option]:
 def option_texts(question: str) -> dict[str, str]:
     """Returns the texts of a question's options by lower-case letter."""
     return {option.letter.lower(): option.text for option in find_options(question)}
+
+
+def replace_texts(question: str, options: Sequence[Option], texts: Sequence[str]) -> str:
+    """Returns a question with other texts of its options, whose letters stay."""
+    # From the last option on, so that the places of the others stay right.
+    for option, text in reversed(list(zip(options, texts))):
+        question = question[: option.start] + text + question[option.end :]
+    return question
 
 
 def infer_answer_format(question: str) -> str:

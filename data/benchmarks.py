@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 from datasets import Dataset
 
-from ..runtime import UserError
+from ..runtime import UserError, explain_errors
 from .answer_parsing import LETTERS, option_texts
 from .reasonaqa import SCHEMA, resolve_path
 
@@ -48,7 +48,7 @@ def read_benchmark(name: str, file: str | Path, audio_dir: str | Path) -> Datase
 
 
 def _read_items(file: Path) -> list[dict]:
-    try:
+    with explain_errors(f"{file}: not readable as JSON", OSError, ValueError, RecursionError):
         text = file.read_text(encoding="utf-8-sig")
         if file.suffix == ".jsonl":
             # The numbers of lines stay, so that an error names the right one.
@@ -56,8 +56,6 @@ def _read_items(file: Path) -> list[dict]:
         items = json.loads(text)
         # A lone surrogate cannot be written again.
         json.dumps(items, ensure_ascii=False).encode()
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file}: not readable as JSON ({error})") from error
     is_list = isinstance(items, list) and all(isinstance(item, dict) for item in items)
     if not is_list or not items:
         raise UserError(f"{file}: expected a list of objects")
@@ -80,13 +78,11 @@ def _read_item(name: str, item: dict, where: str, audio_dir: str | Path) -> dict
     if index is not None and list(option_texts(question).values()) == choices:
         answer = lettered[index]
     path = item[audio_field]
-    try:
+    with explain_errors(where, UserError):
         # The archive's folder may be `audio_dir` itself.
         paths = [
             resolve_path(os.path.normpath(part), audio_dir) for part in (path, Path(path).name)
         ]
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
     return {
         **dict.fromkeys(SCHEMA.names, ""),
         "taskname": title,

@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Runs `audiolm cache`."""
     args = build_parser().parse_args(argv)
-    folder = Path(choose_feature_cache(args.feature_cache) or "")
+    folder = Path(choose_feature_cache(args.feature_cache) or "none")
     if args.feature_cache and not folder.is_dir():
         raise UserError(f"--feature_cache {folder}: there is no such folder")
     print(folder)

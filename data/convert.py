@@ -19,7 +19,7 @@ from jinja2 import Template
 from tqdm import tqdm
 
 from ..processing_audiolm import read_file
-from ..runtime import UserError, atomic_file, write_json, write_text
+from ..runtime import UserError, atomic_file, explain_errors, write_json, write_text
 from .audio_files import open_clip
 from .reasonaqa import FIELDS, iterate_columns
 from .shards import MANIFEST, PLAN, ROW_COLUMNS
@@ -120,10 +120,9 @@ class Conversion:
             UserError: If the file cannot be read.
         """
         source = self.sources[clip]
-        try:
+        # A LibsndfileError is a RuntimeError.
+        with explain_errors(f"{source}: not readable any more", RuntimeError, OSError, ValueError):
             audio, rate = read_file(open_clip(source), self.max_seconds)
-        except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError) as error:
-            raise UserError(f"{source}: not readable any more ({error})") from error
         samples = np.clip(np.rint(audio.mean(1) * 32768), -32768, 32767).astype(np.int16)
         content = io.BytesIO()
         soundfile.write(content, samples, rate, "PCM_16", format="FLAC")

@@ -8,10 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from ..runtime import UserError
-from .answer_parsing import Option, find_options, parse_answer
+from ..runtime import UserError, read_table
+from .answer_parsing import Option, find_options, parse_answer, replace_texts
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,12 +40,7 @@ def entailment_labels(files: Iterable[str | Path]) -> dict[tuple[str, str], str]
     """
     labels: dict[tuple[str, str], str] = {}
     for file in files:
-        try:
-            columns = ["Audio file", *LABELS]
-            table = pd.read_csv(file, usecols=columns, dtype=str, keep_default_na=False)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{file}: not a CSV file of AudioEntailment ({error})") from error
-        for row in table.to_dict("records"):
+        for row in read_table(file, "Audio file", *LABELS).to_dict("records"):
             for column, label in LABELS.items():
                 labels[_label_key(row["Audio file"], row[column])] = label
     if not labels:
@@ -110,16 +103,11 @@ def shuffle_options(row: dict, seed: int) -> dict:
     options, answer_index = answered
     order = list(range(len(options)))
     random.Random(f"{seed}|{row['filepath1']}|{row['input']}").shuffle(order)
-    question = row["input"]
-    parts = []
-    end = 0
-    for option, new_index in zip(options, order):
-        parts += [question[end : option.start], options[new_index].text]
-        end = option.end
+    question = replace_texts(row["input"], options, [options[index].text for index in order])
     letter = options[order.index(answer_index)].letter
     # An answer without a letter is the option's text, which stays the same.
     answer = _ANSWER_LETTER.sub(lambda match: match[1] + letter, row["answer"])
-    return {**row, "input": "".join([*parts, question[end:]]), "answer": answer}
+    return {**row, "input": question, "answer": answer}
 
 
 class RowFixes:

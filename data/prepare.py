@@ -9,15 +9,23 @@ from pathlib import Path
 from datasets import DatasetDict
 from huggingface_hub import HfApi, get_token
 
-from ..runtime import UserError, format_bytes, redact_token, report_user_errors, write_json
-from . import audio_roots, drop_bad_audio, load_rows, resolve_path, select_rows
-from .audio_check import inspect_clips, list_clips
+from ..runtime import (
+    UserError,
+    explain_errors,
+    format_bytes,
+    redact_token,
+    report_user_errors,
+    write_json,
+)
+from .audio_check import drop_bad_audio, inspect_clips, list_clips
 from .audit.corpus_check import ERRORS, check_corpus, format_report
 from .convert import Conversion
 from .download.archives import SOURCES, fetch_sources
 from .download.audiocaps import REASONAQA_NAME, youtube_index
 from .json_table import stream_array
+from .reasonaqa import audio_roots, load_rows, resolve_path
 from .shards import PUSHED, read_manifest
+from .subsets import select_rows
 
 REASONAQA_SOURCES = ("reasonaqa", "clotho", "clothoaqa")
 
@@ -106,10 +114,8 @@ def download(args: argparse.Namespace) -> int:
     if args.audiocaps and not Path(args.audiocaps).is_dir():
         raise UserError(f"--audiocaps {args.audiocaps}: folder not found")
     is_esc50 = Path(args.data).name == "esc50"
-    try:
+    with explain_errors("", OSError):
         fetch_sources(args.what or (["esc50"] if is_esc50 else REASONAQA_SOURCES), args.data)
-    except OSError as error:
-        raise UserError(str(error)) from error
     if args.audiocaps:
         _print_audiocaps(args.data, args.audiocaps)
     return 0
@@ -137,11 +143,9 @@ def check(args: argparse.Namespace) -> int:
     facts = inspect_clips(list_clips(data.values()), args.max_audio_seconds)
     report = check_corpus(data, facts, args.max_audio_seconds, args.allow)
     print(format_report(report))
-    try:
+    with explain_errors(f"--output {args.output}: not writable", OSError):
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         write_json(args.output, report)
-    except OSError as error:
-        raise UserError(f"--output {args.output}: not writable ({error})") from error
     return 1 if report["wrong"] else 0
 
 
@@ -220,7 +224,3 @@ def main(argv: list[str] | None = None) -> None:
     with report_user_errors(f"audiolm prepare {args.command}"):
         status = args.run_command(args)
     sys.exit(status)
-
-
-if __name__ == "__main__":
-    main()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 from datasets import Audio, Dataset, DatasetDict, DatasetInfo, Features, List, Value
 
-from ..runtime import UserError
+from ..runtime import UserError, explain_errors
 from .audio_files import find_file
 from .download import audiocaps
 from .json_table import load_json_table
@@ -232,11 +232,9 @@ class _RowReader:
             raise UserError(f"{self.file}, row {number}: {problem}")
         checked: dict = {field: row[field] for field in FIELDS}
         names = [row[field] for field in ("filepath1", "filepath2") if row[field]]
-        try:
+        with explain_errors(f"{self.file}, row {number}", UserError):
             checked["question_type"] = question_type(row)
             checked["audio"] = [self._path(name) for name in names]
-        except UserError as error:
-            raise UserError(f"{self.file}, row {number}: {error}") from error
         return checked
 
     def _path(self, name: str) -> str:

@@ -4,8 +4,3 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent / "models"
 MODEL_NAMES = ("htsat", "mimi_semantic", "mimi_full")
-
-
-def models() -> dict[str, Path]:
-    """Returns the folders of the demo's trained models, by encoder type."""
-    return {name: FOLDER / name for name in MODEL_NAMES}

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from ..data.answer_parsing import find_options
 from ..data.audio_files import Clip
 from ..data.features import pad_features
-from ..modeling_audiolm import CACHE_NAME
+from ..modeling_audiolm import CACHE_NAME, LOSS_CHUNK_SIZE
 
 if TYPE_CHECKING:
     from ..modeling_audiolm import AudioLMForConditionalGeneration
@@ -32,8 +32,6 @@ PROTOCOL_NAMES = {
     "likelihood_normalised": "log-likelihood per token",
     "generate": "greedy text, parsed",
 }
-# Positions whose logits over the vocabulary are in memory together.
-LOSS_CHUNK_SIZE = 512
 # Groups of tokens in a scoring batch. Branches count from 1.
 PADDING, PROMPT = -1, 0
 

@@ -1,9 +1,10 @@
 """Options of `run_eval.py`, their checks, and the controls that they select."""
 
-# `option` declares fields of dataclasses.
+# `option` returns a field of the dataclass.
 # ruff: noqa: RUF009
 
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING as REQUIRED
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from transformers import HfArgumentParser
 from ..configuration_audiolm import CHOICES
 from ..data.benchmarks import BENCHMARKS
 from ..data.cache import choose_feature_cache
-from ..runtime import UserError
+from ..runtime import UserError, check_positive, option
 from .answering import PROTOCOLS
 from .controls import CONTROLS
 
@@ -22,22 +23,10 @@ DESCRIPTION = """Evaluates a trained model: accuracy by question type, two proto
 `predictions.jsonl` and `metrics.json`, and prints the metrics. `--controls all` adds the controls.
 The same command writes the same files in any number of processes (`accelerate launch run_eval.py`),
 and resumes an interrupted evaluation. docs/evaluate.md explains the metrics."""
-REQUIRED = MISSING
 # Where `audiolm prepare download reasonaqa` puts ReasonAQA.
 DATA_DIR = "reasonaqa"
 # The option that each of these controls needs.
 CONTROL_OPTIONS = {"majority": "train_file", "question_only": "question_only_model"}
-
-
-def option(help_text: str, default: Any = None, **argparse_options: Any) -> Any:
-    """Declares an option of an arguments dataclass. `argparse_options` go to `add_argument`.
-
-    With `REQUIRED` as its default it must be given.
-    """
-    metadata = {"help": help_text, **argparse_options}
-    if isinstance(default, list):
-        return field(default_factory=default.copy, metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(kw_only=True)
@@ -111,10 +100,7 @@ class EvaluationArguments:
             self.test_file, self.audio_dir = f"{DATA_DIR}/test.json", [DATA_DIR]
         self._check_data_options()
         self._check_hub_options()
-        for name in ("max_samples", "batch_size", "max_new_tokens"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UserError(f"--{name} {value}: expected a number above 0")
+        check_positive(self, "max_samples", "batch_size", "max_new_tokens")
         for control, name in CONTROL_OPTIONS.items():
             if control in self.controls and getattr(self, name) is None:
                 raise UserError(f"--controls {control}: give --{name} with it")
@@ -129,8 +115,6 @@ class EvaluationArguments:
             )
 
     def _check_hub_options(self) -> None:
-        if self.revision and Path(self.model_name_or_path).exists():
-            raise UserError(f"--revision: {self.model_name_or_path} is a folder, not on the Hub")
         if not self.push_to_hub and (self.hub_model_id or self.hub_dataset_id != "reasonaqa"):
             raise UserError("--hub_model_id and --hub_dataset_id: add --push_to_hub true")
         repository = Path(self.results_repository)

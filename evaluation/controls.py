@@ -10,16 +10,15 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
-from ..data.answer_parsing import find_options, parse_answer
+from ..data.answer_parsing import find_options, parse_answer, replace_texts
 from ..data.audio_files import Clip, clip_audio
 from ..data.features import encode_clips
 from ..data.label_fixes import refers_to_options
-from ..data.reasonaqa import question_type
 
 if TYPE_CHECKING:
     from ..modeling_audiolm import AudioLMForConditionalGeneration
@@ -28,29 +27,22 @@ if TYPE_CHECKING:
 CONTROLS = ("majority", "no_audio", "noise", "mismatched_audio", "option_relabel", "question_only")
 
 
-class CommonestAnswers:
-    """The most common training answer (letter, yes or no), without the training rows in memory."""
+def commonest_answers(training_rows: Iterable[Mapping]) -> dict[tuple[str, str | None], str]:
+    """Returns the most common answer (letter, yes or no) of each question type and subtype.
 
-    def __init__(self):
-        self._counts: dict[tuple, Counter] = defaultdict(Counter)
-
-    def add(self, row: Mapping) -> None:
-        """Counts the answer of a training row."""
-        kind = question_type(row)
+    The subtype None stands for all of them. Ties go to the first in the alphabet.
+    """
+    counts: dict[tuple, Counter] = defaultdict(Counter)
+    for row in training_rows:
+        kind = row["question_type"]
         answer = parse_answer(kind, row["input"], row["answer"])
         if answer:
-            self._counts[kind, row["subtype"]][answer] += 1
-            self._counts[kind, None][answer] += 1
-
-    def find(self, row: Mapping) -> str | None:
-        """Returns the most common answer of the row's subtype.
-
-        If training lacks the subtype, it is that of the question type. Ties go to the first in the
-        alphabet. Without any answer it is None.
-        """
-        kind = row["question_type"]
-        counts = self._counts.get((kind, row["subtype"])) or self._counts.get((kind, None), {})
-        return min(counts, key=lambda answer: (-counts[answer], answer), default=None)
+            counts[kind, row["subtype"]][answer] += 1
+            counts[kind, None][answer] += 1
+    return {
+        group: min(counter, key=lambda answer: (-counter[answer], answer))
+        for group, counter in counts.items()
+    }
 
 
 def noise_of_equal_power(clip: Clip, samples: torch.Tensor) -> torch.Tensor:
@@ -127,13 +119,11 @@ def shift_option_letters(row: dict) -> tuple[dict, dict[str, str]] | None:
         return None
     right = parse_answer(row["question_type"], row["input"], row["answer"])
     answer = row["answer"]
-    question, end = "", 0
+    sources = [options[-1], *options[:-1]]
     old_letters = {}
-    for option, source in zip(options, [options[-1], *options[:-1]]):
-        question += row["input"][end : option.start] + source.text
-        end = option.end
+    for option, source in zip(options, sources):
         old_letters[option.letter.lower()] = source.letter.lower()
         if source.letter.lower() == right:
             answer = f"{option.letter}) {source.text}"
-    question += row["input"][end:]
+    question = replace_texts(row["input"], options, [source.text for source in sources])
     return {**row, "input": question, "answer": answer}, old_letters

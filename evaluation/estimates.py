@@ -24,6 +24,7 @@ from scipy.stats import t as student_t
 from .statistics import clip_bootstrap
 
 ALPHA = 0.05
+POWER = 0.8  # that is enough
 MEAN = -1
 # No p-value is smaller. It bounds the search for it.
 SMALLEST_P = 1e-12
@@ -54,8 +55,6 @@ class Estimate:
         num_clips: Number of clips. For a mean over groups, of the group with the fewest.
         training_variance: Its variance due to the trainings.
         training_df: Degrees of freedom of that. Infinite without such variance.
-        covers_trainings: Whether it holds for other trainings too. False for one training of an
-            arm, whose variance is unknown.
     """
 
     value: float
@@ -63,7 +62,6 @@ class Estimate:
     num_clips: int
     training_variance: float = 0.0
     training_df: float = np.inf
-    covers_trainings: bool = True
 
     def margin(self, alpha: float | np.ndarray = ALPHA) -> Any:
         """Returns half the width of the interval that misses the truth in a share `alpha`."""
@@ -88,14 +86,12 @@ class Estimate:
             low, high = np.where(holds_zero, middle, low), np.where(holds_zero, high, middle)
         return np.exp(high)
 
-    def minimum_detectable(self, tests: int = 1, power: float = 0.8) -> float:
-        """Returns the true difference that is found with the probability `power`.
+    def minimum_detectable(self, tests: int) -> float:
+        """Returns the true difference that is found with the probability `POWER`.
 
-        Args:
-            tests: Number of tests. Each has the level `ALPHA / tests`, Holm's strictest.
-            power: Probability of finding it.
+        Each of the `tests` has the level `ALPHA / tests`, Holm's strictest.
         """
-        return self.margin(ALPHA / tests) + self.margin(2 * (1 - power))
+        return self.margin(ALPHA / tests) + self.margin(2 * (1 - POWER))
 
 
 def estimate(first: Group, second: Group | None = None, num_clips: int = 2) -> Estimate:
@@ -135,7 +131,7 @@ def add_training_error(
     """
     repeated = [values for values in trained if values.shape[-1] > 1]
     if not repeated:
-        return Estimate(value, clip_variance, num_clips, covers_trainings=not trained)
+        return Estimate(value, clip_variance, num_clips)
     variances = []
     for values in trained:
         source = values if values.shape[-1] > 1 else repeated[0]

@@ -14,17 +14,18 @@ from accelerate import PartialState
 
 from .. import __version__
 from ..checkpoints.load import import_saved_encoders
-from ..data import FeatureCache
+from ..data.features import FeatureCache
 from ..data.second_clips import second_clips
 from ..data.shards import MANIFEST, dataset_folder
 from ..hub.push import push_results
 from ..runtime import (
+    RUN_INFO_FILE,
     UserError,
+    explain_errors,
     report_user_errors,
     run_info,
     use_all_of_the_cpu,
     write_json,
-    write_run_info,
     write_text,
 )
 from .answering import PROTOCOLS
@@ -32,7 +33,6 @@ from .arguments import CONTROL_OPTIONS, EvaluationArguments, parse_arguments
 from .inputs import (
     EvaluatedModel,
     EvaluationData,
-    input_errors,
     load_evaluated_model,
     load_text_only_model,
     read_data,
@@ -42,6 +42,8 @@ from .predict import Answerer, PartialAnswers, answer_rows, rows_digest
 from .scores import mark_training_clips, predicted_rows, score
 from .tables import format_metrics, training_notes
 
+# Options that answers depend on, and fields of an `Answerer`.
+ANSWERER_OPTIONS = ("batch_size", "max_new_tokens", "precision")
 # A process that has fewer examples left waits for the others, however long that takes.
 WAIT_LIMIT = timedelta(days=7)
 
@@ -77,7 +79,8 @@ class Evaluation:
         write_json(folder / "metrics.json", self.metrics)
         settings = self.metrics["settings"]
         facts = {"rows_sha256": settings["rows_sha256"], "model": settings["model"]}
-        write_run_info(folder, run_info("run_eval.py", argv, **facts, seconds=self.seconds))
+        info = run_info("run_eval.py", argv, **facts, seconds=self.seconds)
+        write_json(folder / RUN_INFO_FILE, info)
         PartialAnswers(folder, settings).delete()
 
     def summary(self) -> str:
@@ -93,7 +96,7 @@ def evaluate(arguments: EvaluationArguments) -> Evaluation | None:
     use_all_of_the_cpu()
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=WAIT_LIMIT)
     output = Path(arguments.output_dir)
-    with input_errors():
+    with explain_errors():
         output.mkdir(parents=True, exist_ok=True)
     if arguments.trust_remote_code:
         names = [arguments.model_name_or_path, arguments.question_only_model]
@@ -104,23 +107,25 @@ def evaluate(arguments: EvaluationArguments) -> Evaluation | None:
     data = read_data(arguments, evaluated.model.config.max_audio_seconds)
     warn_about_labels(arguments, evaluated)
 
-    with input_errors():
-        plan = arguments.plan_controls()
-        if "no_audio" in plan and not evaluated.model.mapper.feature_mean.any():
-            plan["no_audio"] = "the model does not hold the mean of training's features"
-        if "mismatched_audio" in plan and len(data.facts) < 2:
-            plan["mismatched_audio"] = "there is one clip"
-        controls = [control for control, problem in plan.items() if not problem]
-        answerer = build_answerer(arguments, evaluated, arguments.protocol)
-        # The answers of the others come from training data and from another model.
-        answerer.controls = tuple(name for name in controls if name not in CONTROL_OPTIONS)
-        if evaluated.processor.prompt_format == "mellow":
-            answerer.rows = second_clips(data.rows, 0)
+    plan = arguments.plan_controls()
+    if "no_audio" in plan and not evaluated.model.mapper.feature_mean.any():
+        plan["no_audio"] = "the model does not hold the mean of training's features"
+    if "mismatched_audio" in plan and len(data.facts) < 2:
+        plan["mismatched_audio"] = "there is one clip"
+    controls = [control for control, problem in plan.items() if not problem]
+    options = {name: getattr(arguments, name) for name in ANSWERER_OPTIONS}
+    protocols = tuple(arguments.protocol)
+    answerer = Answerer(evaluated.model, evaluated.processor, protocols, **options)
+    # The answers of the others come from training data and from another model.
+    answerer.controls = tuple(name for name in controls if name not in CONTROL_OPTIONS)
+    if evaluated.processor.prompt_format == "mellow":
+        answerer.rows = second_clips(data.rows, 0)
     answerers = {"": answerer}
     settings = describe_settings(arguments, controls, evaluated, data)
     if "question_only" in controls:
         text_only = load_text_only_model(arguments.question_only_model, state.device)
-        answerers["question_only"] = build_answerer(arguments, text_only, arguments.protocol[:1])
+        parts = (text_only.model, text_only.processor)
+        answerers["question_only"] = Answerer(*parts, protocols[:1], **options)
         settings["question_only"] = text_only.facts
     if arguments.feature_cache:
         extractor = evaluated.processor.feature_extractor
@@ -131,27 +136,13 @@ def evaluate(arguments: EvaluationArguments) -> Evaluation | None:
     seconds = time.perf_counter() - start
     if outputs is None:
         return None
-    rows = predicted_rows(data.rows, outputs, data.facts, data.training_answers)
-    if data.training_answers is not None:
+    rows = predicted_rows(data.rows, outputs, data.facts, data.commonest_answers)
+    if data.commonest_answers is not None:
         mark_training_clips(rows, data.training_clips)
     not_run = {control: problem for control, problem in plan.items() if problem}
     metrics = compute_metrics(arguments, not_run, rows, settings)
     commit = getattr(evaluated.model.config, "_commit_hash", None)
     return Evaluation(metrics, rows, seconds, answerer.seconds, commit)
-
-
-def build_answerer(
-    arguments: EvaluationArguments, evaluated: EvaluatedModel, protocols: list[str]
-) -> Answerer:
-    """Returns a model as an [`Answerer`] without controls."""
-    return Answerer(
-        evaluated.model,
-        evaluated.processor,
-        tuple(protocols),
-        batch_size=arguments.batch_size,
-        max_new_tokens=arguments.max_new_tokens,
-        precision=arguments.precision,
-    )
 
 
 def describe_settings(
@@ -167,9 +158,7 @@ def describe_settings(
         "model": evaluated.facts,
         "protocols": arguments.protocol,
         "controls": controls,
-        "batch_size": arguments.batch_size,
-        "max_new_tokens": arguments.max_new_tokens,
-        "precision": arguments.precision,
+        **{name: getattr(arguments, name) for name in ANSWERER_OPTIONS},
         "max_audio_seconds": evaluated.model.config.max_audio_seconds,
         # A cache rounds HTSAT's features to bfloat16.
         "features": "of a cache" if arguments.feature_cache else "encoded here",

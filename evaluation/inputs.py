@@ -2,32 +2,30 @@
 
 import json
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 import torch
 from datasets import Dataset, DatasetDict
-from safetensors import SafetensorError
 
 from ..checkpoints.load import load_model
+from ..checkpoints.state_dicts import weights_digest
 from ..configuration_audiolm import ARM_FIELDS
-from ..data import audio_roots, drop_bad_audio, load_rows, resolve_path
-from ..data.audio_check import ClipFacts, inspect_clips, list_clips
+from ..data.audio_check import ClipFacts, drop_bad_audio, inspect_clips, list_clips
 from ..data.benchmarks import read_benchmark
 from ..data.json_table import stream_array
 from ..data.label_fixes import RowFixes
-from ..data.reasonaqa import question_type
+from ..data.reasonaqa import audio_roots, load_rows, question_type, resolve_path
 from ..data.shards import dataset_folder, load_shards
 from ..data.subsets import first_of_each_type, select_rows
 from ..modeling_audiolm import AudioLMForConditionalGeneration
 from ..processing_audiolm import AudioLMProcessor
-from ..runtime import UserError
+from ..runtime import UserError, explain_errors
 from .arguments import EvaluationArguments
-from .controls import CommonestAnswers
-from .predict import model_digest
+from .controls import commonest_answers
 from .scores import clip_paths
 
 
@@ -46,25 +44,16 @@ class EvaluationData:
 
     rows: Dataset
     facts: dict[str, ClipFacts]  # of each clip
-    training_answers: CommonestAnswers | None = None  # of `--train_file`
-    # Paths and digests of the clips of `--train_file`.
-    training_clips: frozenset[str] = frozenset()
-
-
-@contextmanager
-def input_errors() -> Generator[None]:
-    """Turns the errors of reading models and data into a `UserError`."""
-    try:
-        yield
-    except (ValueError, OSError, SafetensorError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+    # Of `--train_file`, whose rows are too many to keep.
+    commonest_answers: dict[tuple[str, str | None], str] | None = None
+    training_clips: frozenset[str] = frozenset()  # paths and digests
 
 
 def load_evaluated_model(
     name: str, revision: str | None, device: torch.device, prompt_format: str | None = None
 ) -> EvaluatedModel:
     """Loads a model. By default it is asked with the prompt format of its training."""
-    with input_errors():
+    with explain_errors():
         model, tokenizer = load_model(name, revision)
     if "flash" in str(model.config.text_config._attn_implementation):
         # Flash attention does not accept the mask under which options are scored.
@@ -78,7 +67,7 @@ def load_evaluated_model(
     facts["step"] = None
     if state.is_file():
         facts["step"] = json.loads(state.read_text(encoding="utf-8"))["global_step"]
-    facts["weights_sha256"] = model_digest(model)
+    facts["weights_sha256"] = weights_digest(model)
     return EvaluatedModel(model.to(device).eval(), processor, facts)
 
 
@@ -94,7 +83,7 @@ def load_text_only_model(name: str, device: torch.device) -> EvaluatedModel:
 
 def read_data(arguments: EvaluationArguments, max_audio_seconds: float) -> EvaluationData:
     """Reads the examples to answer, and checks their audio."""
-    with input_errors():
+    with explain_errors():
         splits = DatasetDict(test=read_test_rows(arguments))
         usable = drop_bad_audio(
             splits, max_audio_seconds, arguments.on_bad_audio, arguments.output_dir
@@ -102,25 +91,18 @@ def read_data(arguments: EvaluationArguments, max_audio_seconds: float) -> Evalu
         fixes = RowFixes(arguments.fix_cle_labels)
     facts = inspect_clips(list_clips([usable]), max_audio_seconds)
     data = EvaluationData(fixes.apply(usable), facts)
-    if path := arguments.train_file:
-        data.training_answers, paths = read_training_answers(path, fixes)
+    if file := arguments.train_file:
+        paths: set[str] = set()
+
+        def training_rows() -> Iterator[dict]:
+            for row in stream_array(file):
+                paths.update(clip_paths(row))
+                yield fixes({**row, "question_type": question_type(row)})
+
+        with explain_errors(f"--train_file {file}: not a readable training file"):
+            data.commonest_answers = commonest_answers(training_rows())
         data.training_clips = identify_clips(paths, arguments.audio_dir, max_audio_seconds)
     return data
-
-
-def read_training_answers(path: str, fixes: RowFixes) -> tuple[CommonestAnswers, set[str]]:
-    """Reads the answers and the clips' paths of a training file, row by row."""
-    answers = CommonestAnswers()
-    paths: set[str] = set()
-    try:
-        for row in stream_array(path):
-            answers.add(fixes({**row, "question_type": question_type(row)}))
-            paths.update(clip_paths(row))
-    except (OSError, ValueError) as error:
-        raise UserError(f"--train_file {path}: not a readable JSON file ({error})") from error
-    except KeyError as error:
-        raise UserError(f"--train_file {path}: a row has no field {error}") from error
-    return answers, paths
 
 
 def identify_clips(

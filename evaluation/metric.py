@@ -1,7 +1,7 @@
 """Accuracy of closed questions, by question type and other groups, as an `evaluate.Metric`.
 
 ```python
-from audiolm.evaluation import ReasonAQAMetric
+from audiolm.evaluation.metric import ReasonAQAMetric
 
 ReasonAQAMetric().compute(predictions=["a"], references=["b"], question_type=["mcq"])
 ```

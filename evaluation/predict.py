@@ -36,7 +36,7 @@ from .controls import (
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-    from ..data import FeatureCache
+    from ..data.features import FeatureCache
     from ..modeling_audiolm import AudioLMForConditionalGeneration
     from ..processing_audiolm import AudioLMProcessor
 
@@ -49,15 +49,6 @@ def rows_digest(rows: Dataset) -> str:
     for batch in rows.iter(1000):
         for values in zip(*(batch[name] for name in FIELDS)):
             digest.update(json.dumps(values).encode() + b"\n")
-    return digest.hexdigest()
-
-
-def model_digest(model: torch.nn.Module) -> str:
-    """Returns the SHA-256 of a model's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -205,7 +196,7 @@ class PartialAnswers:
         for file in self.files():
             # A killed process leaves an incomplete last line.
             lines = file.read_text(encoding="utf-8").split("\n")[:-1]
-            if not lines or json.loads(lines[0]) != self.settings:
+            if lines and json.loads(lines[0]) != self.settings:
                 print(
                     f"{file}: ignored, it belongs to another evaluation (other settings)",
                     file=sys.stderr,

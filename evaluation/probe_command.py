@@ -11,30 +11,32 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import torch
 from datasets import Dataset, DatasetDict
-from pyarrow import csv
 from transformers import HfArgumentParser
 
 from ..checkpoints.encoders import load_encoder
-from ..configuration_audiolm import import_encoders, list_encoder_types, parse_encoder_type
-from ..data import FeatureCache, drop_bad_audio
+from ..configuration_audiolm import import_encoders, list_encoder_types
+from ..data.audio_check import drop_bad_audio
 from ..data.audio_files import find_file
 from ..data.cache import choose_feature_cache
+from ..data.features import FeatureCache
 from ..processing_audiolm import AudioLMFeatureExtractor
 from ..runtime import (
+    RUN_INFO_FILE,
     UserError,
+    check_positive,
+    explain_errors,
     json_digest,
+    option,
+    read_table,
     report_user_errors,
     run_info,
     use_all_of_the_cpu,
     write_json,
-    write_run_info,
 )
 from . import probes
-from .arguments import REQUIRED, option, parse_options
-from .inputs import input_errors
+from .arguments import REQUIRED, parse_options
 from .tables import format_share, format_table
 
 DESCRIPTION = """Tests what frozen features contain: linear probes on labelled clips.
@@ -87,8 +89,6 @@ class ProbeArguments:
         arms, names = self.encoder_type, self.encoder_name_or_path
         try:
             types = [import_encoders(arm) for arm in arms]
-            for arm in types:
-                parse_encoder_type(arm)
         except ValueError as error:
             raise UserError(f"--{error}") from error
         if len(set(types)) < len(arms):
@@ -104,8 +104,9 @@ class ProbeArguments:
         self.encoders = dict(zip(types, weights))
         self.feature_cache = choose_feature_cache(self.feature_cache)
         self.pooling = list(dict.fromkeys(self.pooling))
-        if not self.max_audio_seconds > 0 or self.seed < 0:
-            raise UserError("expected --max_audio_seconds above 0 and --seed of 0 or more")
+        check_positive(self, "max_audio_seconds")
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed}: expected 0 or more")
 
 
 def build_parser() -> HfArgumentParser:
@@ -126,7 +127,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     use_all_of_the_cpu()
     output = Path(args.output_dir)
-    with input_errors():
+    with explain_errors():
         output.mkdir(parents=True, exist_ok=True)
         clips, is_split = read_labels(args.labels, args.label_column)
         paths = [find_file(str(Path(args.audio_dir, name))) for name in clips["filename"]]
@@ -159,7 +160,8 @@ def main(argv: list[str] | None = None) -> None:
     }
     write_json(output / "probes.json", report)
     options = sys.argv[1:] if argv is None else argv
-    write_run_info(output, run_info("audiolm", ["probe", *options], labels_sha256=digest))
+    info = run_info("audiolm", ["probe", *options], labels_sha256=digest)
+    write_json(output / RUN_INFO_FILE, info)
     predictions = clips[["filename", "part", "label"]].iloc[task.test_clips]
     for pooling in args.pooling:
         for arm, record in records.items():
@@ -177,20 +179,12 @@ def read_labels(path: str, label_column: str | None = None) -> tuple[pd.DataFram
     Raises:
         UserError: If it cannot be read, a column or a value is missing, or a clip has two labels.
     """
-    names = ("filename", "fold", "split", label_column or "", *LABEL_COLUMNS)
-    texts = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
-    try:
-        # One thread knows the number of a wrong row.
-        one_thread = csv.ReadOptions(use_threads=False)
-        table = csv.read_csv(path, one_thread, convert_options=texts).to_pandas()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable CSV ({error})") from error
-    label = label_column or next((name for name in LABEL_COLUMNS if name in table), "label")
+    table = read_table(path, "filename", *filter(None, [label_column]))
+    label = label_column or next((name for name in LABEL_COLUMNS if name in table), "")
     kind = "split" if "split" in table else "fold"
-    for name in ("filename", label, kind):
-        if name not in table:
-            columns = ", ".join(table)
-            raise UserError(f"{path} has no column {name!r}. Its columns: {columns}")
+    if not {label, kind} <= set(table):
+        expected = f"{' or '.join(LABEL_COLUMNS)}, and fold or split"
+        raise UserError(f"{path}: has the columns {', '.join(table)}: expected also {expected}")
     clips = table[["filename", label, kind]].drop_duplicates()
     clips.columns = ["filename", "label", "part"]
     if clips.empty:
@@ -256,7 +250,7 @@ def encode(
     pooled: dict[str, list] = {pooling: [] for pooling in args.pooling}
     num_frames = []
     for start in range(0, len(paths), CHUNK):
-        with input_errors():
+        with explain_errors():
             encoded = cache.encode(paths[start : start + CHUNK], f"encoding clips, {arm}")
         for clip in encoded.values():
             if clip.is_floating_point():
@@ -312,7 +306,3 @@ def format_report(report: dict) -> str:
 def _with_interval(entry: dict, key: str, sign: str = "") -> str:
     low, high = entry["ci95_low"], entry["ci95_high"]
     return f"{entry[key]:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
-
-
-if __name__ == "__main__":
-    main()

@@ -14,7 +14,7 @@ from ..data.reasonaqa import CLOSED_QUESTION_TYPES, FIELDS
 from .answering import PROTOCOL_NAMES, most_likely_option
 from .audio_gain import NO_AUDIO_CONTROLS, gain_over_best_baseline
 from .categories import category
-from .controls import CONTROLS, CommonestAnswers, shift_option_letters
+from .controls import CONTROLS, shift_option_letters
 from .metric import ReasonAQAMetric
 from .named_options import contradictions, unparsed_warnings
 from .text_metrics import TEXT_TYPES, text_metrics
@@ -61,17 +61,19 @@ def predicted_rows(
     rows: Iterable[Mapping],
     outputs: list[dict[str, dict]],
     facts: Mapping[str, ClipFacts],
-    training_answers: CommonestAnswers | None = None,
+    commonest: Mapping[tuple[str, str | None], str] | None = None,
 ) -> list[dict]:
     """Builds the rows of `predictions.jsonl` from the outputs of `answer_rows`.
 
-    `facts` are those of each clip. With training answers the control `majority` is added.
+    `facts` are those of each clip. With the result of [`commonest_answers`] the control `majority`
+    is added. A subtype that training lacks gets the answer of its question type.
     """
     predictions = [_predicted_row(row, output, facts) for row, output in zip(rows, outputs)]
-    if training_answers is not None:
+    if commonest is not None:
         for row in predictions:
-            if row["question_type"] in CLOSED_QUESTION_TYPES:
-                answer = training_answers.find(row)
+            kind = row["question_type"]
+            if kind in CLOSED_QUESTION_TYPES:
+                answer = commonest.get((kind, row["subtype"]), commonest.get((kind, None)))
                 is_correct = answer is not None and answer == row["reference"]
                 majority = {"parsed": answer, "correct": is_correct}
                 row["controls"]["majority"] = {"answers": dict.fromkeys(row["answers"], majority)}

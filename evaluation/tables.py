@@ -2,20 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from ..data.reasonaqa import CLOSED_QUESTION_TYPES, QUESTION_TYPES
 from .answering import PROTOCOL_NAMES
 from .audio_gain import TEXT_ONLY_CONTROL
-from .categories import CATEGORIES
 
-MAJORITY = "majority"
 MEAN = "macro accuracy"
-# The rows of the report's table of accuracies.
-SECTIONS = {
-    "question_type": CLOSED_QUESTION_TYPES,
-    "category": CATEGORIES,
-    "overall": ("all closed rows", MEAN),
-    "text": QUESTION_TYPES,
-}
 TEXT_METRICS = ("bleu_4", "rouge_l", "cider_d")
 # The protocol trains on 320,000 examples. A model that saw far fewer may be sure and wrong.
 FEW_EXAMPLES = 50_000
@@ -187,38 +177,3 @@ def _text_lines(text: dict) -> list[str]:
             losses = [f"{control} {loss:.3f}" for control, loss in entry["control_loss"].items()]
             lines.append(f"{name}: loss per token under {', '.join(losses)}")
     return lines
-
-
-def comparison_columns(comparison: dict) -> dict[str, dict]:
-    """Returns the columns of a comparison: the arms, and the majority baseline if it was run."""
-    columns = dict(comparison["arms"])
-    if comparison[MAJORITY]:
-        columns[MAJORITY] = comparison[MAJORITY]
-    return columns
-
-
-def comparison_rows(comparison: dict) -> list[dict]:
-    """Returns the table of a comparison: `section`, `name`, `n` and `cells` by column.
-
-    The cell of a closed question is a group of metrics.json, or None. That of an open question type
-    is `{"n": rows, "loss": loss per answer token}`.
-    """
-    columns = comparison_columns(comparison)
-    rows = []
-    for section, names in SECTIONS.items():
-        for name in names:
-            cells = {column: _cell(metrics, section, name) for column, metrics in columns.items()}
-            counts = [cell["n"] for cell in cells.values() if cell]
-            if counts:
-                count = 0 if name == MEAN else max(counts)
-                rows.append({"section": section, "name": name, "n": count, "cells": cells})
-    return rows
-
-
-def _cell(metrics: dict, section: str, name: str) -> dict | None:
-    if section == "overall":
-        return metrics.get("macro" if name == MEAN else "micro")
-    cell = metrics.get(section, {}).get(name)
-    if section == "text" and cell:
-        return {"n": cell["n"], "loss": cell["loss_per_answer_token"]}
-    return cell

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from support.recording_tables import make_table
+from support.scenes import draw_clean_scene
 from transformers import AutoModelForCausalLM, AutoTokenizer, MimiModel
 
 from audiolm import AudioLMFeatureExtractor, AudioLMProcessor
@@ -30,9 +31,7 @@ FIGURES = {
 @pytest.fixture(scope="module")
 def one_event():
     """160 clean, unseen scenes of one event: audio `(scenes, samples)`, and the class of each."""
-    scenes = [
-        draw_scene(np.random.default_rng([7, i]), count=1, condition="clean") for i in range(160)
-    ]
+    scenes = [draw_clean_scene(np.random.default_rng([7, i])) for i in range(160)]
     audio = np.stack([np.resize(render(scene), 120_000) for scene in scenes])
     return torch.from_numpy(audio), torch.tensor(
         [list(CLASSES).index(*labels(scene)) for scene in scenes]

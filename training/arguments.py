@@ -24,12 +24,20 @@ from ..configuration_audiolm import (
     CHOICES,
     import_encoders,
     list_encoder_types,
-    parse_encoder_type,
 )
-from ..data import QUESTION_TYPES
 from ..data.cache import choose_feature_cache
+from ..data.reasonaqa import QUESTION_TYPES
 from ..modeling_audiolm import DEFAULT_TEXT_MODEL
-from ..runtime import SECRET_VALUE, UserError, is_bfloat16_fast, remove_secrets
+from ..runtime import (
+    PACKAGE_FOLDER,
+    SECRET_VALUE,
+    UserError,
+    check_positive,
+    explain_errors,
+    is_bfloat16_fast,
+    option,
+    remove_secrets,
+)
 from .resume import checkpoint_to_resume
 from .stock_options import (
     MACRO_LOSS,
@@ -40,31 +48,15 @@ from .stock_options import (
 
 MIN_COMPILED_STEPS = 1000  # Compiling and recording take a minute, and save 20 ms a step.
 BATCH_SIZE = 16  # examples per optimizer step, over all processes
+DATA_DIR = "reasonaqa"  # where `audiolm prepare download reasonaqa` puts ReasonAQA
 ENCODER_OVERRIDES = ("band_limit", "window_seconds")
-CONFIG_FOLDER = Path(__file__).parents[1] / "configs"
 DESCRIPTION = f"""Trains one AudioLM. Flags override --config. The defaults are the experiment's:
 batch size {BATCH_SIZE}, learning rate 1e-4, 20,000 steps, 10 s of audio."""
-
-
-def _option(default: Any, help: str, **argparse_options: Any) -> Any:
-    """Declares an option of the command line."""
-    metadata = {"help": help, **argparse_options}
-    if isinstance(default, list):
-        return field(default_factory=default.copy, metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 def _stock(name: str, default: Any) -> Any:
     """Declares an option of `TrainingArguments` with another default and its stock help."""
     return field(default=default, metadata=TrainingArguments.__dataclass_fields__[name].metadata)
-
-
-def _check_positive(options: object, names: Iterable[str]) -> None:
-    for name in names:
-        value = getattr(options, name)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if is_number and value <= 0:
-            raise UserError(f"--{name} {value}: expected a positive number")
 
 
 def _check_choice(name: str, value: str, choices: Iterable[str]) -> None:
@@ -81,36 +73,33 @@ def _refuse(is_conflict: object, message: str) -> None:
 class ModelArguments:
     """Options of the model: its parts, how it represents audio, and what is trained."""
 
-    encoder_type: str = _option("htsat", "Encoder (arm): " + ", ".join(list_encoder_types()))
-    encoder_name_or_path: str | None = _option(
-        None, "Encoder weights: Hub name, folder, file or `random`; default: the published ones"
+    encoder_type: str = option("Encoder (arm): " + ", ".join(list_encoder_types()), "htsat")
+    encoder_name_or_path: str | None = option(
+        "Encoder weights: Hub name, folder, file or `random`; default: the published ones"
     )
-    text_model_name_or_path: str | None = _option(
-        None, f"Language model: Hub name, folder or .gguf file; default: {DEFAULT_TEXT_MODEL}"
+    text_model_name_or_path: str | None = option(
+        f"Language model: Hub name, folder or .gguf file; default: {DEFAULT_TEXT_MODEL}"
     )
-    model_name_or_path: str | None = _option(None, "Trained AudioLM to start from: name or folder")
-    freeze_lm: bool = _option(True, "Freeze the language model and train only the mapper")
-    lm_learning_rate: float | None = _option(None, "Learning rate of language model or adapters")
-    lora_r: int | None = _option(None, "Train LoRA adapters of this rank on the language model")
-    lora_alpha: int | None = _option(None, "Scale of the adapters; default: twice --lora_r")
-    audio_tokens: int | None = _option(None, "Audio tokens per clip; default: one per frame")
-    learn_code_embeddings: bool = _option(False, "Learn an embedding table for each codebook")
-    band_limit: int | None = _option(None, "Low-pass audio to this sampling rate in Hz")
-    window_seconds: float | None = _option(None, "Window of HTSAT; default: the checkpoint's")
-    mapper_hidden_size: int | None = _option(
-        None, "Width of the mapper's hidden layer; default: 576"
-    )
-    mapper_type: str = _option("mlp", "`mlp`, or `mellow`: Mellow's projection")
-    prompt_format: str = _option("audiolm", "`audiolm`, or `mellow`: Mellow's 129 tokens")
-    no_audio: bool = _option(False, "Train a text-only model: the mean feature replaces audio")
+    model_name_or_path: str | None = option("Trained AudioLM to start from: name or folder")
+    freeze_lm: bool = option("Freeze the language model and train only the mapper", True)
+    lm_learning_rate: float | None = option("Learning rate of language model or adapters")
+    lora_r: int | None = option("Train LoRA adapters of this rank on the language model")
+    lora_alpha: int | None = option("Scale of the adapters; default: twice --lora_r")
+    audio_tokens: int | None = option("Audio tokens per clip; default: one per frame")
+    learn_code_embeddings: bool = option("Learn an embedding table for each codebook", False)
+    band_limit: int | None = option("Low-pass audio to this sampling rate in Hz")
+    window_seconds: float | None = option("Window of HTSAT; default: the checkpoint's")
+    mapper_hidden_size: int | None = option("Width of the mapper's hidden layer; default: 576")
+    mapper_type: str = option("`mlp`, or `mellow`: Mellow's projection", "mlp")
+    prompt_format: str = option("`audiolm`, or `mellow`: Mellow's 129 tokens", "audiolm")
+    no_audio: bool = option("Train a text-only model: the mean feature replaces audio", False)
 
     def __post_init__(self):
         try:
             self.encoder_type = import_encoders(self.encoder_type)
-            parse_encoder_type(self.encoder_type)
         except ValueError as error:
             raise UserError(f"--{error}") from error
-        _check_positive(self, vars(self))
+        check_positive(self, *vars(self))
         for name, choices in CHOICES.items():
             _check_choice(name, getattr(self, name), choices)
         self._check_adapters()
@@ -133,31 +122,30 @@ class ModelArguments:
 class DataArguments:
     """Options of the data: files, subsets, and what happens to audio that cannot be read."""
 
-    train_file: str | None = _option(None, "ReasonAQA's train.json; default: reasonaqa/train.json")
-    validation_file: str | None = _option(None, "ReasonAQA's val.json; default: no evaluation")
-    audio_dir: list[str] = _option(["reasonaqa"], "Folder of the audio; or several SOURCE=FOLDER")
-    max_audio_seconds: float = _option(10.0, "Seconds used of each clip")
-    resume_with_changes: bool = _option(False, "Resume although data or settings differ")
-    max_skipped_steps: int = _option(10, "Stop after more steps with NaN or infinity than this")
-    on_bad_audio: str = _option("error", "`error`, or `skip` examples with unreadable audio")
-    audio_timeout: float = _option(60.0, "Seconds after which a clip counts as unreadable")
-    subtypes: list[str] | None = _option(None, "Use only subtypes, such as `Clotho-MCQ CLE`")
-    question_types: list[str] | None = _option(None, "Use only: " + ", ".join(QUESTION_TYPES))
-    max_rows_per_clip: int | None = _option(None, "Most examples of each clip, drawn by --seed")
-    mix: list[str] | None = _option(None, "Shares of types, such as `caption=0.1,mcq=0.5`")
-    fix_cle_labels: list[str] | None = _option(
-        None,
-        "Relabel CLE from csv files of AudioEntailment; without a file, swap two of its labels",
+    train_file: str | None = option("ReasonAQA's train.json; default: reasonaqa/train.json")
+    validation_file: str | None = option("ReasonAQA's val.json; default: no evaluation")
+    audio_dir: list[str] = option("Folder of the audio; or several SOURCE=FOLDER", [DATA_DIR])
+    max_audio_seconds: float = option("Seconds used of each clip", 10.0)
+    resume_with_changes: bool = option("Resume although data or settings differ", False)
+    max_skipped_steps: int = option("Stop after more steps with NaN or infinity than this", 10)
+    on_bad_audio: str = option("`error`, or `skip` examples with unreadable audio", "error")
+    audio_timeout: float = option("Seconds after which a clip counts as unreadable", 60.0)
+    subtypes: list[str] | None = option("Use only subtypes, such as `Clotho-MCQ CLE`")
+    question_types: list[str] | None = option("Use only: " + ", ".join(QUESTION_TYPES))
+    max_rows_per_clip: int | None = option("Most examples of each clip, drawn by --seed")
+    mix: list[str] | None = option("Shares of types, such as `caption=0.1,mcq=0.5`")
+    fix_cle_labels: list[str] | None = option(
+        "Relabel CLE from csv files of AudioEntailment; without a file, swap two of its labels"
     )
-    shuffle_options: bool = _option(False, "Shuffle the options of questions, by --seed")
-    dataset_name: str | None = _option(None, "Converted data set, not files: folder or Hub name")
-    streaming: bool = _option(False, "Stream --dataset_name, which must embed its audio")
-    shuffle_buffer: int = _option(4000, "Examples that a worker shuffles with --streaming")
-    max_train_samples: int | None = _option(None, "Train on the first examples only")
-    max_eval_samples: int = _option(200, "Examples of each question type to evaluate on")
-    num_stats_clips: int = _option(1000, "Clips for the mean and deviation of features")
-    feature_cache: str | None = _option(
-        None, "Folder of encoded clips, or `none`; default: $XDG_CACHE_HOME/audiolm/features"
+    shuffle_options: bool = option("Shuffle the options of questions, by --seed", False)
+    dataset_name: str | None = option("Converted data set, not files: folder or Hub name")
+    streaming: bool = option("Stream --dataset_name, which must embed its audio", False)
+    shuffle_buffer: int = option("Examples that a worker shuffles with --streaming", 4000)
+    max_train_samples: int | None = option("Train on the first examples only")
+    max_eval_samples: int = option("Examples of each question type to evaluate on", 200)
+    num_stats_clips: int = option("Clips for the mean and deviation of features", 1000)
+    feature_cache: str | None = option(
+        "Folder of encoded clips, or `none`; default: $XDG_CACHE_HOME/audiolm/features"
     )
 
     def __post_init__(self):
@@ -167,10 +155,13 @@ class DataArguments:
                 setattr(self, name, [value])
         if isinstance(self.fix_cle_labels, bool):
             self.fix_cle_labels = [] if self.fix_cle_labels else None
-        _check_positive(self, vars(self).keys() - {"max_skipped_steps"})
+        check_positive(self, *(vars(self).keys() - {"max_skipped_steps"}))
         _check_choice("on_bad_audio", self.on_bad_audio, ("error", "skip"))
         message = "--dataset_name has its own splits; remove --train_file and --validation_file"
         _refuse(self.dataset_name and (self.train_file or self.validation_file), message)
+        has_audio_dir = self.audio_dir != [DATA_DIR]
+        message = "--dataset_name has its own audio; remove --audio_dir"
+        _refuse(self.dataset_name and has_audio_dir, message)
         message = "--streaming: add --dataset_name, converted with `--audio embedded`"
         _refuse(self.streaming and not self.dataset_name, message)
         message = "--streaming reads each clip once; remove --feature_cache"
@@ -179,7 +170,7 @@ class DataArguments:
         is_default = self.shuffle_buffer == DataArguments.shuffle_buffer
         _refuse(not (is_default or self.streaming), "--shuffle_buffer: add --streaming true")
         if self.train_file is None and not self.dataset_name:
-            self.train_file = "reasonaqa/train.json"
+            self.train_file = f"{DATA_DIR}/train.json"
 
 
 @dataclass
@@ -197,50 +188,49 @@ class AudioLMTrainingArguments(TrainingArguments):
     argv: list[str] | None = field(default=None, init=False)
     recorded: dict[str, Any] = field(default_factory=dict, init=False)
 
-    output_dir: str = _option(  # ty: ignore[incompatible-mutable-override]
-        None, "Folder of the run; default: outputs/ENCODER_TYPE"
+    output_dir: str = option(  # ty: ignore[incompatible-mutable-override]
+        "Folder of the run; default: outputs/ENCODER_TYPE"
     )
-    per_device_train_batch_size: int = _option(
-        None, f"Default: {BATCH_SIZE} / processes / --gradient_accumulation_steps"
+    per_device_train_batch_size: int = option(
+        f"Default: {BATCH_SIZE} / processes / --gradient_accumulation_steps"
     )
     gradient_accumulation_steps: int = _stock("gradient_accumulation_steps", 1)
-    train_sampling_strategy: str = _option(
-        "group_by_length",
+    train_sampling_strategy: str = option(
         "`group_by_length`: batches of similar length, the same for every encoder; or `random`",
+        "group_by_length",
         choices=["random", "sequential", "group_by_length", "batch_rebalance"],
     )
     learning_rate: float = _stock("learning_rate", 1e-4)
-    num_train_epochs: float = _option(None, "Train these epochs, instead of --max_steps")
-    max_steps: int = _option(None, "Optimizer steps; default: 20,000, or --num_train_epochs")
-    lr_scheduler_type: SchedulerType | str = _option("cosine", "Schedule of the learning rate")
+    num_train_epochs: float = option("Train these epochs, instead of --max_steps")
+    max_steps: int = option("Optimizer steps; default: 20,000, or --num_train_epochs")
+    lr_scheduler_type: SchedulerType | str = option("Schedule of the learning rate", "cosine")
     warmup_steps: float = _stock("warmup_steps", 0.01)
-    eval_strategy: IntervalStrategy | str = _option("steps", "Never without --validation_file")
+    eval_strategy: IntervalStrategy | str = option("Never without --validation_file", "steps")
     eval_steps: float | None = _stock("eval_steps", 1000)
     save_steps: float = _stock("save_steps", 1000)
     save_total_limit: int | None = _stock("save_total_limit", 2)
     logging_steps: float = _stock("logging_steps", 10)
     logging_nan_inf_filter: bool = _stock("logging_nan_inf_filter", False)
     # HfArgumentParser reads the union in this order.
-    report_to: None | str | list[str] = _option(  # noqa: RUF036
-        "none", "Experiment trackers, such as wandb or tensorboard"
+    report_to: None | str | list[str] = option(  # noqa: RUF036
+        "Experiment trackers, such as wandb or tensorboard", "none"
     )
     remove_unused_columns: bool = _stock("remove_unused_columns", False)
-    label_names: list[str] | None = _option(["labels"], "Names of the model's label inputs")
-    resume_from_checkpoint: str | None = _option(
-        None, "`true`: the last complete checkpoint in --output_dir. Or the folder of a checkpoint"
+    label_names: list[str] | None = option("Names of the model's label inputs", ["labels"])
+    resume_from_checkpoint: str | None = option(
+        "`true`: the last complete checkpoint in --output_dir. Or the folder of a checkpoint"
     )
-    hub_strategy: str = _option(
-        "every_save", "`every_save`: push each checkpoint and the trained model; `end`: the latter"
+    hub_strategy: str = option(
+        "`every_save`: push each checkpoint and the trained model; `end`: the latter", "every_save"
     )
     seed: int = _stock("seed", 0)
     dataloader_num_workers: int = _stock("dataloader_num_workers", 2)
-    dataloader_pin_memory: bool = _option(None, "Pin memory of batches; default: with a GPU")
-    dataloader_persistent_workers: bool = _option(None, "Default: true without --streaming")
-    bf16: bool = _option(None, "bfloat16 autocast; default: where the device is faster with it")
-    torch_compile: bool = _option(
-        None,
+    dataloader_pin_memory: bool = option("Pin memory of batches; default: with a GPU")
+    dataloader_persistent_workers: bool = option("Default: true without --streaming")
+    bf16: bool = option("bfloat16 autocast; default: where the device is faster with it")
+    torch_compile: bool = option(
         "Compile the language model, and replay CUDA graphs; default: on a GPU with a frozen "
-        f"language model, from {MIN_COMPILED_STEPS:,} steps on",
+        f"language model, from {MIN_COMPILED_STEPS:,} steps on"
     )
     processes: InitVar[int | None] = None
 
@@ -278,11 +268,11 @@ class AudioLMTrainingArguments(TrainingArguments):
 
     def _split_batch(self, processes: int) -> None:
         """Sets the batch of a process, by default so that a step has `BATCH_SIZE` examples."""
-        _check_positive(self, ["gradient_accumulation_steps", "per_device_eval_batch_size"])
+        check_positive(self, "gradient_accumulation_steps", "per_device_eval_batch_size")
         if self.per_device_train_batch_size is None:
             share = BATCH_SIZE // (processes * self.gradient_accumulation_steps)
             self.per_device_train_batch_size = max(1, share)
-        _check_positive(self, ["per_device_train_batch_size"])
+        check_positive(self, "per_device_train_batch_size")
 
     def _choose_metric(self) -> None:
         """Sets the loss by which the best checkpoint and some schedules are chosen."""
@@ -324,14 +314,20 @@ def _count_processes() -> int:
     return max(1, torch.cuda.device_count())
 
 
+def find_preset(name: str) -> Path:
+    """Returns the YAML file that `--config` names: a path, or a preset in the package's `configs/`.
+
+    `demo`, `demo.yaml` and `configs/demo.yaml` name one preset. A file at that path comes first.
+    """
+    preset = PACKAGE_FOLDER / "configs" / f"{Path(name).name.removesuffix('.yaml')}.yaml"
+    is_preset_name = str(Path(name).parent) in (".", "configs") and preset.is_file()
+    return preset if is_preset_name and not Path(name).is_file() else Path(name)
+
+
 def load_config_file(name: str, option_names: set[str]) -> dict[str, Any]:
     """Reads options from a YAML file, or from the package's config of that name."""
-    packaged = CONFIG_FOLDER / f"{name}.yaml"
-    file = packaged if packaged.is_file() and not Path(name).is_file() else Path(name)
-    try:
-        options = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"--config {name}: {error}") from error
+    with explain_errors(f"--config {name}", OSError, yaml.YAMLError):
+        options = yaml.safe_load(find_preset(name).read_text(encoding="utf-8")) or {}
     kind = type(options).__name__
     message = f"--config {name}: expected options with their values, found a {kind}"
     _refuse(kind != "dict", message)

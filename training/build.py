@@ -16,7 +16,7 @@ from ..modeling_audiolm import (
     text_model_source,
 )
 from ..processing_audiolm import AudioLMProcessor
-from ..runtime import UserError
+from ..runtime import UserError, explain_errors
 from .adapters import add_lora_adapters
 from .arguments import (
     MIN_COMPILED_STEPS,
@@ -44,12 +44,10 @@ def build_model(
     if model_args.mapper_hidden_size is None:
         del fields["mapper_hidden_size"]  # the configuration has its own default
     build = _load_trained if model_args.model_name_or_path else _build_from_parts
-    try:
+    # Checkpoints fail in many ways. The message names the option and the file.
+    with explain_errors("", ValueError, OSError, ImportError, SafetensorError):
         model, tokenizer = build(model_args, fields)
         return model, AudioLMProcessor.from_config(model.config, tokenizer)
-    except (ValueError, OSError, ImportError, SafetensorError) as error:
-        # Checkpoints fail in many ways. The message names the option and the file.
-        raise UserError(str(error)) from error
 
 
 def _build_from_parts(

@@ -10,17 +10,16 @@ import torch
 from datasets import Dataset, DatasetDict, IterableDataset
 from transformers.trainer_utils import IntervalStrategy
 
-from ..data import audio_roots, drop_bad_audio, load_rows, select_rows
-from ..data.audio_check import inspect_clips
+from ..data.audio_check import drop_bad_audio, inspect_clips
 from ..data.audio_files import Clip
 from ..data.label_fixes import RowFixes
 from ..data.length_sampler import LengthGroupedSampler, estimate_lengths
-from ..data.reasonaqa import iterate_columns
+from ..data.reasonaqa import audio_roots, iterate_columns, load_rows
 from ..data.second_clips import first_clips, second_clips
 from ..data.shards import dataset_folder, load_shards
 from ..data.streaming import Shards, StreamReaders, read_rows_in_order, stream_examples
-from ..data.subsets import first_of_each_type, mix_rows
-from ..runtime import UserError
+from ..data.subsets import first_of_each_type, mix_rows, select_rows
+from ..runtime import UserError, explain_errors
 from .arguments import AudioLMTrainingArguments, DataArguments, ModelArguments
 from .stock_options import check_best_metric
 
@@ -54,13 +53,10 @@ def load_training_dataset(
 
     Without examples to evaluate on, it turns evaluation off in `args`.
     """
-    try:
+    with explain_errors():  # Readers of the formats name the file.
         data = _load_stream(data_args, args) if data_args.streaming else _load_rows(data_args, args)
         if model_args.prompt_format == "mellow":
             _add_second_clips(data, args.seed)
-    except (ValueError, OSError) as error:
-        # Readers of the formats raise these, with the name of the file.
-        raise UserError(str(error)) from error
     check_best_metric(args.metric_for_best_model, data.eval_rows or ())
     if data.eval_rows is None:
         args.eval_strategy = IntervalStrategy.NO

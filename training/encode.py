@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..data import FeatureCache, encode_clips, feature_statistics
+from ..data.features import FeatureCache, encode_clips, feature_statistics
 from ..modeling_audiolm import AudioLMForConditionalGeneration
 from ..processing_audiolm import AudioLMFeatureExtractor
 from ..runtime import use_all_of_the_cpu

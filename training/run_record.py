@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import torch
 from datasets import Dataset
 from torch import nn
 from transformers import SchedulerType
@@ -14,12 +13,13 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from ..checkpoints.encoders import PUBLISHED, checkpoint_file
+from ..checkpoints.state_dicts import weights_digest
 from ..configuration_audiolm import find_encoder_class, parse_encoder_type
 from ..data.shards import MANIFEST, dataset_folder
 from ..data.soundscapes import is_synthetic
 from ..hub.model_card import LICENCES, CardFacts
 from ..modeling_audiolm import DEFAULT_TEXT_MODEL, AudioLMForConditionalGeneration
-from ..runtime import code_facts, file_facts, public_name, run_info, write_json, write_run_info
+from ..runtime import RUN_INFO_FILE, code_facts, file_facts, public_name, run_info, write_json
 from .arguments import ENCODER_OVERRIDES, AudioLMTrainingArguments, DataArguments, ModelArguments
 from .build import MODEL_CONFIG_FIELDS
 from .dataset import TrainingData, batch_size
@@ -65,7 +65,7 @@ class RunRecord:
         model.config.training = {**settings, "data": data}
         shared = {
             **_model_options(model_args),
-            "encoder weights": _weights_digest(model.encoder),
+            "encoder weights": weights_digest(model.encoder)[:16],
             **settings,
             **data,
         }
@@ -80,14 +80,7 @@ class RunRecord:
         folder.mkdir(parents=True, exist_ok=True)
         record = {"settings": self.settings, "processes": self.processes}
         write_json(folder / RECORD_FILE, record)
-        write_run_info(folder, self.info)
-
-
-def _weights_digest(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for tensor in module.state_dict().values():
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+        write_json(folder / RUN_INFO_FILE, self.info)
 
 
 def count_trained_parameters(model: nn.Module) -> int:

@@ -1,7 +1,8 @@
 """What each option of transformers' `TrainingArguments` does here.
 
 An option is supported, or recorded because it changes the numbers, or does not matter to them, or
-is refused. A test fails when transformers has an option that stands in none of the four.
+is refused. tests/training/test_stock_options.py lists the supported ones and those that do not
+matter. It fails when transformers has an option that stands in none of the four.
 """
 
 from collections.abc import Collection
@@ -13,23 +14,6 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from ..runtime import UserError
 
-# They do what their help says, and a test shows it.
-# fmt: off
-SUPPORTED = {
-    "output_dir", "per_device_train_batch_size", "num_train_epochs", "max_steps",
-    "learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay",
-    "gradient_accumulation_steps", "bf16", "fp16", "tf32",
-    "activation_checkpointing", "gradient_checkpointing", "torch_compile",
-    "torch_compile_backend", "disable_tqdm", "logging_strategy", "logging_steps",
-    "logging_first_step", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start",
-    "per_device_eval_batch_size", "save_strategy", "save_steps", "save_total_limit",
-    "save_only_model", "push_to_hub", "hub_model_id", "hub_strategy", "hub_always_push",
-    "hub_private_repo", "hub_revision", "seed", "use_cpu", "dataloader_num_workers",
-    "dataloader_pin_memory", "dataloader_persistent_workers", "train_sampling_strategy",
-    "resume_from_checkpoint", "include_num_input_tokens_seen",
-    "report_to", "accelerator_config",
-}
-# fmt: on
 # They change the numbers. Those with another value than the default are part of a model's
 # settings, which a resumed run and the other models of a comparison must share.
 RECORDED = (
@@ -49,19 +33,6 @@ RECORDED = (
     "load_best_model_at_end",
     "metric_for_best_model",
 )
-# They change names, logs, speed or memory, as their help says.
-# fmt: off
-IRRELEVANT = {
-    "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs", "use_cache",
-    "torch_empty_cache_steps", "log_on_each_node", "logging_nan_inf_filter", "log_level",
-    "log_level_replica", "run_name", "project", "trackio_space_id", "trackio_bucket_id",
-    "trackio_static_space_id", "eval_accumulation_steps", "save_on_each_node",
-    "dataloader_prefetch_factor", "dataloader_multiprocessing_context",
-    "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers",
-    "ddp_static_graph", "ddp_backend", "ddp_timeout", "debug", "skip_memory_metrics",
-    "do_train", "do_eval", "local_rank",
-}
-# fmt: on
 # Values other than the default are refused, for these reasons.
 REFUSED = {
     "bf16_full_eval": "evaluations are a part of training and have its precision",
@@ -92,7 +63,6 @@ REFUSED = {
 }
 # Mean over question types of the loss per answer token.
 MACRO_LOSS = "macro_loss"
-PUSH_OPTIONS = [name for name in SUPPORTED if name.startswith("hub_")]
 # Entries of `accelerator_config`. Others would split batches or change the order of rows.
 ACCELERATOR_SETTINGS = ("non_blocking", "even_batches")
 
@@ -113,8 +83,9 @@ def check_stock_options(args: TrainingArguments) -> None:
         value = getattr(args, name)
         if value != defaults[name] and (value or defaults[name] is not None):
             raise UserError(f"--{name}: not supported, because {reason}")  # It may be a token.
-    for name in PUSH_OPTIONS:
-        if not args.push_to_hub and getattr(args, name) != defaults[name]:
+    for name in defaults:
+        is_changed = name.startswith("hub_") and getattr(args, name) != defaults[name]
+        if is_changed and not args.push_to_hub:
             raise UserError(f"--{name}: add --push_to_hub true")
 
 

@@ -8,11 +8,19 @@ from pathlib import Path
 from transformers import TrainerCallback, set_seed
 
 from ..checkpoints.load import merge_adapters
-from ..data import QUESTION_TYPES, ReasonAQACollator
+from ..data.collator import ReasonAQACollator
 from ..data.decoder import ClipDecoder
+from ..data.reasonaqa import QUESTION_TYPES
 from ..hub.model_card import model_card
 from ..hub.push import PushToHub
-from ..runtime import UserError, format_duration, use_all_of_the_cpu, write_run_info, write_text
+from ..runtime import (
+    RUN_INFO_FILE,
+    UserError,
+    format_duration,
+    use_all_of_the_cpu,
+    write_json,
+    write_text,
+)
 from .adapters import build_optimizer
 from .arguments import BATCH_SIZE, AudioLMTrainingArguments, DataArguments, ModelArguments
 from .build import build_model, choose_compilation, prepare_model
@@ -134,7 +142,7 @@ def finish(
         seconds = [entry.get("train_runtime", 0) for entry in trainer.state.log_history]
         record.card.machine["hardware"] = f"{machine['processes']} x {machine['device']}"
         record.card.machine["training time"] = format_duration(sum(seconds))
-        write_run_info(folder, record.info)
+        write_json(folder / RUN_INFO_FILE, record.info)
         write_text(folder / "README.md", model_card(record.card, folder.name))
         print(summarize(trainer, record))
         print(

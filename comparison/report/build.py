@@ -10,19 +10,25 @@ from pathlib import Path
 
 from matplotlib.ticker import MaxNLocator
 
-from ...data.reasonaqa import QUESTION_TYPES, AudioDir
+from ...data.reasonaqa import CLOSED_QUESTION_TYPES, QUESTION_TYPES, AudioDir
 from ...evaluation.answering import PROTOCOL_NAMES
+from ...evaluation.categories import CATEGORIES
 from ...evaluation.controls import CONTROLS
-from ...evaluation.tables import MAJORITY, comparison_rows
 from ...runtime import write_text
 from ..compare import average
 from ..conclusion import has_text_only_baseline
 from ..runs import Run
+from ..tables import MAJORITY, comparison_columns
 from .examples import browse_examples, build_filters
 from .figure import CAPTION, cost_pictures, learning_curve_pictures, reliability_picture
 from .styles import COLOURS, encodable, signed_points, signed_tick, style_arms, template_environment
 
 SECTIONS = {"overall": "Overall", "question_type": "By question type", "category": "By category"}
+SECTION_ROWS = {
+    "overall": ("macro", "micro"),
+    "question_type": CLOSED_QUESTION_TYPES,
+    "category": CATEGORIES,
+}
 NUM_EXAMPLES = 60  # test examples to browse
 FAMILIES = ("primary", "by_type", "by_category")
 
@@ -111,22 +117,31 @@ def evaluation_folders(runs: Mapping[str, list[Run]], output: Path) -> dict[str,
 
 
 def accuracy_rows(comparison: dict) -> list[dict]:
-    """Returns the rows of `comparison_rows` for questions with options, in the order of `SECTIONS`.
+    """Returns the accuracies of questions with options, in the order of `SECTIONS`.
 
-    The rows of the section "overall" are renamed to "macro", the primary metric, and "micro". Each
-    row gets `lanes`: the accuracy of each arm that has one, with its `controls`.
+    The section "overall" has "macro", the primary metric, and "micro". Each row has the `section`,
+    its `name`, the number `n` of examples (0 for "macro") and `cells` by column: a group of
+    metrics.json, or None. `lanes` are the cells of arms, with their `controls`.
     """
-    rows = [row for row in comparison_rows(comparison) if row["section"] in SECTIONS]
-    for row in rows:
-        if row["section"] == "overall":
-            row["name"] = "micro" if row["n"] else "macro"
-        row["lanes"] = {}
-        for arm, results in comparison["arms"].items():
-            if row["cells"][arm]:
-                controls = _control_accuracies(results, row["section"], row["name"])
-                row["lanes"][arm] = {**row["cells"][arm], "controls": controls}
-    order = list(SECTIONS)
-    return sorted(rows, key=lambda row: (order.index(row["section"]), row["name"] == "micro"))
+    columns = comparison_columns(comparison)
+    rows = []
+    for section, names in SECTION_ROWS.items():
+        for name in names:
+            cells = {}
+            for column, metrics in columns.items():
+                groups = metrics if section == "overall" else metrics.get(section, {})
+                cells[column] = groups.get(name)
+            if not any(cells.values()):
+                continue
+            lanes = {}
+            for arm, results in comparison["arms"].items():
+                if cells[arm]:
+                    controls = _control_accuracies(results, section, name)
+                    lanes[arm] = {**cells[arm], "controls": controls}
+            count = 0 if name == "macro" else max(cell["n"] for cell in cells.values() if cell)
+            row = {"section": section, "name": name, "n": count, "cells": cells, "lanes": lanes}
+            rows.append(row)
+    return rows
 
 
 def _control_accuracies(arm: Mapping, section: str, name: str) -> dict[str, float]:

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from math import gcd
 
 import numpy as np
-import soundfile
 from scipy.signal import resample_poly
 
 from ...processing_audiolm import open_file
@@ -65,7 +64,7 @@ def fingerprint_clip(clip: str, max_seconds: float) -> ClipFacts:
             count = min(file.frames, int(max_seconds * file.samplerate))
             samples = file.read(count, dtype="float32", always_2d=True)
             codes = fingerprint(np.nan_to_num(samples), file.samplerate)
-    except (soundfile.LibsndfileError, *DECODING_ERRORS) as error:
+    except DECODING_ERRORS as error:
         return ClipFacts(f"not readable as audio ({error})")
     return ClipFacts(digest=codes.astype(">u4").tobytes().hex())
 

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.signal import resample_poly
 
 from ...processing_audiolm import open_file
-from ...runtime import UserError
+from ...runtime import UserError, explain_errors, read_table
 from .events import FADE_SAMPLES, SAMPLE_RATE, Event, EventClass
 
 logger = logging.getLogger(__name__)
@@ -30,12 +30,13 @@ class Excerpt(Event):
         Raises:
             UserError: If the recording cannot be read or is silent.
         """
-        try:
-            with open_file(self.path) as file:
-                rate = file.samplerate
-                recording = file.read(MAX_SECONDS * rate, dtype="float32", always_2d=True).mean(1)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"{self.path}: not readable as audio ({error})") from error
+        message = f"{self.path}: not readable as audio"
+        with (
+            explain_errors(message, OSError, ValueError, RuntimeError),
+            open_file(self.path) as file,
+        ):
+            rate = file.samplerate
+            recording = file.read(MAX_SECONDS * rate, dtype="float32", always_2d=True).mean(1)
         sound = resample_poly(
             _loudest_part(recording, samples * rate // SAMPLE_RATE), SAMPLE_RATE, rate
         )
@@ -119,14 +120,8 @@ def read_recordings(table: RecordingTable, seed: int) -> dict[str, dict[str, Eve
 
 def _read_rows(table: RecordingTable) -> pd.DataFrame:
     """Returns `label`, `path`, `fold` and `group` of each recording."""
-    try:
-        source = pd.read_csv(table.csv, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{table.csv}: cannot be read as a CSV file ({error})") from error
-    columns = [table.label, table.file, *filter(None, (table.fold, table.group))]
-    missing = [name for name in columns if name not in source]
-    if missing:
-        raise UserError(f"{table.csv}: no column {missing[0]!r}, only {', '.join(source)}")
+    columns = filter(None, (table.label, table.file, table.fold, table.group))
+    source = read_table(table.csv, *columns)
     labels = source[table.label].str.replace("_", " ").str.strip()
     wrong = labels[~labels.str.fullmatch(r"[\w' -]+")]
     if len(wrong):

@@ -5,7 +5,7 @@ a known answer. Levels are in dB relative to full scale, before the recording is
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,37 +74,19 @@ def labels(scene: Scene) -> set[str]:
     return {event.name for event in scene.events}
 
 
-def draw_scene(
-    rng: np.random.Generator,
-    count: int | None = None,
-    names: Sequence[str] | None = None,
-    condition: str | None = None,
-    place: str | None = None,
-    classes: Mapping[str, EventClass] = CLASSES,
-) -> Scene:
-    """Draws a scene. What the arguments do not fix is uniform and independent of the rest.
+def draw_scene(rng: np.random.Generator, classes: Mapping[str, EventClass] = CLASSES) -> Scene:
+    """Draws a scene, whose properties are uniform and independent.
 
-    Args:
-        rng: Random number generator.
-        count: Number of events, 1 to 4.
-        names: Classes to draw from without repetition. Default: all.
-        condition: One of `CONDITIONS`.
-        place: "indoors" or "outdoors".
-        classes: All classes. Those with files give excerpts of recordings.
+    Classes with files give excerpts of recordings.
     """
-    names = tuple(classes) if names is None else tuple(names)
-    if count is None:
-        count = min(int(rng.integers(1, 5)), len(names))
-    condition = condition or str(rng.choice(CONDITIONS))
-    if place == "outdoors":
-        room = "dry"
-    else:
-        room = str(rng.choice(["small", "large"] if place else ["dry", "small", "large"]))
+    count = min(int(rng.integers(1, 5)), len(classes))
+    condition = str(rng.choice(CONDITIONS))
+    room = str(rng.choice(["dry", "small", "large"]))
     # Independent of the count, which a clip's length must not tell.
     seconds = _uniform(rng, 4.0, 5.0)
     slot = (seconds - 0.1) / count
     events = []
-    for i, name in enumerate(rng.choice(names, count, replace=False)):
+    for i, name in enumerate(rng.choice(list(classes), count, replace=False)):
         duration = min(_uniform(rng, 1.0, 2.2), 0.98 * slot)
         onset = 0.05 + i * slot + _uniform(rng, 0.0, 1.0) * (slot - duration)
         events.append(_draw_event(rng, str(name), classes[str(name)], onset, duration))

@@ -75,7 +75,7 @@ def started(argv: list[str], folder: Path, **variables: str):
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     folder = tmp_path_factory.mktemp("served")
-    process, address = started(["-m", "audiolm.ask.app"], folder)
+    process, address = started(["-m", "audiolm", "app"], folder)
     yield address
     process.terminate()
     process.wait()
@@ -381,6 +381,7 @@ def test_former_answers_do_not_stand_under_a_new_question(opened, corpus):
     ("argv", "message"),
     [
         (["--port", "99999"], "--port 99999: expected a number from 1 to 65535"),
+        (["--space", "x", "--host", "0.0.0.0"], "--space starts no page"),
         (["nothing"], "audiolm app: --model nothing is neither a folder with config.json"),
     ],
 )

@@ -30,8 +30,9 @@ from audiolm.data.answer_parsing import (
     parse_answer,
 )
 from audiolm.data.soundscapes.corpus import make_soundscapes
-from audiolm.demo import MODEL_NAMES, models
+from audiolm.demo import FOLDER, MODEL_NAMES
 from audiolm.evaluation.scores import softmax_scores
+from audiolm.runtime import read_table
 
 ROOT = Path(__file__).parents[2]
 ALARM = ["Which sound can be heard?", "--options", "cricket", "engine", "footsteps", "alarm"]
@@ -206,6 +207,7 @@ def test_standard_input(scenes, monkeypatch, capsys):
             "pass the options without letters: they are added",
         ),
         (["CLIP", "What?", "--options", "rain"], 1, "expected 2 to 26 different options"),
+        (["CLIP", "What?", "--revision", "main"], 1, "models/mimi_full is not on the Hub"),
         (
             ["CLIP", "What?", "--model", "nothing"],
             1,
@@ -316,7 +318,7 @@ def test_table_resumes_wherever_its_output_was_cut(table, model, monkeypatch):
     (table / "q.csv").write_bytes("\ufeff".encode() + "\r\n".join(broken).encode())
     argv = ["--csv", table / "q.csv", "--output", table / "a.csv", "--batch_size", "2"]
     args = run_ask.parse_arguments([str(word) for word in argv])
-    questions = question_table.read_questions(args.csv)
+    questions = read_table(args.csv, "audio", "question")
     assert question_table.answer_table(args, questions, model) == 1
     complete = (table / "a.csv").read_bytes()
     answers = {row["id"]: row for row in csv.DictReader(io.StringIO(complete.decode()))}
@@ -328,8 +330,8 @@ def test_table_resumes_wherever_its_output_was_cut(table, model, monkeypatch):
         return [{c: answers[row["id"]][c] for c in columns} for row in rows]
 
     monkeypatch.setattr(question_table, "answer_rows", look_up)
-    digest = question_table.model_digest(model.model)
-    monkeypatch.setattr(question_table, "model_digest", lambda model: digest)
+    digest = question_table.weights_digest(model.model)
+    monkeypatch.setattr(question_table, "weights_digest", lambda model: digest)
     for cut in range(0, len(complete) + 1, 5):
         (table / "a.csv").write_bytes(complete[:cut])
         ids.clear()
@@ -377,7 +379,7 @@ def test_table_with_fewer_questions_than_answers_is_left_alone(answered):
     [
         (b"audio,what\n", "has the columns audio, what: expected audio, question"),
         (b"audio;question\n", "has the columns audio;question: expected"),
-        (b"audio,question,answer\n", "but none twice and not answer, probability"),
+        (b"audio,question,answer\n", "expected no column answer or probability"),
         (b"audio,question,question\n", "has the columns audio, question, question: expected"),
         (b"", "No columns to parse from file"),
         (b"\xff\xfe\x00", "not a readable table"),
@@ -403,6 +405,13 @@ def test_a_comma_that_is_not_quoted_is_an_error(table):
     assert "Expected 2 fields in line 2, saw 3" in ask_table(table)
 
 
+def test_a_row_without_a_question_says_so(table):
+    (table / "q.csv").write_text("audio,question\naudio/test/00000.flac\n")
+    ask_table(table)
+    (row,) = csv.DictReader(io.StringIO((table / "a.csv").read_text()))
+    assert row["error"] == "the question is empty"
+
+
 def test_asking_leaves_no_thread_behind(scenes, model):
     before = threading.active_count()
     for _ in range(20):
@@ -412,7 +421,8 @@ def test_asking_leaves_no_thread_behind(scenes, model):
 
 
 def test_the_demos_models_are_whole():
-    for arm, folder in models().items():
+    for arm in MODEL_NAMES:
+        folder = FOLDER / arm
         model = LoadedModel(arm)
         assert model.model.config.encoder_type == arm and model.is_demo
         assert LoadedModel(str(folder)).is_demo is False

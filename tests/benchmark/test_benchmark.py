@@ -290,6 +290,7 @@ def test_resident_memory_counts_allocated_memory():
         (["--precision", "fp16"], "--precision: invalid choice: 'fp16'"),
         (["--json", "nowhere/x.json"], "--json nowhere/x.json: its folder does not exist"),
         (["--encoder_type", "nothing"], "--encoder_type"),
+        (["--evaluation", "--naive"], "--naive: it measures training steps"),
     ],
 )
 def test_parse_wrong_option_is_refused(argv, message, capsys):
@@ -324,7 +325,7 @@ def test_compiled_steps_have_the_losses_of_plain_ones(tmp_path, monkeypatch):
 def in_one_process(monkeypatch):
     """Runs each part in this process."""
 
-    def run(function, *arguments, environment):
+    def run(function, *arguments):
         return function(*arguments)
 
     monkeypatch.setattr(measure, "run_isolated", run)
@@ -350,7 +351,7 @@ def test_too_long_examples_are_refused(in_one_process):
 def test_out_of_memory_is_one_line(monkeypatch):
     monkeypatch.setattr(measure, "ProcessPoolExecutor", lambda *_: nullcontext(FullMemory()))
     with pytest.raises(UserError, match=r"^out of memory: take a smaller --batch_size$"):
-        measure.run_isolated(measure.measure, environment={})
+        measure.run_isolated(measure.measure)
 
 
 class FullMemory:

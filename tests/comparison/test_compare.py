@@ -8,7 +8,6 @@ from support.small_comparisons import make_seeds
 from audiolm.comparison.compare import compare
 from audiolm.comparison.conclusion import caveats, conclusion
 from audiolm.comparison.tables import comparison_table
-from audiolm.evaluation.tables import comparison_rows
 
 
 def group(correct, n, unparsed=0):
@@ -46,18 +45,6 @@ def comparison():
         "arms": {"htsat": htsat, "text_only": text_only},
         "majority": chance,
         "statistics": {},
-    }
-
-
-def test_table_rows_of_a_comparison_have_cells_of_each_column(comparison):
-    rows = {row["name"]: row for row in comparison_rows(comparison)}
-    assert list(rows) == ["mcq", "yes_no", "count", "all closed rows", "macro accuracy", "caption"]
-    assert rows["mcq"]["n"] == 8
-    assert rows["mcq"]["cells"]["htsat"]["accuracy"] == 0.75
-    assert rows["caption"]["cells"] == {
-        "htsat": {"n": 3, "loss": 1.25},
-        "text_only": None,
-        "majority": None,
     }
 
 

@@ -1,13 +1,15 @@
 """comparison/config.py: YAML files, presets, and what is wrong in them."""
 
 import json
+from pathlib import Path
 
 import pytest
 from support.small_comparisons import write_config
 
-from audiolm.comparison.config import find_preset, read_config
+from audiolm.comparison.config import read_config
 from audiolm.run_compare import main
 from audiolm.runtime import UserError
+from audiolm.training.arguments import find_preset
 
 ARMS = {"mimi_full": {"encoder_type": "mimi_full"}}
 ARM_B = {**ARMS, "b": {"encoder_type": "htsat", "learning_rate": 0.1}}
@@ -125,6 +127,6 @@ def test_read_config_with_the_name_of_a_preset_reads_the_package(folder, name):
 
 def test_find_preset_with_a_file_of_that_name_returns_the_file(folder):
     path = write_config(folder / "demo.yaml", HTSAT)
-    assert find_preset("demo.yaml") == "demo.yaml"
-    assert find_preset(path) == path
-    assert find_preset("other/demo.yaml") == "other/demo.yaml"
+    assert find_preset("demo.yaml") == Path("demo.yaml")
+    assert find_preset(path) == Path(path)
+    assert find_preset("other/demo.yaml") == Path("other/demo.yaml")

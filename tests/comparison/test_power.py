@@ -64,8 +64,8 @@ def test_plan_power_command_prints_seeds_and_clips(comparison_file, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--plan_power", "3"], "--plan_power and --comparison: use them together"),
-        (["--config", "demo", "--comparison", "c.json"], "use them together"),
+        (["--plan_power", "3"], "--plan_power: add --comparison"),
+        (["--config", "demo", "--comparison", "c.json"], "use it with --plan_power"),
         (["--plan_power", "-1", "--comparison", "c"], "--plan_power -1: expected a positive"),
     ],
 )

@@ -6,6 +6,8 @@ import pytest
 from support.builders import small_model
 from support.small_comparisons import write_config, write_corpus
 
+from audiolm.comparison.config import read_config
+from audiolm.comparison.experiment import generate_corpus, run_probes
 from audiolm.comparison.runs import read_run
 from audiolm.run_compare import main
 
@@ -180,14 +182,12 @@ def test_evaluations_option_with_another_precision_is_refused(output, evaluation
             ["--config", "c.yaml", "--processes_per_run", "2"],
             "--processes_per_run 2: add --parallel",
         ),
-        (
-            ["--evaluations", "a=b", "--parallel", "2"],
-            "--parallel, --processes_per_run and --ray_address: use them with --config",
-        ),
-        (
-            ["--evaluations", "a=b", "--ray_address", "auto"],
-            "--parallel, --processes_per_run and --ray_address: use them with --config",
-        ),
+        (["--evaluations", "a=b", "--parallel", "2"], "--parallel: use it with --config"),
+        (["--evaluations", "a=b", "--ray_address", "x"], "--ray_address: use it with --config"),
+        (["--evaluations", "a=b", "--seeds", "1"], "--seeds: use it with --config"),
+        (["--evaluations", "a=b", "--data_dir", "x"], "--data_dir: use it with --config"),
+        (["--config", "demo", "--audio_dir", "x"], "--audio_dir: use it with --evaluations"),
+        (["--config", "demo", "--trust_remote_code"], "use it with --evaluations"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(argv, message, capsys):
@@ -203,3 +203,18 @@ def test_corpus_of_another_size_in_the_folder_is_named(tmp_path):
     path = write_config(tmp_path / "c.yaml", config, output_dir=str(tmp_path / "o"))
     with pytest.raises(SystemExit, match=f"run_compare.py: --config {path}: corpus: "):
         main(["--config", path])
+
+
+def test_probes_that_fail_are_named_and_left_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = write_config(
+        tmp_path / "c.yaml",
+        {
+            "arms": {"a": {"encoder_type": "htsat", "encoder_name_or_path": "random"}},
+            "probe": {"labels": {"room": "absent.csv"}, "audio_dir": "."},
+        },
+    )
+    config = read_config(path)
+    results, (failure,) = run_probes(config, generate_corpus(config))
+    assert results == {}
+    assert failure.startswith("probes of room: audiolm probe: absent.csv: not a readable table")

@@ -99,10 +99,11 @@ def test_check_comparable_with_another_protocol_refuses():
         check_comparable({"a": [make_run(OUTCOMES)], "b": [other]})
 
 
-def test_check_comparable_with_one_seed_twice_refuses():
-    run = make_run(OUTCOMES)
-    with pytest.raises(UserError, match="seed 0 occurs twice"):
-        check_comparable({"a": [run, run], "b": [run, run]})
+def test_check_comparable_with_one_seed_twice_names_it():
+    training = [{**TRAINING, "seed": seed} for seed in (0, 1, 1)]
+    runs = [make_run(OUTCOMES, model={"training": facts}) for facts in training]
+    with pytest.raises(UserError, match="seed 1 occurs twice"):
+        check_comparable({"a": runs, "b": runs})
 
 
 def test_check_comparable_of_seeds_ignores_what_a_seed_changes():

@@ -12,7 +12,8 @@ from support.builders import clip, run, small_model
 from support.hub_server import Hub
 
 from audiolm import AudioLMFeatureExtractor, AudioLMProcessor
-from audiolm.data import ReasonAQACollator, decode_audio, load_reasonaqa, load_rows
+from audiolm.data.collator import ReasonAQACollator
+from audiolm.data.reasonaqa import decode_audio, load_reasonaqa, load_rows
 
 ROW = dict.fromkeys(("taskname", "filepath2", "caption1", "caption2"), "") | {
     "input": "is there a dog? Answer only using yes or no.",
@@ -79,7 +80,7 @@ def test_collator_takes_decoded_audio(recordings, tokenizer):
 
 PUSH = """
 import sys
-from audiolm.data import load_reasonaqa
+from audiolm.data.reasonaqa import load_reasonaqa
 from datasets import Audio, List, load_dataset
 data = load_reasonaqa({"train": f"{sys.argv[1]}/train.json"}, sys.argv[1])
 data.cast_column("audio", List(Audio())).push_to_hub("me/rows")

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from audiolm.data import benchmarks
+from audiolm.data.answer_parsing import parse_answer
 from audiolm.data.benchmarks import read_benchmark
 from audiolm.data.reasonaqa import SCHEMA
-from audiolm.evaluation import parse_answer
 from audiolm.runtime import UserError
 
 MAN = ["A man", "A woman", "A child", "Two men"]
@@ -181,7 +181,7 @@ def test_read_benchmark_bad_item_is_named(change, message, tmp_path):
         ("mmau.json", "{}", "expected a list of objects"),
         ("mmau.json", "[3]", "expected a list of objects"),
         ("mmau.jsonl", "[]\n", "expected a list of objects"),
-        ("mmau.jsonl", "{}\n{\n", r"not readable as JSON \(.*line 2"),
+        ("mmau.jsonl", "{}\n{\n", r"not readable as JSON: .*line 2"),
     ],
 )
 def test_read_benchmark_bad_file_is_refused(name, text, message, tmp_path):

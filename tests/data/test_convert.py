@@ -16,12 +16,12 @@ import soundfile
 import torch
 from torch.utils.data import DataLoader
 
-from audiolm.data import audio_files, load_rows
+from audiolm.data import audio_files
 from audiolm.data import convert as convert_module
 from audiolm.data.audio_files import clip_audio, open_clip
 from audiolm.data.convert import Conversion
 from audiolm.data.prepare import main as prepare
-from audiolm.data.reasonaqa import FIELDS
+from audiolm.data.reasonaqa import FIELDS, load_rows
 from audiolm.data.shards import MANIFEST, load_shards
 from audiolm.processing_audiolm import AudioLMFeatureExtractor
 

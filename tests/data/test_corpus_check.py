@@ -16,10 +16,11 @@ import soundfile
 from support.builders import EMPTY, MCQ, SHARED, YES_NO, clip, needs_shared
 from support.recordings import make_recording
 
-from audiolm.data import audio_check, cache, check_audio, load_rows, prepare
-from audiolm.data.audio_check import clip_facts, inspect_clips
+from audiolm.data import audio_check, cache, prepare
+from audiolm.data.audio_check import check_audio, clip_facts, inspect_clips
 from audiolm.data.audit.corpus_check import CLIP_PROBLEMS, check_corpus, format_report
 from audiolm.data.cache import JsonCache
+from audiolm.data.reasonaqa import load_rows
 
 RATE = 8000
 CAPTION = {"subtype": "T.json", "input": "caption first audio"}

@@ -10,9 +10,9 @@ from support.builders import clip, small_model
 from torch.utils.data import DataLoader
 
 from audiolm import AudioLMFeatureExtractor, AudioLMProcessor
-from audiolm.data import FeatureCache, ReasonAQACollator, encode_clips, feature_statistics
 from audiolm.data.cache_command import main as cache_command
-from audiolm.data.collator import encode_new_clips
+from audiolm.data.collator import ReasonAQACollator, encode_new_clips
+from audiolm.data.features import FeatureCache, encode_clips, feature_statistics
 from audiolm.data.features import cache as cache_module
 from audiolm.data.features import encode as encode_module
 from audiolm.encoders_audiolm import MimiEncoder
@@ -216,6 +216,12 @@ def test_cache_command_lists_and_clears(files, tmp_path, capsys):
 def test_cache_command_of_a_folder_that_is_missing_is_one_line(tmp_path):
     with pytest.raises(SystemExit, match=r"^audiolm cache: --feature_cache .*there is no such"):
         cache_command(["--feature_cache", str(tmp_path / "absent")])
+
+
+def test_cache_command_without_a_cache_leaves_the_current_folder(files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r"--feature_cache none: there is no such"):
+        cache_command(["--feature_cache", "none", "--clear"])
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ import pytest
 from support import full_size
 from support.builders import SHARED, needs_shared
 
-from audiolm.data import json_table, load_reasonaqa, load_rows
+from audiolm.data import json_table
 from audiolm.data.json_table import stream_array
+from audiolm.data.reasonaqa import load_reasonaqa, load_rows
 from audiolm.runtime import UserError
 
 VALUES = [

@@ -6,9 +6,9 @@ from collections import Counter
 import pytest
 from support.builders import SHARED, arguments, needs_shared
 
-from audiolm.data import load_reasonaqa
 from audiolm.data.answer_parsing import option_texts, parse_answer
 from audiolm.data.label_fixes import RowFixes, entailment_labels, fix_cle_label, shuffle_options
+from audiolm.data.reasonaqa import load_reasonaqa
 from audiolm.run_train import main as train
 from audiolm.runtime import UserError
 
@@ -103,9 +103,9 @@ def test_fix_cle_label_twice_without_labels_changes_nothing(before, after):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a,b\n1,2\n", "not a CSV file of AudioEntailment"),
-        (b"\xff\xfe\x00", "not a CSV file of AudioEntailment"),
-        (b"", "not a CSV file of AudioEntailment"),
+        (b"a,b\n1,2\n", "has the columns a, b: expected Audio file, Entailment"),
+        (b"\xff\xfe\x00", "not a readable table"),
+        (b"", "not a readable table"),
         (b"Audio file,Entailment,Neutral,Contradiction\n", "no labels found"),
     ],
 )
@@ -255,7 +255,5 @@ def test_training_of_adapters_records_the_fixes(corpus, argv):
 
 
 def test_training_missing_csv_is_one_line(argv):
-    with pytest.raises(
-        SystemExit, match=r"run_train.py: gone.csv: not a CSV file of AudioEntailment"
-    ):
+    with pytest.raises(SystemExit, match=r"run_train.py: gone.csv: not a readable table"):
         train([*argv, "--fix_cle_labels", "gone.csv"])

@@ -126,7 +126,7 @@ def test_estimate_lengths_counts_used_seconds_and_text():
 RECORDER = """
 import os, sys
 from audiolm import run_train
-from audiolm.data import ReasonAQACollator
+from audiolm.data.collator import ReasonAQACollator
 inner = ReasonAQACollator.__call__
 def call(self, rows):
     if "answer" in rows[0] and not self.generate:

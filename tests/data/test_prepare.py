@@ -7,9 +7,9 @@ import soundfile
 from support.builders import arguments, clip, make_corpus, run, train
 from support.hub_server import READER, Hub
 
-from audiolm.data import load_rows
 from audiolm.data.download.audiocaps import youtube_id, youtube_index
 from audiolm.data.prepare import build_parser, main
+from audiolm.data.reasonaqa import load_rows
 
 SMALL_GROUPS = """
 import sys
@@ -26,7 +26,7 @@ def hub(tmp_path_factory):
 
 
 def push(hub, folder, *options, **variables):
-    command = ["-m", "audiolm.data.prepare", "push", str(folder), "--hub_dataset_id", "me/data"]
+    command = ["-m", "audiolm", "prepare", "push", str(folder), "--hub_dataset_id", "me/data"]
     return run(hub, *command, *options, **variables)
 
 

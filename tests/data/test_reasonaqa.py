@@ -12,8 +12,14 @@ import torch
 from datasets import Dataset
 from support.builders import SHARED, clip, needs_shared
 
-from audiolm.data import check_audio, load_reasonaqa, load_rows, resolve_path
-from audiolm.data.reasonaqa import iterate_columns, question_type
+from audiolm.data.audio_check import check_audio
+from audiolm.data.reasonaqa import (
+    iterate_columns,
+    load_reasonaqa,
+    load_rows,
+    question_type,
+    resolve_path,
+)
 from audiolm.processing_audiolm import resample
 from audiolm.runtime import UserError
 

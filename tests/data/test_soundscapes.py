@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import soundfile
 from support.recording_tables import make_table
+from support.scenes import draw_clean_scene
 
-from audiolm.data import QUESTION_TYPES, check_audio, load_rows
 from audiolm.data.answer_parsing import option_texts, parse_answer
-from audiolm.data.reasonaqa import question_type
+from audiolm.data.audio_check import check_audio
+from audiolm.data.reasonaqa import QUESTION_TYPES, load_rows, question_type
 from audiolm.data.soundscapes import corpus as soundscapes
 from audiolm.data.soundscapes import is_synthetic
 from audiolm.data.soundscapes.corpus import (
@@ -71,7 +72,8 @@ def test_render_depends_on_the_scene_only():
 
 def test_recordings_are_as_loud_as_their_scene_says():
     random = np.random.default_rng(2)
-    scenes = [draw_scene(random, condition=condition) for condition in CONDITIONS for _ in range(6)]
+    scenes = [draw_scene(random) for _ in range(24)]
+    assert {scene.condition for scene in scenes} == set(CONDITIONS)
     levels = defaultdict(list)
     for scene in scenes:
         sound = render(scene)
@@ -82,7 +84,7 @@ def test_recordings_are_as_loud_as_their_scene_says():
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_far_is_quieter_and_duller(name):
-    scene = draw_scene(np.random.default_rng(4), 1, [name], "clean", "outdoors")
+    scene = draw_clean_scene(np.random.default_rng(4), name)
 
     def energy_and_centroid(distance):
         spectrum = np.square(
@@ -123,9 +125,7 @@ def timbre(sound):
 def test_classes_sound_different():
     random = np.random.default_rng(0)
     names = np.repeat(list(CLASSES), 14)
-    sounds = np.array(
-        [timbre(render(draw_scene(random, 1, [str(name)], "clean"))) for name in names]
-    )
+    sounds = np.array([timbre(render(draw_clean_scene(random, str(name)))) for name in names])
     train = np.arange(len(names)) % 14 < 9
     centres = np.array([sounds[train & (names == name)].mean(0) for name in CLASSES])
     spread = sounds[train] - np.repeat(centres, 9, axis=0)

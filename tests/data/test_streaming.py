@@ -17,8 +17,8 @@ from support.builders import TWO_PROCESSES, arguments
 from torch.utils.data import DataLoader
 
 from audiolm import AudioLMForConditionalGeneration
-from audiolm.data import ReasonAQACollator
 from audiolm.data import convert as convert_module
+from audiolm.data.collator import ReasonAQACollator
 from audiolm.data.prepare import main as prepare
 from audiolm.data.shards import load_shards
 from audiolm.data.streaming import (
@@ -374,6 +374,7 @@ def test_streamed_run_trains_on_the_selected_parts(
             ["--dataset_name", "x", "--train_file", "x"],
             "--dataset_name has its own splits",
         ),
+        (["--dataset_name", "x", "--audio_dir", "x"], "--dataset_name has its own audio"),
     ],
 )
 def test_streaming_options_that_conflict_are_refused(options, message, capsys):

@@ -8,8 +8,8 @@ import yaml
 from support import full_size
 from support.builders import arguments
 
-from audiolm.data import load_reasonaqa, select_rows
-from audiolm.data.subsets import mix_rows
+from audiolm.data.reasonaqa import load_reasonaqa
+from audiolm.data.subsets import mix_rows, select_rows
 from audiolm.run_train import main as train
 from audiolm.runtime import UserError
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from support.builders import clip
 
-from audiolm.data import ReasonAQACollator, encode_clips
-from audiolm.data.features import pad_features
+from audiolm.data.collator import ReasonAQACollator
+from audiolm.data.features import encode_clips, pad_features
 from audiolm.evaluation.answering import (
     answer_batch,
     build_scoring_batch,

@@ -8,8 +8,7 @@ import pytest
 from support import full_size
 from support.builders import SHARED, needs_shared
 
-from audiolm.data import QUESTION_TYPES
-from audiolm.data.reasonaqa import question_type
+from audiolm.data.reasonaqa import QUESTION_TYPES, question_type
 from audiolm.data.soundscapes.corpus import draw_corpus
 from audiolm.evaluation.categories import CATEGORIES, category
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from support.builders import MCQ, YES_NO, arguments, clip
-from support.evaluation import count_answers, make_tone_corpus, read_jsonl
+from support.evaluation import make_tone_corpus, read_jsonl
 
 from audiolm.evaluation.controls import (
+    commonest_answers,
     mismatched_clips,
     noise_of_equal_power,
     shift_option_letters,
@@ -58,21 +59,17 @@ def test_shift_option_letters_by_hand():
 
 
 def test_commonest_answers_by_hand():
-    training = [{**MCQ, "answer": a} for a in ("A) low", "B) high", "B) high")]
-    training += [
-        {**MCQ, "subtype": "U-MCQ.json", "answer": "A) low"}
-    ] * 3  # over both subtypes, a is commoner
-    training += [{**YES_NO, "answer": a} for a in ("yes", "no")]  # a tie: the alphabet's first
-    rows = [
-        {**row, "question_type": kind}
-        for kind, row in (
-            ("mcq", MCQ),
-            ("mcq", {**MCQ, "subtype": "new-MCQ.json"}),
-            ("yes_no", YES_NO),
-        )
-    ]
-    assert list(map(count_answers(training).find, rows)) == ["b", "a", "no"]
-    assert list(map(count_answers([]).find, rows)) == [None, None, None]
+    mcq, yes_no = {**MCQ, "question_type": "mcq"}, {**YES_NO, "question_type": "yes_no"}
+    training = [{**mcq, "answer": answer} for answer in ("A) low", "B) high", "B) high")]
+    # Over both subtypes, a is more common.
+    training += [{**mcq, "subtype": "U-MCQ.json", "answer": "A) low"}] * 3
+    # Of two equal ones, the first in the alphabet counts.
+    training += [{**yes_no, "answer": answer} for answer in ("yes", "no")]
+    commonest = commonest_answers(training)
+    assert commonest["mcq", MCQ["subtype"]] == "b"
+    assert commonest["mcq", None] == "a"
+    assert commonest["yes_no", YES_NO["subtype"]] == "no"
+    assert commonest_answers([]) == {}
 
 
 def train_models(folder: Path, tokenizer, rows: list[dict], text_only: bool = True) -> Path:

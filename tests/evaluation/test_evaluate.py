@@ -12,7 +12,7 @@ import torch
 from support.builders import EMPTY, MCQ, TWO_PROCESSES, YES_NO, arguments
 from support.evaluation import make_tone_corpus, read_jsonl
 
-from audiolm.data import load_rows
+from audiolm.data.reasonaqa import load_rows
 from audiolm.evaluation import predict
 from audiolm.evaluation.arguments import parse_arguments
 from audiolm.evaluation.evaluate import main as evaluate
@@ -197,7 +197,7 @@ def test_evaluate_question_only_model_with_audio_is_one_line(trained):
         evaluate([*command(trained, "x"), "--question_only_model", str(trained / "out")])
 
 
-@pytest.mark.parametrize("name", ["missing.json", "0.wav"])
+@pytest.mark.parametrize("name", ["missing.json", "0.wav", "out/config.json"])
 def test_evaluate_unreadable_train_file_is_one_line(trained, name):
     with pytest.raises(SystemExit, match=rf"^run_eval.py: --train_file .*{name}: not a readable"):
         evaluate([*command(trained, "x"), "--train_file", str(trained / name)])

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from support.evaluation import MCQ_QUESTION
 
-from audiolm.evaluation import ReasonAQAMetric, parse_answer
-from audiolm.evaluation.metric import accuracies
+from audiolm.data.answer_parsing import parse_answer
+from audiolm.evaluation.metric import ReasonAQAMetric, accuracies
 
 ENTAILMENT = (
     'the hypothesis - "x"? a) It is definitely true b) It is definitely false c) It is plausible '

@@ -227,13 +227,13 @@ def test_add_intervals_has_the_width_of_a_binomial_interval():
 HEADER = "filename,label,fold"
 GOOD = [(f"{i}.wav", "ab"[i % 2], i // 6) for i in range(18)]
 FAULTS = {
-    "absent": ("not a readable CSV", None, []),
+    "absent": ("not a readable table", None, []),
     "column": (
-        "no column 'filename'. Its columns: name, label, fold",
+        "has the columns name, label, fold: expected filename",
         ("name,label,fold", GOOD),
         [],
     ),
-    "label column": ("no column 'genre'", (HEADER, GOOD), ["--label_column", "genre"]),
+    "label column": ("expected filename, genre", (HEADER, GOOD), ["--label_column", "genre"]),
     "empty": ("has no rows", (HEADER, []), []),
     "no file": (
         r"1 audio files .*absent\.wav: missing",
@@ -245,11 +245,15 @@ FAULTS = {
         (HEADER, [*GOOD, ("corrupt.wav", "a", 1)]),
         [],
     ),
-    "no folds": ("no column 'fold'", ("filename,label", [row[:2] for row in GOOD]), []),
+    "no folds": (
+        "expected also label or category or target, and fold or split",
+        ("filename,label", [row[:2] for row in GOOD]),
+        [],
+    ),
     "empty fold": ("a value is empty: 0.wav, a,", (HEADER, [*GOOD, ("0.wav", "a", "")]), []),
-    "short row": ("Row #20: Expected 3 columns, got 1", (HEADER, [*GOOD, ("0.wav",)]), []),
+    "short row": ("a value is empty: 0.wav", (HEADER, [*GOOD, ("0.wav",)]), []),
     "comma": (
-        "Row #20: Expected 3 columns, got 4",
+        "Expected 3 fields in line 20, saw 4",
         (HEADER, [*GOOD, ("0.wav", "dog", " barking", 1)]),
         [],
     ),

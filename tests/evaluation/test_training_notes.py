@@ -5,7 +5,7 @@ import json
 import pytest
 from support.evaluation import RAIN, make_output, make_predictions
 
-from audiolm.demo import models as demo_models
+from audiolm.demo import FOLDER, MODEL_NAMES
 from audiolm.evaluation.scores import score
 from audiolm.evaluation.tables import format_metrics, training_notes
 
@@ -31,7 +31,7 @@ def test_training_notes_by_hand(training, notes):
 
 
 def test_demo_models_are_barely_trained_on_synthetic_sounds():
-    for folder in demo_models().values():
+    for folder in (FOLDER / name for name in MODEL_NAMES):
         training = json.loads((folder / "config.json").read_text())["training"]
         notes = ["barely trained, on 9,600 examples", "trained on synthetic sounds alone"]
         assert training_notes(training) == notes

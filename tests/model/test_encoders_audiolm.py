@@ -29,7 +29,7 @@ from audiolm import (
 from audiolm.checkpoints.encoders import with_overrides
 from audiolm.checkpoints.load import load_model
 from audiolm.configuration_audiolm import default_encoder_config
-from audiolm.data import FeatureCache
+from audiolm.data.features import FeatureCache
 from audiolm.encoders_audiolm import build_encoder
 from audiolm.run_train import main as train
 

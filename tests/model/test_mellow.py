@@ -15,7 +15,7 @@ from audiolm import AudioLMConfig, AudioLMForConditionalGeneration, AudioLMProce
 from audiolm.checkpoints.load import load_model
 from audiolm.checkpoints.mellow import load_mellow
 from audiolm.configuration_audiolm import default_encoder_config
-from audiolm.data import load_rows
+from audiolm.data.reasonaqa import load_rows
 from audiolm.data.second_clips import first_clips, second_clips
 from audiolm.encoders_audiolm import build_encoder
 from audiolm.evaluation.evaluate import main as evaluate

@@ -16,7 +16,8 @@ from audiolm import (
     AudioLMProcessor,
     modeling_audiolm,
 )
-from audiolm.data import ReasonAQACollator, feature_statistics
+from audiolm.data.collator import ReasonAQACollator
+from audiolm.data.features import feature_statistics
 from audiolm.encoders_audiolm import MimiEncoder
 from audiolm.modeling_audiolm import AudioMapper, pool_to_length
 

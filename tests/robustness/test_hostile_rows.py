@@ -12,9 +12,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from support.hostile import PIECES, VALUES, fuzz, one_line
 
-from audiolm.data import json_table, load_reasonaqa, load_rows, resolve_path
+from audiolm.data import json_table
 from audiolm.data.benchmarks import read_benchmark
-from audiolm.data.reasonaqa import FIELDS
+from audiolm.data.reasonaqa import FIELDS, load_reasonaqa, load_rows, resolve_path
 
 pytestmark = pytest.mark.usefixtures("same_examples")
 

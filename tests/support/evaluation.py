@@ -7,7 +7,7 @@ import soundfile
 from support.builders import EMPTY, clip
 
 from audiolm.data.audio_check import ClipFacts
-from audiolm.evaluation.controls import CommonestAnswers
+from audiolm.evaluation.controls import commonest_answers
 from audiolm.evaluation.scores import predicted_rows
 
 MCQ_QUESTION = "What is it? A) rain B) heavy rain C) a dog barking D) wind"
@@ -38,16 +38,8 @@ def make_output(text: str, **log_likelihoods: float) -> dict:
     return {"loss": 1.0, "n_tokens": 2, "text": text, "scores": scores}
 
 
-def count_answers(training_rows) -> CommonestAnswers:
-    """Counts the answers of training rows for the control `majority`."""
-    answers = CommonestAnswers()
-    for row in training_rows:
-        answers.add(row)
-    return answers
-
-
 def make_predictions(
-    *answered: tuple[dict, dict[str, dict]], seconds: float = 5.0, training_rows=()
+    *answered: tuple[dict, dict[str, dict]], seconds: float = 5.0, training_rows=None
 ) -> list[dict]:
     """Returns predicted rows of pairs: a row, and its outputs by condition."""
     rows = [
@@ -56,8 +48,8 @@ def make_predictions(
     ]
     outputs = [by_condition for _, by_condition in answered]
     facts = {row["audio"][0]: ClipFacts(None, seconds, 0.5, row["audio"][0]) for row in rows}
-    answers = count_answers(training_rows) if training_rows else None
-    return predicted_rows(rows, outputs, facts, answers)
+    commonest = None if training_rows is None else commonest_answers(training_rows)
+    return predicted_rows(rows, outputs, facts, commonest)
 
 
 def read_jsonl(path: Path) -> list[dict]:

@@ -7,7 +7,7 @@ from support.options import log_history, options
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from audiolm import AudioLMProcessor
-from audiolm.data import ReasonAQACollator
+from audiolm.data.collator import ReasonAQACollator
 from audiolm.run_train import main as train
 from audiolm.runtime import UserError
 from audiolm.training.compile import PAD_TO, cache_bf16_weights, compile_layers

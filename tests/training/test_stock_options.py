@@ -12,7 +12,38 @@ from transformers.trainer_pt_utils import LabelSmoother
 from audiolm.modeling_audiolm import chunked_cross_entropy
 from audiolm.run_train import main as train_command
 from audiolm.training.arguments import parse_arguments
-from audiolm.training.stock_options import IRRELEVANT, RECORDED, REFUSED, SUPPORTED
+from audiolm.training.stock_options import RECORDED, REFUSED
+
+# They do what their help says, and a test shows it.
+# fmt: off
+SUPPORTED = {
+    "output_dir", "per_device_train_batch_size", "num_train_epochs", "max_steps",
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "weight_decay",
+    "gradient_accumulation_steps", "bf16", "fp16", "tf32",
+    "activation_checkpointing", "gradient_checkpointing", "torch_compile",
+    "torch_compile_backend", "disable_tqdm", "logging_strategy", "logging_steps",
+    "logging_first_step", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start",
+    "per_device_eval_batch_size", "save_strategy", "save_steps", "save_total_limit",
+    "save_only_model", "push_to_hub", "hub_model_id", "hub_strategy", "hub_always_push",
+    "hub_private_repo", "hub_revision", "seed", "use_cpu", "dataloader_num_workers",
+    "dataloader_pin_memory", "dataloader_persistent_workers", "train_sampling_strategy",
+    "resume_from_checkpoint", "include_num_input_tokens_seen",
+    "report_to", "accelerator_config",
+}
+# fmt: on
+# They change names, logs, speed or memory, as their help says.
+# fmt: off
+IRRELEVANT = {
+    "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs", "use_cache",
+    "torch_empty_cache_steps", "log_on_each_node", "logging_nan_inf_filter", "log_level",
+    "log_level_replica", "run_name", "project", "trackio_space_id", "trackio_bucket_id",
+    "trackio_static_space_id", "eval_accumulation_steps", "save_on_each_node",
+    "dataloader_prefetch_factor", "dataloader_multiprocessing_context",
+    "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers",
+    "ddp_static_graph", "ddp_backend", "ddp_timeout", "debug", "skip_memory_metrics",
+    "do_train", "do_eval", "local_rank",
+}
+# fmt: on
 
 
 def read_log(folder, key):
