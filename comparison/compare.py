@@ -49,7 +49,7 @@ def compare(
         pairs = combinations((arm for arm, seeds in runs.items() if not seeds[0].is_text_only), 2)
         comparison["statistics"] = _add_accuracies(comparison["arms"], outcomes, list(pairs))
         comparison["conclusion"] = conclusion(comparison)
-    comparison["caveats"] = caveats(comparison, options_by_arm)
+    comparison["caveats"] = caveats(comparison, options_by_arm, first.rows)
     return comparison
 
 

@@ -18,6 +18,11 @@ PUBLISHED_CAVEATS = {
     "may have seen test clips. It covers up to 19 kHz.",
     "mimi": "Mimi was trained on speech, covers up to 12 kHz and quantises.",
 }
+REASONAQA_FOLDERS = ("AudioCapsLarger", "ClothoV21", "ClothoAQA")  # of the clips, in its rows
+REASONAQA_CAVEAT = (
+    "A language model wrote ReasonAQA's questions from captions. Answer b is correct too often, "
+    "and some labels of CLE are wrong."
+)
 
 
 def conclusion(comparison: Mapping) -> str:
@@ -40,27 +45,22 @@ def conclusion(comparison: Mapping) -> str:
     return " ".join(filter(None, sentences))
 
 
-def caveats(comparison: Mapping, options_by_arm: Mapping[str, Mapping] | None = None) -> list[str]:
-    """Returns what limits the conclusion, from the encoders that ran.
+def caveats(
+    comparison: Mapping,
+    options_by_arm: Mapping[str, Mapping] | None = None,
+    rows: Iterable[Mapping] = (),
+) -> list[str]:
+    """Returns what limits the conclusion, from the encoders that ran and the test examples.
 
     Args:
         comparison: Content of `comparison.json`.
         options_by_arm: Options of each arm, if a config trained them. Without
             `encoder_name_or_path`, an arm has the published weights.
+        rows: Test examples.
     """
-    published = set()
-    custom = set()
-    for options in (options_by_arm or {}).values():
-        if options.get("encoder_name_or_path"):
-            custom.add(str(options["encoder_name_or_path"]))
-        elif not options.get("no_audio"):
-            published.add(str(options["encoder_type"]))
-    notes = [GENERAL_CAVEAT]
-    for family, caveat in PUBLISHED_CAVEATS.items():
-        if any(family in encoder_type for encoder_type in published):
-            notes.append(caveat)
-    if custom:
-        notes.append(f"The weights of the encoders are those of {', '.join(sorted(custom))}.")
+    notes = [GENERAL_CAVEAT, *_encoder_caveats((options_by_arm or {}).values())]
+    if any(row["filepath1"].startswith(REASONAQA_FOLDERS) for row in rows):
+        notes.append(REASONAQA_CAVEAT)
     arms = comparison["arms"]
     cells = [arm.get("training_clips", {}).get("clip in training") for arm in arms.values()]
     if any(cells):
@@ -78,6 +78,24 @@ def caveats(comparison: Mapping, options_by_arm: Mapping[str, Mapping] | None = 
         notes.append(
             "The scenes are composed of recordings." if is_recorded else "The sounds are synthetic."
         )
+    return notes
+
+
+def _encoder_caveats(arms: Iterable[Mapping]) -> list[str]:
+    published = set()
+    custom = set()
+    for options in arms:
+        if options.get("encoder_name_or_path"):
+            custom.add(str(options["encoder_name_or_path"]))
+        elif not options.get("no_audio"):
+            published.add(str(options["encoder_type"]))
+    notes = [
+        caveat
+        for family, caveat in PUBLISHED_CAVEATS.items()
+        if any(family in encoder_type for encoder_type in published)
+    ]
+    if custom:
+        notes.append(f"The weights of the encoders are those of {', '.join(sorted(custom))}.")
     return notes
 
 

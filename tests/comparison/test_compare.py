@@ -6,7 +6,7 @@ import pytest
 from support.small_comparisons import make_seeds
 
 from audiolm.comparison.compare import compare
-from audiolm.comparison.conclusion import caveats, conclusion
+from audiolm.comparison.conclusion import REASONAQA_CAVEAT, caveats, conclusion
 from audiolm.comparison.tables import comparison_table
 
 
@@ -106,6 +106,12 @@ def test_caveats_name_published_encoders_only_if_they_ran(shown):
     own = {arm: {**options, "encoder_name_or_path": "demo/x"} for arm, options in arms.items()}
     assert "MS-CLAP" not in " ".join(caveats(shown, own))
     assert "The weights of the encoders are those of demo/x." in caveats(shown, own)
+
+
+def test_caveats_name_the_defects_of_reasonaqa_for_its_rows(shown):
+    rows = [{"filepath1": "ClothoAQA/test/rain.wav"}]
+    assert REASONAQA_CAVEAT in caveats(shown, rows=rows)
+    assert REASONAQA_CAVEAT not in caveats(shown, rows=[{"filepath1": "mine/rain.wav"}])
 
 
 @pytest.mark.parametrize(
