@@ -144,6 +144,8 @@ def plan_resources(
 
 def do_run(run: PlannedRun, working_folder: str) -> str | None:
     """Does a run on a worker. Its paths are relative to a folder. Returns what failed, or None."""
+    # Ray cancels by SIGINT, which all processes ignore that a script starts in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.chdir(working_folder):
         return run.do(partial(run_in_subprocess, run.processes))
 

@@ -70,7 +70,7 @@ def draw_results(name: str) -> plt.Figure:
         axes.errorbar(values, heights, xerr=[low, high], label=model, **style)
     axes.set_yticks(range(len(rows)), rows)
     axes.invert_yaxis()
-    axes.set_xlabel("accuracy in % (bar: 95 % interval over clips)", color=GREY)
+    axes.set_xlabel("accuracy in % (bar: 95 % interval)", color=GREY)
     axes.set_xlim(10, 100)
     axes.tick_params(colors=GREY)
     axes.spines[:].set_color(GREY)

@@ -103,19 +103,21 @@ def test_command_without_ray_says_what_to_install(config, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "send"),
+    ("number", "send", "shell"),
     [
         # Ctrl-C reaches all processes of the terminal.
-        (signal.SIGINT, os.killpg),
-        (signal.SIGTERM, os.kill),
+        (signal.SIGINT, os.killpg, []),
+        (signal.SIGTERM, os.kill, []),
+        # In the background of a script, SIGINT is ignored at first.
+        (signal.SIGHUP, os.kill, ["sh", "-c", 'trap "" INT; exec "$@"', "sh"]),
     ],
 )
-def test_stopped_command_saves_the_step_of_each_training(config, number, send):
+def test_stopped_command_saves_the_step_of_each_training(config, number, send, shell):
     pytest.importorskip("ray")
     train = {**config[1]["train"], **LONG_TRAINING}
     name = f"stopped_{number}"
     argv = command_line(*config, name, train=train, seeds=[0])
-    command = [sys.executable, "-m", "audiolm.run_compare", *argv, "--parallel", "2"]
+    command = [*shell, sys.executable, "-m", "audiolm.run_compare", *argv, "--parallel", "2"]
     folders = [config[0] / name / arm for arm in config[1]["arms"]]
     logs = [folder / "train.log" for folder in folders]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
