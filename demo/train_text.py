@@ -15,11 +15,10 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from .. import AudioLMFeatureExtractor, AudioLMProcessor
-from ..data.answer_parsing import find_options, parse_answer
+from ..data.answer_parsing import find_options, named_letter_and_words, parse_answer
 from ..data.reasonaqa import question_type
 from ..data.soundscapes.corpus import Split, draw_corpus
 from ..data.soundscapes.recordings import RecordingTable
-from ..evaluation.named_options import contradictions
 from ..runtime import use_all_of_the_cpu
 from .training import Optimizer, script_parser, shuffled_batches, write_figures
 
@@ -115,12 +114,17 @@ def exact_answers(model: nn.Module, examples: list[Example]) -> float:
 @torch.no_grad()
 def letter_figures(
     model: LlamaForCausalLM, processor: AudioLMProcessor, rows: list[dict]
-) -> dict[str, dict]:
-    """Returns what generated answers name, as [`contradictions`] does."""
-    lettered = [row for row in rows if find_options(row["input"])]
-    answered = []
-    for start in range(0, len(lettered), 64):
-        batch = lettered[start : start + 64]
+) -> dict[str, float]:
+    """Returns what generated answers to multiple-choice questions name.
+
+    Returns:
+        Number of texts, and the shares that name the letter of one option and the words of another,
+        the right letter, and the right words.
+    """
+    rows = [row for row in rows if question_type(row) == "mcq"]
+    named = []  # right option, option of the letter, option of the words
+    for start in range(0, len(rows), 64):
+        batch = rows[start : start + 64]
         examples = [build_example(processor, row) for row in batch]
         prompts = {"input_ids": [ids[: labels.count(-100)] for ids, labels in examples]}
         inputs = processor.tokenizer.pad(prompts, padding_side="left", return_tensors="pt")
@@ -128,11 +132,15 @@ def letter_figures(
         new_tokens = tokens[:, inputs["input_ids"].shape[1] :]
         texts = processor.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
         for row, text in zip(batch, texts):
-            kind = question_type(row)
-            reference = parse_answer(kind, row["input"], row["answer"])
-            facts = {"question_type": kind, "reference": reference}
-            answered.append({**row, **facts, "answers": {"generate": {"text": text}}})
-    return contradictions(answered)
+            right = parse_answer("mcq", row["input"], row["answer"])
+            named.append((right, *named_letter_and_words(row["input"], text)))
+    return {
+        "n": len(named),
+        "contradictory": sum(None not in row[1:] and row[1] != row[2] for row in named)
+        / len(named),
+        "by_letter": sum(letter == right for right, letter, _ in named) / len(named),
+        "by_words": sum(option == right for right, _, option in named) / len(named),
+    }
 
 
 def build_training_rows(split: Split) -> list[dict]:

@@ -18,7 +18,7 @@ from ..data.audio_check import ClipFacts, drop_bad_audio, inspect_clips, list_cl
 from ..data.benchmarks import read_benchmark
 from ..data.json_table import stream_array
 from ..data.label_fixes import RowFixes
-from ..data.reasonaqa import audio_roots, load_rows, question_type, resolve_path
+from ..data.reasonaqa import REQUIRED_FIELDS, audio_roots, load_rows, question_type, resolve_path
 from ..data.shards import dataset_folder, load_shards
 from ..data.subsets import first_of_each_type, select_rows
 from ..modeling_audiolm import AudioLMForConditionalGeneration
@@ -27,6 +27,8 @@ from ..runtime import UserError, explain_errors
 from .arguments import EvaluationArguments
 from .controls import commonest_answers
 from .scores import clip_paths
+
+NEEDED_FIELDS = (*REQUIRED_FIELDS, "filepath2")  # of a row of `--train_file`
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,9 @@ def read_data(arguments: EvaluationArguments, max_audio_seconds: float) -> Evalu
 
         def training_rows() -> Iterator[dict]:
             for row in stream_array(file):
+                missing = [name for name in NEEDED_FIELDS if name not in row]
+                if missing:
+                    raise UserError(f"a row has no field {missing[0]}")
                 paths.update(clip_paths(row))
                 yield fixes({**row, "question_type": question_type(row)})
 

@@ -113,7 +113,7 @@ def test_card_shows_the_figures():
     card = (DEMO / "README.md").read_text(encoding="utf-8")
     shown = FIGURES["mimi"]["spectral_distance"].values()
     text = FIGURES["text"]
-    letters = [text["letters"]["mcq"][name] for name in ("contradictory", "by_letter", "by_words")]
+    letters = [text["letters"][name] for name in ("contradictory", "by_letter", "by_words")]
     for value in (*FIGURES["htsat"].values(), *shown, text["exact_answers"], *letters):
         assert f"{value:.3f}" in card
 

@@ -205,7 +205,7 @@ def test_evaluate_unreadable_train_file_is_one_line(trained, name):
 
 def test_evaluate_train_file_without_a_field_is_one_line(trained, tmp_path):
     (tmp_path / "train.json").write_text('[{"input": "is there a dog?"}]')
-    with pytest.raises(SystemExit, match=r"train.json: a row has no field 'subtype'$"):
+    with pytest.raises(SystemExit, match=r"--train_file .*: a row has no field filepath1$"):
         evaluate([*command(trained, "x"), "--train_file", str(tmp_path / "train.json")])
 
 

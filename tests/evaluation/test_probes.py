@@ -333,7 +333,10 @@ def test_probe_command_of_wrong_input_is_one_line(fault, tones, tmp_path, capsys
             "1 given; expected one for each of 2 encoder types",
         ),
         (["--encoder_type", "soundstream"], "--encoder_type 'soundstream': expected one of htsat"),
-        (["--encoder_type", "htsat", "--max_audio_seconds", "nan"], "--max_audio_seconds above 0"),
+        (
+            ["--encoder_type", "htsat", "--max_audio_seconds", "nan"],
+            "--max_audio_seconds nan: expected a positive number",
+        ),
     ],
 )
 def test_parse_arguments_of_conflicting_options_is_an_error(argv, expected, capsys):
