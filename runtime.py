@@ -78,7 +78,7 @@ def report_user_errors(program: str) -> Iterator[None]:
 def explain_errors(message: str = "", *types: type[Exception]) -> Iterator[None]:
     """Turns errors of some types, by default of files and their content, into a `UserError`.
 
-    It says what was read or written by `message`, if the errors do not, and then why it failed.
+    The error's text follows `message`, which says what was read or written.
     """
     explained = types or (OSError, ValueError)
     try:
@@ -88,12 +88,12 @@ def explain_errors(message: str = "", *types: type[Exception]) -> Iterator[None]
         raise UserError(f"{message}: {reason}" if message else reason) from error
 
 
-def option(help_text: str, default: Any = None, **more: Any) -> Any:
-    """Declares an option as a field of a dataclass. `more` is for `add_argument`.
+def option(help_text: str, default: Any = None, **argparse_options: Any) -> Any:
+    """Declares an option as a field of a dataclass. `argparse_options` go to `add_argument`.
 
     With `dataclasses.MISSING` as its default it must be given.
     """
-    metadata = {"help": help_text, **more}
+    metadata = {"help": help_text, **argparse_options}
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)

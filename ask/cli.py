@@ -157,13 +157,14 @@ def _print_answer(model, result: dict, show_name: bool) -> None:
 
 def ask_csv(args: argparse.Namespace) -> None:
     """Answers a table of questions."""
-    from ..runtime import UserError, read_table
+    from ..runtime import UserError, explain_errors, read_table
     from .model import LoadedModel
     from .table import answer_table
 
     questions = read_table(args.csv, "audio", "question")
     model = LoadedModel(args.model[0], args.revision, args.trust_remote_code)
-    num_errors = answer_table(args, questions, model)
+    with explain_errors(f"--output {args.output}: not writable", OSError):
+        num_errors = answer_table(args, questions, model)
     if num_errors:
         raise UserError(
             f"rows not answered: {num_errors}. The column `error` of {args.output} says why. "

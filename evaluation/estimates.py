@@ -24,7 +24,7 @@ from scipy.stats import t as student_t
 from .statistics import clip_bootstrap
 
 ALPHA = 0.05
-POWER = 0.8  # that is enough
+POWER = 0.8  # of a test, as docs/protocol.md asks for
 MEAN = -1
 # No p-value is smaller. It bounds the search for it.
 SMALLEST_P = 1e-12

@@ -1,11 +1,7 @@
-"""Asking: questions with options, several models, tables that resume, the one entry point."""
+"""Asking: questions with options, several models, wrong input, and the demo's models."""
 
-import csv
-import importlib.util
 import io
 import json
-import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -18,10 +14,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audiolm import __main__ as entry
-from audiolm import __version__
 from audiolm.ask import cli as run_ask
-from audiolm.ask import table as question_table
 from audiolm.ask.model import LoadedModel
 from audiolm.data.answer_parsing import (
     add_options,
@@ -29,27 +22,11 @@ from audiolm.data.answer_parsing import (
     option_texts,
     parse_answer,
 )
-from audiolm.data.soundscapes.corpus import make_soundscapes
 from audiolm.demo import FOLDER, MODEL_NAMES
 from audiolm.evaluation.scores import softmax_scores
-from audiolm.runtime import read_table
 
 ROOT = Path(__file__).parents[2]
 ALARM = ["Which sound can be heard?", "--options", "cricket", "engine", "footsteps", "alarm"]
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-    """The demo's test scenes of seed 7, and their rows."""
-    folder = tmp_path_factory.mktemp("scenes")
-    rows = json.loads(make_soundscapes(folder, 40, 7)["test"].read_text())
-    (folder / "not_audio.wav").write_text("RIFF, but no more than that")
-    return folder, rows
-
-
-@pytest.fixture(scope="module")
-def model():
-    return LoadedModel("mimi_full")
 
 
 def clip(scenes, number: int = 0) -> str:
@@ -231,187 +208,6 @@ def test_what_is_wrong_is_one_line(scenes, argv, code, message, capsys):
     )
 
 
-def write_questions(scenes, folder) -> Path:
-    """Writes a table of 42 questions beside its clips, of which five cannot be answered."""
-    shutil.copytree(scenes[0] / "audio", folder / "audio")
-    shutil.copyfile(scenes[0] / "not_audio.wav", folder / "not_audio.wav")
-    rows = [
-        {"audio": row["filepath1"], "audio2": row["filepath2"], "question": row["input"]}
-        for row in scenes[1][:36]
-    ]
-    rows += [
-        {"audio": "not_audio.wav", "question": "What?"},
-        {"audio": "", "question": "What?"},
-        {
-            "audio": "audio/test/00000.flac",
-            "question": 'Which, of\nthese, "is" it?',
-            "options": "only one",
-        },
-        {"audio": "audio/test/00000.flac", "question": ""},
-    ]
-    rows.append({"audio": "audio/test/00000.flac", "question": "What? " * 5000})
-    rows.insert(
-        5, {"audio": "audio/test/00000.flac", "question": ALARM[0], "options": "|".join(ALARM[2:])}
-    )
-    with open(folder / "q.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, ["id", "audio", "audio2", "question", "options"])
-        writer.writeheader()
-        writer.writerows({"id": i, **row} for i, row in enumerate(rows))
-    return folder
-
-
-@pytest.fixture
-def table(scenes, tmp_path):
-    return write_questions(scenes, tmp_path)
-
-
-def ask_table(folder, *argv) -> str:
-    with pytest.raises(SystemExit) as ended:
-        run_ask.main(["--csv", str(folder / "q.csv"), "--output", str(folder / "a.csv"), *argv])
-    return ended.value.code
-
-
-def test_a_table_is_answered_row_by_row(table, scenes, model):
-    assert ask_table(table, "--batch_size", "7") == (
-        f"audiolm ask: rows not answered: 5. The column `error` of {table}/a.csv says why. "
-        "Delete that file to ask all of them again."
-    )
-    rows = list(csv.DictReader(io.StringIO((table / "a.csv").read_text())))
-    assert [row["id"] for row in rows] == [str(i) for i in range(42)]
-    assert (
-        rows[5]["answer"] == "alarm"
-        and rows[5]["text"] == "D) alarm"
-        and rows[5]["choice"] == "d"
-        and float(rows[5]["probability"]) > 0.9
-    )
-    errors = {int(row["id"]): row["error"] for row in rows if row["error"]}
-    assert list(errors) == [37, 38, 39, 40, 41] and re.search(
-        r"have [\d,]+ tokens; mimi_full takes up to [\d,]+$", errors[41]
-    )
-    assert errors[37].endswith(
-        "not_audio.wav: Error opening "
-        + repr(str(table / "not_audio.wav"))
-        + ": Format not recognised."
-    )
-    assert (
-        errors[38] == "no clip is named"
-        and errors[39].startswith("expected 2 to 26 different options")
-        and errors[40] == "the question is empty"
-    )
-    for row in rows[:5] + rows[6:37]:
-        clips = [str(table / row[name]) for name in ("audio", "audio2") if row[name]]
-        (alone,) = model.ask([row["question"]], [model.encode(clips)])
-        assert row["text"] == alone.text
-        assert row["answer"] == alone.reply
-        assert row["choice"] == (alone.choice or "")
-        assert len(row["used_seconds"].split()) == len(clips) and row["model"].startswith(
-            "mimi_full "
-        )
-        if alone.choice:
-            assert float(row["probability"]) == pytest.approx(alone.options[alone.choice], abs=2e-4)
-
-
-def test_table_resumes_wherever_its_output_was_cut(table, model, monkeypatch):
-    """The same bytes, and each row is asked at most once more."""
-    rows = (table / "q.csv").read_text().split("\n")
-    broken = [*rows[:4], '5,nothing.wav,,"Which, of', 'these?",', ""]
-    (table / "q.csv").write_bytes("\ufeff".encode() + "\r\n".join(broken).encode())
-    argv = ["--csv", table / "q.csv", "--output", table / "a.csv", "--batch_size", "2"]
-    args = run_ask.parse_arguments([str(word) for word in argv])
-    questions = read_table(args.csv, "audio", "question")
-    assert question_table.answer_table(args, questions, model) == 1
-    complete = (table / "a.csv").read_bytes()
-    answers = {row["id"]: row for row in csv.DictReader(io.StringIO(complete.decode()))}
-    columns = question_table.ADDED_COLUMNS
-    ids = []
-
-    def look_up(args, rows, model):
-        ids.extend(row["id"] for row in rows)
-        return [{c: answers[row["id"]][c] for c in columns} for row in rows]
-
-    monkeypatch.setattr(question_table, "answer_rows", look_up)
-    digest = question_table.weights_digest(model.model)
-    monkeypatch.setattr(question_table, "weights_digest", lambda model: digest)
-    for cut in range(0, len(complete) + 1, 5):
-        (table / "a.csv").write_bytes(complete[:cut])
-        ids.clear()
-        question_table.answer_table(args, questions, model)
-        assert (table / "a.csv").read_bytes() == complete, cut
-        assert len(ids) <= complete[cut:].count(b"\n") + 1, cut
-
-
-@pytest.fixture(scope="module")
-def answered_once(scenes, tmp_path_factory):
-    folder = write_questions(scenes, tmp_path_factory.mktemp("answered"))
-    ask_table(folder)
-    return folder
-
-
-@pytest.fixture
-def answered(answered_once, tmp_path):
-    """A table with its answers. No test changes the answers."""
-    shutil.copytree(answered_once, tmp_path, dirs_exist_ok=True)
-    yield tmp_path
-    assert (tmp_path / "a.csv").read_bytes() == (answered_once / "a.csv").read_bytes()
-
-
-@pytest.mark.parametrize(
-    "options", [["--no_audio"], ["--model", "htsat"], ["--max_new_tokens", "9"]]
-)
-def test_table_of_another_model_is_left_alone(answered, options):
-    assert "answers to other questions or of another model" in ask_table(answered, *options)
-
-
-def test_table_of_other_questions_is_left_alone(answered):
-    text = (answered / "q.csv").read_text()
-    (answered / "q.csv").write_text(text.replace("Can the cat", "Can the dog", 1))
-    assert "answers to other questions" in ask_table(answered)
-
-
-def test_table_with_fewer_questions_than_answers_is_left_alone(answered):
-    text = (answered / "q.csv").read_text()
-    (answered / "q.csv").write_text("\n".join(text.split("\n")[:4]) + "\n")
-    assert "answers to other questions" in ask_table(answered)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"audio,what\n", "has the columns audio, what: expected audio, question"),
-        (b"audio;question\n", "has the columns audio;question: expected"),
-        (b"audio,question,answer\n", "expected no column answer or probability"),
-        (b"audio,question,question\n", "has the columns audio, question, question: expected"),
-        (b"", "No columns to parse from file"),
-        (b"\xff\xfe\x00", "not a readable table"),
-    ],
-)
-def test_table_that_cannot_be_read_is_one_line(answered, content, message):
-    (answered / "q.csv").write_bytes(content)
-    assert message in ask_table(answered)
-
-
-@pytest.mark.parametrize("output", ["nowhere/a.csv", "audio"])
-def test_output_that_cannot_be_written_is_refused(table, output, capsys):
-    with pytest.raises(SystemExit) as ended:
-        run_ask.main(["--csv", str(table / "q.csv"), "--output", str(table / output)])
-    assert ended.value.code == 2
-    assert "--output" in capsys.readouterr().err
-
-
-def test_a_comma_that_is_not_quoted_is_an_error(table):
-    (table / "q.csv").write_text(
-        "audio,question\naudio/test/00000.flac,What is heard, if anything?\n"
-    )
-    assert "Expected 2 fields in line 2, saw 3" in ask_table(table)
-
-
-def test_a_row_without_a_question_says_so(table):
-    (table / "q.csv").write_text("audio,question\naudio/test/00000.flac\n")
-    ask_table(table)
-    (row,) = csv.DictReader(io.StringIO((table / "a.csv").read_text()))
-    assert row["error"] == "the question is empty"
-
-
 def test_asking_leaves_no_thread_behind(scenes, model):
     before = threading.active_count()
     for _ in range(20):
@@ -457,88 +253,3 @@ def test_the_demos_models_listen(scenes):
                 )
             )
         assert len(rows) == 72 and right[0] > 36 and right[0] - right[1] > 10, (arm, right)
-
-
-def test_one_entry_point(capsys):
-    with pytest.raises(SystemExit) as ended:
-        entry.main(["--help"])
-    text = capsys.readouterr().out
-    assert not ended.value.code and text.startswith("usage: audiolm")
-    for command, module in entry.COMMANDS.items():
-        assert (
-            f"  {command} " in text
-            and ROOT.joinpath(*module.split(".")).with_suffix(".py").is_file()
-            and len(entry.first_docstring_line(module)) > 15
-        )
-    entry.main(["--version"])
-    assert capsys.readouterr().out == f"{__version__}\n"
-    for argv, message in (
-        (["trian"], "audiolm: unknown command 'trian'. Commands: ask, app, train, "),
-        ([], ""),
-    ):
-        with pytest.raises(SystemExit) as ended:
-            entry.main(argv)
-        assert ended.value.code == 2 and capsys.readouterr().err.startswith(message)
-    light = (
-        "import sys; from audiolm import __main__; from audiolm.ask import cli; "
-        "__main__.help_text(); assert 'torch' not in sys.modules"
-    )
-    assert subprocess.run([sys.executable, "-c", light]).returncode == 0
-
-
-@pytest.mark.parametrize("command", [name for name in entry.COMMANDS if name not in ("ask", "app")])
-def test_each_command_is_its_script(command, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["audiolm"])
-    with pytest.raises(SystemExit) as ended:
-        entry.main([command, "--no_such_option"])
-    assert ended.value.code == 2
-    assert f"audiolm {command}" in capsys.readouterr().err
-
-
-def test_the_page_of_options_is_what_the_commands_say():
-    spec = importlib.util.spec_from_file_location(
-        "build_commands", ROOT / "docs" / "build_commands.py"
-    )
-    build_commands = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(build_commands)
-    saved = json.loads((ROOT / "configs" / "options.json").read_text(encoding="utf-8"))
-    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
-    assert build_commands.build_page(saved) == page, "run: python docs/build_commands.py"
-    assert build_commands.build_options() == saved, "run: python docs/build_commands.py"
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        (["--encoder_typ", "htsat"], "unrecognized arguments: --encoder_typ. Did you mean"),
-        (["--max_steps", "ten"], "--max_steps 'ten': expected a whole number"),
-        (["--max-steps=1.5"], "--max-steps '1.5': expected a whole number"),
-        (["--learning_rate", "fast"], "--learning_rate 'fast': expected a number"),
-    ],
-)
-def test_answer_early_refuses_wrong_options_without_torch(argv, message):
-    program = f"import sys; sys.argv[1:] = {argv}; from audiolm.run_train import main; "
-    program += "import atexit; atexit.register(lambda: print('torch' in sys.modules)); main()"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"run_train.py: error: {message}")
-    assert done.stdout == "False\n"
-
-
-@pytest.mark.parametrize("command", [*entry.COMMANDS, "prepare download"])
-def test_help_of_each_command_needs_no_torch(command):
-    program = f"import sys; from audiolm.__main__ import main; main({[*command.split(), '--help']})"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0
-    assert done.stdout.startswith("usage: ")
-
-
-def test_help_all_lists_stock_options_that_help_leaves_out(capsys):
-    texts = []
-    for flag in ("--help", "--help_all"):
-        with pytest.raises(SystemExit):
-            entry.answer_early("train", [flag], "run_train.py")
-        texts.append(capsys.readouterr().out)
-    assert "--adam_beta1" not in texts[0]
-    assert "--adam_beta1" in texts[1]
-    assert len(texts[0].splitlines()) < 150

@@ -3,8 +3,6 @@
 import itertools
 import json
 import os
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,10 +14,9 @@ import soundfile
 from support.builders import EMPTY, MCQ, SHARED, YES_NO, clip, needs_shared
 from support.recordings import make_recording
 
-from audiolm.data import audio_check, cache, prepare
+from audiolm.data import audio_check, prepare
 from audiolm.data.audio_check import check_audio, clip_facts, inspect_clips
 from audiolm.data.audit.corpus_check import CLIP_PROBLEMS, check_corpus, format_report
-from audiolm.data.cache import JsonCache
 from audiolm.data.reasonaqa import load_rows
 
 RATE = 8000
@@ -391,26 +388,6 @@ def test_report_does_not_depend_on_the_order_of_workers(folder, monkeypatch):
     assert format_report(first) == format_report(second)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [lambda b: b"torn" * 99, lambda b: b[:9000], lambda b: b[:4096] + b"\1" * len(b[4096:])],
-)
-def test_json_cache_of_a_corrupt_file_warns_and_lasts_as_long_as_the_object(
-    damage, tmp_path, caplog
-):
-    file = tmp_path / "cache.sqlite"
-    values = {f"key {i}": [i, "x" * 50] for i in range(2000)}
-    JsonCache(file).put(values)
-    assert JsonCache(file).get([*values, "no key"]) == values
-    assert caplog.text == ""
-    file.write_bytes(damage(file.read_bytes()))
-    corrupt = JsonCache(file)
-    assert len(corrupt.get(list(values))) < 2000
-    corrupt.put({"new": 1})
-    assert corrupt.get(["new"]) == {"new": 1}
-    assert caplog.text.count(f"{file}: the cache cannot be used") == 1
-
-
 def test_check_without_a_cache_folder_warns_once(folder, check, caplog, monkeypatch):
     first = check()
     (folder / "file").write_text("not a folder")
@@ -419,29 +396,6 @@ def test_check_without_a_cache_folder_warns_once(folder, check, caplog, monkeypa
     # The facts and the fingerprints of clips have a cache each.
     assert caplog.text.count("audio_checks.sqlite: the cache cannot be used") == 1
     assert caplog.text.count("fingerprints.sqlite: the cache cannot be used") == 1
-
-
-WRITER = """
-import pathlib, runpy, sys
-_, module, folder, name = sys.argv
-pathlib.Path(folder, name).touch()
-while len(list(pathlib.Path(folder).glob("?"))) < 2: pass
-for i in range(50):
-    cache = runpy.run_path(module)["JsonCache"](folder + "/cache.sqlite")
-    cache.put({f"{name} {i}": i, "both": i})
-    assert cache.get([f"{name} {i}"])
-"""
-
-
-def test_json_cache_two_processes_write_at_once(tmp_path):
-    command = [sys.executable, "-c", WRITER, cache.__file__, str(tmp_path)]
-    writers = [
-        subprocess.Popen([*command, name], stderr=subprocess.PIPE, text=True) for name in "ab"
-    ]
-    results = [(writer.communicate()[1], writer.returncode) for writer in writers]
-    assert results == [("", 0), ("", 0)]
-    expected = {f"a {i}": i for i in range(50)} | {f"b {i}": i for i in range(50)} | {"both": 49}
-    assert JsonCache(tmp_path / "cache.sqlite").get(list(expected)) == expected
 
 
 @pytest.fixture

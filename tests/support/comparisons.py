@@ -32,6 +32,10 @@ VERDICTS = {
     "mimi_full": ("110011", "010011"),
     "text_only": ("100010", "100010"),
 }
+LEARNING_CURVES = {
+    "train_loss": [[10, 2.0], [20, 1.0]],
+    "eval_loss": {"mcq": [[10, 1.5], [20, 1.25]]},
+}
 CLIP_SECONDS = (0.6, 0.8, 1.0, 1.6)
 OPTIONS = {"mcq": ["a", "b", "c"], "yes_no": ["no", "yes"]}
 OPTION_TEXTS = {"a": "A) low", "b": "B) high"}
